@@ -1,0 +1,44 @@
+"""Checkpoint formats; `open_checkpoint` tells them apart by what lies at the path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llama_onnx.exporter.checkpoints.base import Checkpoint, LazyTensor, check_tensors
+from llama_onnx.targets.errors import CheckpointError
+
+__all__ = ["Checkpoint", "LazyTensor", "check_tensors", "open_checkpoint"]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open the checkpoint at `path`: a Hugging Face folder, a `.gguf` file or a folder with one.
+
+    Reads headers only. Raises `CheckpointError` for anything that is not a whole checkpoint.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: give a checkpoint's folder or .gguf file.")
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise CheckpointError(
+                f"{path} is a file, but not a .gguf: give the folder that holds the checkpoint."
+            )
+        return _open_gguf(path)
+    if (path / "config.json").exists():
+        from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
+
+        return HuggingFaceCheckpoint.open(path)
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return _open_gguf(ggufs[0])
+    if ggufs:
+        names = ", ".join(file.name for file in ggufs)
+        raise CheckpointError(f"{path} holds several GGUF files ({names}): name one of them.")
+    raise CheckpointError(
+        f"{path} has neither a config.json nor a .gguf file: is this a checkpoint folder?"
+    )
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    from llama_onnx.exporter.checkpoints.gguf import GGUFCheckpoint
+
+    return GGUFCheckpoint.open(path)

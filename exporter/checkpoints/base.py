@@ -1,0 +1,120 @@
+"""What every checkpoint format gives: a config, tensors by Hugging Face name, the files beside them.
+
+A format is a class that satisfies `Checkpoint`. Tensors are lazy: a `LazyTensor` knows its shape
+and hands out rows on demand, so that whoever reads a 70B model holds a few rows of it at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+Float32 = npt.NDArray[np.float32]
+
+LICENCE_PATTERNS = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*", "README.md")
+"""Files that must travel with the weights wherever they go."""
+
+# Buffers some exporters save beside the weights; they carry nothing the config does not.
+_IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor on disk.
+
+    `rows(start, stop)` reads float32 rows `[start, stop)` of the first axis: shape
+    `(stop - start, *shape[1:])`. It may be called from several threads. `dtype` is the storage type
+    as the format names it ("F16", "BF16", "Q4_K"), `nbytes` the bytes it takes on disk.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    rows: Callable[[int, int], Float32]
+
+
+class Checkpoint(Protocol):
+    """A model somebody hands us, opened but not read."""
+
+    path: Path
+    format: str
+    config: LlamaConfig
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors, as Hugging Face calls them."""
+        ...
+
+    def tensor(self, name: str) -> LazyTensor:
+        """Tensor `name`; raises `CheckpointError` when there is none."""
+        ...
+
+    def write_tokenizer(self, folder: Path) -> list[str]:
+        """Write tokenizer.json, tokenizer_config.json and (if the model has one)
+        chat_template.jinja into `folder`; returns the file names. Raises `CheckpointError` when the
+        source has no usable tokenizer."""
+        ...
+
+    def licence_files(self) -> Sequence[Path]:
+        """Licence, use policy, notice and model card found beside the weights."""
+        ...
+
+    def search_defaults(self) -> dict[str, Any]:
+        """Sampling defaults of the model (temperature, top_k, top_p, do_sample ...), maybe empty."""
+        ...
+
+    def fingerprint(self) -> dict[str, str]:
+        """What identifies the source's content: file name -> size and modification time."""
+        ...
+
+
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Compare a checkpoint's tensors with what its config asks for, before anything is read.
+
+    Raises `CheckpointError` for a tensor that is missing or of the wrong shape, `UnsupportedError`
+    for one that plain Llama does not have (a bias, say) and that must not be dropped in silence.
+    """
+    expected = checkpoint.config.tensor_shapes()
+    present = set(checkpoint.names())
+    missing = [name for name in expected if name not in present]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{checkpoint.path} lacks the tensor {missing[0]}{more}: "
+            "a file is missing, or config and weights are of different models."
+        )
+    # A tied model may save its head all the same; the embedding is what counts.
+    allowed = expected.keys() | {"lm_head.weight"}
+    for name in sorted(present - allowed):
+        if not name.endswith(_IGNORED_SUFFIXES):
+            raise UnsupportedError(
+                f"{checkpoint.path} has the tensor {name}, which a plain Llama does not have; "
+                "exporting without it would change the model."
+            )
+    for name, shape in expected.items():
+        found = checkpoint.tensor(name).shape
+        if found != shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {name} has shape {list(found)}, "
+                f"but the config asks for {list(shape)}."
+            )
+
+
+def file_fingerprint(paths: Iterable[Path]) -> dict[str, str]:
+    """Size and modification time of each file: enough to notice that a source changed."""
+    stats = {path.name: path.stat() for path in sorted(paths)}
+    return {name: f"{stat.st_size} bytes, mtime {stat.st_mtime_ns}" for name, stat in stats.items()}
+
+
+def find_licences(folder: Path) -> list[Path]:
+    """Licence, policy, notice and model card files in `folder`, each once."""
+    found = {path for pattern in LICENCE_PATTERNS for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file())

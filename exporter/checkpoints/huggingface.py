@@ -1,0 +1,213 @@
+"""Hugging Face folders: config.json, model*.safetensors (single or sharded), tokenizer.json.
+
+The safetensors header is read here rather than through the library: `safe_open` maps the whole file
+for as long as it is open and every page read stays resident, which would end the promise of
+bounded memory. The format (8-byte little-endian header length, JSON header, data) is published at
+https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from llama_onnx.exporter.checkpoints.base import (
+    Float32,
+    LazyTensor,
+    file_fingerprint,
+    find_licences,
+)
+from llama_onnx.exporter.config import LlamaConfig, config_from_huggingface, read_json
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_MAX_HEADER = 100_000_000  # the format's own limit
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_SEARCH_KEYS = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
+
+
+@dataclass(frozen=True)
+class HuggingFaceCheckpoint:
+    """A folder as `save_pretrained` writes it. `tensors` maps each name to its place on disk."""
+
+    path: Path
+    config: LlamaConfig
+    tensors: dict[str, LazyTensor]
+    shards: tuple[Path, ...]
+    generation: dict[str, Any]
+    format: str = "huggingface"
+
+    @classmethod
+    def open(cls, path: Path) -> HuggingFaceCheckpoint:
+        """Read config and headers of the folder `path`; raises `CheckpointError`."""
+        generation_file = path / "generation_config.json"
+        generation = read_json(generation_file) if generation_file.exists() else {}
+        config = config_from_huggingface(
+            read_json(path / "config.json"), str(path / "config.json"), generation
+        )
+        shards = _find_shards(path)
+        tensors: dict[str, LazyTensor] = {}
+        for shard in shards:
+            for name, tensor in read_safetensors(shard).items():
+                if name in tensors:
+                    raise CheckpointError(f"{path}: the tensor {name} stands in two shards.")
+                tensors[name] = tensor
+        return cls(path, config, tensors, shards, generation)
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        return self.tensors.keys()
+
+    def tensor(self, name: str) -> LazyTensor:
+        """Tensor `name`."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
+
+    def write_tokenizer(self, folder: Path) -> list[str]:
+        """Copy tokenizer.json, tokenizer_config.json and the chat template."""
+        if not (self.path / "tokenizer.json").exists():
+            raise CheckpointError(
+                f"{self.path} has no tokenizer.json: save the tokenizer with transformers' "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...) beside the weights."
+            )
+        written = []
+        for name in ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja"):
+            if (self.path / name).exists():
+                shutil.copyfile(self.path / name, folder / name)
+                written.append(name)
+        written += _write_tokenizer_config(self.path / "tokenizer_config.json", folder)
+        return written
+
+    def licence_files(self) -> Sequence[Path]:
+        """Licence, policy, notice and model card beside the weights."""
+        return find_licences(self.path)
+
+    def search_defaults(self) -> dict[str, Any]:
+        """Sampling defaults from generation_config.json."""
+        values = {key: self.generation.get(key) for key in _SEARCH_KEYS}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def fingerprint(self) -> dict[str, str]:
+        """Size and modification time of config and shards."""
+        return file_fingerprint([self.path / "config.json", *self.shards])
+
+
+def read_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """Header of one safetensors file as lazy tensors; raises `CheckpointError` when it is damaged."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+            if length > min(_MAX_HEADER, size - 8):
+                raise CheckpointError(
+                    f"{path} is no whole safetensors file (its header ends behind the file's end): "
+                    "download it again."
+                )
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except ValueError:
+        raise CheckpointError(
+            f"{path} is no safetensors file (its header is not JSON): download it again."
+        ) from None
+    header.pop("__metadata__", None)
+    return {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _tensor(path: Path, name: str, entry: dict[str, Any], base: int, size: int) -> LazyTensor:
+    try:
+        code, shape = str(entry["dtype"]), tuple(int(dim) for dim in entry["shape"])
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: the header's entry for {name} is damaged.") from None
+    if base + end > size:
+        raise CheckpointError(
+            f"{path} is truncated: {name} ends at byte {base + end:,}, the file at {size:,}. "
+            "Download it again."
+        )
+    dtype = _DTYPES.get(code)
+    if dtype is not None and end - begin != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+        raise CheckpointError(f"{path}: {name} has {end - begin:,} bytes, not those of its shape.")
+
+    def rows(start: int, stop: int) -> Float32:
+        if dtype is None:
+            raise UnsupportedError(f"{path}: {name} is stored as {code}, which is not supported.")
+        width = int(np.prod(shape[1:], dtype=np.int64))
+        # Mapped for this one read and released with it: resident memory stays that of the rows.
+        mapped = np.memmap(
+            path,
+            dtype,
+            mode="r",
+            offset=base + begin + start * width * dtype.itemsize,
+            shape=(stop - start, *shape[1:]),
+        )
+        return np.array(mapped, dtype=np.float32)
+
+    return LazyTensor(name, shape, code, end - begin, rows)
+
+
+def _find_shards(path: Path) -> tuple[Path, ...]:
+    index = path / _INDEX
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index} has no weight_map.")
+        names = sorted({str(name) for name in weight_map.values()})
+        missing = [name for name in names if not (path / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{path} lacks {', '.join(missing)} ({len(missing)} of {len(names)} shards named "
+                f"in {_INDEX}): download the rest."
+            )
+        return tuple(path / name for name in names)
+    if (path / _SINGLE).is_file():
+        return (path / _SINGLE,)
+    if list(path.glob("*.safetensors")):
+        raise CheckpointError(f"{path} has safetensors shards but no {_INDEX}: download it too.")
+    if list(path.glob("pytorch_model*.bin")):
+        raise UnsupportedError(
+            f"{path} has pytorch_model.bin weights only: save them as safetensors first "
+            "(transformers' save_pretrained does)."
+        )
+    raise CheckpointError(f"{path} has a config.json but no {_SINGLE}.")
+
+
+def _write_tokenizer_config(source: Path, folder: Path) -> list[str]:
+    """Copy tokenizer_config.json and write a template that stands inside it as a file too, where
+    today's readers look for it."""
+    if not source.exists():
+        return []
+    config = read_json(source)
+    shutil.copyfile(source, folder / source.name)
+    template = config.get("chat_template")
+    if isinstance(template, list):  # transformers 4: several named templates
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    if not isinstance(template, str) or (folder / "chat_template.jinja").exists():
+        return [source.name]
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return [source.name, "chat_template.jinja"]

@@ -1,0 +1,76 @@
+"""The command line's root. Commands load when they are called: `chat` must not import torch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from llama_onnx.targets.errors import LlamaOnnxError, MissingDependencyError
+
+_COMMANDS = {
+    "export": "llama_onnx.exporter.commands.export",
+    "plan": "llama_onnx.exporter.commands.plan",
+    "inspect": "llama_onnx.exporter.commands.inspect",
+    "validate": "llama_onnx.exporter.commands.validate",
+    "generate": "llama_onnx.runtime.commands.generate",
+    "chat": "llama_onnx.runtime.commands.chat",
+    "targets": "llama_onnx.targets.commands.targets",
+}
+"""Verb -> the module whose `command` it is, in the order `--help` shows them."""
+
+_EXTRAS = {"exporter": "export,cpu", "runtime": "cpu", "targets": "cpu"}
+
+
+class _Root(click.Group):
+    """Loads a command's module when it is called; turns our errors into click's, at this edge."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        try:
+            command: click.Command = importlib.import_module(module).command
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS[module.split(".")[1]]
+            raise _exception(
+                MissingDependencyError(
+                    f"`llama-onnx {cmd_name}` needs the package {error.name}, which is not "
+                    f'installed: run `pip install "llama-onnx[{extra}]"`.'
+                )
+            ) from None
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LlamaOnnxError as error:
+            raise _exception(error) from error
+
+
+def _exception(error: LlamaOnnxError) -> click.ClickException:
+    exception = click.ClickException(str(error))
+    exception.exit_code = error.exit_code
+    return exception
+
+
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="llama-onnx")
+def main() -> None:
+    """Turn a Llama checkpoint into an ONNX package, prove it, run it."""
+    # Windows consoles that are not UTF-8 would end a stream of tokens with a UnicodeEncodeError.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    # genai and ORT report usage by default; an embedded runtime must not unless its user wants it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+if __name__ == "__main__":
+    main()

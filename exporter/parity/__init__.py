@@ -1,0 +1,1 @@
+"""Proof: metrics, the reference walk and what to make of them."""

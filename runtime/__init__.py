@@ -1,0 +1,1 @@
+"""Model package -> tokens. Light: onnxruntime, onnxruntime-genai, numpy."""
