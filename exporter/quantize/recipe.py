@@ -1,0 +1,121 @@
+"""Which matrix is stored how. A recipe is plain data: it goes into the manifest as it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from llama_onnx.targets.errors import UsageError
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Block sizes `MatMulNBits` takes on the CPU."""
+
+LogitsMode = Literal["all", "last"]
+
+
+@dataclass(frozen=True)
+class Float:
+    """Stored as it is, in IEEE floating point of `bits` (16 or 32); computed in float32."""
+
+    bits: int
+
+    @property
+    def name(self) -> str:
+        """`fp32` or `fp16`."""
+        return f"fp{self.bits}"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Stored as unsigned codes of `bits`, each `block_size` along the input sharing a float32 scale.
+
+    value = (code - 2^(bits-1)) * scale, the symmetric form of `com.microsoft.MatMulNBits` and
+    `GatherBlockQuantized`.
+    """
+
+    bits: int
+    block_size: int
+
+    @property
+    def name(self) -> str:
+        """`int4` or `int8`."""
+        return f"int{self.bits}"
+
+    def num_blocks(self, columns: int) -> int:
+        """Blocks in a row of `columns`; the last one may be partial."""
+        return -(-columns // self.block_size)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes the codes of one block take."""
+        return self.block_size * self.bits // 8
+
+
+Storage = Float | Blocks
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a package's content besides the weights themselves."""
+
+    precision: str
+    linear: Storage
+    embedding: Storage
+    head: Storage
+    quantizer: str = "rtn"
+    accuracy_level: int = 4
+    fuse_gate_up: bool = False
+    logits: LogitsMode = "all"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values, for the manifest and the journal."""
+        return asdict(self)
+
+
+def storage(name: str, block_size: int) -> Storage:
+    """`fp32`, `fp16`, `int8` or `int4` as a `Storage`; raises `UsageError` for anything else."""
+    if name in ("fp32", "fp16"):
+        return Float(int(name[2:]))
+    if name in ("int8", "int4"):
+        if block_size not in BLOCK_SIZES:
+            known = ", ".join(map(str, BLOCK_SIZES))
+            raise UsageError(f"block size {block_size} is not one of {known}.")
+        return Blocks(int(name[3:]), block_size)
+    raise UsageError(f"unknown precision {name!r}: take fp32, fp16, int8 or int4.")
+
+
+def make_recipe(
+    precision: str,
+    *,
+    tied: bool,
+    block_size: int = 32,
+    embedding: str | None = None,
+    head: str | None = None,
+    accuracy_level: int = 4,
+    fuse_gate_up: bool = False,
+    logits: LogitsMode = "all",
+) -> Recipe:
+    """Fill in what the user left open. `tied`: embedding and head are one matrix, stored once.
+
+    Raises `UsageError` for an unknown precision or block size, or when a tied model is asked to
+    store its one matrix in two ways.
+    """
+    if tied and embedding and head and embedding != head:
+        raise UsageError(
+            f"the model ties embedding and head, so they cannot be stored as {embedding} and {head}: "
+            "give one of the two options."
+        )
+    if tied:
+        embedding = head = embedding or head
+    # The embedding is read a row at a time, so eight bits cost no time there, and it and the head
+    # are the matrices that four bits hurt most.
+    default = "int8" if precision == "int4" else precision
+    return Recipe(
+        precision=precision,
+        linear=storage(precision, block_size),
+        embedding=storage(embedding or default, block_size),
+        head=storage(head or default, block_size),
+        accuracy_level=accuracy_level,
+        fuse_gate_up=fuse_gate_up,
+        logits=logits,
+    )
