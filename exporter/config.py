@@ -229,7 +229,9 @@ def _token_ids(raw: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
     value = raw.get(key)
     values = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        raise CheckpointError(f"{where}: {key} must be a token id or a list of them, not {value!r}.")
+        raise CheckpointError(
+            f"{where}: {key} must be a token id or a list of them, not {value!r}."
+        )
     return tuple(v for v in values if v >= 0)
 
 

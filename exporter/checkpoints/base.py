@@ -1,4 +1,4 @@
-"""What every checkpoint format gives: a config, tensors by Hugging Face name, the files beside them.
+"""What every checkpoint format gives: config, tensors by Hugging Face name, files beside them.
 
 A format is a class that satisfies `Checkpoint`. Tensors are lazy: a `LazyTensor` knows its shape
 and hands out rows on demand, so that whoever reads a 70B model holds a few rows of it at a time.
@@ -68,7 +68,7 @@ class Checkpoint(Protocol):
         ...
 
     def search_defaults(self) -> dict[str, Any]:
-        """Sampling defaults of the model (temperature, top_k, top_p, do_sample ...), maybe empty."""
+        """Sampling defaults of the model (temperature, top_k, do_sample ...), maybe empty."""
         ...
 
     def fingerprint(self) -> dict[str, str]:

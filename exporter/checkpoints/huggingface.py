@@ -116,7 +116,7 @@ class HuggingFaceCheckpoint:
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Header of one safetensors file as lazy tensors; raises `CheckpointError` when it is damaged."""
+    """Header of a safetensors file as lazy tensors; raises `CheckpointError` when damaged."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -7,6 +7,7 @@ Operator contracts: https://github.com/microsoft/onnxruntime/blob/main/docs/Cont
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
@@ -123,7 +124,7 @@ class TiedHead(nn.Module):
         self.slot, self.accuracy_level = embedding.slot, accuracy_level
         object.__setattr__(self, "_embedding", embedding)
         if isinstance(self.slot.storage, Blocks):
-            codes = self.slot.initializers()[0]
+            codes = replace(self.slot, gathered=False).initializers()[0]
             self.qweight = nn.Parameter(codes.shape, codes.dtype)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:

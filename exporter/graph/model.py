@@ -100,6 +100,7 @@ class LlamaModel(nn.Module):
                 ("model.embed_tokens.weight",),
                 (config.vocab_size, config.hidden_size),
                 recipe.embedding,
+                gathered=True,
             )
         )
         cos, sin = rotary_tables(config)

@@ -6,14 +6,14 @@ written.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llama_onnx.exporter.quantize.recipe import Blocks, Float, Storage
+from llama_onnx.exporter.quantize.recipe import Float, Storage
 
 _FLOATS = {16: ir.DataType.FLOAT16, 32: ir.DataType.FLOAT}
 
@@ -29,15 +29,17 @@ class Initializer:
     @property
     def nbytes(self) -> int:
         """Bytes in the data file."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * int(self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
 class Slot:
     """One matrix (or norm gain) of the graph.
 
-    `sources` are Hugging Face tensor names, concatenated along rows; `shape` is that of the result.
-    A slot with `table` takes its values from there instead (the rotary tables).
+    `sources` are Hugging Face tensor names, concatenated along rows; `shape` is the result's.
+    A slot with `table` takes its values from there instead (the rotary tables). `gathered`: its
+    codes are read by `GatherBlockQuantized`, which wants them [rows, bytes] rather than
+    [rows, blocks, bytes].
     """
 
     name: str
@@ -45,6 +47,7 @@ class Slot:
     shape: tuple[int, ...]
     storage: Storage
     table: npt.NDArray[np.float32] | None = None
+    gathered: bool = False
 
     def initializers(self) -> tuple[Initializer, ...]:
         """The initializers this slot fills, in the order of their bytes in the data file."""
@@ -53,12 +56,10 @@ class Slot:
             return (Initializer(f"{self.name}.weight", dtype, self.shape),)
         rows, columns = self.shape
         blocks = self.storage.num_blocks(columns)
+        width = self.storage.block_bytes
+        codes = (rows, blocks * width) if self.gathered else (rows, blocks, width)
         return (
-            Initializer(
-                f"{self.name}.qweight",
-                ir.DataType.UINT8,
-                (rows, blocks, self.storage.block_bytes),
-            ),
+            Initializer(f"{self.name}.qweight", ir.DataType.UINT8, codes),
             Initializer(f"{self.name}.scales", ir.DataType.FLOAT, (rows, blocks)),
         )
 
@@ -66,6 +67,3 @@ class Slot:
     def nbytes(self) -> int:
         """Bytes of all its initializers."""
         return sum(initializer.nbytes for initializer in self.initializers())
-
-
-__all__ = ["Blocks", "Float", "Initializer", "Slot", "Storage"]

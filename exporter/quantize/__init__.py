@@ -1,1 +1,1 @@
-"""A matrix -> blocks of codes: one file an algorithm; `recipe.py` decides which matrix gets what."""
+"""A matrix -> blocks of codes: one file an algorithm; `recipe.py` says which matrix gets what."""

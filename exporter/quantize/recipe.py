@@ -27,7 +27,7 @@ class Float:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Stored as unsigned codes of `bits`, each `block_size` along the input sharing a float32 scale.
+    """Stored as unsigned codes of `bits`; `block_size` along the input share a float32 scale.
 
     value = (code - 2^(bits-1)) * scale, the symmetric form of `com.microsoft.MatMulNBits` and
     `GatherBlockQuantized`.
@@ -102,8 +102,8 @@ def make_recipe(
     """
     if tied and embedding and head and embedding != head:
         raise UsageError(
-            f"the model ties embedding and head, so they cannot be stored as {embedding} and {head}: "
-            "give one of the two options."
+            f"the model ties embedding and head, so they cannot be stored as {embedding} and "
+            f"{head}: give one of the two options."
         )
     if tied:
         embedding = head = embedding or head

@@ -1,8 +1,8 @@
 """Round to nearest, symmetric: the step of a block is set by its largest value, nothing else.
 
 value = (code - 2^(bits-1)) * scale as `com.microsoft.MatMulNBits` reads it. The scale puts the
-block's largest magnitude, with its sign, exactly on code 0 (that is -2^(bits-1)): the range is one
-code longer on that side, so the step is a 1/2^bits finer than the largest value over 2^(bits-1) - 1.
+block's largest magnitude, with its sign, exactly on code 0 (that is -2^(bits-1)), where the range is
+one code longer: the step is finer than the largest value over 2^(bits-1) - 1.
 """
 
 from __future__ import annotations

@@ -1,0 +1,144 @@
+"""Write a checkpoint of a real model's geometry with random float16 weights, shard by shard.
+
+    python benchmarks/make_checkpoint.py 1.1b work/1.1b
+    python benchmarks/make_checkpoint.py 7b work/7b
+
+Memory stays at one shard's largest tensor. Values are slices of one block of normal numbers, scaled
+so that activations keep their size; speed and size of everything downstream depend on the geometry
+alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from llama_onnx.exporter.config import LlamaConfig
+
+POOL = np.random.default_rng(0).standard_normal(1 << 24, dtype=np.float32)
+SHARD_BYTES = 4 << 30
+
+
+def geometry(**numbers: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=32000,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_ids=(2,),
+        **numbers,  # type: ignore[arg-type]
+    )
+
+
+GEOMETRIES = {
+    "1.1b": geometry(
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=2048,
+    ),
+    "7b": geometry(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=128,
+        max_position_embeddings=4096,
+    ),
+    # Six layers of 7B: what fits where two such models have to be in memory at once.
+    "7b-6": geometry(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=6,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=128,
+        max_position_embeddings=4096,
+    ),
+}
+
+
+def random_tensor(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    count = int(np.prod(shape))
+    if len(shape) == 1:
+        return np.ones(shape, np.float16)
+    start = int(rng.integers(POOL.size))
+    values = np.resize(np.roll(POOL, -start), count) if count > POOL.size else POOL[:count]
+    return (values * np.float32(1 / np.sqrt(shape[1]))).astype(np.float16).reshape(shape)
+
+
+def write_shard(path: Path, names: list[str], config: LlamaConfig, seed: int) -> None:
+    shapes, header, offset = config.tensor_shapes(), {}, 0
+    for name in names:
+        end = offset + 2 * int(np.prod(shapes[name]))
+        entry = {"dtype": "F16", "shape": list(shapes[name]), "data_offsets": [offset, end]}
+        header[name], offset = entry, end
+    encoded = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    rng = np.random.default_rng(seed)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for name in names:
+            random_tensor(shapes[name], rng).tofile(file)
+
+
+def split(config: LlamaConfig) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in config.tensor_shapes().items():
+        nbytes = 2 * int(np.prod(shape))
+        if size + nbytes > SHARD_BYTES and shards[-1]:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    return shards
+
+
+def write_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the quick brown fox"], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("geometry", choices=GEOMETRIES)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    config, out = GEOMETRIES[arguments.geometry], arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(config.to_huggingface() | {"dtype": "float16"}))
+    write_tokenizer(out)
+    shards = split(config)
+    weight_map = {}
+    for index, names in enumerate(shards):
+        name = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
+        write_shard(out / name, names, config, index)
+        weight_map |= dict.fromkeys(names, name)
+    index_json = {"metadata": {}, "weight_map": weight_map}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index_json))
+    print(f"{out}: {2 * config.num_parameters() / 1e9:.2f} GB in {len(shards)} shards")
+
+
+if __name__ == "__main__":
+    main()

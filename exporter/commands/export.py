@@ -1,0 +1,60 @@
+"""`llama-onnx export SOURCE OUT`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llama_onnx.exporter.commands.options import Folder, export_options, gigabytes, make_options
+from llama_onnx.targets.registry import get_target
+
+
+@click.command(name="export")
+@click.argument("source", type=Folder)
+@click.argument("out", type=Folder)
+@export_options
+@click.option("--resume", is_flag=True, help="Continue an export that was interrupted.")
+@click.option("--force", is_flag=True, help="Replace OUT, or an unfinished export of it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    source: Path, out: Path, target: str, resume: bool, force: bool, as_json: bool, **options: Any
+) -> None:
+    """Write the checkpoint SOURCE as the package OUT.
+
+    SOURCE is a Hugging Face folder or a .gguf file. Memory use does not grow with the model.
+    """
+    from llama_onnx.exporter.export import export_package
+    from llama_onnx.exporter.progress import ExportBar
+
+    try:
+        with ExportBar() as bar:
+            result = export_package(
+                source,
+                out,
+                get_target(target),
+                make_options(**options),
+                resume=resume,
+                force=force,
+                progress=bar,
+            )
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            f"interrupted; continue with `llama-onnx export {source} {out} --resume` and the same "
+            "options."
+        ) from None
+    for warning in result.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+        return
+    plan = result.plan
+    click.echo(
+        f"{out}: {plan.recipe.precision} for {target}, {gigabytes(result.package_bytes)} "
+        f"({plan.bits_per_weight:.2f} bits a weight) in {result.total_seconds:.1f} s; "
+        "opened and ran a step."
+    )
+    if result.resumed_bytes:
+        click.echo(f"Resumed: {gigabytes(result.resumed_bytes)} were there already.")

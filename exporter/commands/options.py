@@ -1,0 +1,96 @@
+"""Options that `export` and `plan` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from llama_onnx.targets.registry import TARGETS
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+Folder = click.Path(path_type=Path)
+
+_STORAGES = ("fp32", "fp16", "int8", "int4")
+
+_OPTIONS = (
+    click.option(
+        "--target",
+        type=click.Choice(list(TARGETS)),
+        default="cpu",
+        show_default=True,
+        help="Where the package will run.",
+    ),
+    click.option(
+        "--precision",
+        help="How weights are stored: fp32, fp16, int8 or int4.  [default: the target's]",
+    ),
+    click.option(
+        "--block-size",
+        type=int,
+        default=32,
+        show_default=True,
+        help="Values that share a scale; 32 is closer to the original, 128 smaller and faster.",
+    ),
+    click.option(
+        "--quantizer",
+        type=click.Choice(["rtn"]),
+        default="rtn",
+        show_default=True,
+        help="How codes are chosen: rtn rounds to nearest.",
+    ),
+    click.option(
+        "--embedding",
+        type=click.Choice(_STORAGES),
+        help="How the embedding is stored.  [default: int8 with int4, else the precision]",
+    ),
+    click.option(
+        "--head",
+        type=click.Choice(_STORAGES),
+        help="How the output head is stored.  [default: int8 with int4, else the precision]",
+    ),
+    click.option(
+        "--accuracy-level",
+        type=click.Choice(["1", "4"]),
+        help="Arithmetic of quantized matrices: 1 in fp32, 4 in int8.  [default: the target's]",
+    ),
+    click.option(
+        "--fuse-gate-up/--no-fuse-gate-up",
+        default=False,
+        help="One matrix for the MLP's gate and up projections.  [default: off]",
+    ),
+    click.option(
+        "--logits",
+        type=click.Choice(["all", "last"]),
+        default="all",
+        show_default=True,
+        help="Logits for every position, or the last only (faster prefill, no speculation).",
+    ),
+)
+
+
+def export_options(function: _F) -> _F:
+    """Add the options that decide what a package holds."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def make_options(**values: Any) -> Any:
+    """The exporter's `Options` out of click's keyword arguments."""
+    from llama_onnx.exporter.plan import Options
+
+    level = values.pop("accuracy_level")
+    return Options(accuracy_level=None if level is None else int(level), **values)
+
+
+def gigabytes(count: int) -> str:
+    """A size for people, decimal units as on a disk's label."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    if count >= 1e6:
+        return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e3:.1f} kB"

@@ -1,0 +1,58 @@
+"""`llama-onnx plan SOURCE`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llama_onnx.exporter.commands.options import Folder, export_options, gigabytes, make_options
+from llama_onnx.targets.registry import get_target
+
+
+@click.command(name="plan")
+@click.argument("source", type=Folder)
+@export_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def command(source: Path, target: str, as_json: bool, **options: Any) -> None:
+    """Say what exporting SOURCE would make and need. Reads headers only."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from llama_onnx.exporter.checkpoints import open_checkpoint
+    from llama_onnx.exporter.plan import estimate_seconds, make_plan
+
+    checkpoint = open_checkpoint(source)
+    plan = make_plan(checkpoint, get_target(target), make_options(**options), os.cpu_count() or 1)
+    seconds = estimate_seconds(plan, checkpoint)
+    if as_json:
+        click.echo(json.dumps({**plan.to_json(), "estimated_seconds": round(seconds, 1)}))
+        return
+    recipe = plan.recipe
+    table = Table(title=f"{source} for {target}", show_header=False)
+    for name, value in (
+        ("parameters", f"{plan.parameters / 1e6:,.1f} M"),
+        ("source", f"{gigabytes(plan.source_bytes)} ({checkpoint.format})"),
+        ("linear layers", _storage(recipe.linear)),
+        ("embedding, head", f"{_storage(recipe.embedding)}, {_storage(recipe.head)}"),
+        ("package", f"{gigabytes(plan.data_bytes)}, {plan.bits_per_weight:.2f} bits a weight"),
+        ("peak memory", f"{gigabytes(plan.peak_memory)} at most"),
+        ("disk", f"{gigabytes(plan.to_json()['disk_bytes'])} free needed"),
+        ("time", f"about {seconds:.0f} s, measured on this machine with a piece of the model"),
+        ("KV cache", f"{gigabytes(plan.cache_per_token)} a token"),
+        (
+            "max_length",
+            f"{plan.max_length} by default, a cache of "
+            f"{gigabytes(plan.max_length * plan.cache_per_token)}",
+        ),
+    ):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _storage(storage: Any) -> str:
+    block = getattr(storage, "block_size", None)
+    return storage.name if block is None else f"{storage.name}, blocks of {block}"

@@ -1,0 +1,163 @@
+"""The data file and the journal beside it: what makes an interrupted export resumable.
+
+The data file is written front to back. After each slot a line in the journal notes where it ended
+and the SHA-256 of its bytes. Resuming believes nothing: it re-reads what the journal claims, keeps
+the slots whose bytes are there, and goes on behind the last of them. The hash of the whole file is
+a by-product of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from llama_onnx.targets.errors import UsageError
+
+JOURNAL_FILE = "journal.jsonl"
+_READ = 1 << 22
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished slot: its bytes end at `end`, padding in front included."""
+
+    slot: str
+    end: int
+    sha256: str
+
+
+def write_header(path: Path, identity: Mapping[str, Any]) -> None:
+    """Start the journal at `path` with what must not change between start and resumption."""
+    path.write_text(json.dumps(dict(identity)) + "\n", encoding="utf-8")
+
+
+def read_journal(path: Path, identity: Mapping[str, Any]) -> list[Entry]:
+    """Entries of the journal at `path`, provided it was begun with the same `identity`.
+
+    A line cut short by a kill ends the list. Raises `UsageError` naming what changed.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    header = _parse(lines[0]) if lines else None
+    current = json.loads(json.dumps(dict(identity)))
+    if header is None:
+        raise UsageError(f"{path} is damaged: start over with --force.")
+    changed = [key for key in current if current[key] != header.get(key)]
+    if changed:
+        raise UsageError(
+            f"cannot resume {path.parent}: {' and '.join(changed)} changed since it was begun. "
+            "Repeat the first call's options, or start over with --force."
+        )
+    entries = []
+    for line in lines[1:]:
+        raw = _parse(line)
+        if raw is None or raw.keys() != {"slot", "end", "sha256"}:
+            break
+        entries.append(Entry(**raw))
+    return entries
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class DataWriter:
+    """Writes the data file front to back; use as a context manager.
+
+    `position` is the next byte, `finished` the slots that are already there. `sha256()` is that of
+    everything written so far.
+    """
+
+    def __init__(self, folder: Path, data_file: str) -> None:
+        self._data, self._journal_path = folder / data_file, folder / JOURNAL_FILE
+        self._whole, self._slot = hashlib.sha256(), hashlib.sha256()
+        self.position = 0
+        self.finished: list[str] = []
+        self._file: BinaryIO
+
+    def __enter__(self) -> DataWriter:
+        self._file = self._data.open("r+b" if self._data.exists() else "w+b")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def recover(self, entries: Sequence[Entry]) -> Iterator[Entry]:
+        """Check `entries` against the bytes on disk and keep those that agree, yielding each.
+
+        Stands behind the last good slot afterwards; what lies behind it is cut off.
+        """
+        good = 0
+        for entry in entries:
+            if not self._matches(entry):
+                break
+            good += 1
+            self.finished.append(entry.slot)
+            yield entry
+        self._rewind(entries[:good])
+
+    def _matches(self, entry: Entry) -> bool:
+        digest, whole, left = hashlib.sha256(), self._whole.copy(), entry.end - self.position
+        while left > 0:
+            block = self._file.read(min(left, _READ))
+            if not block:
+                return False
+            digest.update(block)
+            whole.update(block)
+            left -= len(block)
+        if digest.hexdigest() != entry.sha256:
+            return False
+        self._whole, self.position = whole, entry.end
+        return True
+
+    def _rewind(self, entries: Sequence[Entry]) -> None:
+        self._file.seek(self.position)
+        self._file.truncate()
+        header = self._journal_path.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]
+        lines = [header, *(json.dumps(vars(entry)) for entry in entries)]
+        temporary = self._journal_path.with_suffix(".tmp")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(self._journal_path)
+
+    def pad_to(self, offset: int) -> None:
+        """Fill with zeros up to `offset`."""
+        self.write(b"\0" * (offset - self.position))
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append `data`."""
+        self._file.write(data)
+        self._whole.update(data)
+        self._slot.update(data)
+        self.position += len(data)
+
+    def finish_slot(self, name: str) -> None:
+        """Note in the journal that the slot `name` ends here."""
+        self._file.flush()
+        entry = Entry(name, self.position, self._slot.hexdigest())
+        with self._journal_path.open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(vars(entry)) + "\n")
+        self._slot = hashlib.sha256()
+        self.finished.append(name)
+
+    def sync(self) -> None:
+        """Have the operating system put the file on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def sha256(self) -> str:
+        """Of the whole file so far."""
+        return self._whole.hexdigest()

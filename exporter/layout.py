@@ -1,0 +1,73 @@
+"""Where every initializer stands in the external data file, known before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from llama_onnx.exporter.graph.model import BuiltModel
+from llama_onnx.exporter.graph.slots import Initializer, Slot
+
+DATA_FILE = "model.onnx.data"
+ALIGNMENT = 4096
+"""Offsets are multiples of a page, so that runtimes can map a tensor without copying it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Bytes `[offset, offset + initializer.nbytes)` of the data file."""
+
+    initializer: Initializer
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """First byte behind the initializer."""
+        return self.offset + self.initializer.nbytes
+
+
+@dataclass(frozen=True)
+class PlacedSlot:
+    """A slot with the places of its initializers, one after the other."""
+
+    slot: Slot
+    places: tuple[Place, ...]
+
+    @property
+    def end(self) -> int:
+        """First byte behind the slot."""
+        return self.places[-1].end
+
+
+def lay_out(slots: Sequence[Slot]) -> tuple[PlacedSlot, ...]:
+    """Give every slot its place, in order, each initializer page-aligned."""
+    placed, offset = [], 0
+    for slot in slots:
+        places = []
+        for initializer in slot.initializers():
+            place = Place(initializer, -(-offset // ALIGNMENT) * ALIGNMENT)
+            places.append(place)
+            offset = place.end
+        placed.append(PlacedSlot(slot, tuple(places)))
+    return tuple(placed)
+
+
+def attach(built: BuiltModel, placed: Sequence[PlacedSlot]) -> None:
+    """Point the graph's initializers at their places in `DATA_FILE`."""
+    places = {place.initializer.name: place for slot in placed for place in slot.places}
+    for name, value in built.ir.graph.initializers.items():
+        if value.const_value is not None:  # a small constant of the graph itself
+            continue
+        place = places[built.aliases.get(name, name)]
+        assert value.dtype is not None and value.shape is not None
+        value.const_value = ir.ExternalTensor(
+            DATA_FILE,
+            place.offset,
+            place.initializer.nbytes,
+            value.dtype,
+            shape=value.shape,
+            name=name,
+            base_dir="",
+        )

@@ -1,0 +1,170 @@
+"""What an export will make and need, worked out from headers alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_onnx.exporter.checkpoints import Checkpoint, check_tensors
+from llama_onnx.exporter.genai import cache_bytes_per_token, default_max_length
+from llama_onnx.exporter.graph.model import BuiltModel, build_model
+from llama_onnx.exporter.layout import PlacedSlot, attach, lay_out
+from llama_onnx.exporter.quantize.recipe import LogitsMode, Recipe, make_recipe
+from llama_onnx.exporter.stream import CHUNK_VALUES, tensor_arrays
+from llama_onnx.targets.errors import ResourceError, UsageError
+from llama_onnx.targets.target import Target
+
+BASE_MEMORY = 300 << 20
+"""Resident memory of Python with numpy, onnx and onnxruntime loaded; measured, rounded up."""
+
+SAMPLE_VALUES = 1 << 24
+"""Weights converted to estimate the time."""
+
+RESERVE = 64 << 20
+"""Disk kept free beside the data file: graph, tokenizer, journal and room to breathe."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose; None means that the target or the recipe decides."""
+
+    precision: str | None = None
+    block_size: int = 32
+    embedding: str | None = None
+    head: str | None = None
+    accuracy_level: int | None = None
+    fuse_gate_up: bool = False
+    logits: LogitsMode = "all"
+    quantizer: str = "rtn"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An export about to happen. Sizes in bytes."""
+
+    recipe: Recipe
+    built: BuiltModel
+    placed: tuple[PlacedSlot, ...]
+    source_bytes: int
+    parameters: int
+    peak_memory: int
+    cache_per_token: int
+    max_length: int
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the external data file."""
+        return self.placed[-1].end
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Data file bits over the model's parameters."""
+        return 8 * self.data_bytes / self.parameters
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, for scripts."""
+        return {
+            "precision": self.recipe.precision,
+            "recipe": asdict(self.recipe),
+            "parameters": self.parameters,
+            "source_bytes": self.source_bytes,
+            "data_bytes": self.data_bytes,
+            "disk_bytes": self.data_bytes + RESERVE,
+            "bits_per_weight": round(self.bits_per_weight, 3),
+            "peak_memory_bytes": self.peak_memory,
+            "cache_bytes_per_token": self.cache_per_token,
+            "max_length": self.max_length,
+            "cache_bytes_at_max_length": self.cache_per_token * self.max_length,
+        }
+
+
+def make_plan(checkpoint: Checkpoint, target: Target, options: Options, workers: int) -> Plan:
+    """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weight."""
+    config = checkpoint.config
+    recipe = resolve(options, target, tied=config.tie_word_embeddings)
+    check_tensors(checkpoint)
+    built = build_model(config, recipe)
+    placed = lay_out(built.slots)
+    attach(built, placed)
+    return Plan(
+        recipe=recipe,
+        built=built,
+        placed=placed,
+        source_bytes=sum(checkpoint.tensor(name).nbytes for name in config.tensor_shapes()),
+        parameters=config.num_parameters(),
+        peak_memory=_peak_memory(placed, workers),
+        cache_per_token=cache_bytes_per_token(config),
+        max_length=default_max_length(config),
+    )
+
+
+def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
+    """The recipe for `options` on `target`; raises `UsageError` for what the target cannot run."""
+    precision = options.precision or target.graph.default_precision
+    if precision not in target.graph.precisions:
+        known = ", ".join(target.graph.precisions)
+        raise UsageError(
+            f"precision {precision!r} is not available for the target {target.name}: take {known}."
+        )
+    level = options.accuracy_level
+    return make_recipe(
+        precision,
+        tied=tied,
+        block_size=options.block_size,
+        embedding=options.embedding,
+        head=options.head,
+        accuracy_level=target.graph.accuracy_level if level is None else level,
+        fuse_gate_up=options.fuse_gate_up,
+        logits=options.logits,
+    )
+
+
+def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:
+    """Raise `ResourceError` when the disk under `folder` cannot hold what is yet to be written."""
+    free = shutil.disk_usage(folder).free
+    needed = plan.data_bytes - already_written + RESERVE
+    if free < needed:
+        raise ResourceError(
+            f"the disk at {folder} has {free / 1e9:.2f} GB free, the package needs "
+            f"{needed / 1e9:.2f} GB: free some space or choose another place."
+        )
+
+
+def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int) -> int:
+    # Writing holds a few chunks per thread (float32 rows, two temporaries, codes) and one matrix's
+    # scales; the run of a step at the end holds the largest piece of the model, mapped and packed.
+    chunks = 2 * workers * 4 * (4 * CHUNK_VALUES)
+    scales = max(slot.places[-1].initializer.nbytes for slot in placed)
+    layer: dict[str, int] = {}
+    for slot in placed:
+        piece = ".".join(slot.slot.name.split(".")[:3])
+        layer[piece] = layer.get(piece, 0) + slot.slot.nbytes
+    return BASE_MEMORY + max(chunks + scales, 2 * max(layer.values()))
+
+
+def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
+    """Time an export will take here, from converting a few megabytes of the model itself.
+
+    Reading and quantizing are measured, on all threads; hashing and writing the result are not, so
+    on a slow disk add its own time for the package's bytes.
+    """
+    workers = os.cpu_count() or 1
+    largest = max((placed.slot for placed in plan.placed), key=lambda slot: slot.nbytes)
+    tensor = checkpoint.tensor(largest.sources[0])
+    width = tensor.shape[1] if len(tensor.shape) > 1 else 1
+    rows = min(tensor.shape[0], max(1, SAMPLE_VALUES // width))
+    sample = replace(tensor, shape=(rows, *tensor.shape[1:]))
+    started = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        for arrays in tensor_arrays([sample], largest.storage, pool, workers):
+            for array in arrays:
+                hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data)
+    return (time.perf_counter() - started) * plan.parameters / (rows * width)

@@ -1,0 +1,126 @@
+"""Run a package's own graph a piece at a time: embedding, each decoder layer, head.
+
+The pieces are cut from the very model.onnx that ships and read the very data file, so what runs is
+the package; but only one layer's weights are in memory at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from llama_onnx.exporter.config import LlamaConfig
+
+Array = npt.NDArray[np.generic]
+_LAYER = re.compile(r"^model/layers\.(\d+)/")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A cut of the graph with its inputs and outputs by name; `label` names it for people."""
+
+    label: str
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def open_graph(path: Path) -> ort.InferenceSession:
+    """Open the whole graph at `path` without touching its weights.
+
+    ONNX Runtime checks every node's operator, types, attributes and the place of every initializer
+    in the data file. Prepacking and constant folding, which copy weights, are off.
+    """
+    options = _quiet()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def segments(model: ir.Model) -> Iterator[Segment]:
+    """Cut `model` into what precedes the layers, each layer, and what follows them."""
+    groups: dict[int, list[ir.Node]] = {}
+    current = -1
+    for node in model.graph:
+        match = _LAYER.match(node.name or "")
+        if match:
+            current = int(match[1])
+        elif current >= 0:
+            current = 1 << 30
+        groups.setdefault(current, []).append(node)
+    graph_outputs = set(model.graph.outputs)
+    for index, nodes in groups.items():
+        members = set(nodes)
+        made = {value for node in nodes for value in node.outputs}
+        used = {value for node in nodes for value in node.inputs if value is not None}
+        inputs = [v for v in used - made if v.name not in model.graph.initializers]
+        outputs = [
+            value
+            for value in made
+            if value in graph_outputs or any(user not in members for user, _ in value.uses())
+        ]
+        label = "embedding" if index < 0 else "head" if index == 1 << 30 else f"layer {index}"
+        yield Segment(label, tuple(nodes), _names(inputs), _names(outputs))
+
+
+def run_segments(
+    path: Path, steps: Sequence[Mapping[str, Array]], config: LlamaConfig
+) -> Iterator[tuple[str, list[dict[str, Array]]]]:
+    """Run `steps` one after the other through each segment of the model at `path`.
+
+    `steps` hold input_ids and attention_mask; the cache is carried from step to step. Yields, for
+    each segment, its label and the outputs of every step by value name.
+    """
+    model = ir.load(path)
+    environments: list[dict[str, Array]] = [dict(step) for step in steps]
+    empty = np.zeros((1, config.num_key_value_heads, 0, config.head_dim), np.float32)
+    for segment in segments(model):
+        session = _open_segment(model, segment, path.parent)
+        results = []
+        past: dict[str, Array] = {}
+        for environment in environments:
+            feeds = {
+                name: past.get(name, empty)
+                if name.startswith("past_key_values.")
+                else environment[name]
+                for name in segment.inputs
+            }
+            values = session.run(list(segment.outputs), feeds)
+            outputs = dict(zip(segment.outputs, values, strict=True))
+            environment |= outputs
+            past = {
+                name.replace("present.", "past_key_values.", 1): value
+                for name, value in outputs.items()
+            }
+            results.append(outputs)
+        yield segment.label, results
+
+
+def _open_segment(model: ir.Model, segment: Segment, folder: Path) -> ort.InferenceSession:
+    part = ir.convenience.extract(model.graph, list(segment.inputs), list(segment.outputs))
+    proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
+    options = _quiet()
+    # Given as bytes, the graph has no folder of its own to find its data file in.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    return ort.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _quiet() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
+def _names(values: Sequence[ir.Value]) -> tuple[str, ...]:
+    return tuple(sorted(str(value.name) for value in values))

@@ -1,0 +1,126 @@
+"""A slot's bytes, a few rows at a time: read, checked, quantized, in the order of the data file.
+
+Rows are worked on in parallel and come out in order. At no moment are more than a handful of chunks
+in memory, whatever the matrix's size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.exporter.checkpoints import Checkpoint, LazyTensor
+from llama_onnx.exporter.graph.slots import Slot
+from llama_onnx.exporter.quantize.recipe import Blocks, Float, Storage
+from llama_onnx.exporter.quantize.rtn import quantize_rows
+from llama_onnx.targets.errors import CheckpointError
+
+CHUNK_VALUES = 1 << 19
+"""Values worked on at once by one thread: 2 MiB of float32, so that temporaries stay in cache."""
+
+Array = npt.NDArray[np.generic]
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows `[start, stop)` of one source tensor."""
+
+    tensor: LazyTensor
+    start: int
+    stop: int
+
+
+def slot_arrays(
+    slot: Slot, checkpoint: Checkpoint, pool: ThreadPoolExecutor, workers: int
+) -> Iterator[Iterator[Array]]:
+    """Yield, for each initializer of `slot` in turn, the arrays that make up its bytes.
+
+    Each inner iterator has to be exhausted before the next one is asked for. Raises
+    `CheckpointError` for a value that is not finite.
+    """
+    if slot.table is not None:
+        return iter([iter([slot.table])])
+    tensors = [checkpoint.tensor(name) for name in slot.sources]
+    return tensor_arrays(tensors, slot.storage, pool, workers)
+
+
+def tensor_arrays(
+    tensors: Sequence[LazyTensor], storage: Storage, pool: ThreadPoolExecutor, workers: int
+) -> Iterator[Iterator[Array]]:
+    """`slot_arrays` for `tensors`, concatenated along rows and stored as `storage`."""
+    chunks = _chunks(tensors)
+    if isinstance(storage, Float):
+        dtype = np.dtype(np.float16 if storage.bits == 16 else np.float32)
+        yield ordered_map(lambda chunk: _convert(chunk, dtype), chunks, pool, 2 * workers)
+        return
+    scales: list[Array] = []  # small beside the codes, and behind them in the file
+
+    def codes() -> Iterator[Array]:
+        work = ordered_map(lambda chunk: _quantize(chunk, storage), chunks, pool, 2 * workers)
+        for packed, scale in work:
+            scales.append(scale)
+            yield packed
+
+    yield codes()
+    yield iter(scales)
+
+
+def ordered_map(
+    function: Callable[[_T], _R], items: Iterable[_T], pool: ThreadPoolExecutor, depth: int
+) -> Iterator[_R]:
+    """`pool.map`, but never more than `depth` results ahead of the consumer."""
+    pending: deque[Future[_R]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _chunks(tensors: Sequence[LazyTensor]) -> Iterator[_Chunk]:
+    for tensor in tensors:
+        width = tensor.shape[1] if len(tensor.shape) > 1 else 1
+        step = max(1, CHUNK_VALUES // width)
+        for start in range(0, tensor.shape[0], step):
+            yield _Chunk(tensor, start, min(start + step, tensor.shape[0]))
+
+
+def _convert(chunk: _Chunk, dtype: np.dtype[np.floating]) -> Array:
+    rows = chunk.tensor.rows(chunk.start, chunk.stop)
+    with np.errstate(over="ignore"):
+        converted = rows.astype(dtype, copy=False)
+    if not np.isfinite(converted).all():
+        _refuse(chunk, np.isfinite(rows).all(), dtype)
+    return converted
+
+
+def _quantize(chunk: _Chunk, storage: Blocks) -> tuple[Array, Array]:
+    codes, scales = quantize_rows(chunk.tensor.rows(chunk.start, chunk.stop), storage)
+    if not np.isfinite(scales).all():
+        _refuse(chunk, False, scales.dtype)
+    return codes, scales
+
+
+def _refuse(chunk: _Chunk, overflow: bool | np.bool, dtype: np.dtype[np.generic]) -> None:
+    where = f"{chunk.tensor.name}, rows {chunk.start} to {chunk.stop - 1}"
+    if overflow:
+        raise CheckpointError(
+            f"{where}: a value is too large for {dtype}: export with --precision fp32."
+        )
+    raise CheckpointError(
+        f"{where}: the weights hold NaN or infinity: the checkpoint is damaged, or its training "
+        "diverged."
+    )
