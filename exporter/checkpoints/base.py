@@ -45,9 +45,20 @@ class LazyTensor:
 class Checkpoint(Protocol):
     """A model somebody hands us, opened but not read."""
 
-    path: Path
-    format: str
-    config: LlamaConfig
+    @property
+    def path(self) -> Path:
+        """Where it lies: a folder or a file."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """`huggingface`, `gguf` ..."""
+        ...
+
+    @property
+    def config(self) -> LlamaConfig:
+        """Its architecture."""
+        ...
 
     def names(self) -> Iterable[str]:
         """Names of all tensors, as Hugging Face calls them."""

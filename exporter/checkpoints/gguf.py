@@ -1,0 +1,287 @@
+"""GGUF files: one file with config, tokenizer and (mostly quantized) weights of a Llama.
+
+llama.cpp's converter reorders the rows of q and k inside each head, from the half-split rotary
+embedding of Hugging Face to the interleaved one; `rows()` hands them out in Hugging Face's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from gguf.quants import dequantize
+
+from llama_onnx.exporter.checkpoints.base import (
+    Float32,
+    LazyTensor,
+    file_fingerprint,
+    find_licences,
+)
+from llama_onnx.exporter.checkpoints.gguf_header import Header, TensorInfo, read_header
+from llama_onnx.exporter.config import LlamaConfig, check_config
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+_TYPES = (
+    Type.F32,
+    Type.F16,
+    Type.BF16,
+    Type.Q4_0,
+    Type.Q4_1,
+    Type.Q5_0,
+    Type.Q5_1,
+    Type.Q8_0,
+    Type.Q4_K,
+    Type.Q5_K,
+    Type.Q6_K,
+)
+_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+
+
+@dataclass(frozen=True)
+class GGUFCheckpoint:
+    """One `.gguf` file. `tensors` maps each Hugging Face name to its place in it."""
+
+    path: Path
+    config: LlamaConfig
+    tensors: dict[str, LazyTensor]
+    format: str = "gguf"
+
+    @classmethod
+    def open(cls, path: Path) -> GGUFCheckpoint:
+        """Read the header of the file `path`; raises `CheckpointError`."""
+        header = read_header(path)
+        where = str(path)
+        _refuse_features(header, where)
+        config = _config(header, where)
+        tensors = (_lazy(path, info, config) for info in header.tensors.values())
+        return cls(path, config, {tensor.name: tensor for tensor in tensors})
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        return self.tensors.keys()
+
+    def tensor(self, name: str) -> LazyTensor:
+        """Tensor `name`."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
+
+    def write_tokenizer(self, folder: Path) -> list[str]:
+        """Make the tokenizer's files from the metadata."""
+        # Read again rather than kept: a vocabulary of 128,000 strings is large, and needed once.
+        from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
+
+        metadata = read_header(self.path).metadata
+        tokenizer = tokenizer_from_gguf(metadata, str(self.path))
+        return tokenizer.write(folder, self.config.max_position_embeddings)
+
+    def licence_files(self) -> Sequence[Path]:
+        """Licence, policy, notice and model card beside the file."""
+        return find_licences(self.path.parent)
+
+    def search_defaults(self) -> dict[str, Any]:
+        """GGUF has no sampling defaults."""
+        return {}
+
+    def fingerprint(self) -> dict[str, str]:
+        """Size and modification time of the file."""
+        return file_fingerprint([self.path])
+
+
+def _refuse_features(header: Header, where: str) -> None:
+    metadata = header.metadata
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise UnsupportedError(
+            f"{where}: general.architecture is {architecture!r}; this tool exports the Llama "
+            "architecture only."
+        )
+    if metadata.get("split.count", 0) not in (0, 1):  # 0 after the parts were joined
+        raise UnsupportedError(
+            f"{where} is one of {metadata['split.count']} parts of a split model: join them with "
+            "llama.cpp's `llama-gguf-split --merge` first."
+        )
+    scaling = metadata.get("llama.rope.scaling.type", "none")
+    if scaling != "none":
+        raise UnsupportedError(f"{where}: rope scaling {scaling!r} is not supported.")
+    if metadata.get("llama.expert_count", 0):
+        raise UnsupportedError(f"{where} is a mixture of experts, which is not supported.")
+    for name, tensor in header.tensors.items():
+        if name.startswith("rope_freqs"):
+            raise UnsupportedError(f"{where} has {name}: rope scaling is not supported.")
+        if name.endswith(".bias"):
+            raise UnsupportedError(f"{where} has {name}; biases are not supported.")
+        if tensor.type not in _TYPES:
+            raise UnsupportedError(
+                f"{where}: {name} is stored as {tensor.type.name}, which is not supported; use a "
+                "file of F32, F16, BF16, Q4_0 to Q8_0 or Q4_K to Q6_K."
+            )
+
+
+def _config(header: Header, where: str) -> LlamaConfig:
+    keys = _Keys(header.metadata, where)
+    heads = keys.integer("llama.attention.head_count")
+    hidden = keys.integer("llama.embedding_length")
+    config = LlamaConfig(
+        vocab_size=keys.integer("llama.vocab_size", default=_embedding_rows(header, where)),
+        hidden_size=hidden,
+        intermediate_size=keys.integer("llama.feed_forward_length"),
+        num_hidden_layers=keys.integer("llama.block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=keys.integer("llama.attention.head_count_kv", default=heads),
+        head_dim=_head_dim(keys, hidden, heads, where),
+        max_position_embeddings=keys.integer("llama.context_length"),
+        rms_norm_eps=keys.number("llama.attention.layer_norm_rms_epsilon"),
+        rope_theta=keys.number("llama.rope.freq_base", default=10000.0),
+        tie_word_embeddings="output.weight" not in header.tensors,
+        bos_token_id=keys.token_id("bos_token_id"),
+        eos_token_ids=_eos_token_ids(keys),
+        pad_token_id=keys.token_id("padding_token_id"),
+    )
+    # Before anybody counts to what a damaged file claims.
+    if config.num_hidden_layers > len(header.tensors):
+        raise CheckpointError(
+            f"{where}: llama.block_count is {config.num_hidden_layers:,}, but the file has "
+            f"{len(header.tensors):,} tensors."
+        )
+    check_config(config, where)
+    return config
+
+
+def _embedding_rows(header: Header, where: str) -> int:
+    embedding = header.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise CheckpointError(f"{where} lacks the tensor token_embd.weight.")
+    return embedding.shape[0]
+
+
+def _head_dim(keys: _Keys, hidden: int, heads: int, where: str) -> int:
+    if hidden % heads and not keys.has("llama.attention.key_length"):
+        raise CheckpointError(
+            f"{where}: llama.embedding_length {hidden} is not a multiple of "
+            f"llama.attention.head_count {heads}, and there is no llama.attention.key_length."
+        )
+    head_dim = keys.integer("llama.attention.key_length", default=hidden // heads)
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if keys.integer(key, default=head_dim) != head_dim:
+            raise UnsupportedError(
+                f"{where}: {key} differs from the head's size {head_dim}, which is not supported."
+            )
+    return head_dim
+
+
+def _eos_token_ids(keys: _Keys) -> tuple[int, ...]:
+    # A chat model ends its turn with eot, a tool call with eom: generation has to stop at each.
+    found = (keys.token_id(f"{name}_token_id") for name in ("eos", "eot", "eom"))
+    return tuple(dict.fromkeys(token for token in found if token is not None))
+
+
+def _lazy(path: Path, info: TensorInfo, config: LlamaConfig) -> LazyTensor:
+    rows = partial(_read_rows, path, info)
+    heads = {
+        "attn_q": config.num_attention_heads,
+        "attn_k": config.num_key_value_heads,
+    }.get(_layer_part(info.name))
+    # A wrong number of rows is the business of check_tensors, which says so by name.
+    if heads is not None and info.shape[0] == heads * config.head_dim:
+        rows = partial(_unpermuted_rows, rows, config.head_dim)
+    return LazyTensor(_huggingface_name(info.name), info.shape, info.type.name, info.nbytes, rows)
+
+
+def _layer_part(name: str) -> str:
+    parts = name.split(".")
+    layered = len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and parts[3] == "weight"
+    return parts[2] if layered else ""
+
+
+def _huggingface_name(name: str) -> str:
+    part = _LAYER_NAMES.get(_layer_part(name))
+    if part is None:
+        return _NAMES.get(name, name)
+    return f"model.layers.{int(name.split('.')[1])}.{part}.weight"
+
+
+def _read_rows(path: Path, info: TensorInfo, start: int, stop: int) -> Float32:
+    row_bytes = info.nbytes // info.shape[0]
+    count = (stop - start) * row_bytes
+    # Read, not mapped: nothing stays resident, and a file cut short meanwhile is an error, not a
+    # crash of the process.
+    data = np.fromfile(path, np.uint8, count, offset=info.offset + start * row_bytes)
+    if data.size < count:
+        raise CheckpointError(f"{path} ends within {info.name}: it changed since it was opened.")
+    rows: Float32 = dequantize(data.reshape(stop - start, row_bytes), info.type)
+    return rows.reshape(stop - start, *info.shape[1:])
+
+
+def _unpermuted_rows(rows: Any, head_dim: int, start: int, stop: int) -> Float32:
+    """Rows [start, stop) in Hugging Face's order: whole heads are read, reordered, then cut."""
+    first, last = start // head_dim, -(-stop // head_dim)
+    stored: Float32 = rows(first * head_dim, last * head_dim)
+    width = stored.shape[1]
+    pairs = stored.reshape(last - first, head_dim // 2, 2, width)
+    halves = pairs.swapaxes(1, 2).reshape(stored.shape)
+    return np.ascontiguousarray(halves[start - first * head_dim : stop - first * head_dim])
+
+
+class _Keys:
+    """Reads typed values out of the metadata, with the file's name in every complaint."""
+
+    def __init__(self, metadata: Mapping[str, Any], where: str) -> None:
+        self._metadata, self._where = metadata, where
+
+    def has(self, key: str) -> bool:
+        return key in self._metadata
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self._get(key, default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]  # one number a layer, all the same
+        if isinstance(value, list):
+            raise UnsupportedError(f"{self._where}: {key} differs between layers.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CheckpointError(
+                f"{self._where}: {key} must be a positive integer, not {value!r}."
+            )
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise CheckpointError(f"{self._where}: {key} must be a positive number, not {value!r}.")
+        # The shortest decimal that gives this float32: 1e-05, not 9.999999747378752e-06.
+        return float(str(np.float32(value)))
+
+    def token_id(self, name: str) -> int | None:
+        value = self._metadata.get(f"tokenizer.ggml.{name}")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise CheckpointError(
+                f"{self._where}: tokenizer.ggml.{name} must be a token id, not {value!r}."
+            )
+        return value if value is None or value >= 0 else None
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self._metadata.get(key, default)
+        if value is None:
+            raise CheckpointError(f"{self._where} lacks the metadata key {key!r}.")
+        return value

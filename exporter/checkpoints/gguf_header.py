@@ -1,0 +1,196 @@
+"""The head of a GGUF file: metadata and where each tensor lies.
+
+Read here rather than through `gguf.GGUFReader`: that one maps the whole file, keeps a view of every
+tensor and trusts each length it finds, so that a damaged count sends it into an endless loop. The
+layout is published at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_ALIGNMENT = 32  # where general.alignment is not given
+_STRING, _ARRAY = 8, 9
+_SCALARS: dict[int, np.dtype[Any]] = {
+    0: np.dtype("<u1"),
+    1: np.dtype("<i1"),
+    2: np.dtype("<u2"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<u4"),
+    5: np.dtype("<i4"),
+    6: np.dtype("<f4"),
+    7: np.dtype("?"),
+    10: np.dtype("<u8"),
+    11: np.dtype("<i8"),
+    12: np.dtype("<f8"),
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor: `shape` has rows first, `offset` counts from the start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """Metadata by key, tensors by GGUF name."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+
+def read_header(path: Path) -> Header:
+    """Read the head of the GGUF file `path`.
+
+    Raises `CheckpointError` when it is not a whole GGUF file, `UnsupportedError` for a version or a
+    tensor type this tool does not know.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read(_Cursor(file, path, path.stat().st_size))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+class _Cursor:
+    """Reads forward and never past the end of the file, whatever lengths the file claims."""
+
+    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
+        self._file, self.path, self.size = file, path, size
+
+    def take(self, count: int) -> bytes:
+        if count > self.size - self.position:
+            raise CheckpointError(
+                f"{self.path} is truncated or damaged: its header asks for {count:,} bytes at "
+                f"{self.position:,}, the file ends at {self.size:,}; download it again."
+            )
+        return self._file.read(count)
+
+    def integer(self, code: str) -> int:
+        value: int = struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+        return value
+
+    def string(self) -> str:
+        try:
+            return self.take(self.integer("Q")).decode("utf-8")
+        except UnicodeDecodeError:
+            raise CheckpointError(
+                f"{self.path} is damaged: a text in its header is not UTF-8; download it again."
+            ) from None
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self._array(self.integer("I"), self.integer("Q"))
+        return self._scalars(kind, 1)[0]
+
+    def _array(self, kind: int, count: int) -> list[Any]:
+        if kind == _STRING:
+            return [self.string() for _ in range(count)]
+        return self._scalars(kind, count)
+
+    def _scalars(self, kind: int, count: int) -> list[Any]:
+        dtype = _SCALARS.get(kind)
+        if dtype is None:
+            raise CheckpointError(
+                f"{self.path} is damaged: its header has a value of unknown type {kind}; "
+                "download it again."
+            )
+        values: list[Any] = np.frombuffer(self.take(dtype.itemsize * count), dtype).tolist()
+        return values
+
+    @property
+    def position(self) -> int:
+        return self._file.tell()
+
+
+def _read(cursor: _Cursor) -> Header:
+    _check_start(cursor)
+    num_tensors, num_keys = cursor.integer("Q"), cursor.integer("Q")
+    metadata: dict[str, Any] = {}
+    for _ in range(num_keys):
+        key = cursor.string()
+        metadata[key] = cursor.value(cursor.integer("I"))
+    entries = [_read_entry(cursor) for _ in range(num_tensors)]
+    alignment = _alignment(metadata, cursor.path)
+    base = -(-cursor.position // alignment) * alignment
+    tensors = {entry[0]: _tensor(*entry, base, cursor) for entry in entries}
+    if len(tensors) < num_tensors:
+        raise CheckpointError(f"{cursor.path} is damaged: two of its tensors have the same name.")
+    return Header(metadata, tensors)
+
+
+def _check_start(cursor: _Cursor) -> None:
+    if cursor.size < 24 or cursor.take(4) != _MAGIC:
+        raise CheckpointError(
+            f"{cursor.path} is not a GGUF file (it does not start with 'GGUF'): is the download "
+            "complete, or a web page saved under this name?"
+        )
+    version = cursor.integer("I")
+    if version and version & 0xFFFF == 0:
+        raise UnsupportedError(f"{cursor.path} is a big-endian GGUF file; convert it again.")
+    if version not in _VERSIONS:
+        raise UnsupportedError(
+            f"{cursor.path} is GGUF version {version}, this tool reads versions 2 and 3: convert "
+            "the model again with a current llama.cpp."
+        )
+
+
+def _alignment(metadata: dict[str, Any], path: Path) -> int:
+    value = metadata.get("general.alignment", _ALIGNMENT)
+    if not isinstance(value, int) or value < 1 or value & (value - 1):
+        raise CheckpointError(f"{path}: general.alignment must be a power of two, not {value!r}.")
+    return value
+
+
+def _read_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
+    name = cursor.string()
+    dims = cursor.integer("I")
+    if not 1 <= dims <= 4:
+        raise CheckpointError(f"{cursor.path} is damaged: {name} has {dims} dimensions.")
+    shape = tuple(cursor.integer("Q") for _ in range(dims))[::-1]
+    return name, shape, cursor.integer("I"), cursor.integer("Q")
+
+
+def _tensor(
+    name: str, shape: tuple[int, ...], code: int, offset: int, base: int, cursor: _Cursor
+) -> TensorInfo:
+    try:
+        kind = GGMLQuantizationType(code)
+    except ValueError:
+        raise UnsupportedError(
+            f"{cursor.path}: {name} is stored as ggml type {code}, which is not known."
+        ) from None
+    block, size = GGML_QUANT_SIZES[kind]
+    elements = 1
+    for dim in shape:
+        elements *= dim
+    if shape[-1] % block:
+        raise CheckpointError(
+            f"{cursor.path} is damaged: {name} is stored as {kind.name} in blocks of {block}, but "
+            f"its rows are {shape[-1]} wide."
+        )
+    end = base + offset + elements // block * size
+    if end > cursor.size:
+        raise CheckpointError(
+            f"{cursor.path} is truncated: {name} ends at byte {end:,}, the file at "
+            f"{cursor.size:,}; download it again."
+        )
+    return TensorInfo(name, shape, kind, base + offset, elements // block * size)

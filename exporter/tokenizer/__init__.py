@@ -1,0 +1,1 @@
+"""Vocabularies of other formats, made into tokenizer.json and its companions."""

@@ -1,0 +1,103 @@
+"""A tokenizer as the files that transformers, onnxruntime-genai and the browser read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+# The class under which nobody second-guesses tokenizer.json: for LlamaTokenizer and GPT2Tokenizer
+# transformers 5 puts in steps of its own, and onnxruntime-genai reads byte-level BPE wrongly.
+_CLASS = "PreTrainedTokenizerFast"
+
+
+class TokenType(IntEnum):
+    """What a piece of a vocabulary is: SentencePiece's numbers, which GGUF took over."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The tokens with a role, as text, and whether encoding adds the first two by itself."""
+
+    bos: str | None = None
+    eos: str | None = None
+    unk: str | None = None
+    pad: str | None = None
+    add_bos: bool = False
+    add_eos: bool = False
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer ready to be written."""
+
+    tokenizer: Tokenizer
+    special: SpecialTokens
+    chat_template: str | None = None
+
+    def write(self, folder: Path, max_length: int) -> list[str]:
+        """Write the files into `folder`; returns their names."""
+        files = {
+            "tokenizer.json": self.tokenizer.to_str(pretty=True),
+            "tokenizer_config.json": json.dumps(
+                _settings(self.special, max_length), indent=2, ensure_ascii=False
+            ),
+        }
+        if self.chat_template is not None:
+            files["chat_template.jinja"] = self.chat_template
+        for name, text in files.items():
+            # Bytes, because text mode would turn a template's \n into \r\n on Windows.
+            (folder / name).write_bytes(text.encode("utf-8"))
+        return list(files)
+
+
+def add_special_tokens(
+    tokenizer: Tokenizer, pieces: Sequence[str], types: Sequence[int], special: SpecialTokens
+) -> None:
+    """Make control and user-defined pieces match as a whole, and let encoding add BOS and EOS."""
+    added = [
+        AddedToken(piece, special=kind != TokenType.USER_DEFINED, normalized=False)
+        for piece, kind in zip(pieces, types, strict=True)
+        if kind in (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED) and piece
+    ]
+    tokenizer.add_tokens(added)
+    bos = special.bos if special.add_bos else None
+    eos = special.eos if special.add_eos else None
+    ends = [token for token in (bos, eos) if token is not None]
+    if ends:
+        single, pair = ([t for t in (bos, f"${x}", eos) if t is not None] for x in "AB")
+        tokenizer.post_processor = TemplateProcessing(
+            single=single,
+            pair=[*single, *(f"{token}:1" for token in pair)],
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in ends],
+        )
+
+
+def _settings(special: SpecialTokens, max_length: int) -> dict[str, Any]:
+    named = {
+        "bos_token": special.bos,
+        "eos_token": special.eos,
+        "unk_token": special.unk,
+        "pad_token": special.pad,
+    }
+    return {
+        "tokenizer_class": _CLASS,
+        **{key: token for key, token in named.items() if token is not None},
+        "add_bos_token": special.add_bos,
+        "add_eos_token": special.add_eos,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_length,
+    }

@@ -1,0 +1,63 @@
+"""SentencePiece's own file, `tokenizer.model`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from sentencepiece import sentencepiece_model_pb2
+
+from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles
+from llama_onnx.exporter.tokenizer.sentencepiece import sentencepiece_tokenizer
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+_proto: Any = sentencepiece_model_pb2  # its classes are made at run time, out of mypy's sight
+
+
+def tokenizer_from_model_file(path: Path) -> TokenizerFiles:
+    """Read the SentencePiece BPE model at `path`; every text gets its BOS token, as Llama wants.
+
+    Raises `CheckpointError` when it cannot be read, `UnsupportedError` when it is another kind.
+    """
+    model = _proto.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except DecodeError:
+        raise CheckpointError(f"{path} is not a SentencePiece model: download it again.") from None
+    _refuse_features(model, str(path))
+    special = _special_tokens(model)
+    tokenizer = sentencepiece_tokenizer(
+        [piece.piece for piece in model.pieces],
+        [piece.score for piece in model.pieces],
+        [piece.type for piece in model.pieces],
+        special,
+        str(path),
+        add_space_prefix=model.normalizer_spec.add_dummy_prefix,
+    )
+    return TokenizerFiles(tokenizer, special)
+
+
+def _refuse_features(model: Any, where: str) -> None:
+    normalizer = model.normalizer_spec
+    refused = {
+        "no vocabulary": not model.pieces,
+        "a model type other than BPE": model.trainer_spec.model_type != _proto.TrainerSpec.BPE,
+        "a normalization rule": bool(normalizer.precompiled_charsmap),
+        "removal of extra spaces": normalizer.remove_extra_whitespaces,
+        "spaces that are not escaped": not normalizer.escape_whitespaces,
+        "spaces at the end of words": model.trainer_spec.treat_whitespace_as_suffix,
+    }
+    for feature, present in refused.items():
+        if present:
+            raise UnsupportedError(f"{where}: the tokenizer has {feature}, which is not supported.")
+
+
+def _special_tokens(model: Any) -> SpecialTokens:
+    trainer = model.trainer_spec
+    ids = (trainer.bos_id, trainer.eos_id, trainer.unk_id, trainer.pad_id)
+    size = len(model.pieces)
+    bos, eos, unk, pad = (model.pieces[i].piece if 0 <= i < size else None for i in ids)
+    return SpecialTokens(bos, eos, unk, pad, add_bos=bos is not None)

@@ -1,0 +1,107 @@
+"""SentencePiece BPE as a `tokenizers` tokenizer that gives the same ids and the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+
+from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenType, add_special_tokens
+from llama_onnx.targets.errors import UnsupportedError
+
+_SPACE = "▁"
+
+Merge = tuple[str, str]
+
+
+def sentencepiece_tokenizer(
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    types: Sequence[int],
+    special: SpecialTokens,
+    where: str,
+    *,
+    add_space_prefix: bool = True,
+) -> Tokenizer:
+    """Build the tokenizer of a SentencePiece BPE vocabulary; a piece's place is its id.
+
+    `where` names the source in messages. Raises `UnsupportedError` when the vocabulary merges in a
+    way that a list of merges cannot express.
+    """
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    normal = {
+        piece: score
+        for piece, score, kind in zip(pieces, scores, types, strict=True)
+        if kind == TokenType.NORMAL
+    }
+    tokenizer = Tokenizer(
+        BPE(
+            vocabulary,
+            merges_by_score(normal, where),
+            unk_token=special.unk,
+            fuse_unk=True,
+            byte_fallback=TokenType.BYTE in types,
+        )
+    )
+    prefix = [normalizers.Prepend(_SPACE)] if add_space_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if add_space_prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    add_special_tokens(tokenizer, pieces, types, special)
+    return tokenizer
+
+
+def merges_by_score(pieces: Mapping[str, float], where: str) -> list[Merge]:
+    """Every way to put a piece together from two others, best score of the result first.
+
+    SentencePiece merges the neighbours whose union scores highest, the leftmost on a tie; a list of
+    merges takes the earliest in the list, and only then the leftmost. They agree while scores are
+    distinct. Llama's runs of spaces all score -1e9: there, longest first does what leftmost does.
+    """
+    ranked = sorted(
+        (piece for piece in pieces if len(piece) > 1), key=lambda p: (-pieces[p], -len(p))
+    )
+    _refuse_foreign_characters(ranked, pieces, where)
+    merges: list[Merge] = []
+    for score, group in groupby(ranked, key=pieces.__getitem__):
+        tied = list(group)
+        found = [merge for piece in tied for merge in _splits(piece, pieces)]
+        if len(tied) > 1 and _compete(found):
+            raise UnsupportedError(
+                f"{where}: {len(tied)} pieces of the vocabulary share the score {score:g}, so the "
+                "order of its merges is lost; export the original checkpoint folder instead."
+            )
+        merges += found
+    return merges
+
+
+def _splits(piece: str, pieces: Mapping[str, float]) -> Iterator[Merge]:
+    for cut in range(len(piece) - 1, 0, -1):
+        left, right = piece[:cut], piece[cut:]
+        if left in pieces and right in pieces:
+            yield left, right
+
+
+def _compete(merges: Sequence[Merge]) -> bool:
+    """Whether two merges of one score can claim the same piece of a text."""
+    spoken = [merge for merge in merges if set("".join(merge)) != {_SPACE}]
+    return not {left for left, _ in spoken}.isdisjoint(right for _, right in spoken)
+
+
+def _refuse_foreign_characters(
+    ranked: Sequence[str], pieces: Mapping[str, float], where: str
+) -> None:
+    # SentencePiece can merge a character that is no piece itself; merges are between pieces only.
+    for piece in ranked:
+        for cut in range(1, len(piece)):
+            parts = piece[:cut], piece[cut:]
+            reached = all(len(part) == 1 or part in pieces for part in parts)
+            if reached and not all(part in pieces for part in parts):
+                raise UnsupportedError(
+                    f"{where}: the piece {piece!r} has a character that is no piece of the "
+                    "vocabulary; export the original checkpoint folder instead."
+                )

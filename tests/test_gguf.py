@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_onnx.exporter.checkpoints import check_tensors, open_checkpoint
+from llama_onnx.exporter.checkpoints.gguf import GGUFCheckpoint
+from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from tests import tiny
+
+TIED = replace(tiny.GQA, tie_word_embeddings=True)
+# Rows of 256 and 512: the K types store blocks of 256.
+WIDE = replace(
+    tiny.GQA,
+    vocab_size=40,
+    hidden_size=256,
+    intermediate_size=512,
+    num_hidden_layers=1,
+    head_dim=64,
+    num_key_value_heads=2,
+)
+EXACT = {Type.F32: np.float32, Type.F16: np.float16}
+QUANTIZED = [Type.BF16, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0]
+K_TYPES = [Type.Q4_K, Type.Q5_K, Type.Q6_K]
+MODEL = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+LAYER = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def metadata(config: LlamaConfig) -> dict[str, Any]:
+    return {
+        "llama.block_count": config.num_hidden_layers,
+        "llama.context_length": config.max_position_embeddings,
+        "llama.embedding_length": config.hidden_size,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.num_key_value_heads,
+        "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "llama.rope.freq_base": config.rope_theta,
+        "llama.rope.dimension_count": config.head_dim,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+
+
+def gguf_name(name: str) -> str:
+    if name in MODEL:
+        return MODEL[name]
+    _, _, layer, *part, _ = name.split(".")
+    return f"blk.{layer}.{LAYER['.'.join(part)]}.weight"
+
+
+def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Half-split to interleaved, row by row, as the format's users define it."""
+    head_dim = len(weight) // heads
+    half = head_dim // 2
+    order = [h * head_dim + j + k * half for h in range(heads) for j in range(half) for k in (0, 1)]
+    return weight[order]
+
+
+def stored_tensors(config: LlamaConfig) -> dict[str, np.ndarray]:
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    stored = {}
+    for name, weight in tiny.weights(config).items():
+        part = name.split(".")[-2]
+        stored[gguf_name(name)] = permuted(weight, heads[part]) if part in heads else weight
+    return stored
+
+
+def random_blocks(shape: tuple[int, ...], kind: Type) -> np.ndarray:
+    # There is no quantizer for these in Python; bytes under 0x3C make finite half floats anywhere.
+    rng = np.random.default_rng(shape[0])
+    size = gguf.quant_shape_to_byte_shape(shape, kind)
+    return rng.integers(0, 0x3C, size, dtype=np.uint8)
+
+
+def encoded(weight: np.ndarray, kind: Type) -> tuple[np.ndarray, Type]:
+    if weight.ndim == 1:
+        return weight, Type.F32
+    if kind in EXACT:
+        return weight.astype(EXACT[kind]), kind
+    if kind in K_TYPES:
+        return random_blocks(weight.shape, kind), kind
+    return gguf.quantize(weight, kind), kind
+
+
+def write(
+    path: Path,
+    config: LlamaConfig = tiny.GQA,
+    kind: Type = Type.F32,
+    *,
+    arch: str = "llama",
+    keys: dict[str, Any] | None = None,
+    extra: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """Write a GGUF file. `keys` overrides metadata (None removes), `extra` adds tensors."""
+    writer = gguf.GGUFWriter(path, arch)
+    adders = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
+    for key, value in (metadata(config) | (keys or {})).items():
+        if value is not None:
+            adders[type(value)](key, value)
+    for name, weight in (stored_tensors(config) | (extra or {})).items():
+        data, raw = encoded(weight, kind)
+        writer.add_tensor(name, data, raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def whole(checkpoint: GGUFCheckpoint, name: str) -> np.ndarray:
+    tensor = checkpoint.tensor(name)
+    return tensor.rows(0, tensor.shape[0])
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> GGUFCheckpoint:
+    return GGUFCheckpoint.open(write(tmp_path_factory.mktemp("gguf") / "exact.gguf"))
+
+
+@pytest.mark.parametrize("config", [tiny.GQA, TIED], ids=["gqa", "tied"])
+def test_config_comes_from_the_metadata(tmp_path, config):
+    checkpoint = open_checkpoint(write(tmp_path / "m.gguf", config))
+    check_tensors(checkpoint)
+    assert checkpoint.config == config
+    assert checkpoint.format == "gguf"
+
+
+def test_every_tensor_equals_the_original(exact):
+    for name, weight in tiny.weights(tiny.GQA).items():
+        assert np.array_equal(whole(exact, name), weight), name
+
+
+@given(data=st.data())
+@settings(deadline=None)
+def test_any_range_of_rows(exact, data):
+    name = data.draw(st.sampled_from(sorted(exact.names())))
+    tensor = exact.tensor(name)
+    start = data.draw(st.integers(0, tensor.shape[0] - 1))
+    stop = data.draw(st.integers(start, tensor.shape[0]))
+    rows = tensor.rows(start, stop)
+    assert rows.dtype == np.float32
+    assert rows.shape == (stop - start, *tensor.shape[1:])
+    assert np.array_equal(rows, tiny.weights(tiny.GQA)[name][start:stop])
+
+
+@pytest.mark.parametrize("kind", [*EXACT, *QUANTIZED, *K_TYPES], ids=lambda kind: kind.name)
+def test_every_type_dequantizes_as_the_gguf_package_does(tmp_path, kind):
+    checkpoint = GGUFCheckpoint.open(write(tmp_path / "m.gguf", WIDE, kind))
+    check_tensors(checkpoint)
+    heads = {"q_proj": WIDE.num_attention_heads, "k_proj": WIDE.num_key_value_heads}
+    for name, weight in tiny.weights(WIDE).items():
+        part = name.split(".")[-2]
+        stored = permuted(weight, heads[part]) if part in heads else weight
+        expected = gguf.dequantize(*encoded(stored, kind))
+        found = whole(checkpoint, name)
+        assert np.array_equal(permuted(found, heads[part]) if part in heads else found, expected)
+        if weight.ndim == 2:
+            assert checkpoint.tensor(name).dtype == kind.name
+            assert np.array_equal(checkpoint.tensor(name).rows(3, 37), found[3:37])
+
+
+def test_a_path_with_spaces_and_letters_of_any_language(tmp_path):
+    folder = tmp_path / "mein Modell ä 日本"
+    folder.mkdir()
+    (folder / "LICENSE").write_text("a licence", encoding="utf-8")
+    checkpoint = open_checkpoint(write(folder / "modèle 1.gguf").parent)
+    assert whole(checkpoint, "model.norm.weight").shape == (64,)
+    assert [path.name for path in checkpoint.licence_files()] == ["LICENSE"]
+    assert list(checkpoint.fingerprint()) == ["modèle 1.gguf"]
+    assert checkpoint.search_defaults() == {}
+
+
+def test_defaults_and_variants_of_the_metadata(tmp_path):
+    keys = {
+        "llama.rope.freq_base": None,
+        "llama.rope.dimension_count": None,
+        "llama.attention.key_length": 16,
+        "llama.attention.head_count_kv": [2, 2, 2],
+        "llama.vocab_size": 288,
+        "llama.rope.scaling.type": "none",
+        "split.count": 0,
+        "tokenizer.ggml.eot_token_id": 7,
+        "tokenizer.ggml.eom_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 0,
+    }
+    config = GGUFCheckpoint.open(write(tmp_path / "m.gguf", keys=keys)).config
+    assert config == replace(tiny.GQA, eos_token_ids=(2, 7), pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"llama.rope.scaling.type": "linear"}, "rope scaling 'linear' is not supported"),
+        ({"llama.expert_count": 8}, "mixture of experts"),
+        ({"split.count": 3}, "one of 3 parts of a split model"),
+        ({"llama.attention.head_count_kv": [2, 1, 2]}, "head_count_kv differs between layers"),
+        ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count differs"),
+        ({"llama.attention.value_length": 32}, "llama.attention.value_length differs"),
+    ],
+)
+def test_features_beyond_plain_llama_are_refused_by_name(tmp_path, keys, message):
+    path = write(tmp_path / "m.gguf", keys=keys)
+    with pytest.raises(UnsupportedError, match=message) as caught:
+        GGUFCheckpoint.open(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rope_freqs.weight", "rope_freqs.weight: rope scaling is not supported"),
+        ("blk.0.attn_q.bias", "blk.0.attn_q.bias; biases are not supported"),
+    ],
+)
+def test_tensors_beyond_plain_llama_are_refused_by_name(tmp_path, name, message):
+    path = write(tmp_path / "m.gguf", extra={name: np.ones(64, np.float32)})
+    with pytest.raises(UnsupportedError, match=message):
+        GGUFCheckpoint.open(path)
+
+
+def test_a_tensor_nobody_knows_is_not_dropped(tmp_path):
+    extra = {"blk.0.attn_extra.weight": np.ones(64, np.float32)}
+    checkpoint = GGUFCheckpoint.open(write(tmp_path / "m.gguf", extra=extra))
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_extra\.weight"):
+        check_tensors(checkpoint)
+
+
+def test_other_architectures_and_types_are_refused_by_name(tmp_path):
+    path = write(tmp_path / "m.gguf", arch="qwen2")
+    with pytest.raises(UnsupportedError, match=r"general\.architecture is 'qwen2'"):
+        GGUFCheckpoint.open(path)
+    path = write(tmp_path / "t.gguf", WIDE, Type.TQ1_0)
+    with pytest.raises(UnsupportedError, match=r"token_embd\.weight is stored as TQ1_0"):
+        GGUFCheckpoint.open(path)
+
+
+@pytest.mark.parametrize("key", [key for key in metadata(tiny.GQA) if "length" in key])
+def test_a_missing_key_is_named(tmp_path, key):
+    path = write(tmp_path / "m.gguf", keys={key: None})
+    with pytest.raises(CheckpointError, match=f"lacks the metadata key '{key}'"):
+        GGUFCheckpoint.open(path)
+
+
+def test_a_key_of_the_wrong_type_is_named(tmp_path):
+    path = write(tmp_path / "m.gguf", keys={"llama.block_count": "three"})
+    with pytest.raises(CheckpointError, match=r"llama\.block_count must be a positive integer"):
+        GGUFCheckpoint.open(path)
+
+
+def test_more_layers_than_tensors_are_not_counted_through(tmp_path):
+    path = write(tmp_path / "m.gguf", keys={"llama.block_count": 2**32 - 1})
+    with pytest.raises(CheckpointError, match="block_count is 4,294,967,295, but the file has 30"):
+        GGUFCheckpoint.open(path)
+
+
+def test_a_missing_tensor_is_named(exact):
+    with pytest.raises(CheckpointError, match=r"lacks the tensor model\.layers\.9"):
+        exact.tensor("model.layers.9.input_layernorm.weight")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a GGUF file"),
+        (b"<html>404 Not Found, and some more text</html>", "is not a GGUF file"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "is GGUF version 1"),
+        (b"GGUF" + struct.pack("<IQQ", 99, 0, 0), "is GGUF version 99"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**62), "is truncated or damaged"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**62, 0), "is truncated or damaged"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**63), "is truncated or damaged"),
+        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"k", 77), "unknown type 77"),
+        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 4, 2**60), "truncated"),
+        (b"GGUF" + struct.pack("<IQQQ1s", 3, 0, 1, 1, b"\xff"), "is not UTF-8"),
+        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 1, 0, 1, b"t", 9), "t has 9 dimensions"),
+        (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 8, 999, 0), "ggml type 999"),
+        (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 8, 2, 0), "blocks of 32"),
+        (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 8, 0, 0), "is truncated: t"),
+    ],
+)
+def test_what_is_no_whole_gguf_file_is_said_in_one_sentence(tmp_path, content, message):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        GGUFCheckpoint.open(path)
+    assert str(path) in str(caught.value)
+
+
+@given(
+    share=st.floats(0, 0.999),
+    noise=st.none() | st.tuples(st.integers(4, 2000), st.binary(max_size=8)),
+)
+@settings(deadline=None)
+def test_truncation_and_damage_never_escape_as_another_error(exact, tmp_path_factory, share, noise):
+    content = bytearray(exact.path.read_bytes())
+    if noise is not None:
+        content[noise[0] : noise[0] + len(noise[1])] = noise[1]
+    path = exact.path.with_name("cut.gguf")
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError):
+        GGUFCheckpoint.open(path)
+
+
+def test_a_file_cut_short_after_it_was_opened(tmp_path):
+    path = write(tmp_path / "m.gguf")
+    checkpoint = GGUFCheckpoint.open(path)
+    with path.open("r+b") as file:
+        file.truncate(20_000)
+    with pytest.raises(CheckpointError, match="changed since it was opened"):
+        for name in checkpoint.names():
+            whole(checkpoint, name)
+
+
+def test_without_a_tokenizer_only_the_tokenizer_fails(exact, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no tokenizer"):
+        exact.write_tokenizer(tmp_path)
