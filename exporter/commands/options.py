@@ -50,7 +50,8 @@ _OPTIONS = (
     click.option(
         "--head",
         type=click.Choice(_STORAGES),
-        help="How the output head is stored.  [default: int8 with int4, else the precision]",
+        help="How the output head is stored.  [default: as the embedding if tied to it, else the "
+        "precision]",
     ),
     click.option(
         "--accuracy-level",

@@ -107,14 +107,14 @@ def make_recipe(
         )
     if tied:
         embedding = head = embedding or head
-    # The embedding is read a row at a time, so eight bits cost no time there, and it and the head
-    # are the matrices that four bits hurt most.
-    default = "int8" if precision == "int4" else precision
+    # The embedding is the model's input and is read a row at a time: eight bits cost no time there.
+    # A separate head is read whole for every token, so it is stored like the other matrices.
+    careful = "int8" if precision == "int4" else precision
     return Recipe(
         precision=precision,
         linear=storage(precision, block_size),
-        embedding=storage(embedding or default, block_size),
-        head=storage(head or default, block_size),
+        embedding=storage(embedding or careful, block_size),
+        head=storage(head or (careful if tied else precision), block_size),
         accuracy_level=accuracy_level,
         fuse_gate_up=fuse_gate_up,
         logits=logits,

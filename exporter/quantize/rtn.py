@@ -1,8 +1,8 @@
 """Round to nearest, symmetric: the step of a block is set by its largest value, nothing else.
 
 value = (code - 2^(bits-1)) * scale as `com.microsoft.MatMulNBits` reads it. The scale puts the
-block's largest magnitude, with its sign, exactly on code 0 (that is -2^(bits-1)), where the range is
-one code longer: the step is finer than the largest value over 2^(bits-1) - 1.
+block's largest magnitude, with its sign, exactly on code 0 (that is -2^(bits-1)), where the range
+is one code longer: the step is finer than the largest value over 2^(bits-1) - 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def quantize_rows(rows: Float32, storage: Blocks) -> tuple[Codes, Float32]:
     highest, lowest = values.max(axis=1), values.min(axis=1)
     extreme = np.where(highest > -lowest, highest, lowest)
     scales = extreme / np.float32(-half)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         inverse = np.where(scales == 0, np.float32(0), np.float32(1) / scales)
         shifted = values * inverse[:, None]
         shifted += np.float32(half + 0.5)

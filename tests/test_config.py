@@ -1,0 +1,85 @@
+"""LlamaConfig: reads what it knows, refuses by name what it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from tests.tiny import GQA
+
+from llama_onnx.exporter.config import config_from_huggingface
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+RAW = GQA.to_huggingface()
+
+
+def test_round_trip_through_config_json() -> None:
+    assert config_from_huggingface(RAW, "config.json") == GQA
+
+
+def test_reads_rope_theta_as_transformers_4_wrote_it() -> None:
+    raw = {k: v for k, v in RAW.items() if k != "rope_parameters"} | {"rope_theta": 5e5}
+    assert config_from_huggingface(raw, "config.json").rope_theta == 5e5
+
+
+def test_transformers_5_rope_parameters_win() -> None:
+    raw = RAW | {"rope_parameters": {"rope_theta": 7e5, "rope_type": "default"}}
+    assert config_from_huggingface(raw, "config.json").rope_theta == 7e5
+
+
+def test_head_dim_and_kv_heads_are_derived_when_absent() -> None:
+    raw = {k: v for k, v in RAW.items() if k not in ("head_dim", "num_key_value_heads")}
+    config = config_from_huggingface(raw, "config.json")
+    assert (config.head_dim, config.num_key_value_heads) == (16, 4)
+
+
+def test_a_stated_head_dim_may_differ_from_the_quotient() -> None:
+    assert config_from_huggingface(RAW | {"head_dim": 32}, "c").q_size == 128
+
+
+def test_generation_config_gives_the_end_tokens() -> None:
+    config = config_from_huggingface(RAW, "config.json", {"eos_token_id": [2, 5]})
+    assert config.eos_token_ids == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"model_type": "mistral"}, "mistral"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"rope_scaling": {"type": "su"}}, "su"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"head_dim": 20}, "head_dim 20"),
+    ],
+)
+def test_features_outside_plain_llama_are_refused_by_name(
+    change: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=word):
+        config_from_huggingface(RAW | change, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"hidden_size": None}, "lacks the key 'hidden_size'"),
+        ({"num_hidden_layers": "three"}, "num_hidden_layers must be a positive integer"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps must be a positive number"),
+        ({"num_key_value_heads": 3}, "not a multiple"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
+    ],
+)
+def test_bad_values_are_named(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(CheckpointError, match=word):
+        config_from_huggingface(RAW | change, "config.json")
+
+
+def test_parameters_count_tied_embeddings_once() -> None:
+    tied = dataclasses.replace(GQA, tie_word_embeddings=True)
+    assert GQA.num_parameters() - tied.num_parameters() == GQA.vocab_size * GQA.hidden_size
