@@ -54,10 +54,14 @@ class _Root(click.Group):
             raise _exception(error) from error
 
 
+class _Misuse(click.ClickException):
+    """A call that cannot be carried out; click's own UsageError would print the usage as well."""
+
+    exit_code = 2
+
+
 def _exception(error: LlamaOnnxError) -> click.ClickException:
-    exception = click.ClickException(str(error))
-    exception.exit_code = error.exit_code
-    return exception
+    return _Misuse(str(error)) if error.exit_code == 2 else click.ClickException(str(error))
 
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})

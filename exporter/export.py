@@ -234,7 +234,7 @@ def _write_slot(
         for part in parts:
             # `<` because the file is little-endian whatever the machine is.
             data = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<"))
-            writer.write(memoryview(data).cast("B"))
+            writer.write(data.view(np.uint8).data.cast("B"))
             progress.advance(name, data.nbytes)
         assert writer.position == place.end, f"{place.initializer.name} has the wrong size"
     writer.finish_slot(name)

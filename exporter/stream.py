@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ def tensor_arrays(
     """`slot_arrays` for `tensors`, concatenated along rows and stored as `storage`."""
     chunks = _chunks(tensors)
     if isinstance(storage, Float):
-        dtype = np.dtype(np.float16 if storage.bits == 16 else np.float32)
+        dtype = np.dtype(f"f{storage.bits // 8}")
         yield ordered_map(lambda chunk: _convert(chunk, dtype), chunks, pool, 2 * workers)
         return
     scales: list[Array] = []  # small beside the codes, and behind them in the file
@@ -98,7 +98,7 @@ def _chunks(tensors: Sequence[LazyTensor]) -> Iterator[_Chunk]:
             yield _Chunk(tensor, start, min(start + step, tensor.shape[0]))
 
 
-def _convert(chunk: _Chunk, dtype: np.dtype[np.floating]) -> Array:
+def _convert(chunk: _Chunk, dtype: np.dtype[Any]) -> Array:
     rows = chunk.tensor.rows(chunk.start, chunk.stop)
     with np.errstate(over="ignore"):
         converted = rows.astype(dtype, copy=False)
@@ -114,7 +114,7 @@ def _quantize(chunk: _Chunk, storage: Blocks) -> tuple[Array, Array]:
     return codes, scales
 
 
-def _refuse(chunk: _Chunk, overflow: bool | np.bool, dtype: np.dtype[np.generic]) -> None:
+def _refuse(chunk: _Chunk, overflow: bool | np.bool, dtype: np.dtype[Any]) -> None:
     where = f"{chunk.tensor.name}, rows {chunk.start} to {chunk.stop - 1}"
     if overflow:
         raise CheckpointError(

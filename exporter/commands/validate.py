@@ -10,11 +10,24 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
-    from llama_onnx.exporter.parity.metrics import Divergence
     from llama_onnx.exporter.parity.validate import Greedy, ParityReport, Progress
+
+
+_LABELS = {
+    "graph_prefill": "graph error, prefill",
+    "graph_decode": "graph error, decode",
+    "consistency_strict": "decode vs prefill",
+    "consistency_shipped": "  same, as shipped",
+    "activation_prefill": "activations, prefill",
+    "activation_decode": "activations, decode",
+    "quantization": "quantization error",
+    "total_prefill": "total, prefill",
+    "total_decode": "total, decode",
+    "greedy_strict": "fp32 activations, against the package's weights",
+    "greedy_shipped": "as shipped, against the original weights",
+}
 
 
 @click.command("validate")
@@ -30,8 +43,20 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Measure on the beginning of this UTF-8 file instead of the built-in texts.",
 )
-@click.option("--tokens", default=64, show_default=True, help="Greedy tokens after each prompt.")
-@click.option("--prompt-tokens", default=128, show_default=True, help="Longest prompt.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=2),
+    default=64,
+    show_default=True,
+    help="Greedy tokens after each prompt.",
+)
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Longest prompt.",
+)
 @click.option("--max-kl", type=float, help="Also fail above this mean KL (nats) to the original.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
@@ -90,33 +115,39 @@ def _progress() -> Iterator[Progress | None]:
 def _print(report: ParityReport) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
-    console.print(f"package    {report.package} ({report.precision})", markup=False)
-    console.print(f"reference  {report.reference}", markup=False)
-    console.print(f"ran on     {report.provider}, {report.positions} positions", markup=False)
+    console = Console(highlight=False)
+    for line in (
+        f"package    {report.package} ({report.precision})",
+        f"reference  {report.reference}",
+        f"ran on     {report.provider}, {report.positions} positions",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(_measurements(report))
     for greedy in report.greedy:
-        _print_greedy(console, greedy)
+        for line in _describe(greedy):
+            console.print(line, markup=False, soft_wrap=True)
     console.print(_checks(report))
     missed = [c.threshold for c in report.checks if not c.passed]
     if not missed:
         console.print("[bold green]passed[/]: every threshold holds.")
         return
     names = ", ".join(f"{row.measure} {row.metric}" for row in missed)
-    console.print(f"[bold red]failed[/]: {names} beyond the limit.")
+    console.print(f"[bold red]failed[/]: {names} beyond the limit.", soft_wrap=True)
 
 
 def _measurements(report: ParityReport) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table("error", title="Logits, and divergence in nats", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("error", no_wrap=True)
     for name in ("max abs", "rel L2", "mean KL", "p99 KL", "top-1", "ppl"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for measurement in report.measurements:
         figures = measurement.figures
         ratio = figures.perplexity_ratio
         table.add_row(
-            measurement.title,
+            _LABELS[measurement.name],
             f"{figures.max_abs:.1e}",
             f"{figures.relative_l2:.1e}",
             f"{figures.mean_kl:.1e}",
@@ -128,9 +159,10 @@ def _measurements(report: ParityReport) -> Table:
 
 
 def _checks(report: ParityReport) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table("threshold", "measured", "limit", "", title="Thresholds", title_justify="left")
+    table = Table("threshold", "measured", "limit", "", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for check in report.checks:
         row = check.threshold
         table.add_row(
@@ -142,22 +174,17 @@ def _checks(report: ParityReport) -> Table:
     return table
 
 
-def _print_greedy(console: Console, greedy: Greedy) -> None:
-    console.print(
-        f"greedy, {greedy.title}: {greedy.identical} of {len(greedy.divergences)} continuations "
-        f"of {greedy.tokens} tokens identical, {greedy.agreement:.1%} of tokens",
-        markup=False,
+def _describe(greedy: Greedy) -> Iterator[str]:
+    from llama_onnx.exporter.parity.validate import NEAR_TIE
+
+    yield (
+        f"greedy, {_LABELS[greedy.name]}: {greedy.identical} of {len(greedy.divergences)} "
+        f"continuations of {greedy.tokens} tokens identical, {greedy.agreement:.1%} of tokens"
     )
     for index, divergence in enumerate(greedy.divergences):
         if divergence is not None:
-            console.print(f"  prompt {index + 1}: {_describe(divergence)}", markup=False)
-
-
-def _describe(divergence: Divergence) -> str:
-    from llama_onnx.exporter.parity.validate import NEAR_TIE
-
-    tie = " - a near-tie" if divergence.margin <= NEAR_TIE else ""
-    return (
-        f"token {divergence.step + 1} is {divergence.chosen}, the reference has "
-        f"{divergence.expected} ahead by {divergence.margin:.2g}{tie}"
-    )
+            tie = ", a near-tie" if divergence.margin <= NEAR_TIE else ""
+            yield (
+                f"  prompt {index + 1}: token {divergence.step + 1} is {divergence.chosen}, the "
+                f"reference has {divergence.expected} ahead by {divergence.margin:.2g} logits{tie}"
+            )

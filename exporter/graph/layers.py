@@ -26,7 +26,12 @@ def stamp(value: ir.Value, *shape: int | str, dtype: ir.DataType = ir.DataType.F
 
 
 class Weighted(nn.Module):
-    """A module whose parameters are the initializers of one slot."""
+    """A module whose parameters are the initializers of one slot: `weight`, or `qweight` and
+    `scales`."""
+
+    weight: nn.Parameter
+    qweight: nn.Parameter
+    scales: nn.Parameter
 
     def __init__(self, slot: Slot) -> None:
         super().__init__()
@@ -122,14 +127,14 @@ class TiedHead(nn.Module):
     def __init__(self, embedding: Embedding, accuracy_level: int) -> None:
         super().__init__()
         self.slot, self.accuracy_level = embedding.slot, accuracy_level
-        object.__setattr__(self, "_embedding", embedding)
+        self.shared = (embedding,)  # in a tuple, lest it be registered as a child of the head
         if isinstance(self.slot.storage, Blocks):
             codes = replace(self.slot, gathered=False).initializers()[0]
             self.qweight = nn.Parameter(codes.shape, codes.dtype)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """[B, S, H] -> [B, S, V]."""
-        embedding = self._embedding
+        (embedding,) = self.shared
         if isinstance(self.slot.storage, Float):
             return float_matmul(op, x, embedding.weight, self.slot)
         return blocks_matmul(op, x, self.qweight, embedding.scales, self.slot, self.accuracy_level)

@@ -134,6 +134,7 @@ class LlamaForCausalLM(nn.Module):
         super().__init__()
         self.logits = recipe.logits
         self.model = LlamaModel(config, recipe)
+        self.lm_head: nn.Module
         if config.tie_word_embeddings:
             self.lm_head = TiedHead(self.model.embed_tokens, recipe.accuracy_level)
         else:

@@ -1,0 +1,307 @@
+"""A finished package read back as a checkpoint: the weights its graph computes with, dequantized.
+
+Written from the operators' specifications alone, and sharing no code with the quantizer, so that a
+mistake there cannot hide by being made twice:
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+(`com.microsoft.MatMulNBits`, `com.microsoft.GatherBlockQuantized`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from llama_onnx.exporter.checkpoints.base import (
+    Float32,
+    LazyTensor,
+    check_tensors,
+    file_fingerprint,
+    find_licences,
+)
+from llama_onnx.exporter.config import LlamaConfig, config_from_huggingface, read_json
+from llama_onnx.targets.errors import CheckpointError, PackageError, UnsupportedError
+
+MODEL_FILE = "model.onnx"
+
+PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
+"""From the coarsest to the finest."""
+
+# The input that holds the codes; the scales are input 2 of both operators.
+_CODES_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+
+# Matrices the graph multiplies by in one go: their rows stand one behind the other.
+_FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
+_FLOAT_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_PRECISION_OF = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "INT8": "int8", "INT4": "int4"}
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class PackageCheckpoint:
+    """A package folder; `tensors` maps Hugging Face names to dequantized, lazy rows.
+
+    `config.tie_word_embeddings` is False as soon as the graph has a head of its own, even over the
+    same bytes: what is compared is what each operator reads.
+    """
+
+    path: Path
+    config: LlamaConfig
+    tensors: dict[str, LazyTensor]
+    format: str = "package"
+
+    @classmethod
+    def open(cls, path: Path) -> PackageCheckpoint:
+        """Read config.json and model.onnx, not the weights.
+
+        Raises `PackageError` for a file that is missing or damaged, or for weights that are not
+        where the config asks for them; `UnsupportedError` for a quantization not known here.
+        """
+        if not (path / MODEL_FILE).is_file():
+            raise PackageError(f"{path} has no {MODEL_FILE}: is this a model package?")
+        config = config_from_huggingface(read_json(path / "config.json"), str(path / "config.json"))
+        graph = load_model(path).graph
+        stored = {i.name: _initializer(path, i) for i in graph.initializer}
+        blocks = {b.codes.name: b for b in (_blocks(n, stored, path) for n in graph.node) if b}
+        has_head = any(name.startswith("lm_head.") for name in stored)
+        config = replace(config, tie_word_embeddings=not has_head)
+        tensors = {
+            name: _tensor(name, config, stored, blocks, path) for name in config.tensor_shapes()
+        }
+        checkpoint = cls(path, config, tensors)
+        check_tensors(checkpoint)
+        return checkpoint
+
+    @property
+    def precision(self) -> str:
+        """The coarsest of `PRECISIONS` that a matrix of the package is stored in."""
+        codes = {t.dtype.partition("/")[0] for t in self.tensors.values() if len(t.shape) == 2}
+        return min((_PRECISION_OF[code] for code in codes), key=PRECISIONS.index)
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        return self.tensors.keys()
+
+    def tensor(self, name: str) -> LazyTensor:
+        """Tensor `name`, dequantized."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
+
+    def write_tokenizer(self, folder: Path) -> list[str]:
+        """Copy the tokenizer's files."""
+        if not (self.path / "tokenizer.json").exists():
+            raise CheckpointError(f"{self.path} has no tokenizer.json: export the package again.")
+        names = [name for name in _TOKENIZER_FILES if (self.path / name).exists()]
+        for name in names:
+            shutil.copyfile(self.path / name, folder / name)
+        return names
+
+    def licence_files(self) -> Sequence[Path]:
+        """Licence, policy, notice and model card that travelled with the package."""
+        return find_licences(self.path)
+
+    def search_defaults(self) -> dict[str, Any]:
+        """None: a package keeps them in genai_config.json, in genai's own terms."""
+        return {}
+
+    def fingerprint(self) -> dict[str, str]:
+        """Size and modification time of config, graph and data."""
+        files = [self.path / "config.json", *self.path.glob(f"{MODEL_FILE}*")]
+        return file_fingerprint(files)
+
+
+def load_model(package: Path) -> onnx.ModelProto:
+    """The graph of `package` without its external data; raises `PackageError`."""
+    path = package / MODEL_FILE
+    try:
+        return onnx.load(path, load_external_data=False)
+    except FileNotFoundError:
+        raise PackageError(f"{package} has no {MODEL_FILE}: is this a model package?") from None
+    except OSError as error:
+        raise PackageError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except DecodeError:
+        raise PackageError(f"{path} is not an ONNX model: export the package again.") from None
+
+
+def dequantize(
+    codes: npt.NDArray[np.uint8], scales: Float32, bits: int, block_size: int, columns: int
+) -> Float32:
+    """Symmetric block quantization undone: `(code - 2^(bits-1)) * scale`.
+
+    `codes` [N, ...] holds `ceil(columns / block_size)` whole blocks a row, packed low nibble first
+    when `bits` is 4; `scales` is [N, blocks]. Returns float32 [N, columns].
+    """
+    rows = len(codes)
+    flat = codes.reshape(rows, -1)
+    if bits == 4:
+        flat = np.stack([flat & 0xF, flat >> 4], axis=-1).reshape(rows, -1)
+    centred = flat.astype(np.float32) - np.float32(2 ** (bits - 1))
+    values = centred.reshape(rows, -1, block_size) * scales[..., None]  # [N, blocks, block_size]
+    return values.reshape(rows, -1)[:, :columns]  # the last block may be padded
+
+
+@dataclass(frozen=True)
+class _Initializer:
+    """A tensor of the graph: `offset` in `file`, or small and inside model.onnx itself."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    file: Path
+    offset: int
+    inline: npt.NDArray[Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        if self.inline is not None:
+            return self.inline[start:stop]
+        width = self.nbytes // self.shape[0]
+        raw = np.fromfile(
+            self.file, np.uint8, count=(stop - start) * width, offset=self.offset + start * width
+        )
+        return raw.view(self.dtype).reshape(stop - start, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """A block-quantized matrix as one operator of the graph reads it."""
+
+    codes: _Initializer
+    scales: _Initializer
+    bits: int
+    block_size: int
+
+    def rows(self, start: int, stop: int, columns: int) -> Float32:
+        scales = self.scales.rows(start, stop).astype(np.float32)
+        codes = self.codes.rows(start, stop)
+        return dequantize(codes, scales, self.bits, self.block_size, columns)
+
+
+def _initializer(path: Path, proto: onnx.TensorProto) -> _Initializer:
+    shape, dtype = tuple(proto.dims), onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+    if proto.data_location != onnx.TensorProto.EXTERNAL:
+        inline = onnx.numpy_helper.to_array(proto)
+        return _Initializer(proto.name, shape, dtype, path / MODEL_FILE, 0, inline)
+    entries = {entry.key: entry.value for entry in proto.external_data}
+    location = entries.get("location", "")
+    # A location with a folder in it could point anywhere on the disk.
+    if not location or Path(location).name != location:
+        raise PackageError(
+            f"{path}: {proto.name} lies in {location!r}, which is not a file of the package."
+        )
+    found = _Initializer(proto.name, shape, dtype, path / location, int(entries.get("offset", 0)))
+    size = found.file.stat().st_size if found.file.exists() else -1
+    if found.offset + found.nbytes > size:
+        state = "is missing" if size < 0 else f"ends at byte {size:,}"
+        raise PackageError(
+            f"{found.file} {state}, but {proto.name} reaches byte "
+            f"{found.offset + found.nbytes:,}: copy or export the package again."
+        )
+    return found
+
+
+def _blocks(node: onnx.NodeProto, stored: dict[str, _Initializer], path: Path) -> _Blocks | None:
+    if node.op_type not in _CODES_INPUT:
+        return None
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    bits, size = attributes.get("bits", 4), attributes.get("block_size", 128)
+    if any(node.input[3:]) or bits not in (4, 8):
+        raise UnsupportedError(
+            f"{path}: {node.name or node.op_type} is {bits}-bit with the further inputs "
+            f"{list(node.input[3:])}; only symmetric 4 and 8 bits can be read back."
+        )
+    try:
+        codes, scales = stored[node.input[_CODES_INPUT[node.op_type]]], stored[node.input[2]]
+    except KeyError as error:
+        raise PackageError(f"{path}: {node.name} reads {error}, which is no initializer.") from None
+    return _Blocks(codes, scales, bits, size)
+
+
+def _tensor(
+    name: str,
+    config: LlamaConfig,
+    stored: dict[str, _Initializer],
+    blocks: dict[str, _Blocks],
+    path: Path,
+) -> LazyTensor:
+    """Tensor `name`: whole, or as rows of a fused matrix."""
+    shapes = config.tensor_shapes()
+    for module, parts in _candidates(name.removesuffix(".weight")):
+        rows = [shapes[f"{part}.weight"][0] for part in parts]
+        first = sum(rows[: parts.index(name.removesuffix(".weight"))])
+        if f"{module}.qweight" in blocks:
+            return _quantized(name, shapes[name], blocks[f"{module}.qweight"], first, sum(rows))
+        if f"{module}.weight" in stored:
+            return _float(name, shapes[name], stored[f"{module}.weight"], first, sum(rows))
+    raise PackageError(f"{path}: the graph has no weights for {name}: export the package again.")
+
+
+def _candidates(module: str) -> Iterable[tuple[str, list[str]]]:
+    """Modules of the graph that may hold `module`, each with the modules it is made of."""
+    yield module, [module]
+    for fused, parts in _FUSED.items():
+        for part in parts:
+            if module.endswith(f".{part}"):
+                prefix = module.removesuffix(part)
+                yield prefix + fused, [prefix + p for p in parts]
+
+
+def _float(
+    name: str, shape: tuple[int, ...], matrix: _Initializer, first: int, total: int
+) -> LazyTensor:
+    code = _FLOAT_CODES.get(matrix.dtype.name)
+    if code is None or matrix.shape != (total, *shape[1:]):
+        raise PackageError(
+            f"{matrix.file.parent}: {matrix.name} is {matrix.dtype.name} {list(matrix.shape)}, "
+            f"not a float tensor of shape {[total, *shape[1:]]}."
+        )
+
+    def rows(start: int, stop: int) -> Float32:
+        return matrix.rows(first + start, first + stop).astype(np.float32)
+
+    return LazyTensor(name, shape, code, matrix.nbytes * shape[0] // total, rows)
+
+
+def _quantized(
+    name: str, shape: tuple[int, ...], matrix: _Blocks, first: int, total: int
+) -> LazyTensor:
+    codes, scales = matrix.codes, matrix.scales
+    count = -(-shape[1] // matrix.block_size)  # blocks a row
+    if (
+        codes.shape[0] != total
+        or codes.nbytes != total * count * matrix.block_size * matrix.bits // 8
+        or scales.shape != (total, count)
+    ):
+        raise PackageError(
+            f"{codes.file.parent}: {codes.name} {list(codes.shape)} with scales "
+            f"{list(scales.shape)} is not a {total} x {shape[1]} matrix of {matrix.bits} bits in "
+            f"blocks of {matrix.block_size}."
+        )
+
+    def rows(start: int, stop: int) -> Float32:
+        return matrix.rows(first + start, first + stop, shape[1])
+
+    nbytes = (codes.nbytes + scales.nbytes) * shape[0] // total
+    return LazyTensor(name, shape, f"INT{matrix.bits}/{matrix.block_size}", nbytes, rows)

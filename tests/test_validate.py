@@ -1,0 +1,447 @@
+"""Parity of tiny packages, and faults planted in them: each must show in the row it belongs to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper, numpy_helper
+
+from llama_onnx.exporter.checkpoints import open_checkpoint
+from llama_onnx.exporter.checkpoints.package import PackageCheckpoint, dequantize
+from llama_onnx.exporter.cli import main
+from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.exporter.export import export_package
+from llama_onnx.exporter.parity.prompts import make_prompts
+from llama_onnx.exporter.parity.session import PackageSession, quantizes_activations
+from llama_onnx.exporter.parity.validate import ParityReport, validate
+from llama_onnx.exporter.plan import Options
+from llama_onnx.targets import cpu
+from llama_onnx.targets.errors import PackageError, UnsupportedError, UsageError
+from tests import tiny
+
+TIED = replace(tiny.GQA, tie_word_embeddings=True)
+PARTIAL = replace(tiny.GQA, hidden_size=80, intermediate_size=72)  # no multiples of a block of 32
+
+EXPORTS = {
+    "fp32": (tiny.GQA, Options("fp32")),
+    "fp16": (tiny.GQA, Options("fp16")),
+    "int8": (tiny.GQA, Options("int8")),
+    "int4": (tiny.GQA, Options("int4")),
+    "fp32-tied": (TIED, Options("fp32")),
+    "int4-tied": (TIED, Options("int4")),
+    "int4-partial-fused": (PARTIAL, Options("int4", fuse_gate_up=True)),
+    "int4-exact": (tiny.GQA, Options("int4", accuracy_level=1)),
+    "int4-last": (tiny.GQA, Options("int4", logits="last")),
+}
+
+
+Make = Callable[[str], tuple[Path, Path]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    # Models this small only wait for one another's threads when tests run side by side.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Package and source of one of `EXPORTS`, made once."""
+    root = tmp_path_factory.mktemp("parity")
+
+    def make(name: str) -> tuple[Path, Path]:
+        config, options = EXPORTS[name]
+        source, package = root / f"{name}-source", root / name
+        if not package.exists():
+            tiny.write_huggingface(source, config)
+            export_package(source, package, cpu.TARGET, options)
+        return package, source
+
+    return make
+
+
+@pytest.fixture
+def copied(made: Make, tmp_path: Path) -> Make:
+    """The same, but the package may be damaged."""
+
+    def copy(name: str) -> tuple[Path, Path]:
+        package, source = made(name)
+        return Path(shutil.copytree(package, tmp_path / name)), source
+
+    return copy
+
+
+def report_on(package: Path, source: Path, max_kl: float | None = None) -> ParityReport:
+    reference = open_checkpoint(source)
+    prompts = make_prompts(package, reference.config, tokens=12, longest=32)
+    return validate(package, reference, prompts, tokens=12, max_kl=max_kl)
+
+
+def figures(report: ParityReport) -> dict[str, dict[str, float]]:
+    return {m.name: asdict(m.figures) for m in report.measurements}
+
+
+def missed(report: ParityReport) -> set[str]:
+    return {check.threshold.measure for check in report.checks if not check.passed}
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["validate", *map(str, arguments)])
+
+
+# Sound packages
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_sound_package_passes(made: Make, name: str) -> None:
+    package, source = made(name)
+    report = report_on(package, source)
+    rows = figures(report)
+    assert missed(report) == set()
+    assert report.precision == name.partition("-")[0]
+    assert report.greedy[0].identical == len(report.greedy[0].divergences) == 4
+    # Far below the limits: rounding in other orders, and nothing else.
+    for row in ("graph_prefill", "graph_decode", "consistency_strict"):
+        assert rows[row]["relative_l2"] < 5e-6
+    # What the precision costs does not leak into the graph error, but it is there.
+    assert (rows["quantization"]["max_abs"] == 0) == name.startswith("fp32")
+    expected = {"fp16": 1e-3, "int8": 1e-2, "int4": 1e-1}.get(report.precision, 0)
+    assert expected <= rows["quantization"]["relative_l2"] < 10 * expected + 1e-9
+
+
+@pytest.mark.parametrize("name", ["fp32", "int4", "int4-exact"])
+def test_activation_error_has_its_own_row_only_where_activations_are_quantized(
+    made: Make, name: str
+) -> None:
+    rows = figures(report_on(*made(name)))
+    assert quantizes_activations(made(name)[0]) == (name == "int4")
+    assert ("activation_prefill" in rows) == (name == "int4")
+    if name == "int4":
+        # The very graph that is exact to 5e-6 with fp32 activations: the override works.
+        assert rows["activation_prefill"]["relative_l2"] > 1e-3
+        assert rows["activation_decode"]["relative_l2"] > 1e-3
+
+
+def test_a_pruned_head_is_compared_at_the_last_positions(made: Make) -> None:
+    package, source = made("int4-last")
+    report = report_on(package, source)
+    rows = figures(report)
+    assert rows["graph_prefill"]["positions"] == 4  # one of each prompt
+    assert rows["graph_decode"]["positions"] == 4 * 11
+    assert rows["graph_prefill"]["perplexity_ratio"] is None
+
+
+def test_every_weight_is_the_one_the_operators_compute_with(made: Make) -> None:
+    """Read back against the operators themselves: x @ W.T with x the identity."""
+    package, _ = made("int4-partial-fused")
+    checkpoint = PackageCheckpoint.open(package)
+    model = onnx.load(package / "model.onnx")
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = [checkpoint.tensor(f"model.layers.1.self_attn.{p}_proj.weight") for p in "qkv"]
+    fused = [checkpoint.tensor(f"model.layers.2.mlp.{p}_proj.weight") for p in ("gate", "up")]
+    whole = {
+        "model.layers.1.self_attn.qkv_proj.qweight": found,
+        "model.layers.2.mlp.gate_up_proj.qweight": fused,
+        "model.layers.0.mlp.down_proj.qweight": [
+            checkpoint.tensor("model.layers.0.mlp.down_proj.weight")
+        ],
+        "lm_head.qweight": [checkpoint.tensor("lm_head.weight")],
+    }
+    for node in model.graph.node:
+        parts = whole.pop(node.input[1], []) if node.op_type == "MatMulNBits" else []
+        if parts:
+            columns = parts[0].shape[1]
+            weight = _run_node(node, tensors, x=np.eye(columns, dtype=np.float32)).T
+            read = np.concatenate([part.rows(0, part.shape[0]) for part in parts])
+            np.testing.assert_array_equal(read, weight)
+    assert not whole
+    gather = next(node for node in model.graph.node if node.op_type == "GatherBlockQuantized")
+    embedding = checkpoint.tensor("model.embed_tokens.weight")
+    looked_up = _run_node(gather, tensors, x=np.arange(embedding.shape[0]))
+    np.testing.assert_array_equal(embedding.rows(0, embedding.shape[0]), looked_up[:, :80])
+    np.testing.assert_array_equal(embedding.rows(7, 9), looked_up[7:9, :80])
+
+
+def _run_node(
+    node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], x: np.ndarray
+) -> np.ndarray:
+    weights = [tensors[name] for name in node.input if name in tensors]
+    (data,) = (name for name in node.input if name not in tensors)
+    node = onnx.NodeProto.FromString(node.SerializeToString())
+    for attribute in node.attribute:
+        if attribute.name == "accuracy_level":
+            attribute.i = 1
+    kind = TensorProto.FLOAT if x.dtype == np.float32 else TensorProto.INT64
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info(data, kind, x.shape)],
+        [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)],
+        weights,
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    output: np.ndarray = session.run(None, {data: x})[0]
+    return output
+
+
+def test_dequantize_by_hand() -> None:
+    four = dequantize(np.array([[0x0F, 0x98]], np.uint8), np.array([[2.0]], np.float32), 4, 4, 3)
+    np.testing.assert_array_equal(four, [[14.0, -16.0, 0.0]])  # (15-8)*2, (0-8)*2, (8-8)*2
+    eight = dequantize(np.array([[0, 255]], np.uint8), np.array([[0.5, 1]], np.float32), 8, 1, 2)
+    np.testing.assert_array_equal(eight, [[-64.0, 127.0]])
+
+
+# Faults: where a tensor stands in the data file, and what can be done to it
+
+
+def edit(package: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
+    """Let `change` alter initializer `name` of `package` in place."""
+    model = onnx.load(package / "model.onnx", load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    mapped = np.memmap(
+        package / entries["location"],
+        helper.tensor_dtype_to_np_dtype(tensor.data_type),
+        mode="r+",
+        offset=int(entries["offset"]),
+        shape=tuple(tensor.dims),
+    )
+    change(mapped)
+    mapped.flush()
+
+
+def edit_graph(package: Path, change: Callable[[onnx.GraphProto], None]) -> None:
+    model = onnx.load(package / "model.onnx", load_external_data=False)
+    change(model.graph)
+    onnx.save(model, package / "model.onnx")
+
+
+def negate(array: np.ndarray) -> None:
+    np.negative(array, out=array)
+
+
+def flip_codes(array: np.ndarray) -> None:
+    """Negate the codes of one block of each row: c - 8 becomes 8 - c (and -8 becomes -7)."""
+    block = array[:, 0]
+    low, high = (np.minimum(16 - (nibble.astype(int)), 15) for nibble in (block & 15, block >> 4))
+    block[:] = low | high << 4
+
+
+def test_flipped_weights_are_no_graph_error_but_a_quantization_error(copied: Make) -> None:
+    package, source = copied("fp32")
+    edit(package, "model.layers.1.mlp.down_proj.weight", lambda weight: negate(weight[:16, :32]))
+    report = report_on(package, source)
+    assert missed(report) == {"quantization"}
+    assert figures(report)["graph_prefill"]["relative_l2"] < 5e-6
+
+
+def test_flipped_codes_are_no_graph_error_but_a_quantization_error(
+    made: Make, copied: Make
+) -> None:
+    clean = figures(report_on(*made("int4")))
+    package, source = copied("int4")
+    edit(package, "model.layers.1.mlp.down_proj.qweight", flip_codes)
+    limit = 1.5 * clean["quantization"]["mean_kl"]
+    report = report_on(package, source, max_kl=limit)
+    assert missed(report) == {"quantization", "total_decode"}
+    assert figures(report)["graph_prefill"]["relative_l2"] < 5e-6
+    assert missed(report_on(*made("int4"), max_kl=limit)) == set()
+
+
+def _epsilon(graph: onnx.GraphProto) -> None:
+    node = [n for n in graph.node if n.op_type == "SkipSimplifiedLayerNormalization"][2]
+    (attribute,) = (a for a in node.attribute if a.name == "epsilon")
+    attribute.f = 1e-3
+
+
+def _interleaved(graph: onnx.GraphProto) -> None:
+    node = next(n for n in graph.node if n.op_type == "GroupQueryAttention")
+    (attribute,) = (a for a in node.attribute if a.name == "rotary_interleaved")
+    attribute.i = 1
+
+
+def _late_rotary(table: np.ndarray) -> None:
+    table[35, 3] += 0.01  # one value of one position, behind the prompts
+
+
+@pytest.mark.parametrize("name", ["fp32", "int4"])
+@pytest.mark.parametrize("fault", ["epsilon", "interleaved", "late_rotary"])
+def test_a_fault_of_the_graph_is_a_graph_error_and_no_quantization_error(
+    copied: Make, name: str, fault: str
+) -> None:
+    package, source = copied(name)
+    if fault == "late_rotary":
+        edit(package, "model.cos_cache.weight", _late_rotary)
+    else:
+        edit_graph(package, {"epsilon": _epsilon, "interleaved": _interleaved}[fault])
+    report = report_on(package, source)
+    assert {"graph_prefill", "graph_decode"} <= missed(report)
+    assert "quantization" not in missed(report)
+
+
+def test_a_fault_in_the_cache_is_seen_by_decode_alone(copied: Make) -> None:
+    """Keys of layer 0 leave the graph doubled: a pass without a past cannot notice."""
+    package, source = copied("fp32")
+
+    def double(graph: onnx.GraphProto) -> None:
+        node = next(n for n in graph.node if "present.0.key" in n.output)
+        node.output[list(node.output).index("present.0.key")] = "key"
+        graph.initializer.append(numpy_helper.from_array(np.array(2, np.float32), "two"))
+        graph.node.append(helper.make_node("Mul", ["key", "two"], ["present.0.key"]))
+
+    edit_graph(package, double)
+    report = report_on(package, source)
+    assert missed(report) >= {"graph_decode", "consistency_strict", "greedy_strict"}
+    assert "graph_prefill" not in missed(report)
+
+
+def test_nan_fails_and_is_still_json(copied: Make) -> None:
+    package, source = copied("fp32")
+    edit(package, "model.norm.weight", lambda gain: gain.fill(np.nan))
+    report = report_on(package, source)
+    assert not report.passed
+    content = json.loads(report.to_json(), parse_constant=pytest.fail)
+    assert content["passed"] is False
+    assert content["measurements"][0]["figures"]["max_abs"] is None
+
+
+# Packages that cannot be read
+
+
+def test_a_truncated_data_file_is_named(copied: Make) -> None:
+    package, source = copied("int4")
+    data = package / "model.onnx.data"
+    with data.open("r+b") as file:
+        file.truncate(data.stat().st_size // 2)
+    with pytest.raises(PackageError, match=r"model\.onnx\.data ends at byte"):
+        report_on(package, source)
+
+
+def test_data_outside_the_package_is_refused(copied: Make) -> None:
+    package, _ = copied("fp32")
+
+    def point_outside(graph: onnx.GraphProto) -> None:
+        for entry in graph.initializer[-1].external_data:
+            if entry.key == "location":
+                entry.value = "../elsewhere"
+
+    edit_graph(package, point_outside)
+    with pytest.raises(PackageError, match="not a file of the package"):
+        PackageCheckpoint.open(package)
+
+
+def test_asymmetric_codes_are_refused(copied: Make) -> None:
+    package, _ = copied("int4")
+
+    def add_zero_points(graph: onnx.GraphProto) -> None:
+        node = next(n for n in graph.node if n.op_type == "MatMulNBits")
+        node.input.append("zero_points")
+
+    edit_graph(package, add_zero_points)
+    with pytest.raises(UnsupportedError, match="only symmetric"):
+        PackageCheckpoint.open(package)
+
+
+def test_a_damaged_or_missing_graph_is_one_sentence(copied: Make) -> None:
+    package, _ = copied("fp32")
+    (package / "model.onnx").write_bytes(b"\xff" * 100)
+    with pytest.raises(PackageError, match="not an ONNX model"):
+        PackageCheckpoint.open(package)
+    (package / "model.onnx").unlink()
+    with pytest.raises(PackageError, match="is this a model package"):
+        PackageCheckpoint.open(package)
+
+
+def test_a_graph_that_onnxruntime_refuses_is_a_package_error(copied: Make) -> None:
+    package, _ = copied("fp32")
+
+    def misspell(graph: onnx.GraphProto) -> None:
+        next(n for n in graph.node if n.op_type == "GroupQueryAttention").op_type = "Attenuation"
+
+    edit_graph(package, misspell)
+    with pytest.raises(PackageError, match="onnxruntime refuses"):
+        PackageSession.open(package)
+
+
+# The command
+
+
+def test_the_command_prints_a_verdict(made: Make) -> None:
+    package, source = made("int4")
+    result = run(package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
+    assert result.exit_code == 0, result.output
+    assert "passed: every threshold holds." in result.stdout
+    assert "CPUExecutionProvider" in result.stdout
+    assert "graph error, prefill" in result.stdout
+    assert result.stderr == ""
+
+
+def test_the_command_fails_with_1_and_names_what_is_missed(made: Make) -> None:
+    package, source = made("int4")
+    arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
+    result = run(*arguments, "--max-kl", 1e-6)
+    assert result.exit_code == 1
+    assert "failed: quantization mean_kl, total_decode mean_kl beyond the limit." in result.stdout
+
+
+def test_the_command_writes_json(made: Make) -> None:
+    package, source = made("fp32")
+    result = run(package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8, "--json")
+    content = json.loads(result.stdout)
+    assert content["passed"] is True
+    assert content["provider"] == "CPUExecutionProvider"
+    assert content["positions"] == 4 * (8 + 4 - 1)
+    assert {m["name"] for m in content["measurements"]} >= {"graph_prefill", "quantization"}
+
+
+def test_another_models_checkpoint_is_a_wrong_call(made: Make) -> None:
+    package, _ = made("fp32")
+    _, other = made("int4-partial-fused")
+    result = run(package, "--reference", other)
+    assert result.exit_code == 2
+    assert "hidden_size is 64 in the package and 80 in the reference" in result.stderr
+
+
+def test_a_text_of_ones_own(made: Make, tmp_path: Path) -> None:
+    package, source = made("fp32")
+    text = tmp_path / "ü.txt"
+    text.write_text("The capital of France is Paris.", encoding="utf-8")
+    arguments = (package, "--reference", source, "--tokens", 4, "--json", "--text", text)
+    content = json.loads(run(*arguments).stdout)
+    assert [len(greedy["divergences"]) for greedy in content["greedy"]] == [1, 1]
+    text.write_bytes(b"\xff\xfe\xff")
+    assert run(*arguments).exit_code == 2
+    text.write_bytes(b"")
+    assert run(*arguments).exit_code == 2
+
+
+def test_prompts_leave_room_in_the_context(made: Make) -> None:
+    package, _ = made("fp32")
+    config: LlamaConfig = replace(tiny.GQA, max_position_embeddings=20)
+    assert [len(ids) for ids in make_prompts(package, config, tokens=12, longest=64)] == [8] * 4
+    with pytest.raises(UsageError, match="do not fit the context of 20"):
+        make_prompts(package, config, tokens=20, longest=64)
+
+
+def test_without_a_tokenizer_the_prompts_are_the_same_every_time(copied: Make) -> None:
+    package, source = copied("fp32")
+    (package / "tokenizer.json").unlink()
+    first, second = (make_prompts(package, tiny.GQA, tokens=4, longest=64) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    report = validate(package, open_checkpoint(source), first, tokens=4)
+    assert report.passed
