@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import pytest
-from tests import tiny
 import torch
 import transformers
 
@@ -20,6 +19,7 @@ from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.graph.rotary import rotary_tables
 from llama_onnx.exporter.plan import Options
 from llama_onnx.targets.cpu import TARGET
+from tests import tiny
 
 Array = npt.NDArray[Any]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_onnx.exporter.checkpoints import check_tensors, open_checkpoint
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_config_that_is_no_config(tmp_path: Path, content: str, message: str) ->
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         open_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="neither a config.json nor a .gguf"):
+    with pytest.raises(CheckpointError, match=r"neither a config\.json nor a \.gguf"):
         open_checkpoint(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_pickled_weights_only(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_a_template_inside_the_tokenizer_config_becomes_a_file(source: Path, tmp_path: Path) -> None:
+def test_a_template_inside_tokenizer_config_becomes_a_file(source: Path, tmp_path: Path) -> None:
     assert "chat_template" in json.loads((source / "tokenizer_config.json").read_text())
     written = open_checkpoint(source).write_tokenizer(tmp_path)
     assert (tmp_path / "chat_template.jinja").read_text() == tiny.CHAT_TEMPLATE

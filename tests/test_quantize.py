@@ -64,7 +64,8 @@ def test_padding_of_a_partial_block_is_zero(storage: Blocks) -> None:
 
 
 def test_zeros_stay_zeros() -> None:
-    restored = dequantize(*quantize_rows(np.zeros((2, 64), np.float32), Blocks(4, 32)), Blocks(4, 32))
+    storage = Blocks(4, 32)
+    restored = dequantize(*quantize_rows(np.zeros((2, 64), np.float32), storage), storage)
     assert not restored.any()
 
 

@@ -108,7 +108,7 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 def _write_shards(folder: Path, data: dict[str, np.ndarray], shards: int) -> None:
     names = list(data)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index in range(shards):
         file = f"model-{index + 1:05}-of-{shards:05}.safetensors"
         part = names[index::shards]
