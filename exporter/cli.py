@@ -35,23 +35,26 @@ class _Root(click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
-        try:
-            command: click.Command = importlib.import_module(module).command
-        except ModuleNotFoundError as error:
-            extra = _EXTRAS[module.split(".")[1]]
-            raise _exception(
-                MissingDependencyError(
-                    f"`llama-onnx {cmd_name}` needs the package {error.name}, which is not "
-                    f'installed: run `pip install "llama-onnx[{extra}]"`.'
-                )
-            ) from None
+        command: click.Command = importlib.import_module(module).command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if ctx.invoked_subcommand is None or str(error.name).startswith("llama_onnx"):
+                raise
+            raise _exception(_missing(ctx.invoked_subcommand, error)) from None
         except LlamaOnnxError as error:
             raise _exception(error) from error
+
+
+def _missing(verb: str, error: ModuleNotFoundError) -> MissingDependencyError:
+    extra = _EXTRAS[_COMMANDS[verb].split(".")[1]]
+    return MissingDependencyError(
+        f"`llama-onnx {verb}` needs the package {error.name}, which is not "
+        f'installed: run `pip install "llama-onnx[{extra}]"`.'
+    )
 
 
 class _Misuse(click.ClickException):

@@ -22,7 +22,7 @@ from llama_onnx.exporter.stream import CHUNK_VALUES, tensor_arrays
 from llama_onnx.targets.errors import ResourceError, UsageError
 from llama_onnx.targets.target import Target
 
-BASE_MEMORY = 300 << 20
+BASE_MEMORY = 360 << 20
 """Resident memory of Python with numpy, onnx and onnxruntime loaded; measured, rounded up."""
 
 SAMPLE_VALUES = 1 << 24

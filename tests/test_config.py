@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 import pytest
-from tests.tiny import GQA
 
 from llama_onnx.exporter.config import config_from_huggingface
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from tests.tiny import GQA
 
 RAW = GQA.to_huggingface()
 

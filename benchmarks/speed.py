@@ -1,0 +1,121 @@
+"""Prefill and decode speed of several models side by side: interleaved rounds, medians, ratios.
+
+    python benchmarks/speed.py ours=work/1.1b-int4 builder=work/1.1b-builder [llama=work/q4_0.gguf]
+
+A folder is opened by onnxruntime-genai, a .gguf file by llama-cpp-python. The first contender is
+the one the others are compared with. All use the same number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+Round = Callable[[list[int], int], tuple[float, float]]
+
+
+def genai(path: Path, threads: int) -> Round:
+    import onnxruntime_genai as og
+
+    config = og.Config(str(path))
+    settings = {"intra_op_num_threads": threads}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": settings}}}))
+    model = og.Model(config)
+
+    def run(prompt: list[int], new: int) -> tuple[float, float]:
+        params = og.GeneratorParams(model)
+        length = len(prompt) + new + 1
+        params.set_search_options(max_length=length, min_length=length, do_sample=False)
+        generator = og.Generator(model, params)
+        start = time.perf_counter()
+        generator.append_tokens(prompt)
+        generator.generate_next_token()
+        first = time.perf_counter()
+        for _ in range(new):
+            generator.generate_next_token()
+        return first - start, time.perf_counter() - first
+
+    return run
+
+
+def llama_cpp(path: Path, threads: int) -> Round:
+    import llama_cpp
+
+    model = llama_cpp.Llama(
+        str(path),
+        n_ctx=2048,
+        n_batch=2048,
+        n_threads=threads,
+        n_threads_batch=threads,
+        flash_attn=True,
+        verbose=False,
+    )
+
+    def run(prompt: list[int], new: int) -> tuple[float, float]:
+        model.reset()
+        start = time.perf_counter()
+        model.eval(prompt)
+        token = int(np.argmax(model.scores[model.n_tokens - 1]))
+        first = time.perf_counter()
+        for _ in range(new):
+            model.eval([token])
+            token = int(np.argmax(model.scores[model.n_tokens - 1]))
+        return first - start, time.perf_counter() - first
+
+    return run
+
+
+def size(path: Path) -> int:
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("contenders", nargs="+", metavar="NAME=PATH")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of prefill")
+    parser.add_argument("--new", type=int, default=32, help="tokens of decode")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    paths = {name: Path(path) for name, path in (c.split("=", 1) for c in arguments.contenders)}
+    runs: dict[str, Round] = {}
+    for name, path in paths.items():
+        opener = llama_cpp if path.suffix == ".gguf" else genai
+        runs[name] = opener(path, arguments.threads)
+    prompt = np.random.default_rng(0).integers(3, 290, arguments.prompt).tolist()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}
+    for number in range(arguments.rounds + 1):
+        for name, run in runs.items():
+            result = run(prompt, arguments.new)
+            if number:  # the first round warms up
+                times[name].append(result)
+    speeds = {
+        name: (
+            arguments.prompt / statistics.median(prefill for prefill, _ in measured),
+            arguments.new / statistics.median(decode for _, decode in measured),
+        )
+        for name, measured in times.items()
+    }
+    first = speeds[next(iter(speeds))]
+    print(f"prefill {arguments.prompt}, decode {arguments.new}, {arguments.threads} threads,")
+    print(f"medians of {arguments.rounds} interleaved rounds; ratios to {next(iter(speeds))}")
+    print(f"{'':24} {'MB':>8} {'prefill/s':>10} {'ratio':>6} {'decode/s':>9} {'ratio':>6}")
+    for name, (prefill, decode) in speeds.items():
+        print(
+            f"{name:24} {size(paths[name]) / 1e6:8.0f} {prefill:10.1f} {prefill / first[0]:6.2f} "
+            f"{decode:9.2f} {decode / first[1]:6.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

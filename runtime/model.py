@@ -1,0 +1,202 @@
+"""A package, opened: text in, text out.
+
+model = Llama.load("llama-2-7b-chat-int4")
+answer = model.chat([{"role": "user", "content": "Name three primary colors."}])
+for piece in answer:
+    print(piece, end="", flush=True)
+print(answer.stats)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from llama_onnx.runtime.genai import og
+from llama_onnx.runtime.generation import Generation, Tokens
+from llama_onnx.runtime.providers import open_model
+from llama_onnx.runtime.sampling import search_options
+from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.registry import get_target
+
+Message = Mapping[str, str]
+"""`{"role": "system" | "user" | "assistant", "content": ...}`"""
+
+
+class Llama:
+    """A model ready to generate; make one with `Llama.load`."""
+
+    def __init__(
+        self, package: ModelPackage, model: Any, context_length: int, bos_token: int | None
+    ) -> None:
+        self.package = package
+        self.context_length = context_length
+        self.provider = get_target(package.target).session.provider
+        self._model = model
+        self._tokenizer = og.Tokenizer(model)
+        self._encoder = _read_encoder(package.path)
+        self._bos_token = bos_token
+        self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
+
+    def __str__(self) -> str:
+        """Return what runs, and on what."""
+        return f"{self.package.path.resolve().name} · {self.package.precision} · {self.provider}"
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, max_length: int | None = None, threads: int | None = None
+    ) -> Llama:
+        """Open the package at `path`, on the provider of its target.
+
+        `max_length` lowers the context below what the model was made for. Raises `PackageError`,
+        `ProviderError` or `UsageError`.
+        """
+        package = ModelPackage.open(path)
+        settings = _read_settings(package.path)
+        context_length = int(settings["context_length"])
+        if max_length is not None:
+            if max_length < 2:
+                raise UsageError(f"The context must hold at least 2 tokens, not {max_length}.")
+            context_length = min(context_length, max_length)
+        model = open_model(package.path, get_target(package.target).session, threads)
+        return cls(package, model, context_length, settings.get("bos_token_id"))
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """Continue `prompt`. What is None is as the package says, which is greedy by default.
+
+        Nothing runs before the first piece is asked for. Raises `UsageError` for a prompt that the
+        context does not hold.
+        """
+        search = search_options(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        stream = self._tokenizer.create_stream()
+        return self._start(self.encode(prompt), stream, max_new_tokens, search, stop)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """Answer the last of `messages`, put into the model's own chat template."""
+        search = search_options(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        stream = self._tokenizer.create_stream()
+        # An answer is a text of its own, not the prompt's continuation. A special token tells the
+        # stream so, and it drops the space that SentencePiece puts before the first word of a text.
+        for token in list(self._end_tokens)[:1]:
+            stream.decode(token)
+        return self._start(self.encode_chat(messages), stream, max_new_tokens, search, stop)
+
+    def encode(self, text: str) -> Tokens:
+        """Tokens of a plain text, with the start token if the model wants one, never twice."""
+        tokens = self._encode(text, special_tokens=False)
+        if len(tokens) and tokens[0] == self._bos_token:
+            return tokens
+        return self._encode(text, special_tokens=True)
+
+    def encode_chat(self, messages: Sequence[Message]) -> Tokens:
+        """Tokens of a conversation, as far as the beginning of the answer.
+
+        Raises `UsageError` when the model has no chat template, or when its template refuses.
+        """
+        # The template writes the special tokens itself, the start token included.
+        return self._encode(self._apply_template(messages), special_tokens=False)
+
+    def _encode(self, text: str, *, special_tokens: bool) -> Tokens:
+        # Not by genai's own tokenizer: 0.18 cuts runs of spaces and digits of SentencePiece
+        # vocabularies, Llama 2's among them, in other places than the model was trained on.
+        ids = self._encoder.encode(text, add_special_tokens=special_tokens).ids
+        return np.asarray(ids, dtype=np.int32)
+
+    def _apply_template(self, messages: Sequence[Message]) -> str:
+        if not _has_chat_template(self.package.path):
+            raise UsageError(
+                f"{self.package.path} has no chat template, so it is no chat model: "
+                "let it continue a plain prompt instead."
+            )
+        conversation = json.dumps([dict(message) for message in messages])
+        try:
+            return str(self._tokenizer.apply_chat_template(conversation))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"The model's chat template refuses the messages: {reason}") from None
+
+    def _start(
+        self,
+        prompt: Tokens,
+        stream: Any,
+        max_new_tokens: int,
+        search: Mapping[str, bool | int | float],
+        stop: Sequence[str],
+    ) -> Generation:
+        params = og.GeneratorParams(self._model)
+        # genai sets the KV cache aside for `max_length` tokens: no more than this answer can need.
+        length = total_length(len(prompt), max_new_tokens, self.context_length)
+        params.set_search_options(max_length=length, **search)
+        generator = og.Generator(self._model, params)
+        return Generation(generator, stream, prompt, self._end_tokens, stop)
+
+
+def total_length(prompt_tokens: int, max_new_tokens: int, context_length: int) -> int:
+    """Tokens that prompt and answer take together at most; raises `UsageError` if that is none."""
+    if max_new_tokens < 1:
+        raise UsageError(f"The number of new tokens must be at least 1, not {max_new_tokens}.")
+    if prompt_tokens == 0:
+        raise UsageError("The prompt is empty, and this model has no start token to begin with.")
+    if prompt_tokens >= context_length:
+        raise UsageError(
+            f"The prompt has {prompt_tokens:,} tokens, but the context holds {context_length:,} "
+            "and an answer needs room too: shorten the prompt."
+        )
+    return min(prompt_tokens + max_new_tokens, context_length)
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    file = folder / "genai_config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))["model"]
+        int(settings["context_length"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PackageError(f"{file} is missing or damaged: it gives no context length.") from None
+    return dict(settings)
+
+
+def _read_encoder(folder: Path) -> Tokenizer:
+    file = folder / "tokenizer.json"
+    try:
+        encoder = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise PackageError(f"{file} cannot be read: {error}.") from None
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(config.get("chat_template"))

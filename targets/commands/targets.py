@@ -1,0 +1,38 @@
+"""`llama-onnx targets`: what packages can be made for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llama_onnx.targets.registry import TARGETS
+from llama_onnx.targets.target import Target
+
+
+@click.command("targets")
+@click.option("--json", "as_json", is_flag=True, help="Print everything known, as JSON.")
+def command(as_json: bool) -> None:
+    """List the targets, their precisions and what to install."""
+    if as_json:
+        click.echo(json.dumps([asdict(target) for target in TARGETS.values()], indent=2))
+    else:
+        Console().print(_table())
+
+
+def _table() -> Table:
+    table = Table("target", "runs on", "precisions", "default", "pip install")
+    for target in TARGETS.values():
+        table.add_row(*_row(target))
+    return table
+
+
+def _row(target: Target) -> tuple[str, ...]:
+    graph = target.graph
+    extra = escape(f"llama-onnx[{target.session.extra}]")
+    precisions = ", ".join(graph.precisions)
+    return target.name, target.description, precisions, graph.default_precision, extra

@@ -1,0 +1,26 @@
+"""x86-64 and ARM64 processors."""
+
+from __future__ import annotations
+
+from llama_onnx.targets.target import Graph, Session, Target
+
+TARGET = Target(
+    name="cpu",
+    description="x86-64 and ARM64 processors",
+    graph=Graph(
+        precisions=("fp32", "fp16", "int8", "int4"),
+        default_precision="int4",
+        activation_dtype="fp32",
+        accuracy_level=4,
+    ),
+    session=Session(
+        provider="CPUExecutionProvider",
+        genai_provider=None,
+        device="CPU",
+        wheel="onnxruntime",
+        extra="cpu",
+        # 0 lets ONNX Runtime count the physical cores. Without an entry genai takes half of the
+        # logical ones, which is half of the machine where there is no hyper-threading.
+        options={"intra_op_num_threads": 0},
+    ),
+)

@@ -1,0 +1,49 @@
+"""A target: what the exporter must emit for a place to run, and how the runtime opens it there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What the exporter emits. Data, passed as an argument to whoever builds the graph.
+
+    `precisions` are what the weights can be stored in; `activation_dtype` is what flows between the
+    operators whatever the weights are. `accuracy_level` is `MatMulNBits`' own: 4 computes in int8,
+    1 in fp32.
+    """
+
+    precisions: tuple[str, ...]
+    default_precision: str
+    activation_dtype: str = "fp32"
+    accuracy_level: int = 4
+
+
+@dataclass(frozen=True)
+class Session:
+    """How the runtime opens a package.
+
+    `provider` is ONNX Runtime's name of the execution provider, `genai_provider` the one that
+    onnxruntime-genai's configuration uses (None: it needs no entry). `device` is what genai must
+    report once the model is open: anything else means that it fell back. `extra` is this project's
+    optional dependency that brings `wheel`.
+    """
+
+    provider: str
+    genai_provider: str | None
+    device: str
+    wheel: str
+    extra: str
+    options: Mapping[str, int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place where a package runs."""
+
+    name: str
+    description: str
+    graph: Graph
+    session: Session

@@ -1,0 +1,28 @@
+"""Tiny packages, made once a run by the real exporter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llama_onnx.runtime.model import Llama
+from tests.packages import make_package
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An int4 package. Read only: alter a copy of it."""
+    return make_package(tmp_path_factory.mktemp("int4"), "int4")
+
+
+@pytest.fixture(scope="session")
+def package_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in fp32. Read only."""
+    return make_package(tmp_path_factory.mktemp("fp32"), "fp32")
+
+
+@pytest.fixture(scope="session")
+def llama(package: Path) -> Llama:
+    """The int4 package, opened."""
+    return Llama.load(package)

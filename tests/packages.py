@@ -1,0 +1,63 @@
+"""Packages made from the tiny checkpoints by the real exporter, and altered copies of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama_onnx.exporter.export import export_package
+from llama_onnx.exporter.plan import Options
+from llama_onnx.targets.package import MANIFEST, write_manifest
+from llama_onnx.targets.registry import get_target
+from tests import tiny
+
+START, END = 1, 2
+"""The token ids of <s> and </s> in the tiny tokenizer."""
+
+
+def make_package(folder: Path, precision: str) -> Path:
+    """Export a tiny model to `folder`/tiny-`precision`."""
+    source = tiny.write_huggingface(folder / "checkpoint")
+    out = folder / f"tiny-{precision}"
+    return export_package(source, out, get_target("cpu"), Options(precision=precision)).package
+
+
+def alter_package(
+    package: Path,
+    out: Path,
+    *,
+    tokenizer: Mapping[str, Any] | None = None,
+    tokenizer_config: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
+) -> Path:
+    """Copy a package with keys of its settings replaced. `chat_template` "" removes it."""
+    shutil.copytree(package, out)
+    _update(out / "tokenizer.json", tokenizer)
+    _update(out / "tokenizer_config.json", tokenizer_config)
+    settings = json.loads((out / "genai_config.json").read_text(encoding="utf-8"))
+    settings["model"] |= model or {}
+    settings["search"] |= search or {}
+    _update(out / "genai_config.json", settings)
+    if chat_template is not None:
+        _replace_template(out, chat_template)
+    manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    write_manifest(out, manifest)
+    return out
+
+
+def _replace_template(out: Path, chat_template: str) -> None:
+    _update(out / "tokenizer_config.json", {"chat_template": None})
+    (out / "chat_template.jinja").unlink()
+    if chat_template:
+        (out / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+
+
+def _update(file: Path, values: Mapping[str, Any] | None) -> None:
+    content = json.loads(file.read_text(encoding="utf-8")) | dict(values or {})
+    content = {key: value for key, value in content.items() if value is not None}
+    file.write_text(json.dumps(content), encoding="utf-8")
