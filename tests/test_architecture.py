@@ -19,7 +19,10 @@ MAY_IMPORT = {
 }
 """House -> houses of this project that it may import."""
 
-LIBRARIES = {"targets": set[str](), "runtime": {"numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"}}
+LIBRARIES = {
+    "targets": set[str](),
+    "runtime": {"numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"},
+}
 """House -> libraries it may import besides the standard one. The exporter may import any."""
 
 COMMAND_LIBRARIES = {"click", "rich"}
