@@ -22,7 +22,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is 2 + 2?"
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
