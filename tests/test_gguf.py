@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from gguf import GGMLQuantizationType as Type
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_onnx.exporter.checkpoints import check_tensors, open_checkpoint
+from llama_onnx.exporter.checkpoints import Checkpoint, check_tensors, open_checkpoint
 from llama_onnx.exporter.checkpoints.gguf import GGUFCheckpoint
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
@@ -118,7 +119,7 @@ def write(
 ) -> Path:
     """Write a GGUF file. `keys` overrides metadata (None removes), `extra` adds tensors."""
     writer = gguf.GGUFWriter(path, arch)
-    adders = {
+    adders: dict[type, Callable[[str, Any], None]] = {
         bool: writer.add_bool,
         int: writer.add_uint32,
         float: writer.add_float32,
@@ -138,7 +139,7 @@ def write(
     return path
 
 
-def whole(checkpoint: GGUFCheckpoint, name: str) -> np.ndarray:
+def whole(checkpoint: Checkpoint, name: str) -> np.ndarray:
     tensor = checkpoint.tensor(name)
     return tensor.rows(0, tensor.shape[0])
 
@@ -149,21 +150,21 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> GGUFCheckpoint:
 
 
 @pytest.mark.parametrize("config", [tiny.GQA, TIED], ids=["gqa", "tied"])
-def test_config_comes_from_the_metadata(tmp_path, config):
+def test_config_comes_from_the_metadata(tmp_path: Path, config: Any) -> None:
     checkpoint = open_checkpoint(write(tmp_path / "m.gguf", config))
     check_tensors(checkpoint)
     assert checkpoint.config == config
     assert checkpoint.format == "gguf"
 
 
-def test_every_tensor_equals_the_original(exact):
+def test_every_tensor_equals_the_original(exact: GGUFCheckpoint) -> None:
     for name, weight in tiny.weights(tiny.GQA).items():
         assert np.array_equal(whole(exact, name), weight), name
 
 
 @given(data=st.data())
 @settings(deadline=None)
-def test_any_range_of_rows(exact, data):
+def test_any_range_of_rows(exact: GGUFCheckpoint, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(exact.names())))
     tensor = exact.tensor(name)
     start = data.draw(st.integers(0, tensor.shape[0] - 1))
@@ -175,7 +176,7 @@ def test_any_range_of_rows(exact, data):
 
 
 @pytest.mark.parametrize("kind", [*EXACT, *QUANTIZED, *K_TYPES], ids=lambda kind: kind.name)
-def test_every_type_dequantizes_as_the_gguf_package_does(tmp_path, kind):
+def test_every_type_dequantizes_as_the_gguf_package_does(tmp_path: Path, kind: Any) -> None:
     checkpoint = GGUFCheckpoint.open(write(tmp_path / "m.gguf", WIDE, kind))
     check_tensors(checkpoint)
     heads = {"q_proj": WIDE.num_attention_heads, "k_proj": WIDE.num_key_value_heads}
@@ -190,7 +191,7 @@ def test_every_type_dequantizes_as_the_gguf_package_does(tmp_path, kind):
             assert np.array_equal(checkpoint.tensor(name).rows(3, 37), found[3:37])
 
 
-def test_a_path_with_spaces_and_letters_of_any_language(tmp_path):
+def test_a_path_with_spaces_and_letters_of_any_language(tmp_path: Path) -> None:
     folder = tmp_path / "mein Modell ä 日本"
     folder.mkdir()
     (folder / "LICENSE").write_text("a licence", encoding="utf-8")
@@ -201,7 +202,7 @@ def test_a_path_with_spaces_and_letters_of_any_language(tmp_path):
     assert checkpoint.search_defaults() == {}
 
 
-def test_defaults_and_variants_of_the_metadata(tmp_path):
+def test_defaults_and_variants_of_the_metadata(tmp_path: Path) -> None:
     keys = {
         "llama.rope.freq_base": None,
         "llama.rope.dimension_count": None,
@@ -229,7 +230,9 @@ def test_defaults_and_variants_of_the_metadata(tmp_path):
         ({"llama.attention.value_length": 32}, "llama.attention.value_length differs"),
     ],
 )
-def test_features_beyond_plain_llama_are_refused_by_name(tmp_path, keys, message):
+def test_features_beyond_plain_llama_are_refused_by_name(
+    tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
     path = write(tmp_path / "m.gguf", keys=keys)
     with pytest.raises(UnsupportedError, match=message) as caught:
         GGUFCheckpoint.open(path)
@@ -243,20 +246,22 @@ def test_features_beyond_plain_llama_are_refused_by_name(tmp_path, keys, message
         ("blk.0.attn_q.bias", "blk.0.attn_q.bias; biases are not supported"),
     ],
 )
-def test_tensors_beyond_plain_llama_are_refused_by_name(tmp_path, name, message):
+def test_tensors_beyond_plain_llama_are_refused_by_name(
+    tmp_path: Path, name: str, message: str
+) -> None:
     path = write(tmp_path / "m.gguf", extra={name: np.ones(64, np.float32)})
     with pytest.raises(UnsupportedError, match=message):
         GGUFCheckpoint.open(path)
 
 
-def test_a_tensor_nobody_knows_is_not_dropped(tmp_path):
+def test_a_tensor_nobody_knows_is_not_dropped(tmp_path: Path) -> None:
     extra = {"blk.0.attn_extra.weight": np.ones(64, np.float32)}
     checkpoint = GGUFCheckpoint.open(write(tmp_path / "m.gguf", extra=extra))
     with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_extra\.weight"):
         check_tensors(checkpoint)
 
 
-def test_other_architectures_and_types_are_refused_by_name(tmp_path):
+def test_other_architectures_and_types_are_refused_by_name(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", arch="qwen2")
     with pytest.raises(UnsupportedError, match=r"general\.architecture is 'qwen2'"):
         GGUFCheckpoint.open(path)
@@ -266,25 +271,25 @@ def test_other_architectures_and_types_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("key", [key for key in metadata(tiny.GQA) if "length" in key])
-def test_a_missing_key_is_named(tmp_path, key):
+def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     path = write(tmp_path / "m.gguf", keys={key: None})
     with pytest.raises(CheckpointError, match=f"lacks the metadata key '{key}'"):
         GGUFCheckpoint.open(path)
 
 
-def test_a_key_of_the_wrong_type_is_named(tmp_path):
+def test_a_key_of_the_wrong_type_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", keys={"llama.block_count": "three"})
     with pytest.raises(CheckpointError, match=r"llama\.block_count must be a positive integer"):
         GGUFCheckpoint.open(path)
 
 
-def test_more_layers_than_tensors_are_not_counted_through(tmp_path):
+def test_more_layers_than_tensors_are_not_counted_through(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", keys={"llama.block_count": 2**32 - 1})
     with pytest.raises(CheckpointError, match="block_count is 4,294,967,295, but the file has 30"):
         GGUFCheckpoint.open(path)
 
 
-def test_a_missing_tensor_is_named(exact):
+def test_a_missing_tensor_is_named(exact: GGUFCheckpoint) -> None:
     with pytest.raises(CheckpointError, match=r"lacks the tensor model\.layers\.9"):
         exact.tensor("model.layers.9.input_layernorm.weight")
 
@@ -309,7 +314,9 @@ def test_a_missing_tensor_is_named(exact):
         (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 8, 0, 0), "is truncated: t"),
     ],
 )
-def test_what_is_no_whole_gguf_file_is_said_in_one_sentence(tmp_path, content, message):
+def test_what_is_no_whole_gguf_file_is_said_in_one_sentence(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -322,7 +329,12 @@ def test_what_is_no_whole_gguf_file_is_said_in_one_sentence(tmp_path, content, m
     noise=st.none() | st.tuples(st.integers(4, 2000), st.binary(max_size=8)),
 )
 @settings(deadline=None)
-def test_truncation_and_damage_never_escape_as_another_error(exact, tmp_path_factory, share, noise):
+def test_truncation_and_damage_never_escape_as_another_error(
+    exact: GGUFCheckpoint,
+    tmp_path_factory: pytest.TempPathFactory,
+    share: float,
+    noise: tuple[int, bytes] | None,
+) -> None:
     content = bytearray(exact.path.read_bytes())
     if noise is not None:
         content[noise[0] : noise[0] + len(noise[1])] = noise[1]
@@ -332,7 +344,7 @@ def test_truncation_and_damage_never_escape_as_another_error(exact, tmp_path_fac
         GGUFCheckpoint.open(path)
 
 
-def test_a_file_cut_short_after_it_was_opened(tmp_path):
+def test_a_file_cut_short_after_it_was_opened(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf")
     checkpoint = GGUFCheckpoint.open(path)
     with path.open("r+b") as file:
@@ -342,6 +354,8 @@ def test_a_file_cut_short_after_it_was_opened(tmp_path):
             whole(checkpoint, name)
 
 
-def test_without_a_tokenizer_only_the_tokenizer_fails(exact, tmp_path):
+def test_without_a_tokenizer_only_the_tokenizer_fails(
+    exact: GGUFCheckpoint, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
         exact.write_tokenizer(tmp_path)

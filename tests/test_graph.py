@@ -64,14 +64,14 @@ class Package:
 
 
 @cache
-def oracle(config: LlamaConfig) -> transformers.LlamaForCausalLM:
+def oracle(config: LlamaConfig) -> Any:
     """transformers' own model with the tiny weights, float32, eager attention."""
     settings = config.to_huggingface()
     for key in ("rope_scaling", "rope_theta", "architectures", "model_type"):
         del settings[key]
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**settings, attn_implementation="eager")
-    ).eval()
+    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+    model.set_attn_implementation("eager")
+    model.eval()
     weights = {name: torch.from_numpy(value) for name, value in tiny.weights(config).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert set(missing) <= {"lm_head.weight"} and not unexpected

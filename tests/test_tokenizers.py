@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
@@ -23,6 +24,9 @@ from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
 from llama_onnx.exporter.tokenizer.sentencepiece import merges_by_score
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from tests import tiny
+
+# Generated code whose messages exist at run time only.
+proto: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
 
 CORPUS = (
     """The quick brown fox jumps over the lazy dog, and the capital of France is Paris.
@@ -83,7 +87,7 @@ def with_llama_runs(model: bytes) -> bytes:
     return result
 
 
-MAKERS = {
+MAKERS: dict[str, Callable[[], bytes]] = {
     "plain": trained,
     "llama-runs": lambda: with_llama_runs(trained()),
     "trained-runs": lambda: trained(spaces=True),
@@ -131,31 +135,31 @@ def assert_same(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("text", [text for text in TEXTS if "<s>" not in text])
-def test_sentencepiece_gives_the_same_ids_and_text(name, text):
+def test_sentencepiece_gives_the_same_ids_and_text(name: str, text: str) -> None:
     assert_same(name, text)
 
 
 @pytest.mark.parametrize("name", MAKERS)
 @given(text=TEXT)
 @settings(deadline=None, max_examples=150)
-def test_sentencepiece_gives_the_same_ids_and_text_for_any_text(name, text):
+def test_sentencepiece_gives_the_same_ids_and_text_for_any_text(name: str, text: str) -> None:
     assert_same(name, text)
 
 
 @pytest.mark.parametrize("name", ["llama-runs", "trained-runs"])
-def test_runs_of_spaces_of_every_length(name):
+def test_runs_of_spaces_of_every_length(name: str) -> None:
     for length in range(70):
         for text in (" " * length, " " * length + "x", "x" + " " * length, f"a{' ' * length}b c"):
             assert_same(name, text)
 
 
-def test_control_tokens_in_a_text_are_one_id():
+def test_control_tokens_in_a_text_are_one_id() -> None:
     tokenizer = pair("plain")[1]
     assert tokenizer.encode("</s>", add_special_tokens=False).ids == [2]
     assert tokenizer.decode([1, *tokenizer.encode("hello").ids, 2]) == "hello"
 
 
-def test_a_model_file_gives_the_same_tokenizer(tmp_path):
+def test_a_model_file_gives_the_same_tokenizer(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(model_named("llama-runs"))
     files = tokenizer_from_model_file(path)
@@ -164,7 +168,7 @@ def test_a_model_file_gives_the_same_tokenizer(tmp_path):
     assert (files.special.bos, files.special.eos, files.special.unk) == ("<s>", "</s>", "<unk>")
 
 
-def test_a_model_file_of_another_kind_is_refused_by_name(tmp_path):
+def test_a_model_file_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     with pytest.raises(CheckpointError, match="cannot be read"):
         tokenizer_from_model_file(path)
@@ -182,12 +186,12 @@ def test_a_model_file_of_another_kind_is_refused_by_name(tmp_path):
         tokenizer_from_model_file(path)
 
 
-def test_merges_follow_the_scores():
+def test_merges_follow_the_scores() -> None:
     scores = {"a": -9.0, "b": -9.0, "c": -9.0, "bc": -1.0, "ab": -2.0, "abc": -3.0}
     assert merges_by_score(scores, "here") == [("b", "c"), ("a", "b"), ("ab", "c"), ("a", "bc")]
 
 
-def test_vocabularies_whose_merges_are_lost_are_refused():
+def test_vocabularies_whose_merges_are_lost_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="2 pieces of the vocabulary share the score -1000"):
         merges_by_score(dict.fromkeys(("a", "b", "c", "ab", "bc"), -1000.0), "here")
     with pytest.raises(UnsupportedError, match="'ab' has a character that is no piece"):
@@ -224,7 +228,7 @@ def bytelevel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @given(text=st.text())
 @example(text="\n".join(TEXTS))
 @settings(deadline=None, max_examples=50)
-def test_bytelevel_gives_back_any_text(bytelevel, pre, text):
+def test_bytelevel_gives_back_any_text(bytelevel: dict[str, Any], pre: str, text: str) -> None:
     metadata = bytelevel | {"tokenizer.ggml.pre": pre}
     tokenizer = tokenizer_from_gguf(metadata, "here").tokenizer
     ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -240,7 +244,9 @@ def test_bytelevel_gives_back_any_text(bytelevel, pre, text):
         ("tekken", ["it", "'s", "Ġ", "1", "2", "3", "ĠĠ", "Ġx", "'LL", "ĊĊ"]),
     ],
 )
-def test_pre_tokenizers_cut_as_their_family_does(bytelevel, pre, words):
+def test_pre_tokenizers_cut_as_their_family_does(
+    bytelevel: dict[str, Any], pre: str, words: list[str]
+) -> None:
     tokenizer = tokenizer_from_gguf(bytelevel | {"tokenizer.ggml.pre": pre}, "here").tokenizer
     found = tokenizer.pre_tokenizer.pre_tokenize_str("it's 123   x'LL\n\n")
     assert [word for word, _ in found] == words
@@ -252,7 +258,7 @@ DIGITS = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=Fa
 
 @given(text=st.text(" \t\n'sa1٣½Ⅷ-中", max_size=30))
 @settings(deadline=None)
-def test_single_digits_are_cut_as_by_the_digits_step(bytelevel, text):
+def test_single_digits_are_cut_as_by_the_digits_step(bytelevel: dict[str, Any], text: str) -> None:
     ours = tokenizer_from_gguf(bytelevel, "here").tokenizer.pre_tokenizer
     found, expected = (
         [word for word, _ in splitter.pre_tokenize_str(text)] for splitter in (ours, DIGITS)
@@ -260,7 +266,7 @@ def test_single_digits_are_cut_as_by_the_digits_step(bytelevel, text):
     assert found == expected
 
 
-def test_special_tokens_in_a_text_are_one_id(bytelevel):
+def test_special_tokens_in_a_text_are_one_id(bytelevel: dict[str, Any]) -> None:
     files = tokenizer_from_gguf(bytelevel, "here")
     size = len(bytelevel["tokenizer.ggml.tokens"])
     ids = files.tokenizer.encode("a<|im_end|>b[mine]c</s>").ids
@@ -268,7 +274,7 @@ def test_special_tokens_in_a_text_are_one_id(bytelevel):
     assert files.tokenizer.decode(ids) == "ab[mine]c"
 
 
-def test_bos_is_added_as_the_metadata_and_the_family_say(bytelevel):
+def test_bos_is_added_as_the_metadata_and_the_family_say(bytelevel: dict[str, Any]) -> None:
     def first(**keys: Any) -> list[int]:
         metadata = bytelevel | {f"tokenizer.ggml.{k}": v for k, v in keys.items()}
         return tokenizer_from_gguf(metadata, "here").tokenizer.encode("").ids
@@ -280,7 +286,7 @@ def test_bos_is_added_as_the_metadata_and_the_family_say(bytelevel):
     assert first(add_bos_token=True, add_eos_token=True) == [1, 2]
 
 
-def test_bos_and_eos_enclose_each_text_of_a_pair(bytelevel):
+def test_bos_and_eos_enclose_each_text_of_a_pair(bytelevel: dict[str, Any]) -> None:
     keys = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True}
     encoding = tokenizer_from_gguf(bytelevel | keys, "here").tokenizer.encode("a", "b")
     a, b = (bytelevel["tokenizer.ggml.tokens"].index(letter) for letter in "ab")
@@ -306,19 +312,21 @@ def test_bos_and_eos_enclose_each_text_of_a_pair(bytelevel):
         ({"model": "llama", "scores": [0.0]}, "scores has 1 entries for"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(tmp_path, keys, message):
+def test_what_is_wrong_is_said_in_one_sentence(
+    tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         tokenizer_from_gguf(bytelevel_metadata(folder=tmp_path, **keys), "here")
     assert "here" in str(caught.value)
 
 
-def test_extra_spaces_removed_are_refused():
+def test_extra_spaces_removed_are_refused() -> None:
     metadata = spm_metadata(model_named("plain"), remove_extra_whitespaces=True)
     with pytest.raises(UnsupportedError, match="remove_extra_whitespaces is not supported"):
         tokenizer_from_gguf(metadata, "here")
 
 
-def test_the_files(tmp_path):
+def test_the_files(tmp_path: Path) -> None:
     metadata = spm_metadata(model_named("plain")) | {"tokenizer.chat_template": tiny.CHAT_TEMPLATE}
     names = tokenizer_from_gguf(metadata, "here").write(tmp_path, 256)
     assert names == ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
@@ -339,7 +347,7 @@ def test_the_files(tmp_path):
     assert loaded.encode("The dog").ids == pair("plain")[1].encode("The dog").ids
 
 
-def test_transformers_loads_the_files_unchanged(tmp_path):
+def test_transformers_loads_the_files_unchanged(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     metadata = spm_metadata(model_named("llama-runs"))
     metadata["tokenizer.chat_template"] = tiny.CHAT_TEMPLATE
@@ -369,7 +377,9 @@ def metadata_of(kind: str, bytelevel: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "gpt-2", "smollm"])
-def test_onnxruntime_genai_reads_the_files_alike(tmp_path, bytelevel, kind):
+def test_onnxruntime_genai_reads_the_files_alike(
+    tmp_path: Path, bytelevel: dict[str, Any], kind: Any
+) -> None:
     metadata = metadata_of(kind, bytelevel) | {"tokenizer.chat_template": tiny.CHAT_TEMPLATE}
     files = tokenizer_from_gguf(metadata, "here")
     loaded = opened_by_genai(tmp_path, files)
@@ -394,7 +404,7 @@ def test_onnxruntime_genai_reads_the_files_alike(tmp_path, bytelevel, kind):
 @pytest.mark.xfail(
     reason="onnxruntime-genai 0.18 cuts before the last of several spaces", strict=True
 )
-def test_onnxruntime_genai_merges_runs_of_spaces_alike(tmp_path):
+def test_onnxruntime_genai_merges_runs_of_spaces_alike(tmp_path: Path) -> None:
     files = tokenizer_from_gguf(spm_metadata(model_named("llama-runs")), "here")
     ids = files.tokenizer.encode("a  ξ").ids
     assert list(opened_by_genai(tmp_path, files).encode("a  ξ")) == ids
