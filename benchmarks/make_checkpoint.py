@@ -72,8 +72,7 @@ def random_tensor(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
     count = int(np.prod(shape))
     if len(shape) == 1:
         return np.ones(shape, np.float16)
-    start = int(rng.integers(POOL.size))
-    values = np.resize(np.roll(POOL, -start), count) if count > POOL.size else POOL[:count]
+    values = np.resize(np.roll(POOL, int(rng.integers(POOL.size))), count)
     return (values * np.float32(1 / np.sqrt(shape[1]))).astype(np.float16).reshape(shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ MATRICES = {
     "mlp.down_proj": ("hidden_size", "intermediate_size"),
 }
 """Linear layers of one decoder layer: name -> (out_features, in_features), as attribute names."""
+
+MIN_CONTEXT, MAX_CONTEXT = 8, 1 << 22
+"""Positions; the rotary tables of a longer context would be larger than most models."""
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -160,7 +164,7 @@ def config_from_huggingface(
         max_position_embeddings=reader.integer("max_position_embeddings", default=2048),
         rms_norm_eps=reader.number("rms_norm_eps", default=1e-6),
         rope_theta=_rope_theta(raw, where),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        tie_word_embeddings=reader.boolean("tie_word_embeddings", default=False),
         bos_token_id=_token_id(ids, "bos_token_id", where),
         eos_token_ids=_token_ids(ids, "eos_token_id", where),
         pad_token_id=_token_id(ids, "pad_token_id", where),
@@ -176,6 +180,17 @@ def check_config(config: LlamaConfig, where: str) -> None:
             f"{where}: num_attention_heads {config.num_attention_heads} is not a multiple of "
             f"num_key_value_heads {config.num_key_value_heads}."
         )
+    if not MIN_CONTEXT <= config.max_position_embeddings <= MAX_CONTEXT:
+        raise UnsupportedError(
+            f"{where}: a context of {config.max_position_embeddings} positions is not between "
+            f"{MIN_CONTEXT} and {MAX_CONTEXT}."
+        )
+    for token in (config.bos_token_id, config.pad_token_id, *config.eos_token_ids):
+        if token is not None and token >= config.vocab_size:
+            raise CheckpointError(
+                f"{where}: the special token {token} is beyond the vocabulary of "
+                f"{config.vocab_size} (generation_config.json included)."
+            )
     if config.head_dim % 8:
         raise UnsupportedError(
             f"{where}: head_dim {config.head_dim} is not a multiple of 8, which ONNX Runtime's "
@@ -200,8 +215,8 @@ def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
     activation = raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UnsupportedError(f"{where}: hidden_act {activation!r} is not supported, only 'silu'.")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+    if quantized := raw.get("quantization_config"):
+        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized
         raise UnsupportedError(
             f"{where}: the checkpoint is already quantized ({method}); export the original weights."
         )
@@ -256,9 +271,19 @@ class _Keys:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
             raise CheckpointError(f"{self._where}: {key} must be a positive number, not {value!r}.")
         return float(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self._where}: {key} must be true or false, not {value!r}.")
+        return value
 
     def _get(self, key: str, default: Any) -> Any:
         value = self._raw.get(key)

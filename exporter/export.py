@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,11 +23,13 @@ import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
 from llama_onnx.exporter.config import LlamaConfig
-from llama_onnx.exporter.genai import genai_config
+from llama_onnx.exporter.genai import check_search, genai_config
 from llama_onnx.exporter.graph.model import BuiltModel
 from llama_onnx.exporter.journal import (
     JOURNAL_FILE,
+    WORKING_FILES,
     DataWriter,
+    exclusive,
     read_journal,
     write_header,
 )
@@ -34,8 +37,9 @@ from llama_onnx.exporter.layout import DATA_FILE, PlacedSlot
 from llama_onnx.exporter.plan import Options, Plan, make_plan, require_disk
 from llama_onnx.exporter.segments import open_graph, run_segments
 from llama_onnx.exporter.stream import slot_arrays
+from llama_onnx.exporter.tokenizer.files import check_tokenizer
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, UsageError
-from llama_onnx.targets.package import MANIFEST, PARTIAL_SUFFIX, write_manifest
+from llama_onnx.targets.package import PARTIAL_SUFFIX, is_package, write_manifest
 from llama_onnx.targets.target import Target
 
 MODEL_FILE = "model.onnx"
@@ -44,11 +48,11 @@ MODEL_FILE = "model.onnx"
 class Progress(Protocol):
     """Told what happens; the command line draws it."""
 
-    def start(self, total_bytes: int, done_bytes: int) -> None:
-        """The data file will have `total_bytes`, `done_bytes` of which are there already."""
+    def start(self, total_bytes: int) -> None:
+        """The data file will have `total_bytes`."""
 
-    def advance(self, slot: str, num_bytes: int) -> None:
-        """`num_bytes` more of `slot` were written."""
+    def advance(self, what: str, num_bytes: int) -> None:
+        """`num_bytes` more are there: `what` is the slot they belong to."""
 
     def step(self, text: str) -> None:
         """Something other than writing weights begins."""
@@ -57,10 +61,10 @@ class Progress(Protocol):
 class Silent:
     """A `Progress` that says nothing."""
 
-    def start(self, total_bytes: int, done_bytes: int) -> None:
+    def start(self, total_bytes: int) -> None:
         """Say nothing."""
 
-    def advance(self, slot: str, num_bytes: int) -> None:
+    def advance(self, what: str, num_bytes: int) -> None:
         """Say nothing."""
 
     def step(self, text: str) -> None:
@@ -110,158 +114,208 @@ def export_package(
     """
     started = time.perf_counter()
     progress = progress or Silent()
-    partial = out.with_name(out.name + PARTIAL_SUFFIX)
-    check_destination(out, partial, resume=resume, force=force)
+    # A link stays one: what it points at is what is written.
+    out = Path(os.path.realpath(out))
+    partial = out.with_name(out.name + PARTIAL_SUFFIX) if out.name else out
+    check_destination(source, out, partial, resume=resume, force=force)
     workers = os.cpu_count() or 1
     checkpoint = open_checkpoint(source)
     plan = make_plan(checkpoint, target, options, workers)
-    identity = _identity(checkpoint, target, options, plan)
     resuming = resume and (partial / JOURNAL_FILE).exists()
-    if not resuming:
-        _fresh_folder(partial)
-        write_header(partial / JOURNAL_FILE, identity)
     try:
-        require_disk(plan, partial, _size(partial / DATA_FILE))
-        with DataWriter(partial, DATA_FILE) as writer:
-            resumed = _recover(writer, partial, identity) if resuming else 0
-            progress.start(plan.data_bytes, resumed)
-            write_started = time.perf_counter()
-            _write_slots(writer, plan, checkpoint, workers, progress)
-            progress.step("flushing to disk")
-            writer.sync()
-            data_sha256 = writer.sha256()
-        write_seconds = time.perf_counter() - write_started
-        warnings = _write_rest(partial, checkpoint, target, plan)
-        progress.step("running a step")
-        try_package(partial, checkpoint.config)
-        (partial / JOURNAL_FILE).unlink()
-        _manifest(partial, checkpoint, target, plan, data_sha256)
+        _make_folder(partial, keep=resuming)
+        with exclusive(partial):
+            job = _Job(checkpoint, target, plan, partial, workers, progress)
+            finished = _fill(job, resuming)
+        _publish(partial, out)
     except OSError as error:
         raise _disk_error(error, partial) from error
-    except (LlamaOnnxError, ValueError):
-        if not resuming:
+    except Exception:
+        if not resuming and _is_unfinished_export(partial):
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    _publish(partial, out)
     return ExportResult(
         package=out,
         plan=plan,
         package_bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
-        resumed_bytes=resumed,
-        write_seconds=write_seconds,
+        resumed_bytes=finished.resumed_bytes,
+        write_seconds=finished.write_seconds,
         total_seconds=time.perf_counter() - started,
-        warnings=warnings,
+        warnings=finished.warnings,
     )
 
 
-def check_destination(out: Path, partial: Path, *, resume: bool, force: bool) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """What every step of one export needs to know."""
+
+    checkpoint: Checkpoint
+    target: Target
+    plan: Plan
+    folder: Path
+    workers: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What filling the folder took."""
+
+    resumed_bytes: int
+    write_seconds: float
+    warnings: tuple[str, ...]
+
+
+def _fill(job: _Job, resuming: bool) -> _Finished:
+    """Make the folder a whole package, the journal still in it.
+
+    Everything small comes first, so that a source without a usable tokenizer is refused at once and
+    not behind hours of weights.
+    """
+    journal, progress = job.folder / JOURNAL_FILE, job.progress
+    identity = _identity(job)
+    require_disk(job.plan, job.folder, _size(job.folder / DATA_FILE))
+    if not resuming:
+        write_header(journal, identity)
+    entries = read_journal(journal, identity)
+    warnings = _write_small_files(job)
+    started = time.perf_counter()
+    with DataWriter(job.folder, DATA_FILE) as writer:
+        progress.start(job.plan.data_bytes)
+        writer.recover(entries, lambda count: progress.advance("checking what is there", count))
+        resumed = writer.position
+        _write_slots(writer, job)
+        progress.step("flushing to disk")
+        writer.sync()
+        data_sha256 = writer.sha256()
+    seconds = time.perf_counter() - started
+    progress.step("running a step")
+    try_package(job.folder, job.checkpoint.config)
+    _write_manifest(job, data_sha256)
+    return _Finished(resumed, seconds, warnings)
+
+
+def check_destination(source: Path, out: Path, partial: Path, *, resume: bool, force: bool) -> None:
     """Refuse an `out` that is taken, before anything is read. Raises `UsageError`."""
     if resume and force:
         raise UsageError("--resume continues an export and --force starts it over: give one.")
-    if out.exists() or out.is_symlink():
-        if resume:
-            raise UsageError(f"{out} exists already: there is nothing to resume.")
-        if not force:
-            raise UsageError(
-                f"{out} exists already: choose another name, or replace it by --force."
-            )
-        if not (out.is_dir() and ((out / MANIFEST).exists() or not any(out.iterdir()))):
-            raise UsageError(
-                f"{out} is not a package, so --force does not replace it: choose another name."
-            )
-    if partial.exists() and not (resume or force):
+    if not out.name:
+        raise UsageError(f"{out} cannot be a package: give a folder of its own.")
+    if Path(os.path.realpath(source)).is_relative_to(out):
+        raise UsageError(
+            f"{out} holds the source, which the package would replace: choose another name."
+        )
+    try:
+        _check_taken(out, resume=resume, force=force)
+        _check_partial(partial, resume=resume, force=force)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror or error}.") from None
+
+
+def _check_taken(out: Path, *, resume: bool, force: bool) -> None:
+    if not out.exists():
+        return
+    if resume:
+        raise UsageError(f"{out} exists already: there is nothing to resume.")
+    if not force:
+        raise UsageError(f"{out} exists already: choose another name, or use --force.")
+    if not (is_package(out) or (out.is_dir() and not any(out.iterdir()))):
+        raise UsageError(
+            f"{out} is not a package, so --force does not replace it: choose another name."
+        )
+
+
+def _check_partial(partial: Path, *, resume: bool, force: bool) -> None:
+    if not partial.exists():
+        return
+    if not _is_unfinished_export(partial):
+        raise UsageError(f"{partial} is in the way and no unfinished export: move it elsewhere.")
+    if not (resume or force):
         raise UsageError(
             f"{partial} is an unfinished export: continue it with --resume, or start over with "
             "--force."
         )
-    if partial.exists() and not partial.is_dir():
-        raise UsageError(f"{partial} is in the way: remove it.")
 
 
-def _fresh_folder(partial: Path) -> None:
+def _is_unfinished_export(partial: Path) -> bool:
+    """Whether the folder is ours to delete: it is empty, or has a journal."""
+    if not partial.is_dir():
+        return False
+    names = {file.name for file in partial.iterdir()}
+    return not names or bool(names.intersection(WORKING_FILES))
+
+
+def _make_folder(partial: Path, *, keep: bool) -> None:
     try:
-        if partial.exists():
+        if partial.exists() and not keep:
+            with exclusive(partial):
+                pass  # nobody else is writing there
             shutil.rmtree(partial)
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"cannot write to {partial.parent}: {error.strerror or error}. Choose another place."
         ) from None
 
 
-def _identity(
-    checkpoint: Checkpoint, target: Target, options: Options, plan: Plan
-) -> dict[str, Any]:
+def _identity(job: _Job) -> dict[str, Any]:
     """What must be the same when an export is resumed; the keys stand in the message."""
     return {
         "version": version("llama-onnx"),
-        "source": checkpoint.fingerprint(),
-        "target": target.name,
-        "options": plan.recipe.to_json(),
-        "config": asdict(checkpoint.config),
+        "source": job.checkpoint.fingerprint(),
+        "target": job.target.name,
+        "options": job.plan.recipe.to_json(),
+        "config": asdict(job.checkpoint.config),
     }
 
 
-def _recover(writer: DataWriter, partial: Path, identity: dict[str, Any]) -> int:
-    for _ in writer.recover(read_journal(partial / JOURNAL_FILE, identity)):
-        pass
-    return writer.position
-
-
-def _write_slots(
-    writer: DataWriter, plan: Plan, checkpoint: Checkpoint, workers: int, progress: Progress
-) -> None:
+def _write_slots(writer: DataWriter, job: _Job) -> None:
     done = set(writer.finished)
-    with ThreadPoolExecutor(workers) as pool:
-        for placed in plan.placed:
+    with ThreadPoolExecutor(job.workers) as pool:
+        for placed in job.plan.placed:
             if placed.slot.name not in done:
-                _write_slot(writer, placed, checkpoint, pool, workers, progress)
+                _write_slot(writer, placed, job, pool)
 
 
 def _write_slot(
-    writer: DataWriter,
-    placed: PlacedSlot,
-    checkpoint: Checkpoint,
-    pool: ThreadPoolExecutor,
-    workers: int,
-    progress: Progress,
+    writer: DataWriter, placed: PlacedSlot, job: _Job, pool: ThreadPoolExecutor
 ) -> None:
     name = placed.slot.name
-    arrays = slot_arrays(placed.slot, checkpoint, pool, workers)
+    arrays = slot_arrays(placed.slot, job.checkpoint, pool, job.workers)
     for place, parts in zip(placed.places, arrays, strict=True):
-        progress.advance(name, place.offset - writer.position)
+        job.progress.advance(name, place.offset - writer.position)
         writer.pad_to(place.offset)
         for part in parts:
             # `<` because the file is little-endian whatever the machine is.
             data = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<"))
             writer.write(data.view(np.uint8).data.cast("B"))
-            progress.advance(name, data.nbytes)
+            job.progress.advance(name, data.nbytes)
         assert writer.position == place.end, f"{place.initializer.name} has the wrong size"
     writer.finish_slot(name)
 
 
-def _write_rest(
-    folder: Path, checkpoint: Checkpoint, target: Target, plan: Plan
-) -> tuple[str, ...]:
-    """Write everything that is small; returns warnings for people."""
+def _write_small_files(job: _Job) -> tuple[str, ...]:
+    """Write everything but the weights and the manifest; returns warnings for people."""
+    folder, checkpoint = job.folder, job.checkpoint
     config = checkpoint.config
-    (folder / MODEL_FILE).write_bytes(_serialize(plan.built))
-    settings = genai_config(config, checkpoint.search_defaults(), target.session, MODEL_FILE)
+    (folder / MODEL_FILE).write_bytes(_serialize(job.plan.built))
+    search = check_search(checkpoint.search_defaults(), str(checkpoint.path))
+    settings = genai_config(config, search, job.target.session, MODEL_FILE)
     _write_json(folder / "genai_config.json", settings)
     _write_json(folder / "config.json", config.to_huggingface())
     checkpoint.write_tokenizer(folder)
-    warnings = []
+    check_tokenizer(folder / "tokenizer.json", str(checkpoint.path))
     licences = checkpoint.licence_files()
     for file in licences:
         # A model card is kept, but not as the package's own README.
         name = "MODEL_CARD.md" if file.name == "README.md" else file.name
         shutil.copyfile(file, folder / name)
-    if not any(file.name.upper().startswith(("LICENSE", "LICENCE")) for file in licences):
-        warnings.append(
-            f"{checkpoint.path} has no licence file, so the package has none: add the model's "
-            "licence before you pass the package on."
-        )
-    return tuple(warnings)
+    if any(file.name.upper().startswith(("LICENSE", "LICENCE")) for file in licences):
+        return ()
+    return (
+        f"{checkpoint.path} has no licence file, so the package has none: add the model's licence "
+        "before you pass the package on.",
+    )
 
 
 def _serialize(built: BuiltModel) -> bytes:
@@ -301,46 +355,51 @@ def _require_finite(outputs: dict[str, Any], label: str) -> None:
             )
 
 
-def _manifest(
-    folder: Path, checkpoint: Checkpoint, target: Target, plan: Plan, data_sha256: str
-) -> None:
+def _write_manifest(job: _Job, data_sha256: str) -> None:
     tools = ("llama-onnx", "onnxruntime", "onnx-ir", "onnxscript", "numpy")
-    write_manifest(
-        folder,
-        {
-            "created_with": {name: version(name) for name in tools},
-            "target": target.name,
-            "precision": plan.recipe.precision,
-            "recipe": plan.recipe.to_json(),
-            "source": {
-                "format": checkpoint.format,
-                "name": checkpoint.path.name,
-                "files": checkpoint.fingerprint(),
-            },
-            "config": asdict(checkpoint.config),
+    checkpoint = job.checkpoint
+    content = {
+        "created_with": {name: version(name) for name in tools},
+        "target": job.target.name,
+        "precision": job.plan.recipe.precision,
+        "recipe": job.plan.recipe.to_json(),
+        "source": {
+            "format": checkpoint.format,
+            "name": checkpoint.path.name,
+            "files": checkpoint.fingerprint(),
         },
-        hashes={DATA_FILE: data_sha256},
-    )
+        "config": asdict(checkpoint.config),
+    }
+    write_manifest(job.folder, content, {DATA_FILE: data_sha256}, leave_out=WORKING_FILES)
 
 
 def _publish(partial: Path, out: Path) -> None:
-    """Give the finished folder its name; an older package goes only when the new one stands."""
-    previous = out.with_name(out.name + ".previous")
+    """Give the finished folder its name; an older package goes only when the new one stands.
+
+    The journal goes last of all: until the name is changed, --resume can still finish.
+    """
     if out.exists():
+        previous = Path(tempfile.mkdtemp(prefix=f"{out.name}.previous-", dir=out.parent))
+        out.rename(previous / out.name)
+        try:
+            partial.rename(out)
+        except OSError:
+            (previous / out.name).rename(out)
+            previous.rmdir()
+            raise
         shutil.rmtree(previous, ignore_errors=True)
-        out.rename(previous)
-    partial.rename(out)
-    shutil.rmtree(previous, ignore_errors=True)
+    else:
+        partial.rename(out)
+    for name in WORKING_FILES:
+        (out / name).unlink(missing_ok=True)
 
 
 def _disk_error(error: OSError, partial: Path) -> LlamaOnnxError:
+    """What was written stays: whatever is wrong with the disk may be mended."""
+    kept = f"what was written is kept in {partial}: repeat the call with --resume, or delete it"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(
-            f"the disk is full; what was written is kept in {partial}: free some space and repeat "
-            "the call with --resume, or delete the folder."
-        )
-    where = error.filename or partial
-    return ResourceError(f"{where}: {error.strerror or error}.")
+        return ResourceError(f"the disk is full; free some space, {kept}.")
+    return ResourceError(f"{error.filename or partial}: {error.strerror or error}; {kept}.")
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.target import Session
+
+_SEARCH_RANGES: dict[str, tuple[float | None, float | None]] = {
+    "temperature": (0, None),
+    "top_k": (0, None),
+    "top_p": (0, 1),
+    "repetition_penalty": (0, None),
+    "no_repeat_ngram_size": (0, None),
+}
 
 CACHE_BUDGET = 1 << 30
 """genai allocates the cache of `max_length` up front: by default no more than 1 GiB of it."""
@@ -76,6 +85,23 @@ def genai_config(
         "top_p": 1.0,
     }
     return {"model": model, "search": defaults | search}
+
+
+def check_search(search: dict[str, Any], where: str) -> dict[str, Any]:
+    """`search`, provided that genai can take it; raises `CheckpointError` naming the value."""
+    for key, value in search.items():
+        low, high = _SEARCH_RANGES.get(key, (None, None))
+        if key == "do_sample":
+            good = isinstance(value, bool)
+        else:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            good = number and (low is None or value >= low) and (high is None or value <= high)
+        if not good:
+            raise CheckpointError(
+                f"{where}: generation_config.json asks for {key} {value!r}, which cannot be: "
+                "correct it."
+            )
+    return search
 
 
 def _one_or_many(ids: tuple[int, ...]) -> int | list[int]:

@@ -11,8 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -20,6 +23,10 @@ from typing import Any, BinaryIO
 from llama_onnx.targets.errors import UsageError
 
 JOURNAL_FILE = "journal.jsonl"
+LOCK_FILE = "journal.lock"
+WORKING_FILES = (JOURNAL_FILE, JOURNAL_FILE + ".tmp", LOCK_FILE)
+"""What lies in an unfinished export's folder besides the package: it goes when that is finished."""
+
 _READ = 1 << 22
 
 
@@ -34,7 +41,41 @@ class Entry:
 
 def write_header(path: Path, identity: Mapping[str, Any]) -> None:
     """Start the journal at `path` with what must not change between start and resumption."""
-    path.write_text(json.dumps(dict(identity)) + "\n", encoding="utf-8")
+    _replace_text(path, json.dumps(dict(identity)) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
+    # Whole or not at all, so that a kill never leaves a journal without its first line.
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; raises `UsageError` when another one has it.
+
+    The system gives the lock back when the process ends, however it ends.
+    """
+    with (folder / LOCK_FILE).open("a+b") as file:
+        try:
+            _lock(file.fileno())
+        except OSError:
+            raise UsageError(
+                f"another export is writing to {folder}: wait for it, or stop it."
+            ) from None
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_journal(path: Path, identity: Mapping[str, Any]) -> list[Entry]:
@@ -96,21 +137,17 @@ class DataWriter:
     ) -> None:
         self._file.close()
 
-    def recover(self, entries: Sequence[Entry]) -> Iterator[Entry]:
-        """Check `entries` against the bytes on disk and keep those that agree, yielding each.
+    def recover(self, entries: Sequence[Entry], progress: Callable[[int], None]) -> None:
+        """Check `entries` against the bytes on disk and keep those that agree.
 
-        Stands behind the last good slot afterwards; what lies behind it is cut off.
+        Tells `progress` the bytes found good, slot by slot. Stands behind the last good slot
+        afterwards; what lies behind it is cut off.
         """
-        good = 0
-        for entry in entries:
-            if not self._matches(entry):
-                break
-            good += 1
-            self.finished.append(entry.slot)
-            yield entry
-        self._rewind(entries[:good])
+        good = list(takewhile(lambda entry: self._matches(entry, progress), entries))
+        self.finished = [entry.slot for entry in good]
+        self._rewind(good)
 
-    def _matches(self, entry: Entry) -> bool:
+    def _matches(self, entry: Entry, progress: Callable[[int], None]) -> bool:
         digest, whole, left = hashlib.sha256(), self._whole.copy(), entry.end - self.position
         while left > 0:
             block = self._file.read(min(left, _READ))
@@ -121,6 +158,7 @@ class DataWriter:
             left -= len(block)
         if digest.hexdigest() != entry.sha256:
             return False
+        progress(entry.end - self.position)
         self._whole, self.position = whole, entry.end
         return True
 
@@ -129,9 +167,7 @@ class DataWriter:
         self._file.truncate()
         header = self._journal_path.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]
         lines = [header, *(json.dumps(vars(entry)) for entry in entries)]
-        temporary = self._journal_path.with_suffix(".tmp")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(self._journal_path)
+        _replace_text(self._journal_path, "\n".join(lines) + "\n")
 
     def pad_to(self, offset: int) -> None:
         """Fill with zeros up to `offset`."""

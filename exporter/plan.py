@@ -25,6 +25,9 @@ from llama_onnx.targets.target import Target
 BASE_MEMORY = 360 << 20
 """Resident memory of Python with numpy, onnx and onnxruntime loaded; measured, rounded up."""
 
+FIXED_SECONDS = 2.0
+"""Loading the libraries, opening the finished package and running a step, for a small model."""
+
 SAMPLE_VALUES = 1 << 24
 """Weights converted to estimate the time."""
 
@@ -119,6 +122,7 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
         precision,
         tied=tied,
         block_size=options.block_size,
+        quantizer=options.quantizer,
         embedding=options.embedding,
         head=options.head,
         accuracy_level=target.graph.accuracy_level if level is None else level,
@@ -151,13 +155,14 @@ def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int) -> int:
 
 
 def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
-    """Time an export will take here, from converting a few megabytes of the model itself.
+    """Time an export will take here, from reading and converting some of the model's own weights.
 
-    Reading and quantizing are measured, on all threads; hashing and writing the result are not, so
-    on a slow disk add its own time for the package's bytes.
+    Writing and flushing the result to the disk is not measured: on a slow one add its own time.
+    Raises `CheckpointError` when those weights are damaged.
     """
     workers = os.cpu_count() or 1
-    largest = max((placed.slot for placed in plan.placed), key=lambda slot: slot.nbytes)
+    slots = [placed.slot for placed in plan.placed if placed.slot.sources]
+    largest = max(slots, key=lambda slot: slot.nbytes)
     tensor = checkpoint.tensor(largest.sources[0])
     width = tensor.shape[1] if len(tensor.shape) > 1 else 1
     rows = min(tensor.shape[0], max(1, SAMPLE_VALUES // width))
@@ -167,4 +172,5 @@ def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
         for arrays in tensor_arrays([sample], largest.storage, pool, workers):
             for array in arrays:
                 hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data)
-    return (time.perf_counter() - started) * plan.parameters / (rows * width)
+    elapsed = time.perf_counter() - started
+    return FIXED_SECONDS + elapsed * plan.parameters / (rows * width)

@@ -45,14 +45,14 @@ class ExportBar:
     ) -> None:
         self._bar.stop()
 
-    def start(self, total_bytes: int, done_bytes: int) -> None:
+    def start(self, total_bytes: int) -> None:
         """Draw the bar."""
-        self._task = self._bar.add_task("writing", total=total_bytes, completed=done_bytes)
+        self._task = self._bar.add_task("writing", total=total_bytes)
 
-    def advance(self, slot: str, num_bytes: int) -> None:
+    def advance(self, what: str, num_bytes: int) -> None:
         """Move it on."""
         if self._task is not None:
-            self._bar.update(self._task, advance=num_bytes, description=f"{slot:<40}")
+            self._bar.update(self._task, advance=num_bytes, description=f"{what:<40}")
 
     def step(self, text: str) -> None:
         """Say what is going on behind the weights."""

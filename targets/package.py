@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -65,9 +65,15 @@ class ModelPackage:
 
 
 def write_manifest(
-    folder: Path, content: Mapping[str, Any], hashes: Mapping[str, str] | None = None
+    folder: Path,
+    content: Mapping[str, Any],
+    hashes: Mapping[str, str] | None = None,
+    *,
+    leave_out: Collection[str] = (),
 ) -> ModelPackage:
     """Write `folder`'s manifest: `content`, plus size and sha256 of every file in the folder.
+
+    Files called as in `leave_out` are none of the package's.
 
     `hashes` holds the sha256 of files whose hash is already known, by name: a data file of many
     gigabytes need not be read again. The manifest appears whole or not at all.
@@ -77,7 +83,7 @@ def write_manifest(
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name not in (MANIFEST, temporary.name):
+        if name not in (MANIFEST, temporary.name, *leave_out):
             files[name] = {
                 "size": path.stat().st_size,
                 "sha256": known.get(name) or hash_file(path),
@@ -86,6 +92,15 @@ def write_manifest(
     temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
     temporary.replace(folder / MANIFEST)
     return ModelPackage(folder, manifest)
+
+
+def is_package(path: Path) -> bool:
+    """Whether `path` is a folder with a manifest of ours, however damaged the rest may be."""
+    try:
+        _read_manifest(path)
+    except PackageError:
+        return False
+    return True
 
 
 def hash_file(path: Path) -> str:

@@ -55,6 +55,9 @@ def test_generation_config_gives_the_end_tokens() -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"head_dim": 20}, "head_dim 20"),
+        ({"max_position_embeddings": 10**10}, "context of 10000000000"),
+        ({"max_position_embeddings": 3}, "context of 3"),
+        ({"quantization_config": "awq"}, "awq"),
     ],
 )
 def test_features_outside_plain_llama_are_refused_by_name(
@@ -73,6 +76,9 @@ def test_features_outside_plain_llama_are_refused_by_name(
         ({"num_key_value_heads": 3}, "not a multiple"),
         ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
         ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps must be a positive number"),
+        ({"eos_token_id": 5000}, "special token 5000 is beyond the vocabulary"),
     ],
 )
 def test_bad_values_are_named(change: dict[str, Any], word: str) -> None:

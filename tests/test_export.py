@@ -25,7 +25,13 @@ from llama_onnx.exporter import export as export_module
 from llama_onnx.exporter.checkpoints import open_checkpoint
 from llama_onnx.exporter.export import Silent, export_package
 from llama_onnx.exporter.genai import cache_bytes_per_token, default_max_length
-from llama_onnx.exporter.journal import JOURNAL_FILE, DataWriter, read_journal, write_header
+from llama_onnx.exporter.journal import (
+    JOURNAL_FILE,
+    DataWriter,
+    exclusive,
+    read_journal,
+    write_header,
+)
 from llama_onnx.exporter.plan import Options, make_plan
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, PackageError, ResourceError, UsageError
@@ -63,7 +69,7 @@ class Stop(Silent):
     def __init__(self, count: int, error: BaseException) -> None:
         self.left, self.error = count, error
 
-    def advance(self, slot: str, num_bytes: int) -> None:
+    def advance(self, what: str, num_bytes: int) -> None:
         self.left -= 1
         if self.left <= 0:
             raise self.error
@@ -143,7 +149,7 @@ def test_killed_and_resumed(source: Path, unbroken: Path, tmp_path: Path) -> Non
         "from llama_onnx.exporter.plan import Options\n"
         "from llama_onnx.targets.cpu import TARGET\n"
         "class Slow(Silent):\n"
-        "    def advance(self, slot, num_bytes): time.sleep(0.05)\n"
+        "    def advance(self, what, num_bytes): time.sleep(0.05)\n"
         "export_package(Path(sys.argv[1]), Path(sys.argv[2]), TARGET, Options('int4'),"
         " progress=Slow())\n"
     )
@@ -231,12 +237,121 @@ def test_an_existing_package_stays_unless_forced(source: Path, tmp_path: Path) -
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
-def test_force_does_not_replace_what_is_no_package(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("manifest", [None, "{}", '{"name": "a web app"}', '{"files": {}}'])
+def test_force_does_not_replace_what_is_no_package(
+    source: Path, tmp_path: Path, manifest: str | None
+) -> None:
     (tmp_path / "thesis").mkdir()
+    if manifest is not None:
+        (tmp_path / "thesis" / "manifest.json").write_text(manifest)
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(UsageError, match="is not a package"):
         export(source, tmp_path / "thesis", force=True)
     assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+@pytest.mark.parametrize("flag", ["force", "resume"])
+def test_a_folder_called_like_an_unfinished_export_is_not_deleted(
+    source: Path, tmp_path: Path, flag: str
+) -> None:
+    mine = tmp_path / "out.partial"
+    mine.mkdir()
+    (mine / "chapter.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="in the way"):
+        export(source, tmp_path / "out", **{flag: True})
+    assert (mine / "chapter.txt").exists()
+
+
+def test_force_never_replaces_the_source(tmp_path: Path) -> None:
+    source = tiny.write_huggingface(tmp_path / "outer" / "source")
+    package = export(source, tmp_path / "package")
+    shutil.copy(package / "manifest.json", source)
+    shutil.copy(package / "manifest.json", source.parent)
+    for out in (source, source.parent, source / ".." / "source"):
+        with pytest.raises(UsageError, match="holds the source"):
+            export(source, out, force=True)
+    assert (source / "model.safetensors").exists()
+
+
+def test_a_link_to_a_package_stays_a_link(source: Path, tmp_path: Path) -> None:
+    package = export(source, tmp_path / "package")
+    (tmp_path / "link").symlink_to(package)
+    export(source, tmp_path / "link", Options(precision="int8"), force=True)
+    assert (tmp_path / "link").is_symlink()
+    assert ModelPackage.open(package).precision == "int8"
+    assert {file.name for file in tmp_path.iterdir()} == {"package", "link"}
+
+
+@pytest.mark.parametrize("out", ["/", "x" * 300])
+def test_impossible_names(source: Path, out: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot be|cannot write|holds the source"):
+        export(source, Path(out))
+
+
+def test_two_exports_to_one_place(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        export(source, out, progress=Stop(9, KeyboardInterrupt()))
+    with exclusive(partial(out)):
+        for flag in ("resume", "force"):
+            with pytest.raises(UsageError, match="another export is writing"):
+                export(source, out, **{flag: True})
+    export(source, out, resume=True)
+
+
+@pytest.mark.parametrize("step", ["_write_manifest", "_publish"])
+def test_killed_at_the_very_end_loses_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    out = tmp_path / "out"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(export_module, step, killed)
+        export(source, out)
+    result = export_package(source, out, TARGET, INT4, resume=True)
+    assert result.resumed_bytes == result.plan.data_bytes
+    assert ModelPackage.open(out).verify() == []
+
+
+def test_a_package_that_cannot_be_renamed_stays(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = export(source, tmp_path / "out")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise PermissionError(errno.EACCES, "in use")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(ResourceError, match=r"in use.*--resume"):
+        patch.setattr(Path, "rename", refuse)
+        export(source, out, Options(precision="int8"), force=True)
+    assert ModelPackage.open(out).verify() == []
+    assert {file.name for file in tmp_path.iterdir()} == {"out", "out.partial"}
+
+
+def test_a_source_without_tokenizer_is_refused_before_a_weight_is_read(tmp_path: Path) -> None:
+    source = tiny.write_huggingface(tmp_path / "source")
+    (source / "tokenizer.json").unlink()
+    progress = Stop(1, AssertionError("weights were written"))
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+        export(source, tmp_path / "out", progress=progress)
+    (source / "tokenizer.json").write_text('{"x":')
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        export(source, tmp_path / "out", progress=progress)
+    assert [file.name for file in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("bad", [{"top_p": 1.5}, {"temperature": "hot"}, {"do_sample": 1}])
+def test_sampling_defaults_genai_cannot_take(tmp_path: Path, bad: dict[str, Any]) -> None:
+    source = tiny.write_huggingface(tmp_path / "source")
+    (source / "generation_config.json").write_text(json.dumps(bad))
+    with pytest.raises(CheckpointError, match=f"asks for {next(iter(bad))}"):
+        export(source, tmp_path / "out")
 
 
 def test_a_forced_export_that_fails_leaves_the_old_package(source: Path, tmp_path: Path) -> None:

@@ -223,6 +223,8 @@ def test_defaults_and_variants_of_the_metadata(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"llama.rope.scaling.type": "linear"}, "rope scaling 'linear' is not supported"),
+        ({"llama.rope.scaling.factor": 4.0}, "rope scaling 'linear' is not supported"),
+        ({"llama.rope.scale_linear": 4.0}, "rope scaling 'linear' is not supported"),
         ({"llama.expert_count": 8}, "mixture of experts"),
         ({"split.count": 3}, "one of 3 parts of a split model"),
         ({"llama.attention.head_count_kv": [2, 1, 2]}, "head_count_kv differs between layers"),

@@ -63,7 +63,13 @@ def test_truncated_shard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"1234567", struct.pack("<Q", 1 << 60) + b"{}", struct.pack("<Q", 2) + b"no"],
+    [
+        b"",
+        b"1234567",
+        struct.pack("<Q", 1 << 60) + b"{}",
+        struct.pack("<Q", 2) + b"no",
+        struct.pack("<Q", 2) + b"[]",
+    ],
 )
 def test_garbage_instead_of_safetensors(tmp_path: Path, content: bytes) -> None:
     tiny.write_huggingface(tmp_path)
@@ -83,6 +89,21 @@ def test_a_damaged_header_never_escapes_as_a_traceback(tmp_path: Path, noise: by
         check_tensors(open_checkpoint(tmp_path))
     except CheckpointError as error:
         assert "\n" not in str(error)
+
+
+def test_more_layers_than_tensors(tmp_path: Path) -> None:
+    source = tiny.write_huggingface(tmp_path, config_json={"num_hidden_layers": 10_000_000})
+    with pytest.raises(CheckpointError, match="10000000 layers"):
+        check_tensors(open_checkpoint(source))
+
+
+def test_a_file_cut_short_after_it_was_opened(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny.write_huggingface(tmp_path))
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.truncate(20_000)
+    with pytest.raises(CheckpointError, match="changed since it was opened"):
+        for name in checkpoint.names():
+            checkpoint.tensor(name).rows(0, 4)
 
 
 def test_wrong_shape(tmp_path: Path) -> None:

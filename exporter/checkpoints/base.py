@@ -93,8 +93,14 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     Raises `CheckpointError` for a tensor that is missing or of the wrong shape, `UnsupportedError`
     for one that plain Llama does not have (a bias, say) and that must not be dropped in silence.
     """
-    expected = checkpoint.config.tensor_shapes()
     present = set(checkpoint.names())
+    layers = checkpoint.config.num_hidden_layers
+    if layers > len(present):  # before a list of millions of names is made
+        raise CheckpointError(
+            f"{checkpoint.path}: the config has {layers} layers, but there are only "
+            f"{len(present)} tensors: config and weights are of different models."
+        )
+    expected = checkpoint.config.tensor_shapes()
     missing = [name for name in expected if name not in present]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -117,6 +123,20 @@ def check_tensors(checkpoint: Checkpoint) -> None:
                 f"{checkpoint.path}: tensor {name} has shape {list(found)}, "
                 f"but the config asks for {list(shape)}."
             )
+
+
+def read_values(
+    path: Path, dtype: np.dtype[Any], count: int, offset: int, name: str
+) -> npt.NDArray[Any]:
+    """`count` values of the tensor `name` at byte `offset` of `path`.
+
+    Read, not mapped: nothing stays resident, and a file cut short since it was opened is a
+    `CheckpointError`, not a crash of the process.
+    """
+    values = np.fromfile(path, dtype, count, offset=offset)
+    if values.size < count:
+        raise CheckpointError(f"{path} ends within {name}: it changed since it was opened.")
+    return values
 
 
 def file_fingerprint(paths: Iterable[Path]) -> dict[str, str]:

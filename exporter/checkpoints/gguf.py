@@ -21,6 +21,7 @@ from llama_onnx.exporter.checkpoints.base import (
     LazyTensor,
     file_fingerprint,
     find_licences,
+    read_values,
 )
 from llama_onnx.exporter.checkpoints.gguf_header import Header, TensorInfo, read_header
 from llama_onnx.exporter.config import LlamaConfig, check_config
@@ -122,7 +123,10 @@ def _refuse_features(header: Header, where: str) -> None:
             f"{where} is one of {metadata['split.count']} parts of a split model: join them with "
             "llama.cpp's `llama-gguf-split --merge` first."
         )
-    scaling = metadata.get("llama.rope.scaling.type", "none")
+    keys = ("llama.rope.scaling.factor", "llama.rope.scale_linear")
+    scaled = any(metadata.get(key, 1) != 1 for key in keys)
+    # A factor without a type is linear scaling; so llama.cpp reads older files.
+    scaling = metadata.get("llama.rope.scaling.type", "linear" if scaled else "none")
     if scaling != "none":
         raise UnsupportedError(f"{where}: rope scaling {scaling!r} is not supported.")
     if metadata.get("llama.expert_count", 0):
@@ -225,11 +229,8 @@ def _huggingface_name(name: str) -> str:
 def _read_rows(path: Path, info: TensorInfo, start: int, stop: int) -> Float32:
     row_bytes = info.nbytes // info.shape[0]
     count = (stop - start) * row_bytes
-    # Read, not mapped: nothing stays resident, and a file cut short meanwhile is an error, not a
-    # crash of the process.
-    data = np.fromfile(path, np.uint8, count, offset=info.offset + start * row_bytes)
-    if data.size < count:
-        raise CheckpointError(f"{path} ends within {info.name}: it changed since it was opened.")
+    offset = info.offset + start * row_bytes
+    data = read_values(path, np.dtype(np.uint8), count, offset, info.name)
     rows: Float32 = dequantize(data.reshape(stop - start, row_bytes), info.type)
     return rows.reshape(stop - start, *info.shape[1:])
 

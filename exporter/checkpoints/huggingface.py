@@ -24,6 +24,7 @@ from llama_onnx.exporter.checkpoints.base import (
     LazyTensor,
     file_fingerprint,
     find_licences,
+    read_values,
 )
 from llama_onnx.exporter.config import LlamaConfig, config_from_huggingface, read_json
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
@@ -128,6 +129,8 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
                     "download it again."
                 )
             header = json.loads(file.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("not an object")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
     except ValueError:
@@ -157,15 +160,9 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], base: int, size: int) 
         if dtype is None:
             raise UnsupportedError(f"{path}: {name} is stored as {code}, which is not supported.")
         width = int(np.prod(shape[1:], dtype=np.int64))
-        # Mapped for this one read and released with it: resident memory stays that of the rows.
-        mapped = np.memmap(
-            path,
-            dtype,
-            mode="r",
-            offset=base + begin + start * width * dtype.itemsize,
-            shape=(stop - start, *shape[1:]),
-        )
-        return np.array(mapped, dtype=np.float32)
+        offset = base + begin + start * width * dtype.itemsize
+        values = read_values(path, dtype, (stop - start) * width, offset, name)
+        return values.astype(np.float32, copy=False).reshape(stop - start, *shape[1:])
 
     return LazyTensor(name, shape, code, end - begin, rows)
 
@@ -205,9 +202,11 @@ def _write_tokenizer_config(source: Path, folder: Path) -> list[str]:
     shutil.copyfile(source, folder / source.name)
     template = config.get("chat_template")
     if isinstance(template, list):  # transformers 4: several named templates
-        named = {entry.get("name"): entry.get("template") for entry in template}
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        named = {entry.get("name"): entry.get("template") for entry in entries}
         template = named.get("default")
     if not isinstance(template, str) or (folder / "chat_template.jinja").exists():
         return [source.name]
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    # Bytes, because text mode would write \r\n on Windows and the model was not trained on that.
+    (folder / "chat_template.jinja").write_bytes(template.encode("utf-8", "replace"))
     return [source.name, "chat_template.jinja"]

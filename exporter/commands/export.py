@@ -42,8 +42,7 @@ def command(
             )
     except KeyboardInterrupt:
         raise click.ClickException(
-            f"interrupted; continue with `llama-onnx export {source} {out} --resume` and the same "
-            "options."
+            "interrupted; the same call with --resume continues it."
         ) from None
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)

@@ -18,9 +18,13 @@ from llama_onnx.targets.registry import get_target
 @export_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def command(source: Path, target: str, as_json: bool, **options: Any) -> None:
-    """Say what exporting SOURCE would make and need. Reads headers only."""
+    """Say what exporting SOURCE would make and need.
+
+    Reads headers, and a few megabytes of weights to estimate the time.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from llama_onnx.exporter.checkpoints import open_checkpoint
     from llama_onnx.exporter.plan import estimate_seconds, make_plan
@@ -32,16 +36,16 @@ def command(source: Path, target: str, as_json: bool, **options: Any) -> None:
         click.echo(json.dumps({**plan.to_json(), "estimated_seconds": round(seconds, 1)}))
         return
     recipe = plan.recipe
-    table = Table(title=f"{source} for {target}", show_header=False)
+    table = Table(title=Text(f"{source} for {target}"), show_header=False)
     for name, value in (
         ("parameters", f"{plan.parameters / 1e6:,.1f} M"),
         ("source", f"{gigabytes(plan.source_bytes)} ({checkpoint.format})"),
         ("linear layers", _storage(recipe.linear)),
         ("embedding, head", f"{_storage(recipe.embedding)}, {_storage(recipe.head)}"),
         ("package", f"{gigabytes(plan.data_bytes)}, {plan.bits_per_weight:.2f} bits a weight"),
-        ("peak memory", f"{gigabytes(plan.peak_memory)} at most"),
+        ("peak memory", f"about {gigabytes(plan.peak_memory)}"),
         ("disk", f"{gigabytes(plan.to_json()['disk_bytes'])} free needed"),
-        ("time", f"about {seconds:.0f} s, measured on this machine with a piece of the model"),
+        ("time", f"about {seconds:.0f} s here, and the disk's own time for the package"),
         ("KV cache", f"{gigabytes(plan.cache_per_token)} a token"),
         (
             "max_length",

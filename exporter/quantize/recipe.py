@@ -89,6 +89,7 @@ def make_recipe(
     *,
     tied: bool,
     block_size: int = 32,
+    quantizer: str = "rtn",
     embedding: str | None = None,
     head: str | None = None,
     accuracy_level: int = 4,
@@ -112,6 +113,7 @@ def make_recipe(
     careful = "int8" if precision == "int4" else precision
     return Recipe(
         precision=precision,
+        quantizer=quantizer,
         linear=storage(precision, block_size),
         embedding=storage(embedding or careful, block_size),
         head=storage(head or (careful if tied else precision), block_size),

@@ -12,6 +12,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from llama_onnx.targets.errors import CheckpointError
+
 # The class under which nobody second-guesses tokenizer.json: for LlamaTokenizer and GPT2Tokenizer
 # transformers 5 puts in steps of its own, and onnxruntime-genai reads byte-level BPE wrongly.
 _CLASS = "PreTrainedTokenizerFast"
@@ -38,6 +40,16 @@ class SpecialTokens:
     pad: str | None = None
     add_bos: bool = False
     add_eos: bool = False
+
+
+def check_tokenizer(file: Path, where: str) -> None:
+    """Raise `CheckpointError` unless `file` is a tokenizer.json that can be read."""
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(
+            f"{where}: tokenizer.json cannot be read ({error}): download it again."
+        ) from None
 
 
 @dataclass(frozen=True)
