@@ -613,3 +613,12 @@ def test_nan_in_an_adapter_names_the_tensor(
     with pytest.raises(CheckpointError, match=message):
         export_package(source, tmp_path / "out", TARGET, Options(precision), adapters=[folder])
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_nan_in_a_module_trained_whole_names_it_as_the_base_does(
+    source: Path, tmp_path: Path
+) -> None:
+    head = np.full((288, 64), np.nan, np.float32)
+    folder = write_adapter(tmp_path / "a", {}, {HEAD: head}, modules_to_save=["lm_head"])
+    with pytest.raises(CheckpointError, match=r"^lm_head\.weight, rows .* NaN or infinity"):
+        export_package(source, tmp_path / "out", TARGET, FP32, adapters=[folder])
