@@ -141,7 +141,8 @@ def assert_weights(package: Path, expected: Mapping[str, Array]) -> None:
 def assert_logits(package: Path, config: LlamaConfig, weights: Mapping[str, Array]) -> None:
     """The package's logits against transformers' own model on `weights`, never tied."""
     untied = replace(config, tie_word_embeddings=False)
-    model = transformers.LlamaForCausalLM(reference_config(untied)).eval()
+    model: torch.nn.Module = transformers.LlamaForCausalLM(reference_config(untied))
+    model.eval()
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     ids = np.random.default_rng(0).integers(3, config.vocab_size, 40)
     with torch.no_grad():
@@ -404,12 +405,12 @@ def test_export_plan_validate_and_inspect(source: Path, tmp_path: Path) -> None:
 def test_a_bad_adapter_is_one_sentence(
     source: Path, tmp_path: Path, package_fp32: Path, verb: str
 ) -> None:
-    before = {
+    choices: dict[str, list[object]] = {
         "export": [source, tmp_path / "out"],
         "plan": [source],
         "validate": [package_fp32, "--reference", source],
-    }[verb]
-    found = run(verb, *before, "--adapter", tmp_path / "nowhere")
+    }
+    found = run(verb, *choices[verb], "--adapter", tmp_path / "nowhere")
     assert found.exit_code == 1
     assert "has no adapter_config.json: give the folder PEFT saved." in found.output
     assert "Traceback" not in found.output
