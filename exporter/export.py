@@ -12,6 +12,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -22,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
+from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.genai import check_search, genai_config
 from llama_onnx.exporter.graph.model import BuiltModel
@@ -102,11 +105,12 @@ def export_package(
     target: Target,
     options: Options,
     *,
+    adapters: Sequence[Path] = (),
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Export the checkpoint at `source` to a package at `out`.
+    """Export the checkpoint at `source`, with `adapters` merged, to a package at `out`.
 
     Raises `UsageError` when `out` is taken or the options do not fit, `CheckpointError` for a bad
     source, `ResourceError` when the disk is full. An export that was killed or ran out of disk
@@ -119,19 +123,21 @@ def export_package(
     partial = out.with_name(out.name + PARTIAL_SUFFIX) if out.name else out
     check_destination(source, out, partial, resume=resume, force=force)
     workers = os.cpu_count() or 1
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, adapters)
     plan = make_plan(checkpoint, target, options, workers)
     resuming = resume and (partial / JOURNAL_FILE).exists()
+    ours = False
     try:
         _make_folder(partial, keep=resuming)
         with exclusive(partial):
+            ours = True
             job = _Job(checkpoint, target, plan, partial, workers, progress)
             finished = _fill(job, resuming)
         _publish(partial, out)
     except OSError as error:
         raise _disk_error(error, partial) from error
     except Exception:
-        if not resuming and _is_unfinished_export(partial):
+        if ours and not resuming:
             shutil.rmtree(partial, ignore_errors=True)
         raise
     return ExportResult(
@@ -306,16 +312,24 @@ def _write_small_files(job: _Job) -> tuple[str, ...]:
     checkpoint.write_tokenizer(folder)
     check_tokenizer(folder / "tokenizer.json", str(checkpoint.path))
     licences = checkpoint.licence_files()
-    for file in licences:
-        # A model card is kept, but not as the package's own README.
-        name = "MODEL_CARD.md" if file.name == "README.md" else file.name
-        shutil.copyfile(file, folder / name)
+    _copy_licences(licences, folder)
     if any(file.name.upper().startswith(("LICENSE", "LICENCE")) for file in licences):
         return ()
     return (
         f"{checkpoint.path} has no licence file, so the package has none: add the model's licence "
         "before you pass the package on.",
     )
+
+
+def _copy_licences(files: Sequence[Path], folder: Path) -> None:
+    seen: Counter[str] = Counter()
+    for file in files:
+        # A model card is kept, but not as the package's own README.
+        name = Path("MODEL_CARD.md" if file.name == "README.md" else file.name)
+        seen[name.name] += 1
+        # An adapter has a licence of its own beside the base's, often under the same name.
+        suffix = f"-{seen[name.name]}" if seen[name.name] > 1 else ""
+        shutil.copyfile(file, folder / f"{name.stem}{suffix}{name.suffix}")
 
 
 def _serialize(built: BuiltModel) -> bytes:
@@ -366,6 +380,7 @@ def _write_manifest(job: _Job, data_sha256: str) -> None:
         "source": {
             "format": checkpoint.format,
             "name": checkpoint.path.name,
+            "adapters": [folder.name for folder in adapters_of(checkpoint)],
             "files": checkpoint.fingerprint(),
         },
         "config": asdict(checkpoint.config),

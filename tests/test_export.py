@@ -296,7 +296,8 @@ def test_two_exports_to_one_place(source: Path, tmp_path: Path) -> None:
         for flag in ("resume", "force"):
             with pytest.raises(UsageError, match="another export is writing"):
                 export(source, out, **{flag: True})
-    export(source, out, resume=True)
+            assert (partial(out) / JOURNAL_FILE).exists()
+    assert export_package(source, out, TARGET, INT4, resume=True).resumed_bytes > 0
 
 
 @pytest.mark.parametrize("step", ["_write_manifest", "_publish"])

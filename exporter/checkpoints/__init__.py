@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from llama_onnx.exporter.checkpoints.base import Checkpoint, LazyTensor, check_tensors
@@ -10,11 +11,22 @@ from llama_onnx.targets.errors import CheckpointError
 __all__ = ["Checkpoint", "LazyTensor", "check_tensors", "open_checkpoint"]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open the checkpoint at `path`: a Hugging Face folder, a `.gguf` file or a folder with one.
+def open_checkpoint(path: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
+    """Open the checkpoint at `path`: a Hugging Face folder, a `.gguf` file or a folder with one;
+    LoRA adapters are merged into it in the order given.
 
-    Reads headers only. Raises `CheckpointError` for anything that is not a whole checkpoint.
+    Reads headers only. Raises `CheckpointError` for anything that is not a whole checkpoint, or an
+    adapter that does not fit it.
     """
+    checkpoint = _open_base(path)
+    for folder in adapters:
+        from llama_onnx.exporter.checkpoints.lora import open_adapter
+
+        checkpoint = open_adapter(checkpoint, folder)
+    return checkpoint
+
+
+def _open_base(path: Path) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: give a checkpoint's folder or .gguf file.")
     if path.is_file():

@@ -94,13 +94,7 @@ class HuggingFaceCheckpoint:
                 f"{self.path} has no tokenizer.json: save the tokenizer with transformers' "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...) beside the weights."
             )
-        written = []
-        for name in ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja"):
-            if (self.path / name).exists():
-                shutil.copyfile(self.path / name, folder / name)
-                written.append(name)
-        written += _write_tokenizer_config(self.path / "tokenizer_config.json", folder)
-        return written
+        return copy_tokenizer(self.path, folder)
 
     def licence_files(self) -> Sequence[Path]:
         """Licence, policy, notice and model card beside the weights."""
@@ -114,6 +108,16 @@ class HuggingFaceCheckpoint:
     def fingerprint(self) -> dict[str, str]:
         """Size and modification time of config and shards."""
         return file_fingerprint([self.path / "config.json", *self.shards])
+
+
+def copy_tokenizer(source: Path, folder: Path) -> list[str]:
+    """Copy the tokenizer in `source` and its chat template to `folder`; returns the file names."""
+    written = []
+    for name in ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+            written.append(name)
+    return written + _write_tokenizer_config(source / "tokenizer_config.json", folder)
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:

@@ -8,19 +8,33 @@ from typing import Any
 
 import click
 
-from llama_onnx.exporter.commands.options import Folder, export_options, gigabytes, make_options
+from llama_onnx.exporter.commands.options import (
+    Folder,
+    adapter_option,
+    export_options,
+    gigabytes,
+    make_options,
+)
 from llama_onnx.targets.registry import get_target
 
 
 @click.command(name="export")
 @click.argument("source", type=Folder)
 @click.argument("out", type=Folder)
+@adapter_option
 @export_options
 @click.option("--resume", is_flag=True, help="Continue an export that was interrupted.")
 @click.option("--force", is_flag=True, help="Replace OUT, or an unfinished export of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    source: Path, out: Path, target: str, resume: bool, force: bool, as_json: bool, **options: Any
+    source: Path,
+    out: Path,
+    adapters: tuple[Path, ...],
+    target: str,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Write the checkpoint SOURCE as the package OUT.
 
@@ -36,6 +50,7 @@ def command(
                 out,
                 get_target(target),
                 make_options(**options),
+                adapters=adapters,
                 resume=resume,
                 force=force,
                 progress=bar,

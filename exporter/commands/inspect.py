@@ -43,6 +43,7 @@ def package_facts(path: Path) -> dict[str, Any]:
         "precision": package.precision,
         "recipe": manifest["recipe"],
         "source": f"{manifest['source']['name']} ({manifest['source']['format']})",
+        "adapters": manifest["source"].get("adapters", []),
         "config": manifest.get("config", {}),
         "created_with": manifest.get("created_with", {}),
         "files": {name: entry["size"] for name, entry in manifest["files"].items()},

@@ -73,6 +73,16 @@ _OPTIONS = (
 )
 
 
+adapter_option = click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=Folder,
+    metavar="DIR",
+    help="Merge the LoRA adapter in DIR (PEFT's layout); may be given several times, in order.",
+)
+
+
 def export_options(function: _F) -> _F:
     """Add the options that decide what a package holds."""
     for option in reversed(_OPTIONS):

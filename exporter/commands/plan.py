@@ -9,15 +9,24 @@ from typing import Any
 
 import click
 
-from llama_onnx.exporter.commands.options import Folder, export_options, gigabytes, make_options
+from llama_onnx.exporter.commands.options import (
+    Folder,
+    adapter_option,
+    export_options,
+    gigabytes,
+    make_options,
+)
 from llama_onnx.targets.registry import get_target
 
 
 @click.command(name="plan")
 @click.argument("source", type=Folder)
+@adapter_option
 @export_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def command(source: Path, target: str, as_json: bool, **options: Any) -> None:
+def command(
+    source: Path, adapters: tuple[Path, ...], target: str, as_json: bool, **options: Any
+) -> None:
     """Say what exporting SOURCE would make and need.
 
     Reads headers, and a few megabytes of weights to estimate the time.
@@ -29,14 +38,15 @@ def command(source: Path, target: str, as_json: bool, **options: Any) -> None:
     from llama_onnx.exporter.checkpoints import open_checkpoint
     from llama_onnx.exporter.plan import estimate_seconds, make_plan
 
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, adapters)
     plan = make_plan(checkpoint, get_target(target), make_options(**options), os.cpu_count() or 1)
     seconds = estimate_seconds(plan, checkpoint)
     if as_json:
         click.echo(json.dumps({**plan.to_json(), "estimated_seconds": round(seconds, 1)}))
         return
     recipe = plan.recipe
-    table = Table(title=Text(f"{source} for {target}"), show_header=False)
+    merged = "".join(f" + {folder.name}" for folder in adapters)
+    table = Table(title=Text(f"{source}{merged} for {target}"), show_header=False)
     for name, value in (
         ("parameters", f"{plan.parameters / 1e6:,.1f} M"),
         ("source", f"{gigabytes(plan.source_bytes)} ({checkpoint.format})"),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llama_onnx.exporter.commands.options import adapter_option
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -38,6 +40,7 @@ _LABELS = {
     type=click.Path(exists=True, path_type=Path),
     help="The checkpoint the package was made from.",
 )
+@adapter_option
 @click.option(
     "--text",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -64,6 +67,7 @@ def command(
     ctx: click.Context,
     package: Path,
     reference: Path,
+    adapters: tuple[Path, ...],
     text: Path | None,
     tokens: int,
     prompt_tokens: int,
@@ -79,7 +83,7 @@ def command(
     from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts, read_text
     from llama_onnx.exporter.parity.validate import check_same_model, validate
 
-    weights, original = PackageCheckpoint.open(package), open_checkpoint(reference)
+    weights, original = PackageCheckpoint.open(package), open_checkpoint(reference, adapters)
     check_same_model(weights, original)
     check_tensors(original)
     texts = TEXTS if text is None else (read_text(text),)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
+from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.parity.metrics import (
     NO_TARGET,
@@ -195,7 +196,7 @@ def validate(
     values |= {(g.name, "divergences"): len(prompts) - g.identical for g in greedy}
     return ParityReport(
         package=str(package),
-        reference=str(reference.path),
+        reference=" + ".join(map(str, (reference.path, *adapters_of(reference)))),
         precision=weights.precision,
         provider=PROVIDER,
         positions=sum(len(trace.ids) for trace in strict.traces),

@@ -1,0 +1,229 @@
+"""adapter_config.json as PEFT writes it: which modules an adapter changes, and by how much.
+
+The rules of matching are PEFT's own (`check_target_module_exists` and `get_pattern_key` in
+https://github.com/huggingface/peft). What would change the weights in another way than plain LoRA
+is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llama_onnx.exporter.config import read_json
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+CONFIG_FILE = "adapter_config.json"
+
+# These leave the base as it is; the others (PiSSA, OLoRA, LoftQ ...) move a part of the base into
+# the adapter, which is then wrong on the original weights.
+_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+
+_REFUSED = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "megatron_config",
+)
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """A plain LoRA. Modules go by their names in the base: `model.layers.0.self_attn.q_proj`.
+
+    `targets` and `excluded` are names, or a pattern when they are text; `saved` names modules that
+    were trained whole; `layers` None means all of them.
+    """
+
+    where: Path
+    base_name: str | None
+    rank: int
+    alpha: float
+    rslora: bool
+    targets: tuple[str, ...] | str
+    excluded: tuple[str, ...] | str
+    saved: tuple[str, ...]
+    layers: tuple[int, ...] | None
+    layers_pattern: tuple[str, ...]
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    keeps_tied: bool
+
+    def adds_to(self, module: str) -> bool:
+        """Whether the linear layer or embedding `module` has a low-rank change."""
+        if self.replaces(module) or _selects(self.excluded, module):
+            return False
+        if self.targets == "all-linear":
+            return module not in ("lm_head", "model.embed_tokens")
+        return _selects(self.targets, module) and self._has_layer_of(module)
+
+    def replaces(self, module: str) -> bool:
+        """Whether `module` was trained whole."""
+        return any(saves(name, module) for name in self.saved)
+
+    def rank_of(self, module: str) -> int:
+        """Rank of the change of `module`."""
+        return _by_pattern(self.rank_pattern, module, self.rank)
+
+    def scaling_of(self, module: str) -> float:
+        """Factor of the change: alpha / r (Hu et al. 2021, arXiv:2106.09685, section 4.1), or
+        alpha / sqrt(r) when rank-stabilized (Kalajdzievski 2023, arXiv:2312.03732)."""
+        rank, alpha = self.rank_of(module), _by_pattern(self.alpha_pattern, module, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def _has_layer_of(self, module: str) -> bool:
+        if self.layers is None:
+            return True
+        for pattern in self.layers_pattern or (r"[^.]*",):
+            match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", module)
+            if match:
+                return int(match["index"]) in self.layers
+        return False
+
+
+def saves(name: str, module: str) -> bool:
+    """Whether `name` in modules_to_save means `module`: its end, or something it stands in."""
+    return module.endswith(name) or f".{name}." in f".{module}."
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Read adapter_config.json in `folder`.
+
+    Raises `CheckpointError` when it is missing or damaged, `UnsupportedError` for another method
+    than plain LoRA, named.
+    """
+    where = folder / CONFIG_FILE
+    if not where.is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: give the folder PEFT saved.")
+    raw = read_json(where)
+    _refuse_methods(raw, where)
+    layers = raw.get("layers_to_transform")
+    base_name = raw.get("base_model_name_or_path")
+    return AdapterConfig(
+        where=where,
+        base_name=str(base_name) if base_name else None,
+        rank=_rank(raw.get("r"), "r", where),
+        alpha=_alpha(raw.get("lora_alpha"), "lora_alpha", where),
+        rslora=bool(raw.get("use_rslora", False)),
+        targets=_targets(raw.get("target_modules"), where),
+        excluded=_names_or_pattern(raw.get("exclude_modules"), "exclude_modules", where),
+        saved=_names(raw.get("modules_to_save"), "modules_to_save", where),
+        layers=None if layers in (None, []) else _indices(layers, where),
+        layers_pattern=_patterns(raw.get("layers_pattern"), where),
+        rank_pattern={
+            _pattern(key, "rank_pattern", where): _rank(value, "rank_pattern", where)
+            for key, value in _object(raw.get("rank_pattern"), "rank_pattern", where).items()
+        },
+        alpha_pattern={
+            _pattern(key, "alpha_pattern", where): _alpha(value, "alpha_pattern", where)
+            for key, value in _object(raw.get("alpha_pattern"), "alpha_pattern", where).items()
+        },
+        keeps_tied=bool(raw.get("ensure_weight_tying", False)),
+    )
+
+
+def _refuse_methods(raw: Mapping[str, Any], where: Path) -> None:
+    method = raw.get("peft_type")
+    if method != "LORA":
+        raise UnsupportedError(f"{where}: peft_type is {method!r}; only 'LORA' can be merged.")
+    for key in _REFUSED:
+        if raw.get(key):
+            raise UnsupportedError(
+                f"{where}: {key} is set, which is more than plain LoRA: merge the adapter with "
+                "PEFT's merge_and_unload if it can, and export the result."
+            )
+    if raw.get("bias", "none") != "none":
+        raise UnsupportedError(
+            f"{where}: bias is {raw['bias']!r}; the graph has no biases, only 'none' is supported."
+        )
+    init = raw.get("init_lora_weights", True)
+    if init not in _INITS:
+        raise UnsupportedError(
+            f"{where}: init_lora_weights is {init!r}, which changes the base as well: convert the "
+            "adapter to plain LoRA when saving it (path_initial_model_for_weight_conversion)."
+        )
+
+
+def _selects(names: tuple[str, ...] | str, module: str) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _by_pattern(patterns: Mapping[str, _Number], module: str, default: _Number) -> _Number:
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _targets(value: Any, where: Path) -> tuple[str, ...] | str:
+    if value is None:
+        raise CheckpointError(f"{where} names no target_modules: save the adapter with PEFT again.")
+    if isinstance(value, str) and value.lower() == "all-linear":
+        return "all-linear"
+    return _names_or_pattern(value, "target_modules", where)
+
+
+def _names_or_pattern(value: Any, key: str, where: Path) -> tuple[str, ...] | str:
+    return _pattern(value, key, where) if isinstance(value, str) else _names(value, key, where)
+
+
+def _names(value: Any, key: str, where: Path) -> tuple[str, ...]:
+    values = [] if value is None else value
+    if not isinstance(values, list) or not all(v and isinstance(v, str) for v in values):
+        raise CheckpointError(f"{where}: {key} must be a list of names, not {value!r}.")
+    return tuple(values)
+
+
+def _patterns(value: Any, where: Path) -> tuple[str, ...]:
+    names = _names([value] if value and isinstance(value, str) else value, "layers_pattern", where)
+    return tuple(_pattern(name, "layers_pattern", where) for name in names)
+
+
+def _pattern(value: str, key: str, where: Path) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise CheckpointError(f"{where}: {key} {value!r} is no pattern: {error}.") from None
+    return value
+
+
+def _indices(value: Any, where: Path) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise CheckpointError(f"{where}: layers_to_transform must be layer numbers, not {value!r}.")
+    return tuple(values)
+
+
+def _object(value: Any, key: str, where: Path) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError(f"{where}: {key} must be an object, not {value!r}.")
+    return value or {}
+
+
+def _rank(value: Any, key: str, where: Path) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{where}: {key} must be a positive integer, not {value!r}.")
+    return value
+
+
+def _alpha(value: Any, key: str, where: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CheckpointError(f"{where}: {key} must be a number, not {value!r}.")
+    return float(value)

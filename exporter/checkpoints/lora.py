@@ -1,0 +1,325 @@
+"""LoRA adapters in PEFT's layout: a checkpoint wrapped in another, merged while it is read.
+
+LoRA (Hu et al. 2021, arXiv:2106.09685) adds `scaling * B @ A` to a matrix. Rows of the result need
+the same rows of B and the whole of A, so merging costs no memory beyond A, which is small.
+
+Several adapters wrap one another: each is merged into the result of those before it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_onnx.exporter.checkpoints.adapter_config import (
+    CONFIG_FILE,
+    AdapterConfig,
+    read_adapter_config,
+    saves,
+)
+from llama_onnx.exporter.checkpoints.base import (
+    Checkpoint,
+    Float32,
+    LazyTensor,
+    file_fingerprint,
+    find_licences,
+)
+from llama_onnx.exporter.checkpoints.huggingface import copy_tokenizer, read_safetensors
+from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """`scaling * left @ right`: left is [rows, rank], right [rank, columns].
+
+    A linear layer has B as left and A as right. PEFT stores an embedding's the other way round,
+    as A [rank, rows] and B [columns, rank], so there both are `transposed`.
+    """
+
+    left: LazyTensor
+    right: LazyTensor
+    scaling: float
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the product."""
+        side = 1 if self.transposed else 0
+        return (self.left.shape[side], self.right.shape[1 - side])
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Rank of left and of right."""
+        side = 1 if self.transposed else 0
+        return (self.left.shape[1 - side], self.right.shape[side])
+
+    def added_to(self, tensor: LazyTensor) -> LazyTensor:
+        """`tensor` plus this; what is read whole is read once and goes with the result."""
+        left, right = self.left, self.right
+        if self.transposed:
+            left, right = _transposed(left), _transposed(right)
+
+        @functools.cache
+        def scaled() -> Float32:
+            return right.rows(0, right.shape[0]) * np.float32(self.scaling)
+
+        def rows(start: int, stop: int) -> Float32:
+            # Whoever reads the rows looks for NaN and can say where; numpy cannot.
+            with np.errstate(invalid="ignore", over="ignore"):
+                return tensor.rows(start, stop) + left.rows(start, stop) @ scaled()
+
+        return replace(tensor, nbytes=tensor.nbytes + left.nbytes + right.nbytes, rows=rows)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter does to a tensor: puts `whole` in its place, adds `low_rank`, or both."""
+
+    whole: LazyTensor | None
+    low_rank: LowRank | None
+
+    def applied_to(self, tensor: LazyTensor) -> LazyTensor:
+        """The changed tensor."""
+        changed = replace(self.whole, name=tensor.name) if self.whole else tensor
+        return self.low_rank.added_to(changed) if self.low_rank else changed
+
+
+@dataclass(frozen=True)
+class LoraCheckpoint:
+    """`base` with the adapter in `folder` merged; `changes` by Hugging Face tensor name.
+
+    An adapter that changes the embedding or the head of a tied model changes that one alone, as
+    PEFT computes it, so the result is not tied.
+    """
+
+    base: Checkpoint
+    folder: Path
+    config: LlamaConfig
+    changes: dict[str, Change]
+
+    @property
+    def path(self) -> Path:
+        """Where the base lies."""
+        return self.base.path
+
+    @property
+    def format(self) -> str:
+        """The base's format."""
+        return self.base.format
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors: the base's, and the head's when it is no longer tied."""
+        head = () if self.config.tie_word_embeddings else (f"{_HEAD}.weight",)
+        return {*self.base.names(), *head}
+
+    def tensor(self, name: str) -> LazyTensor:
+        """Tensor `name`, merged."""
+        tensor = self._original(name)
+        return self.changes[name].applied_to(tensor) if name in self.changes else tensor
+
+    def write_tokenizer(self, folder: Path) -> list[str]:
+        """Write the tokenizer saved with the adapter, which it was trained with, or the base's."""
+        if (self.folder / "tokenizer.json").exists():
+            return copy_tokenizer(self.folder, folder)
+        return self.base.write_tokenizer(folder)
+
+    def licence_files(self) -> Sequence[Path]:
+        """The base's and the adapter's."""
+        return [*self.base.licence_files(), *find_licences(self.folder)]
+
+    def search_defaults(self) -> dict[str, Any]:
+        """The base's sampling defaults."""
+        return self.base.search_defaults()
+
+    def fingerprint(self) -> dict[str, str]:
+        """The base's files, and the adapter's under its number: the order of adapters counts."""
+        number = len(adapters_of(self))
+        files = file_fingerprint([self.folder / CONFIG_FILE, self.folder / WEIGHTS_FILE])
+        own = {f"adapter {number}/{name}": value for name, value in files.items()}
+        return {**self.base.fingerprint(), **own}
+
+    def _original(self, name: str) -> LazyTensor:
+        if name == f"{_HEAD}.weight" and self.base.config.tie_word_embeddings:
+            return replace(self.base.tensor(f"{_EMBEDDING}.weight"), name=name)
+        return self.base.tensor(name)
+
+
+def adapters_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """Folders of the adapters merged into `checkpoint`, the first one first."""
+    if isinstance(checkpoint, LoraCheckpoint):
+        return (*adapters_of(checkpoint.base), checkpoint.folder)
+    return ()
+
+
+def open_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
+    """`base` with the PEFT adapter in `folder` merged. Reads headers only.
+
+    Raises `CheckpointError` for an adapter that is damaged, contradicts itself or was made for
+    another base, `UnsupportedError` for one that is not plain LoRA.
+    """
+    config = read_adapter_config(folder)
+    tensors = read_safetensors(_weights_file(folder))
+    # Every module has a head to change; a tied one is not tied afterwards.
+    shapes = replace(base.config, tie_word_embeddings=False).tensor_shapes()
+    modules = {name.removesuffix(".weight"): shape for name, shape in shapes.items()}
+    changes = {}
+    for module, shape in modules.items():
+        change = _take_change(module, shape, config, tensors)
+        if change.whole or change.low_rank:
+            changes[f"{module}.weight"] = change
+    if tensors:
+        raise CheckpointError(
+            f"{folder} has the tensor {next(iter(tensors))}, for which {base.path} has no place: "
+            f"{_made_for(config)}."
+        )
+    _check_names(config, modules)
+    if not changes:
+        raise CheckpointError(f"{folder} changes nothing: no module of the base is in it.")
+    return LoraCheckpoint(base, folder, _untied(base, changes, config), changes)
+
+
+def _weights_file(folder: Path) -> Path:
+    file = folder / WEIGHTS_FILE
+    if file.is_file():
+        return file
+    if (folder / "adapter_model.bin").is_file():
+        raise UnsupportedError(
+            f"{folder} has an adapter_model.bin only: load the adapter with PEFT and save it again "
+            "by save_pretrained, which writes safetensors."
+        )
+    raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}: download it too.")
+
+
+def _take_change(
+    module: str, shape: tuple[int, ...], config: AdapterConfig, tensors: dict[str, LazyTensor]
+) -> Change:
+    """The change of `module`; its tensors are taken out of `tensors`."""
+
+    def take(part: str) -> LazyTensor | None:
+        return tensors.pop(f"{_PREFIX}{module}.{part}", None)
+
+    whole = take("weight") or take("base_layer.weight")
+    transposed = module == _EMBEDDING
+    if transposed:
+        left, right = take("lora_embedding_A"), take("lora_embedding_B")
+    else:
+        left, right = take("lora_B.weight"), take("lora_A.weight")
+    _check_whole(module, shape, config, whole)
+    if len(shape) < 2 or not config.adds_to(module):
+        if left or right:
+            raise CheckpointError(
+                f"{config.where} does not target {module}, but {WEIGHTS_FILE} has a change of it: "
+                "the two files are of different adapters."
+            )
+        return Change(whole, None)
+    if not left or not right:
+        raise CheckpointError(
+            f"{config.where.parent} lacks the tensors that change {module}, which "
+            f"{CONFIG_FILE} targets: the file is incomplete, or {_made_for(config)}."
+        )
+    low_rank = LowRank(left, right, config.scaling_of(module), transposed)
+    _check_low_rank(module, shape, config, low_rank)
+    return Change(whole, low_rank)
+
+
+def _check_whole(
+    module: str, shape: tuple[int, ...], config: AdapterConfig, whole: LazyTensor | None
+) -> None:
+    folder, replaced = config.where.parent, config.replaces(module)
+    if whole is None:
+        if replaced:
+            raise CheckpointError(
+                f"{folder} lacks the tensor {_PREFIX}{module}.weight, which modules_to_save in "
+                f"{CONFIG_FILE} promises: download it again."
+            )
+        return
+    # PEFT saves embedding and head unasked when it thinks that they may have been changed.
+    if not replaced and module not in (_EMBEDDING, _HEAD):
+        raise CheckpointError(
+            f"{folder} has the tensor {whole.name}, which modules_to_save in {CONFIG_FILE} does "
+            "not name: the two files are of different adapters."
+        )
+    if whole.shape == shape:
+        return
+    if len(shape) == len(whole.shape) == 2 and shape[1] == whole.shape[1]:
+        raise UnsupportedError(
+            f"{folder} has {whole.shape[0]} rows for {module}, the base {shape[0]}: a resized "
+            "vocabulary is not supported; merge with PEFT's merge_and_unload and export the result."
+        )
+    raise CheckpointError(
+        f"{folder}: {whole.name} has shape {list(whole.shape)}, the base's is {list(shape)}: "
+        f"{_made_for(config)}."
+    )
+
+
+def _check_low_rank(
+    module: str, shape: tuple[int, ...], config: AdapterConfig, found: LowRank
+) -> None:
+    folder = config.where.parent
+    if len(found.left.shape) != 2 or len(found.right.shape) != 2:
+        raise CheckpointError(f"{folder} is damaged: the change of {module} is no two matrices.")
+    if found.shape != shape:
+        raise CheckpointError(
+            f"{folder} changes a {module} of shape {list(found.shape)}, the base's is "
+            f"{list(shape)}: {_made_for(config)}."
+        )
+    rank = config.rank_of(module)
+    if found.ranks != (rank, rank):
+        ranks = " and ".join(str(found_rank) for found_rank in sorted(set(found.ranks)))
+        raise CheckpointError(
+            f"{folder}: the change of {module} has rank {ranks}, but {CONFIG_FILE} says {rank}: "
+            "the two files are of different adapters."
+        )
+
+
+def _check_names(config: AdapterConfig, modules: dict[str, tuple[int, ...]]) -> None:
+    """Refuse a name that means no module: what it stands for would be left out in silence."""
+    matrices = [module for module, shape in modules.items() if len(shape) == 2]
+    for name in () if isinstance(config.targets, str) else config.targets:
+        if not any(f".{module}".endswith(f".{name}") for module in matrices):
+            raise CheckpointError(
+                f"{config.where}: target_modules names {name!r}, which no matrix of the base is "
+                f"called: {_made_for(config)}."
+            )
+    for name in config.saved:
+        if not any(saves(name, module) for module in modules):
+            raise CheckpointError(
+                f"{config.where}: modules_to_save names {name!r}, which no module of the base is "
+                f"called: {_made_for(config)}."
+            )
+
+
+def _untied(base: Checkpoint, changes: dict[str, Change], config: AdapterConfig) -> LlamaConfig:
+    touched = changes.keys() & {f"{_EMBEDDING}.weight", f"{_HEAD}.weight"}
+    if not base.config.tie_word_embeddings or not touched:
+        return base.config
+    if config.keeps_tied:
+        raise UnsupportedError(
+            f"{config.where}: ensure_weight_tying with a changed embedding is not supported: merge "
+            "with PEFT's merge_and_unload and export the result."
+        )
+    return replace(base.config, tie_word_embeddings=False)
+
+
+def _made_for(config: AdapterConfig) -> str:
+    name = f" ({config.base_name})" if config.base_name else ""
+    return f"the adapter was made for another base{name}"
+
+
+def _transposed(tensor: LazyTensor) -> LazyTensor:
+    @functools.cache
+    def whole() -> Float32:
+        return tensor.rows(0, tensor.shape[0]).T
+
+    return replace(tensor, shape=tensor.shape[::-1], rows=lambda start, stop: whole()[start:stop])
