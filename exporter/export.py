@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
+from llama_onnx.exporter.checkpoints.checklist import verify_checklists
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.genai import genai_config
 from llama_onnx.exporter.graph.model import BuiltModel
@@ -100,9 +101,13 @@ def export_package(
     *,
     resume: bool = False,
     force: bool = False,
+    checksum: bool = True,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export the checkpoint at `source` to a package at `out`.
+
+    The source's files are compared with the md5 checklist that Meta's download has, unless
+    `checksum` is False.
 
     Raises `UsageError` when `out` is taken or the options do not fit, `CheckpointError` for a bad
     source, `ResourceError` when the disk is full. An export that was killed or ran out of disk
@@ -115,6 +120,8 @@ def export_package(
     workers = os.cpu_count() or 1
     checkpoint = open_checkpoint(source)
     plan = make_plan(checkpoint, target, options, workers)
+    if checksum and checkpoint.path.is_dir():
+        verify_checklists(checkpoint.path, progress.step)
     identity = _identity(checkpoint, target, options, plan)
     resuming = resume and (partial / JOURNAL_FILE).exists()
     if not resuming:

@@ -11,7 +11,8 @@ __all__ = ["Checkpoint", "LazyTensor", "check_tensors", "open_checkpoint"]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open the checkpoint at `path`: a Hugging Face folder, a `.gguf` file or a folder with one.
+    """Open the checkpoint at `path`: a folder of Hugging Face's or Meta's, a `.gguf` file or a
+    folder with one.
 
     Reads headers only. Raises `CheckpointError` for anything that is not a whole checkpoint.
     """
@@ -27,6 +28,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
 
         return HuggingFaceCheckpoint.open(path)
+    if (path / "params.json").exists():
+        from llama_onnx.exporter.checkpoints.meta import MetaCheckpoint
+
+        return MetaCheckpoint.open(path)
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) == 1:
         return _open_gguf(ggufs[0])
@@ -34,7 +39,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         names = ", ".join(file.name for file in ggufs)
         raise CheckpointError(f"{path} holds several GGUF files ({names}): name one of them.")
     raise CheckpointError(
-        f"{path} has neither a config.json nor a .gguf file: is this a checkpoint folder?"
+        f"{path} has no config.json, params.json or .gguf file: is this a checkpoint folder?"
     )
 
 
