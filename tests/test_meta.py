@@ -25,9 +25,11 @@ from hypothesis import strategies as st
 
 from llama_onnx.exporter.checkpoints import check_tensors, open_checkpoint
 from llama_onnx.exporter.checkpoints.meta import MetaCheckpoint
+from llama_onnx.exporter.checkpoints.meta_params import config_from_params
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.export import Silent, export_package
 from llama_onnx.exporter.plan import Options
+from llama_onnx.exporter.tokenizer.model_file import ModelFileFacts
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from tests import test_gguf, tiny
@@ -210,12 +212,48 @@ def metas_forward(weights: Tensors, tokens: torch.Tensor) -> torch.Tensor:
 # --- params.json ----------------------------------------------------------------------------
 
 
+GROUPED = {"n_kv_heads": 8, "ffn_dim_multiplier": 1.3, "multiple_of": 4096}
+CODE = {"rope_theta": 1000000, "ffn_dim_multiplier": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("folder", "numbers", "more", "feed_forward", "context"),
+    [
+        ("7B", (4096, 32, 32, 1e-6), {}, 11008, 2048),
+        ("13B", (5120, 40, 40, 1e-6), {}, 13824, 2048),
+        ("30B", (6656, 60, 52, 1e-6), {}, 17920, 2048),
+        ("65B", (8192, 80, 64, 1e-5), {}, 22016, 2048),
+        ("llama-2-7b-chat", (4096, 32, 32, 1e-6), {}, 11008, 4096),  # Llama 1's norm_eps indeed
+        ("llama-2-13b", (5120, 40, 40, 1e-5), {}, 13824, 4096),
+        ("llama-2-70b", (8192, 80, 64, 1e-5), GROUPED, 28672, 4096),
+        ("renamed", (8192, 80, 64, 1e-5), GROUPED, 28672, 4096),
+        ("CodeLlama-7b", (4096, 32, 32, 1e-5), CODE, 11008, 16384),
+        ("CodeLlama-34b", (8192, 48, 64, 1e-5), CODE | {"n_kv_heads": 8}, 22016, 16384),
+    ],
+)
+def test_the_models_that_meta_published(
+    folder: str, numbers: tuple[Any, ...], more: dict[str, Any], feed_forward: int, context: int
+) -> None:
+    dim, layers, heads, eps = numbers
+    raw = {"dim": dim, "n_layers": layers, "n_heads": heads, "norm_eps": eps, "multiple_of": 256}
+    vocabulary = 32016 if folder == "CodeLlama-7b" else 32000
+    shapes = {
+        "model.embed_tokens.weight": (vocabulary, dim),
+        "model.layers.0.mlp.gate_proj.weight": (feed_forward, dim),
+        f"model.layers.{layers - 1}.mlp.gate_proj.weight": (feed_forward, dim),
+    }
+    facts = ModelFileFacts(vocabulary, 1, 2)
+    config = config_from_params({**raw, "vocab_size": -1, **more}, "p", folder, shapes, facts)
+    assert (config.intermediate_size, config.max_position_embeddings) == (feed_forward, context)
+    assert (config.vocab_size, config.head_dim) == (vocabulary, 128)
+    assert config.num_key_value_heads == more.get("n_kv_heads", heads)
+
+
 @pytest.mark.parametrize(
     ("folder", "params", "expected"),
     [
         ("7B", {"norm_eps": 1e-6}, 2048),
         ("llama-2-7b", {}, 4096),
-        ("llama-2-7b-chat", {"norm_eps": 1e-6}, 4096),  # as Meta's own has it
         ("Meta Llama 2", {}, 4096),
         ("CodeLlama-7b", {"rope_theta": 1000000}, 16384),
     ],
@@ -508,6 +546,18 @@ def test_a_chat_is_token_for_token_metas_and_transformers(
     assert text == chat.apply_chat_template(
         [*messages, TURNS[1]], chat_template=PUBLISHED_TEMPLATE, tokenize=False
     )
+
+
+@pytest.mark.parametrize("head", [[], [SYSTEM]], ids=["plain", "system"])
+def test_onnxruntime_genai_makes_the_same_of_a_chat(
+    tokenizer: bytes, head: list[Any], tmp_path: Path
+) -> None:
+    genai = pytest.importorskip("onnxruntime_genai", reason="runs where the runtime is installed")
+    package = export(write_meta(tmp_path / "llama-2-7b-chat", tokenizer), tmp_path / "out")
+    reader = genai.Tokenizer(genai.Model(str(package)))
+    messages = [*head, *TURNS]
+    text = reader.apply_chat_template(json.dumps(messages), add_generation_prompt=True)
+    assert reader.encode(text).tolist() == metas_dialog(tokenizer, messages)
 
 
 def test_roles_that_do_not_alternate_are_refused(chat: Any) -> None:
