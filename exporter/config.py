@@ -144,7 +144,7 @@ def config_from_huggingface(
     wrong type, `UnsupportedError` for a feature outside plain Llama, named.
     """
     _refuse_features(raw, where)
-    reader = _Keys(raw, where)
+    reader = Keys(raw, where)
     heads = reader.integer("num_attention_heads")
     hidden = reader.integer("hidden_size")
     if raw.get("head_dim") is None and hidden % heads:
@@ -237,7 +237,7 @@ def _rope_theta(raw: Mapping[str, Any], where: str) -> float:
         if block.get("partial_rotary_factor", 1.0) != 1.0:
             raise UnsupportedError(f"{where}: partial_rotary_factor is not supported.")
     merged = {"rope_theta": raw.get("rope_theta", 10000.0), **parameters}
-    return _Keys(merged, where).number("rope_theta")
+    return Keys(merged, where).number("rope_theta")
 
 
 def _token_ids(raw: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
@@ -255,13 +255,14 @@ def _token_id(raw: Mapping[str, Any], key: str, where: str) -> int | None:
     return ids[0] if ids else None
 
 
-class _Keys:
+class Keys:
     """Reads typed values out of a mapping, with the file's name in every complaint."""
 
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
         self._raw, self._where = raw, where
 
     def integer(self, key: str, default: int | None = None) -> int:
+        """The positive integer at `key`; raises `CheckpointError` for anything else."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CheckpointError(
@@ -270,6 +271,7 @@ class _Keys:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
+        """The positive number at `key`; raises `CheckpointError` for anything else."""
         value = self._get(key, default)
         if (
             isinstance(value, bool)

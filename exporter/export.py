@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
+from llama_onnx.exporter.checkpoints.checklist import verify_checklists
 from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.genai import check_search, genai_config
@@ -108,9 +109,13 @@ def export_package(
     adapters: Sequence[Path] = (),
     resume: bool = False,
     force: bool = False,
+    checksum: bool = True,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export the checkpoint at `source`, with `adapters` merged, to a package at `out`.
+
+    The source's files are compared with the md5 checklist that Meta's download has, unless
+    `checksum` is False.
 
     Raises `UsageError` when `out` is taken or the options do not fit, `CheckpointError` for a bad
     source, `ResourceError` when the disk is full. An export that was killed or ran out of disk
@@ -125,6 +130,8 @@ def export_package(
     workers = os.cpu_count() or 1
     checkpoint = open_checkpoint(source, adapters)
     plan = make_plan(checkpoint, target, options, workers)
+    if checksum and checkpoint.path.is_dir():
+        verify_checklists(checkpoint.path, progress.step)
     resuming = resume and (partial / JOURNAL_FILE).exists()
     ours = False
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,8 @@ BASE_MEMORY = 360 << 20
 
 FIXED_SECONDS = 2.0
 """Loading the libraries, opening the finished package and running a step, for a small model."""
+TORCH_MEMORY = 240 << 20
+"""What torch adds where a checkpoint's format needs it; measured, rounded up."""
 
 SAMPLE_VALUES = 1 << 24
 """Weights converted to estimate the time."""
@@ -151,7 +154,8 @@ def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int) -> int:
     for slot in placed:
         piece = ".".join(slot.slot.name.split(".")[:3])
         layer[piece] = layer.get(piece, 0) + slot.slot.nbytes
-    return BASE_MEMORY + max(chunks + scales, 2 * max(layer.values()))
+    base = BASE_MEMORY + (TORCH_MEMORY if "torch" in sys.modules else 0)
+    return base + max(chunks + scales, 2 * max(layer.values()))
 
 
 def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:

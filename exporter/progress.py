@@ -47,6 +47,8 @@ class ExportBar:
 
     def start(self, total_bytes: int) -> None:
         """Draw the bar."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
         self._task = self._bar.add_task("writing", total=total_bytes)
 
     def advance(self, what: str, num_bytes: int) -> None:
@@ -55,6 +57,7 @@ class ExportBar:
             self._bar.update(self._task, advance=num_bytes, description=f"{what:<40}")
 
     def step(self, text: str) -> None:
-        """Say what is going on behind the weights."""
-        if self._task is not None:
-            self._bar.update(self._task, description=f"{text:<40}")
+        """Say what is going on before and behind the weights."""
+        if self._task is None:
+            self._task = self._bar.add_task("", total=None)
+        self._bar.update(self._task, description=f"{text:<40}")

@@ -144,7 +144,7 @@ def test_config_that_is_no_config(tmp_path: Path, content: str, message: str) ->
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         open_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"neither a config\.json nor a \.gguf"):
+    with pytest.raises(CheckpointError, match=r"has no config\.json, params\.json or \.gguf"):
         open_checkpoint(tmp_path)
 
 

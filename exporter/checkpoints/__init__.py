@@ -12,8 +12,8 @@ __all__ = ["Checkpoint", "LazyTensor", "check_tensors", "open_checkpoint"]
 
 
 def open_checkpoint(path: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
-    """Open the checkpoint at `path`: a Hugging Face folder, a `.gguf` file or a folder with one;
-    LoRA adapters are merged into it in the order given.
+    """Open the checkpoint at `path`: a folder of Hugging Face's or Meta's, a `.gguf` file or a
+    folder with one; LoRA adapters are merged into it in the order given.
 
     Reads headers only. Raises `CheckpointError` for anything that is not a whole checkpoint, or an
     adapter that does not fit it.
@@ -39,6 +39,10 @@ def _open_base(path: Path) -> Checkpoint:
         from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
 
         return HuggingFaceCheckpoint.open(path)
+    if (path / "params.json").exists():
+        from llama_onnx.exporter.checkpoints.meta import MetaCheckpoint
+
+        return MetaCheckpoint.open(path)
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) == 1:
         return _open_gguf(ggufs[0])
@@ -46,7 +50,7 @@ def _open_base(path: Path) -> Checkpoint:
         names = ", ".join(file.name for file in ggufs)
         raise CheckpointError(f"{path} holds several GGUF files ({names}): name one of them.")
     raise CheckpointError(
-        f"{path} has neither a config.json nor a .gguf file: is this a checkpoint folder?"
+        f"{path} has no config.json, params.json or .gguf file: is this a checkpoint folder?"
     )
 
 

@@ -24,6 +24,7 @@ from llama_onnx.exporter.checkpoints.base import (
     read_values,
 )
 from llama_onnx.exporter.checkpoints.gguf_header import Header, TensorInfo, read_header
+from llama_onnx.exporter.checkpoints.interleaved import half_split_rows
 from llama_onnx.exporter.config import LlamaConfig, check_config
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
@@ -209,7 +210,7 @@ def _lazy(path: Path, info: TensorInfo, config: LlamaConfig) -> LazyTensor:
     }.get(_layer_part(info.name))
     # A wrong number of rows is the business of check_tensors, which says so by name.
     if heads is not None and info.shape[0] == heads * config.head_dim:
-        rows = partial(_unpermuted_rows, rows, config.head_dim)
+        rows = partial(half_split_rows, rows, config.head_dim)
     return LazyTensor(_huggingface_name(info.name), info.shape, info.type.name, info.nbytes, rows)
 
 
@@ -233,16 +234,6 @@ def _read_rows(path: Path, info: TensorInfo, start: int, stop: int) -> Float32:
     data = read_values(path, np.dtype(np.uint8), count, offset, info.name)
     rows: Float32 = dequantize(data.reshape(stop - start, row_bytes), info.type)
     return rows.reshape(stop - start, *info.shape[1:])
-
-
-def _unpermuted_rows(rows: Any, head_dim: int, start: int, stop: int) -> Float32:
-    """Rows [start, stop) in Hugging Face's order: whole heads are read, reordered, then cut."""
-    first, last = start // head_dim, -(-stop // head_dim)
-    stored: Float32 = rows(first * head_dim, last * head_dim)
-    width = stored.shape[1]
-    pairs = stored.reshape(last - first, head_dim // 2, 2, width)
-    halves = pairs.swapaxes(1, 2).reshape(stored.shape)
-    return np.ascontiguousarray(halves[start - first * head_dim : stop - first * head_dim])
 
 
 class _Keys:

@@ -25,6 +25,9 @@ from llama_onnx.targets.registry import get_target
 @export_options
 @click.option("--resume", is_flag=True, help="Continue an export that was interrupted.")
 @click.option("--force", is_flag=True, help="Replace OUT, or an unfinished export of it.")
+@click.option(
+    "--no-checksum", is_flag=True, help="Do not compare the source with its checklist.chk."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     source: Path,
@@ -33,12 +36,14 @@ def command(
     target: str,
     resume: bool,
     force: bool,
+    no_checksum: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Write the checkpoint SOURCE as the package OUT.
 
-    SOURCE is a Hugging Face folder or a .gguf file. Memory use does not grow with the model.
+    SOURCE is a Hugging Face folder, Meta's download or a .gguf file. Memory use does
+    not grow with the model.
     """
     from llama_onnx.exporter.export import export_package
     from llama_onnx.exporter.progress import ExportBar
@@ -53,6 +58,7 @@ def command(
                 adapters=adapters,
                 resume=resume,
                 force=force,
+                checksum=not no_checksum,
                 progress=bar,
             )
     except KeyboardInterrupt:

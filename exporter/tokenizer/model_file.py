@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,30 @@ from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 _proto: Any = sentencepiece_model_pb2  # its classes are made at run time, out of mypy's sight
 
 
+@dataclass(frozen=True)
+class ModelFileFacts:
+    """How many tokens a model has, and the ids of those that open and close a text."""
+
+    size: int
+    bos_id: int | None
+    eos_id: int | None
+
+
+def read_facts(path: Path) -> ModelFileFacts:
+    """Read the numbers of the model at `path`; raises `CheckpointError` when it is none."""
+    model = _read(path)
+    bos, eos = (
+        i if i >= 0 else None for i in (model.trainer_spec.bos_id, model.trainer_spec.eos_id)
+    )
+    return ModelFileFacts(len(model.pieces), bos, eos)
+
+
 def tokenizer_from_model_file(path: Path) -> TokenizerFiles:
     """Read the SentencePiece BPE model at `path`; every text gets its BOS token, as Llama wants.
 
     Raises `CheckpointError` when it cannot be read, `UnsupportedError` when it is another kind.
     """
-    model = _proto.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except DecodeError:
-        raise CheckpointError(f"{path} is not a SentencePiece model: download it again.") from None
+    model = _read(path)
     _refuse_features(model, str(path))
     special = _special_tokens(model)
     tokenizer = sentencepiece_tokenizer(
@@ -38,6 +51,17 @@ def tokenizer_from_model_file(path: Path) -> TokenizerFiles:
         add_space_prefix=model.normalizer_spec.add_dummy_prefix,
     )
     return TokenizerFiles(tokenizer, special)
+
+
+def _read(path: Path) -> Any:
+    model = _proto.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except DecodeError:
+        raise CheckpointError(f"{path} is not a SentencePiece model: download it again.") from None
+    return model
 
 
 def _refuse_features(model: Any, where: str) -> None:

@@ -1,0 +1,63 @@
+"""`checklist.chk`: the md5 of every file of Meta's download, a line each as `md5sum` writes it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from llama_onnx.targets.errors import CheckpointError
+
+_BLOCK = 1 << 20
+
+
+def verify_checklists(folder: Path, step: Callable[[str], None]) -> None:
+    """Hash every file that a checklist in `folder` names; `step` is told which one is being read.
+
+    Raises `CheckpointError` for a file that is missing or differs. No checklist, no check.
+    """
+    for checklist in _checklists(folder):
+        for md5, path in _entries(checklist):
+            step(f"checking {path.name}")
+            if _md5(path) != md5:
+                raise CheckpointError(
+                    f"{path} does not have the checksum in {checklist.name}: download it again, "
+                    "or skip the check by --no-checksum if you changed it."
+                )
+
+
+def _checklists(folder: Path) -> list[Path]:
+    # The download of several models keeps their one tokenizer a folder above.
+    above = [] if (folder / "tokenizer.model").exists() else [folder.resolve().parent]
+    found = [folder / "checklist.chk"]
+    found += [place / "tokenizer_checklist.chk" for place in (folder, *above)]
+    return [path for path in found if path.is_file()]
+
+
+def _entries(checklist: Path) -> Iterator[tuple[str, Path]]:
+    try:
+        lines = checklist.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise CheckpointError(f"{checklist} cannot be read: download it again.") from None
+    for line in filter(None, map(str.strip, lines)):
+        md5, _, name = line.partition(" ")
+        name = name.strip().removeprefix("*")
+        if len(md5) != 32 or not name or Path(name).name != name:
+            raise CheckpointError(f"{checklist} has a line that is no checksum: {line[:80]!r}.")
+        yield md5.lower(), checklist.with_name(name)
+
+
+def _md5(path: Path) -> str:
+    # Not for security: Meta publishes no other checksum.
+    md5 = hashlib.md5(usedforsecurity=False)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                md5.update(block)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} lacks {path.name}, which its checklist names: download it."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+    return md5.hexdigest()
