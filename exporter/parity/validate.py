@@ -61,6 +61,7 @@ _SAME = (
     "head_dim",
     "rms_norm_eps",
     "rope_theta",
+    "rope_scaling",
 )
 
 
