@@ -1,4 +1,5 @@
-"""Hugging Face folders: config.json, model*.safetensors (single or sharded), tokenizer.json.
+"""Hugging Face folders: config.json, weights as safetensors or pytorch_model.bin (single or
+sharded), tokenizer.json or tokenizer.model.
 
 The safetensors header is read here rather than through the library: `safe_open` maps the whole file
 for as long as it is open and every page read stays resident, which would end the promise of
@@ -35,8 +36,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _MAX_HEADER = 100_000_000  # the format's own limit
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+_SINGLES = ("model.safetensors", "pytorch_model.bin")
+"""The file of a model in one piece, the format preferred first; sharded, it has an index instead:
+the same name and `.index.json`."""
+
 _SEARCH_KEYS = (
     "do_sample",
     "temperature",
@@ -69,7 +72,7 @@ class HuggingFaceCheckpoint:
         shards = _find_shards(path)
         tensors: dict[str, LazyTensor] = {}
         for shard in shards:
-            for name, tensor in read_safetensors(shard).items():
+            for name, tensor in _read_shard(shard).items():
                 if name in tensors:
                     raise CheckpointError(f"{path}: the tensor {name} stands in two shards.")
                 tensors[name] = tensor
@@ -113,6 +116,14 @@ class HuggingFaceCheckpoint:
     def fingerprint(self) -> dict[str, str]:
         """Size and modification time of config and shards."""
         return file_fingerprint([self.path / "config.json", *self.shards])
+
+
+def _read_shard(path: Path) -> dict[str, LazyTensor]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    from llama_onnx.exporter.checkpoints.torch_file import read_torch_file
+
+    return read_torch_file(path)
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -171,29 +182,31 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], base: int, size: int) 
 
 
 def _find_shards(path: Path) -> tuple[Path, ...]:
-    index = path / _INDEX
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index} has no weight_map.")
-        names = sorted({str(name) for name in weight_map.values()})
-        missing = [name for name in names if not (path / name).is_file()]
-        if missing:
+    for single in _SINGLES:
+        if (path / f"{single}.index.json").exists():
+            return _indexed_shards(path / f"{single}.index.json")
+        if (path / single).is_file():
+            return (path / single,)
+        stem, _, suffix = single.partition(".")
+        if list(path.glob(f"{stem}*.{suffix}")):
             raise CheckpointError(
-                f"{path} lacks {', '.join(missing)} ({len(missing)} of {len(names)} shards named "
-                f"in {_INDEX}): download the rest."
+                f"{path} has {suffix} shards but no {single}.index.json: download it too."
             )
-        return tuple(path / name for name in names)
-    if (path / _SINGLE).is_file():
-        return (path / _SINGLE,)
-    if list(path.glob("*.safetensors")):
-        raise CheckpointError(f"{path} has safetensors shards but no {_INDEX}: download it too.")
-    if list(path.glob("pytorch_model*.bin")):
-        raise UnsupportedError(
-            f"{path} has pytorch_model.bin weights only: save them as safetensors first "
-            "(transformers' save_pretrained does)."
+    raise CheckpointError(f"{path} has a config.json but no {' or '.join(_SINGLES)}.")
+
+
+def _indexed_shards(index: Path) -> tuple[Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map.")
+    names = sorted({str(name) for name in weight_map.values()})
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index.parent} lacks {', '.join(missing)} ({len(missing)} of {len(names)} shards "
+            f"named in {index.name}): download the rest."
         )
-    raise CheckpointError(f"{path} has a config.json but no {_SINGLE}.")
+    return tuple(index.parent / name for name in names)
 
 
 def _write_tokenizer_config(source: Path, folder: Path) -> list[str]:
