@@ -40,6 +40,7 @@ _SINGLES = ("model.safetensors", "pytorch_model.bin")
 """The file of a model in one piece, the format preferred first; sharded, it has an index instead:
 the same name and `.index.json`."""
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _SEARCH_KEYS = (
     "do_sample",
     "temperature",
@@ -90,19 +91,31 @@ class HuggingFaceCheckpoint:
             raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
 
     def write_tokenizer(self, folder: Path) -> list[str]:
-        """Copy tokenizer.json, tokenizer_config.json and the chat template."""
+        """Copy tokenizer.json, its settings and the chat template, or make them from
+        tokenizer.model."""
+        from llama_onnx.exporter.tokenizer.huggingface import read_chat_template
+
         if not (self.path / "tokenizer.json").exists():
-            raise CheckpointError(
-                f"{self.path} has no tokenizer.json: save the tokenizer with transformers' "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...) beside the weights."
-            )
-        written = []
-        for name in ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja"):
-            if (self.path / name).exists():
-                shutil.copyfile(self.path / name, folder / name)
-                written.append(name)
-        written += _write_tokenizer_config(self.path / "tokenizer_config.json", folder)
+            return self._convert_tokenizer(folder)
+        written = [name for name in _TOKENIZER_FILES if (self.path / name).exists()]
+        for name in written:
+            shutil.copyfile(self.path / name, folder / name)
+        template = read_chat_template(self.path)
+        if template is not None:  # as a file too, where today's readers look for it
+            (folder / "chat_template.jinja").write_bytes(template.encode("utf-8"))
+            written.append("chat_template.jinja")
         return written
+
+    def _convert_tokenizer(self, folder: Path) -> list[str]:
+        if not (self.path / "tokenizer.model").exists():
+            raise CheckpointError(
+                f"{self.path} has neither a tokenizer.json nor a tokenizer.model: put the one the "
+                "model was trained with beside the weights."
+            )
+        from llama_onnx.exporter.tokenizer.huggingface import tokenizer_from_folder
+
+        tokenizer = tokenizer_from_folder(self.path)
+        return tokenizer.write(folder, self.config.max_position_embeddings)
 
     def licence_files(self) -> Sequence[Path]:
         """Licence, policy, notice and model card beside the weights."""
@@ -207,20 +220,3 @@ def _indexed_shards(index: Path) -> tuple[Path, ...]:
             f"named in {index.name}): download the rest."
         )
     return tuple(index.parent / name for name in names)
-
-
-def _write_tokenizer_config(source: Path, folder: Path) -> list[str]:
-    """Copy tokenizer_config.json and write a template that stands inside it as a file too, where
-    today's readers look for it."""
-    if not source.exists():
-        return []
-    config = read_json(source)
-    shutil.copyfile(source, folder / source.name)
-    template = config.get("chat_template")
-    if isinstance(template, list):  # transformers 4: several named templates
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
-    if not isinstance(template, str) or (folder / "chat_template.jinja").exists():
-        return [source.name]
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return [source.name, "chat_template.jinja"]
