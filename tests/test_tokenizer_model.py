@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from llama_onnx.exporter.checkpoints import open_checkpoint
+from llama_onnx.exporter.parity.tokenizers import FIXED_TEXTS, check_tokenizer
 from llama_onnx.exporter.tokenizer.huggingface import read_chat_template, tokenizer_from_folder
 from llama_onnx.targets.errors import CheckpointError
 from tests import tiny
@@ -137,3 +139,37 @@ def test_where_the_chat_template_comes_from(
     if file is not None:
         (tmp_path / "chat_template.jinja").write_bytes(file.encode())
     assert read_chat_template(tmp_path) == expected
+
+
+def settings_of_a_chat_model(folder: Path) -> None:
+    """Tokens behind the vocabulary, one of which takes the spaces before it, and an end token."""
+    size = len(sentencepiece.SentencePieceProcessor(model_proto=model_named("llama-runs")))
+    put(folder, "added_tokens.json", {"<|im_end|>": size, "[INST]": size + 1})
+    decoder = {str(size + 1): {"content": "[INST]", "lstrip": True}}
+    config = {"add_eos_token": True, "eos_token": "<|im_end|>", "added_tokens_decoder": decoder}
+    put(folder, "tokenizer_config.json", config)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("text", [*FIXED_TEXTS, *TEXTS, "a<s>  b</s> [INST] [INST]c"])
+def test_the_check_finds_sentencepiece_itself_in_agreement(
+    folder: Path, tmp_path: Path, chat: bool, text: str
+) -> None:
+    if chat:
+        settings_of_a_chat_model(folder)
+    (tmp_path / "out").mkdir()
+    checkpoint = open_checkpoint(folder)
+    checkpoint.write_tokenizer(tmp_path / "out")
+    found = check_tokenizer(tmp_path / "out", checkpoint, [text])
+    assert found is not None
+    assert found.source == "tokenizer.model"
+    assert found.difference is None
+
+
+def test_the_check_finds_transformers_conversion_wrong(folder: Path, tmp_path: Path) -> None:
+    """Its tokenizer.json for such a folder leaves out the space before the first word."""
+    loaded = transformers.AutoTokenizer.from_pretrained(folder)
+    loaded.save_pretrained(tmp_path / "out")
+    found = check_tokenizer(tmp_path / "out", open_checkpoint(folder))
+    assert found is not None and found.difference is not None
+    assert found.difference.expected[:1] == (1,)

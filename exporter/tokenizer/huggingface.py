@@ -26,7 +26,7 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
     beside it give; raises `CheckpointError` when they do not fit together."""
     files = tokenizer_from_model_file(folder / "tokenizer.model")
     _add_tokens(files.tokenizer, read_added_tokens(folder), str(folder))
-    special = _special_tokens(files.special, read_settings(folder))
+    special = special_tokens(files.special, read_settings(folder))
     for role in _ROLES:
         token = getattr(special, role)
         if token is not None and files.tokenizer.token_to_id(token) is None:
@@ -108,7 +108,8 @@ def _add_tokens(tokenizer: Tokenizer, added: Mapping[int, AddedToken], where: st
             )
 
 
-def _special_tokens(own: SpecialTokens, settings: Mapping[str, Any]) -> SpecialTokens:
+def special_tokens(own: SpecialTokens, settings: Mapping[str, Any]) -> SpecialTokens:
+    """The roles that a vocabulary gives by itself, or `settings` where they name others."""
     given: dict[str, Any] = {}
     for role in _ROLES:
         token = _text(settings.get(f"{role}_token"))
