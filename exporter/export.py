@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
+from llama_onnx.exporter.checkpoints.base import has_licence
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.genai import genai_config
 from llama_onnx.exporter.graph.model import BuiltModel
@@ -256,7 +257,7 @@ def _write_rest(
         # A model card is kept, but not as the package's own README.
         name = "MODEL_CARD.md" if file.name == "README.md" else file.name
         shutil.copyfile(file, folder / name)
-    if not any(file.name.upper().startswith(("LICENSE", "LICENCE")) for file in licences):
+    if not has_licence(licences):
         warnings.append(
             f"{checkpoint.path} has no licence file, so the package has none: add the model's "
             "licence before you pass the package on."
