@@ -93,6 +93,7 @@ class HuggingFaceCheckpoint:
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Copy tokenizer.json, its settings and the chat template, or make them from
         tokenizer.model."""
+        from llama_onnx.exporter.tokenizer.digits import spell_out_digits
         from llama_onnx.exporter.tokenizer.huggingface import read_chat_template
 
         if not (self.path / "tokenizer.json").exists():
@@ -100,6 +101,8 @@ class HuggingFaceCheckpoint:
         written = [name for name in _TOKENIZER_FILES if (self.path / name).exists()]
         for name in written:
             shutil.copyfile(self.path / name, folder / name)
+        original = (self.path / "tokenizer.json").read_bytes()
+        (folder / "tokenizer.json").write_bytes(spell_out_digits(original))
         template = read_chat_template(self.path)
         if template is not None:  # as a file too, where today's readers look for it
             (folder / "chat_template.jinja").write_bytes(template.encode("utf-8"))
