@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_onnx.exporter.rope import ROPE_TYPES, RopeScaling
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 MATRICES = {
@@ -46,6 +47,7 @@ class LlamaConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    rope_scaling: RopeScaling | None = None
 
     @property
     def q_size(self) -> int:
@@ -83,9 +85,15 @@ class LlamaConfig:
             total += size
         return total
 
+    def rope_parameters(self) -> dict[str, Any]:
+        """The rotary embedding as transformers 5 describes it."""
+        scaling = self.rope_scaling.to_huggingface() if self.rope_scaling else {}
+        return {"rope_theta": self.rope_theta, "rope_type": "default", **scaling}
+
     def to_huggingface(self) -> dict[str, Any]:
         """`config.json` as optimum and transformers (4 and 5) read it."""
         eos = list(self.eos_token_ids)
+        scaling = self.rope_scaling.to_huggingface() if self.rope_scaling else None
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -103,8 +111,8 @@ class LlamaConfig:
             "num_hidden_layers": self.num_hidden_layers,
             "num_key_value_heads": self.num_key_value_heads,
             "rms_norm_eps": self.rms_norm_eps,
-            "rope_parameters": {"rope_theta": self.rope_theta, "rope_type": "default"},
-            "rope_scaling": None,
+            "rope_parameters": self.rope_parameters(),
+            "rope_scaling": scaling,
             "rope_theta": self.rope_theta,
             "tie_word_embeddings": self.tie_word_embeddings,
             "vocab_size": self.vocab_size,
@@ -152,6 +160,8 @@ def config_from_huggingface(
             f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}, "
             "and there is no head_dim."
         )
+    rope = _rope_block(raw, where)
+    context = reader.integer("max_position_embeddings", default=2048)
     ids = {**raw, **{key: v for key, v in (generation or {}).items() if v is not None}}
     config = LlamaConfig(
         vocab_size=reader.integer("vocab_size"),
@@ -161,13 +171,14 @@ def config_from_huggingface(
         num_attention_heads=heads,
         num_key_value_heads=reader.integer("num_key_value_heads", default=heads),
         head_dim=reader.integer("head_dim", default=hidden // heads),
-        max_position_embeddings=reader.integer("max_position_embeddings", default=2048),
+        max_position_embeddings=context,
         rms_norm_eps=reader.number("rms_norm_eps", default=1e-6),
-        rope_theta=_rope_theta(raw, where),
+        rope_theta=Keys(rope, where).number("rope_theta"),
         tie_word_embeddings=reader.boolean("tie_word_embeddings", default=False),
         bos_token_id=_token_id(ids, "bos_token_id", where),
         eos_token_ids=_token_ids(ids, "eos_token_id", where),
         pad_token_id=_token_id(ids, "pad_token_id", where),
+        rope_scaling=_rope_scaling(rope, context, where),
     )
     check_config(config, where)
     return config
@@ -191,9 +202,9 @@ def check_config(config: LlamaConfig, where: str) -> None:
                 f"{where}: the special token {token} is beyond the vocabulary of "
                 f"{config.vocab_size} (generation_config.json included)."
             )
-    if config.head_dim % 8:
+    if config.head_dim % 16:
         raise UnsupportedError(
-            f"{where}: head_dim {config.head_dim} is not a multiple of 8, which ONNX Runtime's "
+            f"{where}: head_dim {config.head_dim} is not a multiple of 16, which ONNX Runtime's "
             "GroupQueryAttention needs."
         )
     if config.hidden_size % 8 or config.intermediate_size % 8:
@@ -224,20 +235,50 @@ def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
         raise UnsupportedError(f"{where}: partial_rotary_factor is not supported.")
 
 
-def _rope_theta(raw: Mapping[str, Any], where: str) -> float:
-    # transformers 5 writes rope_parameters; 4.x wrote rope_theta and rope_scaling at the top.
-    parameters = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or {}
-    for name, block in (("rope_parameters", parameters), ("rope_scaling", scaling)):
-        if not isinstance(block, Mapping):
-            raise CheckpointError(f"{where}: {name} must be an object, not {block!r}.")
-        kind = block.get("rope_type", block.get("type", "default"))
-        if kind != "default":
-            raise UnsupportedError(f"{where}: rope type {kind!r} ({name}) is not supported.")
-        if block.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UnsupportedError(f"{where}: partial_rotary_factor is not supported.")
-    merged = {"rope_theta": raw.get("rope_theta", 10000.0), **parameters}
-    return Keys(merged, where).number("rope_theta")
+def _rope_block(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Everything config.json says of the rotary embedding, in transformers 5's form."""
+    for name in ("rope_parameters", "rope_scaling"):
+        if not isinstance(raw.get(name) or {}, Mapping):
+            raise CheckpointError(f"{where}: {name} must be an object, not {raw[name]!r}.")
+    # transformers 5 writes rope_parameters; 4.x wrote rope_theta and rope_scaling at the top, and
+    # where there is such a rope_scaling, 5 takes it and nothing of rope_parameters.
+    block = {"rope_theta": 10000.0, **_set(raw, "rope_theta")}
+    block |= raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if block.get("factor", 1) != 1 and not block.keys() & {"rope_type", "type"}:
+        raise CheckpointError(f"{where}: the rope scaling has a factor but no type: add rope_type.")
+    block["rope_type"] = block.get("rope_type", block.get("type", "default"))
+    # A length beside the block wins over the one inside it: transformers' rule.
+    block |= _set(raw, "original_max_position_embeddings")
+    if block.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedError(f"{where}: partial_rotary_factor is not supported.")
+    return block
+
+
+def _set(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {key: raw[key]} if raw.get(key) is not None else {}
+
+
+def _rope_scaling(block: Mapping[str, Any], context: int, where: str) -> RopeScaling | None:
+    kind = block["rope_type"]
+    if kind == "default":
+        return None
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        raise UnsupportedError(
+            f"{where}: rope type {kind!r} is not supported, only 'default', "
+            f"{', '.join(map(repr, ROPE_TYPES))}."
+        )
+    keys, known = Keys(block, f"{where} (rope type {kind!r})"), ROPE_TYPES[kind]
+    values: dict[str, Any] = {name: keys.number(name) for name in ("factor", *known.required)}
+    values |= {name: keys.number(name) for name in known.optional if _set(block, name)}
+    if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
+        raise CheckpointError(f"{where}: high_freq_factor must be above low_freq_factor.")
+    if kind in ("llama3", "yarn"):
+        values["original_max_position_embeddings"] = keys.integer(
+            "original_max_position_embeddings", default=context if kind == "yarn" else None
+        )
+    if kind == "yarn" and _set(block, "truncate"):
+        values["truncate"] = bool(block["truncate"])
+    return RopeScaling(kind, **values)
 
 
 def _token_ids(raw: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
@@ -282,6 +323,7 @@ class Keys:
         return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:
+        """True or false, and nothing that Python takes for it."""
         value = self._get(key, default)
         if not isinstance(value, bool):
             raise CheckpointError(f"{self._where}: {key} must be true or false, not {value!r}.")

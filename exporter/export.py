@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
+from llama_onnx.exporter.checkpoints.base import has_licence
 from llama_onnx.exporter.checkpoints.checklist import verify_checklists
 from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.config import LlamaConfig
@@ -320,7 +321,7 @@ def _write_small_files(job: _Job) -> tuple[str, ...]:
     check_tokenizer(folder / "tokenizer.json", str(checkpoint.path))
     licences = checkpoint.licence_files()
     _copy_licences(licences, folder)
-    if any(file.name.upper().startswith(("LICENSE", "LICENCE")) for file in licences):
+    if has_licence(licences):
         return ()
     return (
         f"{checkpoint.path} has no licence file, so the package has none: add the model's licence "

@@ -28,6 +28,7 @@ BASE_MEMORY = 360 << 20
 
 FIXED_SECONDS = 2.0
 """Loading the libraries, opening the finished package and running a step, for a small model."""
+
 TORCH_MEMORY = 240 << 20
 """What torch adds where a checkpoint's format needs it; measured, rounded up."""
 

@@ -118,7 +118,7 @@ def reference_config(config: LlamaConfig) -> transformers.LlamaConfig:
         head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings,
         rms_norm_eps=config.rms_norm_eps,
-        rope_parameters={"rope_theta": config.rope_theta, "rope_type": "default"},
+        rope_parameters=config.rope_parameters(),
         tie_word_embeddings=config.tie_word_embeddings,
         dtype=torch.float32,
     )

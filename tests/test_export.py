@@ -339,7 +339,7 @@ def test_a_source_without_tokenizer_is_refused_before_a_weight_is_read(tmp_path:
     source = tiny.write_huggingface(tmp_path / "source")
     (source / "tokenizer.json").unlink()
     progress = Stop(1, AssertionError("weights were written"))
-    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=r"neither a tokenizer\.json nor a tokenizer\.model"):
         export(source, tmp_path / "out", progress=progress)
     (source / "tokenizer.json").write_text('{"x":')
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.exporter.config import LlamaConfig, config_from_huggingface
 from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.graph.rotary import rotary_tables
 from llama_onnx.exporter.plan import Options
@@ -31,6 +31,10 @@ VARIANTS = {
     "mha tied": dataclasses.replace(MHA, tie_word_embeddings=True),
     "head_dim stated": dataclasses.replace(tiny.GQA, head_dim=32),
     "theta and eps": dataclasses.replace(tiny.GQA, rope_theta=5e5, rms_norm_eps=1e-6),
+    **{
+        kind: dataclasses.replace(tiny.GQA, rope_scaling=scaling)
+        for kind, scaling in tiny.ROPE_SCALINGS.items()
+    },
 }
 MAX_ABS, RELATIVE = 1e-3, 1e-5
 
@@ -155,12 +159,20 @@ def test_padded_batch(packages: Any, side: str) -> None:
             assert_close(logits[row][None], expected[:, -1:])
 
 
-def test_up_to_the_last_position_of_the_context(packages: Any) -> None:
+@pytest.mark.parametrize("variant", ["gqa", *tiny.ROPE_SCALINGS])
+def test_up_to_the_last_position_of_the_context(packages: Any, variant: str) -> None:
     ids = np.random.default_rng(1).integers(3, 288, (1, tiny.GQA.max_position_embeddings))
-    package = packages("gqa")
-    _, past = package(ids[:, :-1])
+    package, expected = packages(variant), reference(VARIANTS[variant], ids)
+    prefill, past = package(ids[:, :-1])
+    assert_close(prefill, expected[:, :-1])
     last, _ = package(ids[:, -1:], past=past)
-    assert_close(last, reference(tiny.GQA, ids)[:, -1:])
+    assert_close(last, expected[:, -1:])
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+def test_a_scaling_is_not_the_plain_model(kind: str) -> None:
+    plain, scaled = (reference(config, IDS) for config in (tiny.GQA, VARIANTS[kind]))
+    assert np.abs(plain - scaled).max() > 100 * MAX_ABS
 
 
 def test_gate_and_up_fused(packages: Any) -> None:
@@ -177,21 +189,64 @@ def test_logits_of_the_last_position_only(packages: Any) -> None:
     assert_close(logits[1][None], reference(tiny.GQA, IDS[:, :5])[:, -1:])
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_rotary_tables_are_those_of_transformers(layers: int) -> None:
-    config = dataclasses.replace(
-        tiny.GQA, head_dim=64, max_position_embeddings=4096, num_hidden_layers=layers
-    )
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.5},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512},
+    "yarn, no original length": {"rope_type": "yarn", "factor": 8.0},
+    "yarn, attention factor": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 512,
+        "attention_factor": 0.7,
+        "beta_fast": 20,
+        "beta_slow": 2,
+        "truncate": False,
+    },
+    "yarn, mscale": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 512,
+        "mscale": 1.5,
+        "mscale_all_dim": 0.8,
+    },
+    "yarn, a ramp of no width": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 512,
+        "beta_fast": 600,
+        "beta_slow": 400,
+    },
+}
+
+
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+@pytest.mark.parametrize("rope", ROPES)
+def test_rotary_tables_are_those_of_transformers(rope: str, theta: float) -> None:
+    parameters = {"rope_theta": theta, **ROPES[rope]}
+    raw = tiny.GQA.to_huggingface() | {
+        "head_dim": 64,
+        "max_position_embeddings": 4096,
+        "rope_parameters": parameters,
+    }
     settings = transformers.LlamaConfig(
         hidden_size=64,
         num_attention_heads=4,
         head_dim=64,
         max_position_embeddings=4096,
-        rope_parameters={"rope_theta": 10000.0, "rope_type": "default"},
+        rope_parameters=dict(parameters),
     )
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(settings)
     cos, sin = rotary(torch.zeros(1, 1, 64), torch.arange(4096)[None])
-    found = rotary_tables(config)
+    found = rotary_tables(config_from_huggingface(raw, "config.json"))
     for table, expected in zip(found, (cos, sin), strict=True):
         # One unit in the last place of an angle of 4095 is 2.4e-4.
         assert np.abs(table - expected[0, :, :32].numpy()).max() <= 2.5e-4

@@ -148,13 +148,6 @@ def test_nothing_there(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_pickled_weights_only(tmp_path: Path) -> None:
-    tiny.write_huggingface(tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(UnsupportedError, match="safetensors"):
-        open_checkpoint(tmp_path)
-
-
 def test_a_template_inside_tokenizer_config_becomes_a_file(source: Path, tmp_path: Path) -> None:
     assert "chat_template" in json.loads((source / "tokenizer_config.json").read_text())
     written = open_checkpoint(source).write_tokenizer(tmp_path)

@@ -49,11 +49,10 @@ def test_every_value_is_within_half_a_step(rows: Float32, storage: Blocks) -> No
 @given(rows=rows, storage=st.sampled_from(STORAGES))
 def test_the_largest_value_of_a_block_is_exact(rows: Float32, storage: Blocks) -> None:
     codes, scales = quantize_rows(rows, storage)
-    restored = dequantize(codes, scales, storage)[:, : rows.shape[1]]
-    first = slice(0, storage.block_size)
-    largest = np.abs(rows[:, first]).argmax(axis=1)
-    picked = np.arange(len(rows)), largest
-    np.testing.assert_allclose(restored[picked], rows[picked], rtol=1e-6)
+    restored = dequantize(codes, scales, storage)[:, : storage.block_size]
+    first = rows[:, : storage.block_size]
+    # Of two that are equal but for their sign, one is.
+    np.testing.assert_allclose(np.abs(restored).max(axis=1), np.abs(first).max(axis=1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from tokenizers.trainers import BpeTrainer
 
+from llama_onnx.exporter.checkpoints import open_checkpoint
+from llama_onnx.exporter.parity.tokenizers import check_tokenizer
+from llama_onnx.exporter.tokenizer import digits
 from llama_onnx.exporter.tokenizer.bytelevel import SPLITTINGS
 from llama_onnx.exporter.tokenizer.files import TokenizerFiles, TokenType
 from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
@@ -24,6 +29,7 @@ from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
 from llama_onnx.exporter.tokenizer.sentencepiece import merges_by_score
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from tests import tiny
+from tests.test_gguf import write as write_gguf
 
 # Generated code whose messages exist at run time only.
 proto: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
@@ -408,3 +414,89 @@ def test_onnxruntime_genai_merges_runs_of_spaces_alike(tmp_path: Path) -> None:
     files = tokenizer_from_gguf(spm_metadata(model_named("llama-runs")), "here")
     ids = files.tokenizer.encode("a  ξ").ids
     assert list(opened_by_genai(tmp_path, files).encode("a  ξ")) == ids
+
+
+SPACED = "the quick  brown   fox    jumps 1 2 it's don't\n    x = 1\n        y  5   7\n\n z  "
+
+
+def with_digits_step(folder: Path, steps: Any = DIGITS) -> Path:
+    """A checkpoint whose tokenizer.json cuts digits as SmolLM's does, with runs of spaces in its
+    vocabulary."""
+    tiny.write_huggingface(folder)
+    tokenizer = Tokenizer(BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = steps, decoders.ByteLevel()
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = BpeTrainer(
+        vocab_size=500,
+        special_tokens=special,
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([SPACED * 60], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def written_tokenizer(source: Path) -> Path:
+    out = source / "out"
+    out.mkdir(exist_ok=True)
+    open_checkpoint(source).write_tokenizer(out)
+    return out
+
+
+@given(text=st.text(" \t\n'sa1٣½Ⅷ-中x5", max_size=30))
+@example(text=SPACED)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_onnxruntime_genai_reads_the_digits_step_alike(tmp_path, text):
+    genai = pytest.importorskip("onnxruntime_genai")
+    out = tmp_path / "out"
+    if not out.exists():
+        written_tokenizer(with_digits_step(tmp_path))
+        model = {"type": "llama", "bos_token_id": 1, "eos_token_id": 2, "context_length": 256}
+        config = {"model": model | {"decoder": {"filename": "model.onnx"}}, "search": {}}
+        (out / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
+    original = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = original.encode(text).ids
+    assert Tokenizer.from_file(str(out / "tokenizer.json")).encode(text).ids == ids
+    assert list(genai.Tokenizer(str(out)).encode(text)) == ids
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ByteLevel(add_prefix_space=False),
+        Sequence([Digits(individual_digits=False), ByteLevel(add_prefix_space=False)]),
+        Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=True)]),
+        Sequence([ByteLevel(add_prefix_space=False), Digits(individual_digits=True)]),
+    ],
+)
+def test_other_pre_tokenizers_are_copied_to_the_byte(tmp_path, steps):
+    source = with_digits_step(tmp_path, steps)
+    copied = written_tokenizer(source) / "tokenizer.json"
+    assert copied.read_bytes() == (source / "tokenizer.json").read_bytes()
+
+
+def test_the_digits_step_stays_where_the_patterns_would_not_be_alike(tmp_path, monkeypatch):
+    source = with_digits_step(tmp_path)
+    monkeypatch.setattr(digits, "GPT2", "x")
+    copied = written_tokenizer(source) / "tokenizer.json"
+    assert copied.read_bytes() == (source / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "smollm"])
+def test_the_check_derives_the_tokenizer_of_a_gguf_file_anew(tmp_path, bytelevel, kind):
+    source = write_gguf(tmp_path / "m.gguf", keys=metadata_of(kind, bytelevel))
+    checkpoint, out = open_checkpoint(source), tmp_path / "out"
+    out.mkdir()
+    checkpoint.write_tokenizer(out)
+    found = check_tokenizer(out, checkpoint)
+    assert (found.source, found.difference) == ("GGUF metadata", None)
+    content = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
+    content["normalizer"] = {"type": "Lowercase"}
+    (out / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert check_tokenizer(out, checkpoint).difference.text.startswith("The harbour")
+
+
+def test_a_gguf_file_without_vocabulary_is_not_compared(tmp_path):
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "m.gguf"))
+    assert check_tokenizer(tmp_path, checkpoint) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -15,14 +16,16 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, normalizers
 
 from llama_onnx.exporter.checkpoints import open_checkpoint
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint, dequantize
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.export import export_package
-from llama_onnx.exporter.parity.prompts import make_prompts
+from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.session import PackageSession, quantizes_activations
+from llama_onnx.exporter.parity.tokenizers import FIXED_TEXTS
 from llama_onnx.exporter.parity.validate import ParityReport, validate
 from llama_onnx.exporter.plan import Options
 from llama_onnx.targets import cpu
@@ -378,6 +381,86 @@ def test_a_graph_that_onnxruntime_refuses_is_a_package_error(copied: Make) -> No
         PackageSession.open(package)
 
 
+# The tokenizer
+
+
+def swapped(package: Path) -> None:
+    """Give `package` the tokenizer.json of another model with the same size of vocabulary."""
+    content = json.loads((package / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (package / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_swapped_tokenizer_fails_and_the_text_is_named(copied: Make) -> None:
+    package, source = copied("fp32")
+    swapped(package)
+    arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert re.search(
+        r"tokenizer  DIFFERS from the source's tokenizer\.json on 'The harbour", result.stdout
+    )
+    assert "failed: the tokenizer is not the source's." in result.stdout
+    content = json.loads(run(*arguments, "--json").stdout)
+    assert content["passed"] is False
+    assert content["tokenizer"]["passed"] is False
+    assert content["tokenizer"]["difference"]["text"] == TEXTS[0]
+    assert all(check["passed"] for check in content["checks"])
+
+
+def test_a_tokenizer_that_differs_on_ones_own_text_alone(copied: Make, tmp_path: Path) -> None:
+    package, source = copied("fp32")
+    tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Replace("zyx", "fox")
+    tokenizer.save(str(package / "tokenizer.json"))
+    text = tmp_path / "text"
+    text.write_text("the zyx", encoding="utf-8")
+    arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 2)
+    assert run(*arguments).exit_code == 0
+    result = run(*arguments, "--text", text)
+    assert result.exit_code == 1
+    assert "on 'the zyx': from token " in result.stdout
+
+
+def test_the_same_tokenizer_has_its_line(made: Make) -> None:
+    package, source = made("fp32")
+    arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
+    line = rf"tokenizer  the ids of the source's tokenizer\.json on {len(FIXED_TEXTS)} texts"
+    assert re.search(line, run(*arguments).stdout)
+    content = json.loads(run(*arguments, "--json").stdout)
+    assert content["tokenizer"] == {
+        "source": "tokenizer.json",
+        "texts": len(FIXED_TEXTS),
+        "difference": None,
+        "passed": True,
+    }
+
+
+def test_a_missing_tokenizer_fails_unless_the_source_has_none(copied: Make, tmp_path: Path) -> None:
+    package, source = copied("fp32")
+    source = Path(shutil.copytree(source, tmp_path / "source"))
+    (package / "tokenizer.json").unlink()
+    arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert "tokenizer  MISSING: the source has a tokenizer.json" in result.stdout
+    (source / "tokenizer.json").unlink()
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "tokenizer  not compared: the source has none" in result.stdout
+    assert json.loads(run(*arguments, "--json").stdout)["tokenizer"] is None
+
+
+def test_another_rope_scaling_is_another_model(copied: Make) -> None:
+    package, source = copied("fp32")
+    config = json.loads((package / "config.json").read_text(encoding="utf-8"))
+    config["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+    (package / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"rope_scaling is RopeScaling.*'linear'.* and None in"):
+        report_on(package, source)
+
+
 # The command
 
 
@@ -444,4 +527,5 @@ def test_without_a_tokenizer_the_prompts_are_the_same_every_time(copied: Make) -
     first, second = (make_prompts(package, tiny.GQA, tokens=4, longest=64) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     report = validate(package, open_checkpoint(source), first, tokens=4)
-    assert report.passed
+    assert missed(report) == set()
+    assert report.tokenizer is not None and not report.tokenizer.passed

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.exporter.rope import RopeScaling
 
 GQA = LlamaConfig(
     vocab_size=288,
@@ -30,6 +31,20 @@ GQA = LlamaConfig(
     pad_token_id=None,
 )
 """Grouped-query attention, untied. Use `dataclasses.replace` for the other variants."""
+
+ROPE_SCALINGS = {
+    "linear": RopeScaling("linear", 4.0),
+    "dynamic": RopeScaling("dynamic", 4.0),
+    "llama3": RopeScaling(
+        "llama3",
+        4.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=64,
+    ),
+    "yarn": RopeScaling("yarn", 4.0, original_max_position_embeddings=64),
+}
+"""From a context of 64 to `GQA`'s 256, but for `dynamic`, whose context is the original one."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
@@ -62,18 +77,17 @@ def write_huggingface(
     tensors: dict[str, np.ndarray] | None = None,
     config_json: dict[str, Any] | None = None,
     licences: bool = True,
+    pickled: bool = False,
 ) -> Path:
-    """Write a Hugging Face folder. `config_json` overrides keys of config.json (None removes)."""
+    """Write a Hugging Face folder. `config_json` overrides keys of config.json (None removes);
+    `pickled` writes pytorch_model.bin instead of safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     raw = config.to_huggingface() | (config_json or {})
     raw = {key: value for key, value in raw.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     kind = _NUMPY_DTYPES[dtype]
     data = {k: v.astype(kind) for k, v in (tensors or weights(config, seed)).items()}
-    if shards == 1:
-        save_file(data, folder / "model.safetensors", metadata={"format": "pt"})
-    else:
-        _write_shards(folder, data, shards)
+    _write_weights(folder, data, shards, pickled)
     write_tokenizer(folder, config.vocab_size)
     if licences:
         (folder / "LICENSE.txt").write_text("a licence", encoding="utf-8")
@@ -106,14 +120,35 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-def _write_shards(folder: Path, data: dict[str, np.ndarray], shards: int) -> None:
-    names = list(data)
-    weight_map: dict[str, str] = {}
-    for index in range(shards):
-        file = f"model-{index + 1:05}-of-{shards:05}.safetensors"
-        part = names[index::shards]
-        save_file({name: data[name] for name in part}, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    total = sum(array.nbytes for array in data.values())
-    index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index_json), encoding="utf-8")
+def save_torch(data: dict[str, np.ndarray], path: Path) -> None:
+    """Write a state dict as `torch.save` does, each tensor in its own dtype."""
+    import torch
+
+    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    torch.save(
+        {
+            name: torch.from_numpy(array.astype(np.float32)).to(names[array.dtype.name])
+            for name, array in data.items()
+        },
+        path,
+    )
+
+
+def _write_weights(folder: Path, data: dict[str, np.ndarray], shards: int, pickled: bool) -> None:
+    stem, suffix = ("pytorch_model", "bin") if pickled else ("model", "safetensors")
+    parts = {
+        f"{stem}-{i + 1:05}-of-{shards:05}.{suffix}": list(data)[i::shards] for i in range(shards)
+    }
+    if shards == 1:
+        parts = {f"{stem}.{suffix}": list(data)}
+    for file, names in parts.items():
+        part = {name: data[name] for name in names}
+        if pickled:
+            save_torch(part, folder / file)
+        else:
+            save_file(part, folder / file, metadata={"format": "pt"})
+    if shards > 1:
+        total = sum(array.nbytes for array in data.values())
+        weight_map = {name: file for file, names in parts.items() for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index), encoding="utf-8")

@@ -149,3 +149,8 @@ def find_licences(folder: Path) -> list[Path]:
     """Licence, policy, notice and model card files in `folder`, each once."""
     found = {path for pattern in LICENCE_PATTERNS for path in folder.glob(pattern)}
     return sorted(path for path in found if path.is_file())
+
+
+def has_licence(files: Iterable[Path]) -> bool:
+    """Whether one of `files` is a licence, not only a policy, a notice or a model card."""
+    return any(file.name.upper().startswith(("LICENSE", "LICENCE")) for file in files)

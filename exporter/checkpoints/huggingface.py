@@ -1,4 +1,5 @@
-"""Hugging Face folders: config.json, model*.safetensors (single or sharded), tokenizer.json.
+"""Hugging Face folders: config.json, weights as safetensors or pytorch_model.bin (single or
+sharded), tokenizer.json or tokenizer.model.
 
 The safetensors header is read here rather than through the library: `safe_open` maps the whole file
 for as long as it is open and every page read stays resident, which would end the promise of
@@ -36,8 +37,11 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _MAX_HEADER = 100_000_000  # the format's own limit
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+_SINGLES = ("model.safetensors", "pytorch_model.bin")
+"""The file of a model in one piece, the format preferred first; sharded, it has an index instead:
+the same name and `.index.json`."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _SEARCH_KEYS = (
     "do_sample",
     "temperature",
@@ -70,7 +74,7 @@ class HuggingFaceCheckpoint:
         shards = _find_shards(path)
         tensors: dict[str, LazyTensor] = {}
         for shard in shards:
-            for name, tensor in read_safetensors(shard).items():
+            for name, tensor in _read_shard(shard).items():
                 if name in tensors:
                     raise CheckpointError(f"{path}: the tensor {name} stands in two shards.")
                 tensors[name] = tensor
@@ -88,13 +92,22 @@ class HuggingFaceCheckpoint:
             raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
 
     def write_tokenizer(self, folder: Path) -> list[str]:
-        """Copy tokenizer.json, tokenizer_config.json and the chat template."""
+        """Copy tokenizer.json, its settings and the chat template, or make them from
+        tokenizer.model."""
         if not (self.path / "tokenizer.json").exists():
-            raise CheckpointError(
-                f"{self.path} has no tokenizer.json: save the tokenizer with transformers' "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...) beside the weights."
-            )
+            return self._convert_tokenizer(folder)
         return copy_tokenizer(self.path, folder)
+
+    def _convert_tokenizer(self, folder: Path) -> list[str]:
+        if not (self.path / "tokenizer.model").exists():
+            raise CheckpointError(
+                f"{self.path} has neither a tokenizer.json nor a tokenizer.model: put the one the "
+                "model was trained with beside the weights."
+            )
+        from llama_onnx.exporter.tokenizer.huggingface import tokenizer_from_folder
+
+        tokenizer = tokenizer_from_folder(self.path)
+        return tokenizer.write(folder, self.config.max_position_embeddings)
 
     def licence_files(self) -> Sequence[Path]:
         """Licence, policy, notice and model card beside the weights."""
@@ -112,12 +125,27 @@ class HuggingFaceCheckpoint:
 
 def copy_tokenizer(source: Path, folder: Path) -> list[str]:
     """Copy the tokenizer in `source` and its chat template to `folder`; returns the file names."""
-    written = []
-    for name in ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja"):
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
-            written.append(name)
-    return written + _write_tokenizer_config(source / "tokenizer_config.json", folder)
+    from llama_onnx.exporter.tokenizer.digits import spell_out_digits
+    from llama_onnx.exporter.tokenizer.huggingface import read_chat_template
+
+    written = [name for name in _TOKENIZER_FILES if (source / name).exists()]
+    for name in written:
+        shutil.copyfile(source / name, folder / name)
+    original = (source / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(spell_out_digits(original))
+    template = read_chat_template(source)
+    if template is not None:  # as a file too, where today's readers look for it
+        (folder / "chat_template.jinja").write_bytes(template.encode("utf-8", "replace"))
+        written.append("chat_template.jinja")
+    return written
+
+
+def _read_shard(path: Path) -> dict[str, LazyTensor]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    from llama_onnx.exporter.checkpoints.torch_file import read_torch_file
+
+    return read_torch_file(path)
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -172,45 +200,28 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], base: int, size: int) 
 
 
 def _find_shards(path: Path) -> tuple[Path, ...]:
-    index = path / _INDEX
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index} has no weight_map.")
-        names = sorted({str(name) for name in weight_map.values()})
-        missing = [name for name in names if not (path / name).is_file()]
-        if missing:
+    for single in _SINGLES:
+        if (path / f"{single}.index.json").exists():
+            return _indexed_shards(path / f"{single}.index.json")
+        if (path / single).is_file():
+            return (path / single,)
+        stem, _, suffix = single.partition(".")
+        if list(path.glob(f"{stem}*.{suffix}")):
             raise CheckpointError(
-                f"{path} lacks {', '.join(missing)} ({len(missing)} of {len(names)} shards named "
-                f"in {_INDEX}): download the rest."
+                f"{path} has {suffix} shards but no {single}.index.json: download it too."
             )
-        return tuple(path / name for name in names)
-    if (path / _SINGLE).is_file():
-        return (path / _SINGLE,)
-    if list(path.glob("*.safetensors")):
-        raise CheckpointError(f"{path} has safetensors shards but no {_INDEX}: download it too.")
-    if list(path.glob("pytorch_model*.bin")):
-        raise UnsupportedError(
-            f"{path} has pytorch_model.bin weights only: save them as safetensors first "
-            "(transformers' save_pretrained does)."
+    raise CheckpointError(f"{path} has a config.json but no {' or '.join(_SINGLES)}.")
+
+
+def _indexed_shards(index: Path) -> tuple[Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map.")
+    names = sorted({str(name) for name in weight_map.values()})
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index.parent} lacks {', '.join(missing)} ({len(missing)} of {len(names)} shards "
+            f"named in {index.name}): download the rest."
         )
-    raise CheckpointError(f"{path} has a config.json but no {_SINGLE}.")
-
-
-def _write_tokenizer_config(source: Path, folder: Path) -> list[str]:
-    """Copy tokenizer_config.json and write a template that stands inside it as a file too, where
-    today's readers look for it."""
-    if not source.exists():
-        return []
-    config = read_json(source)
-    shutil.copyfile(source, folder / source.name)
-    template = config.get("chat_template")
-    if isinstance(template, list):  # transformers 4: several named templates
-        entries = [entry for entry in template if isinstance(entry, dict)]
-        named = {entry.get("name"): entry.get("template") for entry in entries}
-        template = named.get("default")
-    if not isinstance(template, str) or (folder / "chat_template.jinja").exists():
-        return [source.name]
-    # Bytes, because text mode would write \r\n on Windows and the model was not trained on that.
-    (folder / "chat_template.jinja").write_bytes(template.encode("utf-8", "replace"))
-    return [source.name, "chat_template.jinja"]
+    return tuple(index.parent / name for name in names)

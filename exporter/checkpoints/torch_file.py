@@ -79,8 +79,10 @@ def _unpickle(path: Path) -> Any:
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if not foreign:
+            # Fake tensors: no number is read. mmap=True would map the file all the same, and a
+            # mapping larger than the memory is refused by the system.
             with FakeTensorMode():
-                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                return torch.load(path, map_location="cpu", weights_only=True)
     # Whatever a damaged pickle brings about: KeyError, IndexError, RuntimeError, UnicodeError...
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -6,12 +6,15 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llama_onnx.exporter.commands.options import Folder, gigabytes
 from llama_onnx.targets.package import MANIFEST, ModelPackage
+
+if TYPE_CHECKING:
+    from llama_onnx.exporter.checkpoints import Checkpoint
 
 
 @click.command(name="inspect")
@@ -53,6 +56,7 @@ def package_facts(path: Path) -> dict[str, Any]:
 def checkpoint_facts(path: Path) -> dict[str, Any]:
     """What the headers of the checkpoint at `path` say, and what is missing."""
     from llama_onnx.exporter.checkpoints import check_tensors, open_checkpoint
+    from llama_onnx.exporter.tokenizer.source import has_chat_template, tokenizer_kind
     from llama_onnx.targets.errors import CheckpointError
 
     checkpoint = open_checkpoint(path)
@@ -71,9 +75,25 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
         "bytes": sum(tensor.nbytes for tensor in tensors),
         "dtypes": dict(Counter(tensor.dtype for tensor in tensors)),
         "files": list(checkpoint.fingerprint()),
+        "tokenizer": tokenizer_kind(checkpoint.path),
+        "chat_template": has_chat_template(checkpoint.path),
         "licence_files": [file.name for file in checkpoint.licence_files()],
+        "missing": _missing(checkpoint),
         "problem": problem,
     }
+
+
+def _missing(checkpoint: Checkpoint) -> list[str]:
+    """What a package made from `checkpoint` would lack."""
+    from llama_onnx.exporter.checkpoints.base import has_licence
+    from llama_onnx.exporter.tokenizer.source import tokenizer_kind
+
+    present = {
+        "tokenizer": tokenizer_kind(checkpoint.path) is not None,
+        "licence": has_licence(checkpoint.licence_files()),
+        "end token": bool(checkpoint.config.eos_token_ids),
+    }
+    return [name for name, there in present.items() if not there]
 
 
 def _for_people(name: str, value: Any) -> str:
@@ -83,8 +103,10 @@ def _for_people(name: str, value: Any) -> str:
         return f"{value / 1e6:,.1f} M"
     if name == "files" and isinstance(value, dict):
         return "\n".join(f"{file}  {gigabytes(size)}" for file, size in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return "\n".join(f"{key}: {entry}" for key, entry in value.items())
     if isinstance(value, list):
         return "\n".join(map(str, value)) or "none"
-    return str(value)
+    return "none" if value is None else str(value)

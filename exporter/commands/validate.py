@@ -14,6 +14,7 @@ from llama_onnx.exporter.commands.options import adapter_option
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from llama_onnx.exporter.parity.tokenizers import TokenizerCheck
     from llama_onnx.exporter.parity.validate import Greedy, ParityReport, Progress
 
 
@@ -90,7 +91,13 @@ def command(
     prompts = make_prompts(package, weights.config, texts, tokens=tokens, longest=prompt_tokens)
     with _progress() as progress:
         report = validate(
-            package, original, prompts, tokens=tokens, max_kl=max_kl, progress=progress
+            package,
+            original,
+            prompts,
+            texts=texts,
+            tokens=tokens,
+            max_kl=max_kl,
+            progress=progress,
         )
     if as_json:
         click.echo(report.to_json())
@@ -124,6 +131,7 @@ def _print(report: ParityReport) -> None:
         f"package    {report.package} ({report.precision})",
         f"reference  {report.reference}",
         f"ran on     {report.provider}, {report.positions} positions",
+        f"tokenizer  {_tokenizer(report.tokenizer)}",
     ):
         console.print(line, markup=False, soft_wrap=True)
     console.print(_measurements(report))
@@ -131,12 +139,31 @@ def _print(report: ParityReport) -> None:
         for line in _describe(greedy):
             console.print(line, markup=False, soft_wrap=True)
     console.print(_checks(report))
-    missed = [c.threshold for c in report.checks if not c.passed]
+    rows = [c.threshold for c in report.checks if not c.passed]
+    names = ", ".join(f"{row.measure} {row.metric}" for row in rows)
+    missed = [f"{names} beyond the limit"] if rows else []
+    if report.tokenizer and not report.tokenizer.passed:
+        missed.append("the tokenizer is not the source's")
     if not missed:
         console.print("[bold green]passed[/]: every threshold holds.")
         return
-    names = ", ".join(f"{row.measure} {row.metric}" for row in missed)
-    console.print(f"[bold red]failed[/]: {names} beyond the limit.", soft_wrap=True)
+    console.print(f"[bold red]failed[/]: {'; '.join(missed)}.", soft_wrap=True)
+
+
+def _tokenizer(check: TokenizerCheck | None) -> str:
+    if check is None:
+        return "not compared: the source has none"
+    if check.difference is None:
+        return f"the ids of the source's {check.source} on {check.texts} texts"
+    difference = check.difference
+    if difference.found is None:
+        return f"MISSING: the source has a {check.source}, the package no tokenizer.json"
+    part = slice(difference.position, difference.position + 8)
+    text = repr(difference.text[:60]) + ("..." if len(difference.text) > 60 else "")
+    return (
+        f"DIFFERS from the source's {check.source} on {text}: from token {part.start + 1} on "
+        f"{list(difference.expected[part])} there, {list(difference.found[part])} in the package"
+    )
 
 
 def _measurements(report: ParityReport) -> Table:

@@ -6,7 +6,8 @@
     total                  onnxruntime, as shipped         against  PyTorch on the original weights
 
 The first must be at rounding level for every precision: a check that mixes it with the third can
-hide a bug behind int4.
+hide a bug behind int4. All of them are measured on ids; that a text has the same ids in package and
+source is checked beside them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from llama_onnx.exporter.parity.session import (
     quantizes_activations,
 )
 from llama_onnx.exporter.parity.thresholds import Check, check, thresholds
+from llama_onnx.exporter.parity.tokenizers import TokenizerCheck, check_tokenizer
 from llama_onnx.exporter.walk import walk
 from llama_onnx.targets.errors import UsageError
 
@@ -62,6 +64,7 @@ _SAME = (
     "head_dim",
     "rms_norm_eps",
     "rope_theta",
+    "rope_scaling",
 )
 
 
@@ -103,7 +106,8 @@ class Greedy:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Everything measured, and the thresholds it was held against."""
+    """Everything measured, and the thresholds it was held against. `tokenizer` is None when the
+    source has none to compare with."""
 
     package: str
     reference: str
@@ -113,11 +117,13 @@ class ParityReport:
     measurements: tuple[Measurement, ...]
     greedy: tuple[Greedy, ...]
     checks: tuple[Check, ...]
+    tokenizer: TokenizerCheck | None
 
     @property
     def passed(self) -> bool:
-        """Whether every threshold holds."""
-        return all(check.passed for check in self.checks)
+        """Whether every threshold holds and the tokenizer is the source's."""
+        same_tokens = self.tokenizer is None or self.tokenizer.passed
+        return same_tokens and all(check.passed for check in self.checks)
 
     def to_json(self) -> str:
         """The report as JSON text; a figure that is not finite becomes null."""
@@ -126,6 +132,8 @@ class ParityReport:
             entry["passed"] = check_.passed
         for entry, greedy in zip(content["greedy"], self.greedy, strict=True):
             entry["identical"] = greedy.identical
+        if self.tokenizer:
+            content["tokenizer"]["passed"] = self.tokenizer.passed
         return json.dumps({"passed": self.passed, **_finite(content)}, indent=2)
 
 
@@ -173,12 +181,14 @@ def validate(
     reference: Checkpoint,
     prompts: Sequence[Ids],
     *,
+    texts: Sequence[str] = (),
     tokens: int = 64,
     max_kl: float | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Measure `package` against `reference` on `prompts` (ids [P] each) and `tokens` greedy tokens
-    after each (2 or more: the first comes out of the prefill, the others are decoded).
+    after each (2 or more: the first comes out of the prefill, the others are decoded). The two
+    tokenizers are compared on a fixed set of texts and on `texts`.
 
     One session or one layer of weights is in memory at a time, besides the logits themselves
     (float32, vocabulary x positions, up to seven times over). Raises `UsageError` when the two
@@ -186,6 +196,7 @@ def validate(
     """
     weights = PackageCheckpoint.open(package)
     check_same_model(weights, reference)
+    tokenizer = check_tokenizer(package, reference, texts)
     strict, shipped = _gather(package, weights, reference, prompts, tokens, progress)
     measurements = tuple(_measurements(strict, shipped))
     greedy = (
@@ -203,6 +214,7 @@ def validate(
         measurements=measurements,
         greedy=greedy,
         checks=check(thresholds(weights.precision, max_kl), values),
+        tokenizer=tokenizer,
     )
 
 

@@ -27,7 +27,7 @@ class Splitting:
 
 # Spelled to the letter as their authors did: onnxruntime-genai knows patterns by their text. Single
 # digits are a pattern too, because it mistakes spaces before a number under the Digits step.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -38,8 +38,8 @@ _TEKKEN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-_gpt2 = Splitting((_GPT2,))
-_single_digits = Splitting((r"\p{N}", _GPT2))
+_gpt2 = Splitting((GPT2,))
+_single_digits = Splitting((r"\p{N}", GPT2))
 _llama3 = Splitting((_LLAMA3,), ignore_merges=True, add_bos=True)
 
 SPLITTINGS = {

@@ -86,9 +86,15 @@ def add_special_tokens(
         if kind in (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED) and piece
     ]
     tokenizer.add_tokens(added)
+    set_ends(tokenizer, special)
+
+
+def set_ends(tokenizer: Tokenizer, special: SpecialTokens) -> None:
+    """Let encoding add BOS and EOS as `special` says, whatever it added before."""
     bos = special.bos if special.add_bos else None
     eos = special.eos if special.add_eos else None
     ends = [token for token in (bos, eos) if token is not None]
+    tokenizer.post_processor = None
     if ends:
         single, pair = ([t for t in (bos, f"${x}", eos) if t is not None] for x in "AB")
         tokenizer.post_processor = TemplateProcessing(

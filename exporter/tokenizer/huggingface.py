@@ -1,0 +1,125 @@
+"""What lies beside a tokenizer in a Hugging Face folder: settings, added tokens, chat template.
+
+A folder with `tokenizer.model` alone is read as SentencePiece reads it, not as transformers
+converts it: given such a folder, transformers 5.23 leaves out the space before the first word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from llama_onnx.exporter.config import read_json
+from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, set_ends
+from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
+from llama_onnx.targets.errors import CheckpointError
+
+_ROLES = ("bos", "eos", "unk", "pad")
+
+
+def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
+    """The tokenizer of `folder/tokenizer.model` with the tokens, roles and template that the files
+    beside it give; raises `CheckpointError` when they do not fit together."""
+    files = tokenizer_from_model_file(folder / "tokenizer.model")
+    _add_tokens(files.tokenizer, read_added_tokens(folder), str(folder))
+    special = special_tokens(files.special, read_settings(folder))
+    for role in _ROLES:
+        token = getattr(special, role)
+        if token is not None and files.tokenizer.token_to_id(token) is None:
+            raise CheckpointError(
+                f"{folder}: the {role}_token {token!r} is no token of tokenizer.model, and no "
+                "added_tokens.json gives it an id."
+            )
+    set_ends(files.tokenizer, special)
+    return TokenizerFiles(files.tokenizer, special, read_chat_template(folder))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, completed by special_tokens_map.json; empty when there is neither."""
+    return _optional(folder / "special_tokens_map.json") | _optional(
+        folder / "tokenizer_config.json"
+    )
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The chat template of `folder`: its own file, or one inside tokenizer_config.json, of several
+    named ones the default."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        try:
+            return file.read_bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            raise CheckpointError(f"{file} is not UTF-8 text: download it again.") from None
+    template = _optional(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # transformers 4: several named templates
+        entries = [entry for entry in template if isinstance(entry, Mapping)]
+        named = {entry.get("name"): entry.get("template") for entry in entries}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def read_added_tokens(folder: Path) -> dict[int, AddedToken]:
+    """Tokens added to the vocabulary by id, from added_tokens.json and from tokenizer_config.json,
+    which may repeat some of the vocabulary's own; raises `CheckpointError` for a damaged entry."""
+    settings = read_settings(folder)
+    special = {_text(value) for key, value in settings.items() if key.endswith("_token")}
+    special |= {_text(value) for value in settings.get("additional_special_tokens") or []}
+    entries: dict[Any, Any] = {
+        index: {"content": token, "special": token in special}
+        for token, index in _optional(folder / "added_tokens.json").items()
+    }
+    entries |= settings.get("added_tokens_decoder") or {}
+    try:
+        return {int(index): _added_token(entry) for index, entry in entries.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CheckpointError(
+            f"{folder}: the tokens in added_tokens.json or in tokenizer_config.json's "
+            "added_tokens_decoder are damaged: download these files again."
+        ) from None
+
+
+def _added_token(entry: Mapping[str, Any]) -> AddedToken:
+    flags = {key: bool(entry.get(key)) for key in ("special", "lstrip", "rstrip", "single_word")}
+    # Never normalized: SentencePiece's own tokenizer looks for them in the text as it is.
+    return AddedToken(entry["content"], normalized=False, **flags)
+
+
+def _text(token: Any) -> str | None:
+    """The text of a token, given as such or with its flags."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
+
+
+def _add_tokens(tokenizer: Tokenizer, added: Mapping[int, AddedToken], where: str) -> None:
+    size = tokenizer.get_vocab_size()
+    for index in sorted(added):
+        token = added[index]
+        if index >= size:
+            tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != index:
+            raise CheckpointError(
+                f"{where}: the added token {token.content!r} is to have the id {index}, but "
+                f"tokenizer.model makes it {tokenizer.token_to_id(token.content)}: they are not of "
+                "one model."
+            )
+
+
+def special_tokens(own: SpecialTokens, settings: Mapping[str, Any]) -> SpecialTokens:
+    """The roles that a vocabulary gives by itself, or `settings` where they name others."""
+    given: dict[str, Any] = {}
+    for role in _ROLES:
+        token = _text(settings.get(f"{role}_token"))
+        if token:  # early conversions of Llama have empty ones
+            given[role] = token
+    for key, field in (("add_bos_token", "add_bos"), ("add_eos_token", "add_eos")):
+        if settings.get(key) is not None:
+            given[field] = bool(settings[key])
+    return replace(own, **given)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}

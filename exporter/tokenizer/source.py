@@ -1,0 +1,129 @@
+"""The tokenizer a checkpoint came with, as its own library reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_onnx.exporter.tokenizer.files import SpecialTokens
+from llama_onnx.targets.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+Encoder = Callable[[str], list[int]]
+"""Token ids of a text, with the BOS and EOS that the model wants."""
+
+JSON, MODEL, GGUF = "tokenizer.json", "tokenizer.model", "GGUF metadata"
+
+
+def tokenizer_kind(path: Path) -> str | None:
+    """Where the tokenizer of the checkpoint at `path`, a folder or a GGUF file, stands: one of
+    `JSON`, `MODEL` and `GGUF`, or None."""
+    if path.is_file():
+        from llama_onnx.exporter.checkpoints.gguf_header import read_header
+
+        kind = read_header(path).metadata.get("tokenizer.ggml.model", "none")
+        return None if kind in ("no_vocab", "none") else GGUF
+    return next((name for name in (JSON, MODEL) if (path / name).is_file()), None)
+
+
+def has_chat_template(path: Path) -> bool:
+    """Whether the checkpoint at `path`, a folder or a GGUF file, brings a chat template."""
+    if path.is_file():
+        from llama_onnx.exporter.checkpoints.gguf_header import read_header
+
+        return bool(read_header(path).metadata.get("tokenizer.chat_template"))
+    from llama_onnx.exporter.tokenizer.huggingface import read_chat_template
+
+    return bool(read_chat_template(path))
+
+
+def source_encoder(path: Path) -> Encoder | None:
+    """How the checkpoint at `path` encodes a text: tokenizer.json through `tokenizers`,
+    tokenizer.model through SentencePiece itself, a GGUF file's metadata derived anew. None when it
+    has no tokenizer; raises `CheckpointError` when that cannot be read."""
+    kind = tokenizer_kind(path)
+    if kind == JSON:
+        return json_encoder(path / JSON)
+    if kind == MODEL:
+        return _sentencepiece_encoder(path)
+    if kind == GGUF:
+        from llama_onnx.exporter.checkpoints.gguf_header import read_header
+        from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
+
+        tokenizer = tokenizer_from_gguf(read_header(path).metadata, str(path)).tokenizer
+        return lambda text: list(tokenizer.encode(text).ids)
+    return None
+
+
+def json_encoder(path: Path) -> Encoder:
+    """The tokenizer in the file `path`; raises `CheckpointError` when it cannot be read."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+    return lambda text: list(tokenizer.encode(text).ids)
+
+
+def _sentencepiece_encoder(folder: Path) -> Encoder:
+    """SentencePiece, and around it what transformers' LlamaTokenizer adds: special tokens cut a
+    text in parts, each encoded by itself; BOS and EOS as the settings say."""
+    from sentencepiece import SentencePieceProcessor
+
+    from llama_onnx.exporter.tokenizer.huggingface import read_settings, special_tokens
+
+    try:
+        processor = SentencePieceProcessor(model_proto=(folder / MODEL).read_bytes())
+    except (OSError, RuntimeError):
+        raise CheckpointError(f"{folder / MODEL} is not a SentencePiece model.") from None
+    marks = sorted(_marks(folder, processor), key=lambda mark: -len(mark.text))
+    ids = {mark.text: mark.id for mark in marks}
+    splitter = re.compile("|".join(f"({mark.pattern})" for mark in marks) or "(?!)")
+    special = special_tokens(_own_tokens(processor), read_settings(folder))
+    first = [ids[special.bos]] if special.add_bos and special.bos else []
+    last = [ids[special.eos]] if special.add_eos and special.eos else []
+
+    def encode(text: str) -> list[int]:
+        found, position = list(first), 0
+        for match in splitter.finditer(text):
+            assert match.lastindex is not None, "every alternative is a group"
+            found += processor.encode(text[position : match.start()])
+            found.append(marks[match.lastindex - 1].id)
+            position = match.end()
+        return [*found, *processor.encode(text[position:]), *last]
+
+    return encode
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A token that is one id wherever it stands in a text, and what of the text it takes."""
+
+    text: str
+    id: int
+    pattern: str
+
+
+def _marks(folder: Path, processor: SentencePieceProcessor) -> Iterator[_Mark]:
+    from llama_onnx.exporter.tokenizer.huggingface import read_added_tokens
+
+    added = read_added_tokens(folder)
+    for index, token in added.items():
+        before, after = (r"\s*" if strips else "" for strips in (token.lstrip, token.rstrip))
+        yield _Mark(token.content, index, before + re.escape(token.content) + after)
+    for index in range(len(processor)):
+        if index not in added and (processor.is_control(index) or processor.is_unknown(index)):
+            piece = processor.id_to_piece(index)
+            yield _Mark(piece, index, re.escape(piece))
+
+
+def _own_tokens(processor: SentencePieceProcessor) -> SpecialTokens:
+    ends = (processor.bos_id(), processor.eos_id())
+    bos, eos = (processor.id_to_piece(index) if index >= 0 else None for index in ends)
+    return SpecialTokens(bos, eos, add_bos=bos is not None)
