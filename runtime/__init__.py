@@ -1,1 +1,1 @@
-"""Model package -> tokens. Light: onnxruntime, onnxruntime-genai, numpy."""
+"""Model package -> tokens. Light: onnxruntime-genai, tokenizers, numpy."""

@@ -65,7 +65,13 @@ class Llama:
                 raise UsageError(f"The context must hold at least 2 tokens, not {max_length}.")
             context_length = min(context_length, max_length)
         model = open_model(package.path, get_target(package.target).session, threads)
-        return cls(package, model, context_length, settings.get("bos_token_id"))
+        try:
+            return cls(package, model, context_length, settings.get("bos_token_id"))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise PackageError(
+                f"onnxruntime-genai cannot read {package.path}'s tokenizer: {reason}"
+            ) from None
 
     def generate(
         self,
@@ -125,7 +131,10 @@ class Llama:
     def _encode(self, text: str, *, special_tokens: bool) -> Tokens:
         # Not by genai's own tokenizer: 0.18 cuts runs of spaces and digits of SentencePiece
         # vocabularies, Llama 2's among them, in other places than the model was trained on.
-        ids = self._encoder.encode(text, add_special_tokens=special_tokens).ids
+        try:
+            ids = self._encoder.encode(text, add_special_tokens=special_tokens).ids
+        except (TypeError, UnicodeEncodeError):
+            raise UsageError("The text holds bytes that are not UTF-8: convert it first.") from None
         return np.asarray(ids, dtype=np.int32)
 
     def _apply_template(self, messages: Sequence[Message]) -> str:
@@ -152,8 +161,14 @@ class Llama:
         params = og.GeneratorParams(self._model)
         # genai sets the KV cache aside for `max_length` tokens: no more than this answer can need.
         length = total_length(len(prompt), max_new_tokens, self.context_length)
-        params.set_search_options(max_length=length, **search)
-        generator = og.Generator(self._model, params)
+        try:
+            params.set_search_options(max_length=length, **search)
+            generator = og.Generator(self._model, params)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise PackageError(
+                f"{self.package.path / 'genai_config.json'} asks for what cannot be: {reason}"
+            ) from None
         return Generation(generator, stream, prompt, self._end_tokens, stop)
 
 

@@ -53,14 +53,14 @@ def test_rope_scaling_is_read_in_both_forms(kind: str) -> None:
 def test_transformers_reads_the_scaling_that_was_written(kind: str, missing: str) -> None:
     config = dataclasses.replace(GQA, rope_theta=7e5, rope_scaling=ROPE_SCALINGS[kind])
     raw = {key: v for key, v in config.to_huggingface().items() if key != missing}
-    read = transformers.LlamaConfig.from_dict(raw).rope_parameters
+    read: Any = transformers.LlamaConfig.from_dict(raw).rope_parameters
     assert read == config.rope_parameters()
 
 
 def test_rope_scaling_wins_over_rope_parameters_as_in_transformers() -> None:
     raw = RAW | {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 3e4}
     config = config_from_huggingface(raw, "config.json")
-    read = transformers.LlamaConfig.from_dict(raw).rope_parameters
+    read: Any = transformers.LlamaConfig.from_dict(raw).rope_parameters
     assert (config.rope_theta, config.rope_scaling) == (3e4, RopeScaling("linear", 2.0))
     assert (read["rope_theta"], read["rope_type"], read["factor"]) == (3e4, "linear", 2.0)
 
@@ -68,7 +68,7 @@ def test_rope_scaling_wins_over_rope_parameters_as_in_transformers() -> None:
 def test_the_original_length_beside_the_block_wins_as_in_transformers() -> None:
     raw = RAW | {"rope_scaling": LLAMA3, "original_max_position_embeddings": 32}
     config = config_from_huggingface(raw, "config.json")
-    read = transformers.LlamaConfig.from_dict(raw)
+    read: Any = transformers.LlamaConfig.from_dict(raw)
     read.standardize_rope_params()  # as every rotary embedding does that is made from it
     assert config.rope_parameters()["original_max_position_embeddings"] == 32
     assert read.rope_parameters["original_max_position_embeddings"] == 32

@@ -55,6 +55,10 @@ def export(source: Path, out: Path, options: Options = INT4, **flags: Any) -> Pa
     return export_package(source, out, TARGET, options, **flags).package
 
 
+def as_flag(name: str) -> dict[str, Any]:
+    return {name: True}
+
+
 def partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
@@ -258,7 +262,7 @@ def test_a_folder_called_like_an_unfinished_export_is_not_deleted(
     mine.mkdir()
     (mine / "chapter.txt").write_text("years of work")
     with pytest.raises(UsageError, match="in the way"):
-        export(source, tmp_path / "out", **{flag: True})
+        export(source, tmp_path / "out", **as_flag(flag))
     assert (mine / "chapter.txt").exists()
 
 
@@ -295,7 +299,7 @@ def test_two_exports_to_one_place(source: Path, tmp_path: Path) -> None:
     with exclusive(partial(out)):
         for flag in ("resume", "force"):
             with pytest.raises(UsageError, match="another export is writing"):
-                export(source, out, **{flag: True})
+                export(source, out, **as_flag(flag))
             assert (partial(out) / JOURNAL_FILE).exists()
     assert export_package(source, out, TARGET, INT4, resume=True).resumed_bytes > 0
 

@@ -57,3 +57,16 @@ def test_for_people(tmp_path: Path) -> None:
     assert rows["chat_template"] == "yes"
     assert rows["licence_files"] == "none"
     assert rows["missing"] == "licence"
+
+
+def test_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:
+    folder = tiny.write_huggingface(tmp_path / "q[/b] [red]x")
+    for verb in ("inspect", "plan"):
+        result = CliRunner().invoke(main, [verb, str(folder)])
+        assert result.exit_code == 0, result.output
+        assert "q[/b][red]x" in "".join(result.stdout.split())  # a long title is wrapped
+
+
+def test_a_path_that_is_not_there_is_a_wrong_call(tmp_path: Path) -> None:
+    for arguments in (["inspect", "nope"], ["plan", "nope"], ["export", "nope", "out"]):
+        assert CliRunner().invoke(main, arguments).exit_code == 2

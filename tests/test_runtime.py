@@ -33,6 +33,7 @@ from llama_onnx.targets.registry import get_target
 from tests import tiny
 from tests.fakes import FakeGenerator, FakeStream, generation, interrupt_at
 from tests.packages import END, START, alter_package
+from tests.test_graph import reference
 
 PROMPT = "the quick brown fox"
 HELLO = [{"role": "user", "content": "the fox"}]
@@ -227,6 +228,26 @@ def test_a_greedy_answer_is_what_the_graph_says(package_fp32: Path) -> None:
     assert "".join(answer) == decode(package_fp32, expected)
     assert answer.stats.prompt_tokens == len(prompt)
     assert answer.stats.new_tokens == 24
+
+
+def test_a_greedy_answer_is_pytorchs_own(package_fp32: Path) -> None:
+    """The whole way at once: exporter, genai with its shared cache, and nothing in between."""
+    ids = Tokenizer.from_file(str(package_fp32 / "tokenizer.json")).encode(PROMPT).ids
+    for _ in range(24):
+        ids.append(int(reference(tiny.GQA, np.array([ids]))[0, -1].argmax()))
+    answer = Llama.load(package_fp32).generate(PROMPT, max_new_tokens=24)
+    assert "".join(answer) == decode(package_fp32, ids[-24:])
+
+
+def test_a_text_that_is_not_utf_8(llama: Llama) -> None:
+    with pytest.raises(UsageError, match="not UTF-8"):
+        llama.encode("a\udcff")
+
+
+def test_settings_genai_refuses(package: Path, tmp_path: Path) -> None:
+    altered = alter_package(package, tmp_path / "altered", search={"top_p": 7.0, "do_sample": True})
+    with pytest.raises(PackageError, match="cannot be"):
+        "".join(Llama.load(altered).generate(PROMPT, max_new_tokens=2))
 
 
 def test_an_end_token_ends_the_answer_and_is_not_shown(package_fp32: Path, tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_flipped_weights_are_no_graph_error_but_a_quantization_error(copied: Mak
     package, source = copied("fp32")
     edit(package, "model.layers.1.mlp.down_proj.weight", lambda weight: negate(weight[:16, :32]))
     report = report_on(package, source)
-    assert missed(report) == {"quantization"}
+    assert missed(report) == {"quantization", "weights"}
     assert figures(report)["graph_prefill"]["relative_l2"] < 5e-6
 
 
@@ -261,9 +261,45 @@ def test_flipped_codes_are_no_graph_error_but_a_quantization_error(
     edit(package, "model.layers.1.mlp.down_proj.qweight", flip_codes)
     limit = 1.5 * clean["quantization"]["mean_kl"]
     report = report_on(package, source, max_kl=limit)
-    assert missed(report) == {"quantization", "total_decode"}
+    assert missed(report) == {"quantization", "total_decode", "weights"}
     assert figures(report)["graph_prefill"]["relative_l2"] < 5e-6
     assert missed(report_on(*made("int4"), max_kl=limit)) == set()
+
+
+def test_another_models_weights_fail_whatever_the_precision(made: Make, tmp_path: Path) -> None:
+    """Four bits have no limit on KL of their own, and need none for this."""
+    other = tiny.write_huggingface(tmp_path / "other", tiny.GQA, seed=1)
+    package, _ = made("int4")
+    assert "weights" in missed(report_on(package, other))
+
+
+def _swap_blocks(array: np.ndarray) -> None:
+    array[:] = array[:, ::-1].copy()
+
+
+def _two_steps(array: np.ndarray) -> None:
+    """One code of one block, two steps away."""
+    low = int(array[5, 1, 3]) & 15
+    array[5, 1, 3] = (array[5, 1, 3] & 0xF0) | (low + 2 if low < 8 else low - 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("int4", _two_steps),
+        ("int4", _swap_blocks),
+        ("int4-tied", _two_steps),
+        ("int8", _swap_blocks),
+    ],
+)
+def test_codes_that_are_not_the_nearest_are_named(
+    copied: Make, name: str, fault: Callable[[np.ndarray], None]
+) -> None:
+    package, source = copied(name)
+    edit(package, "model.layers.1.self_attn.o_proj.qweight", fault)
+    report = report_on(package, source)
+    assert "weights" in missed(report)
+    assert report.weights.tensor == "model.layers.1.self_attn.o_proj.weight"
 
 
 def _epsilon(graph: onnx.GraphProto) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from llama_onnx.exporter.commands.options import (
+    Existing,
     Folder,
     adapter_option,
     export_options,
@@ -19,7 +20,7 @@ from llama_onnx.targets.registry import get_target
 
 
 @click.command(name="export")
-@click.argument("source", type=Folder)
+@click.argument("source", type=Existing)
 @click.argument("out", type=Folder)
 @adapter_option
 @export_options

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llama_onnx.exporter.commands.options import Folder, gigabytes
+from llama_onnx.exporter.commands.options import Existing, gigabytes
 from llama_onnx.targets.package import MANIFEST, ModelPackage
 
 if TYPE_CHECKING:
@@ -18,21 +18,22 @@ if TYPE_CHECKING:
 
 
 @click.command(name="inspect")
-@click.argument("path", type=Folder)
+@click.argument("path", type=Existing)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def command(path: Path, as_json: bool) -> None:
     """Say what PATH is: a checkpoint or a package. Reads headers only."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     is_package = (path / MANIFEST).exists()
     facts = package_facts(path) if is_package else checkpoint_facts(path)
     if as_json:
         click.echo(json.dumps(facts))
         return
-    table = Table(title=str(path), show_header=False)
+    table = Table(title=Text(str(path)), show_header=False)
     for name, value in facts.items():
-        table.add_row(name, _for_people(name, value))
+        table.add_row(name, Text(_for_people(name, value)))
     Console().print(table)
 
 
@@ -40,13 +41,14 @@ def package_facts(path: Path) -> dict[str, Any]:
     """What the manifest of the package at `path` says."""
     package = ModelPackage.open(path)
     manifest = package.manifest
+    source = manifest["source"]
     return {
         "kind": "package",
         "target": package.target,
         "precision": package.precision,
         "recipe": manifest["recipe"],
-        "source": f"{manifest['source']['name']} ({manifest['source']['format']})",
-        "adapters": manifest["source"].get("adapters", []),
+        "source": f"{source.get('name', '?')} ({source.get('format', 'unknown format')})",
+        "adapters": source.get("adapters", []),
         "config": manifest.get("config", {}),
         "created_with": manifest.get("created_with", {}),
         "files": {name: entry["size"] for name, entry in manifest["files"].items()},

@@ -13,6 +13,7 @@ from llama_onnx.targets.registry import TARGETS
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 Folder = click.Path(path_type=Path)
+Existing = click.Path(exists=True, path_type=Path)
 
 _STORAGES = ("fp32", "fp16", "int8", "int4")
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from llama_onnx.exporter.commands.options import (
-    Folder,
+    Existing,
     adapter_option,
     export_options,
     gigabytes,
@@ -20,7 +20,7 @@ from llama_onnx.targets.registry import get_target
 
 
 @click.command(name="plan")
-@click.argument("source", type=Folder)
+@click.argument("source", type=Existing)
 @adapter_option
 @export_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")

@@ -132,6 +132,8 @@ def _print(report: ParityReport) -> None:
         f"reference  {report.reference}",
         f"ran on     {report.provider}, {report.positions} positions",
         f"tokenizer  {_tokenizer(report.tokenizer)}",
+        f"weights    {report.weights.steps:.3g} steps from the original at most, in "
+        f"{report.weights.tensor}",
     ):
         console.print(line, markup=False, soft_wrap=True)
     console.print(_measurements(report))
@@ -172,7 +174,7 @@ def _measurements(report: ParityReport) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("error", no_wrap=True)
-    for name in ("max abs", "rel L2", "mean KL", "p99 KL", "top-1", "ppl"):
+    for name in ("max abs", "mean abs", "rel L2", "mean KL", "top-1", "ppl"):
         table.add_column(name, justify="right", no_wrap=True)
     for measurement in report.measurements:
         figures = measurement.figures
@@ -180,9 +182,9 @@ def _measurements(report: ParityReport) -> Table:
         table.add_row(
             _LABELS[measurement.name],
             f"{figures.max_abs:.1e}",
+            f"{figures.mean_abs:.1e}",
             f"{figures.relative_l2:.1e}",
             f"{figures.mean_kl:.1e}",
-            f"{figures.p99_kl:.1e}",
             f"{figures.same_top1:.1%}",
             "-" if ratio is None else f"x{ratio:.4f}",
         )

@@ -5,9 +5,10 @@
     quantization error     PyTorch on the package's weights against  PyTorch on the original weights
     total                  onnxruntime, as shipped         against  PyTorch on the original weights
 
-The first must be at rounding level for every precision: a check that mixes it with the third can
-hide a bug behind int4. All of them are measured on ids; that a text has the same ids in package and
-source is checked beside them.
+Beside them, and whatever the prompts: no weight lies farther from its original than rounding to
+nearest can move it. The first error must be at rounding level for every precision: a check that
+mixes it with the third can hide a bug behind int4. All of them are measured on ids; that a text has
+the same ids in package and source is checked beside them.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from llama_onnx.exporter.parity.session import (
 )
 from llama_onnx.exporter.parity.thresholds import Check, check, thresholds
 from llama_onnx.exporter.parity.tokenizers import TokenizerCheck, check_tokenizer
+from llama_onnx.exporter.parity.weights import WeightError, compare_weights
 from llama_onnx.exporter.walk import walk
 from llama_onnx.targets.errors import UsageError
 
@@ -114,6 +116,7 @@ class ParityReport:
     precision: str
     provider: str
     positions: int
+    weights: WeightError
     measurements: tuple[Measurement, ...]
     greedy: tuple[Greedy, ...]
     checks: tuple[Check, ...]
@@ -197,6 +200,7 @@ def validate(
     weights = PackageCheckpoint.open(package)
     check_same_model(weights, reference)
     tokenizer = check_tokenizer(package, reference, texts)
+    distance = compare_weights(weights, reference, _label("weights", progress))
     strict, shipped = _gather(package, weights, reference, prompts, tokens, progress)
     measurements = tuple(_measurements(strict, shipped))
     greedy = (
@@ -205,6 +209,8 @@ def validate(
     )
     values = {(m.name, key): v for m in measurements for key, v in asdict(m.figures).items()}
     values |= {(g.name, "divergences"): len(prompts) - g.identical for g in greedy}
+    values["weights", "steps"] = distance.steps
+    limits = thresholds(weights.precision, max_kl, int8_activations=shipped is not strict)
     return ParityReport(
         package=str(package),
         reference=" + ".join(map(str, (reference.path, *adapters_of(reference)))),
@@ -213,7 +219,8 @@ def validate(
         positions=sum(len(trace.ids) for trace in strict.traces),
         measurements=measurements,
         greedy=greedy,
-        checks=check(thresholds(weights.precision, max_kl), values),
+        weights=distance,
+        checks=check(limits, values),
         tokenizer=tokenizer,
     )
 
