@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_onnx.exporter.checkpoints import check_tensors, open_checkpoint
+from llama_onnx.exporter.checkpoints.base import widen
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from tests import tiny
 
@@ -153,3 +154,15 @@ def test_a_template_inside_tokenizer_config_becomes_a_file(source: Path, tmp_pat
     written = open_checkpoint(source).write_tokenizer(tmp_path)
     assert (tmp_path / "chat_template.jinja").read_text() == tiny.CHAT_TEMPLATE
     assert set(written) == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+
+
+def test_every_float16_is_widened_exactly() -> None:
+    """All 65536 of them: subnormals, zeros of both signs, infinities and every NaN."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    for halves in (
+        bits.view(np.float16),
+        bits[np.isfinite(bits.view(np.float16))].view(np.float16),
+    ):
+        found, expected = widen(halves), halves.astype(np.float32)
+        np.testing.assert_array_equal(found, expected)
+        assert (np.signbit(found) == np.signbit(expected)).all()

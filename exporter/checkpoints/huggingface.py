@@ -26,6 +26,7 @@ from llama_onnx.exporter.checkpoints.base import (
     file_fingerprint,
     find_licences,
     read_values,
+    widen,
 )
 from llama_onnx.exporter.config import LlamaConfig, config_from_huggingface, read_json
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
@@ -194,7 +195,7 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], base: int, size: int) 
         width = int(np.prod(shape[1:], dtype=np.int64))
         offset = base + begin + start * width * dtype.itemsize
         values = read_values(path, dtype, (stop - start) * width, offset, name)
-        return values.astype(np.float32, copy=False).reshape(stop - start, *shape[1:])
+        return widen(values).reshape(stop - start, *shape[1:])
 
     return LazyTensor(name, shape, code, end - begin, rows)
 

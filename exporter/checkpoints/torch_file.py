@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.exporter.checkpoints.base import Float32, LazyTensor
+from llama_onnx.exporter.checkpoints.base import Float32, LazyTensor, widen
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
@@ -149,7 +149,7 @@ def _read_rows(
         raise CheckpointError(f"{path} ends too early: it changed since it was opened.")
     steps = [stride * dtype.itemsize for stride in strides]
     view = np.lib.stride_tricks.as_strided(data.view(dtype), wanted, steps, writeable=False)
-    return np.array(view, dtype=np.float32, order="C")
+    return widen(np.ascontiguousarray(view))
 
 
 def _refuse_rows(path: Path, name: str, code: str, start: int, stop: int) -> Float32:

@@ -29,7 +29,8 @@ def quantize_rows(rows: Float32, storage: Blocks) -> tuple[Codes, Float32]:
         rows = np.pad(rows, ((0, 0), (0, blocks * storage.block_size - columns)))
     values = rows.reshape(count * blocks, storage.block_size)
     half = 1 << (storage.bits - 1)
-    highest, lowest = values.max(axis=1), values.min(axis=1)
+    across = np.ascontiguousarray(values.T)  # the longest axis last: several times faster to reduce
+    highest, lowest = across.max(axis=0), across.min(axis=0)
     extreme = np.where(highest > -lowest, highest, lowest)
     scales = extreme / np.float32(-half)
     with np.errstate(all="ignore"):
@@ -37,10 +38,10 @@ def quantize_rows(rows: Float32, storage: Blocks) -> tuple[Codes, Float32]:
         shifted = values * inverse[:, None]
         shifted += np.float32(half + 0.5)
         # Adding one half and truncating is rounding; the code past the end is cut off.
-        np.minimum(shifted, np.float32(2 * half - 1), out=shifted)
-        codes = shifted.astype(np.uint8)
+        codes = np.minimum(shifted.astype(np.uint16), 2 * half - 1).astype(np.uint8)
     if storage.bits == 4:
-        codes = codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4))
+        pairs = codes.view("<u2")  # the first of two codes is the low byte, and the low nibble
+        codes = (pairs | pairs >> 4).astype(np.uint8)
     return (
         codes.reshape(count, blocks, storage.block_bytes),
         scales.astype(np.float32, copy=False).reshape(count, blocks),
