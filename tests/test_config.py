@@ -60,7 +60,7 @@ def test_transformers_reads_the_scaling_that_was_written(kind: str, missing: str
 def test_rope_scaling_wins_over_rope_parameters_as_in_transformers() -> None:
     raw = RAW | {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 3e4}
     config = config_from_huggingface(raw, "config.json")
-    read = transformers.LlamaConfig.from_dict(raw).rope_parameters
+    read = dict(transformers.LlamaConfig.from_dict(raw).rope_parameters or {})
     assert (config.rope_theta, config.rope_scaling) == (3e4, RopeScaling("linear", 2.0))
     assert (read["rope_theta"], read["rope_type"], read["factor"]) == (3e4, "linear", 2.0)
 
@@ -71,7 +71,7 @@ def test_the_original_length_beside_the_block_wins_as_in_transformers() -> None:
     read = transformers.LlamaConfig.from_dict(raw)
     read.standardize_rope_params()  # as every rotary embedding does that is made from it
     assert config.rope_parameters()["original_max_position_embeddings"] == 32
-    assert read.rope_parameters["original_max_position_embeddings"] == 32
+    assert dict(read.rope_parameters or {})["original_max_position_embeddings"] == 32
 
 
 def test_head_dim_and_kv_heads_are_derived_when_absent() -> None:

@@ -437,7 +437,7 @@ def written_tokenizer(source: Path) -> Path:
 @given(text=st.text(" \t\n'sa1٣½Ⅷ-中x5", max_size=30))
 @example(text=SPACED)
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_onnxruntime_genai_reads_the_digits_step_alike(tmp_path, text):
+def test_onnxruntime_genai_reads_the_digits_step_alike(tmp_path: Path, text: str) -> None:
     genai = pytest.importorskip("onnxruntime_genai")
     out = tmp_path / "out"
     if not out.exists():
@@ -460,13 +460,15 @@ def test_onnxruntime_genai_reads_the_digits_step_alike(tmp_path, text):
         Sequence([ByteLevel(add_prefix_space=False), Digits(individual_digits=True)]),
     ],
 )
-def test_other_pre_tokenizers_are_copied_to_the_byte(tmp_path, steps):
+def test_other_pre_tokenizers_are_copied_to_the_byte(tmp_path: Path, steps: Any) -> None:
     source = with_digits_step(tmp_path, steps)
     copied = written_tokenizer(source) / "tokenizer.json"
     assert copied.read_bytes() == (source / "tokenizer.json").read_bytes()
 
 
-def test_the_digits_step_stays_where_the_patterns_would_not_be_alike(tmp_path, monkeypatch):
+def test_the_digits_step_stays_where_the_patterns_would_not_be_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = with_digits_step(tmp_path)
     monkeypatch.setattr(digits, "GPT2", "x")
     copied = written_tokenizer(source) / "tokenizer.json"
@@ -474,19 +476,24 @@ def test_the_digits_step_stays_where_the_patterns_would_not_be_alike(tmp_path, m
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "smollm"])
-def test_the_check_derives_the_tokenizer_of_a_gguf_file_anew(tmp_path, bytelevel, kind):
+def test_the_check_derives_the_tokenizer_of_a_gguf_file_anew(
+    tmp_path: Path, bytelevel: dict[str, Any], kind: str
+) -> None:
     source = write_gguf(tmp_path / "m.gguf", keys=metadata_of(kind, bytelevel))
     checkpoint, out = open_checkpoint(source), tmp_path / "out"
     out.mkdir()
     checkpoint.write_tokenizer(out)
     found = check_tokenizer(out, checkpoint)
+    assert found is not None
     assert (found.source, found.difference) == ("GGUF metadata", None)
     content = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
     content["normalizer"] = {"type": "Lowercase"}
     (out / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    assert check_tokenizer(out, checkpoint).difference.text.startswith("The harbour")
+    found = check_tokenizer(out, checkpoint)
+    assert found is not None and found.difference is not None
+    assert found.difference.text.startswith("The harbour")
 
 
-def test_a_gguf_file_without_vocabulary_is_not_compared(tmp_path):
+def test_a_gguf_file_without_vocabulary_is_not_compared(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_gguf(tmp_path / "m.gguf"))
     assert check_tokenizer(tmp_path, checkpoint) is None
