@@ -71,7 +71,7 @@ def test_the_original_length_beside_the_block_wins_as_in_transformers() -> None:
     read: Any = transformers.LlamaConfig.from_dict(raw)
     read.standardize_rope_params()  # as every rotary embedding does that is made from it
     assert config.rope_parameters()["original_max_position_embeddings"] == 32
-    assert read.rope_parameters["original_max_position_embeddings"] == 32
+    assert dict(read.rope_parameters or {})["original_max_position_embeddings"] == 32
 
 
 def test_head_dim_and_kv_heads_are_derived_when_absent() -> None:

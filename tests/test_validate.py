@@ -45,6 +45,8 @@ EXPORTS = {
     "int4-partial-fused": (PARTIAL, Options("int4", fuse_gate_up=True)),
     "int4-exact": (tiny.GQA, Options("int4", accuracy_level=1)),
     "int4-last": (tiny.GQA, Options("int4", logits="last")),
+    "fp32-llama3": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["llama3"]), Options("fp32")),
+    "int4-yarn": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["yarn"]), Options("int4")),
 }
 
 
