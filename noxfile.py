@@ -57,7 +57,7 @@ def build(session: nox.Session) -> None:
     session.run("llama-onnx", "--help")
     session.run("llama-onnx", "targets")
     said = session.run(
-        "llama-onnx", "export", "source", "out", silent=True, success_codes=[1], log=False
+        "llama-onnx", "export", ".", "out", silent=True, success_codes=[1], log=False
     )
     if 'pip install "llama-onnx[export,cpu]"' not in str(said):
         session.error(f"`export` without its extra must name it, but said: {said}")
