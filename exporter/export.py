@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,7 +23,6 @@ import numpy as np
 import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
-from llama_onnx.exporter.checkpoints.base import has_licence
 from llama_onnx.exporter.checkpoints.checklist import verify_checklists
 from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.config import LlamaConfig
@@ -39,6 +37,7 @@ from llama_onnx.exporter.journal import (
     write_header,
 )
 from llama_onnx.exporter.layout import DATA_FILE, PlacedSlot
+from llama_onnx.exporter.licences import copy_licences
 from llama_onnx.exporter.plan import Options, Plan, make_plan, require_disk
 from llama_onnx.exporter.segments import open_graph, run_segments
 from llama_onnx.exporter.stream import slot_arrays
@@ -319,25 +318,7 @@ def _write_small_files(job: _Job) -> tuple[str, ...]:
     _write_json(folder / "config.json", config.to_huggingface())
     checkpoint.write_tokenizer(folder)
     check_tokenizer(folder / "tokenizer.json", str(checkpoint.path))
-    licences = checkpoint.licence_files()
-    _copy_licences(licences, folder)
-    if has_licence(licences):
-        return ()
-    return (
-        f"{checkpoint.path} has no licence file, so the package has none: add the model's licence "
-        "before you pass the package on.",
-    )
-
-
-def _copy_licences(files: Sequence[Path], folder: Path) -> None:
-    seen: Counter[str] = Counter()
-    for file in files:
-        # A model card is kept, but not as the package's own README.
-        name = Path("MODEL_CARD.md" if file.name == "README.md" else file.name)
-        seen[name.name] += 1
-        # An adapter has a licence of its own beside the base's, often under the same name.
-        suffix = f"-{seen[name.name]}" if seen[name.name] > 1 else ""
-        shutil.copyfile(file, folder / f"{name.stem}{suffix}{name.suffix}")
+    return copy_licences(checkpoint, folder)
 
 
 def _serialize(built: BuiltModel) -> bytes:
