@@ -2,10 +2,12 @@
 
     python benchmarks/make_checkpoint.py 1.1b work/1.1b
     python benchmarks/make_checkpoint.py 7b work/7b
+    python benchmarks/make_checkpoint.py 70b work/70b --sparse
 
 Memory stays at one shard's largest tensor. Values are slices of one block of normal numbers, scaled
 so that activations keep their size; speed and size of everything downstream depend on the geometry
-alone.
+alone. `--sparse` writes the headers and leaves holes for the weights: all zeros, but read byte for byte,
+and no disk taken.
 """
 
 from __future__ import annotations
@@ -55,6 +57,24 @@ GEOMETRIES = {
         head_dim=128,
         max_position_embeddings=4096,
     ),
+    "13b": geometry(
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        num_key_value_heads=40,
+        head_dim=128,
+        max_position_embeddings=4096,
+    ),
+    "70b": geometry(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=4096,
+    ),
     # Six layers of 7B: what fits where two such models have to be in memory at once.
     "7b-6": geometry(
         hidden_size=4096,
@@ -76,7 +96,9 @@ def random_tensor(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
     return (values * np.float32(1 / np.sqrt(shape[1]))).astype(np.float16).reshape(shape)
 
 
-def write_shard(path: Path, names: list[str], config: LlamaConfig, seed: int) -> None:
+def write_shard(
+    path: Path, names: list[str], config: LlamaConfig, seed: int, *, sparse: bool
+) -> None:
     shapes, header, offset = config.tensor_shapes(), {}, 0
     for name in names:
         end = offset + 2 * int(np.prod(shapes[name]))
@@ -86,6 +108,9 @@ def write_shard(path: Path, names: list[str], config: LlamaConfig, seed: int) ->
     rng = np.random.default_rng(seed)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
+        if sparse:
+            file.truncate(8 + len(encoded) + offset)
+            return
         for name in names:
             random_tensor(shapes[name], rng).tofile(file)
 
@@ -123,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("geometry", choices=GEOMETRIES)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--sparse", action="store_true", help="holes instead of weights")
     arguments = parser.parse_args()
     config, out = GEOMETRIES[arguments.geometry], arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +158,7 @@ def main() -> None:
     weight_map = {}
     for index, names in enumerate(shards):
         name = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
-        write_shard(out / name, names, config, index)
+        write_shard(out / name, names, config, index, sparse=arguments.sparse)
         weight_map |= dict.fromkeys(names, name)
     index_json = {"metadata": {}, "weight_map": weight_map}
     (out / "model.safetensors.index.json").write_text(json.dumps(index_json))
