@@ -6,8 +6,8 @@
 
 Memory stays at one shard's largest tensor. Values are slices of one block of normal numbers, scaled
 so that activations keep their size; speed and size of everything downstream depend on the geometry
-alone. `--sparse` writes the headers and leaves holes for the weights: zeros, but read byte for byte,
-and no disk taken.
+alone. `--sparse` writes headers and leaves holes for the weights: zeros, read byte for byte like
+any other, and no disk taken.
 """
 
 from __future__ import annotations
