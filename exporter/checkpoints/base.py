@@ -90,6 +90,24 @@ class Checkpoint(Protocol):
         ...
 
 
+class TensorsByName:
+    """`names` and `tensor` for the checkpoints that keep their lazy tensors in a dictionary."""
+
+    path: Path
+    tensors: dict[str, LazyTensor]
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        return self.tensors.keys()
+
+    def tensor(self, name: str) -> LazyTensor:
+        """Tensor `name`."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
+
+
 def check_tensors(checkpoint: Checkpoint) -> None:
     """Compare a checkpoint's tensors with what its config asks for, before anything is read.
 

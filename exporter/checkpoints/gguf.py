@@ -6,7 +6,7 @@ embedding of Hugging Face to the interleaved one; `rows()` hands them out in Hug
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from gguf.quants import dequantize
 from llama_onnx.exporter.checkpoints.base import (
     Float32,
     LazyTensor,
+    TensorsByName,
     file_fingerprint,
     find_licences,
     read_values,
@@ -60,7 +61,7 @@ _LAYER_NAMES = {
 
 
 @dataclass(frozen=True)
-class GGUFCheckpoint:
+class GGUFCheckpoint(TensorsByName):
     """One `.gguf` file. `tensors` maps each Hugging Face name to its place in it."""
 
     path: Path
@@ -77,17 +78,6 @@ class GGUFCheckpoint:
         config = _config(header, where)
         tensors = (_lazy(path, info, config) for info in header.tensors.values())
         return cls(path, config, {tensor.name: tensor for tensor in tensors})
-
-    def names(self) -> Iterable[str]:
-        """Names of all tensors."""
-        return self.tensors.keys()
-
-    def tensor(self, name: str) -> LazyTensor:
-        """Tensor `name`."""
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Make the tokenizer's files from the metadata."""

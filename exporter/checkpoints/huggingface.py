@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 from llama_onnx.exporter.checkpoints.base import (
     Float32,
     LazyTensor,
+    TensorsByName,
     file_fingerprint,
     find_licences,
     read_values,
@@ -54,7 +55,7 @@ _SEARCH_KEYS = (
 
 
 @dataclass(frozen=True)
-class HuggingFaceCheckpoint:
+class HuggingFaceCheckpoint(TensorsByName):
     """A folder as `save_pretrained` writes it. `tensors` maps each name to its place on disk."""
 
     path: Path
@@ -80,17 +81,6 @@ class HuggingFaceCheckpoint:
                     raise CheckpointError(f"{path}: the tensor {name} stands in two shards.")
                 tensors[name] = tensor
         return cls(path, config, tensors, shards, generation)
-
-    def names(self) -> Iterable[str]:
-        """Names of all tensors."""
-        return self.tensors.keys()
-
-    def tensor(self, name: str) -> LazyTensor:
-        """Tensor `name`."""
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Copy tokenizer.json, its settings and the chat template, or make them from

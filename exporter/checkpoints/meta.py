@@ -8,7 +8,7 @@ a head interleaved for the rotary embedding; `rows()` hands them out in Hugging 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from llama_onnx.exporter.checkpoints.base import (
     Float32,
     LazyTensor,
+    TensorsByName,
     file_fingerprint,
     find_licences,
 )
@@ -54,7 +55,7 @@ Shard = dict[str, LazyTensor]
 
 
 @dataclass(frozen=True)
-class MetaCheckpoint:
+class MetaCheckpoint(TensorsByName):
     """A folder of Meta's download. `tensors` maps each Hugging Face name to its joined tensor."""
 
     path: Path
@@ -85,17 +86,6 @@ class MetaCheckpoint:
             if not name.endswith(ROTARY_BUFFER)
         }
         return cls(path, config, tensors, tuple(files.values()), tokenizer)
-
-    def names(self) -> Iterable[str]:
-        """Names of all tensors."""
-        return self.tensors.keys()
-
-    def tensor(self, name: str) -> LazyTensor:
-        """Tensor `name`."""
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Make the tokenizer's files from tokenizer.model; a chat model gets Llama 2's prompt

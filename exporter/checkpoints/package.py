@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from llama_onnx.exporter.checkpoints.base import (
     Float32,
     LazyTensor,
+    TensorsByName,
     check_tensors,
     file_fingerprint,
     find_licences,
@@ -55,7 +56,7 @@ _TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class PackageCheckpoint:
+class PackageCheckpoint(TensorsByName):
     """A package folder; `tensors` maps Hugging Face names to dequantized, lazy rows.
 
     `config.tie_word_embeddings` is False as soon as the graph has a head of its own, even over the
@@ -94,17 +95,6 @@ class PackageCheckpoint:
         """The coarsest of `PRECISIONS` that a matrix of the package is stored in."""
         codes = {t.dtype.partition("/")[0] for t in self.tensors.values() if len(t.shape) == 2}
         return min((_PRECISION_OF[code] for code in codes), key=PRECISIONS.index)
-
-    def names(self) -> Iterable[str]:
-        """Names of all tensors."""
-        return self.tensors.keys()
-
-    def tensor(self, name: str) -> LazyTensor:
-        """Tensor `name`, dequantized."""
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Copy the tokenizer's files."""
