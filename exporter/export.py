@@ -36,17 +36,21 @@ from llama_onnx.exporter.journal import (
     read_journal,
     write_header,
 )
-from llama_onnx.exporter.layout import DATA_FILE, PlacedSlot
+from llama_onnx.exporter.layout import PlacedSlot
 from llama_onnx.exporter.licences import copy_licences
 from llama_onnx.exporter.plan import Options, Plan, make_plan, require_disk
 from llama_onnx.exporter.segments import open_graph, run_segments
 from llama_onnx.exporter.stream import slot_arrays
 from llama_onnx.exporter.tokenizer.files import check_tokenizer
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, UsageError
-from llama_onnx.targets.package import PARTIAL_SUFFIX, is_package, write_manifest
+from llama_onnx.targets.package import (
+    DATA_FILE,
+    MODEL_FILE,
+    PARTIAL_SUFFIX,
+    is_package,
+    write_manifest,
+)
 from llama_onnx.targets.target import Target
-
-MODEL_FILE = "model.onnx"
 
 
 class Progress(Protocol):

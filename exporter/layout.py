@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from llama_onnx.exporter.graph.model import BuiltModel
 from llama_onnx.exporter.graph.slots import Initializer, Slot
+from llama_onnx.targets.package import DATA_FILE
 
-DATA_FILE = "model.onnx.data"
 ALIGNMENT = 4096
 """Offsets are multiples of a page, so that runtimes can map a tensor without copying it."""
 

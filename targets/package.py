@@ -13,6 +13,7 @@ from llama_onnx.targets.errors import PackageError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 PARTIAL_SUFFIX = ".partial"
 """An export in progress writes to `OUT.partial` and renames it when it is done."""
 
@@ -51,12 +52,12 @@ class ModelPackage:
     @property
     def model_path(self) -> Path:
         """The graph."""
-        return self.path / "model.onnx"
+        return self.path / MODEL_FILE
 
     @property
     def data_path(self) -> Path:
         """The weights."""
-        return self.path / "model.onnx.data"
+        return self.path / DATA_FILE
 
     def verify(self) -> list[str]:
         """Read every file and return the names of those whose content is not what was written."""

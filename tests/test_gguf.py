@@ -361,3 +361,9 @@ def test_without_a_tokenizer_only_the_tokenizer_fails(
 ) -> None:
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
         exact.write_tokenizer(tmp_path)
+
+
+def test_an_infinite_number_is_refused_as_in_config_json(tmp_path: Path) -> None:
+    keys = {"llama.attention.layer_norm_rms_epsilon": float("inf")}
+    with pytest.raises(CheckpointError, match="epsilon must be a positive number"):
+        GGUFCheckpoint.open(write(tmp_path / "m.gguf", keys=keys))

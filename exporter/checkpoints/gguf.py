@@ -6,7 +6,7 @@ embedding of Hugging Face to the interleaved one; `rows()` hands them out in Hug
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from llama_onnx.exporter.checkpoints.base import (
 )
 from llama_onnx.exporter.checkpoints.gguf_header import Header, TensorInfo, read_header
 from llama_onnx.exporter.checkpoints.interleaved import half_split_rows
-from llama_onnx.exporter.config import LlamaConfig, check_config
+from llama_onnx.exporter.config import Keys, LlamaConfig, check_config
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _TYPES = (
@@ -226,36 +226,26 @@ def _read_rows(path: Path, info: TensorInfo, start: int, stop: int) -> Float32:
     return rows.reshape(stop - start, *info.shape[1:])
 
 
-class _Keys:
+class _Keys(Keys):
     """Reads typed values out of the metadata, with the file's name in every complaint."""
 
-    def __init__(self, metadata: Mapping[str, Any], where: str) -> None:
-        self._metadata, self._where = metadata, where
-
     def has(self, key: str) -> bool:
-        return key in self._metadata
+        return key in self._raw
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._get(key, default)
-        if isinstance(value, list) and len(set(value)) == 1:
-            value = value[0]  # one number a layer, all the same
-        if isinstance(value, list):
+        if not isinstance(value, list):
+            return super().integer(key, default)
+        if len(set(value)) != 1:
             raise UnsupportedError(f"{self._where}: {key} differs between layers.")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise CheckpointError(
-                f"{self._where}: {key} must be a positive integer, not {value!r}."
-            )
-        return value
+        return Keys({key: value[0]}, self._where).integer(key)  # one a layer, all the same
 
     def number(self, key: str, default: float | None = None) -> float:
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise CheckpointError(f"{self._where}: {key} must be a positive number, not {value!r}.")
         # The shortest decimal that gives this float32: 1e-05, not 9.999999747378752e-06.
-        return float(str(np.float32(value)))
+        return float(str(np.float32(super().number(key, default))))
 
     def token_id(self, name: str) -> int | None:
-        value = self._metadata.get(f"tokenizer.ggml.{name}")
+        value = self._raw.get(f"tokenizer.ggml.{name}")
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise CheckpointError(
                 f"{self._where}: tokenizer.ggml.{name} must be a token id, not {value!r}."
@@ -263,7 +253,7 @@ class _Keys:
         return value if value is None or value >= 0 else None
 
     def _get(self, key: str, default: Any) -> Any:
-        value = self._metadata.get(key, default)
+        value = self._raw.get(key, default)
         if value is None:
             raise CheckpointError(f"{self._where} lacks the metadata key {key!r}.")
         return value

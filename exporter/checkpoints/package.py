@@ -29,8 +29,7 @@ from llama_onnx.exporter.checkpoints.base import (
 )
 from llama_onnx.exporter.config import LlamaConfig, config_from_huggingface, read_json
 from llama_onnx.targets.errors import CheckpointError, PackageError, UnsupportedError
-
-MODEL_FILE = "model.onnx"
+from llama_onnx.targets.package import MODEL_FILE
 
 PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
 """From the coarsest to the finest."""

@@ -15,9 +15,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is 
 import onnxruntime as ort
 
 from llama_onnx.exporter.checkpoints.base import Float32
-from llama_onnx.exporter.checkpoints.package import MODEL_FILE, load_model
+from llama_onnx.exporter.checkpoints.package import load_model
 from llama_onnx.exporter.walk import Ids
 from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.package import MODEL_FILE
 
 PROVIDER = "CPUExecutionProvider"
 
