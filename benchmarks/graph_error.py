@@ -52,12 +52,12 @@ def measure(source: Path, precision: str, folder: Path) -> ParityReport:
 
 
 def show(name: str, report: ParityReport) -> None:
-    measured = {entry.name: entry for entry in report.measurements}
+    measured = {(entry.error, entry.situation): entry for entry in report.measurements}
     greedy = {entry.name: entry for entry in report.greedy}
-    line(name, report.precision, "prefill", measured["graph_prefill"], greedy["greedy_strict"])
-    line(name, report.precision, "decode", measured["graph_decode"], None)
+    line(name, report.precision, "prefill", measured["graph", "prefill"], greedy["graph"])
+    line(name, report.precision, "decode", measured["graph", "decode"], None)
     if "activation_prefill" in measured:
-        line(name, report.precision, "as shipped", measured["activation_prefill"], None)
+        line(name, report.precision, "as shipped", measured["shipped", "prefill"], None)
 
 
 def line(

@@ -89,8 +89,9 @@ def make_table(results: dict[str, dict[str, Any]]) -> Table:
 def figures(result: dict[str, Any]) -> dict[str, str]:
     """Return the rows of one column, in words."""
     export, stats = result["export"], result["answer"]["stats"]
-    parity = {entry["name"]: entry["figures"] for entry in result["parity"]["measurements"]}
-    graph, total = parity["graph_prefill"], parity["total_decode"]
+    measured = result["parity"]["measurements"]
+    parity = {(entry["error"], entry["situation"]): entry["figures"] for entry in measured}
+    graph, total = parity["graph", "prefill"], parity["total", "decode"]
     return {
         "package": f"{export['package_bytes'] / 1e6:.1f} MB",
         "bits a weight": f"{export['bits_per_weight']:.2f}",

@@ -42,6 +42,7 @@ from llama_onnx.exporter.plan import Options, Plan, make_plan, require_disk
 from llama_onnx.exporter.segments import open_graph, run_segments
 from llama_onnx.exporter.stream import slot_arrays
 from llama_onnx.exporter.tokenizer.files import check_tokenizer
+from llama_onnx.runtime.parity.situations import Passage, decode
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, UsageError
 from llama_onnx.targets.package import (
     DATA_FILE,
@@ -336,22 +337,21 @@ def try_package(folder: Path, config: LlamaConfig) -> None:
     Raises `PackageError` when ONNX Runtime refuses the graph or a value is not finite. Bounded
     memory: the whole graph is opened without its weights, then run piece by piece.
     """
-    ids = np.arange(1, 6, dtype=np.int64)[None] % config.vocab_size  # [1, 5]
-    prefill = {"input_ids": ids[:, :4], "attention_mask": np.ones((1, 4), np.int64)}
-    decode = {"input_ids": ids[:, 4:], "attention_mask": np.ones((1, 5), np.int64)}
+    ids = np.arange(1, 6, dtype=np.int64) % config.vocab_size  # [5]
+    program = decode([Passage(ids, prompt=4)])
+    logits: dict[str, Any] = {}
     try:
         open_graph(folder / MODEL_FILE)
-        logits: list[dict[str, Any]] = []
-        for label, results in run_segments(folder / MODEL_FILE, [prefill, decode], config):
-            for outputs in results:
+        for label, steps in run_segments(folder / MODEL_FILE, program, config):
+            for outputs in steps:
                 _require_finite(outputs, label)
-            logits = results
+                logits = outputs
     except Exception as error:
         if isinstance(error, LlamaOnnxError):
             raise
         raise PackageError(f"ONNX Runtime does not run the finished graph: {error}") from error
-    if logits[-1]["logits"].shape != (1, 1, config.vocab_size):
-        raise PackageError(f"the finished graph gives logits of {logits[-1]['logits'].shape}.")
+    if logits["logits"].shape != (1, 1, config.vocab_size):
+        raise PackageError(f"the finished graph gives logits of {logits['logits'].shape}.")
 
 
 def _require_finite(outputs: dict[str, Any], label: str) -> None:

@@ -7,9 +7,10 @@ the package; but only one layer's weights are in memory at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.runtime.parity.situations import Caches, Program
 
-Array = npt.NDArray[np.generic]
+FP32_ACTIVATIONS = 1
+"""MatMulNBits' accuracy_level that keeps activations in float32; 4 rounds them to int8 blocks."""
+
+Array = npt.NDArray[Any]
 _LAYER = re.compile(r"^model/layers\.(\d+)/")
 
 
@@ -71,36 +76,66 @@ def segments(model: ir.Model) -> Iterator[Segment]:
 
 
 def run_segments(
-    path: Path, steps: Sequence[Mapping[str, Array]], config: LlamaConfig
-) -> Iterator[tuple[str, list[dict[str, Array]]]]:
-    """Run `steps` one after the other through each segment of the model at `path`.
+    path: Path, program: Program, config: LlamaConfig, accuracy_level: int | None = None
+) -> Iterator[tuple[str, Iterator[dict[str, Array]]]]:
+    """Run `program` through each segment of the model at `path` in turn.
 
-    `steps` hold input_ids and attention_mask; the cache is carried from step to step. Yields, for
-    each segment, its label and the outputs of every step by value name.
+    Yields, for each segment, its label and an iterator over its outputs by value name, those of
+    every step of the program; what of it is not consumed is run before the next segment comes.
+    `accuracy_level` is set on every MatMulNBits; None leaves them as they are.
     """
     model = ir.load(path)
-    environments: list[dict[str, Array]] = [dict(step) for step in steps]
-    empty = np.zeros((1, config.num_key_value_heads, 0, config.head_dim), np.float32)
+    if accuracy_level is not None:
+        set_accuracy_level(model, accuracy_level)
+    environments: list[dict[str, Array]] = [
+        {"input_ids": step.ids, "attention_mask": step.mask} for step in program
+    ]
     for segment in segments(model):
         session = _open_segment(model, segment, path.parent)
-        results = []
-        past: dict[str, Array] = {}
-        for environment in environments:
-            feeds = {
-                name: past.get(name, empty)
-                if name.startswith("past_key_values.")
-                else environment[name]
-                for name in segment.inputs
-            }
-            values = session.run(list(segment.outputs), feeds)
-            outputs = dict(zip(segment.outputs, values, strict=True))
-            environment |= outputs
-            past = {
+        steps = _run_segment(session, segment, program, environments, config)
+        yield segment.label, steps
+        for _ in steps:
+            pass
+        del session
+
+
+def set_accuracy_level(model: ir.Model, level: int) -> None:
+    """Set the accuracy_level of every MatMulNBits; see `FP32_ACTIVATIONS`."""
+    for node in model.graph:
+        if node.op_type == "MatMulNBits":
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", level)
+
+
+def _run_segment(
+    session: ort.InferenceSession,
+    segment: Segment,
+    program: Program,
+    environments: list[dict[str, Array]],
+    config: LlamaConfig,
+) -> Iterator[dict[str, Array]]:
+    """Outputs of each step; `environments` keep what later segments read, the cache aside."""
+    caches = Caches(program)
+    for index, (step, environment) in enumerate(zip(program, environments, strict=True)):
+        shape = (len(step.ids), config.num_key_value_heads, 0, config.head_dim)
+        past = caches.before(index) or {}
+        empty = np.zeros(shape, np.float32)
+        feeds = {
+            name: past.get(name, empty)
+            if name.startswith("past_key_values.")
+            else environment[name]
+            for name in segment.inputs
+        }
+        outputs = dict(zip(segment.outputs, session.run(list(segment.outputs), feeds), strict=True))
+        caches.put(
+            index,
+            {
                 name.replace("present.", "past_key_values.", 1): value
                 for name, value in outputs.items()
-            }
-            results.append(outputs)
-        yield segment.label, results
+                if name.startswith("present.")
+            },
+        )
+        environment |= {n: v for n, v in outputs.items() if not n.startswith("present.")}
+        yield outputs
 
 
 def _open_segment(model: ir.Model, segment: Segment, folder: Path) -> ort.InferenceSession:

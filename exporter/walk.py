@@ -2,7 +2,7 @@
 
 A 7B model in fp32 takes 27 GB, one of its layers 0.8 GB. So one of transformers' own decoder layers
 is made, filled with each layer's weights in turn, and all sequences pass through it before the next
-one is read. Everything is float32 with eager attention.
+one is read. Everything is float32.
 
 A calibration takes the same road: `embed`, then for each of `decoder_layers` collect what it wants,
 quantize, and `advance`.
@@ -10,7 +10,7 @@ quantize, and `advance`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -42,21 +42,41 @@ def walk(
     """Logits of the model in `checkpoint` at every position of every sequence.
 
     `sequences` are token ids [S], each on its own (no padding); returns float32 [S, V] for each.
-    Memory: one layer's weights, the hidden states, the logits returned, and attention scores of
-    heads * S^2 floats for the longest sequence.
+    Memory: one layer's weights, the hidden states, and the logits returned.
     """
-    total = checkpoint.config.num_hidden_layers + 1
-    rotary = rotary_embedding(checkpoint.config)
-    with torch.inference_mode():
-        hidden = embed(checkpoint, sequences)
-        for index, layer in enumerate(decoder_layers(checkpoint)):
-            hidden = [advance(layer, rotary, x) for x in hidden]
-            if progress:
-                progress(index + 1, total)
-        logits = read_out(checkpoint, hidden)
-    if progress:
-        progress(total, total)
+    total = checkpoint.config.num_hidden_layers + 2
+    logits: list[Float32] = []
+    for done, (_, states) in enumerate(walk_layers(checkpoint, sequences)):
+        logits = states
+        if progress:
+            progress(done + 1, total)
     return logits
+
+
+def walk_layers(
+    checkpoint: Checkpoint,
+    sequences: Sequence[Ids],
+    positions: Sequence[Ids] | None = None,
+) -> Iterator[tuple[str, list[Float32]]]:
+    """What every sequence [S] is behind each stage of the model: "embedding", "layer 0" and so on
+    ([S, H]), and "head", the logits [S, V], at `positions` [n] alone if some are given."""
+    with torch.inference_mode():
+        rotary = rotary_embedding(checkpoint.config)
+        hidden = embed(checkpoint, sequences)
+    yield "embedding", _arrays(hidden)
+    layers = decoder_layers(checkpoint)
+    for index in range(checkpoint.config.num_hidden_layers):
+        # Entered anew for each layer: the mode belongs to the thread, and others run in between.
+        with torch.inference_mode():
+            layer = next(layers)
+            hidden = [advance(layer, rotary, x) for x in hidden]
+        yield f"layer {index}", _arrays(hidden)
+    layers.close()
+    with torch.inference_mode():
+        if positions is not None:
+            hidden = [x[:, torch.from_numpy(p)] for x, p in zip(hidden, positions, strict=True)]
+        logits = read_out(checkpoint, hidden)
+    yield "head", logits
 
 
 def embed(checkpoint: Checkpoint, sequences: Sequence[Ids]) -> list[Tensor]:
@@ -67,7 +87,7 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[Ids]) -> list[Tensor]:
     return [torch.from_numpy(rows[np.searchsorted(used, ids)])[None] for ids in sequences]
 
 
-def decoder_layers(checkpoint: Checkpoint) -> Iterator[LlamaDecoderLayer]:
+def decoder_layers(checkpoint: Checkpoint) -> Generator[LlamaDecoderLayer, None, None]:
     """Every decoder layer in turn, in one and the same module: it is filled anew for the next."""
     layer = _empty(lambda: LlamaDecoderLayer(reference_config(checkpoint.config), layer_idx=0))
     for index in range(checkpoint.config.num_hidden_layers):
@@ -77,10 +97,9 @@ def decoder_layers(checkpoint: Checkpoint) -> Iterator[LlamaDecoderLayer]:
 
 def advance(layer: LlamaDecoderLayer, rotary: LlamaRotaryEmbedding, x: Tensor) -> Tensor:
     """Hidden states [1, S, H] behind `layer`, from those before it."""
-    length = x.shape[1]
-    positions = torch.arange(length)[None]  # [1, S]
-    mask = torch.full((length, length), -torch.inf).triu(1)[None, None]  # [1, 1, S, S]
-    output: Tensor = layer(x, attention_mask=mask, position_embeddings=rotary(x, positions))
+    positions = torch.arange(x.shape[1])[None]  # [1, S]
+    # Without a mask the attention is causal, and its scores are never all in memory.
+    output: Tensor = layer(x, attention_mask=None, position_embeddings=rotary(x, positions))
     return output
 
 
@@ -107,7 +126,7 @@ def rotary_embedding(config: LlamaConfig) -> LlamaRotaryEmbedding:
 
 
 def reference_config(config: LlamaConfig) -> transformers.LlamaConfig:
-    """The same numbers as transformers takes them: float32, eager attention."""
+    """The same numbers as transformers takes them: float32, causal attention in pieces."""
     reference = transformers.LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -122,8 +141,12 @@ def reference_config(config: LlamaConfig) -> transformers.LlamaConfig:
         tie_word_embeddings=config.tie_word_embeddings,
         dtype=torch.float32,
     )
-    reference._attn_implementation = "eager"
+    reference._attn_implementation = "sdpa"
     return reference
+
+
+def _arrays(hidden: Sequence[Tensor]) -> list[Float32]:
+    return [x[0].numpy() for x in hidden]
 
 
 def _empty(make: Callable[[], Module]) -> Module:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,10 +25,11 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts
-from llama_onnx.exporter.parity.session import PackageSession, quantizes_activations
 from llama_onnx.exporter.parity.tokenizers import FIXED_TEXTS
 from llama_onnx.exporter.parity.validate import ParityReport, validate
 from llama_onnx.exporter.plan import Options
+from llama_onnx.runtime.parity.session import GraphSession
+from llama_onnx.runtime.parity.situations import SITUATIONS, run_plainly
 from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError, UnsupportedError, UsageError
 from tests import tiny
@@ -89,18 +91,24 @@ def copied(made: Make, tmp_path: Path) -> Make:
     return copy
 
 
-def report_on(package: Path, source: Path, max_kl: float | None = None) -> ParityReport:
+def report_on(package: Path, source: Path, **options: Any) -> ParityReport:
     reference = open_checkpoint(source)
     prompts = make_prompts(package, reference.config, tokens=12, longest=32)
-    return validate(package, reference, prompts, tokens=12, max_kl=max_kl)
+    return validate(package, reference, prompts, tokens=12, **options)
 
 
 def figures(report: ParityReport) -> dict[str, dict[str, float]]:
-    return {m.name: asdict(m.figures) for m in report.measurements}
+    """By error and situation: "graph prefill", and "quantization"."""
+    return {f"{m.error} {m.situation}".strip(): asdict(m.figures) for m in report.measurements}
 
 
 def missed(report: ParityReport) -> set[str]:
     return {check.threshold.measure for check in report.checks if not check.passed}
+
+
+def missed_in(report: ParityReport, measure: str) -> set[str]:
+    checks = [check for check in report.checks if check.threshold.measure == measure]
+    return {check.situation for check in checks if not check.passed}
 
 
 def run(*arguments: object) -> Result:
@@ -119,8 +127,18 @@ def test_a_sound_package_passes(made: Make, name: str) -> None:
     assert report.precision == name.partition("-")[0]
     assert report.greedy[0].identical == len(report.greedy[0].divergences) == 4
     # Far below the limits: rounding in other orders, and nothing else.
-    for row in ("graph_prefill", "graph_decode", "consistency_strict"):
+    graph = [row for row in rows if row.startswith("graph ")]
+    assert len(graph) == 7
+    for row in graph:
         assert rows[row]["relative_l2"] < 5e-6
+    shipped = [row for row in rows if row.startswith("shipped ")]
+    assert len(shipped) == 9
+    for row in shipped:
+        assert (rows[row]["relative_l2"] > 1e-3) == (report.activations == "int8")
+    assert [layer.stage for layer in report.layers] == [
+        "embedding", "layer 0", "layer 1", "layer 2", "head"
+    ]  # fmt: skip
+    assert all(layer.graph < 5e-6 for layer in report.layers)
     # What the precision costs does not leak into the graph error, but it is there.
     assert (rows["quantization"]["max_abs"] == 0) == name.startswith("fp32")
     expected = {"fp16": 1e-3, "int8": 1e-2, "int4": 1e-1}.get(report.precision, 0)
@@ -128,25 +146,18 @@ def test_a_sound_package_passes(made: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fp32", "int4", "int4-exact"])
-def test_activation_error_has_its_own_row_only_where_activations_are_quantized(
-    made: Make, name: str
-) -> None:
-    rows = figures(report_on(*made(name)))
-    assert quantizes_activations(made(name)[0]) == (name == "int4")
-    assert ("activation_prefill" in rows) == (name == "int4")
-    if name == "int4":
-        # The very graph that is exact to 5e-6 with fp32 activations: the override works.
-        assert rows["activation_prefill"]["relative_l2"] > 1e-3
-        assert rows["activation_decode"]["relative_l2"] > 1e-3
+def test_activations_are_those_of_the_graph(made: Make, name: str) -> None:
+    report = report_on(*made(name))
+    assert report.activations == ("int8" if name == "int4" else "fp32")
 
 
 def test_a_pruned_head_is_compared_at_the_last_positions(made: Make) -> None:
     package, source = made("int4-last")
     report = report_on(package, source)
     rows = figures(report)
-    assert rows["graph_prefill"]["positions"] == 4  # one of each prompt
-    assert rows["graph_decode"]["positions"] == 4 * 11
-    assert rows["graph_prefill"]["perplexity_ratio"] is None
+    assert rows["graph prefill"]["positions"] == 4  # one of each passage
+    assert rows["graph decode"]["positions"] == 4 * (1 + 12)
+    assert rows["graph prefill"]["perplexity_ratio"] is None
 
 
 def test_every_weight_is_the_one_the_operators_compute_with(made: Make) -> None:
@@ -252,7 +263,7 @@ def test_flipped_weights_are_no_graph_error_but_a_quantization_error(copied: Mak
     edit(package, "model.layers.1.mlp.down_proj.weight", lambda weight: negate(weight[:16, :32]))
     report = report_on(package, source)
     assert missed(report) == {"quantization", "weights"}
-    assert figures(report)["graph_prefill"]["relative_l2"] < 5e-6
+    assert figures(report)["graph prefill"]["relative_l2"] < 5e-6
 
 
 def test_flipped_codes_are_no_graph_error_but_a_quantization_error(
@@ -263,8 +274,8 @@ def test_flipped_codes_are_no_graph_error_but_a_quantization_error(
     edit(package, "model.layers.1.mlp.down_proj.qweight", flip_codes)
     limit = 1.5 * clean["quantization"]["mean_kl"]
     report = report_on(package, source, max_kl=limit)
-    assert missed(report) == {"quantization", "total_decode", "weights"}
-    assert figures(report)["graph_prefill"]["relative_l2"] < 5e-6
+    assert missed(report) == {"quantization", "total", "weights"}
+    assert figures(report)["graph prefill"]["relative_l2"] < 5e-6
     assert missed(report_on(*made("int4"), max_kl=limit)) == set()
 
 
@@ -331,7 +342,7 @@ def test_a_fault_of_the_graph_is_a_graph_error_and_no_quantization_error(
     else:
         edit_graph(package, {"epsilon": _epsilon, "interleaved": _interleaved}[fault])
     report = report_on(package, source)
-    assert {"graph_prefill", "graph_decode"} <= missed(report)
+    assert {"prefill", "decode"} <= missed_in(report, "graph")
     assert "quantization" not in missed(report)
 
 
@@ -343,12 +354,18 @@ def test_a_fault_in_the_cache_is_seen_by_decode_alone(copied: Make) -> None:
         node = next(n for n in graph.node if "present.0.key" in n.output)
         node.output[list(node.output).index("present.0.key")] = "key"
         graph.initializer.append(numpy_helper.from_array(np.array(2, np.float32), "two"))
-        graph.node.append(helper.make_node("Mul", ["key", "two"], ["present.0.key"]))
+        name = "model/layers.0/self_attn/double"
+        graph.node.append(helper.make_node("Mul", ["key", "two"], ["present.0.key"], name))
 
     edit_graph(package, double)
     report = report_on(package, source)
-    assert missed(report) >= {"graph_decode", "consistency_strict", "greedy_strict"}
-    assert "graph_prefill" not in missed(report)
+    assert missed(report) >= {"graph", "shipped", "greedy"}
+    # Wherever a cache is read that an earlier step wrote.
+    plain = {situation.name for situation in SITUATIONS if situation.run is run_plainly}
+    once = {"prefill", "lengths"}
+    assert missed_in(report, "graph") == plain - once
+    assert missed_in(report, "shipped") >= plain - once
+    assert not missed_in(report, "shipped") & once
 
 
 def test_nan_fails_and_is_still_json(copied: Make) -> None:
@@ -416,7 +433,7 @@ def test_a_graph_that_onnxruntime_refuses_is_a_package_error(copied: Make) -> No
 
     edit_graph(package, misspell)
     with pytest.raises(PackageError, match="onnxruntime refuses"):
-        PackageSession.open(package)
+        GraphSession.open(package)
 
 
 # The tokenizer
@@ -508,7 +525,7 @@ def test_the_command_prints_a_verdict(made: Make) -> None:
     assert result.exit_code == 0, result.output
     assert "passed: every threshold holds." in result.stdout
     assert "CPUExecutionProvider" in result.stdout
-    assert "graph error, prefill" in result.stdout
+    assert "batch, padded left" in result.stdout
     assert result.stderr == ""
 
 
@@ -517,7 +534,7 @@ def test_the_command_fails_with_1_and_names_what_is_missed(made: Make) -> None:
     arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
     result = run(*arguments, "--max-kl", 1e-6)
     assert result.exit_code == 1
-    assert "failed: quantization mean_kl, total_decode mean_kl beyond the limit." in result.stdout
+    assert "failed: quantization mean_kl, total mean_kl (prefill, decode, " in result.stdout
 
 
 def test_the_command_writes_json(made: Make) -> None:
@@ -526,8 +543,10 @@ def test_the_command_writes_json(made: Make) -> None:
     content = json.loads(result.stdout)
     assert content["passed"] is True
     assert content["provider"] == "CPUExecutionProvider"
-    assert content["positions"] == 4 * (8 + 4 - 1)
-    assert {m["name"] for m in content["measurements"]} >= {"graph_prefill", "quantization"}
+    assert content["positions"] == 4 * (8 + 4)
+    assert {m["error"] for m in content["measurements"]} == {
+        "graph", "shipped", "quantization", "total"
+    }  # fmt: skip
 
 
 def test_another_models_checkpoint_is_a_wrong_call(made: Make) -> None:

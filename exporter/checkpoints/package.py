@@ -65,6 +65,8 @@ class PackageCheckpoint(TensorsByName):
     path: Path
     config: LlamaConfig
     tensors: dict[str, LazyTensor]
+    activations: str = "fp32"
+    """What they are rounded to in front of a quantized matrix: "fp32" (not at all), "int8"."""
     format: str = "package"
 
     @classmethod
@@ -85,7 +87,7 @@ class PackageCheckpoint(TensorsByName):
         tensors = {
             name: _tensor(name, config, stored, blocks, path) for name in config.tensor_shapes()
         }
-        checkpoint = cls(path, config, tensors)
+        checkpoint = cls(path, config, tensors, _activations(graph))
         check_tensors(checkpoint)
         return checkpoint
 
@@ -146,6 +148,12 @@ def dequantize(
     centred = flat.astype(np.float32) - np.float32(2 ** (bits - 1))
     values = centred.reshape(rows, -1, block_size) * scales[..., None]  # [N, blocks, block_size]
     return values.reshape(rows, -1)[:, :columns]  # the last block may be padded
+
+
+def _activations(graph: onnx.GraphProto) -> str:
+    """From MatMulNBits' accuracy_level: 4 allows int8, 2 and 3 half precision, 1 neither."""
+    levels = (a.i for n in graph.node for a in n.attribute if a.name == "accuracy_level")
+    return {4: "int8", 3: "bf16", 2: "fp16"}.get(max(levels, default=1), "fp32")
 
 
 @dataclass(frozen=True)

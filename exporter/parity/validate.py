@@ -1,21 +1,24 @@
 """Is a package the model it was made from? Each kind of error measured by itself.
 
-    graph error            onnxruntime, fp32 activations   against  PyTorch on the package's weights
-    activation error       onnxruntime, as shipped         against  PyTorch on the package's weights
-    quantization error     PyTorch on the package's weights against  PyTorch on the original weights
-    total                  onnxruntime, as shipped         against  PyTorch on the original weights
+    weights        every weight of the package        against  its original
+    graph          the graph, fp32 activations        against  PyTorch on the package's weights
+    shipped        onnxruntime, as shipped            against  PyTorch on the package's weights
+    quantization   PyTorch on the package's weights   against  PyTorch on the original weights
+    total          onnxruntime, as shipped            against  PyTorch on the original weights
 
-Beside them, and whatever the prompts: no weight lies farther from its original than rounding to
-nearest can move it. The first error must be at rounding level for every precision: a check that
-mixes it with the third can hide a bug behind int4. All of them are measured on ids; that a text has
-the same ids in package and source is checked beside them.
+The graph's error must be at rounding level for every precision: a check that mixes it with the
+quantization's can hide a bug behind int4. The graph and the session are measured in every situation
+of `runtime.parity.situations`, on ids; that a text has the same ids in package and source is
+checked beside them.
+
+One session, or one layer of each model, is in memory at a time, besides the logits themselves.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,25 +28,31 @@ import numpy as np
 from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
 from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
-from llama_onnx.exporter.parity.metrics import (
+from llama_onnx.exporter.parity.lockstep import HEAD, Stage, lockstep
+from llama_onnx.exporter.parity.shipped import Shipped, run_shipped
+from llama_onnx.exporter.parity.tokenizers import TokenizerCheck, check_tokenizer
+from llama_onnx.exporter.parity.weights import WeightError, compare_weights
+from llama_onnx.runtime.parity.metrics import (
     NO_TARGET,
     Comparison,
     Divergence,
     Ids,
+    PositionFigures,
     compare,
+    figures_in_pieces,
     first_divergence,
+    summarize,
 )
-from llama_onnx.exporter.parity.session import (
-    FP32_ACTIVATIONS,
-    PROVIDER,
-    PackageSession,
-    Trace,
-    quantizes_activations,
+from llama_onnx.runtime.parity.session import CPU
+from llama_onnx.runtime.parity.situations import (
+    SITUATIONS,
+    Observation,
+    Passage,
+    Situation,
+    join,
+    run_plainly,
 )
-from llama_onnx.exporter.parity.thresholds import Check, check, thresholds
-from llama_onnx.exporter.parity.tokenizers import TokenizerCheck, check_tokenizer
-from llama_onnx.exporter.parity.weights import WeightError, compare_weights
-from llama_onnx.exporter.walk import walk
+from llama_onnx.runtime.parity.thresholds import Check, check, thresholds
 from llama_onnx.targets.errors import UsageError
 
 Progress = Callable[[str, int, int], None]
@@ -51,9 +60,6 @@ Progress = Callable[[str, int, int], None]
 
 NEAR_TIE = 2e-3
 """Logits. Two candidates this close may change places within the graph's own limit of 1e-3."""
-
-_STRICT, _SHIPPED = "fp32 activations", "as shipped"
-_PACKAGE, _ORIGINAL = "PyTorch, package's weights", "PyTorch, original weights"
 
 # What makes a model another function; names of tokens and the length of the context do not.
 _SAME = (
@@ -72,16 +78,31 @@ _SAME = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """One kind of error: `candidate` against `reference`, in words and in figures.
+    """One kind of `error` (see above) in one situation ("" for the quantization's, which no way of
+    feeding changes)."""
 
-    `graph_*`, `activation_*`, `quantization` and `total_*` are the errors above; `consistency_*`
-    is the same graph's decode against its own prefill.
-    """
-
-    name: str
-    candidate: str
-    reference: str
+    error: str
+    situation: str
     figures: Comparison
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Relative L2 of the hidden states behind one stage (behind "head": of the logits)."""
+
+    stage: str
+    graph: float
+    quantization: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Relative L2 of the logits and KL divergence (nats) at each position of one passage."""
+
+    error: str
+    passage: int
+    relative_l2: tuple[float, ...]
+    kl: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -89,10 +110,10 @@ class Greedy:
     """Greedy continuations checked by teacher forcing: the reference reads prompt and continuation
     in one pass and must choose, at every position, the token that stands there.
 
-    `greedy_strict` is the graph with fp32 activations against the package's weights,
-    `greedy_shipped` the graph as it ships against the original ones. `divergences` has the first
-    one of each prompt, None where the continuation is identical; `agreement` is the share of all
-    tokens chosen that are the reference's choice too.
+    `name` "graph" is the graph with fp32 activations against the package's weights, "shipped" the
+    package as it ships against the original ones. `divergences` has the first one of each prompt,
+    None where the continuation is identical; `agreement` is the share of all tokens chosen that are
+    the reference's choice too.
     """
 
     name: str
@@ -109,16 +130,21 @@ class Greedy:
 @dataclass(frozen=True)
 class ParityReport:
     """Everything measured, and the thresholds it was held against. `tokenizer` is None when the
-    source has none to compare with."""
+    source has none to compare with; `trained_length` is where positions end that the model was
+    trained on, None if that is the whole context."""
 
     package: str
     reference: str
     precision: str
+    activations: str
     provider: str
     positions: int
+    trained_length: int | None
     weights: WeightError
     measurements: tuple[Measurement, ...]
     greedy: tuple[Greedy, ...]
+    layers: tuple[LayerError, ...]
+    curves: tuple[Curve, ...]
     checks: tuple[Check, ...]
     tokenizer: TokenizerCheck | None
 
@@ -131,8 +157,7 @@ class ParityReport:
     def to_json(self) -> str:
         """The report as JSON text; a figure that is not finite becomes null."""
         content = asdict(self)
-        for entry, check_ in zip(content["checks"], self.checks, strict=True):
-            entry["passed"] = check_.passed
+        content["checks"] = [check_.to_json() for check_ in self.checks]
         for entry, greedy in zip(content["greedy"], self.greedy, strict=True):
             entry["identical"] = greedy.identical
         if self.tokenizer:
@@ -141,42 +166,16 @@ class ParityReport:
 
 
 @dataclass(frozen=True)
-class Side:
-    """Logits [S, V] for each sequence, and what computed them."""
-
-    name: str
-    logits: list[Float32]
-
-
-@dataclass(frozen=True)
 class Evidence:
-    """What a graph makes of the prompts (`prefill`, `decode`), and what the reference makes of the
-    very same ids on the package's weights (`dequantized`) and on the original ones."""
+    """Everything that was run. Logits are float32 [N, V], one array for each of the passages of
+    `shipped`; `graph` has the figures of the graph with fp32 activations in each situation."""
 
-    traces: list[Trace]
-    prefill: Side
-    decode: Side
-    dequantized: Side
-    original: Side
-
-    @classmethod
-    def of(
-        cls, how: str, traces: list[Trace], dequantized: list[Float32], original: list[Float32]
-    ) -> Evidence:
-        """Name the sides; `how` says what the graph's activations are."""
-        return cls(
-            traces,
-            Side(f"onnxruntime prefill, {how}", [trace.prefill for trace in traces]),
-            Side(f"onnxruntime decode, {how}", [trace.decode for trace in traces]),
-            Side(_PACKAGE, dequantized),
-            Side(_ORIGINAL, original),
-        )
-
-    def measure(self, name: str, candidate: Side, reference: Side) -> Measurement:
-        """Compare two sides. Only prompts are text to predict, not their continuations."""
-        targets = [_targets(trace) for trace in self.traces]
-        figures = compare(reference.logits, candidate.logits, targets)
-        return Measurement(name, candidate.name, reference.name, figures)
+    shipped: Shipped
+    dequantized: list[Float32]
+    original: list[Float32]
+    graph: dict[str, list[PositionFigures]]
+    graph_choices: list[Ids]
+    layers: tuple[LayerError, ...]
 
 
 def validate(
@@ -186,39 +185,45 @@ def validate(
     *,
     texts: Sequence[str] = (),
     tokens: int = 64,
+    situations: Sequence[Situation] = SITUATIONS,
     max_kl: float | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Measure `package` against `reference` on `prompts` (ids [P] each) and `tokens` greedy tokens
-    after each (2 or more: the first comes out of the prefill, the others are decoded). The two
-    tokenizers are compared on a fixed set of texts and on `texts`.
+    """Measure `package` against `reference` on `prompts` (ids [P] each) and the `tokens` greedy
+    tokens after each (2 or more: the first comes out of the prefill, the others are decoded). The
+    two tokenizers are compared on a fixed set of texts and on `texts`.
 
-    One session or one layer of weights is in memory at a time, besides the logits themselves
-    (float32, vocabulary x positions, up to seven times over). Raises `UsageError` when the two
-    are not the same architecture, `PackageError` when the package cannot be read or run.
+    Raises `UsageError` when the two are not the same architecture, `PackageError` when the package
+    cannot be read or run.
     """
     weights = PackageCheckpoint.open(package)
     check_same_model(weights, reference)
     tokenizer = check_tokenizer(package, reference, texts)
+    evidence = gather(package, weights, reference, prompts, tokens, situations, progress)
     distance = compare_weights(weights, reference, _label("weights", progress))
-    strict, shipped = _gather(package, weights, reference, prompts, tokens, progress)
-    measurements = tuple(_measurements(strict, shipped))
-    greedy = (
-        _teacher_forced("greedy_strict", strict.traces, strict.dequantized.logits),
-        _teacher_forced("greedy_shipped", shipped.traces, shipped.original.logits),
-    )
-    values = {(m.name, key): v for m in measurements for key, v in asdict(m.figures).items()}
-    values |= {(g.name, "divergences"): len(prompts) - g.identical for g in greedy}
-    values["weights", "steps"] = distance.steps
-    limits = thresholds(weights.precision, max_kl, int8_activations=shipped is not strict)
+    measurements = tuple(_measurements(evidence))
+    greedy = _greedy(evidence)
+    values = {
+        (m.error, m.situation, metric): value
+        for m in measurements
+        for metric, value in asdict(m.figures).items()
+        if value is not None
+    }
+    values["weights", "", "steps"] = distance.steps
+    values["greedy", "", "divergences"] = len(prompts) - greedy[0].identical
+    limits = thresholds(weights.precision, weights.activations, "cpu", max_kl)
     return ParityReport(
         package=str(package),
         reference=" + ".join(map(str, (reference.path, *adapters_of(reference)))),
         precision=weights.precision,
-        provider=PROVIDER,
-        positions=sum(len(trace.ids) for trace in strict.traces),
+        activations=weights.activations,
+        provider=CPU,
+        positions=sum(len(passage.ids) for passage in evidence.shipped.passages),
+        trained_length=_trained_length(reference),
         measurements=measurements,
         greedy=greedy,
+        layers=evidence.layers,
+        curves=tuple(_curves(evidence)),
         weights=distance,
         checks=check(limits, values),
         tokenizer=tokenizer,
@@ -236,76 +241,144 @@ def check_same_model(package: PackageCheckpoint, reference: Checkpoint) -> None:
             )
 
 
-def _gather(
+def gather(
     package: Path,
     weights: PackageCheckpoint,
     reference: Checkpoint,
     prompts: Sequence[Ids],
     tokens: int,
-    progress: Progress | None,
-) -> tuple[Evidence, Evidence]:
-    """Evidence of the graph with float32 activations and of the graph as shipped; one and the same
-    when it ships so. Each set of weights is walked once for both."""
-    apart = quantizes_activations(package)
-    session = PackageSession.open(package, FP32_ACTIVATIONS)
-    traces = _traces(session, prompts, tokens, _label(f"onnxruntime, {_STRICT}", progress))
-    del session  # its copy of the weights goes before the next one comes
-    if apart:
-        session = PackageSession.open(package)
-        traces += _traces(session, prompts, tokens, _label(f"onnxruntime, {_SHIPPED}", progress))
-        del session
-    sequences = [trace.ids for trace in traces]
-    dequantized = walk(weights, sequences, _label(_PACKAGE, progress))
-    original = walk(reference, sequences, _label(_ORIGINAL, progress))
-    n = len(prompts)
-    strict = Evidence.of(_STRICT, traces[:n], dequantized[:n], original[:n])
-    if not apart:
-        return strict, strict
-    return strict, Evidence.of(_SHIPPED, traces[n:], dequantized[n:], original[n:])
+    situations: Sequence[Situation],
+    progress: Progress | None = None,
+) -> Evidence:
+    """Run the package as it ships, then its graph beside the two references."""
+    shipped = run_shipped(package, prompts, tokens, situations, _label("onnxruntime", progress))
+    passages = shipped.passages
+    # A session's own ways to run (threads, one buffer) mean nothing to a graph in pieces.
+    plain = [s for s in situations if s.run is run_plainly]
+    programs = [s.program(passages) for s in plain]
+    names = [s.name for s, p in zip(plain, programs, strict=True) for _ in p]
+    stages = lockstep(package, weights, reference, passages, join(programs))
+    layers, total = [], weights.config.num_hidden_layers + 2
+    graph: dict[str, list[PositionFigures]] = {s.name: [] for s in plain}
+    for done, stage in enumerate(stages):
+        if stage.label == HEAD:
+            choices = _measure_graph(stage, passages, names, graph)
+            error = summarize(graph["prefill"]).relative_l2
+        else:
+            error = _relative_l2(
+                (stage.dequantized[found.passage][found.positions], found.logits)
+                for step, found in stage.graph
+                if names[step] == "prefill"
+            )
+        lost = _relative_l2(zip(stage.original, stage.dequantized, strict=True))
+        layers.append(LayerError(stage.label, error, lost))
+        _label("layer by layer", progress)(done + 1, total)
+    return Evidence(shipped, stage.dequantized, stage.original, graph, choices, tuple(layers))
 
 
-def _traces(
-    session: PackageSession,
-    prompts: Sequence[Ids],
-    tokens: int,
-    progress: Callable[[int, int], None],
-) -> list[Trace]:
-    traces: list[Trace] = []
-    for index, prompt in enumerate(prompts):
-        # Every second prompt fills the cache with its first token alone, then with the rest: one
-        # position without a past, many with one.
-        pieces = [prompt[:1], prompt[1:]] if index % 2 and len(prompt) > 1 else [prompt]
-        traces.append(session.trace(pieces, tokens))
-        progress(len(traces), len(prompts))
-    return traces
+def _measure_graph(
+    stage: Stage,
+    passages: Sequence[Passage],
+    names: Sequence[str],
+    figures: dict[str, list[PositionFigures]],
+) -> list[Ids]:
+    """Add the figures of the graph's logits to those of their situation; returns the token [N]
+    that the graph finds likeliest at each position of each passage, as last seen."""
+    choices = [np.full(len(passage.ids), -1) for passage in passages]
+    for step, found in stage.graph:
+        targets = _targets(passages[found.passage])[found.positions]
+        reference = stage.dequantized[found.passage][found.positions]
+        figures[names[step]] += figures_in_pieces(reference, found.logits, targets)
+        if names[step] == "decode":
+            choices[found.passage][found.positions] = found.logits.argmax(axis=-1)
+    return choices
 
 
-def _measurements(strict: Evidence, shipped: Evidence) -> Iterator[Measurement]:
-    yield strict.measure("graph_prefill", strict.prefill, strict.dequantized)
-    yield strict.measure("graph_decode", strict.decode, strict.dequantized)
-    yield strict.measure("consistency_strict", strict.decode, strict.prefill)
-    if shipped is not strict:
-        yield shipped.measure("consistency_shipped", shipped.decode, shipped.prefill)
-        yield shipped.measure("activation_prefill", shipped.prefill, shipped.dequantized)
-        yield shipped.measure("activation_decode", shipped.decode, shipped.dequantized)
-    yield strict.measure("quantization", strict.dequantized, strict.original)
-    yield shipped.measure("total_prefill", shipped.prefill, shipped.original)
-    yield shipped.measure("total_decode", shipped.decode, shipped.original)
+def _relative_l2(pairs: Iterable[tuple[Float32, Float32]]) -> float:
+    """||candidate - reference|| / ||reference|| over all pairs (reference, candidate)."""
+    squares, reference_squares = 0.0, 0.0
+    for reference, candidate in pairs:
+        squares += float(np.square(candidate.astype(np.float64) - reference).sum())
+        reference_squares += float(np.square(reference, dtype=np.float64).sum())
+    return math.sqrt(squares / reference_squares) if reference_squares else math.nan
 
 
-def _teacher_forced(name: str, traces: list[Trace], reference: list[Float32]) -> Greedy:
+def _measurements(evidence: Evidence) -> Iterator[Measurement]:
+    passages = evidence.shipped.passages
+    for name, figures in evidence.graph.items():
+        yield Measurement("graph", name, summarize(figures))
+    for name, observations in evidence.shipped.observations.items():
+        for error, reference in (
+            ("shipped", evidence.dequantized),
+            ("total", evidence.original),
+        ):
+            pairs = _pairs(passages, reference, observations)
+            yield Measurement(error, name, compare(pairs))
+    targets = [_targets(passage) for passage in passages]
+    lost = compare(zip(evidence.original, evidence.dequantized, targets, strict=True))
+    yield Measurement("quantization", "", lost)
+
+
+def _pairs(
+    passages: Sequence[Passage], reference: list[Float32], observations: Iterable[Observation]
+) -> Iterator[tuple[Float32, Float32, Ids]]:
+    for found in observations:
+        targets = _targets(passages[found.passage])[found.positions]
+        yield reference[found.passage][found.positions], found.logits, targets
+
+
+def _curves(evidence: Evidence) -> Iterator[Curve]:
+    observed = evidence.shipped.observations["prefill"]
+    sides = {
+        "quantization": list(enumerate(evidence.dequantized)),
+        "total": [(found.passage, found.logits) for found in observed],
+    }
+    for error, candidates in sides.items():
+        for index, logits in candidates:
+            reference = evidence.original[index][-len(logits) :]
+            nothing = np.full(len(logits), NO_TARGET)
+            figures = list(figures_in_pieces(reference, logits, nothing))
+            distance = [np.sqrt(f.squares / f.reference_squares) for f in figures]
+            kl = np.concatenate([f.kl for f in figures])
+            yield Curve(error, index, tuple(np.concatenate(distance).tolist()), tuple(kl.tolist()))
+
+
+def _greedy(evidence: Evidence) -> tuple[Greedy, Greedy]:
+    """Of the graph with fp32 activations, and of the package as it ships; see `Greedy`."""
+    passages = evidence.shipped.passages
+    chosen = [
+        choices[p.prompt - 1 : -1]
+        for p, choices in zip(passages, evidence.graph_choices, strict=True)
+    ]
+    written = [p.ids[p.prompt :] for p in passages]
+    return (
+        _teacher_forced("graph", passages, chosen, evidence.dequantized),
+        _teacher_forced("shipped", passages, written, evidence.original),
+    )
+
+
+def _teacher_forced(
+    name: str, passages: Sequence[Passage], tokens: list[Ids], reference: list[Float32]
+) -> Greedy:
     divergences, agreeing = [], []
-    for trace, logits in zip(traces, reference, strict=True):
-        rows = logits[trace.prompt_length - 1 :]  # [n, V]: where the n tokens were chosen
-        divergences.append(first_divergence(rows, trace.tokens))
-        agreeing.append(rows.argmax(axis=-1) == np.array(trace.tokens))  # [n]
-    return Greedy(name, len(traces[0].tokens), float(np.mean(agreeing)), tuple(divergences))
+    for passage, chosen, logits in zip(passages, tokens, reference, strict=True):
+        rows = logits[passage.prompt - 1 : -1]  # [n, V]: where the n tokens were chosen
+        divergences.append(first_divergence(rows, chosen.tolist()))
+        agreeing.append(rows.argmax(axis=-1) == chosen)  # [n]
+    return Greedy(name, len(tokens[0]), float(np.mean(agreeing)), tuple(divergences))
 
 
-def _targets(trace: Trace) -> Ids:
-    targets = np.full(len(trace.ids), NO_TARGET)
-    targets[: trace.prompt_length - 1] = trace.ids[1 : trace.prompt_length]
+def _targets(passage: Passage) -> Ids:
+    """The next token at each position of the prompt: what follows it is no text to predict."""
+    targets = np.full(len(passage.ids), NO_TARGET)
+    targets[: passage.prompt - 1] = passage.ids[1 : passage.prompt]
     return targets
+
+
+def _trained_length(reference: Checkpoint) -> int | None:
+    scaling = reference.config.rope_scaling
+    length = scaling.original_max_position_embeddings if scaling else None
+    return int(length) if length else None
 
 
 def _label(what: str, progress: Progress | None) -> Callable[[int, int], None]:

@@ -1,0 +1,85 @@
+"""Three models side by side, one layer of each in memory: the original one, PyTorch on the
+package's own weights, and the package's graph with float32 activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
+from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
+from llama_onnx.exporter.segments import FP32_ACTIVATIONS, run_segments
+from llama_onnx.runtime.parity.situations import Observation, Passage, Program, Row, Step, observe
+from llama_onnx.targets.package import MODEL_FILE
+
+HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What all three make of the passages behind one stage: "embedding", "layer 0", ..., "head".
+
+    `original` and `dequantized` have a state [N, H] for each passage (behind the head: logits
+    [N, V]). `graph` yields the same of the graph, as observations, with the index of the step of
+    the program that they belong to.
+    """
+
+    label: str
+    original: list[Float32]
+    dequantized: list[Float32]
+    graph: Iterator[tuple[int, Observation]]
+
+
+def lockstep(
+    package: Path,
+    weights: PackageCheckpoint,
+    original: Checkpoint,
+    passages: Sequence[Passage],
+    program: Program,
+) -> Iterator[Stage]:
+    """Walk all three models through `passages`; the graph is fed as `program` says."""
+    # Imported here: PyTorch has no business in memory while a whole session is.
+    from llama_onnx.exporter.walk import walk_layers
+
+    sequences = [passage.ids for passage in passages]
+    for (label, theirs), (_, ours), (segment, steps) in zip(
+        walk_layers(original, sequences),
+        walk_layers(weights, sequences),
+        run_segments(package / MODEL_FILE, program, weights.config, FP32_ACTIVATIONS),
+        strict=True,
+    ):
+        assert segment == label
+        yield Stage(label, theirs, ours, _observations(program, steps))
+
+
+def _observations(
+    program: Program, steps: Iterator[dict[str, npt.NDArray[Any]]]
+) -> Iterator[tuple[int, Observation]]:
+    for index, (step, outputs) in enumerate(zip(program, steps, strict=True)):
+        if "logits" in outputs:
+            found = observe(step, outputs["logits"])
+        else:
+            found = (hidden_observation(step, row, hidden_state(outputs)) for row in step.rows)
+        yield from ((index, observation) for observation in found)
+
+
+def hidden_state(outputs: dict[str, npt.NDArray[Any]]) -> Float32:
+    """The hidden state [B, S, H] among a segment's outputs: x, or x and the residual beside it."""
+    parts = [
+        value for name, value in outputs.items() if value.ndim == 3 and value.dtype == np.float32
+    ]
+    return np.asarray(np.sum(parts, axis=0, dtype=np.float32))
+
+
+def hidden_observation(step: Step, row: Row, hidden: Float32) -> Observation:
+    """What `row` says about `hidden` [B, S, H], in which valid positions stand in front."""
+    length = step.ids.shape[1]
+    padding = int(step.mask[row.batch, -length:].argmax())  # on the left, rotated away
+    start, stop, _ = row.outputs.indices(length)
+    positions = np.arange(row.first, row.first + stop - start)
+    return Observation(row.passage, positions, hidden[row.batch, start - padding : stop - padding])

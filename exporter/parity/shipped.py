@@ -1,0 +1,60 @@
+"""The package as it ships, run by plain onnxruntime in every situation.
+
+This is the only time that a whole session is in memory, and PyTorch is not loaded yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llama_onnx.runtime.parity.metrics import Ids
+from llama_onnx.runtime.parity.session import GraphSession
+from llama_onnx.runtime.parity.situations import Observation, Passage, Situation, try_situation
+
+_KEPT = 24  # positions of one observation that are kept, where not all of them are
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Prompts with the tokens that follow them greedily, and what the graph said on its way."""
+
+    passages: tuple[Passage, ...]
+    observations: dict[str, list[Observation]]
+
+
+def run_shipped(
+    package: Path,
+    prompts: Sequence[Ids],
+    tokens: int,
+    situations: Sequence[Situation],
+    progress: Callable[[int, int], None],
+) -> Shipped:
+    """Continue each of `prompts` (ids [P]) by `tokens` (2 or more), then try every situation."""
+    graph = GraphSession.open(package)
+    total = len(prompts) + len(situations)
+    passages = []
+    for prompt in prompts:
+        following = graph.greedy(prompt, tokens)
+        ids = np.concatenate([prompt, np.array(following, np.int64)])
+        passages.append(Passage(ids, len(prompt)))
+        progress(len(passages), total)
+    observations = {}
+    for index, situation in enumerate(situations):
+        found = try_situation(situation, graph, passages)
+        whole = situation.name in ("prefill", "decode")
+        observations[situation.name] = [o if whole else _thin(o) for o in found]
+        progress(len(prompts) + index + 1, total)
+    return Shipped(tuple(passages), observations)
+
+
+def _thin(found: Observation) -> Observation:
+    """Some of the positions, first and last among them: logits are large."""
+    count = len(found.positions)
+    if count <= _KEPT:
+        return found
+    chosen = np.linspace(0, count - 1, _KEPT).round().astype(int)
+    return Observation(found.passage, found.positions[chosen], found.logits[chosen])

@@ -1,0 +1,299 @@
+"""How far a candidate's logits are from a reference's: pure functions in float64.
+
+Logits are [S, V] (positions, vocabulary), finite, of any float dtype. Differences are in logits,
+divergences in nats, probabilities between 0 and 1. A NaN on either side makes every figure it
+enters NaN, and no limit holds then.
+
+A reference may be whole (`Logits`) or cut down to its likeliest tokens (`TopK`), as a certificate
+keeps it. Then every figure of probabilities that needs no more is exact, the KL divergence lies
+between two bounds, and the figures of logits are those of the tokens kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+NO_TARGET = -1
+"""Marks a position without a next token to predict."""
+
+TOP = 5
+"""Tokens whose overlap is counted, beside the likeliest one."""
+
+_ROWS = 8  # positions in float64 at a time: few enough to stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The `k` largest logits at each position, largest first, and what the others amount to.
+
+    `target_logits` are the logits of the true next tokens, NaN where there is none.
+    """
+
+    ids: npt.NDArray[np.int32]  # [S, k]
+    logits: npt.NDArray[np.float32]  # [S, k]
+    logsumexp: npt.NDArray[np.float64]  # [S], over the whole vocabulary
+    target_logits: npt.NDArray[np.float32]  # [S]
+
+    @classmethod
+    def of(cls, logits: Logits, targets: Ids, k: int) -> TopK:
+        """Cut `logits` [S, V] down to the `k` largest; all of them where V is smaller."""
+        k = min(k, logits.shape[-1])
+        ids = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+        rows = np.arange(len(logits))
+        known = np.where(targets == NO_TARGET, np.nan, logits[rows, np.maximum(targets, 0)])
+        return cls(
+            ids.astype(np.int32),
+            np.take_along_axis(logits, ids, axis=-1).astype(np.float32),
+            logsumexp(logits),
+            known.astype(np.float32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: Any) -> TopK:
+        return TopK(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+Reference = Logits | TopK
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate's logits against a reference's, over all positions of all sequences.
+
+    `mean_kl`, `p99_kl`, `max_kl` are of KL(reference || candidate); against a reference cut down to
+    its likeliest tokens they are lower bounds, and `mean_kl_bound` is the upper one of the mean.
+    `same_top1` is the share of positions where both have the same likeliest token, `top5_overlap`
+    the share of the reference's five likeliest that are among the candidate's five.
+
+    The remaining figures are about the true next token, None where no position has one:
+    `mean_dp`, `rms_dp` and the percentiles `p1_dp`, `p99_dp` of the change of its probability
+    (candidate minus reference), `perplexity_ratio` of the candidate's perplexity to the
+    reference's, and `perplexity_ratio_error`, its standard error (paired over positions, delta
+    method).
+    """
+
+    positions: int
+    max_abs: float
+    mean_abs: float
+    relative_l2: float
+    mean_kl: float
+    mean_kl_bound: float
+    p99_kl: float
+    max_kl: float
+    same_top1: float
+    top5_overlap: float
+    mean_dp: float | None
+    rms_dp: float | None
+    p1_dp: float | None
+    p99_dp: float | None
+    perplexity_ratio: float | None
+    perplexity_ratio_error: float | None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A greedily chosen token that is not the reference's first choice.
+
+    `margin` is the reference's logit of its own choice minus that of the token chosen; against a
+    reference cut down to its likeliest tokens, and a choice that is none of them, a lower bound.
+    """
+
+    step: int
+    chosen: int
+    expected: int
+    margin: float
+
+
+@dataclass(frozen=True)
+class PositionFigures:
+    """What a `Comparison` is made of, [S] each; `squares` and `reference_squares` are sums over the
+    vocabulary, `mean_abs` is a mean over it. `dp` and `surprise`, the change of the next token's
+    probability and the nats it costs the candidate more than the reference, mean something where
+    a next token is `known`."""
+
+    max_abs: Floats
+    mean_abs: Floats
+    squares: Floats
+    reference_squares: Floats
+    kl: Floats
+    kl_bound: Floats
+    top1: Floats
+    top5: Floats
+    known: npt.NDArray[np.bool_]
+    dp: Floats
+    surprise: Floats
+
+
+def logsumexp(logits: Logits) -> Floats:
+    """log(sum(exp(logits))) [S] in float64, by the usual shift by each row's maximum."""
+    shift = logits.max(axis=-1).astype(np.float64)
+    total = np.exp(logits.astype(np.float64) - shift[..., None]).sum(axis=-1)
+    return np.asarray(np.log(total) + shift)
+
+
+def log_softmax(logits: Logits) -> Floats:
+    """Log-probabilities [S, V] in float64."""
+    return np.asarray(logits.astype(np.float64) - logsumexp(logits)[..., None])
+
+
+def first_divergence(reference: Reference, tokens: Sequence[int]) -> Divergence | None:
+    """The first of `tokens` that is not the reference's greedy choice, or None.
+
+    `reference` [n, ...] are the reference's logits at the positions where the n tokens were chosen,
+    given the very same tokens before them (teacher forcing): None proves that the reference, left
+    to itself, would have written the same.
+    """
+    for step, (token, expected) in enumerate(zip(tokens, likeliest(reference), strict=True)):
+        if token != expected:
+            margin = _margin(reference[step : step + 1], int(token))
+            return Divergence(step, int(token), int(expected), margin)
+    return None
+
+
+def likeliest(reference: Reference) -> Ids:
+    """The likeliest token [S] at each position."""
+    if isinstance(reference, TopK):
+        return reference.ids[:, 0].astype(np.int64)
+    return np.asarray(reference.argmax(axis=-1), np.int64)
+
+
+def compare(pairs: Iterable[tuple[Reference, Logits, Ids]]) -> Comparison:
+    """All figures over several sequences: (reference, candidate, true next tokens or `NO_TARGET`)
+    of as many positions each. Float64, in bounded pieces."""
+    return summarize(figures for pair in pairs for figures in figures_in_pieces(*pair))
+
+
+def figures_in_pieces(
+    reference: Reference, candidate: Logits, targets: Ids
+) -> Iterator[PositionFigures]:
+    """`position_figures`, some positions at a time: float64 is large."""
+    for start in range(0, len(targets), _ROWS):
+        rows = slice(start, start + _ROWS)
+        yield position_figures(reference[rows], candidate[rows], targets[rows])
+
+
+def summarize(pieces: Iterable[PositionFigures]) -> Comparison:
+    """The figures of all positions in all `pieces`."""
+    listed = list(pieces)
+    all_ = {
+        field.name: np.concatenate([getattr(piece, field.name) for piece in listed])
+        for field in fields(PositionFigures)
+    }
+    known = all_["known"]
+    dp, surprise = all_["dp"][known], all_["surprise"][known]
+    ratio = float(np.exp(surprise.mean())) if len(dp) else None
+    return Comparison(
+        positions=len(known),
+        max_abs=float(all_["max_abs"].max()),
+        mean_abs=float(all_["mean_abs"].mean()),
+        relative_l2=float(np.sqrt(all_["squares"].sum() / all_["reference_squares"].sum())),
+        mean_kl=float(all_["kl"].mean()),
+        mean_kl_bound=float(all_["kl_bound"].mean()),
+        p99_kl=float(np.quantile(all_["kl"], 0.99)),
+        max_kl=float(all_["kl"].max()),
+        same_top1=float(all_["top1"].mean()),
+        top5_overlap=float(all_["top5"].mean()),
+        mean_dp=float(dp.mean()) if len(dp) else None,
+        rms_dp=float(np.sqrt(np.square(dp).mean())) if len(dp) else None,
+        p1_dp=float(np.quantile(dp, 0.01)) if len(dp) else None,
+        p99_dp=float(np.quantile(dp, 0.99)) if len(dp) else None,
+        perplexity_ratio=ratio,
+        perplexity_ratio_error=_ratio_error(ratio, surprise),
+    )
+
+
+def position_figures(reference: Reference, candidate: Logits, targets: Ids) -> PositionFigures:
+    """The figures at each position of `candidate` [S, V]; `targets` [S] as in `compare`."""
+    if isinstance(reference, TopK):
+        return _against_topk(reference, candidate, targets)
+    wide = reference.astype(np.float64)
+    difference = np.abs(candidate - wide)
+    p, q = log_softmax(reference), log_softmax(candidate)
+    kl = np.asarray((np.exp(p) * (p - q)).sum(axis=-1))
+    rows = np.arange(len(targets))
+    chosen = np.maximum(targets, 0)
+    return PositionFigures(
+        max_abs=difference.max(axis=-1),
+        mean_abs=difference.mean(axis=-1),
+        squares=np.square(difference).sum(axis=-1),
+        reference_squares=np.square(wide).sum(axis=-1),
+        kl=kl,
+        kl_bound=kl,
+        top1=(reference.argmax(axis=-1) == candidate.argmax(axis=-1)).astype(np.float64),
+        top5=_overlap(_top(reference), _top(candidate)),
+        known=targets != NO_TARGET,
+        dp=np.exp(q[rows, chosen]) - np.exp(p[rows, chosen]),
+        surprise=p[rows, chosen] - q[rows, chosen],
+    )
+
+
+def _against_topk(reference: TopK, candidate: Logits, targets: Ids) -> PositionFigures:
+    """See `position_figures`. With P and Q the mass of both outside the reference's k tokens, the
+    divergence there is at least P log(P / Q) (log sum inequality), and at most P times the
+    logarithm of the k-th probability over the candidate's least one."""
+    kept = reference.logits.astype(np.float64)  # [S, k]
+    found = np.take_along_axis(candidate, reference.ids.astype(np.int64), axis=-1)
+    difference = np.abs(found - kept)
+    p = kept - reference.logsumexp[:, None]
+    q = log_softmax(candidate)
+    q_kept = np.take_along_axis(q, reference.ids.astype(np.int64), axis=-1)
+    head = (np.exp(p) * (p - q_kept)).sum(axis=-1)
+    if reference.ids.shape[-1] == candidate.shape[-1]:
+        low = high = head
+    else:
+        rest = q.copy()
+        np.put_along_axis(rest, reference.ids.astype(np.int64), np.inf, axis=-1)
+        mass = np.clip(1 - np.exp(p).sum(axis=-1), 1e-15, None)
+        other = np.clip(1 - np.exp(q_kept).sum(axis=-1), 1e-15, None)
+        low = head + mass * np.log(mass / other)
+        high = np.maximum(head + mass * (p[:, -1] - rest.min(axis=-1)), low)
+    p_next = reference.target_logits - reference.logsumexp
+    q_next = q[np.arange(len(targets)), np.maximum(targets, 0)]
+    return PositionFigures(
+        max_abs=difference.max(axis=-1),
+        mean_abs=difference.mean(axis=-1),
+        squares=np.square(difference).sum(axis=-1),
+        reference_squares=np.square(kept).sum(axis=-1),
+        kl=low,
+        kl_bound=high,
+        top1=(reference.ids[:, 0] == candidate.argmax(axis=-1)).astype(np.float64),
+        top5=_overlap(reference.ids[:, :TOP], _top(candidate)),
+        known=targets != NO_TARGET,
+        dp=np.exp(q_next) - np.exp(p_next),
+        surprise=p_next - q_next,
+    )
+
+
+def _top(logits: Logits) -> Ids:
+    k = min(TOP, logits.shape[-1])
+    return np.asarray(np.argpartition(-logits, k - 1, axis=-1)[:, :k])
+
+
+def _overlap(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> Floats:
+    same = reference[:, :, None] == candidate[:, None, :]  # [S, k, k]
+    return np.asarray(same.any(axis=-1).mean(axis=-1), np.float64)
+
+
+def _ratio_error(ratio: float | None, surprise: Floats) -> float | None:
+    if ratio is None or len(surprise) < 2:
+        return None
+    return ratio * float(surprise.std(ddof=1)) / math.sqrt(len(surprise))
+
+
+def _margin(row: Reference, token: int) -> float:
+    if not isinstance(row, TopK):
+        return float(row[0].max() - row[0, token])
+    kept = np.flatnonzero(row.ids[0] == token)
+    return float(row.logits[0, 0] - row.logits[0, kept[0] if len(kept) else -1])

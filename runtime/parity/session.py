@@ -1,0 +1,124 @@
+"""A package's graph run step by step by plain onnxruntime, as the measuring instrument needs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.runtime.parity.metrics import Ids, Logits
+from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.package import MODEL_FILE
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is loaded
+
+CPU = "CPUExecutionProvider"
+
+Cache = Mapping[str, npt.NDArray[Any]]
+"""`past_key_values.{i}.key` and `.value`, [B, kv_heads, past, head_dim] each."""
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_DEVICES = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
+
+
+class GraphSession:
+    """An open graph: feed ids with a cache, get logits and the next cache."""
+
+    def __init__(self, session: Any) -> None:
+        """Wrap an open `onnxruntime.InferenceSession`."""
+        self.raw = session
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._past = {i.name: i for i in session.get_inputs() if i.name.startswith("past_key")}
+
+    @classmethod
+    def open(cls, package: Path) -> GraphSession:
+        """Open the graph of `package` on the CPU; raises `PackageError` in onnxruntime's words."""
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        path = package / MODEL_FILE
+        try:
+            return cls(ort.InferenceSession(str(path), options, providers=[CPU]))
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise PackageError(f"onnxruntime refuses {path}: {error}") from error
+
+    def empty_cache(self, batch: int = 1, length: int = 0) -> dict[str, npt.NDArray[Any]]:
+        """A cache of `length` positions, all of them zero."""
+        return {
+            name: np.zeros((batch, entry.shape[1], length, entry.shape[3]), _DTYPES[entry.type])
+            for name, entry in self._past.items()
+        }
+
+    def step(self, ids: Ids, cache: Cache | None = None) -> tuple[Logits, Cache]:
+        """Logits [S, V] (or [1, V], of a graph for the last position only) behind `ids` [S], and
+        the cache that includes them."""
+        past = 0 if cache is None else next(iter(cache.values())).shape[2]
+        mask = np.ones((1, past + len(ids)), np.int64)
+        logits, cache = self.batch_step(ids[None], mask, cache)
+        return logits[0], cache
+
+    def batch_step(self, ids: Ids, mask: Ids, cache: Cache | None = None) -> tuple[Logits, Cache]:
+        """Logits [B, S, V] behind `ids` [B, S] under `mask` [B, past + S], and the next cache."""
+        if cache is None:
+            cache = self.empty_cache(len(ids))
+        feeds = {"input_ids": ids, "attention_mask": mask, **cache}
+        with _in_words():
+            outputs = self.raw.run(self._outputs, feeds)
+        named = dict(zip(self._outputs, outputs, strict=True))
+        return named.pop("logits"), {
+            name.replace("present.", "past_key_values."): value for name, value in named.items()
+        }
+
+    def greedy(self, prompt: Ids, count: int) -> list[int]:
+        """The `count` tokens that greedily follow `prompt` [P]; an end token ends nothing."""
+        logits, cache = self.step(prompt)
+        tokens = [int(logits[-1].argmax())]
+        while len(tokens) < count:
+            logits, cache = self.step(np.array(tokens[-1:]), cache)
+            tokens.append(int(logits[-1].argmax()))
+        return tokens
+
+
+class SharedBuffer:
+    """A cache of one sequence whose past and present are the same memory of fixed length, as
+    onnxruntime-genai runs a graph."""
+
+    def __init__(self, graph: GraphSession, length: int) -> None:
+        import onnxruntime as ort
+
+        self._session = graph.raw
+        self._binding = graph.raw.io_binding()
+        self._filled = 0
+        device = _DEVICES.get(graph.raw.get_providers()[0], "cpu")
+        for name, zeros in graph.empty_cache(length=length).items():
+            buffer = ort.OrtValue.ortvalue_from_numpy(zeros, device, 0)
+            self._binding.bind_ortvalue_input(name, buffer)
+            present = name.replace("past_key_values.", "present.")
+            self._binding.bind_ortvalue_output(present, buffer)
+        self._binding.bind_output("logits")  # the last one, so get_outputs() has it there
+
+    def step(self, ids: Ids) -> Logits:
+        """Logits [S, V] behind `ids` [S], which follow those of the steps before."""
+        self._filled += len(ids)
+        self._binding.bind_cpu_input("input_ids", ids[None])
+        self._binding.bind_cpu_input("attention_mask", np.ones((1, self._filled), np.int64))
+        self._binding.bind_output("logits")  # anew: its shape is another one every time
+        with _in_words():
+            self._session.run_with_iobinding(self._binding)
+        logits: Logits = self._binding.get_outputs()[-1].numpy()[0]
+        return logits
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        reason = str(error).strip().splitlines()[0]
+        raise PackageError(f"onnxruntime fails while it runs the graph: {reason}") from error
