@@ -104,10 +104,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Divergence:
-    """A greedily chosen token that is not the reference's first choice.
+    """A greedily chosen token that is not the one `expected`.
 
-    `margin` is the reference's logit of its own choice minus that of the token chosen; against a
-    reference cut down to its likeliest tokens, and a choice that is none of them, a lower bound.
+    `margin` is the reference's logit of the one expected minus that of the one chosen. A reference
+    cut down to its likeliest tokens counts any other as if it were the last one it kept.
     """
 
     step: int
@@ -157,9 +157,15 @@ def first_divergence(reference: Reference, tokens: Sequence[int]) -> Divergence 
     """
     for step, (token, expected) in enumerate(zip(tokens, likeliest(reference), strict=True)):
         if token != expected:
-            margin = _margin(reference[step : step + 1], int(token))
-            return Divergence(step, int(token), int(expected), margin)
+            return Divergence(
+                step, int(token), int(expected), margin(reference[step : step + 1], expected, token)
+            )
     return None
+
+
+def margin(row: Reference, expected: int, chosen: int) -> float:
+    """By how many logits the one position `row` [1, ...] prefers `expected` to `chosen`."""
+    return _logit(row, int(expected)) - _logit(row, int(chosen))
 
 
 def likeliest(reference: Reference) -> Ids:
@@ -292,8 +298,8 @@ def _ratio_error(ratio: float | None, surprise: Floats) -> float | None:
     return ratio * float(surprise.std(ddof=1)) / math.sqrt(len(surprise))
 
 
-def _margin(row: Reference, token: int) -> float:
+def _logit(row: Reference, token: int) -> float:
     if not isinstance(row, TopK):
-        return float(row[0].max() - row[0, token])
+        return float(row[0, token])
     kept = np.flatnonzero(row.ids[0] == token)
-    return float(row.logits[0, 0] - row.logits[0, kept[0] if len(kept) else -1])
+    return float(row.logits[0, kept[0] if len(kept) else -1])

@@ -1,0 +1,147 @@
+"""Makes the certificate that a package carries; `runtime.parity.verify` replays it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
+from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
+from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts
+from llama_onnx.exporter.parity.validate import Evidence, ParityReport, Progress, gather
+from llama_onnx.runtime.parity.certificate import (
+    ABOUT,
+    CERTIFICATE,
+    FOLDER,
+    FORMAT_VERSION,
+    MAX_BYTES,
+    REFERENCE,
+    Certificate,
+    FullRows,
+    next_tokens,
+    to_arrays,
+)
+from llama_onnx.runtime.parity.metrics import TopK
+from llama_onnx.runtime.parity.situations import DECODE, PREFILL, Passage
+from llama_onnx.runtime.parity.thresholds import all_thresholds
+from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.package import DATA_FILE, MANIFEST, ModelPackage, hash_file, write_manifest
+
+PROMPT_TOKENS = 32
+TOKENS = 16
+"""Longest prompt and length of its continuation: a device replays them in seconds."""
+
+TOP_K = 64
+_FULL_ROWS = 2  # positions of a passage whose logits are kept whole, where there is room
+_PARTIAL = f"{FOLDER}.partial"
+
+
+def certify(
+    package: ModelPackage,
+    reference: Checkpoint,
+    report: ParityReport,
+    progress: Progress | None = None,
+) -> Certificate:
+    """Write the certificate of `package` into it, with what `report` says, and its manifest anew.
+
+    Raises `PackageError` for a package that did not pass, or whose files are not its manifest's.
+    """
+    if not report.passed:
+        raise PackageError(f"{package.path} did not pass, so it gets no certificate.")
+    if altered := package.verify():
+        raise PackageError(
+            f"{package.path}: {', '.join(altered)} changed since the export: export it again."
+        )
+    weights = PackageCheckpoint.open(package.path)
+    prompts = make_prompts(
+        package.path, weights.config, TEXTS, tokens=TOKENS, longest=PROMPT_TOKENS
+    )
+    evidence = gather(
+        package.path, weights, reference, prompts, TOKENS, (PREFILL, DECODE), progress
+    )
+    certificate = _certificate(package, report, evidence)
+    _write(package, certificate)
+    return certificate
+
+
+def _certificate(package: ModelPackage, report: ParityReport, evidence: Evidence) -> Certificate:
+    passages = evidence.shipped.passages
+    files = package.manifest["files"]
+    has_tokenizer = "tokenizer.json" in files
+    texts = TEXTS if has_tokenizer else (None,) * len(passages)
+    tools = ("llama-onnx", "onnxruntime", "torch", "transformers", "numpy")
+    content = {
+        "format_version": FORMAT_VERSION,
+        "created_with": {name: version(name) for name in tools},
+        "precision": report.precision,
+        "activations": report.activations,
+        "vocab_size": evidence.original[0].shape[1],
+        "files": {name: files[name]["sha256"] for name in ABOUT if name in files},
+        "passages": [
+            {"text": text, "prompt": passage.prompt}
+            for text, passage in zip(texts, passages, strict=True)
+        ],
+        "validated": json.loads(report.to_json()),
+        "thresholds": [row.to_json() for row in all_thresholds()],
+    }
+    # The curves and layers are for the report; a device cannot measure them.
+    for key in ("curves", "layers", "package", "reference"):
+        del content["validated"][key]
+    return Certificate(
+        content,
+        texts,
+        passages,
+        _cut(passages, evidence.dequantized),
+        _cut(passages, evidence.original),
+        tuple(_full_rows(passages, evidence.dequantized)),
+    )
+
+
+def _cut(passages: Sequence[Passage], logits: Sequence[Float32]) -> tuple[TopK, ...]:
+    return tuple(
+        TopK.of(rows, next_tokens(passage), TOP_K)
+        for passage, rows in zip(passages, logits, strict=True)
+    )
+
+
+def _full_rows(passages: Sequence[Passage], logits: Sequence[Float32]) -> Iterator[FullRows]:
+    """The last position of the prompt and the last of all, as long as they take half the room."""
+    room = MAX_BYTES // 2
+    for index, (passage, rows) in enumerate(zip(passages, logits, strict=True)):
+        chosen = np.array([passage.prompt - 1, len(passage.ids) - 1][:_FULL_ROWS])
+        chosen = chosen[: room // rows[0].nbytes]
+        if not len(chosen):
+            return
+        room -= rows[chosen].nbytes
+        yield FullRows(index, chosen, rows[chosen])
+
+
+def _write(package: ModelPackage, certificate: Certificate) -> None:
+    """Write both files aside, then give the folder its name and the manifest its entries."""
+    from safetensors.numpy import save_file
+
+    aside, folder = package.path / _PARTIAL, package.path / FOLDER
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    save_file(to_arrays(certificate), aside / REFERENCE)
+    content = {**certificate.content, "reference": {"sha256": hash_file(aside / REFERENCE)}}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    (aside / CERTIFICATE).write_text(text + "\n", "utf-8")
+    size = sum(file.stat().st_size for file in aside.iterdir())
+    assert size <= MAX_BYTES, f"the certificate takes {size:,} bytes"
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    _renew_manifest(package)
+
+
+def _renew_manifest(package: ModelPackage) -> None:
+    content = {k: v for k, v in package.manifest.items() if k not in ("format_version", "files")}
+    known = {DATA_FILE: package.manifest["files"][DATA_FILE]["sha256"]}
+    write_manifest(package.path, content, known)
