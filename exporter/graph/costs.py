@@ -82,5 +82,5 @@ def _macs(node: ir.Node, values: int) -> int:
 
 def _attention_width(node: ir.Node) -> int:
     shape = node.outputs[0].shape
-    assert shape is not None
-    return int(shape[2])
+    assert shape is not None and isinstance(shape[2], int)
+    return shape[2]
