@@ -43,6 +43,14 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
+@nox.session
+def openvino(session: nox.Session) -> None:
+    """A real second provider on a machine without a GPU: partial assignment, fallback, profile."""
+    _install(session, "-e", ".[export,test]")
+    session.install("onnxruntime-openvino==1.24.1")
+    session.run("python", "-m", "pytest", "tests/test_openvino.py", *session.posargs)
+
+
 @nox.session(reuse_venv=False)
 def build(session: nox.Session) -> None:
     """Build the wheel and use it in an empty environment, with the runtime alone."""

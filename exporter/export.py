@@ -21,12 +21,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 
 from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
 from llama_onnx.exporter.checkpoints.checklist import verify_checklists
 from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.genai import check_search, genai_config
+from llama_onnx.exporter.graph.costs import graph_costs
 from llama_onnx.exporter.graph.model import BuiltModel
 from llama_onnx.exporter.journal import (
     JOURNAL_FILE,
@@ -363,10 +365,12 @@ def _require_finite(outputs: dict[str, Any], label: str) -> None:
 
 
 def _write_manifest(job: _Job, data_sha256: str) -> None:
-    tools = ("llama-onnx", "onnxruntime", "onnx-ir", "onnxscript", "numpy")
+    # onnxruntime's distribution has another name in each flavour.
+    tools = ("llama-onnx", "onnx-ir", "onnxscript", "numpy")
     checkpoint = job.checkpoint
     content = {
-        "created_with": {name: version(name) for name in tools},
+        "created_with": {name: version(name) for name in tools}
+        | {"onnxruntime": onnxruntime.__version__},
         "target": job.target.name,
         "precision": job.plan.recipe.precision,
         "recipe": job.plan.recipe.to_json(),
@@ -377,6 +381,7 @@ def _write_manifest(job: _Job, data_sha256: str) -> None:
             "files": checkpoint.fingerprint(),
         },
         "config": asdict(checkpoint.config),
+        "graph": graph_costs(job.plan.built),
     }
     write_manifest(job.folder, content, {DATA_FILE: data_sha256}, leave_out=WORKING_FILES)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.target import Session
 
 _SEARCH_RANGES: dict[str, tuple[float | None, float | None]] = {
@@ -37,7 +38,7 @@ def genai_config(
     config: LlamaConfig, search: dict[str, Any], session: Session, model_file: str
 ) -> dict[str, Any]:
     """The content of genai_config.json. `search` are the model's own sampling defaults."""
-    provider = session.genai_provider
+    provider = session.provider
     model: dict[str, Any] = {
         "type": "llama",
         "context_length": config.max_position_embeddings,
@@ -54,8 +55,9 @@ def genai_config(
             "num_key_value_heads": config.num_key_value_heads,
             "session_options": {
                 "log_id": "onnxruntime-genai",
+                **provider.session_options,
                 **session.options,
-                "provider_options": [{provider: {}}] if provider else [],
+                "provider_options": _provider_options(provider),
             },
             "inputs": {
                 "input_ids": "input_ids",
@@ -85,6 +87,12 @@ def genai_config(
         "top_p": 1.0,
     }
     return {"model": model, "search": defaults | search}
+
+
+def _provider_options(provider: Provider) -> list[dict[str, dict[str, str]]]:
+    if provider.genai_name is None:
+        return []
+    return [{provider.genai_name: dict(provider.provider_options)}]
 
 
 def check_search(search: dict[str, Any], where: str) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from tokenizers import Tokenizer
 
 from llama_onnx.runtime.genai import og
 from llama_onnx.runtime.generation import Generation, Tokens
-from llama_onnx.runtime.providers import open_model
+from llama_onnx.runtime.providers import OpenModel, open_model
 from llama_onnx.runtime.sampling import search_options
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.registry import get_target
 
 Message = Mapping[str, str]
@@ -33,29 +34,37 @@ class Llama:
     """A model ready to generate; make one with `Llama.load`."""
 
     def __init__(
-        self, package: ModelPackage, model: Any, context_length: int, bos_token: int | None
+        self, package: ModelPackage, opened: OpenModel, context_length: int, bos_token: int | None
     ) -> None:
         self.package = package
         self.context_length = context_length
-        self.provider = get_target(package.target).session.provider
-        self._model = model
-        self._tokenizer = og.Tokenizer(model)
+        self.opened = opened
+        self._model = opened.model
+        self._tokenizer = og.Tokenizer(opened.model)
         self._encoder = _read_encoder(package.path)
         self._bos_token = bos_token
         self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
 
     def __str__(self) -> str:
         """Return what runs, and on what."""
-        return f"{self.package.path.resolve().name} · {self.package.precision} · {self.provider}"
+        provider = self.opened.provider.ort_name
+        return f"{self.package.path.resolve().name} · {self.package.precision} · {provider}"
 
     @classmethod
     def load(
-        cls, path: str | Path, *, max_length: int | None = None, threads: int | None = None
+        cls,
+        path: str | Path,
+        *,
+        max_length: int | None = None,
+        threads: int | None = None,
+        provider: Provider | None = None,
+        allow_fallback: bool = False,
     ) -> Llama:
-        """Open the package at `path`, on the provider of its target.
+        """Open the package at `path`, on `provider` instead of its target's.
 
-        `max_length` lowers the context below what the model was made for. Raises `PackageError`,
-        `ProviderError` or `UsageError`.
+        `max_length` lowers the context below what the model was made for. Where the provider does
+        not run, `allow_fallback` takes the CPU instead, and `opened.fallback` says why. Raises
+        `PackageError`, `ProviderError` or `UsageError`.
         """
         package = ModelPackage.open(path)
         settings = _read_settings(package.path)
@@ -64,9 +73,14 @@ class Llama:
             if max_length < 2:
                 raise UsageError(f"The context must hold at least 2 tokens, not {max_length}.")
             context_length = min(context_length, max_length)
-        model = open_model(package.path, get_target(package.target).session, threads)
+        opened = open_model(
+            package.path,
+            provider or get_target(package.target).session.provider,
+            threads=threads,
+            allow_fallback=allow_fallback,
+        )
         try:
-            return cls(package, model, context_length, settings.get("bos_token_id"))
+            return cls(package, opened, context_length, settings.get("bos_token_id"))
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise PackageError(

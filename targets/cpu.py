@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llama_onnx.targets.providers import CPU
 from llama_onnx.targets.target import Graph, Session, Target
 
 TARGET = Target(
@@ -13,14 +14,5 @@ TARGET = Target(
         activation_dtype="fp32",
         accuracy_level=4,
     ),
-    session=Session(
-        provider="CPUExecutionProvider",
-        genai_provider=None,
-        device="CPU",
-        wheel="onnxruntime",
-        extra="cpu",
-        # 0 lets ONNX Runtime count the physical cores. Without an entry genai takes half of the
-        # logical ones, which is half of the machine where there is no hyper-threading.
-        options={"intra_op_num_threads": 0},
-    ),
+    session=Session(CPU),
 )

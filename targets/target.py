@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from llama_onnx.targets.provider import Provider
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -23,19 +25,12 @@ class Graph:
 
 @dataclass(frozen=True)
 class Session:
-    """How the runtime opens a package.
+    """How the runtime opens a package: the provider, and what this target asks beyond its options.
 
-    `provider` is ONNX Runtime's name of the execution provider, `genai_provider` the one that
-    onnxruntime-genai's configuration uses (None: it needs no entry). `device` is what genai must
-    report once the model is open: anything else means that it fell back. `extra` is this project's
-    optional dependency that brings `wheel`.
+    `options` are onnxruntime-genai's session options.
     """
 
-    provider: str
-    genai_provider: str | None
-    device: str
-    wheel: str
-    extra: str
+    provider: Provider
     options: Mapping[str, int | str] = field(default_factory=dict)
 
 

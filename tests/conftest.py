@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from llama_onnx.runtime.model import Llama
 from tests.packages import make_package
+
+if TYPE_CHECKING:
+    from llama_onnx.runtime.model import Llama
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +26,15 @@ def package_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def package_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with weights in fp16, computed in fp32. Read only."""
+    return make_package(tmp_path_factory.mktemp("fp16"), "fp16")
+
+
+@pytest.fixture(scope="session")
 def llama(package: Path) -> Llama:
     """The int4 package, opened."""
+    # Not at the top: some tests run where there is no onnxruntime-genai.
+    from llama_onnx.runtime.model import Llama
+
     return Llama.load(package)

@@ -59,7 +59,8 @@ def test_generate_prints_one_json_object(package: Path, llama: Llama) -> None:
     result = run("generate", package, PROMPT, "--max-new-tokens", "20", "--json")
     content = json.loads(result.stdout)
     assert content["text"] == "".join(llama.generate(PROMPT, max_new_tokens=20))
-    assert content["provider"] == "CPUExecutionProvider"
+    assert content["provider"]["onnxruntime"] == "CPUExecutionProvider"
+    assert content["provider"]["fallback"] is None
     assert content["stats"]["new_tokens"] == 20
     assert content["stats"]["finish_reason"] == "length"
     assert content["stats"]["decode_rate"] > 0

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from llama_onnx.runtime import providers as providers_module
 from llama_onnx.runtime.generation import Generation
 from llama_onnx.runtime.history import trim_history
 from llama_onnx.runtime.model import Llama, Message, total_length
@@ -29,7 +30,7 @@ from llama_onnx.runtime.sampling import search_options
 from llama_onnx.runtime.stops import StopFilter
 from llama_onnx.targets.errors import PackageError, ProviderError, UsageError
 from llama_onnx.targets.package import MANIFEST, write_manifest
-from llama_onnx.targets.registry import get_target
+from llama_onnx.targets.providers import CPU, CUDA, WEBGPU
 from tests import tiny
 from tests.fakes import FakeGenerator, FakeStream, generation, interrupt_at
 from tests.packages import END, START, alter_package
@@ -476,16 +477,42 @@ def test_the_cache_is_freed_with_the_answer_not_with_its_statistics(how: str) ->
 # Opening
 
 
-def test_a_model_on_another_device_than_asked_for_is_refused(package: Path) -> None:
-    session = replace(get_target("cpu").session, provider="CUDAExecutionProvider", device="CUDA")
-    with pytest.raises(ProviderError, match=r"run on CUDAExecutionProvider, but .* on CPU"):
-        open_model(package, session)
+def test_a_model_on_another_device_than_asked_for_is_refused(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = replace(CPU, device="CUDA")
+    monkeypatch.setattr(providers_module, "require", lambda provider, genai: None)
+    with pytest.raises(ProviderError, match=r"run on CPUExecutionProvider, but .* on CPU"):
+        open_model(package, elsewhere)
 
 
-def test_a_provider_that_is_not_installed_is_an_error_not_a_fallback(package: Path) -> None:
-    session = replace(get_target("cpu").session, genai_provider="cuda", device="CUDA")
-    with pytest.raises(PackageError, match="does not open"):
-        open_model(package, session)
+def test_a_provider_that_genai_lacks_is_an_error_not_a_fallback(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(providers_module, "require", lambda provider, genai: None)
+    lacking = replace(WEBGPU, genai_name="no such thing")
+    with pytest.raises(
+        ProviderError, match=r"on webgpu: Unknown provider name .*; take --provider"
+    ):
+        open_model(package, lacking)
+    opened = open_model(package, lacking, allow_fallback=True)
+    assert (opened.provider, opened.asked) == (CPU, lacking)
+    assert opened.fallback is not None and "Unknown provider name" in opened.fallback
+    assert opened.to_json()["device"] == "CPU"
+
+
+def test_a_package_is_opened_on_the_provider_asked_for(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        providers_module, "require", lambda provider, genai: asked.append((provider, genai))
+    )
+    Llama.load(package)
+    assert asked == [(CPU, True)]
+    with pytest.raises(ProviderError, match="does not open in onnxruntime-genai on cuda"):
+        Llama.load(package, provider=CUDA)
+    assert asked[1:] == [(CUDA, True)]
 
 
 def test_a_graph_that_does_not_open(package: Path, tmp_path: Path) -> None:
@@ -507,16 +534,15 @@ def test_settings_that_give_no_context_length(package: Path, tmp_path: Path, tex
 
 def test_the_number_of_threads_is_what_was_asked_for(package: Path) -> None:
     process = psutil.Process()
-    session = get_target("cpu").session
     models, started = [], []
     for threads in (1, 3):
         before = process.num_threads()
-        models.append(open_model(package, session, threads))
+        models.append(open_model(package, CPU, threads=threads))
         started.append(process.num_threads() - before)
     # The thread that calls is one of them.
     assert started == [0, 2]
     with pytest.raises(UsageError, match="at least 1, not 0"):
-        open_model(package, session, 0)
+        open_model(package, CPU, threads=0)
 
 
 def test_usage_reports_are_off_unless_somebody_turns_them_on() -> None:

@@ -11,26 +11,69 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llama_onnx.exporter.commands.options import Existing, gigabytes
+from llama_onnx.exporter.commands.placement import print_placement
+from llama_onnx.runtime.commands.options import provider_options
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import MANIFEST, ModelPackage
 
 if TYPE_CHECKING:
     from llama_onnx.exporter.checkpoints import Checkpoint
+    from llama_onnx.targets.provider import Provider
 
 
 @click.command(name="inspect")
 @click.argument("path", type=Existing)
+@provider_options
+@click.option(
+    "--profile", is_flag=True, help="With --provider: run a step too, and say what executed it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def command(path: Path, as_json: bool) -> None:
-    """Say what PATH is: a checkpoint or a package. Reads headers only."""
+def command(
+    path: Path, provider: Provider | None, allow_fallback: bool, profile: bool, as_json: bool
+) -> None:
+    """Say what PATH is: a checkpoint or a package. Reads headers only.
+
+    With --provider a package is opened on it, and ONNX Runtime asked which node runs where. Exit
+    status 1 when the provider does not run every node that has weights.
+    """
+    is_package = (path / MANIFEST).exists()
+    if provider is None:
+        if profile or allow_fallback:
+            raise UsageError("--profile and --allow-fallback need --provider, to open it with.")
+        facts = package_facts(path) if is_package else checkpoint_facts(path)
+        click.echo(json.dumps(facts)) if as_json else _print_facts(path, facts)
+        return
+    package = ModelPackage.open(path)
+    found = placement_facts(package.model_path, provider, allow_fallback, profile)
+    if as_json:
+        click.echo(json.dumps({**package_facts(path), **found}))
+    else:
+        print_placement(path, found)
+
+
+def placement_facts(
+    model: Path, provider: Provider, allow_fallback: bool, profile: bool
+) -> dict[str, Any]:
+    """Where the nodes of the graph at `model` run, and with `profile` where a step really ran."""
+    from llama_onnx.runtime.profile import profile_step
+    from llama_onnx.runtime.session import open_session
+
+    if profile:
+        opened, step = profile_step(model, provider, allow_fallback=allow_fallback)
+    else:
+        opened = open_session(model, provider, allow_fallback=allow_fallback, prepack=False)
+    return {
+        "placement": opened.placement.to_json(),
+        "fallback": opened.fallback,
+        "profile": step.to_json() if profile else None,
+    }
+
+
+def _print_facts(path: Path, facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    is_package = (path / MANIFEST).exists()
-    facts = package_facts(path) if is_package else checkpoint_facts(path)
-    if as_json:
-        click.echo(json.dumps(facts))
-        return
     table = Table(title=Text(str(path)), show_header=False)
     for name, value in facts.items():
         table.add_row(name, Text(_for_people(name, value)))

@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llama_onnx.runtime.commands.console import note, stream, summary
-from llama_onnx.runtime.commands.options import package_argument, sampling_options, threads_option
+from llama_onnx.runtime.commands.console import introduce, note, stream, summary
+from llama_onnx.runtime.commands.options import (
+    package_argument,
+    provider_options,
+    sampling_options,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.model import Llama, Message
+    from llama_onnx.targets.provider import Provider
 
 
 @click.command("chat")
@@ -22,7 +28,15 @@ if TYPE_CHECKING:
 @click.option("--system", help="What the model is told before the conversation.")
 @sampling_options(max_new_tokens=512)
 @threads_option
-def command(package: Path, system: str | None, threads: int | None, **sampling: Any) -> None:
+@provider_options
+def command(
+    package: Path,
+    system: str | None,
+    threads: int | None,
+    provider: Provider | None,
+    allow_fallback: bool,
+    **sampling: Any,
+) -> None:
     """Talk with the model in PACKAGE.
 
     Ctrl-C ends an answer. Ctrl-C or Ctrl-D at the prompt, or /exit, ends the conversation. When
@@ -30,8 +44,8 @@ def command(package: Path, system: str | None, threads: int | None, **sampling: 
     """
     from llama_onnx.runtime.model import Llama
 
-    model = Llama.load(package, threads=threads)
-    note(str(model))
+    model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
+    introduce(model)
     history: list[Message] = [{"role": "system", "content": system}] if system else []
     for message in _messages():
         asked = [*history, {"role": "user", "content": message}]

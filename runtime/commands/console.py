@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.generation import Generation, GenerationStats
+    from llama_onnx.runtime.model import Llama
 
 
 def stream(answer: Generation) -> str:
@@ -33,6 +34,13 @@ def collect(answer: Generation, show: Callable[[str], None] = lambda _: None) ->
 def note(text: str) -> None:
     """Say something about an answer."""
     click.secho(text, dim=True, err=True)
+
+
+def introduce(model: Llama) -> None:
+    """Say what runs, on what, and why not on what was asked for."""
+    note(str(model))
+    if model.opened.fallback:
+        note(f"{model.opened.fallback} So the CPU runs it, as --allow-fallback allows.")
 
 
 def summary(stats: GenerationStats) -> str:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from llama_onnx.runtime.commands.console import collect, note, stream, summary
-from llama_onnx.runtime.commands.options import package_argument, sampling_options, threads_option
+from llama_onnx.runtime.commands.console import collect, introduce, note, stream, summary
+from llama_onnx.runtime.commands.options import (
+    package_argument,
+    provider_options,
+    sampling_options,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from llama_onnx.targets.provider import Provider
 
 
 @click.command("generate")
@@ -19,12 +27,15 @@ from llama_onnx.runtime.commands.options import package_argument, sampling_optio
 @click.option("--chat/--raw", help="PROMPT is a user's message / a text to continue (default).")
 @sampling_options(max_new_tokens=256)
 @threads_option
+@provider_options
 @click.option("--json", "as_json", is_flag=True, help="Print text and statistics as one object.")
 def command(
     package: Path,
     prompt: str,
     chat: bool,
     threads: int | None,
+    provider: Provider | None,
+    allow_fallback: bool,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -34,17 +45,17 @@ def command(
     """
     from llama_onnx.runtime.model import Llama
 
-    model = Llama.load(package, threads=threads)
+    model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
     text = _read_stdin() if prompt == "-" else prompt
     if chat:
         answer = model.chat([{"role": "user", "content": text}], **sampling)
     else:
         answer = model.generate(text, **sampling)
     if as_json:
-        result = {"text": collect(answer), "provider": model.provider}
+        result = {"text": collect(answer), "provider": model.opened.to_json()}
         click.echo(json.dumps({**result, "stats": answer.stats.to_json()}, ensure_ascii=False))
     else:
-        note(str(model))
+        introduce(model)
         stream(answer)
         note(summary(answer.stats))
     if answer.stats.finish_reason == "interrupted":

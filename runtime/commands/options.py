@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import PROVIDERS, get_provider
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 package_argument = click.argument("package", type=click.Path(path_type=Path))
@@ -15,6 +18,29 @@ package_argument = click.argument("package", type=click.Path(path_type=Path))
 threads_option = click.option(
     "--threads", type=int, help="Threads to compute with.  [default: the physical cores]"
 )
+
+
+def provider_options(command: _Command) -> _Command:
+    """Add `--provider` and `--allow-fallback`."""
+    for option in (
+        click.option(
+            "--allow-fallback",
+            is_flag=True,
+            help="Run on the CPU what the provider does not run, instead of refusing.",
+        ),
+        click.option(
+            "--provider",
+            callback=_provider,
+            metavar="NAME",
+            help=f"What computes: {', '.join(PROVIDERS)}.  [default: the package's target]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _provider(_: click.Context, __: click.Parameter, name: str | None) -> Provider | None:
+    return None if name is None else get_provider(name)
 
 
 def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:

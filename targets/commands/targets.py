@@ -33,6 +33,6 @@ def _table() -> Table:
 
 def _row(target: Target) -> tuple[str, ...]:
     graph = target.graph
-    extra = escape(f"llama-onnx[{target.session.extra}]")
+    extra = escape(f"llama-onnx[{target.session.provider.extra}]")
     precisions = ", ".join(graph.precisions)
     return target.name, target.description, precisions, graph.default_precision, extra

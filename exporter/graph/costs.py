@@ -1,0 +1,86 @@
+"""What each node of the graph costs: the bytes of the weights it reads, its multiplications.
+
+The runtime has no library that reads a graph. This table, in the manifest, lets it say which share
+of the weights and of the work a provider took.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from llama_onnx.exporter.graph.model import BuiltModel
+
+CONTEXT = 1024
+"""Cached positions at which attention is counted: its work grows with them, the rest's does not."""
+
+_PRODUCTS = {"MatMulNBits", "FusedMatMul", "MatMul", "Gemm"}
+
+
+def graph_costs(built: BuiltModel) -> dict[str, Any]:
+    """The manifest's "graph": how many nodes, and what those that do the work cost.
+
+    `costs` maps a node's name to its operator, the `weight_bytes` it reads and its
+    `macs_per_token`: multiply-accumulates for one new token behind `context` cached ones. Rotary
+    tables are no weights. A matrix that two nodes read, as a tied head does, counts for both.
+    """
+    weights = _weights(built)
+    costs = {}
+    for node in built.ir.graph:
+        read = [weights[name] for name in _initializers(node) if name in weights]
+        cost = {
+            "op": node.op_type,
+            "weight_bytes": sum(nbytes for nbytes, _ in read),
+            "macs_per_token": _macs(node, max((values for _, values in read), default=0)),
+        }
+        # A cast of a weight is folded when the model loads; its reader has the weight.
+        if (cost["weight_bytes"] or cost["macs_per_token"]) and not _is_weight_cast(node, weights):
+            costs[str(node.name)] = cost
+    return {"nodes": sum(1 for _ in built.ir.graph), "context": CONTEXT, "costs": costs}
+
+
+def _weights(built: BuiltModel) -> dict[str, tuple[int, int]]:
+    """Initializer -> its bytes and the number of values in the matrix it belongs to."""
+    weights = {
+        initializer.name: (initializer.nbytes, math.prod(slot.shape))
+        for slot in built.slots
+        if slot.table is None
+        for initializer in slot.initializers()
+    }
+    return weights | {name: weights[shared] for name, shared in built.aliases.items()}
+
+
+def _initializers(node: ir.Node) -> list[str]:
+    """Names of the initializers `node` reads, itself or through a cast."""
+    names = []
+    for value in node.inputs:
+        if value is None:
+            continue
+        producer = value.producer()
+        if producer is not None and producer.op_type == "Cast":
+            value = producer.inputs[0]
+        if value is not None and value.is_initializer():
+            names.append(str(value.name))
+    return names
+
+
+def _is_weight_cast(node: ir.Node, weights: Mapping[str, tuple[int, int]]) -> bool:
+    return node.op_type == "Cast" and any(name in weights for name in _initializers(node))
+
+
+def _macs(node: ir.Node, values: int) -> int:
+    if node.op_type in _PRODUCTS:
+        return values
+    if node.op_type == "GroupQueryAttention":
+        # Queries by keys, then probabilities by values, over all cached positions.
+        return 2 * _attention_width(node) * CONTEXT
+    return 0
+
+
+def _attention_width(node: ir.Node) -> int:
+    shape = node.outputs[0].shape
+    assert shape is not None and isinstance(shape[2], int)
+    return shape[2]

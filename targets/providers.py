@@ -1,0 +1,95 @@
+"""The execution providers there are. A new one is one more entry here."""
+
+from __future__ import annotations
+
+from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.provider import Library, Provider
+
+_CUDA = 'run `pip install "onnxruntime-gpu[cuda,cudnn]"`'
+_DRIVER = "install NVIDIA's driver"
+
+CPU = Provider(
+    name="cpu",
+    ort_name="CPUExecutionProvider",
+    genai_name=None,
+    device="CPU",
+    wheel="onnxruntime",
+    genai_wheel="onnxruntime-genai",
+    extra="cpu",
+    platforms=("linux", "win32", "darwin"),
+    # 0 lets ONNX Runtime count the physical cores. Without an entry genai takes half of the
+    # logical ones, which is half of the machine where there is no hyper-threading.
+    session_options={"intra_op_num_threads": 0},
+)
+
+CUDA = Provider(
+    name="cuda",
+    ort_name="CUDAExecutionProvider",
+    genai_name="cuda",
+    device="CUDA",
+    wheel="onnxruntime-gpu",
+    genai_wheel="onnxruntime-genai-cuda",
+    extra="cuda",
+    platforms=("linux", "win32"),
+    # What the libraries of onnxruntime-gpu 1.31 and onnxruntime-genai-cuda 0.18 are linked with
+    # (CUDA 13). cuDNN is loaded only when an operator wants it, and none of a Llama does.
+    libraries={
+        "linux": (
+            Library("libcuda.so.1", _DRIVER),
+            Library("libcudart.so.13", _CUDA),
+            Library("libcublasLt.so.13", _CUDA),
+            Library("libcublas.so.13", _CUDA),
+            Library("libcurand.so.10", _CUDA),
+            Library("libcufft.so.12", _CUDA),
+        ),
+        "win32": (
+            Library("nvcuda.dll", _DRIVER),
+            Library("cudart64_13.dll", _CUDA),
+            Library("cublasLt64_13.dll", _CUDA),
+            Library("cublas64_13.dll", _CUDA),
+            Library("cufft64_12.dll", _CUDA),
+        ),
+    },
+)
+
+DIRECTML = Provider(
+    name="directml",
+    ort_name="DmlExecutionProvider",
+    genai_name="dml",
+    device="DirectML",
+    wheel="onnxruntime-directml",
+    # onnxruntime-genai-directml asks for an onnxruntime-directml that was never published.
+    genai_wheel="onnxruntime-genai-winml",
+    extra="directml",
+    platforms=("win32",),
+    libraries={"win32": (Library("d3d12.dll", "update Windows and the graphics driver"),)},
+)
+
+WEBGPU = Provider(
+    name="webgpu",
+    ort_name="WebGpuExecutionProvider",
+    genai_name="webgpu",
+    device="WebGPU",
+    wheel="onnxruntime-webgpu",
+    # onnxruntime-genai asks for the CPU wheel of onnxruntime, which would overwrite this one.
+    genai_wheel=None,
+    extra="webgpu",
+    platforms=("linux", "win32", "darwin"),
+    libraries={
+        "linux": (Library("libvulkan.so.1", "install a Vulkan driver and its loader"),),
+        "win32": (Library("d3d12.dll", "update Windows and the graphics driver"),),
+    },
+)
+
+PROVIDERS = {provider.name: provider for provider in (CPU, CUDA, DIRECTML, WEBGPU)}
+"""User's name -> provider."""
+
+
+def get_provider(name: str) -> Provider:
+    """Return the provider called `name`; raises `UsageError` naming the known ones."""
+    try:
+        return PROVIDERS[name]
+    except KeyError:
+        raise UsageError(
+            f"There is no provider {name!r}; the known ones are: {', '.join(PROVIDERS)}."
+        ) from None
