@@ -16,6 +16,7 @@ _COMMANDS = {
     "plan": "llama_onnx.exporter.commands.plan",
     "inspect": "llama_onnx.exporter.commands.inspect",
     "validate": "llama_onnx.exporter.commands.validate",
+    "verify": "llama_onnx.runtime.commands.verify",
     "generate": "llama_onnx.runtime.commands.generate",
     "chat": "llama_onnx.runtime.commands.chat",
     "targets": "llama_onnx.targets.commands.targets",

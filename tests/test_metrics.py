@@ -140,14 +140,15 @@ def test_the_likeliest_tokens_bound_the_divergence(pair: Pair, k: int, random: A
     targets = np.array([random.randrange(-1, reference.shape[1]) for _ in reference])
     kept = TopK.of(reference, targets, k)
     whole, cut = figures(reference, candidate, targets), figures(kept, candidate, targets)  # type: ignore[arg-type]
-    assert (cut.kl <= whole.kl + 1e-6).all()
-    assert (whole.kl <= cut.kl_bound + 1e-6).all()
+    # What is kept in float32 leaves the mass of the rest known to 1e-7, times a logarithm.
+    assert (cut.kl <= whole.kl + 1e-5).all()
+    assert (whole.kl <= cut.kl_bound + 1e-5).all()
     known = targets != NO_TARGET
     np.testing.assert_allclose(cut.dp[known], whole.dp[known], atol=1e-6)
     np.testing.assert_allclose(cut.surprise[known], whole.surprise[known], atol=1e-4)
     assert (cut.max_abs <= whole.max_abs + 1e-6).all()
     if k >= reference.shape[1]:
-        np.testing.assert_allclose(cut.kl, whole.kl, atol=1e-6)
+        np.testing.assert_allclose(cut.kl, whole.kl, atol=1e-5)
         np.testing.assert_allclose(cut.squares, whole.squares, rtol=1e-6)
 
 

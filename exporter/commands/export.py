@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,12 @@ from llama_onnx.exporter.commands.options import (
     gigabytes,
     make_options,
 )
+from llama_onnx.exporter.commands.validate import print_report
+from llama_onnx.runtime.commands.verify import progress_line
 from llama_onnx.targets.registry import get_target
+
+if TYPE_CHECKING:
+    from llama_onnx.exporter.parity.validate import ParityReport
 
 
 @click.command(name="export")
@@ -29,6 +34,11 @@ from llama_onnx.targets.registry import get_target
 @click.option(
     "--no-checksum", is_flag=True, help="Do not compare the source with its checklist.chk."
 )
+@click.option(
+    "--prove",
+    is_flag=True,
+    help="Validate the package against SOURCE too, and write its certificate into it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     source: Path,
@@ -38,6 +48,7 @@ def command(
     resume: bool,
     force: bool,
     no_checksum: bool,
+    prove: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -68,8 +79,11 @@ def command(
         ) from None
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
+    report = _prove(source, adapters, out) if prove else None
     if as_json:
-        click.echo(json.dumps(result.to_json()))
+        proof = {"parity": json.loads(report.to_json())} if report else {}
+        click.echo(json.dumps({**result.to_json(), **proof}))
+        _exit(report)
         return
     plan = result.plan
     click.echo(
@@ -79,3 +93,21 @@ def command(
     )
     if result.resumed_bytes:
         click.echo(f"Resumed: {gigabytes(result.resumed_bytes)} were there already.")
+    if report:
+        print_report(report)
+    _exit(report)
+
+
+def _prove(source: Path, adapters: tuple[Path, ...], package: Path) -> ParityReport:
+    from llama_onnx.exporter.checkpoints import open_checkpoint
+    from llama_onnx.exporter.parity.prove import prove
+
+    with progress_line() as progress:
+        return prove(package, open_checkpoint(source, adapters), certify=True, progress=progress)
+
+
+def _exit(report: ParityReport | None) -> None:
+    if report and not report.passed:
+        raise click.ClickException(
+            "the package stands, but without a certificate: it is not what SOURCE says."
+        )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from llama_onnx.exporter.commands.options import adapter_option
+from llama_onnx.runtime.commands.verify import progress_line
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from llama_onnx.exporter.parity.tokenizers import TokenizerCheck
-    from llama_onnx.exporter.parity.validate import Greedy, ParityReport, Progress
+    from llama_onnx.exporter.parity.validate import Greedy, ParityReport
     from llama_onnx.runtime.parity.thresholds import Check
 
 
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     help="Longest prompt.",
 )
 @click.option("--max-kl", type=float, help="Also fail above this mean KL (nats) to the original.")
+@click.option(
+    "--certify", is_flag=True, help="If all holds, write the certificate that `verify` replays."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def command(
@@ -59,57 +62,39 @@ def command(
     tokens: int,
     prompt_tokens: int,
     max_kl: float | None,
+    certify: bool,
     as_json: bool,
 ) -> None:
     """Compare PACKAGE with the checkpoint it was made from, each kind of error by itself.
 
     Exit status 1 when a threshold is missed.
     """
-    from llama_onnx.exporter.checkpoints import check_tensors, open_checkpoint
-    from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
-    from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts, read_text
-    from llama_onnx.exporter.parity.validate import check_same_model, validate
+    from llama_onnx.exporter.checkpoints import open_checkpoint
+    from llama_onnx.exporter.parity.prompts import TEXTS, read_text
+    from llama_onnx.exporter.parity.prove import prove
 
-    weights, original = PackageCheckpoint.open(package), open_checkpoint(reference, adapters)
-    check_same_model(weights, original)
-    check_tensors(original)
-    texts = TEXTS if text is None else (read_text(text),)
-    prompts = make_prompts(package, weights.config, texts, tokens=tokens, longest=prompt_tokens)
-    with _progress() as progress:
-        report = validate(
+    with progress_line() as progress:
+        report = prove(
             package,
-            original,
-            prompts,
-            texts=texts,
+            open_checkpoint(reference, adapters),
+            texts=TEXTS if text is None else (read_text(text),),
             tokens=tokens,
+            longest=prompt_tokens,
             max_kl=max_kl,
+            certify=certify,
             progress=progress,
         )
     if as_json:
         click.echo(report.to_json())
     else:
-        _print(report)
+        print_report(report)
+        if certify and report.passed:
+            click.echo(f"certified: {package / 'parity'}, for `llama-onnx verify`.")
     ctx.exit(0 if report.passed else 1)
 
 
-@contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """A progress line on stderr, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    with Bars(console=console, transient=True) as bars:
-        task = bars.add_task("starting", total=None)
-        yield lambda what, done, total: bars.update(
-            task, description=what, completed=done, total=total
-        )
-
-
-def _print(report: ParityReport) -> None:
+def print_report(report: ParityReport) -> None:
+    """Print what was measured, and the verdict last."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -259,7 +244,7 @@ def _worst(values: list[float]) -> float:
 
 
 def _describe(greedy: Greedy) -> Iterator[str]:
-    from llama_onnx.exporter.parity.validate import NEAR_TIE
+    from llama_onnx.runtime.parity.metrics import NEAR_TIE
 
     what = {
         "graph": "fp32 activations, against the package's weights",

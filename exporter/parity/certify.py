@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,22 +25,23 @@ from llama_onnx.runtime.parity.certificate import (
     next_tokens,
     to_arrays,
 )
+from llama_onnx.runtime.parity.jsontext import dumps
 from llama_onnx.runtime.parity.metrics import TopK
 from llama_onnx.runtime.parity.situations import DECODE, PREFILL, Passage
 from llama_onnx.runtime.parity.thresholds import all_thresholds
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import DATA_FILE, MANIFEST, ModelPackage, hash_file, write_manifest
+from llama_onnx.targets.package import DATA_FILE, ModelPackage, hash_file, write_manifest
 
 PROMPT_TOKENS = 32
 TOKENS = 16
 """Longest prompt and length of its continuation: a device replays them in seconds."""
 
-TOP_K = 64
+TOP_K = 128
 _FULL_ROWS = 2  # positions of a passage whose logits are kept whole, where there is room
 _PARTIAL = f"{FOLDER}.partial"
 
 
-def certify(
+def write_certificate(
     package: ModelPackage,
     reference: Checkpoint,
     report: ParityReport,
@@ -132,8 +130,7 @@ def _write(package: ModelPackage, certificate: Certificate) -> None:
     aside.mkdir()
     save_file(to_arrays(certificate), aside / REFERENCE)
     content = {**certificate.content, "reference": {"sha256": hash_file(aside / REFERENCE)}}
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    (aside / CERTIFICATE).write_text(text + "\n", "utf-8")
+    (aside / CERTIFICATE).write_text(dumps(content) + "\n", "utf-8")
     size = sum(file.stat().st_size for file in aside.iterdir())
     assert size <= MAX_BYTES, f"the certificate takes {size:,} bytes"
     shutil.rmtree(folder, ignore_errors=True)

@@ -16,12 +16,10 @@ One session, or one layer of each model, is in memory at a time, besides the log
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,6 +30,8 @@ from llama_onnx.exporter.parity.lockstep import HEAD, Stage, lockstep
 from llama_onnx.exporter.parity.shipped import Shipped, run_shipped
 from llama_onnx.exporter.parity.tokenizers import TokenizerCheck, check_tokenizer
 from llama_onnx.exporter.parity.weights import WeightError, compare_weights
+from llama_onnx.runtime.parity.certificate import next_tokens
+from llama_onnx.runtime.parity.jsontext import dumps
 from llama_onnx.runtime.parity.metrics import (
     NO_TARGET,
     Comparison,
@@ -43,7 +43,6 @@ from llama_onnx.runtime.parity.metrics import (
     first_divergence,
     summarize,
 )
-from llama_onnx.runtime.parity.session import CPU
 from llama_onnx.runtime.parity.situations import (
     SITUATIONS,
     Observation,
@@ -54,12 +53,10 @@ from llama_onnx.runtime.parity.situations import (
 )
 from llama_onnx.runtime.parity.thresholds import Check, check, thresholds
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.providers import CPU
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done, and steps in all."""
-
-NEAR_TIE = 2e-3
-"""Logits. Two candidates this close may change places within the graph's own limit of 1e-3."""
 
 # What makes a model another function; names of tokens and the length of the context do not.
 _SAME = (
@@ -162,7 +159,7 @@ class ParityReport:
             entry["identical"] = greedy.identical
         if self.tokenizer:
             content["tokenizer"]["passed"] = self.tokenizer.passed
-        return json.dumps({"passed": self.passed, **_finite(content)}, indent=2)
+        return dumps({"passed": self.passed, **content})
 
 
 @dataclass(frozen=True)
@@ -217,7 +214,7 @@ def validate(
         reference=" + ".join(map(str, (reference.path, *adapters_of(reference)))),
         precision=weights.precision,
         activations=weights.activations,
-        provider=CPU,
+        provider=CPU.ort_name,
         positions=sum(len(passage.ids) for passage in evidence.shipped.passages),
         trained_length=_trained_length(reference),
         measurements=measurements,
@@ -286,7 +283,7 @@ def _measure_graph(
     that the graph finds likeliest at each position of each passage, as last seen."""
     choices = [np.full(len(passage.ids), -1) for passage in passages]
     for step, found in stage.graph:
-        targets = _targets(passages[found.passage])[found.positions]
+        targets = next_tokens(passages[found.passage])[found.positions]
         reference = stage.dequantized[found.passage][found.positions]
         figures[names[step]] += figures_in_pieces(reference, found.logits, targets)
         if names[step] == "decode":
@@ -314,7 +311,7 @@ def _measurements(evidence: Evidence) -> Iterator[Measurement]:
         ):
             pairs = _pairs(passages, reference, observations)
             yield Measurement(error, name, compare(pairs))
-    targets = [_targets(passage) for passage in passages]
+    targets = [next_tokens(passage) for passage in passages]
     lost = compare(zip(evidence.original, evidence.dequantized, targets, strict=True))
     yield Measurement("quantization", "", lost)
 
@@ -323,7 +320,7 @@ def _pairs(
     passages: Sequence[Passage], reference: list[Float32], observations: Iterable[Observation]
 ) -> Iterator[tuple[Float32, Float32, Ids]]:
     for found in observations:
-        targets = _targets(passages[found.passage])[found.positions]
+        targets = next_tokens(passages[found.passage])[found.positions]
         yield reference[found.passage][found.positions], found.logits, targets
 
 
@@ -368,13 +365,6 @@ def _teacher_forced(
     return Greedy(name, len(tokens[0]), float(np.mean(agreeing)), tuple(divergences))
 
 
-def _targets(passage: Passage) -> Ids:
-    """The next token at each position of the prompt: what follows it is no text to predict."""
-    targets = np.full(len(passage.ids), NO_TARGET)
-    targets[: passage.prompt - 1] = passage.ids[1 : passage.prompt]
-    return targets
-
-
 def _trained_length(reference: Checkpoint) -> int | None:
     scaling = reference.config.rope_scaling
     length = scaling.original_max_position_embeddings if scaling else None
@@ -387,11 +377,3 @@ def _label(what: str, progress: Progress | None) -> Callable[[int, int], None]:
             progress(what, done, total)
 
     return report
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

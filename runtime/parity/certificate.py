@@ -1,8 +1,8 @@
 """The proof that a package carries: what its weights compute, on any device, without the weights.
 
 `parity/certificate.json` says what was measured when the package was made, what has to hold, and
-which files it is about; `parity/reference.safetensors` holds the reference's logits, cut down to the
-likeliest tokens. docs/parity.md describes the format.
+which files it is about; `parity/reference.safetensors` holds the reference's logits, cut down to
+the likeliest tokens. docs/parity.md describes the format.
 """
 
 from __future__ import annotations

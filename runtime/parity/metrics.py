@@ -26,6 +26,9 @@ Ids = npt.NDArray[np.int64]
 NO_TARGET = -1
 """Marks a position without a next token to predict."""
 
+NEAR_TIE = 2e-3
+"""Logits. Two candidates this close may change places within a sound graph's limit of 1e-3."""
+
 TOP = 5
 """Tokens whose overlap is counted, beside the likeliest one."""
 
@@ -247,8 +250,8 @@ def position_figures(reference: Reference, candidate: Logits, targets: Ids) -> P
 
 def _against_topk(reference: TopK, candidate: Logits, targets: Ids) -> PositionFigures:
     """See `position_figures`. With P and Q the mass of both outside the reference's k tokens, the
-    divergence there is at least P log(P / Q) (log sum inequality), and at most P times the
-    logarithm of the k-th probability over the candidate's least one."""
+    divergence there is at least P log(P / Q) (log sum inequality). It is at most what it would be
+    if that mass stood where the candidate is least likely, no token likelier than the k-th."""
     kept = reference.logits.astype(np.float64)  # [S, k]
     found = np.take_along_axis(candidate, reference.ids.astype(np.int64), axis=-1)
     difference = np.abs(found - kept)
@@ -259,12 +262,12 @@ def _against_topk(reference: TopK, candidate: Logits, targets: Ids) -> PositionF
     if reference.ids.shape[-1] == candidate.shape[-1]:
         low = high = head
     else:
-        rest = q.copy()
-        np.put_along_axis(rest, reference.ids.astype(np.int64), np.inf, axis=-1)
+        rest = np.ones(q.shape, bool)
+        np.put_along_axis(rest, reference.ids.astype(np.int64), False, axis=-1)
+        q_rest = q[rest].reshape(len(q), -1)  # [S, V - k]
         mass = np.clip(1 - np.exp(p).sum(axis=-1), 1e-15, None)
-        other = np.clip(1 - np.exp(q_kept).sum(axis=-1), 1e-15, None)
-        low = head + mass * np.log(mass / other)
-        high = np.maximum(head + mass * (p[:, -1] - rest.min(axis=-1)), low)
+        low = head + mass * (np.log(mass) - logsumexp(q_rest))
+        high = np.maximum(head + _worst_rest(q_rest, mass, p[:, -1]), low)
     p_next = reference.target_logits - reference.logsumexp
     q_next = q[np.arange(len(targets)), np.maximum(targets, 0)]
     return PositionFigures(
@@ -280,6 +283,16 @@ def _against_topk(reference: TopK, candidate: Logits, targets: Ids) -> PositionF
         dp=np.exp(q_next) - np.exp(p_next),
         surprise=p_next - q_next,
     )
+
+
+def _worst_rest(q: Floats, mass: Floats, largest: Floats) -> Floats:
+    """The largest sum of p log(p / q) over tokens of which each has at most exp(`largest`), and all
+    together `mass`: a convex function, so it is reached where as few as possible have any."""
+    q = np.sort(q, axis=-1)  # [S, V], the least likely first
+    share = np.exp(largest)[:, None]
+    taken = np.minimum(share, np.clip(mass[:, None] - share * np.arange(q.shape[-1]), 0, None))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(taken > 0, taken * (np.log(taken) - q), 0).sum(axis=-1))
 
 
 def _top(logits: Logits) -> Ids:

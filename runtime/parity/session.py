@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +13,7 @@ import numpy.typing as npt
 from llama_onnx.runtime.parity.metrics import Ids, Logits
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import MODEL_FILE
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is loaded
-
-CPU = "CPUExecutionProvider"
+from llama_onnx.targets.providers import CPU
 
 Cache = Mapping[str, npt.NDArray[Any]]
 """`past_key_values.{i}.key` and `.value`, [B, kv_heads, past, head_dim] each."""
@@ -38,15 +34,9 @@ class GraphSession:
     @classmethod
     def open(cls, package: Path) -> GraphSession:
         """Open the graph of `package` on the CPU; raises `PackageError` in onnxruntime's words."""
-        import onnxruntime as ort
+        from llama_onnx.runtime.session import open_session
 
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        path = package / MODEL_FILE
-        try:
-            return cls(ort.InferenceSession(str(path), options, providers=[CPU]))
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise PackageError(f"onnxruntime refuses {path}: {error}") from error
+        return cls(open_session(package / MODEL_FILE, CPU).session)
 
     def empty_cache(self, batch: int = 1, length: int = 0) -> dict[str, npt.NDArray[Any]]:
         """A cache of `length` positions, all of them zero."""

@@ -19,6 +19,7 @@ from llama_onnx.runtime.parity.certificate import (
     stale_files,
 )
 from llama_onnx.runtime.parity.metrics import (
+    NEAR_TIE,
     Comparison,
     Divergence,
     PositionFigures,
@@ -43,9 +44,6 @@ from llama_onnx.targets.provider import Provider
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done, and steps in all."""
-
-NEAR_TIE = 2e-3
-"""Logits. Two candidates this close may change places within the graph's own limit of 1e-3."""
 
 
 @dataclass(frozen=True)

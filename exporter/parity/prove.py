@@ -1,0 +1,45 @@
+"""The whole proof of a package, as `validate` and `export --prove` want it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llama_onnx.exporter.checkpoints.base import Checkpoint, check_tensors
+from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
+from llama_onnx.exporter.parity.certify import write_certificate
+from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts
+from llama_onnx.exporter.parity.validate import (
+    ParityReport,
+    Progress,
+    check_same_model,
+    validate,
+)
+from llama_onnx.targets.package import ModelPackage
+
+TOKENS, PROMPT_TOKENS = 64, 128
+
+
+def prove(
+    package: Path,
+    original: Checkpoint,
+    *,
+    texts: Sequence[str] = TEXTS,
+    tokens: int = TOKENS,
+    longest: int = PROMPT_TOKENS,
+    max_kl: float | None = None,
+    certify: bool = False,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Validate `package` on `texts`, prompts of at most `longest` tokens continued by `tokens`; if
+    it passes and `certify` is asked for, write its certificate into it."""
+    weights = PackageCheckpoint.open(package)
+    check_same_model(weights, original)
+    check_tensors(original)
+    prompts = make_prompts(package, weights.config, texts, tokens=tokens, longest=longest)
+    report = validate(
+        package, original, prompts, texts=texts, tokens=tokens, max_kl=max_kl, progress=progress
+    )
+    if certify and report.passed:
+        write_certificate(ModelPackage.open(package), original, report, progress)
+    return report

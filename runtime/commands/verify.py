@@ -1,0 +1,188 @@
+"""`llama-onnx verify`: is this the package that was made, and does it compute here as it should?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llama_onnx.runtime.commands.options import package_argument, provider_options, threads_option
+from llama_onnx.targets.provider import Provider
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llama_onnx.runtime.parity.verify import Integrity, Progress, VerifyReport
+
+
+@click.command("verify")
+@package_argument
+@provider_options
+@threads_option
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    package: Path,
+    provider: Provider | None,
+    allow_fallback: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Check every file of PACKAGE, then replay its certificate on this device.
+
+    Needs onnxruntime alone: neither the original weights nor PyTorch. Exit status 1 when a file was
+    altered or a threshold is missed.
+    """
+    from llama_onnx.runtime.parity.jsontext import dumps
+    from llama_onnx.runtime.parity.verify import verify
+    from llama_onnx.targets.package import ModelPackage
+    from llama_onnx.targets.registry import get_target
+
+    if provider is None:
+        provider = get_target(ModelPackage.open(package).target).session.provider
+    with progress_line() as progress:
+        report = verify(
+            package, provider, threads=threads, allow_fallback=allow_fallback, progress=progress
+        )
+    click.echo(dumps(report.to_json())) if as_json else _print(report)
+    ctx.exit(0 if report.passed else 1)
+
+
+@contextmanager
+def progress_line() -> Iterator[Progress | None]:
+    """A progress line on stderr, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Bars(console=console, transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+        yield lambda what, done, total: bars.update(
+            task, description=what, completed=done, total=total
+        )
+
+
+def _print(report: VerifyReport) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for line in _head(report):
+        console.print(line, markup=False, soft_wrap=True)
+    if report.situations:
+        console.print(_situations(report))
+    for line in _details(report):
+        console.print(line, markup=False, soft_wrap=True)
+    problems = _problems(report)
+    if problems:
+        console.print(f"[bold red]failed[/]: {'; '.join(problems)}.", soft_wrap=True)
+    else:
+        console.print(
+            "[bold green]passed[/]: the package is the one that was made, and computes here what "
+            "its weights say.",
+            soft_wrap=True,
+        )
+
+
+def _head(report: VerifyReport) -> Iterator[str]:
+    seconds = report.seconds
+    yield (
+        f"package    {report.package} ({report.precision}, {report.activations} activations), "
+        f"{report.integrity.files} files hashed in {seconds['hashing']:.1f} s"
+    )
+    yield f"here       {', '.join(f'{name} {value}' for name, value in report.versions.items())}"
+    if report.placement:
+        from llama_onnx.runtime.placement import percent
+
+        for share in report.placement["providers"]:
+            fraction = share["fraction"]
+            yield (
+                f"ran on     {share['provider']}: {percent(fraction['nodes'])} of the nodes, "
+                f"{percent(fraction['weight_bytes'])} of the weights, "
+                f"{percent(fraction['macs_per_token'])} of the work; opened in "
+                f"{seconds['opening']:.1f} s, replayed in {seconds['replay']:.1f} s"
+            )
+    if report.fallback:
+        yield f"fallback   {report.fallback}"
+
+
+def _situations(report: VerifyReport) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title="PyTorch on the package's own weights is the reference",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("situation", no_wrap=True)
+    for name in ("max abs", "rel L2", "mean KL", "at most", "top-1", "top-5"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in report.situations:
+        row = entry.shipped
+        table.add_row(
+            entry.meaning,
+            f"{row.max_abs:.1e}",
+            f"{row.relative_l2:.1e}",
+            f"{row.mean_kl:.1e}",
+            f"{row.mean_kl_bound:.1e}",
+            f"{row.same_top1:.1%}",
+            f"{row.top5_overlap:.1%}",
+        )
+    return table
+
+
+def _details(report: VerifyReport) -> Iterator[str]:
+    from llama_onnx.runtime.parity.metrics import NEAR_TIE
+
+    for entry in report.situations:
+        if entry.situation == "decode":
+            yield (
+                f"original   mean KL {entry.total.mean_kl:.2g} to the original weights, same "
+                f"likeliest token at {entry.total.same_top1:.1%} of {entry.total.positions} "
+                "positions"
+            )
+    if report.full is not None and report.kl_difference is not None:
+        yield (
+            f"whole rows {report.full.positions} positions with all logits: relative L2 "
+            f"{report.full.relative_l2:.1e}, mean KL {report.full.mean_kl:.1e}, "
+            f"{report.kl_difference:.1e} above that of the likeliest tokens"
+        )
+    if report.divergences:
+        same = sum(d is None for d in report.divergences)
+        yield f"greedy     {same} of {len(report.divergences)} continuations as they were written"
+    for index, parted in enumerate(report.divergences):
+        if parted is not None:
+            tie = ", a near-tie" if abs(parted.margin) <= NEAR_TIE else ""
+            yield (
+                f"  prompt {index + 1}: token {parted.step + 1} is {parted.chosen}, written was "
+                f"{parted.expected}, {parted.margin:.2g} logits ahead{tie}"
+            )
+
+
+def _problems(report: VerifyReport) -> list[str]:
+    where: dict[str, list[str]] = {}
+    for entry in report.checks:
+        if not entry.passed:
+            row = entry.threshold
+            name = f"{row.measure} {row.metric} above {row.limit:g}"
+            where.setdefault(name, []).append(f"{entry.situation} {entry.value:.2g}".strip())
+    missed = [f"{name} ({', '.join(values)})" for name, values in where.items()]
+    return [*_broken(report.integrity), *missed]
+
+
+def _broken(integrity: Integrity) -> Iterator[str]:
+    if integrity.altered:
+        yield f"{', '.join(integrity.altered)} changed since the package was made"
+    if integrity.stale:
+        yield f"the certificate was made for another {', '.join(integrity.stale)}"
+    if integrity.tokens is False:
+        yield "tokenizer.json gives other tokens than the certificate's"
