@@ -21,7 +21,7 @@ MAY_IMPORT = {
 
 LIBRARIES = {
     "targets": set[str](),
-    "runtime": {"numpy", "onnxruntime", "onnxruntime_genai", "tokenizers"},
+    "runtime": {"numpy", "onnxruntime", "onnxruntime_genai", "safetensors", "tokenizers"},
 }
 """House -> libraries it may import besides the standard one. The exporter may import any."""
 
