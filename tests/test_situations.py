@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from llama_onnx.runtime.parity.session import GraphSession
@@ -18,7 +19,7 @@ from llama_onnx.runtime.parity.situations import (
     Situation,
     try_situation,
 )
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.errors import PackageError, ProviderError
 from tests.packages import make_package
 
 ALL = {situation.name: situation for situation in (*SITUATIONS, LONG_CONTEXT)}
@@ -94,3 +95,11 @@ def test_a_graph_that_gives_up_says_in_which_situation(graph: GraphSession) -> N
 def test_a_folder_without_a_graph_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=r"onnxruntime refuses .*model"):
         GraphSession.open(tmp_path / "ä 日本")
+
+
+def test_an_onnxruntime_that_cannot_say_where_nodes_run_is_too_old(
+    graph: GraphSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(ort.InferenceSession, "get_provider_graph_assignment_info")
+    with pytest.raises(ProviderError, match=r"onnxruntime [\d.]+ cannot say .* 1\.24 or newer"):
+        GraphSession.open(tmp_path)

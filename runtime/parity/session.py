@@ -85,9 +85,11 @@ class SharedBuffer:
         self._session = graph.raw
         self._binding = graph.raw.io_binding()
         self._filled = 0
+        self._buffers = []  # a binding points at the arrays behind its values, but keeps none
         device = _DEVICES.get(graph.raw.get_providers()[0], "cpu")
         for name, zeros in graph.empty_cache(length=length).items():
             buffer = ort.OrtValue.ortvalue_from_numpy(zeros, device, 0)
+            self._buffers += [zeros, buffer]
             self._binding.bind_ortvalue_input(name, buffer)
             present = name.replace("past_key_values.", "present.")
             self._binding.bind_ortvalue_output(present, buffer)
@@ -96,8 +98,9 @@ class SharedBuffer:
     def step(self, ids: Ids) -> Logits:
         """Logits [S, V] behind `ids` [S], which follow those of the steps before."""
         self._filled += len(ids)
-        self._binding.bind_cpu_input("input_ids", ids[None])
-        self._binding.bind_cpu_input("attention_mask", np.ones((1, self._filled), np.int64))
+        batch, mask = np.ascontiguousarray(ids[None]), np.ones((1, self._filled), np.int64)
+        self._binding.bind_cpu_input("input_ids", batch)
+        self._binding.bind_cpu_input("attention_mask", mask)
         self._binding.bind_output("logits")  # anew: its shape is another one every time
         with _in_words():
             self._session.run_with_iobinding(self._binding)
