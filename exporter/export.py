@@ -25,6 +25,8 @@ import onnxruntime
 
 from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
 from llama_onnx.exporter.checkpoints.checklist import verify_checklists
+from llama_onnx.exporter.checkpoints.download import local_copy
+from llama_onnx.exporter.checkpoints.hub import HubId, hub_origin, source_name
 from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.genai import check_search, genai_config
@@ -108,7 +110,7 @@ class ExportResult:
 
 
 def export_package(
-    source: Path,
+    source: Path | HubId,
     out: Path,
     target: Target,
     options: Options,
@@ -120,6 +122,8 @@ def export_package(
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export the checkpoint at `source`, with `adapters` merged, to a package at `out`.
+
+    One on the hub is fetched first.
 
     The source's files are compared with the md5 checklist that Meta's download has, unless
     `checksum` is False.
@@ -135,7 +139,7 @@ def export_package(
     partial = out.with_name(out.name + PARTIAL_SUFFIX) if out.name else out
     check_destination(source, out, partial, resume=resume, force=force)
     workers = os.cpu_count() or 1
-    checkpoint = open_checkpoint(source, adapters)
+    checkpoint = open_checkpoint(local_copy(source), adapters)
     plan = make_plan(checkpoint, target, options, workers)
     if checksum and checkpoint.path.is_dir():
         verify_checklists(checkpoint.path, progress.step)
@@ -215,13 +219,15 @@ def _fill(job: _Job, resuming: bool) -> _Finished:
     return _Finished(resumed, seconds, warnings)
 
 
-def check_destination(source: Path, out: Path, partial: Path, *, resume: bool, force: bool) -> None:
+def check_destination(
+    source: Path | HubId, out: Path, partial: Path, *, resume: bool, force: bool
+) -> None:
     """Refuse an `out` that is taken, before anything is read. Raises `UsageError`."""
     if resume and force:
         raise UsageError("--resume continues an export and --force starts it over: give one.")
     if not out.name:
         raise UsageError(f"{out} cannot be a package: give a folder of its own.")
-    if Path(os.path.realpath(source)).is_relative_to(out):
+    if isinstance(source, Path) and Path(os.path.realpath(source)).is_relative_to(out):
         raise UsageError(
             f"{out} holds the source, which the package would replace: choose another name."
         )
@@ -368,6 +374,7 @@ def _write_manifest(job: _Job, data_sha256: str) -> None:
     # onnxruntime's distribution has another name in each flavour.
     tools = ("llama-onnx", "onnx-ir", "onnxscript", "numpy")
     checkpoint = job.checkpoint
+    origin = hub_origin(checkpoint.path)
     content = {
         "created_with": {name: version(name) for name in tools}
         | {"onnxruntime": onnxruntime.__version__},
@@ -376,7 +383,8 @@ def _write_manifest(job: _Job, data_sha256: str) -> None:
         "recipe": job.plan.recipe.to_json(),
         "source": {
             "format": checkpoint.format,
-            "name": checkpoint.path.name,
+            "name": source_name(checkpoint.path),
+            **({"commit": origin.commit} if origin else {}),
             "adapters": [folder.name for folder in adapters_of(checkpoint)],
             "files": checkpoint.fingerprint(),
         },

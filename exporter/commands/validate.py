@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llama_onnx.exporter.commands.options import adapter_option
+from llama_onnx.exporter.checkpoints.hub import HubId
+from llama_onnx.exporter.commands.options import Source, adapter_option
 from llama_onnx.runtime.commands.verify import progress_line
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 @click.option(
     "--reference",
     required=True,
-    type=click.Path(exists=True, path_type=Path),
-    help="The checkpoint the package was made from.",
+    type=Source,
+    help="The checkpoint the package was made from, here or on the hub (OWNER/NAME).",
 )
 @adapter_option
 @click.option(
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 def command(
     ctx: click.Context,
     package: Path,
-    reference: Path,
+    reference: Path | HubId,
     adapters: tuple[Path, ...],
     text: Path | None,
     tokens: int,
@@ -70,13 +71,14 @@ def command(
     Exit status 1 when a threshold is missed.
     """
     from llama_onnx.exporter.checkpoints import open_checkpoint
+    from llama_onnx.exporter.checkpoints.download import local_copy
     from llama_onnx.exporter.parity.prompts import TEXTS, read_text
     from llama_onnx.exporter.parity.prove import prove
 
     with progress_line() as progress:
         report = prove(
             package,
-            open_checkpoint(reference, adapters),
+            open_checkpoint(local_copy(reference), adapters),
             texts=TEXTS if text is None else (read_text(text),),
             tokens=tokens,
             longest=prompt_tokens,
