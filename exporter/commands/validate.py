@@ -141,10 +141,16 @@ def _tokenizer(check: TokenizerCheck | None) -> str:
     if check is None:
         return "not compared: the source has none"
     if check.difference is None:
-        return f"the ids of the source's {check.source} on {check.texts} texts"
+        return f"the ids of the source's {check.source} on {check.texts} texts, and their text"
     difference = check.difference
     if difference.found is None:
         return f"MISSING: the source has a {check.source}, the package no tokenizer.json"
+    if difference.expected_text is not None:
+        here = (difference.found_text or "")[:60]
+        return (
+            f"DIFFERS from the source's {check.source}: the ids of {difference.text[:60]!r} are "
+            f"{difference.expected_text[:60]!r} there, {here!r} in the package"
+        )
     part = slice(difference.position, difference.position + 8)
     text = repr(difference.text[:60]) + ("..." if len(difference.text) > 60 else "")
     return (
