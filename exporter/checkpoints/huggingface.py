@@ -76,7 +76,7 @@ class HuggingFaceCheckpoint(TensorsByName):
         shards = find_shards(path)
         tensors: dict[str, LazyTensor] = {}
         for shard in shards:
-            for name, tensor in _read_shard(shard).items():
+            for name, tensor in read_weights(shard).items():
                 if name in tensors:
                     raise CheckpointError(f"{path}: the tensor {name} stands in two shards.")
                 tensors[name] = tensor
@@ -131,7 +131,8 @@ def copy_tokenizer(source: Path, folder: Path) -> list[str]:
     return written
 
 
-def _read_shard(path: Path) -> dict[str, LazyTensor]:
+def read_weights(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a safetensors file or of a pickled one, by its name's ending."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     from llama_onnx.exporter.checkpoints.torch_file import read_torch_file
