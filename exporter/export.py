@@ -330,7 +330,7 @@ def _write_small_files(job: _Job) -> tuple[str, ...]:
     _write_json(folder / "genai_config.json", settings)
     _write_json(folder / "config.json", config.to_huggingface())
     checkpoint.write_tokenizer(folder)
-    check_tokenizer(folder / "tokenizer.json", str(checkpoint.path))
+    check_tokenizer(folder / "tokenizer.json", config.vocab_size, str(checkpoint.path))
     return copy_licences(checkpoint, folder)
 
 
