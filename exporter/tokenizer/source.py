@@ -36,7 +36,15 @@ def tokenizer_kind(path: Path) -> str | None:
 
         kind = read_header(path).metadata.get("tokenizer.ggml.model", "none")
         return None if kind in ("no_vocab", "none") else GGUF
-    return next((name for name in (JSON, MODEL) if (path / name).is_file()), None)
+    folder = _tokenizer_folder(path)
+    return next((name for name in (JSON, MODEL) if (folder / name).is_file()), None)
+
+
+def _tokenizer_folder(path: Path) -> Path:
+    """The folder `path`, or the one above, where Meta's download of several models has it."""
+    above = path.resolve().parent
+    meta = (path / "params.json").exists() and not (path / MODEL).exists()
+    return above if meta and (above / MODEL).is_file() else path
 
 
 def has_chat_template(path: Path) -> bool:
@@ -56,9 +64,9 @@ def source_codec(path: Path) -> Codec | None:
     has no tokenizer; raises `CheckpointError` when that cannot be read."""
     kind = tokenizer_kind(path)
     if kind == JSON:
-        return json_codec(path / JSON)
+        return json_codec(_tokenizer_folder(path) / JSON)
     if kind == MODEL:
-        return _sentencepiece_codec(path)
+        return _sentencepiece_codec(_tokenizer_folder(path))
     if kind == GGUF:
         from llama_onnx.exporter.checkpoints.gguf_header import read_header
         from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
