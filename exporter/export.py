@@ -86,8 +86,9 @@ class Silent:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A finished package. Times in seconds, sizes in bytes."""
+    """A finished package and the checkpoint it was made from. Times in seconds, sizes in bytes."""
 
+    source: Path
     package: Path
     plan: Plan
     package_bytes: int
@@ -159,6 +160,7 @@ def export_package(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     return ExportResult(
+        source=checkpoint.path,
         package=out,
         plan=plan,
         package_bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -142,6 +143,13 @@ def test_plan_takes_weights_that_are_there(hub: Hub) -> None:
     assert downloads(hub) == set()
 
 
+def test_export_proves_the_commit_it_exported(hub: Hub, tmp_path: Path) -> None:
+    result = call("export", REPO, tmp_path / "out", "--precision", "fp32", "--prove")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "parity").is_dir()
+    assert len(hub.sent(SHARDS[0])) == 1
+
+
 def test_validate_with_a_reference_on_the_hub(hub: Hub, tmp_path: Path) -> None:
     assert call("export", REPO, tmp_path / "out", "--precision", "fp32").exit_code == 0
     result = call("validate", tmp_path / "out", "--reference", REPO, "--tokens", "2")
@@ -167,6 +175,7 @@ def test_a_killed_download_keeps_the_files_that_arrived(hub: Hub, tmp_path: Path
     hub.stalled.append(SHARDS[1])
     process = subprocess.Popen([*command, str(tmp_path / "out")], env=environment)
     hub.reached.wait(60)
+    wait_until(lambda: list(Path(constants.HF_HUB_CACHE).rglob(SHARDS[0])))
     process.kill()
     process.wait()
     assert not (tmp_path / "out").exists()
@@ -174,6 +183,13 @@ def test_a_killed_download_keeps_the_files_that_arrived(hub: Hub, tmp_path: Path
     hub.requests.clear()
     subprocess.run([*command, str(tmp_path / "out")], env=environment, check=True)
     assert downloads(hub) == {SHARDS[1]}
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def explained(source: HubId) -> LlamaOnnxError:

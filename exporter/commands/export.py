@@ -81,7 +81,7 @@ def command(
         ) from None
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    report = _prove(source, adapters, out) if prove else None
+    report = _prove(result.source, adapters, out) if prove else None
     if as_json:
         proof = {"parity": json.loads(report.to_json())} if report else {}
         click.echo(json.dumps({**result.to_json(), **proof}))
