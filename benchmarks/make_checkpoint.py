@@ -3,11 +3,13 @@
     python benchmarks/make_checkpoint.py 1.1b work/1.1b
     python benchmarks/make_checkpoint.py 7b work/7b
     python benchmarks/make_checkpoint.py 70b work/70b --sparse
+    python benchmarks/make_checkpoint.py 70b work/70b-meta --sparse --meta
 
 Memory stays at one shard's largest tensor. Values are slices of one block of normal numbers, scaled
 so that activations keep their size; speed and size of everything downstream depend on the geometry
 alone. `--sparse` writes headers and leaves holes for the weights: zeros, read byte for byte like
-any other, and no disk taken.
+any other, and no disk taken. `--meta` writes these as Meta's download has them: params.json, as
+many consolidated.NN.pth as there, and a tokenizer.model of as many tokens.
 """
 
 from __future__ import annotations
@@ -15,12 +17,24 @@ from __future__ import annotations
 import argparse
 import json
 import struct
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from llama_onnx.exporter.config import LlamaConfig
+from tests.meta_files import AXES, meta_name
+
+META: dict[str, tuple[int, dict[str, Any]]] = {
+    "7b": (1, {"multiple_of": 256}),
+    "13b": (2, {"multiple_of": 256}),
+    "70b": (8, {"multiple_of": 4096, "ffn_dim_multiplier": 1.3, "n_kv_heads": 8}),
+}
+"""Shards of Meta's download, and what its params.json says beside the sizes."""
 
 POOL = np.random.default_rng(0).standard_normal(1 << 24, dtype=np.float32)
 SHARD_BYTES = 4 << 30
@@ -144,14 +158,69 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
+def write_meta(out: Path, name: str) -> int:
+    """Write the geometry `name` as holes in Meta's form; returns the number of shards."""
+    import torch
+
+    config, (count, extra) = GEOMETRIES[name], META[name]
+    params = {
+        "dim": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "norm_eps": config.rms_norm_eps,
+        "vocab_size": -1,
+        **extra,
+    }
+    (out / "params.json").write_text(json.dumps(params))
+    shapes = {meta_name(name): list(shape) for name, shape in config.tensor_shapes().items()}
+    for name, shape in shapes.items():
+        axis = AXES.get(name.split(".")[-2])
+        if axis is not None:
+            shape[axis] //= count
+    for index in range(count):
+        # Never touched, so no memory is taken; and skip_data leaves them out of the file.
+        tensors = {name: torch.empty(*shape, dtype=torch.float16) for name, shape in shapes.items()}
+        with torch.serialization.skip_data():
+            torch.save(tensors, out / f"consolidated.{index:02}.pth")
+    (out / "tokenizer.model").write_bytes(sentencepiece_model(config.vocab_size))
+    return count
+
+
+def sentencepiece_model(size: int) -> bytes:
+    """A vocabulary of bytes and single characters, in the format of Llama's."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = sentencepiece_model_pb2
+    model = proto.ModelProto()
+    kinds = proto.ModelProto.SentencePiece
+    for piece, kind in (("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)):
+        model.pieces.add(piece=piece, type=kind)
+    for byte in range(256):
+        model.pieces.add(piece=f"<0x{byte:02X}>", type=kinds.BYTE)
+    for index in range(size - len(model.pieces)):
+        model.pieces.add(piece=chr(0x4E00 + index), score=-float(index))
+    model.trainer_spec.model_type = proto.TrainerSpec.BPE
+    model.trainer_spec.byte_fallback = True
+    model.normalizer_spec.remove_extra_whitespaces = False
+    made: bytes = model.SerializeToString()
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("geometry", choices=GEOMETRIES)
     parser.add_argument("out", type=Path)
     parser.add_argument("--sparse", action="store_true", help="holes instead of weights")
+    parser.add_argument("--meta", action="store_true", help="in Meta's form; needs --sparse")
     arguments = parser.parse_args()
     config, out = GEOMETRIES[arguments.geometry], arguments.out
     out.mkdir(parents=True, exist_ok=True)
+    if arguments.meta:
+        if not arguments.sparse or arguments.geometry not in META:
+            parser.error(f"--meta goes with --sparse and one of {', '.join(META)}")
+        count = write_meta(out, arguments.geometry)
+        print(f"{out}: {2 * config.num_parameters() / 1e9:.2f} GB in {count} shards")
+        return
     (out / "config.json").write_text(json.dumps(config.to_huggingface() | {"dtype": "float16"}))
     write_tokenizer(out)
     shards = split(config)

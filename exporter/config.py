@@ -178,7 +178,7 @@ def config_from_huggingface(
         bos_token_id=_token_id(ids, "bos_token_id", where),
         eos_token_ids=_token_ids(ids, "eos_token_id", where),
         pad_token_id=_token_id(ids, "pad_token_id", where),
-        rope_scaling=_rope_scaling(rope, context, where),
+        rope_scaling=rope_scaling(rope, context, where),
     )
     check_config(config, where)
     return config
@@ -258,7 +258,9 @@ def _set(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {key: raw[key]} if raw.get(key) is not None else {}
 
 
-def _rope_scaling(block: Mapping[str, Any], context: int, where: str) -> RopeScaling | None:
+def rope_scaling(block: Mapping[str, Any], context: int, where: str) -> RopeScaling | None:
+    """The scaling that `block`, transformers' rope_parameters, describes, of a model of `context`
+    positions; None for the default. Raises `CheckpointError` and `UnsupportedError`."""
     kind = block["rope_type"]
     if kind == "default":
         return None

@@ -25,6 +25,8 @@ import onnxruntime
 
 from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
 from llama_onnx.exporter.checkpoints.checklist import verify_checklists
+from llama_onnx.exporter.checkpoints.download import local_copy
+from llama_onnx.exporter.checkpoints.hub import HubId, hub_origin, source_name
 from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.genai import check_search, genai_config
@@ -84,8 +86,9 @@ class Silent:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A finished package. Times in seconds, sizes in bytes."""
+    """A finished package and the checkpoint it was made from. Times in seconds, sizes in bytes."""
 
+    source: Path
     package: Path
     plan: Plan
     package_bytes: int
@@ -108,7 +111,7 @@ class ExportResult:
 
 
 def export_package(
-    source: Path,
+    source: Path | HubId,
     out: Path,
     target: Target,
     options: Options,
@@ -120,6 +123,8 @@ def export_package(
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export the checkpoint at `source`, with `adapters` merged, to a package at `out`.
+
+    One on the hub is fetched first.
 
     The source's files are compared with the md5 checklist that Meta's download has, unless
     `checksum` is False.
@@ -135,7 +140,7 @@ def export_package(
     partial = out.with_name(out.name + PARTIAL_SUFFIX) if out.name else out
     check_destination(source, out, partial, resume=resume, force=force)
     workers = os.cpu_count() or 1
-    checkpoint = open_checkpoint(source, adapters)
+    checkpoint = open_checkpoint(local_copy(source), adapters)
     plan = make_plan(checkpoint, target, options, workers)
     if checksum and checkpoint.path.is_dir():
         verify_checklists(checkpoint.path, progress.step)
@@ -155,6 +160,7 @@ def export_package(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     return ExportResult(
+        source=checkpoint.path,
         package=out,
         plan=plan,
         package_bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
@@ -215,13 +221,15 @@ def _fill(job: _Job, resuming: bool) -> _Finished:
     return _Finished(resumed, seconds, warnings)
 
 
-def check_destination(source: Path, out: Path, partial: Path, *, resume: bool, force: bool) -> None:
+def check_destination(
+    source: Path | HubId, out: Path, partial: Path, *, resume: bool, force: bool
+) -> None:
     """Refuse an `out` that is taken, before anything is read. Raises `UsageError`."""
     if resume and force:
         raise UsageError("--resume continues an export and --force starts it over: give one.")
     if not out.name:
         raise UsageError(f"{out} cannot be a package: give a folder of its own.")
-    if Path(os.path.realpath(source)).is_relative_to(out):
+    if isinstance(source, Path) and Path(os.path.realpath(source)).is_relative_to(out):
         raise UsageError(
             f"{out} holds the source, which the package would replace: choose another name."
         )
@@ -324,7 +332,7 @@ def _write_small_files(job: _Job) -> tuple[str, ...]:
     _write_json(folder / "genai_config.json", settings)
     _write_json(folder / "config.json", config.to_huggingface())
     checkpoint.write_tokenizer(folder)
-    check_tokenizer(folder / "tokenizer.json", str(checkpoint.path))
+    check_tokenizer(folder / "tokenizer.json", config.vocab_size, str(checkpoint.path))
     return copy_licences(checkpoint, folder)
 
 
@@ -368,6 +376,7 @@ def _write_manifest(job: _Job, data_sha256: str) -> None:
     # onnxruntime's distribution has another name in each flavour.
     tools = ("llama-onnx", "onnx-ir", "onnxscript", "numpy")
     checkpoint = job.checkpoint
+    origin = hub_origin(checkpoint.path)
     content = {
         "created_with": {name: version(name) for name in tools}
         | {"onnxruntime": onnxruntime.__version__},
@@ -376,7 +385,8 @@ def _write_manifest(job: _Job, data_sha256: str) -> None:
         "recipe": job.plan.recipe.to_json(),
         "source": {
             "format": checkpoint.format,
-            "name": checkpoint.path.name,
+            "name": source_name(checkpoint.path),
+            **({"commit": origin.commit} if origin else {}),
             "adapters": [folder.name for folder in adapters_of(checkpoint)],
             "files": checkpoint.fingerprint(),
         },

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llama_onnx.exporter.checkpoints import Checkpoint
 from llama_onnx.exporter.checkpoints.base import has_licence
+from llama_onnx.exporter.checkpoints.hub import hub_origin
 
 LLAMA_2_NOTICE = (
     "Llama 2 is licensed under the LLAMA 2 Community License, "
@@ -42,7 +43,8 @@ def copy_licences(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
 
 def is_llama_2(path: Path) -> bool:
     """Whether the name of a checkpoint's file or folder, or of the folder it lies in, says so."""
-    names = " ".join(path.resolve().parts[-2:])
+    origin = hub_origin(path)
+    names = origin.repo if origin else " ".join(path.resolve().parts[-2:])
     return re.search(r"(?<![a-z])llama[-_ ]?2(?![0-9])", names, re.IGNORECASE) is not None
 
 

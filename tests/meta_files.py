@@ -43,8 +43,7 @@ PARAMS = {
 
 Tensors = dict[str, torch.Tensor]
 
-# Which axis each of Meta's model-parallel layers splits.
-_AXES = {
+AXES = {
     "wq": 0,
     "wk": 0,
     "wv": 0,
@@ -55,6 +54,8 @@ _AXES = {
     "output": 0,
     "tok_embeddings": 1,
 }
+"""Which axis each of Meta's model-parallel layers splits."""
+
 _NAMES = {
     "model.embed_tokens": "tok_embeddings",
     "model.norm": "norm",
@@ -76,10 +77,10 @@ def whole(config: LlamaConfig = CONFIG, dtype: torch.dtype = torch.float32) -> T
     heads = {"wq": config.num_attention_heads, "wk": config.num_key_value_heads}
     tensors = {}
     for name, weight in tiny.weights(config).items():
-        meta_name = _meta_name(name)
-        kind = meta_name.split(".")[-2]
+        stored_name = meta_name(name)
+        kind = stored_name.split(".")[-2]
         stored = _interleaved(weight, heads[kind]) if kind in heads else weight
-        tensors[meta_name] = torch.from_numpy(np.ascontiguousarray(stored)).to(dtype)
+        tensors[stored_name] = torch.from_numpy(np.ascontiguousarray(stored)).to(dtype)
     exponents = torch.arange(0, config.head_dim, 2) / config.head_dim
     tensors["rope.freqs"] = 1.0 / config.rope_theta**exponents
     return tensors
@@ -89,7 +90,7 @@ def cut(tensors: Tensors, shards: int) -> list[Tensors]:
     """The same as `shards` shards, each tensor cut along its layer's axis."""
     pieces: list[Tensors] = [{} for _ in range(shards)]
     for name, tensor in tensors.items():
-        axis = _AXES.get(name.removesuffix(".weight").split(".")[-1])
+        axis = AXES.get(name.removesuffix(".weight").split(".")[-1])
         parts = [tensor] * shards if axis is None else tensor.chunk(shards, axis)
         for piece, part in zip(pieces, parts, strict=True):
             piece[name] = part.clone()
@@ -128,7 +129,8 @@ def write_checklist(folder: Path) -> Path:
     return folder / "checklist.chk"
 
 
-def _meta_name(name: str) -> str:
+def meta_name(name: str) -> str:
+    """Meta's name of the tensor that Hugging Face calls `name`."""
     stem = name.removesuffix(".weight")
     if not stem.startswith("model.layers."):
         return f"{_NAMES[stem]}.weight"

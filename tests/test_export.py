@@ -20,6 +20,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from llama_onnx.exporter import export as export_module
 from llama_onnx.exporter.checkpoints import open_checkpoint
@@ -37,6 +38,8 @@ from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, PackageError, ResourceError, UsageError
 from llama_onnx.targets.package import ModelPackage
 from tests import tiny
+from tests.test_gguf import write as write_gguf
+from tests.test_tokenizers import model_named, spm_metadata
 
 INT4 = Options(precision="int4")
 
@@ -506,3 +509,17 @@ def test_default_max_length_keeps_the_cache_within_a_gigabyte() -> None:
     assert cache_bytes_per_token(seven_b) == 1 << 20
     assert default_max_length(seven_b) == 1024
     assert default_max_length(tiny.GQA) == tiny.GQA.max_position_embeddings
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows(tmp_path: Path) -> None:
+    """In Hugging Face's form and in GGUF's; tests/test_meta.py has it in Meta's."""
+    source = tiny.write_huggingface(tmp_path / "source")
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[PAD]"])
+    tokenizer.save(str(source / "tokenizer.json"))
+    vocabulary = spm_metadata(model_named("plain"))
+    file = write_gguf(tmp_path / "m.gguf", keys=vocabulary)
+    for given_source, what in ((source, r"the token '\[PAD\]' the id 288"), (file, "the id 519")):
+        with pytest.raises(CheckpointError, match=f"{what}, but the embedding has 288 rows"):
+            export(given_source, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))

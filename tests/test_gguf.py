@@ -12,10 +12,13 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig as LlamaHFConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llama_onnx.exporter.checkpoints import Checkpoint, check_tensors, open_checkpoint
 from llama_onnx.exporter.checkpoints.gguf import GGUFCheckpoint
 from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.exporter.rope import RopeScaling
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from tests import tiny
 
@@ -65,6 +68,12 @@ def metadata(config: LlamaConfig) -> dict[str, Any]:
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
     }
+
+
+def yarn(**keys: Any) -> dict[str, Any]:
+    """Metadata of yarn's scaling; `keys` overrides it (None removes)."""
+    values = {"type": "yarn", "factor": 4.0, "original_context_length": 64} | keys
+    return {f"llama.rope.scaling.{key}": value for key, value in values.items()}
 
 
 def gguf_name(name: str) -> str:
@@ -222,9 +231,9 @@ def test_defaults_and_variants_of_the_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"llama.rope.scaling.type": "linear"}, "rope scaling 'linear' is not supported"),
-        ({"llama.rope.scaling.factor": 4.0}, "rope scaling 'linear' is not supported"),
-        ({"llama.rope.scale_linear": 4.0}, "rope scaling 'linear' is not supported"),
+        (yarn(yarn_attn_factor=0.5), "yarn_attn_factor 0.5 is not supported"),
+        (yarn(yarn_log_multiplier=0.1), "yarn_log_multiplier 0.1"),
+        (yarn(type="longrope"), "rope type 'longrope' is not supported"),
         ({"llama.expert_count": 8}, "mixture of experts"),
         ({"split.count": 3}, "one of 3 parts of a split model"),
         ({"llama.attention.head_count_kv": [2, 1, 2]}, "head_count_kv differs between layers"),
@@ -244,7 +253,6 @@ def test_features_beyond_plain_llama_are_refused_by_name(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rope_freqs.weight", "rope_freqs.weight: rope scaling is not supported"),
         ("blk.0.attn_q.bias", "blk.0.attn_q.bias; biases are not supported"),
     ],
 )
@@ -367,3 +375,93 @@ def test_an_infinite_number_is_refused_as_in_config_json(tmp_path: Path) -> None
     keys = {"llama.attention.layer_norm_rms_epsilon": float("inf")}
     with pytest.raises(CheckpointError, match="epsilon must be a positive number"):
         GGUFCheckpoint.open(write(tmp_path / "m.gguf", keys=keys))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (yarn(type="linear", original_context_length=None), tiny.ROPE_SCALINGS["linear"]),
+        ({"llama.rope.scaling.factor": 4.0}, tiny.ROPE_SCALINGS["linear"]),
+        ({"llama.rope.scale_linear": 4.0}, tiny.ROPE_SCALINGS["linear"]),
+        (yarn(), tiny.ROPE_SCALINGS["yarn"]),
+        (
+            yarn(yarn_beta_fast=16.0, yarn_beta_slow=2.0, yarn_ext_factor=1.0),
+            replace(tiny.ROPE_SCALINGS["yarn"], beta_fast=16.0, beta_slow=2.0),
+        ),
+        (yarn(type="none"), None),
+        (yarn(type="linear", factor=1.0), None),
+        (yarn(factor=1.0), None),
+    ],
+)
+def test_rope_scaling_in_the_metadata(
+    tmp_path: Path, keys: dict[str, Any], expected: RopeScaling | None
+) -> None:
+    checkpoint = GGUFCheckpoint.open(write(tmp_path / "m.gguf", keys=keys))
+    assert checkpoint.config.rope_scaling == expected
+
+
+def llama3_divisors(head_dim: int, **settings: float) -> np.ndarray:
+    """What the frequencies of Llama 3.1 are divided by, as transformers computes them."""
+    parameters = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0} | {
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        **settings,
+    }
+    config = LlamaHFConfig(
+        hidden_size=4 * head_dim,
+        num_attention_heads=4,
+        head_dim=head_dim,
+        rope_parameters=parameters,
+    )
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, None)
+    plain = 500000.0 ** -(np.arange(0, head_dim, 2) / head_dim)
+    divisors: np.ndarray = plain / scaled.double().numpy()
+    return divisors.astype(np.float32)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_the_scaling_of_llama_3_is_found_again(tmp_path: Path, factor: float) -> None:
+    divisors = llama3_divisors(64, factor=factor)
+    assert len({*divisors.round(4)}) > 3, "quick, slow and those between"
+    keys = {"llama.rope.freq_base": 500000.0}
+    path = write(tmp_path / "m.gguf", WIDE, keys=keys, extra={"rope_freqs.weight": divisors})
+    checkpoint = GGUFCheckpoint.open(path)
+    check_tensors(checkpoint)
+    assert checkpoint.config.rope_scaling == RopeScaling(
+        "llama3",
+        factor,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    )
+
+
+@pytest.mark.parametrize(
+    ("divisors", "keys", "message"),
+    [
+        (llama3_divisors(64, original_max_position_embeddings=4096), {}, "cannot be told which"),
+        (llama3_divisors(64), yarn(), "both rope_freqs.weight and 'yarn' rope scaling"),
+        (llama3_divisors(32), {}, r"rope_freqs.weight is F32 \[16\], not F32 \[32\]"),
+        (np.full(32, np.nan, np.float32), {}, "cannot be told which"),
+    ],
+)
+def test_other_frequencies_are_refused(
+    tmp_path: Path, divisors: np.ndarray, keys: dict[str, Any], message: str
+) -> None:
+    keys = {"llama.rope.freq_base": 500000.0, **keys}
+    path = write(tmp_path / "m.gguf", WIDE, keys=keys, extra={"rope_freqs.weight": divisors})
+    with pytest.raises(CheckpointError, match=message):
+        GGUFCheckpoint.open(path)
+
+
+def test_a_damaged_factor(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", keys=yarn(factor="x"))
+    with pytest.raises(CheckpointError, match="factor must be a positive number, not 'x'"):
+        GGUFCheckpoint.open(path)
+
+
+def test_frequencies_divided_by_one_are_plain(tmp_path: Path) -> None:
+    extra = {"rope_freqs.weight": np.ones(32, np.float32)}
+    checkpoint = GGUFCheckpoint.open(write(tmp_path / "m.gguf", WIDE, extra=extra))
+    assert checkpoint.config.rope_scaling is None

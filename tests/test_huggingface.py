@@ -22,7 +22,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_huggingface(tmp_path_factory.mktemp("ä ü 日本") / "a model", shards=3)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None
+)
 @given(data=st.data())
 def test_any_rows_are_those_written(source: Path, data: st.DataObject) -> None:
     checkpoint = open_checkpoint(source)

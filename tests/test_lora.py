@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import transformers
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from llama_onnx.exporter.checkpoints import check_tensors, open_checkpoint
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
@@ -583,10 +585,26 @@ def test_an_adapter_without_anything(source: Path, tmp_path: Path) -> None:
         open_checkpoint(source, [folder])
 
 
-def test_pickled_weights_name_the_way_out(source: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_merged_alike(source: Path, tmp_path: Path) -> None:
+    """PEFT's older file, written by torch.save; nothing in it is run."""
     folder = adapter(tmp_path / "adapter")
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(UnsupportedError, match=r"adapter_model\.bin only: .*save_pretrained"):
+    expected = open_checkpoint(source, [folder])
+    pickled = tmp_path / "pickled"
+    shutil.copytree(folder, pickled)
+    (pickled / "adapter_model.safetensors").unlink()
+    torch.save(load_file(folder / "adapter_model.safetensors"), pickled / "adapter_model.bin")
+    found = open_checkpoint(source, [pickled])
+    assert "adapter 1/adapter_model.bin" in found.fingerprint()
+    for name in expected.names():
+        there, here = (c.tensor(name).rows(0, 16) for c in (expected, found))
+        assert np.array_equal(there, here), name
+
+
+def test_code_in_pickled_weights_does_not_run(source: Path, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "adapter")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({"x": Path("/")}, folder / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin asks for pathlib"):
         open_checkpoint(source, [folder])
 
 
@@ -607,22 +625,31 @@ def test_files_that_are_missing_or_damaged(source: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 @pytest.mark.parametrize("part", [0, 1])
-def test_nan_in_an_adapter_names_the_tensor(
+def test_nan_in_an_adapter_names_adapter_and_tensor(
     source: Path, tmp_path: Path, precision: str, part: int
 ) -> None:
     changes = factors(QV_RANKS)
     changes[QV[3]][part][2, 1] = np.nan
     folder = write_adapter(tmp_path / "adapter", changes)
-    message = r"layers\.1\.self_attn\.v_proj\.weight, rows .* NaN or infinity"
+    message = r"adapter: .* NaN or infinity of model\.layers\.1\.self_attn\.v_proj\.weight, rows"
     with pytest.raises(CheckpointError, match=message):
         export_package(source, tmp_path / "out", TARGET, Options(precision), adapters=[folder])
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_nan_in_a_module_trained_whole_names_it_as_the_base_does(
-    source: Path, tmp_path: Path
-) -> None:
+def test_nan_in_a_module_trained_whole_names_the_adapter(source: Path, tmp_path: Path) -> None:
     head = np.full((288, 64), np.nan, np.float32)
     folder = write_adapter(tmp_path / "a", {}, {HEAD: head}, modules_to_save=["lm_head"])
-    with pytest.raises(CheckpointError, match=r"^lm_head\.weight, rows .* NaN or infinity"):
+    with pytest.raises(CheckpointError, match=r"/a: .* NaN or infinity of lm_head\.weight"):
+        export_package(source, tmp_path / "out", TARGET, FP32, adapters=[folder])
+
+
+def test_nan_in_the_base_is_not_the_adapters(tmp_path: Path) -> None:
+    weights = tiny.weights(tiny.GQA)
+    weights[f"{QV[3]}.weight"][2, 1] = np.nan
+    source = tiny.write_huggingface(tmp_path / "base", tensors=weights)
+    folder = write_adapter(tmp_path / "adapter", factors(QV_RANKS))
+    with pytest.raises(
+        CheckpointError, match=r"^model\.layers\.1\.self_attn\.v_proj\.weight, rows"
+    ):
         export_package(source, tmp_path / "out", TARGET, FP32, adapters=[folder])

@@ -34,7 +34,7 @@ from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from tests import test_gguf, tiny
 from tests.meta_files import CONFIG, Tensors, whole, write_checklist, write_meta
-from tests.test_tokenizers import model_named, spm_metadata
+from tests.test_tokenizers import model_named, proto, spm_metadata
 
 WEIGHTS = tiny.weights(CONFIG)
 FP32 = Options(precision="fp32")
@@ -487,6 +487,34 @@ def test_tokenizer_and_licences_a_folder_above(tmp_path: Path, write: Any) -> No
     (tmp_path / "tokenizer_checklist.chk").write_text(f"{'0' * 32}  tokenizer.model\n")
     shutil.rmtree(tmp_path / "out")
     refuse(source, tmp_path, r"tokenizer\.model does not have the checksum")
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_validate_from_end_to_end(tmp_path: Path, write: Any, above: bool) -> None:
+    source = write(tmp_path / "llama-2-7b", shards=2)
+    if above:
+        (source / "tokenizer.model").rename(tmp_path / "tokenizer.model")
+    assert json.loads(run("inspect", source, "--json").stdout)["missing"] == []
+    out = tmp_path / "out"
+    assert run("export", source, out, "--precision", "int4").exit_code == 0
+    flags = ("--reference", source, "--tokens", "4", "--json")
+    result = run("validate", out, *flags)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["passed"]
+    assert (report["tokenizer"]["source"], report["tokenizer"]["passed"]) == (
+        "tokenizer.model",
+        True,
+    )
+    # Another vocabulary of the same size beside the weights: the check does look there.
+    file = (tmp_path if above else source) / "tokenizer.model"
+    model = proto.ModelProto.FromString(file.read_bytes())
+    one, two = (next(p for p in model.pieces if p.piece == letter) for letter in "te")
+    one.piece, two.piece = "e", "t"
+    file.write_bytes(model.SerializeToString())
+    result = run("validate", out, *flags)
+    assert result.exit_code == 1
+    assert not json.loads(result.stdout)["tokenizer"]["passed"]
 
 
 def test_inspect_says_what_it_is(folders: dict[int, Path]) -> None:

@@ -173,3 +173,33 @@ def test_the_check_finds_transformers_conversion_wrong(folder: Path, tmp_path: P
     found = check_tokenizer(tmp_path / "out", open_checkpoint(folder))
     assert found is not None and found.difference is not None
     assert found.difference.expected[:1] == (1,)
+
+
+def test_the_check_decodes_too(folder: Path, tmp_path: Path) -> None:
+    """A tokenizer.json with the right ids that leaves the space in front of a text."""
+    (tmp_path / "out").mkdir()
+    checkpoint = open_checkpoint(folder)
+    checkpoint.write_tokenizer(tmp_path / "out")
+    made = tmp_path / "out" / "tokenizer.json"
+    content = json.loads(made.read_text(encoding="utf-8"))
+    assert content["decoder"]["decoders"].pop()["type"] == "Strip"
+    put(tmp_path / "out", "tokenizer.json", content)
+    found = check_tokenizer(tmp_path / "out", checkpoint)
+    assert found and found.difference and not found.passed
+    assert found.difference.expected == found.difference.found
+    assert found.difference.found_text == " " + (found.difference.expected_text or "")
+
+
+def test_a_piece_that_is_listed_as_added_is_a_token_of_its_own(
+    folder: Path, tmp_path: Path
+) -> None:
+    piece = Tokenizer.from_str(tokenizer_from_folder(folder).tokenizer.to_str()).id_to_token(400)
+    assert piece is not None and len(piece.strip("▁")) > 1
+    put(folder, "tokenizer_config.json", {"added_tokens_decoder": {"400": {"content": piece}}})
+    (tmp_path / "out").mkdir()
+    checkpoint = open_checkpoint(folder)
+    checkpoint.write_tokenizer(tmp_path / "out")
+    text = f"x{piece}y {piece}{piece}"
+    assert 400 in tokenizer_from_folder(folder).tokenizer.encode(text).ids
+    found = check_tokenizer(tmp_path / "out", checkpoint, [text])
+    assert found is not None and found.difference is None

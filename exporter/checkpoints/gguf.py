@@ -25,8 +25,9 @@ from llama_onnx.exporter.checkpoints.base import (
     read_values,
 )
 from llama_onnx.exporter.checkpoints.gguf_header import Header, TensorInfo, read_header
+from llama_onnx.exporter.checkpoints.gguf_rope import FREQUENCIES, rope_block
 from llama_onnx.exporter.checkpoints.interleaved import half_split_rows
-from llama_onnx.exporter.config import Keys, LlamaConfig, check_config
+from llama_onnx.exporter.config import Keys, LlamaConfig, check_config, rope_scaling
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _TYPES = (
@@ -75,8 +76,9 @@ class GGUFCheckpoint(TensorsByName):
         header = read_header(path)
         where = str(path)
         _refuse_features(header, where)
-        config = _config(header, where)
-        tensors = (_lazy(path, info, config) for info in header.tensors.values())
+        config = _config(path, header)
+        stored = (info for name, info in header.tensors.items() if name != FREQUENCIES)
+        tensors = (_lazy(path, info, config) for info in stored)
         return cls(path, config, {tensor.name: tensor for tensor in tensors})
 
     def write_tokenizer(self, folder: Path) -> list[str]:
@@ -114,17 +116,9 @@ def _refuse_features(header: Header, where: str) -> None:
             f"{where} is one of {metadata['split.count']} parts of a split model: join them with "
             "llama.cpp's `llama-gguf-split --merge` first."
         )
-    keys = ("llama.rope.scaling.factor", "llama.rope.scale_linear")
-    scaled = any(metadata.get(key, 1) != 1 for key in keys)
-    # A factor without a type is linear scaling; so llama.cpp reads older files.
-    scaling = metadata.get("llama.rope.scaling.type", "linear" if scaled else "none")
-    if scaling != "none":
-        raise UnsupportedError(f"{where}: rope scaling {scaling!r} is not supported.")
     if metadata.get("llama.expert_count", 0):
         raise UnsupportedError(f"{where} is a mixture of experts, which is not supported.")
     for name, tensor in header.tensors.items():
-        if name.startswith("rope_freqs"):
-            raise UnsupportedError(f"{where} has {name}: rope scaling is not supported.")
         if name.endswith(".bias"):
             raise UnsupportedError(f"{where} has {name}; biases are not supported.")
         if tensor.type not in _TYPES:
@@ -134,10 +128,14 @@ def _refuse_features(header: Header, where: str) -> None:
             )
 
 
-def _config(header: Header, where: str) -> LlamaConfig:
+def _config(path: Path, header: Header) -> LlamaConfig:
+    where = str(path)
     keys = _Keys(header.metadata, where)
     heads = keys.integer("llama.attention.head_count")
     hidden = keys.integer("llama.embedding_length")
+    head_dim = _head_dim(keys, hidden, heads, where)
+    context = keys.integer("llama.context_length")
+    theta = keys.number("llama.rope.freq_base", default=10000.0)
     config = LlamaConfig(
         vocab_size=keys.integer("llama.vocab_size", default=_embedding_rows(header, where)),
         hidden_size=hidden,
@@ -145,14 +143,15 @@ def _config(header: Header, where: str) -> LlamaConfig:
         num_hidden_layers=keys.integer("llama.block_count"),
         num_attention_heads=heads,
         num_key_value_heads=keys.integer("llama.attention.head_count_kv", default=heads),
-        head_dim=_head_dim(keys, hidden, heads, where),
-        max_position_embeddings=keys.integer("llama.context_length"),
+        head_dim=head_dim,
+        max_position_embeddings=context,
         rms_norm_eps=keys.number("llama.attention.layer_norm_rms_epsilon"),
-        rope_theta=keys.number("llama.rope.freq_base", default=10000.0),
+        rope_theta=theta,
         tie_word_embeddings="output.weight" not in header.tensors,
         bos_token_id=keys.token_id("bos_token_id"),
         eos_token_ids=_eos_token_ids(keys),
         pad_token_id=keys.token_id("padding_token_id"),
+        rope_scaling=rope_scaling(rope_block(path, header, theta, head_dim), context, where),
     )
     # Before anybody counts to what a damaged file claims.
     if config.num_hidden_layers > len(header.tensors):

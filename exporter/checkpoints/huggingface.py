@@ -39,7 +39,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _MAX_HEADER = 100_000_000  # the format's own limit
-_SINGLES = ("model.safetensors", "pytorch_model.bin")
+SINGLES = ("model.safetensors", "pytorch_model.bin")
 """The file of a model in one piece, the format preferred first; sharded, it has an index instead:
 the same name and `.index.json`."""
 
@@ -73,10 +73,10 @@ class HuggingFaceCheckpoint(TensorsByName):
         config = config_from_huggingface(
             read_json(path / "config.json"), str(path / "config.json"), generation
         )
-        shards = _find_shards(path)
+        shards = find_shards(path)
         tensors: dict[str, LazyTensor] = {}
         for shard in shards:
-            for name, tensor in _read_shard(shard).items():
+            for name, tensor in read_weights(shard).items():
                 if name in tensors:
                     raise CheckpointError(f"{path}: the tensor {name} stands in two shards.")
                 tensors[name] = tensor
@@ -131,7 +131,8 @@ def copy_tokenizer(source: Path, folder: Path) -> list[str]:
     return written
 
 
-def _read_shard(path: Path) -> dict[str, LazyTensor]:
+def read_weights(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a safetensors file or of a pickled one, by its name's ending."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     from llama_onnx.exporter.checkpoints.torch_file import read_torch_file
@@ -190,8 +191,9 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], base: int, size: int) 
     return LazyTensor(name, shape, code, end - begin, rows)
 
 
-def _find_shards(path: Path) -> tuple[Path, ...]:
-    for single in _SINGLES:
+def find_shards(path: Path) -> tuple[Path, ...]:
+    """The weight files of the folder `path`; raises `CheckpointError` unless all are there."""
+    for single in SINGLES:
         if (path / f"{single}.index.json").exists():
             return _indexed_shards(path / f"{single}.index.json")
         if (path / single).is_file():
@@ -201,14 +203,19 @@ def _find_shards(path: Path) -> tuple[Path, ...]:
             raise CheckpointError(
                 f"{path} has {suffix} shards but no {single}.index.json: download it too."
             )
-    raise CheckpointError(f"{path} has a config.json but no {' or '.join(_SINGLES)}.")
+    raise CheckpointError(f"{path} has a config.json but no {' or '.join(SINGLES)}.")
 
 
-def _indexed_shards(index: Path) -> tuple[Path, ...]:
+def indexed_names(index: Path) -> list[str]:
+    """Names of the shards that the file `index` lists."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map.")
-    names = sorted({str(name) for name in weight_map.values()})
+    return sorted({str(name) for name in weight_map.values()})
+
+
+def _indexed_shards(index: Path) -> tuple[Path, ...]:
+    names = indexed_names(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(

@@ -29,11 +29,12 @@ from llama_onnx.exporter.checkpoints.base import (
     file_fingerprint,
     find_licences,
 )
-from llama_onnx.exporter.checkpoints.huggingface import copy_tokenizer, read_safetensors
+from llama_onnx.exporter.checkpoints.huggingface import copy_tokenizer, read_weights
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
 
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 _PREFIX = "base_model.model."
@@ -124,9 +125,23 @@ class LoraCheckpoint:
         return {*self.base.names(), *head}
 
     def tensor(self, name: str) -> LazyTensor:
-        """Tensor `name`, merged."""
+        """Tensor `name`, merged. What the adapter makes NaN or infinite of sound rows is a
+        `CheckpointError` that names it."""
         tensor = self._original(name)
-        return self.changes[name].applied_to(tensor) if name in self.changes else tensor
+        if name not in self.changes:
+            return tensor
+        changed = self.changes[name].applied_to(tensor)
+
+        def rows(start: int, stop: int) -> Float32:
+            found = changed.rows(start, stop)
+            if not np.isfinite(found).all() and np.isfinite(tensor.rows(start, stop)).all():
+                raise CheckpointError(
+                    f"{self.folder}: the adapter makes NaN or infinity of {name}, rows {start} to "
+                    f"{stop - 1}: it is damaged, or its training diverged."
+                )
+            return found
+
+        return replace(changed, rows=rows)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Write the tokenizer saved with the adapter, which it was trained with, or the base's."""
@@ -145,7 +160,7 @@ class LoraCheckpoint:
     def fingerprint(self) -> dict[str, str]:
         """The base's files, and the adapter's under its number: the order of adapters counts."""
         number = len(adapters_of(self))
-        files = file_fingerprint([self.folder / CONFIG_FILE, self.folder / WEIGHTS_FILE])
+        files = file_fingerprint([self.folder / CONFIG_FILE, _weights_file(self.folder)])
         own = {f"adapter {number}/{name}": value for name, value in files.items()}
         return {**self.base.fingerprint(), **own}
 
@@ -169,7 +184,7 @@ def open_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
     another base, `UnsupportedError` for one that is not plain LoRA.
     """
     config = read_adapter_config(folder)
-    tensors = read_safetensors(_weights_file(folder))
+    tensors = read_weights(_weights_file(folder))
     # Every module has a head to change; a tied one is not tied afterwards.
     shapes = replace(base.config, tie_word_embeddings=False).tensor_shapes()
     modules = {name.removesuffix(".weight"): shape for name, shape in shapes.items()}
@@ -193,11 +208,8 @@ def _weights_file(folder: Path) -> Path:
     file = folder / WEIGHTS_FILE
     if file.is_file():
         return file
-    if (folder / "adapter_model.bin").is_file():
-        raise UnsupportedError(
-            f"{folder} has an adapter_model.bin only: load the adapter with PEFT and save it again "
-            "by save_pretrained, which writes safetensors."
-        )
+    if (folder / PICKLED_FILE).is_file():
+        return folder / PICKLED_FILE
     raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}: download it too.")
 
 

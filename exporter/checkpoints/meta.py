@@ -23,6 +23,7 @@ from llama_onnx.exporter.checkpoints.base import (
     file_fingerprint,
     find_licences,
 )
+from llama_onnx.exporter.checkpoints.hub import source_name
 from llama_onnx.exporter.checkpoints.interleaved import half_split_rows
 from llama_onnx.exporter.checkpoints.meta_params import ROTARY_BUFFER, config_from_params
 from llama_onnx.exporter.checkpoints.torch_file import read_torch_file
@@ -79,7 +80,7 @@ class MetaCheckpoint(TensorsByName):
         joined = _join_all(path, list(shards.values()))
         shapes = {name: tensor.shape for name, tensor in joined.items()}
         facts = read_facts(tokenizer)
-        config = config_from_params(raw, str(params), path.resolve().name, shapes, facts)
+        config = config_from_params(raw, str(params), source_name(path), shapes, facts)
         tensors = {
             name: _half_split(tensor, config)
             for name, tensor in joined.items()
@@ -94,7 +95,7 @@ class MetaCheckpoint(TensorsByName):
         from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
 
         tokenizer = tokenizer_from_model_file(self.tokenizer)
-        if "chat" in self.path.resolve().name.lower():
+        if "chat" in source_name(self.path).lower():
             tokenizer = replace(tokenizer, chat_template=LLAMA2_CHAT_TEMPLATE)
         return tokenizer.write(folder, self.config.max_position_embeddings)
 

@@ -148,7 +148,7 @@ def _read_rows(
     if data.size < count * dtype.itemsize:
         raise CheckpointError(f"{path} ends too early: it changed since it was opened.")
     steps = [stride * dtype.itemsize for stride in strides]
-    view = np.lib.stride_tricks.as_strided(data.view(dtype), wanted, steps, writeable=False)
+    view = np.lib.stride_tricks.as_strided(data.view(dtype), wanted, steps)
     return widen(np.ascontiguousarray(view))
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.commands.options import (
-    Existing,
     Folder,
+    Source,
     adapter_option,
     export_options,
     gigabytes,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="export")
-@click.argument("source", type=Existing)
+@click.argument("source", type=Source)
 @click.argument("out", type=Folder)
 @adapter_option
 @export_options
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    source: Path,
+    source: Path | HubId,
     out: Path,
     adapters: tuple[Path, ...],
     target: str,
@@ -54,8 +55,9 @@ def command(
 ) -> None:
     """Write the checkpoint SOURCE as the package OUT.
 
-    SOURCE is a Hugging Face folder, Meta's download or a .gguf file. Memory use does
-    not grow with the model.
+    SOURCE is a Hugging Face folder, Meta's download, a .gguf file, or a model on the
+    Hugging Face hub (OWNER/NAME or OWNER/NAME@REVISION), which is downloaded first.
+    Memory use does not grow with the model.
     """
     from llama_onnx.exporter.export import export_package
     from llama_onnx.exporter.progress import ExportBar
@@ -79,7 +81,7 @@ def command(
         ) from None
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    report = _prove(source, adapters, out) if prove else None
+    report = _prove(result.source, adapters, out) if prove else None
     if as_json:
         proof = {"parity": json.loads(report.to_json())} if report else {}
         click.echo(json.dumps({**result.to_json(), **proof}))

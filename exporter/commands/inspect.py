@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llama_onnx.exporter.commands.options import Existing, gigabytes
+from llama_onnx.exporter.checkpoints.hub import HubId
+from llama_onnx.exporter.commands.options import Source, gigabytes, headers_of
 from llama_onnx.exporter.commands.placement import print_placement
 from llama_onnx.runtime.commands.options import provider_options
 from llama_onnx.targets.errors import UsageError
@@ -22,33 +23,39 @@ if TYPE_CHECKING:
 
 
 @click.command(name="inspect")
-@click.argument("path", type=Existing)
+@click.argument("path", type=Source)
 @provider_options
 @click.option(
     "--profile", is_flag=True, help="With --provider: run a step too, and say what executed it."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def command(
-    path: Path, provider: Provider | None, allow_fallback: bool, profile: bool, as_json: bool
+    path: Path | HubId,
+    provider: Provider | None,
+    allow_fallback: bool,
+    profile: bool,
+    as_json: bool,
 ) -> None:
-    """Say what PATH is: a checkpoint or a package. Reads headers only.
+    """Say what PATH is: a checkpoint or a package. Reads headers only; of a model on the hub
+    (OWNER/NAME) no more is downloaded, if its weights are safetensors.
 
     With --provider a package is opened on it, and ONNX Runtime asked which node runs where. Exit
     status 1 when the provider does not run every node that has weights.
     """
-    is_package = (path / MANIFEST).exists()
+    place = headers_of(path)
+    is_package = (place / MANIFEST).exists()
     if provider is None:
         if profile or allow_fallback:
             raise UsageError("--profile and --allow-fallback need --provider, to open it with.")
-        facts = package_facts(path) if is_package else checkpoint_facts(path)
+        facts = package_facts(place) if is_package else checkpoint_facts(place)
         click.echo(json.dumps(facts)) if as_json else _print_facts(path, facts)
         return
-    package = ModelPackage.open(path)
+    package = ModelPackage.open(place)
     found = placement_facts(package.model_path, provider, allow_fallback, profile)
     if as_json:
-        click.echo(json.dumps({**package_facts(path), **found}))
+        click.echo(json.dumps({**package_facts(place), **found}))
     else:
-        print_placement(path, found)
+        print_placement(place, found)
 
 
 def placement_facts(
@@ -69,7 +76,7 @@ def placement_facts(
     }
 
 
-def _print_facts(path: Path, facts: dict[str, Any]) -> None:
+def _print_facts(path: Path | HubId, facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -91,6 +98,7 @@ def package_facts(path: Path) -> dict[str, Any]:
         "precision": package.precision,
         "recipe": manifest["recipe"],
         "source": f"{source.get('name', '?')} ({source.get('format', 'unknown format')})",
+        **({"commit": source["commit"]} if "commit" in source else {}),
         "adapters": source.get("adapters", []),
         "config": manifest.get("config", {}),
         "created_with": manifest.get("created_with", {}),

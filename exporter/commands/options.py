@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.targets.registry import TARGETS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 Folder = click.Path(path_type=Path)
-Existing = click.Path(exists=True, path_type=Path)
+
+
+class _Source(click.ParamType[Path | HubId]):
+    """A file or folder that exists, or else a model's id on the hub."""
+
+    name = "source"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | HubId:
+        hub = HubId.parse(str(value))
+        if hub is not None and not Path(value).exists():
+            return hub
+        existing: Path = click.Path(exists=True, path_type=Path).convert(value, param, ctx)
+        return existing
+
+
+Source = _Source()
+
+
+def headers_of(source: Path | HubId) -> Path:
+    """Where the headers of `source` lie; a copy made for them goes when the command ends."""
+    if isinstance(source, Path):
+        return source
+    from llama_onnx.exporter.checkpoints.download import fetch_headers
+
+    folder = click.get_current_context().with_resource(tempfile.TemporaryDirectory())
+    return fetch_headers(source, Path(folder))
+
 
 _STORAGES = ("fp32", "fp16", "int8", "int4")
 

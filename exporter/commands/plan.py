@@ -9,27 +9,34 @@ from typing import Any
 
 import click
 
+from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.commands.options import (
-    Existing,
+    Source,
     adapter_option,
     export_options,
     gigabytes,
+    headers_of,
     make_options,
 )
 from llama_onnx.targets.registry import get_target
 
 
 @click.command(name="plan")
-@click.argument("source", type=Existing)
+@click.argument("source", type=Source)
 @adapter_option
 @export_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def command(
-    source: Path, adapters: tuple[Path, ...], target: str, as_json: bool, **options: Any
+    source: Path | HubId,
+    adapters: tuple[Path, ...],
+    target: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Say what exporting SOURCE would make and need.
 
-    Reads headers, and a few megabytes of weights to estimate the time.
+    Reads headers, and a few megabytes of weights to estimate the time. Of a model on the
+    hub (OWNER/NAME) only the headers are downloaded, if its weights are safetensors.
     """
     from rich.console import Console
     from rich.table import Table
@@ -38,7 +45,7 @@ def command(
     from llama_onnx.exporter.checkpoints import open_checkpoint
     from llama_onnx.exporter.plan import estimate_seconds, make_plan
 
-    checkpoint = open_checkpoint(source, adapters)
+    checkpoint = open_checkpoint(headers_of(source), adapters)
     plan = make_plan(checkpoint, get_target(target), make_options(**options), os.cpu_count() or 1)
     seconds = estimate_seconds(plan, checkpoint)
     if as_json:

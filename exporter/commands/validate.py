@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llama_onnx.exporter.commands.options import adapter_option
+from llama_onnx.exporter.checkpoints.hub import HubId
+from llama_onnx.exporter.commands.options import Source, adapter_option
 from llama_onnx.runtime.commands.verify import progress_line
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 @click.option(
     "--reference",
     required=True,
-    type=click.Path(exists=True, path_type=Path),
-    help="The checkpoint the package was made from.",
+    type=Source,
+    help="The checkpoint the package was made from, here or on the hub (OWNER/NAME).",
 )
 @adapter_option
 @click.option(
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 def command(
     ctx: click.Context,
     package: Path,
-    reference: Path,
+    reference: Path | HubId,
     adapters: tuple[Path, ...],
     text: Path | None,
     tokens: int,
@@ -70,13 +71,14 @@ def command(
     Exit status 1 when a threshold is missed.
     """
     from llama_onnx.exporter.checkpoints import open_checkpoint
+    from llama_onnx.exporter.checkpoints.download import local_copy
     from llama_onnx.exporter.parity.prompts import TEXTS, read_text
     from llama_onnx.exporter.parity.prove import prove
 
     with progress_line() as progress:
         report = prove(
             package,
-            open_checkpoint(reference, adapters),
+            open_checkpoint(local_copy(reference), adapters),
             texts=TEXTS if text is None else (read_text(text),),
             tokens=tokens,
             longest=prompt_tokens,
@@ -139,10 +141,16 @@ def _tokenizer(check: TokenizerCheck | None) -> str:
     if check is None:
         return "not compared: the source has none"
     if check.difference is None:
-        return f"the ids of the source's {check.source} on {check.texts} texts"
+        return f"the ids of the source's {check.source} on {check.texts} texts, and their text"
     difference = check.difference
     if difference.found is None:
         return f"MISSING: the source has a {check.source}, the package no tokenizer.json"
+    if difference.expected_text is not None:
+        here = (difference.found_text or "")[:60]
+        return (
+            f"DIFFERS from the source's {check.source}: the ids of {difference.text[:60]!r} are "
+            f"{difference.expected_text[:60]!r} there, {here!r} in the package"
+        )
     part = slice(difference.position, difference.position + 8)
     text = repr(difference.text[:60]) + ("..." if len(difference.text) > 60 else "")
     return (

@@ -42,14 +42,23 @@ class SpecialTokens:
     add_eos: bool = False
 
 
-def check_tokenizer(file: Path, where: str) -> None:
-    """Raise `CheckpointError` unless `file` is a tokenizer.json that can be read."""
+def check_tokenizer(file: Path, vocab_size: int, where: str) -> None:
+    """Raise `CheckpointError` unless `file` is a tokenizer.json that can be read, and all of its
+    ids are below `vocab_size`."""
     try:
-        Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         raise CheckpointError(
             f"{where}: tokenizer.json cannot be read ({error}): download it again."
         ) from None
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    last = max(ids, key=ids.__getitem__, default=None)
+    if last is not None and ids[last] >= vocab_size:
+        raise CheckpointError(
+            f"{where}: the tokenizer gives the token {last!r} the id {ids[last]:,}, but the "
+            f"embedding has {vocab_size:,} rows: the tokenizer is another model's, or the token "
+            "was added without training it and has to be taken out of the tokenizer's files."
+        )
 
 
 @dataclass(frozen=True)

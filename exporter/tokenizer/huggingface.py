@@ -98,8 +98,8 @@ def _add_tokens(tokenizer: Tokenizer, added: Mapping[int, AddedToken], where: st
     size = tokenizer.get_vocab_size()
     for index in sorted(added):
         token = added[index]
-        if index >= size:
-            tokenizer.add_tokens([token])
+        if index >= size or tokenizer.token_to_id(token.content) == index:
+            tokenizer.add_tokens([token])  # one of the vocabulary is marked, and keeps its id
         if tokenizer.token_to_id(token.content) != index:
             raise CheckpointError(
                 f"{where}: the added token {token.content!r} is to have the id {index}, but "

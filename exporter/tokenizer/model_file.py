@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2
 
-from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles
+from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, TokenType
 from llama_onnx.exporter.tokenizer.sentencepiece import sentencepiece_tokenizer
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
@@ -49,6 +49,7 @@ def tokenizer_from_model_file(path: Path) -> TokenizerFiles:
         special,
         str(path),
         add_space_prefix=model.normalizer_spec.add_dummy_prefix,
+        atoms=[p.piece for p in model.pieces if p.type == TokenType.USER_DEFINED],
     )
     return TokenizerFiles(tokenizer, special)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenType, add_special_tokens
@@ -24,11 +25,14 @@ def sentencepiece_tokenizer(
     where: str,
     *,
     add_space_prefix: bool = True,
+    atoms: Sequence[str] = (),
 ) -> Tokenizer:
     """Build the tokenizer of a SentencePiece BPE vocabulary; a piece's place is its id.
 
-    `where` names the source in messages. Raises `UnsupportedError` when the vocabulary merges in a
-    way that a list of merges cannot express.
+    `atoms` are pieces that SentencePiece takes whole out of a text that has its space in front
+    already; other user-defined pieces cut the text in parts of which each gets one, as tokens
+    added behind a vocabulary do. `where` names the source in messages. Raises `UnsupportedError`
+    when the vocabulary merges in a way that a list of merges cannot express.
     """
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     normal = {
@@ -45,14 +49,41 @@ def sentencepiece_tokenizer(
             byte_fallback=TokenType.BYTE in types,
         )
     )
+    if atoms:
+        _refuse_unreachable(tokenizer, normal, where)
+        tokenizer.model.ignore_merges = True  # for the atoms: no merge leads to them
+        tokenizer.pre_tokenizer = _cut_off(atoms)
     prefix = [normalizers.Prepend(_SPACE)] if add_space_prefix else []
     tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if add_space_prefix else []
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
-    add_special_tokens(tokenizer, pieces, types, special)
+    cut_off = {vocabulary[atom] for atom in atoms}
+    marked = [TokenType.NORMAL if i in cut_off else kind for i, kind in enumerate(types)]
+    add_special_tokens(tokenizer, pieces, marked, special)
     return tokenizer
+
+
+def _cut_off(atoms: Sequence[str]) -> pre_tokenizers.PreTokenizer:
+    """Cuts the atoms out of a text, of several that begin at one place the longest."""
+    pattern = "|".join(re.escape(atom) for atom in sorted(atoms, key=len, reverse=True))
+    # What is left may spell a byte's piece, "<0x0A>", and must not become it: it is cut in two,
+    # which takes no merge away but one that begins with "<0".
+    spelled = r"\A<(?=0x[0-9A-F]{2}>\z)"
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(part), "isolated") for part in (pattern, spelled)]
+    )
+
+
+def _refuse_unreachable(tokenizer: Tokenizer, pieces: Mapping[str, float], where: str) -> None:
+    """Refuse a piece that merging its own text does not give: with `ignore_merges` it would."""
+    for piece in pieces:
+        if [token.value for token in tokenizer.model.tokenize(piece)] != [piece]:
+            raise UnsupportedError(
+                f"{where}: no merge leads to the piece {piece!r}, which is not supported beside "
+                "user-defined pieces; export a checkpoint with a tokenizer.json instead."
+            )
 
 
 def merges_by_score(pieces: Mapping[str, float], where: str) -> list[Merge]:

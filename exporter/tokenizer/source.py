@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,17 @@ from llama_onnx.targets.errors import CheckpointError
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer
 
-Encoder = Callable[[str], list[int]]
-"""Token ids of a text, with the BOS and EOS that the model wants."""
+
+@dataclass(frozen=True)
+class Codec:
+    """A tokenizer: `encode` gives the ids of a text, with the BOS and EOS that the model wants;
+    `decode` the text of ids, without special tokens."""
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+
 
 JSON, MODEL, GGUF = "tokenizer.json", "tokenizer.model", "GGUF metadata"
 
@@ -28,7 +36,15 @@ def tokenizer_kind(path: Path) -> str | None:
 
         kind = read_header(path).metadata.get("tokenizer.ggml.model", "none")
         return None if kind in ("no_vocab", "none") else GGUF
-    return next((name for name in (JSON, MODEL) if (path / name).is_file()), None)
+    folder = _tokenizer_folder(path)
+    return next((name for name in (JSON, MODEL) if (folder / name).is_file()), None)
+
+
+def _tokenizer_folder(path: Path) -> Path:
+    """The folder `path`, or the one above, where Meta's download of several models has it."""
+    above = path.resolve().parent
+    meta = (path / "params.json").exists() and not (path / MODEL).exists()
+    return above if meta and (above / MODEL).is_file() else path
 
 
 def has_chat_template(path: Path) -> bool:
@@ -42,25 +58,24 @@ def has_chat_template(path: Path) -> bool:
     return bool(read_chat_template(path))
 
 
-def source_encoder(path: Path) -> Encoder | None:
-    """How the checkpoint at `path` encodes a text: tokenizer.json through `tokenizers`,
+def source_codec(path: Path) -> Codec | None:
+    """How the checkpoint at `path` encodes and decodes: tokenizer.json through `tokenizers`,
     tokenizer.model through SentencePiece itself, a GGUF file's metadata derived anew. None when it
     has no tokenizer; raises `CheckpointError` when that cannot be read."""
     kind = tokenizer_kind(path)
     if kind == JSON:
-        return json_encoder(path / JSON)
+        return json_codec(_tokenizer_folder(path) / JSON)
     if kind == MODEL:
-        return _sentencepiece_encoder(path)
+        return _sentencepiece_codec(_tokenizer_folder(path))
     if kind == GGUF:
         from llama_onnx.exporter.checkpoints.gguf_header import read_header
         from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
 
-        tokenizer = tokenizer_from_gguf(read_header(path).metadata, str(path)).tokenizer
-        return lambda text: list(tokenizer.encode(text).ids)
+        return _codec(tokenizer_from_gguf(read_header(path).metadata, str(path)).tokenizer)
     return None
 
 
-def json_encoder(path: Path) -> Encoder:
+def json_codec(path: Path) -> Codec:
     """The tokenizer in the file `path`; raises `CheckpointError` when it cannot be read."""
     from tokenizers import Tokenizer
 
@@ -68,10 +83,14 @@ def json_encoder(path: Path) -> Encoder:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
-    return lambda text: list(tokenizer.encode(text).ids)
+    return _codec(tokenizer)
 
 
-def _sentencepiece_encoder(folder: Path) -> Encoder:
+def _codec(tokenizer: Tokenizer) -> Codec:
+    return Codec(lambda text: list(tokenizer.encode(text).ids), tokenizer.decode)
+
+
+def _sentencepiece_codec(folder: Path) -> Codec:
     """SentencePiece, and around it what transformers' LlamaTokenizer adds: special tokens cut a
     text in parts, each encoded by itself; BOS and EOS as the settings say."""
     from sentencepiece import SentencePieceProcessor
@@ -84,6 +103,7 @@ def _sentencepiece_encoder(folder: Path) -> Encoder:
         raise CheckpointError(f"{folder / MODEL} is not a SentencePiece model.") from None
     marks = sorted(_marks(folder, processor), key=lambda mark: -len(mark.text))
     ids = {mark.text: mark.id for mark in marks}
+    hidden = {mark.id for mark in marks if mark.special}
     splitter = re.compile("|".join(f"({mark.pattern})" for mark in marks) or "(?!)")
     special = special_tokens(_own_tokens(processor), read_settings(folder))
     first = [ids[special.bos]] if special.add_bos and special.bos else []
@@ -98,16 +118,25 @@ def _sentencepiece_encoder(folder: Path) -> Encoder:
             position = match.end()
         return [*found, *processor.encode(text[position:]), *last]
 
-    return encode
+    def decode(ids: Sequence[int]) -> str:
+        # As pieces, since SentencePiece knows no token behind its vocabulary.
+        pieces = {mark.id: mark.text for mark in marks}
+        shown = [index for index in ids if index not in hidden]
+        text: str = processor.decode([pieces.get(i) or processor.id_to_piece(i) for i in shown])
+        return text
+
+    return Codec(encode, decode)
 
 
 @dataclass(frozen=True)
 class _Mark:
-    """A token that is one id wherever it stands in a text, and what of the text it takes."""
+    """A token that is one id wherever it stands in a text, what of the text it takes, and whether
+    it is left out of a decoded one."""
 
     text: str
     id: int
     pattern: str
+    special: bool
 
 
 def _marks(folder: Path, processor: SentencePieceProcessor) -> Iterator[_Mark]:
@@ -116,11 +145,12 @@ def _marks(folder: Path, processor: SentencePieceProcessor) -> Iterator[_Mark]:
     added = read_added_tokens(folder)
     for index, token in added.items():
         before, after = (r"\s*" if strips else "" for strips in (token.lstrip, token.rstrip))
-        yield _Mark(token.content, index, before + re.escape(token.content) + after)
+        pattern = before + re.escape(token.content) + after
+        yield _Mark(token.content, index, pattern, token.special)
     for index in range(len(processor)):
         if index not in added and (processor.is_control(index) or processor.is_unknown(index)):
             piece = processor.id_to_piece(index)
-            yield _Mark(piece, index, re.escape(piece))
+            yield _Mark(piece, index, re.escape(piece), special=True)
 
 
 def _own_tokens(processor: SentencePieceProcessor) -> SpecialTokens:
