@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.parity.long import PIECE, LongContext, in_pieces, measure_long
 from llama_onnx.exporter.plan import Options
 from llama_onnx.exporter.rope import RopeScaling
+from llama_onnx.exporter.segments import run_segments
 from llama_onnx.exporter.walk import walk
 from llama_onnx.runtime.parity.situations import LONG_CONTEXT, Passage
 from llama_onnx.targets.cpu import TARGET
@@ -128,3 +130,21 @@ def test_pieces_do_the_same_in_smaller_steps() -> None:
     ).tolist()
     assert [step.past for step in pieces] == [None, *range(len(pieces) - 1)]
     assert [row for step in pieces for row in step.rows] == [r for s in program for r in s.rows]
+
+
+def test_pieces_of_a_graph_forget_what_no_later_one_reads(made: tuple[Path, Path]) -> None:
+    package, _ = made
+    config = PackageCheckpoint.open(package).config
+    program = LONG_CONTEXT.program([Passage(np.arange(64), 64)])
+    ghosts: list[dict[str, weakref.ref[np.ndarray]]] = []
+    for _, steps in run_segments(package / "model.onnx", program, config):
+        # Two pieces back, only what the whole graph passes on (the mask's lengths) is alive.
+        for before in ghosts[:-1]:
+            kept = {name for name, ghost in before.items() if ghost() is not None}
+            assert not any("layers." in name for name in kept)
+        last: dict[str, weakref.ref[np.ndarray]] = {}
+        for outputs in steps:
+            last |= {name: weakref.ref(value) for name, value in outputs.items()}
+            del outputs
+        ghosts.append(last)
+    assert any("layers." in name for before in ghosts for name in before)

@@ -20,6 +20,27 @@ def verdict(report: ParityReport) -> str:
     return f"failed: {'; '.join(reasons)}." if reasons else "passed: every threshold holds."
 
 
+def failure(report: ParityReport) -> Iterator[str]:
+    """Why a package did not pass: each limit missed with the worst value, then where to look."""
+    yield f"{report.package} is not {report.reference}:"
+    missed = [check for check in report.checks if not check.passed]
+    for row in dict.fromkeys(check.threshold for check in missed):
+        checks = [check for check in missed if check.threshold == row]
+        situations = ", ".join(check.situation for check in checks if check.situation)
+        where = f" ({situations})" if situations else ""
+        yield (
+            f"  {row.measure} {row.metric}{where}: {worst([c.value for c in checks]):.2g}, "
+            f"limit {row.limit:g}: {row.reason}"
+        )
+    if any(check.threshold.measure == "weights" for check in missed):
+        yield f"  the weight farthest from its original is in {report.weights.tensor}"
+    if any(check.threshold.measure == "graph" for check in missed):
+        layer = max(report.layers, key=lambda layer: (layer.graph != layer.graph, layer.graph))
+        yield f"  the graph's error is largest behind {layer.stage}: {layer.graph:.2g}"
+    if report.tokenizer and not report.tokenizer.passed:
+        yield f"  tokenizer: {tokenizer(report.tokenizer)}"
+
+
 def missed_limits(checks: Iterable[Check]) -> str:
     """Each limit once, with the situations in which it is missed."""
     where: dict[str, list[str]] = {}
