@@ -7,7 +7,7 @@ the package; but only one layer's weights are in memory at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,11 @@ def run_segments(
     environments: list[dict[str, Array]] = [
         {"input_ids": step.ids, "attention_mask": step.mask} for step in program
     ]
-    for segment in segments(model):
+    cuts = list(segments(model))
+    for number, segment in enumerate(cuts, start=1):
         session = _open_segment(model, segment, path.parent)
-        steps = _run_segment(session, segment, program, environments, config)
+        needed = {name for cut in cuts[number:] for name in cut.inputs}
+        steps = _run_segment(session, segment, program, environments, needed, config)
         yield segment.label, steps
         for _ in steps:
             pass
@@ -111,9 +113,10 @@ def _run_segment(
     segment: Segment,
     program: Program,
     environments: list[dict[str, Array]],
+    needed: Set[str],
     config: LlamaConfig,
 ) -> Iterator[dict[str, Array]]:
-    """Outputs of each step; `environments` keep what later segments read, the cache aside."""
+    """Outputs of each step; `environments` keep what later segments read, which is `needed`."""
     caches = Caches(program)
     for index, (step, environment) in enumerate(zip(program, environments, strict=True)):
         shape = (len(step.ids), config.num_key_value_heads, 0, config.head_dim)
@@ -134,7 +137,8 @@ def _run_segment(
                 if name.startswith("present.")
             },
         )
-        environment |= {n: v for n, v in outputs.items() if not n.startswith("present.")}
+        everything = environment | outputs
+        environments[index] = {n: v for n, v in everything.items() if n in needed}
         yield outputs
 
 

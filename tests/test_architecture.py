@@ -110,6 +110,10 @@ def test_the_guard_sees_a_heavy_library(tmp_path: Path, monkeypatch: pytest.Monk
     ("module", "heavy"),
     [
         ("llama_onnx.exporter.cli", "torch transformers onnx onnxruntime onnxruntime_genai numpy"),
+        (
+            "llama_onnx.exporter.pytest_plugin",
+            "torch transformers onnx onnxruntime onnxruntime_genai numpy click rich jinja2",
+        ),
         ("llama_onnx.runtime.commands.generate", "torch transformers onnx onnxruntime_genai numpy"),
         ("llama_onnx.runtime.commands.chat", "torch transformers onnx onnxruntime_genai numpy"),
         ("llama_onnx.runtime.model", "torch transformers onnx click rich"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,7 @@ from llama_onnx.runtime.commands.verify import progress_line
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llama_onnx.exporter.parity.tokenizers import TokenizerCheck
-    from llama_onnx.exporter.parity.validate import Greedy, ParityReport
-    from llama_onnx.runtime.parity.thresholds import Check
+    from llama_onnx.exporter.parity.validate import ParityReport
 
 
 @click.command("validate")
@@ -52,6 +50,18 @@ if TYPE_CHECKING:
 @click.option(
     "--certify", is_flag=True, help="If all holds, write the certificate that `verify` replays."
 )
+@click.option(
+    "--thorough",
+    is_flag=True,
+    help="Also go past positions 2047, 2048 and 2049 and to the end of the context.",
+)
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.html",
+    help="Write the report as a page that needs nothing but a browser.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def command(
@@ -64,6 +74,8 @@ def command(
     prompt_tokens: int,
     max_kl: float | None,
     certify: bool,
+    thorough: bool,
+    report_file: Path | None,
     as_json: bool,
 ) -> None:
     """Compare PACKAGE with the checkpoint it was made from, each kind of error by itself.
@@ -74,7 +86,10 @@ def command(
     from llama_onnx.exporter.checkpoints.download import local_copy
     from llama_onnx.exporter.parity.prompts import TEXTS, read_text
     from llama_onnx.exporter.parity.prove import prove
+    from llama_onnx.exporter.parity.report import check_place, write_report
 
+    if report_file:
+        check_place(report_file)
     with progress_line() as progress:
         report = prove(
             package,
@@ -83,9 +98,12 @@ def command(
             tokens=tokens,
             longest=prompt_tokens,
             max_kl=max_kl,
+            thorough=thorough,
             certify=certify,
             progress=progress,
         )
+    if report_file:
+        write_report(report, report_file)
     if as_json:
         click.echo(report.to_json())
     else:
@@ -99,64 +117,27 @@ def print_report(report: ParityReport) -> None:
     """Print what was measured, and the verdict last."""
     from rich.console import Console
 
+    from llama_onnx.exporter.parity.words import greedy, long_context, tokenizer, verdict
+
     console = Console(highlight=False)
     for line in (
         f"package    {report.package} ({report.precision}, {report.activations} activations)",
         f"reference  {report.reference}",
         f"ran on     {report.provider}, {report.positions} positions",
-        f"tokenizer  {_tokenizer(report.tokenizer)}",
+        f"tokenizer  {tokenizer(report.tokenizer)}",
         f"weights    {report.weights.steps:.3g} steps from the original at most, in "
         f"{report.weights.tensor}",
     ):
         console.print(line, markup=False, soft_wrap=True)
     console.print(_situations(report))
     console.print(_losses(report))
-    for greedy in report.greedy:
-        for line in _describe(greedy):
-            console.print(line, markup=False, soft_wrap=True)
+    long = long_context(report.long, report.trained_length) if report.long else ()
+    for line in chain(long, *map(greedy, report.greedy)):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(_checks(report))
-    rows = [c for c in report.checks if not c.passed]
-    missed = [f"{_missed(rows)} beyond the limit"] if rows else []
-    if report.tokenizer and not report.tokenizer.passed:
-        missed.append("the tokenizer is not the source's")
-    if not missed:
-        console.print("[bold green]passed[/]: every threshold holds.")
-        return
-    console.print(f"[bold red]failed[/]: {'; '.join(missed)}.", soft_wrap=True)
-
-
-def _missed(checks: list[Check]) -> str:
-    """Each limit once, with the situations in which it is missed."""
-    where: dict[str, list[str]] = {}
-    for check in checks:
-        name = f"{check.threshold.measure} {check.threshold.metric}"
-        where.setdefault(name, []).append(check.situation)
-    return ", ".join(
-        name + (f" ({', '.join(situations)})" if any(situations) else "")
-        for name, situations in where.items()
-    )
-
-
-def _tokenizer(check: TokenizerCheck | None) -> str:
-    if check is None:
-        return "not compared: the source has none"
-    if check.difference is None:
-        return f"the ids of the source's {check.source} on {check.texts} texts, and their text"
-    difference = check.difference
-    if difference.found is None:
-        return f"MISSING: the source has a {check.source}, the package no tokenizer.json"
-    if difference.expected_text is not None:
-        here = (difference.found_text or "")[:60]
-        return (
-            f"DIFFERS from the source's {check.source}: the ids of {difference.text[:60]!r} are "
-            f"{difference.expected_text[:60]!r} there, {here!r} in the package"
-        )
-    part = slice(difference.position, difference.position + 8)
-    text = repr(difference.text[:60]) + ("..." if len(difference.text) > 60 else "")
-    return (
-        f"DIFFERS from the source's {check.source} on {text}: from token {part.start + 1} on "
-        f"{list(difference.expected[part])} there, {list(difference.found[part])} in the package"
-    )
+    outcome, _, reasons = verdict(report).partition(":")
+    colour = "green" if report.passed else "red"
+    console.print(f"[bold {colour}]{outcome}[/]:{reasons}", soft_wrap=True)
 
 
 def _situations(report: ParityReport) -> Table:
@@ -187,6 +168,8 @@ def _situations(report: ParityReport) -> Table:
 
 
 def _losses(report: ParityReport) -> Table:
+    from llama_onnx.exporter.parity.words import ratio
+
     figures = {(m.error, m.situation): m.figures for m in report.measurements}
     table = _table("the original weights are the reference", "what is lost")
     for name in ("mean KL", "p99 KL", "top-1", "top-5", "mean Δp", "ppl ratio"):
@@ -204,15 +187,9 @@ def _losses(report: ParityReport) -> Table:
             f"{row.same_top1:.1%}",
             f"{row.top5_overlap:.1%}",
             "-" if row.mean_dp is None else f"{row.mean_dp:+.2%}",
-            _ratio(row.perplexity_ratio, row.perplexity_ratio_error),
+            ratio(row.perplexity_ratio, row.perplexity_ratio_error),
         )
     return table
-
-
-def _ratio(ratio: float | None, error: float | None) -> str:
-    if ratio is None:
-        return "-"
-    return f"{ratio:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _table(title: str, first: str) -> Table:
@@ -232,6 +209,8 @@ def _table(title: str, first: str) -> Table:
 
 def _checks(report: ParityReport) -> Table:
     """One row a limit, with the worst of what was held against it."""
+    from llama_onnx.exporter.parity.words import worst
+
     table = _table("", "threshold")
     for name in ("worst", "limit", ""):
         table.add_column(name, justify="right", no_wrap=True)
@@ -240,32 +219,8 @@ def _checks(report: ParityReport) -> Table:
         passed = all(check.passed for check in checks)
         table.add_row(
             f"{row.measure} {row.metric}",
-            f"{_worst([check.value for check in checks]):.2g}",
+            f"{worst([check.value for check in checks]):.2g}",
             f"{row.limit:g}",
             "[green]ok[/]" if passed else "[bold red]MISSED[/]",
         )
     return table
-
-
-def _worst(values: list[float]) -> float:
-    return next((value for value in values if value != value), max(values))
-
-
-def _describe(greedy: Greedy) -> Iterator[str]:
-    from llama_onnx.runtime.parity.metrics import NEAR_TIE
-
-    what = {
-        "graph": "fp32 activations, against the package's weights",
-        "shipped": "as shipped, against the original weights",
-    }
-    yield (
-        f"greedy, {what[greedy.name]}: {greedy.identical} of {len(greedy.divergences)} "
-        f"continuations of {greedy.tokens} tokens identical, {greedy.agreement:.1%} of tokens"
-    )
-    for index, divergence in enumerate(greedy.divergences):
-        if divergence is not None:
-            tie = ", a near-tie" if divergence.margin <= NEAR_TIE else ""
-            yield (
-                f"  prompt {index + 1}: token {divergence.step + 1} is {divergence.chosen}, the "
-                f"reference has {divergence.expected} ahead by {divergence.margin:.2g} logits{tie}"
-            )

@@ -90,7 +90,7 @@ def _certificate(package: ModelPackage, report: ParityReport, evidence: Evidence
         "thresholds": [row.to_json() for row in all_thresholds()],
     }
     # The curves and layers are for the report; a device cannot measure them.
-    for key in ("curves", "layers", "package", "reference"):
+    for key in ("curves", "layers", "package", "reference", "about"):
         del content["validated"][key]
     return Certificate(
         content,

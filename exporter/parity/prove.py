@@ -28,17 +28,26 @@ def prove(
     tokens: int = TOKENS,
     longest: int = PROMPT_TOKENS,
     max_kl: float | None = None,
+    thorough: bool = False,
     certify: bool = False,
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Validate `package` on `texts`, prompts of at most `longest` tokens continued by `tokens`; if
-    it passes and `certify` is asked for, write its certificate into it."""
+    """Validate `package` on `texts`, prompts of at most `longest` tokens continued by `tokens`,
+    and if `thorough` to the context's end; if it passes and `certify` is asked for, write its
+    certificate into it."""
     weights = PackageCheckpoint.open(package)
     check_same_model(weights, original)
     check_tensors(original)
     prompts = make_prompts(package, weights.config, texts, tokens=tokens, longest=longest)
     report = validate(
-        package, original, prompts, texts=texts, tokens=tokens, max_kl=max_kl, progress=progress
+        package,
+        original,
+        prompts,
+        texts=texts,
+        tokens=tokens,
+        max_kl=max_kl,
+        thorough=thorough,
+        progress=progress,
     )
     if certify and report.passed:
         write_certificate(ModelPackage.open(package), original, report, progress)

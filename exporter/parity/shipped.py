@@ -14,16 +14,19 @@ import numpy as np
 from llama_onnx.runtime.parity.metrics import Ids
 from llama_onnx.runtime.parity.session import GraphSession
 from llama_onnx.runtime.parity.situations import Observation, Passage, Situation, try_situation
+from llama_onnx.runtime.parity.speed import Speed, measure_speed
 
 _KEPT = 24  # positions of one observation that are kept, where not all of them are
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """Prompts with the tokens that follow them greedily, and what the graph said on its way."""
+    """Prompts with the tokens that follow them greedily, what the graph said on its way, and how
+    fast it was on the longest of them."""
 
     passages: tuple[Passage, ...]
     observations: dict[str, list[Observation]]
+    speed: Speed
 
 
 def run_shipped(
@@ -48,7 +51,9 @@ def run_shipped(
         whole = situation.name in ("prefill", "decode")
         observations[situation.name] = [o if whole else _thin(o) for o in found]
         progress(len(prompts) + index + 1, total)
-    return Shipped(tuple(passages), observations)
+    longest = max(passages, key=lambda passage: passage.prompt)
+    speed = measure_speed(graph, longest.ids, longest.prompt)
+    return Shipped(tuple(passages), observations, speed)
 
 
 def _thin(found: Observation) -> Observation:

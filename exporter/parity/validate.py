@@ -26,7 +26,9 @@ import numpy as np
 from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
 from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
+from llama_onnx.exporter.parity.about import About, describe
 from llama_onnx.exporter.parity.lockstep import HEAD, Stage, lockstep
+from llama_onnx.exporter.parity.long import LongContext, measure_long
 from llama_onnx.exporter.parity.shipped import Shipped, run_shipped
 from llama_onnx.exporter.parity.tokenizers import TokenizerCheck, check_tokenizer
 from llama_onnx.exporter.parity.weights import WeightError, compare_weights
@@ -44,6 +46,7 @@ from llama_onnx.runtime.parity.metrics import (
     summarize,
 )
 from llama_onnx.runtime.parity.situations import (
+    LONG_CONTEXT,
     SITUATIONS,
     Observation,
     Passage,
@@ -51,6 +54,7 @@ from llama_onnx.runtime.parity.situations import (
     join,
     run_plainly,
 )
+from llama_onnx.runtime.parity.speed import Speed
 from llama_onnx.runtime.parity.thresholds import Check, check, thresholds
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.providers import CPU
@@ -128,7 +132,7 @@ class Greedy:
 class ParityReport:
     """Everything measured, and the thresholds it was held against. `tokenizer` is None when the
     source has none to compare with; `trained_length` is where positions end that the model was
-    trained on, None if that is the whole context."""
+    trained on, None if that is the whole context. `long` is None unless it was asked for."""
 
     package: str
     reference: str
@@ -144,6 +148,9 @@ class ParityReport:
     curves: tuple[Curve, ...]
     checks: tuple[Check, ...]
     tokenizer: TokenizerCheck | None
+    long: LongContext | None
+    speed: Speed
+    about: About
 
     @property
     def passed(self) -> bool:
@@ -184,11 +191,13 @@ def validate(
     tokens: int = 64,
     situations: Sequence[Situation] = SITUATIONS,
     max_kl: float | None = None,
+    thorough: bool = False,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Measure `package` against `reference` on `prompts` (ids [P] each) and the `tokens` greedy
     tokens after each (2 or more: the first comes out of the prefill, the others are decoded). The
-    two tokenizers are compared on a fixed set of texts and on `texts`.
+    two tokenizers are compared on a fixed set of texts and on `texts`. `thorough` also goes to the
+    context's end.
 
     Raises `UsageError` when the two are not the same architecture, `PackageError` when the package
     cannot be read or run.
@@ -198,7 +207,12 @@ def validate(
     tokenizer = check_tokenizer(package, reference, texts)
     evidence = gather(package, weights, reference, prompts, tokens, situations, progress)
     distance = compare_weights(weights, reference, _label("weights", progress))
-    measurements = tuple(_measurements(evidence))
+    trained = _trained_length(reference)
+    long = None
+    if thorough:
+        step = _label("the whole context", progress)
+        long = measure_long(package, weights, reference, prompts, trained, step)
+    measurements = (*_measurements(evidence), *_of_the_long(long))
     greedy = _greedy(evidence)
     values = {
         (m.error, m.situation, metric): value
@@ -216,7 +230,7 @@ def validate(
         activations=weights.activations,
         provider=CPU.ort_name,
         positions=sum(len(passage.ids) for passage in evidence.shipped.passages),
-        trained_length=_trained_length(reference),
+        trained_length=trained,
         measurements=measurements,
         greedy=greedy,
         layers=evidence.layers,
@@ -224,6 +238,9 @@ def validate(
         weights=distance,
         checks=check(limits, values),
         tokenizer=tokenizer,
+        long=long,
+        speed=evidence.shipped.speed,
+        about=describe(package, reference.config.num_parameters(), _named_tokens(greedy)),
     )
 
 
@@ -316,6 +333,16 @@ def _measurements(evidence: Evidence) -> Iterator[Measurement]:
     yield Measurement("quantization", "", lost)
 
 
+def _of_the_long(long: LongContext | None) -> Iterator[Measurement]:
+    for error, figures in long.figures.items() if long else ():
+        yield Measurement(error, LONG_CONTEXT.name, figures)
+
+
+def _named_tokens(greedy: Iterable[Greedy]) -> set[int]:
+    parted = [d for one in greedy for d in one.divergences if d is not None]
+    return {token for d in parted for token in (d.chosen, d.expected)}
+
+
 def _pairs(
     passages: Sequence[Passage], reference: list[Float32], observations: Iterable[Observation]
 ) -> Iterator[tuple[Float32, Float32, Ids]]:
@@ -366,9 +393,12 @@ def _teacher_forced(
 
 
 def _trained_length(reference: Checkpoint) -> int | None:
-    scaling = reference.config.rope_scaling
-    length = scaling.original_max_position_embeddings if scaling else None
-    return int(length) if length else None
+    config, scaling = reference.config, reference.config.rope_scaling
+    if scaling is None:
+        return None
+    if scaling.rope_type == "linear":  # which has no key for it
+        return int(config.max_position_embeddings / scaling.factor)
+    return scaling.original_max_position_embeddings
 
 
 def _label(what: str, progress: Progress | None) -> Callable[[int, int], None]:

@@ -1,0 +1,159 @@
+"""The whole context, once: past 2047, 2048 and 2049 and up to its end, in bounded memory.
+
+A passage this long has logits of gigabytes, so the references give those at the few positions
+that are looked at, and nobody is fed more than `PIECE` tokens at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
+from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
+from llama_onnx.runtime.parity.metrics import (
+    NO_TARGET,
+    Comparison,
+    Ids,
+    compare,
+    position_figures,
+    summarize,
+)
+from llama_onnx.runtime.parity.session import GraphSession
+from llama_onnx.runtime.parity.situations import (
+    LONG_CONTEXT,
+    Observation,
+    Passage,
+    Program,
+    Step,
+    observe,
+    try_situation,
+)
+from llama_onnx.targets.package import MODEL_FILE
+
+PIECE = 512
+"""Tokens of one step at most: a step's logits are all there at once."""
+
+
+@dataclass(frozen=True)
+class LongPosition:
+    """One position that was looked at; `beyond_training` names those the model was never trained
+    on. `graph` and `shipped` are the relative L2 of the logits to those of the package's weights,
+    `kl` (nats) is that of the package as it ships to the original."""
+
+    position: int
+    beyond_training: bool
+    graph: float
+    shipped: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class LongContext:
+    """The figures over all of `positions`, for each of the errors "graph", "shipped", "total"."""
+
+    length: int
+    positions: tuple[LongPosition, ...]
+    figures: dict[str, Comparison]
+
+
+def measure_long(
+    package: Path,
+    weights: PackageCheckpoint,
+    reference: Checkpoint,
+    prompts: Sequence[Ids],
+    trained_length: int | None,
+    progress: Callable[[int, int], None],
+) -> LongContext:
+    """Run LONG_CONTEXT on `prompts` repeated until the context is full."""
+    length = reference.config.max_position_embeddings
+    passage = Passage(np.resize(np.concatenate(prompts), length), length)
+    program = in_pieces(LONG_CONTEXT.program([passage]), PIECE)
+    situation = replace(LONG_CONTEXT, program=lambda _: program)
+    shipped = list(try_situation(situation, GraphSession.open(package), [passage]))
+    progress(1, 4)
+    positions = np.concatenate([found.positions for found in shipped])
+    original = _reference(reference, passage, positions)
+    progress(2, 4)
+    ours = _reference(weights, passage, positions)
+    progress(3, 4)
+    graph = list(_graph(package, weights, program))
+    progress(4, 4)
+    sides = {
+        "graph": (ours, _logits(graph)),
+        "shipped": (ours, _logits(shipped)),
+        "total": (original, _logits(shipped)),
+    }
+    targets = np.append(passage.ids[1:], NO_TARGET)[positions]
+    return LongContext(
+        length,
+        tuple(_by_position(sides, positions, trained_length)),
+        {error: compare([(*pair, targets)]) for error, pair in sides.items()},
+    )
+
+
+def in_pieces(program: Program, longest: int) -> Program:
+    """The same, each step of more than `longest` tokens in several, of which the last is looked at.
+
+    For programs of one conversation, in which every step follows the one before it.
+    """
+    pieces: list[Step] = []
+    for step in program:
+        length, before = step.ids.shape[1], step.mask.shape[1] - step.ids.shape[1]
+        for start in range(0, length, longest):
+            stop = min(start + longest, length)
+            piece = replace(
+                step,
+                ids=step.ids[:, start:stop],
+                mask=step.mask[:, : before + stop],
+                past=len(pieces) - 1 if pieces else None,
+                rows=step.rows if stop == length else (),
+            )
+            pieces.append(piece)
+    return pieces
+
+
+def _reference(checkpoint: Checkpoint, passage: Passage, positions: Ids) -> Float32:
+    # Imported here: PyTorch has no business in memory while a whole session is.
+    from llama_onnx.exporter.walk import walk_layers
+
+    logits: list[Float32] = []
+    for _, states in walk_layers(checkpoint, [passage.ids], [positions]):
+        logits = states
+    return logits[0]
+
+
+def _graph(package: Path, weights: PackageCheckpoint, program: Program) -> Iterator[Observation]:
+    from llama_onnx.exporter.segments import FP32_ACTIVATIONS, run_segments
+
+    for _, steps in run_segments(package / MODEL_FILE, program, weights.config, FP32_ACTIVATIONS):
+        for step, outputs in zip(program, steps, strict=True):
+            if "logits" in outputs:
+                yield from observe(step, outputs["logits"])
+
+
+def _logits(observations: Sequence[Observation]) -> Float32:
+    return np.concatenate([found.logits for found in observations])
+
+
+def _by_position(
+    sides: dict[str, tuple[Float32, Float32]], positions: Ids, trained_length: int | None
+) -> Iterator[LongPosition]:
+    nothing = np.full(1, NO_TARGET)
+    for index, position in enumerate(positions.tolist()):
+        row = {
+            error: summarize(
+                [position_figures(r[index : index + 1], c[index : index + 1], nothing)]
+            )
+            for error, (r, c) in sides.items()
+        }
+        yield LongPosition(
+            position,
+            trained_length is not None and position >= trained_length,
+            row["graph"].relative_l2,
+            row["shipped"].relative_l2,
+            row["total"].mean_kl,
+        )
