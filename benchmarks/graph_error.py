@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from llama_onnx.exporter.checkpoints import open_checkpoint
 from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.parity.prompts import make_prompts
+from llama_onnx.exporter.parity.shipped import Asked
 from llama_onnx.exporter.parity.validate import Greedy, Measurement, ParityReport, validate
 from llama_onnx.exporter.plan import Options
 from llama_onnx.targets.registry import get_target
@@ -48,7 +49,7 @@ def measure(source: Path, precision: str, folder: Path) -> ParityReport:
     export_package(source, out, target, Options(precision=precision), force=True)
     checkpoint = open_checkpoint(source)
     prompts = make_prompts(out, checkpoint.config, tokens=64, longest=128)
-    return validate(out, checkpoint, prompts, tokens=64)
+    return validate(out, checkpoint, Asked(prompts, 64))[0]
 
 
 def show(name: str, report: ParityReport) -> None:

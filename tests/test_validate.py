@@ -25,6 +25,7 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts
+from llama_onnx.exporter.parity.shipped import Asked
 from llama_onnx.exporter.parity.tokenizers import FIXED_TEXTS
 from llama_onnx.exporter.parity.validate import ParityReport, validate
 from llama_onnx.exporter.plan import Options
@@ -94,7 +95,7 @@ def copied(made: Make, tmp_path: Path) -> Make:
 def report_on(package: Path, source: Path, **options: Any) -> ParityReport:
     reference = open_checkpoint(source)
     prompts = make_prompts(package, reference.config, tokens=12, longest=32)
-    return validate(package, reference, prompts, tokens=12, **options)
+    return validate(package, reference, Asked(prompts, 12), **options)[0]
 
 
 def figures(report: ParityReport) -> dict[str, dict[str, float]]:
@@ -583,6 +584,6 @@ def test_without_a_tokenizer_the_prompts_are_the_same_every_time(copied: Make) -
     (package / "tokenizer.json").unlink()
     first, second = (make_prompts(package, tiny.GQA, tokens=4, longest=64) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    report = validate(package, open_checkpoint(source), first, tokens=4)
+    report = validate(package, open_checkpoint(source), Asked(first, 4))[0]
     assert missed(report) == set()
     assert report.tokenizer is not None and not report.tokenizer.passed

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
-from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
-from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
+from llama_onnx.exporter.checkpoints.base import Float32
+from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts
-from llama_onnx.exporter.parity.validate import Evidence, ParityReport, Progress, gather
+from llama_onnx.exporter.parity.shipped import Asked
+from llama_onnx.exporter.parity.validate import Evidence, ParityReport
 from llama_onnx.runtime.parity.certificate import (
     ABOUT,
     CERTIFICATE,
@@ -27,7 +28,7 @@ from llama_onnx.runtime.parity.certificate import (
 )
 from llama_onnx.runtime.parity.jsontext import dumps
 from llama_onnx.runtime.parity.metrics import TopK
-from llama_onnx.runtime.parity.situations import DECODE, PREFILL, Passage
+from llama_onnx.runtime.parity.situations import Passage
 from llama_onnx.runtime.parity.thresholds import all_thresholds
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import DATA_FILE, ModelPackage, hash_file, write_manifest
@@ -41,13 +42,15 @@ _FULL_ROWS = 2  # positions of a passage whose logits are kept whole, where ther
 _PARTIAL = f"{FOLDER}.partial"
 
 
-def write_certificate(
-    package: ModelPackage,
-    reference: Checkpoint,
-    report: ParityReport,
-    progress: Progress | None = None,
-) -> Certificate:
-    """Write the certificate of `package` into it, with what `report` says, and its manifest anew.
+def certificate_prompts(package: Path, config: LlamaConfig) -> Asked:
+    """What the certificate of `package` is about."""
+    prompts = make_prompts(package, config, TEXTS, tokens=TOKENS, longest=PROMPT_TOKENS)
+    return Asked(prompts, TOKENS)
+
+
+def write_certificate(package: ModelPackage, report: ParityReport, evidence: Evidence) -> None:
+    """Write the certificate of `package` into it, and its manifest anew: what `report` says, and
+    the logits of `evidence` on the `certificate_prompts`.
 
     Raises `PackageError` for a package that did not pass, or whose files are not its manifest's.
     """
@@ -57,30 +60,19 @@ def write_certificate(
         raise PackageError(
             f"{package.path}: {', '.join(altered)} changed since the export: export it again."
         )
-    weights = PackageCheckpoint.open(package.path)
-    prompts = make_prompts(
-        package.path, weights.config, TEXTS, tokens=TOKENS, longest=PROMPT_TOKENS
-    )
-    evidence = gather(
-        package.path, weights, reference, prompts, TOKENS, (PREFILL, DECODE), progress
-    )
-    certificate = _certificate(package, report, evidence)
-    _write(package, certificate)
-    return certificate
+    _write(package, _certificate(package, report, evidence))
 
 
 def _certificate(package: ModelPackage, report: ParityReport, evidence: Evidence) -> Certificate:
-    passages = evidence.shipped.passages
+    passages = evidence.shipped.short
     files = package.manifest["files"]
-    has_tokenizer = "tokenizer.json" in files
-    texts = TEXTS if has_tokenizer else (None,) * len(passages)
-    tools = ("llama-onnx", "onnxruntime", "torch", "transformers", "numpy")
+    texts = TEXTS if "tokenizer.json" in files else (None,) * len(passages)
     content = {
         "format_version": FORMAT_VERSION,
-        "created_with": {name: version(name) for name in tools},
+        "created_with": dict(report.about.versions),
         "precision": report.precision,
         "activations": report.activations,
-        "vocab_size": evidence.original[0].shape[1],
+        "vocab_size": evidence.short_original[0].shape[1],
         "files": {name: files[name]["sha256"] for name in ABOUT if name in files},
         "passages": [
             {"text": text, "prompt": passage.prompt}
@@ -96,9 +88,9 @@ def _certificate(package: ModelPackage, report: ParityReport, evidence: Evidence
         content,
         texts,
         passages,
-        _cut(passages, evidence.dequantized),
-        _cut(passages, evidence.original),
-        tuple(_full_rows(passages, evidence.dequantized)),
+        _cut(passages, evidence.short_dequantized),
+        _cut(passages, evidence.short_original),
+        tuple(_full_rows(passages, evidence.short_dequantized)),
     )
 
 

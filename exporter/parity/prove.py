@@ -7,8 +7,9 @@ from pathlib import Path
 
 from llama_onnx.exporter.checkpoints.base import Checkpoint, check_tensors
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
-from llama_onnx.exporter.parity.certify import write_certificate
+from llama_onnx.exporter.parity.certify import certificate_prompts, write_certificate
 from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts
+from llama_onnx.exporter.parity.shipped import NOTHING, Asked
 from llama_onnx.exporter.parity.validate import (
     ParityReport,
     Progress,
@@ -39,16 +40,16 @@ def prove(
     check_same_model(weights, original)
     check_tensors(original)
     prompts = make_prompts(package, weights.config, texts, tokens=tokens, longest=longest)
-    report = validate(
+    report, evidence = validate(
         package,
         original,
-        prompts,
+        Asked(prompts, tokens),
+        short=certificate_prompts(package, weights.config) if certify else NOTHING,
         texts=texts,
-        tokens=tokens,
         max_kl=max_kl,
         thorough=thorough,
         progress=progress,
     )
     if certify and report.passed:
-        write_certificate(ModelPackage.open(package), original, report, progress)
+        write_certificate(ModelPackage.open(package), report, evidence)
     return report

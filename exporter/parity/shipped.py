@@ -20,40 +20,59 @@ _KEPT = 24  # positions of one observation that are kept, where not all of them 
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Prompts (ids [P] each) to continue greedily by `tokens`, 2 or more: the first comes out of
+    the prefill, the others are decoded."""
+
+    prompts: Sequence[Ids]
+    tokens: int
+
+
+NOTHING = Asked((), 0)
+
+
+@dataclass(frozen=True)
 class Shipped:
     """Prompts with the tokens that follow them greedily, what the graph said on its way, and how
-    fast it was on the longest of them."""
+    fast it was on the longest of them. `short` are those for the certificate, continued only."""
 
     passages: tuple[Passage, ...]
+    short: tuple[Passage, ...]
     observations: dict[str, list[Observation]]
     speed: Speed
 
 
 def run_shipped(
     package: Path,
-    prompts: Sequence[Ids],
-    tokens: int,
+    asked: Asked,
+    short: Asked,
     situations: Sequence[Situation],
     progress: Callable[[int, int], None],
 ) -> Shipped:
-    """Continue each of `prompts` (ids [P]) by `tokens` (2 or more), then try every situation."""
+    """Continue the prompts of both, then try every situation on those of the first."""
     graph = GraphSession.open(package)
-    total = len(prompts) + len(situations)
-    passages = []
-    for prompt in prompts:
-        following = graph.greedy(prompt, tokens)
-        ids = np.concatenate([prompt, np.array(following, np.int64)])
-        passages.append(Passage(ids, len(prompt)))
-        progress(len(passages), total)
+    total = 2 + len(situations)
+    passages = _continue(graph, asked)
+    progress(1, total)
+    continued = _continue(graph, short)
+    progress(2, total)
     observations = {}
     for index, situation in enumerate(situations):
         found = try_situation(situation, graph, passages)
         whole = situation.name in ("prefill", "decode")
         observations[situation.name] = [o if whole else _thin(o) for o in found]
-        progress(len(prompts) + index + 1, total)
+        progress(3 + index, total)
     longest = max(passages, key=lambda passage: passage.prompt)
     speed = measure_speed(graph, longest.ids, longest.prompt)
-    return Shipped(tuple(passages), observations, speed)
+    return Shipped(passages, continued, observations, speed)
+
+
+def _continue(graph: GraphSession, asked: Asked) -> tuple[Passage, ...]:
+    following = (graph.greedy(prompt, asked.tokens) for prompt in asked.prompts)
+    return tuple(
+        Passage(np.concatenate([prompt, np.array(tokens, np.int64)]), len(prompt))
+        for prompt, tokens in zip(asked.prompts, following, strict=True)
+    )
 
 
 def _thin(found: Observation) -> Observation:

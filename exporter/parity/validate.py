@@ -29,7 +29,7 @@ from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.parity.about import About, describe
 from llama_onnx.exporter.parity.lockstep import HEAD, Stage, lockstep
 from llama_onnx.exporter.parity.long import LongContext, measure_long
-from llama_onnx.exporter.parity.shipped import Shipped, run_shipped
+from llama_onnx.exporter.parity.shipped import NOTHING, Asked, Shipped, run_shipped
 from llama_onnx.exporter.parity.tokenizers import TokenizerCheck, check_tokenizer
 from llama_onnx.exporter.parity.weights import WeightError, compare_weights
 from llama_onnx.runtime.parity.certificate import next_tokens
@@ -172,11 +172,14 @@ class ParityReport:
 @dataclass(frozen=True)
 class Evidence:
     """Everything that was run. Logits are float32 [N, V], one array for each of the passages of
-    `shipped`; `graph` has the figures of the graph with fp32 activations in each situation."""
+    `shipped`, those called short for its `short` ones; `graph` has the figures of the graph with
+    fp32 activations in each situation."""
 
     shipped: Shipped
     dequantized: list[Float32]
     original: list[Float32]
+    short_dequantized: list[Float32]
+    short_original: list[Float32]
     graph: dict[str, list[PositionFigures]]
     graph_choices: list[Ids]
     layers: tuple[LayerError, ...]
@@ -185,19 +188,18 @@ class Evidence:
 def validate(
     package: Path,
     reference: Checkpoint,
-    prompts: Sequence[Ids],
+    asked: Asked,
     *,
+    short: Asked = NOTHING,
     texts: Sequence[str] = (),
-    tokens: int = 64,
     situations: Sequence[Situation] = SITUATIONS,
     max_kl: float | None = None,
     thorough: bool = False,
     progress: Progress | None = None,
-) -> ParityReport:
-    """Measure `package` against `reference` on `prompts` (ids [P] each) and the `tokens` greedy
-    tokens after each (2 or more: the first comes out of the prefill, the others are decoded). The
-    two tokenizers are compared on a fixed set of texts and on `texts`. `thorough` also goes to the
-    context's end.
+) -> tuple[ParityReport, Evidence]:
+    """Measure `package` against `reference` on what is `asked`. The two tokenizers are compared on
+    a fixed set of texts and on `texts`. `thorough` also goes to the context's end. The evidence
+    returned beside the report has both references' logits on `short` too.
 
     Raises `UsageError` when the two are not the same architecture, `PackageError` when the package
     cannot be read or run.
@@ -205,13 +207,13 @@ def validate(
     weights = PackageCheckpoint.open(package)
     check_same_model(weights, reference)
     tokenizer = check_tokenizer(package, reference, texts)
-    evidence = gather(package, weights, reference, prompts, tokens, situations, progress)
+    evidence = gather(package, weights, reference, asked, short, situations, progress)
     distance = compare_weights(weights, reference, _label("weights", progress))
     trained = _trained_length(reference)
     long = None
     if thorough:
         step = _label("the whole context", progress)
-        long = measure_long(package, weights, reference, prompts, trained, step)
+        long = measure_long(package, weights, reference, asked.prompts, trained, step)
     measurements = (*_measurements(evidence), *_of_the_long(long))
     greedy = _greedy(evidence)
     values = {
@@ -221,9 +223,9 @@ def validate(
         if value is not None
     }
     values["weights", "", "steps"] = distance.steps
-    values["greedy", "", "divergences"] = len(prompts) - greedy[0].identical
+    values["greedy", "", "divergences"] = len(asked.prompts) - greedy[0].identical
     limits = thresholds(weights.precision, weights.activations, "cpu", max_kl)
-    return ParityReport(
+    report = ParityReport(
         package=str(package),
         reference=" + ".join(map(str, (reference.path, *adapters_of(reference)))),
         precision=weights.precision,
@@ -242,6 +244,7 @@ def validate(
         speed=evidence.shipped.speed,
         about=describe(package, reference.config.num_parameters(), _named_tokens(greedy)),
     )
+    return report, evidence
 
 
 def check_same_model(package: PackageCheckpoint, reference: Checkpoint) -> None:
@@ -259,19 +262,20 @@ def gather(
     package: Path,
     weights: PackageCheckpoint,
     reference: Checkpoint,
-    prompts: Sequence[Ids],
-    tokens: int,
+    asked: Asked,
+    short: Asked,
     situations: Sequence[Situation],
     progress: Progress | None = None,
 ) -> Evidence:
     """Run the package as it ships, then its graph beside the two references."""
-    shipped = run_shipped(package, prompts, tokens, situations, _label("onnxruntime", progress))
+    shipped = run_shipped(package, asked, short, situations, _label("onnxruntime", progress))
     passages = shipped.passages
     # A session's own ways to run (threads, one buffer) mean nothing to a graph in pieces.
     plain = [s for s in situations if s.run is run_plainly]
     programs = [s.program(passages) for s in plain]
     names = [s.name for s, p in zip(plain, programs, strict=True) for _ in p]
-    stages = lockstep(package, weights, reference, passages, join(programs))
+    walked = (*passages, *shipped.short)
+    stages = lockstep(package, weights, reference, walked, join(programs))
     layers, total = [], weights.config.num_hidden_layers + 2
     graph: dict[str, list[PositionFigures]] = {s.name: [] for s in plain}
     for done, stage in enumerate(stages):
@@ -287,7 +291,17 @@ def gather(
         lost = _relative_l2(zip(stage.original, stage.dequantized, strict=True))
         layers.append(LayerError(stage.label, error, lost))
         _label("layer by layer", progress)(done + 1, total)
-    return Evidence(shipped, stage.dequantized, stage.original, graph, choices, tuple(layers))
+    n = len(passages)
+    return Evidence(
+        shipped=shipped,
+        dequantized=stage.dequantized[:n],
+        original=stage.original[:n],
+        short_dequantized=stage.dequantized[n:],
+        short_original=stage.original[n:],
+        graph=graph,
+        graph_choices=choices,
+        layers=tuple(layers),
+    )
 
 
 def _measure_graph(
