@@ -4,9 +4,9 @@
     python benchmarks/kills.py work/13b [--kills 5] [--seed 0] [-- options of export]
 
 The first kill falls before the first weight is written, while graph and tokenizer are; the last
-behind the last weight, while the package is tried, listed and given its name; those between at
-random places among the weights. SIGKILL, so that nothing can be tidied up. Needs twice the
-package's size on the disk beside the source.
+behind the last weight, while the package is tried; those between at random places among the
+weights. SIGKILL, so that nothing can be tidied up. Needs twice the package's size on the disk
+beside the source.
 """
 
 from __future__ import annotations
@@ -38,10 +38,20 @@ class Times:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: `due(seconds since the start, bytes of weights, seconds since all of them)`."""
+    """When to kill a running export."""
 
     what: str
-    due: Callable[[float, int, float], bool]
+    due: Callable[[State], bool]
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run is: seconds since its start, bytes of weights, seconds since the last of them
+    (below 0 before)."""
+
+    seconds: float
+    size: int
+    behind: float
 
 
 class Export:
@@ -88,7 +98,7 @@ class Export:
             if size == total and complete is None:
                 complete = self.elapsed()
             behind = -1.0 if complete is None else self.elapsed() - complete
-            if moment.due(self.elapsed(), size, behind):
+            if moment.due(State(self.elapsed(), size, behind)):
                 self.process.kill()
                 break
             time.sleep(POLL)
@@ -97,17 +107,21 @@ class Export:
 
 def moments(rng: random.Random, count: int, times: Times) -> list[Moment]:
     before = rng.uniform(0, times.first)
-    behind = rng.uniform(0, times.end - times.last)
+    # The first half: on a busy machine no two runs take the same time.
+    behind = rng.uniform(0, (times.end - times.last) / 2)
     places = sorted(rng.uniform(0, 1) for _ in range(count - 2))
     return [
-        Moment(f"{before:.2f} s after the start", lambda now, size, _: now >= before or size > 0),
+        Moment(
+            f"{before:.2f} s after the start",
+            lambda state: state.seconds >= before or state.size > 0,
+        ),
         *(_at(place, times.data_bytes) for place in places),
-        Moment(f"{behind:.2f} s behind the last weight", lambda now, size, late: late >= behind),
+        Moment(f"{behind:.2f} s behind the last weight", lambda state: state.behind >= behind),
     ]
 
 
 def _at(place: float, total: int) -> Moment:
-    return Moment(f"at {place:.1%} of the weights", lambda now, size, _: size >= place * total)
+    return Moment(f"at {place:.1%} of the weights", lambda state: state.size >= place * total)
 
 
 def same(one: Path, other: Path) -> bool:

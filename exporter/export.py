@@ -32,6 +32,7 @@ from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.genai import check_search, genai_config
 from llama_onnx.exporter.graph.costs import graph_costs
 from llama_onnx.exporter.graph.model import BuiltModel
+from llama_onnx.exporter.hashes import source_hashes
 from llama_onnx.exporter.journal import (
     JOURNAL_FILE,
     WORKING_FILES,
@@ -120,14 +121,14 @@ def export_package(
     resume: bool = False,
     force: bool = False,
     checksum: bool = True,
+    hash_source: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export the checkpoint at `source`, with `adapters` merged, to a package at `out`.
 
-    One on the hub is fetched first.
-
-    The source's files are compared with the md5 checklist that Meta's download has, unless
-    `checksum` is False.
+    One on the hub is fetched first. The source's files are compared with the md5 checklist that
+    Meta's download has, unless `checksum` is False; with `hash_source` all of them are read once
+    more for their sha256 in the manifest.
 
     Raises `UsageError` when `out` is taken or the options do not fit, `CheckpointError` for a bad
     source, `ResourceError` when the disk is full. An export that was killed or ran out of disk
@@ -142,15 +143,16 @@ def export_package(
     workers = os.cpu_count() or 1
     checkpoint = open_checkpoint(local_copy(source), adapters)
     plan = make_plan(checkpoint, target, options, workers)
-    if checksum and checkpoint.path.is_dir():
-        verify_checklists(checkpoint.path, progress.step)
+    check = checksum and checkpoint.path.is_dir()
+    verified = verify_checklists(checkpoint.path, progress.step) if check else {}
+    hashes = source_hashes(checkpoint, verified, read=hash_source, step=progress.step)
     resuming = resume and (partial / JOURNAL_FILE).exists()
     ours = False
     try:
         _make_folder(partial, keep=resuming)
         with exclusive(partial):
             ours = True
-            job = _Job(checkpoint, target, plan, partial, workers, progress)
+            job = _Job(checkpoint, hashes, target, plan, partial, workers, progress)
             finished = _fill(job, resuming)
         _publish(partial, out)
     except OSError as error:
@@ -176,6 +178,7 @@ class _Job:
     """What every step of one export needs to know."""
 
     checkpoint: Checkpoint
+    hashes: dict[str, Any] | None
     target: Target
     plan: Plan
     folder: Path
@@ -389,6 +392,7 @@ def _write_manifest(job: _Job, data_sha256: str) -> None:
             **({"commit": origin.commit} if origin else {}),
             "adapters": [folder.name for folder in adapters_of(checkpoint)],
             "files": checkpoint.fingerprint(),
+            "hashes": job.hashes,
         },
         "config": asdict(checkpoint.config),
         "graph": graph_costs(job.plan.built),

@@ -150,4 +150,8 @@ def _bounds(where: str | None, size: int) -> tuple[int, int]:
 
 
 def _oid(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """As the hub has it: the sha256 of a large file, git's sha1 of a small one."""
+    data = path.read_bytes()
+    if path.suffix in (".safetensors", ".bin", ".pth", ".model"):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

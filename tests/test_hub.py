@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -73,6 +74,9 @@ def test_export_downloads_what_it_needs_and_says_where_from(hub: Hub, tmp_path: 
     source = json.loads((out / "manifest.json").read_text("utf-8"))["source"]
     assert (source["name"], source["commit"]) == (REPO, COMMIT)
     assert set(source["files"]) == {"config.json", *SHARDS}
+    files = {name: (hub.folder / name).read_bytes() for name in SHARDS}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    assert source["hashes"] == {"from": "hub", "sha256": sums}
     assert downloads(hub).isdisjoint({"pytorch_model.bin", "model.onnx", "training.log"})
     shown = call("inspect", out, "--json").stdout
     assert json.loads(shown)["commit"] == COMMIT

@@ -11,11 +11,13 @@ from llama_onnx.targets.errors import CheckpointError
 _BLOCK = 1 << 20
 
 
-def verify_checklists(folder: Path, step: Callable[[str], None]) -> None:
+def verify_checklists(folder: Path, step: Callable[[str], None]) -> dict[str, str]:
     """Hash every file that a checklist in `folder` names; `step` is told which one is being read.
+    Returns the md5 sums by name.
 
     Raises `CheckpointError` for a file that is missing or differs. No checklist, no check.
     """
+    sums = {}
     for checklist in _checklists(folder):
         for md5, path in _entries(checklist):
             step(f"checking {path.name}")
@@ -24,6 +26,8 @@ def verify_checklists(folder: Path, step: Callable[[str], None]) -> None:
                     f"{path} does not have the checksum in {checklist.name}: download it again, "
                     "or skip the check by --no-checksum if you changed it."
                 )
+            sums[path.name] = md5
+    return sums
 
 
 def _checklists(folder: Path) -> list[Path]:

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     "--no-checksum", is_flag=True, help="Do not compare the source with its checklist.chk."
 )
 @click.option(
+    "--hash-source",
+    is_flag=True,
+    help="Read SOURCE once more for the sha256 of its files in the manifest.  [default: what the "
+    "hub or checklist.chk says]",
+)
+@click.option(
     "--prove",
     is_flag=True,
     help="Validate the package against SOURCE too, and write its certificate into it.",
@@ -49,6 +55,7 @@ def command(
     resume: bool,
     force: bool,
     no_checksum: bool,
+    hash_source: bool,
     prove: bool,
     as_json: bool,
     **options: Any,
@@ -73,6 +80,7 @@ def command(
                 resume=resume,
                 force=force,
                 checksum=not no_checksum,
+                hash_source=hash_source,
                 progress=bar,
             )
     except KeyboardInterrupt:
