@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.plan import Options
+from llama_onnx.runtime.genai import og
 from llama_onnx.targets.package import MANIFEST, write_manifest
 from llama_onnx.targets.registry import get_target
 from tests import tiny
@@ -61,3 +62,17 @@ def _update(file: Path, values: Mapping[str, Any] | None) -> None:
     content = json.loads(file.read_text(encoding="utf-8")) | dict(values or {})
     content = {key: value for key, value in content.items() if value is not None}
     file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def greedy(package: Path, prompt: Sequence[int], count: int) -> list[int]:
+    """What onnxruntime-genai's own Python API continues `prompt` with."""
+    model = og.Model(str(package))
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=len(prompt) + count, do_sample=False)
+    generator = og.Generator(model, params)
+    generator.append_tokens(list(prompt))
+    ids = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        ids.append(int(generator.get_next_tokens()[0]))
+    return ids

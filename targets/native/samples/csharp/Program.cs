@@ -1,0 +1,90 @@
+// dotnet run -- PACKAGE             talks with a package
+// dotnet run -- PACKAGE "A prompt"  continues the prompt, and ends
+using System;
+using System.Collections.Generic;
+using System.IO;
+using System.Text;
+using System.Threading;
+using System.Threading.Tasks;
+using LlamaOnnx;
+
+internal static class Program
+{
+    private static async Task<int> Main(string[] arguments)
+    {
+        UseUtf8();
+        if (arguments.Length < 1)
+        {
+            Console.Error.WriteLine("Say which package: LlamaOnnxChat PACKAGE [PROMPT]");
+            return 2;
+        }
+        try
+        {
+            using var model = await Model.OpenAsync(arguments[0], checkHashes: true);
+            Console.Error.WriteLine($"Runs on {model.Provider}. {model.ProviderReason}");
+            if (arguments.Length > 1) await Print(model.GenerateAsync(arguments[1], 2048));
+            else await Chat(model);
+            return 0;
+        }
+        catch (ModelException error)
+        {
+            Console.Error.WriteLine($"Error: {error.Message}");
+            return 1;
+        }
+    }
+
+    // The encoding of a console can be set, that of a file or pipe cannot.
+    private static void UseUtf8()
+    {
+        var utf8 = new UTF8Encoding(false);
+        if (!Console.IsOutputRedirected)
+            Console.OutputEncoding = utf8;
+        else
+            Console.SetOut(new StreamWriter(Console.OpenStandardOutput(), utf8) { AutoFlush = true });
+        if (Console.IsErrorRedirected)
+            Console.SetError(new StreamWriter(Console.OpenStandardError(), utf8) { AutoFlush = true });
+        if (Console.IsInputRedirected)
+            Console.SetIn(new StreamReader(Console.OpenStandardInput(), utf8));
+    }
+
+    private static async Task Chat(Model model)
+    {
+        var messages = new List<Message>();
+        while (true)
+        {
+            Console.Write("> ");
+            var line = Console.ReadLine();
+            if (string.IsNullOrEmpty(line)) return;
+            messages.Add(new Message("user", line));
+            using var stop = new CancellationTokenSource();
+            void Cancel(object sender, ConsoleCancelEventArgs e)
+            {
+                e.Cancel = true;
+                stop.Cancel();
+            }
+            Console.CancelKeyPress += Cancel; // Ctrl+C ends the answer, not the program
+            try
+            {
+                var answer = await Print(model.ChatAsync(messages, 2048, stop.Token));
+                messages.Add(new Message("assistant", answer));
+            }
+            catch (OperationCanceledException)
+            {
+                Console.WriteLine();
+            }
+            Console.CancelKeyPress -= Cancel;
+        }
+    }
+
+    private static async Task<string> Print(IAsyncEnumerable<string> pieces)
+    {
+        var text = new StringBuilder();
+        await foreach (var piece in pieces)
+        {
+            Console.Write(piece);
+            text.Append(piece);
+        }
+        Console.WriteLine();
+        return text.ToString();
+    }
+}
