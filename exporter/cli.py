@@ -19,6 +19,7 @@ _COMMANDS = {
     "verify": "llama_onnx.runtime.commands.verify",
     "generate": "llama_onnx.runtime.commands.generate",
     "chat": "llama_onnx.runtime.commands.chat",
+    "bundle": "llama_onnx.targets.commands.bundle",
     "targets": "llama_onnx.targets.commands.targets",
 }
 """Verb -> the module whose `command` it is, in the order `--help` shows them."""

@@ -1,0 +1,137 @@
+"""What every bundle has in common: licences, hashes, a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.package import MANIFEST, PARTIAL_SUFFIX, ModelPackage, hash_file
+
+BUNDLE = "bundle.json"
+SUMS = "SHA256SUMS"
+FORMAT_VERSION = 1
+
+_LLAMA = re.compile(r"(?<![a-z])llama[-_ ]?[234](?![0-9])", re.IGNORECASE)
+
+
+def check_licences(package: ModelPackage) -> None:
+    """Raise `PackageError` for a package that lacks the licence files it must be passed on with.
+
+    That is a licence for every model, and for Meta's Llama its use policy too.
+    """
+    names = [name.upper() for name in package.manifest["files"]]
+    needed: dict[str, tuple[str, ...]] = {"licence (LICENSE)": ("LICENSE", "LICENCE")}
+    if is_llama(package):
+        needed["use policy (USE_POLICY)"] = ("USE_POLICY",)
+    missing = [
+        what
+        for what, starts in needed.items()
+        if not any(name.startswith(starts) for name in names)
+    ]
+    if missing:
+        raise PackageError(
+            f"{package.path} has no {' and no '.join(missing)} to pass the model on with: export "
+            "it from a source that has, or say --i-have-the-licence if you may do without."
+        )
+
+
+def is_llama(package: ModelPackage) -> bool:
+    """Whether the name of a package's source, or its licence or notice, says Llama 2 or later."""
+    texts = [str(package.manifest["source"].get("name", ""))]
+    for name in package.manifest["files"]:
+        if name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")):
+            # The title is enough, and what calls itself a licence may be a file of any size.
+            with (package.path / name).open("rb") as file:
+                texts.append(file.read(4096).decode("utf-8", "replace"))
+    return any(_LLAMA.search(text) for text in texts)
+
+
+def copy_package(package: ModelPackage, folder: Path) -> None:
+    """Copy a package's files to `folder`, with a `SHA256SUMS` of them all beside the manifest.
+
+    Raises `PackageError` if a file is not what the manifest says.
+    """
+    files = package.manifest["files"]
+    for name in (*files, MANIFEST):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package.path / name, target)
+    # What was copied is what has to be right; the original may change in the meantime.
+    damaged = ModelPackage(folder, package.manifest).verify()
+    if damaged:
+        raise PackageError(f"{package.path} is damaged: {damaged[0]} is not what was exported.")
+
+
+def write_sums(folder: Path) -> None:
+    """Write `folder`/SHA256SUMS as sha256sum does, of every other file in it."""
+    lines = [f"{hash_file(path)}  {name}\n" for name, path in _files(folder) if name != SUMS]
+    # Bytes, so that lines end alike wherever the bundle is made.
+    (folder / SUMS).write_bytes("".join(lines).encode())
+
+
+def write_bundle(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write `folder`/bundle.json: `content`, plus size and sha256 of every other file."""
+    files = {
+        name: {"size": path.stat().st_size, "sha256": hash_file(path)}
+        for name, path in _files(folder)
+        if name != BUNDLE
+    }
+    bundle = {"format_version": FORMAT_VERSION, **content, "files": files}
+    text = json.dumps(bundle, indent=2, ensure_ascii=False) + "\n"
+    (folder / BUNDLE).write_bytes(text.encode())
+
+
+@contextmanager
+def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a folder that takes the name `out` when the block ends, and goes when it fails.
+
+    Raises `UsageError` if `out` is there, unless `force` is given and it is a bundle of ours.
+    """
+    _check_free(out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=PARTIAL_SUFFIX, dir=out.parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+        _check_free(out, force)
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_zip(folder: Path, out: Path) -> None:
+    """Pack `folder` into the zip file `out`, as one folder of the same name."""
+    temporary = out.with_name(out.name + PARTIAL_SUFFIX)
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, path in _files(folder):
+                # Weights do not get smaller, only slower.
+                stored = zipfile.ZIP_STORED if path.suffix == ".data" else zipfile.ZIP_DEFLATED
+                archive.write(path, f"{folder.name}/{name}", compress_type=stored)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted((path.relative_to(folder).as_posix(), path) for path in paths)
+
+
+def _check_free(out: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    if not force:
+        raise UsageError(f"{out} is there already: choose another name, or replace it by --force.")
+    if not (out / BUNDLE).is_file():
+        raise UsageError(f"{out} is no bundle, so --force does not replace it: remove it yourself.")
