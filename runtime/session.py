@@ -51,14 +51,14 @@ def open_session(
     Raises `ProviderError`, `UsageError` for a senseless number of threads, and `PackageError` when
     ONNX Runtime refuses the graph.
     """
-    if not hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
+    options = _session_options(threads, prepack, profile)
+    costs = read_costs(model)
+    session, fallback = _open(model, provider, options, allow_fallback)
+    if not hasattr(session, "get_provider_graph_assignment_info"):
         raise ProviderError(
             f"onnxruntime {ort.__version__} cannot say where the nodes of a graph run: 1.24 or "
             "newer is needed; run `pip install --upgrade onnxruntime`."
         )
-    options = _session_options(threads, prepack, profile)
-    costs = read_costs(model)
-    session, fallback = _open(model, provider, options, allow_fallback)
     placement = place(provider.ort_name, session.get_provider_graph_assignment_info(), costs)
     if placement.heavy_elsewhere and not allow_fallback:
         raise ProviderError(

@@ -28,8 +28,13 @@ PASSAGES = [Passage(RNG.integers(0, 288, length), length - 12) for length in (60
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> GraphSession:
-    return GraphSession.open(make_package(tmp_path_factory.mktemp("situations"), "fp32"))
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_package(tmp_path_factory.mktemp("situations"), "fp32")
+
+
+@pytest.fixture(scope="module")
+def graph(package: Path) -> GraphSession:
+    return GraphSession.open(package)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -98,9 +103,9 @@ def test_a_folder_without_a_graph_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_onnxruntime_that_cannot_say_where_nodes_run_is_too_old(
-    graph: GraphSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = ort.InferenceSession.__base__
     monkeypatch.delattr(base, "get_provider_graph_assignment_info")
     with pytest.raises(ProviderError, match=r"onnxruntime [\d.]+ cannot say .* 1\.24 or newer"):
-        GraphSession.open(tmp_path)
+        GraphSession.open(package)
