@@ -226,11 +226,6 @@ def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
     activation = raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UnsupportedError(f"{where}: hidden_act {activation!r} is not supported, only 'silu'.")
-    if quantized := raw.get("quantization_config"):
-        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized
-        raise UnsupportedError(
-            f"{where}: the checkpoint is already quantized ({method}); export the original weights."
-        )
     if raw.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedError(f"{where}: partial_rotary_factor is not supported.")
 

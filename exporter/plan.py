@@ -8,18 +8,20 @@ import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llama_onnx.exporter.checkpoints import Checkpoint, check_tensors
+from llama_onnx.exporter.checkpoints.base import HoldsCodes
 from llama_onnx.exporter.genai import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.quantize.recipe import LogitsMode, Recipe, make_recipe
-from llama_onnx.exporter.stream import CHUNK_VALUES, tensor_arrays
+from llama_onnx.exporter.quantize.take_over import innermost, native_precision, take_over
+from llama_onnx.exporter.stream import CHUNK_VALUES, slot_tensors, tensor_arrays
 from llama_onnx.targets.errors import ResourceError, UsageError
 from llama_onnx.targets.target import Target
 
@@ -55,7 +57,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """An export about to happen. Sizes in bytes."""
+    """An export about to happen. Sizes in bytes. `quantized` says how the source is quantized and
+    what becomes of it; None for a source of floats."""
 
     recipe: Recipe
     built: BuiltModel
@@ -65,6 +68,7 @@ class Plan:
     peak_memory: int
     cache_per_token: int
     max_length: int
+    quantized: str | None
 
     @property
     def data_bytes(self) -> int:
@@ -80,7 +84,8 @@ class Plan:
         """The figures, for scripts."""
         return {
             "precision": self.recipe.precision,
-            "recipe": asdict(self.recipe),
+            "recipe": self.recipe.to_json(),
+            "source_quantized": self.quantized,
             "parameters": self.parameters,
             "source_bytes": self.source_bytes,
             "data_bytes": self.data_bytes,
@@ -96,8 +101,12 @@ class Plan:
 def make_plan(checkpoint: Checkpoint, target: Target, options: Options, workers: int) -> Plan:
     """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weight."""
     config = checkpoint.config
+    native = native_precision(checkpoint)
+    if options.precision is None and native in target.graph.precisions:
+        options = replace(options, precision=native)
     recipe = resolve(options, target, tied=config.tie_word_embeddings)
     check_tensors(checkpoint)
+    recipe = take_over(checkpoint, recipe)
     built = build_model(config, recipe)
     placed = lay_out(built.slots)
     attach(built, placed)
@@ -107,9 +116,10 @@ def make_plan(checkpoint: Checkpoint, target: Target, options: Options, workers:
         placed=placed,
         source_bytes=sum(checkpoint.tensor(name).nbytes for name in config.tensor_shapes()),
         parameters=config.num_parameters(),
-        peak_memory=_peak_memory(placed, workers),
+        peak_memory=_peak_memory(placed, workers) + _read_whole(checkpoint, built),
         cache_per_token=cache_bytes_per_token(config),
         max_length=default_max_length(config),
+        quantized=_becomes(checkpoint, recipe),
     )
 
 
@@ -150,13 +160,41 @@ def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int) -> int:
     # Writing holds a few chunks per thread (float32 rows, two temporaries, codes) and one matrix's
     # scales; the run of a step at the end holds the largest piece of the model, mapped and packed.
     chunks = 2 * workers * 4 * (4 * CHUNK_VALUES)
-    scales = max(slot.places[-1].initializer.nbytes for slot in placed)
+    scales = max(_behind_codes(slot) for slot in placed)
     layer: dict[str, int] = {}
     for slot in placed:
         piece = ".".join(slot.slot.name.split(".")[:3])
         layer[piece] = layer.get(piece, 0) + slot.slot.nbytes
     base = BASE_MEMORY + (TORCH_MEMORY if "torch" in sys.modules else 0)
     return base + max(chunks + scales, 2 * max(layer.values()))
+
+
+def _behind_codes(slot: PlacedSlot) -> int:
+    places = slot.places[1:] or slot.places
+    return sum(place.initializer.nbytes for place in places)
+
+
+def _read_whole(checkpoint: Checkpoint, built: BuiltModel) -> int:
+    """Bytes of the source that one slot reads whole, not row by row: those of its codes."""
+    source = innermost(checkpoint)
+    if not isinstance(source, HoldsCodes):
+        return 0
+    return max(
+        sum(source.tensor(name).nbytes for name in slot.sources if source.bits_of(name))
+        for slot in built.slots
+    )
+
+
+def _becomes(checkpoint: Checkpoint, recipe: Recipe) -> str | None:
+    source = innermost(checkpoint)
+    if not isinstance(source, HoldsCodes):
+        return None
+    names = checkpoint.config.tensor_shapes()
+    matrices = sum(source.bits_of(name) is not None for name in names)
+    taken = len(recipe.taken_over)
+    counts = {"taken over code by code": taken, "dequantized": matrices - taken}
+    parts = [f"{count} matrices {what}" for what, count in counts.items() if count]
+    return f"{source.describe()}: {', '.join(parts)}"
 
 
 def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
@@ -168,7 +206,7 @@ def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
     workers = os.cpu_count() or 1
     slots = [placed.slot for placed in plan.placed if placed.slot.sources]
     largest = max(slots, key=lambda slot: slot.nbytes)
-    tensor = checkpoint.tensor(largest.sources[0])
+    tensor = slot_tensors(largest, checkpoint)[0]
     width = tensor.shape[1] if len(tensor.shape) > 1 else 1
     rows = min(tensor.shape[0], max(1, SAMPLE_VALUES // width))
     sample = replace(tensor, shape=(rows, *tensor.shape[1:]))

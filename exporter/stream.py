@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.exporter.checkpoints import Checkpoint, LazyTensor
+from llama_onnx.exporter.checkpoints.base import CodedMatrix, HoldsCodes
 from llama_onnx.exporter.graph.slots import Slot
 from llama_onnx.exporter.quantize.recipe import Blocks, Float, Storage
 from llama_onnx.exporter.quantize.rtn import quantize_rows
@@ -33,7 +34,7 @@ _R = TypeVar("_R")
 class _Chunk:
     """Rows `[start, stop)` of one source tensor."""
 
-    tensor: LazyTensor
+    tensor: LazyTensor | CodedMatrix
     start: int
     stop: int
 
@@ -48,12 +49,22 @@ def slot_arrays(
     """
     if slot.table is not None:
         return iter([iter([slot.table])])
-    tensors = [checkpoint.tensor(name) for name in slot.sources]
-    return tensor_arrays(tensors, slot.storage, pool, workers)
+    return tensor_arrays(slot_tensors(slot, checkpoint), slot.storage, pool, workers)
+
+
+def slot_tensors(slot: Slot, checkpoint: Checkpoint) -> list[LazyTensor | CodedMatrix]:
+    """What the rows of `slot` are made of: the source's own codes, if it stores these."""
+    if isinstance(slot.storage, Blocks) and slot.storage.zero_points:
+        assert isinstance(checkpoint, HoldsCodes), "no quantizer makes zero points"
+        return [checkpoint.coded(name) for name in slot.sources]
+    return [checkpoint.tensor(name) for name in slot.sources]
 
 
 def tensor_arrays(
-    tensors: Sequence[LazyTensor], storage: Storage, pool: ThreadPoolExecutor, workers: int
+    tensors: Sequence[LazyTensor | CodedMatrix],
+    storage: Storage,
+    pool: ThreadPoolExecutor,
+    workers: int,
 ) -> Iterator[Iterator[Array]]:
     """`slot_arrays` for `tensors`, concatenated along rows and stored as `storage`."""
     chunks = _chunks(tensors)
@@ -61,16 +72,18 @@ def tensor_arrays(
         dtype = np.dtype(f"f{storage.bits // 8}")
         yield ordered_map(lambda chunk: _convert(chunk, dtype), chunks, pool, 2 * workers)
         return
-    scales: list[Array] = []  # small beside the codes, and behind them in the file
+    behind: list[Sequence[Array]] = []  # scales and zero points: small, and behind the codes
 
     def codes() -> Iterator[Array]:
         work = ordered_map(lambda chunk: _quantize(chunk, storage), chunks, pool, 2 * workers)
-        for packed, scale in work:
-            scales.append(scale)
+        for packed, *others in work:
+            behind.append(others)
             yield packed
 
     yield codes()
-    yield iter(scales)
+    yield from map(iter, zip(*behind, strict=True))
+    if isinstance(tensors[0], CodedMatrix) and tensors[0].order is not None:
+        yield iter([tensors[0].order])
 
 
 def ordered_map(
@@ -90,7 +103,7 @@ def ordered_map(
             future.cancel()
 
 
-def _chunks(tensors: Sequence[LazyTensor]) -> Iterator[_Chunk]:
+def _chunks(tensors: Sequence[LazyTensor | CodedMatrix]) -> Iterator[_Chunk]:
     for tensor in tensors:
         width = tensor.shape[1] if len(tensor.shape) > 1 else 1
         step = max(1, CHUNK_VALUES // width)
@@ -99,6 +112,7 @@ def _chunks(tensors: Sequence[LazyTensor]) -> Iterator[_Chunk]:
 
 
 def _convert(chunk: _Chunk, dtype: np.dtype[Any]) -> Array:
+    assert isinstance(chunk.tensor, LazyTensor)
     rows = chunk.tensor.rows(chunk.start, chunk.stop)
     with np.errstate(over="ignore"):
         converted = rows.astype(dtype, copy=False)
@@ -107,11 +121,15 @@ def _convert(chunk: _Chunk, dtype: np.dtype[Any]) -> Array:
     return converted
 
 
-def _quantize(chunk: _Chunk, storage: Blocks) -> tuple[Array, Array]:
-    codes, scales = quantize_rows(chunk.tensor.rows(chunk.start, chunk.stop), storage)
-    if not np.isfinite(scales).all():
-        _refuse(chunk, False, scales.dtype)
-    return codes, scales
+def _quantize(chunk: _Chunk, storage: Blocks) -> tuple[Array, ...]:
+    """Codes, scales and, if they have been taken over, zero points of the chunk."""
+    if isinstance(chunk.tensor, CodedMatrix):
+        arrays = chunk.tensor.blocks(chunk.start, chunk.stop)
+    else:
+        arrays = quantize_rows(chunk.tensor.rows(chunk.start, chunk.stop), storage)
+    if not np.isfinite(arrays[1]).all():
+        _refuse(chunk, False, arrays[1].dtype)
+    return arrays
 
 
 def _refuse(chunk: _Chunk, overflow: bool | np.bool, dtype: np.dtype[Any]) -> None:

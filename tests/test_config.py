@@ -100,12 +100,10 @@ def test_generation_config_gives_the_end_tokens() -> None:
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),
         ({"rope_parameters": {"rope_type": ["yarn"]}}, "yarn"),
         ({"rope_scaling": {"type": "linear", "partial_rotary_factor": 0.5}}, "partial_rotary"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"head_dim": 20}, "head_dim 20"),
         ({"max_position_embeddings": 10**10}, "context of 10000000000"),
         ({"max_position_embeddings": 3}, "context of 3"),
-        ({"quantization_config": "awq"}, "awq"),
     ],
 )
 def test_features_outside_plain_llama_are_refused_by_name(

@@ -404,15 +404,24 @@ def test_data_outside_the_package_is_refused(copied: Make) -> None:
         PackageCheckpoint.open(package)
 
 
-def test_asymmetric_codes_are_refused(copied: Make) -> None:
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        (["", "g_idx"], UnsupportedError, r"further inputs \['g_idx'\]"),
+        (["zero_points"], PackageError, "reads 'zero_points', which is no initializer"),
+    ],
+)
+def test_inputs_that_are_not_understood_are_refused(
+    copied: Make, inputs: list[str], error: type[Exception], message: str
+) -> None:
     package, _ = copied("int4")
 
-    def add_zero_points(graph: onnx.GraphProto) -> None:
+    def add(graph: onnx.GraphProto) -> None:
         node = next(n for n in graph.node if n.op_type == "MatMulNBits")
-        node.input.append("zero_points")
+        node.input.extend(inputs)
 
-    edit_graph(package, add_zero_points)
-    with pytest.raises(UnsupportedError, match="only symmetric"):
+    edit_graph(package, add)
+    with pytest.raises(error, match=message):
         PackageCheckpoint.open(package)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.exporter.quantize.recipe import Blocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 Float32 = npt.NDArray[np.float32]
@@ -43,6 +44,23 @@ class LazyTensor:
     dtype: str
     nbytes: int
     rows: Callable[[int, int], Float32]
+
+
+@dataclass(frozen=True)
+class CodedMatrix:
+    """A matrix [N, K] that its checkpoint holds as codes which a package can take over.
+
+    `blocks(start, stop)` gives rows `[start, stop)` as `storage` lays them out: packed codes
+    [R, blocks, block bytes] uint8, scales [R, blocks] float32, zero points [R, bytes] uint8. It may
+    be called from several threads. `order` [K] int64: the input channel that each column of the
+    codes belongs to; None when they stand in their own order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    storage: Blocks
+    order: npt.NDArray[np.int64] | None
+    blocks: Callable[[int, int], tuple[npt.NDArray[Any], ...]]
 
 
 class Checkpoint(Protocol):
@@ -87,6 +105,28 @@ class Checkpoint(Protocol):
 
     def fingerprint(self) -> dict[str, str]:
         """What identifies the source's content: file name -> size and modification time."""
+        ...
+
+
+@runtime_checkable
+class HoldsCodes(Protocol):
+    """A checkpoint that has matrices as codes, besides handing out all of them as float32 rows."""
+
+    @property
+    def native_bits(self) -> int:
+        """Bits of a code in most of its matrices."""
+        ...
+
+    def describe(self) -> str:
+        """How it is quantized, for people."""
+        ...
+
+    def bits_of(self, name: str) -> int | None:
+        """Bits of a code of tensor `name`; None when it is stored as floats."""
+        ...
+
+    def coded(self, name: str) -> CodedMatrix:
+        """Matrix `name` as codes; raises `UnsupportedError` when no package could hold them."""
         ...
 
 
@@ -144,6 +184,42 @@ def check_tensors(checkpoint: Checkpoint) -> None:
                 f"{checkpoint.path}: tensor {name} has shape {list(found)}, "
                 f"but the config asks for {list(shape)}."
             )
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where the numbers of a tensor lie in a file, row after row. `dtype` is numpy's, None for one
+    that is not known here; `code` is what the format calls it."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    code: str
+    dtype: np.dtype[Any] | None
+    offset: int
+    nbytes: int
+
+    def read(self) -> npt.NDArray[Any]:
+        """All of it, in its own type."""
+        return self._values(0, self.shape[0])
+
+    def lazy(self) -> LazyTensor:
+        """As float32 rows, provided that it holds floats."""
+        return LazyTensor(self.name, self.shape, self.code, self.nbytes, self._rows)
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        if self.dtype is None or self.dtype.kind == "i":
+            raise UnsupportedError(
+                f"{self.path}: {self.name} is stored as {self.code}, which is not supported."
+            )
+        return widen(self._values(start, stop))
+
+    def _values(self, start: int, stop: int) -> npt.NDArray[Any]:
+        assert self.dtype is not None
+        width = int(np.prod(self.shape[1:], dtype=np.int64))
+        offset = self.offset + start * width * self.dtype.itemsize
+        values = read_values(self.path, self.dtype, (stop - start) * width, offset, self.name)
+        return values.reshape(stop - start, *self.shape[1:])
 
 
 def read_values(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _SMALL_FILES = [
     "config.json",
+    "quantize_config.json",
+    "quant_config.json",
     "generation_config.json",
     "params.json",
     "tokenizer.json",

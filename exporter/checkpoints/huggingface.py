@@ -21,22 +21,23 @@ import ml_dtypes
 import numpy as np
 
 from llama_onnx.exporter.checkpoints.base import (
-    Float32,
     LazyTensor,
+    StoredTensor,
     TensorsByName,
     file_fingerprint,
     find_licences,
-    read_values,
-    widen,
 )
+from llama_onnx.exporter.checkpoints.quantization import read_quantization
 from llama_onnx.exporter.config import LlamaConfig, config_from_huggingface, read_json
-from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.errors import CheckpointError
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I32": np.dtype("<i4"),  # integers hold the codes of a quantized checkpoint
+    "I64": np.dtype("<i8"),
 }
 _MAX_HEADER = 100_000_000  # the format's own limit
 SINGLES = ("model.safetensors", "pytorch_model.bin")
@@ -70,9 +71,9 @@ class HuggingFaceCheckpoint(TensorsByName):
         """Read config and headers of the folder `path`; raises `CheckpointError`."""
         generation_file = path / "generation_config.json"
         generation = read_json(generation_file) if generation_file.exists() else {}
-        config = config_from_huggingface(
-            read_json(path / "config.json"), str(path / "config.json"), generation
-        )
+        raw = read_json(path / "config.json")
+        quantization = read_quantization(path, raw)
+        config = config_from_huggingface(raw, str(path / "config.json"), generation)
         shards = find_shards(path)
         tensors: dict[str, LazyTensor] = {}
         for shard in shards:
@@ -80,7 +81,12 @@ class HuggingFaceCheckpoint(TensorsByName):
                 if name in tensors:
                     raise CheckpointError(f"{path}: the tensor {name} stands in two shards.")
                 tensors[name] = tensor
-        return cls(path, config, tensors, shards, generation)
+        plain = cls(path, config, tensors, shards, generation)
+        if quantization is None:
+            return plain
+        from llama_onnx.exporter.checkpoints.quantized import open_quantized
+
+        return open_quantized(plain, quantization)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Copy tokenizer.json, its settings and the chat template, or make them from
@@ -142,6 +148,11 @@ def read_weights(path: Path) -> dict[str, LazyTensor]:
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     """Header of a safetensors file as lazy tensors; raises `CheckpointError` when damaged."""
+    return {name: stored.lazy() for name, stored in stored_tensors(path).items()}
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Where each tensor of a safetensors file lies; raises `CheckpointError` when damaged."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -162,10 +173,10 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
             f"{path} is no safetensors file (its header is not JSON): download it again."
         ) from None
     header.pop("__metadata__", None)
-    return {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    return {name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()}
 
 
-def _tensor(path: Path, name: str, entry: dict[str, Any], base: int, size: int) -> LazyTensor:
+def _stored(path: Path, name: str, entry: dict[str, Any], base: int, size: int) -> StoredTensor:
     try:
         code, shape = str(entry["dtype"]), tuple(int(dim) for dim in entry["shape"])
         begin, end = (int(offset) for offset in entry["data_offsets"])
@@ -179,16 +190,7 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], base: int, size: int) 
     dtype = _DTYPES.get(code)
     if dtype is not None and end - begin != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
         raise CheckpointError(f"{path}: {name} has {end - begin:,} bytes, not those of its shape.")
-
-    def rows(start: int, stop: int) -> Float32:
-        if dtype is None:
-            raise UnsupportedError(f"{path}: {name} is stored as {code}, which is not supported.")
-        width = int(np.prod(shape[1:], dtype=np.int64))
-        offset = base + begin + start * width * dtype.itemsize
-        values = read_values(path, dtype, (stop - start) * width, offset, name)
-        return widen(values).reshape(stop - start, *shape[1:])
-
-    return LazyTensor(name, shape, code, end - begin, rows)
+    return StoredTensor(path, name, shape, code, dtype, base + begin, end - begin)
 
 
 def find_shards(path: Path) -> tuple[Path, ...]:
@@ -203,6 +205,9 @@ def find_shards(path: Path) -> tuple[Path, ...]:
             raise CheckpointError(
                 f"{path} has {suffix} shards but no {single}.index.json: download it too."
             )
+    own_name = list(path.glob("gptq_model-*.safetensors"))  # as AutoGPTQ calls it
+    if len(own_name) == 1:
+        return (own_name[0],)
     raise CheckpointError(f"{path} has a config.json but no {' or '.join(SINGLES)}.")
 
 

@@ -81,7 +81,12 @@ class PackageCheckpoint(TensorsByName):
         config = config_from_huggingface(read_json(path / "config.json"), str(path / "config.json"))
         graph = load_model(path).graph
         stored = {i.name: _initializer(path, i) for i in graph.initializer}
-        blocks = {b.codes.name: b for b in (_blocks(n, stored, path) for n in graph.node) if b}
+        made_by = {output: node for node in graph.node for output in node.output}
+        blocks = {
+            found.codes.name: found
+            for found in (_blocks(node, stored, made_by, path) for node in graph.node)
+            if found
+        }
         has_head = any(name.startswith("lm_head.") for name in stored)
         config = replace(config, tie_word_embeddings=not has_head)
         tensors = {
@@ -134,19 +139,26 @@ def load_model(package: Path) -> onnx.ModelProto:
 
 
 def dequantize(
-    codes: npt.NDArray[np.uint8], scales: Float32, bits: int, block_size: int, columns: int
+    codes: npt.NDArray[np.uint8],
+    scales: Float32,
+    bits: int,
+    block_size: int,
+    columns: int,
+    zero_points: npt.NDArray[np.uint8] | None = None,
 ) -> Float32:
-    """Symmetric block quantization undone: `(code - 2^(bits-1)) * scale`.
+    """Block quantization undone: `(code - zero) * scale`.
 
     `codes` [N, ...] holds `ceil(columns / block_size)` whole blocks a row, packed low nibble first
-    when `bits` is 4; `scales` is [N, blocks]. Returns float32 [N, columns].
+    when `bits` is 4; `scales` is [N, blocks]. `zero_points` [N, ...] are packed likewise; without
+    them zero is 2^(bits-1). Returns float32 [N, columns].
     """
-    rows = len(codes)
-    flat = codes.reshape(rows, -1)
-    if bits == 4:
-        flat = np.stack([flat & 0xF, flat >> 4], axis=-1).reshape(rows, -1)
-    centred = flat.astype(np.float32) - np.float32(2 ** (bits - 1))
-    values = centred.reshape(rows, -1, block_size) * scales[..., None]  # [N, blocks, block_size]
+    rows, blocks = scales.shape
+    centred = _codes(codes, bits).astype(np.float32).reshape(rows, blocks, block_size)
+    if zero_points is None:
+        centred -= np.float32(2 ** (bits - 1))
+    else:
+        centred -= _codes(zero_points, bits)[:, :blocks, None]
+    values = centred * scales[..., None]  # [N, blocks, block_size]
     return values.reshape(rows, -1)[:, :columns]  # the last block may be padded
 
 
@@ -154,6 +166,13 @@ def _activations(graph: onnx.GraphProto) -> str:
     """From MatMulNBits' accuracy_level: 4 allows int8, 2 and 3 half precision, 1 neither."""
     levels = (a.i for n in graph.node for a in n.attribute if a.name == "accuracy_level")
     return {4: "int8", 3: "bf16", 2: "fp16"}.get(max(levels, default=1), "fp32")
+
+
+def _codes(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    flat = packed.reshape(len(packed), -1)
+    if bits == 8:
+        return flat
+    return np.stack([flat & 0xF, flat >> 4], axis=-1).reshape(len(packed), -1)
 
 
 @dataclass(frozen=True)
@@ -183,17 +202,32 @@ class _Initializer:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """A block-quantized matrix as one operator of the graph reads it."""
+    """A block-quantized matrix as one operator of the graph reads it. `order`: the channel of the
+    input that each column is multiplied by, where a Gather in front rearranges them."""
 
     codes: _Initializer
     scales: _Initializer
+    zero_points: _Initializer | None
+    order: _Initializer | None
     bits: int
     block_size: int
 
     def rows(self, start: int, stop: int, columns: int) -> Float32:
         scales = self.scales.rows(start, stop).astype(np.float32)
         codes = self.codes.rows(start, stop)
-        return dequantize(codes, scales, self.bits, self.block_size, columns)
+        zeros = self.zero_points.rows(start, stop) if self.zero_points else None
+        values = dequantize(codes, scales, self.bits, self.block_size, columns, zeros)
+        if self.order is None:
+            return values
+        order = self.order.rows(0, columns)
+        if not np.array_equal(np.sort(order), np.arange(columns)):
+            raise PackageError(
+                f"{self.order.file}: {self.order.name} is no order of {columns} channels: copy or "
+                "export the package again."
+            )
+        found = np.empty_like(values)
+        found[:, order] = values
+        return found
 
 
 def _initializer(path: Path, proto: onnx.TensorProto) -> _Initializer:
@@ -219,21 +253,32 @@ def _initializer(path: Path, proto: onnx.TensorProto) -> _Initializer:
     return found
 
 
-def _blocks(node: onnx.NodeProto, stored: dict[str, _Initializer], path: Path) -> _Blocks | None:
+def _blocks(
+    node: onnx.NodeProto,
+    stored: dict[str, _Initializer],
+    made_by: dict[str, onnx.NodeProto],
+    path: Path,
+) -> _Blocks | None:
     if node.op_type not in _CODES_INPUT:
         return None
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     bits, size = attributes.get("bits", 4), attributes.get("block_size", 128)
-    if any(node.input[3:]) or bits not in (4, 8):
+    zeros = node.input[3] if len(node.input) > 3 else ""
+    known = 4 if node.op_type == "MatMulNBits" else 3  # inputs that are understood
+    if any(node.input[known:]) or bits not in (4, 8):
         raise UnsupportedError(
             f"{path}: {node.name or node.op_type} is {bits}-bit with the further inputs "
-            f"{list(node.input[3:])}; only symmetric 4 and 8 bits can be read back."
+            f"{list(node.input[known:])}; only 4 and 8 bits can be read back."
         )
     try:
         codes, scales = stored[node.input[_CODES_INPUT[node.op_type]]], stored[node.input[2]]
+        zero_points = stored[zeros] if zeros else None
     except KeyError as error:
         raise PackageError(f"{path}: {node.name} reads {error}, which is no initializer.") from None
-    return _Blocks(codes, scales, bits, size)
+    before = made_by.get(node.input[0])
+    gathered = before is not None and before.op_type == "Gather"
+    order = stored.get(before.input[1]) if before and gathered else None
+    return _Blocks(codes, scales, zero_points, order, bits, size)
 
 
 def _tensor(
@@ -284,12 +329,14 @@ def _float(
 def _quantized(
     name: str, shape: tuple[int, ...], matrix: _Blocks, first: int, total: int
 ) -> LazyTensor:
-    codes, scales = matrix.codes, matrix.scales
+    codes, scales, zeros = matrix.codes, matrix.scales, matrix.zero_points
     count = -(-shape[1] // matrix.block_size)  # blocks a row
     if (
         codes.shape[0] != total
         or codes.nbytes != total * count * matrix.block_size * matrix.bits // 8
         or scales.shape != (total, count)
+        or (zeros and zeros.shape != (total, -(-count * matrix.bits // 8)))
+        or (matrix.order and matrix.order.shape != shape[1:])
     ):
         raise PackageError(
             f"{codes.file.parent}: {codes.name} {list(codes.shape)} with scales "
@@ -300,5 +347,5 @@ def _quantized(
     def rows(start: int, stop: int) -> Float32:
         return matrix.rows(first + start, first + stop, shape[1])
 
-    nbytes = (codes.nbytes + scales.nbytes) * shape[0] // total
+    nbytes = (codes.nbytes + scales.nbytes + (zeros.nbytes if zeros else 0)) * shape[0] // total
     return LazyTensor(name, shape, f"INT{matrix.bits}/{matrix.block_size}", nbytes, rows)

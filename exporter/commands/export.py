@@ -101,6 +101,8 @@ def command(
         f"({plan.bits_per_weight:.2f} bits a weight) in {result.total_seconds:.1f} s; "
         "opened and ran a step."
     )
+    if plan.quantized:
+        click.echo(f"Source: {plan.quantized}.")
     if result.resumed_bytes:
         click.echo(f"Resumed: {gigabytes(result.resumed_bytes)} were there already.")
     if report:

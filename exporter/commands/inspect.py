@@ -109,6 +109,7 @@ def package_facts(path: Path) -> dict[str, Any]:
 def checkpoint_facts(path: Path) -> dict[str, Any]:
     """What the headers of the checkpoint at `path` say, and what is missing."""
     from llama_onnx.exporter.checkpoints import check_tensors, open_checkpoint
+    from llama_onnx.exporter.checkpoints.base import HoldsCodes
     from llama_onnx.exporter.tokenizer.source import has_chat_template, tokenizer_kind
     from llama_onnx.targets.errors import CheckpointError
 
@@ -122,6 +123,7 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
     return {
         "kind": "checkpoint",
         "format": checkpoint.format,
+        "quantization": checkpoint.describe() if isinstance(checkpoint, HoldsCodes) else None,
         "config": asdict(checkpoint.config),
         "parameters": checkpoint.config.num_parameters(),
         "tensors": len(tensors),

@@ -57,14 +57,16 @@ _OPTIONS = (
     ),
     click.option(
         "--precision",
-        help="How weights are stored: fp32, fp16, int8 or int4.  [default: the target's]",
+        help="How weights are stored: fp32, fp16, int8 or int4.  [default: a GPTQ or AWQ source's "
+        "own, else the target's]",
     ),
     click.option(
         "--block-size",
         type=int,
         default=32,
         show_default=True,
-        help="Values that share a scale; 32 is closer to the original, 128 smaller and faster.",
+        help="Values that share a scale; 32 is closer to the original, 128 smaller and faster. "
+        "Codes of a GPTQ or AWQ source keep their own.",
     ),
     click.option(
         "--quantizer",

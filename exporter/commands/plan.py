@@ -57,7 +57,8 @@ def command(
     for name, value in (
         ("parameters", f"{plan.parameters / 1e6:,.1f} M"),
         ("source", f"{gigabytes(plan.source_bytes)} ({checkpoint.format})"),
-        ("linear layers", _storage(recipe.linear)),
+        *([("quantized", plan.quantized)] if plan.quantized else []),
+        ("linear layers", _linear(recipe)),
         ("embedding, head", f"{_storage(recipe.embedding)}, {_storage(recipe.head)}"),
         ("package", f"{gigabytes(plan.data_bytes)}, {plan.bits_per_weight:.2f} bits a weight"),
         ("peak memory", f"about {gigabytes(plan.peak_memory)}"),
@@ -72,6 +73,12 @@ def command(
     ):
         table.add_row(name, value)
     Console().print(table)
+
+
+def _linear(recipe: Any) -> str:
+    taken = recipe.to_json()["taken_over"]
+    ways = [f"int{way['bits']}, blocks of {way['block_size']}" for way in taken]
+    return " and ".join(dict.fromkeys(ways)) or _storage(recipe.linear)
 
 
 def _storage(storage: Any) -> str:

@@ -38,7 +38,13 @@ class Attention(nn.Module):
         self.config = config
         hidden, rows = config.hidden_size, config.q_size + 2 * config.kv_size
         packed = [f"{name}.{part}_proj" for part in "qkv"]
-        self.qkv_proj = Linear(f"{name}.qkv_proj", rows, hidden, recipe, packed)
+        self.packed = recipe.fit_together([f"{part}.weight" for part in packed])
+        if self.packed:
+            self.qkv_proj = Linear(f"{name}.qkv_proj", rows, hidden, recipe, packed)
+        else:  # a source's own codes may differ from one projection to the next
+            self.q_proj = Linear(packed[0], config.q_size, hidden, recipe)
+            self.k_proj = Linear(packed[1], config.kv_size, hidden, recipe)
+            self.v_proj = Linear(packed[2], config.kv_size, hidden, recipe)
         self.o_proj = Linear(f"{name}.o_proj", hidden, config.q_size, recipe)
 
     def forward(
@@ -46,11 +52,8 @@ class Attention(nn.Module):
     ) -> tuple[ir.Value, KeyValue]:
         """[B, S, H] -> [B, S, H] and the keys and values, the new positions included."""
         config = self.config
-        qkv = self.qkv_proj(op, x)  # [B, S, (num_attention_heads + 2 num_key_value_heads) head_dim]
         out, key, value = op.GroupQueryAttention(
-            qkv,
-            None,
-            None,
+            *self._project(op, x),
             past.key,
             past.value,
             positions.seqlens_k,
@@ -66,6 +69,13 @@ class Attention(nn.Module):
         )
         stamp(out, "batch_size", "sequence_length", config.q_size)
         return self.o_proj(op, out), KeyValue(key, value)
+
+    def _project(self, op: OpBuilder, x: ir.Value) -> tuple[ir.Value | None, ...]:
+        """Query, key and value; when packed all in the first,
+        [B, S, (num_attention_heads + 2 num_key_value_heads) head_dim]."""
+        if self.packed:
+            return self.qkv_proj(op, x), None, None
+        return self.q_proj(op, x), self.k_proj(op, x), self.v_proj(op, x)
 
 
 class MLP(nn.Module):

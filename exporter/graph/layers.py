@@ -26,12 +26,14 @@ def stamp(value: ir.Value, *shape: int | str, dtype: ir.DataType = ir.DataType.F
 
 
 class Weighted(nn.Module):
-    """A module whose parameters are the initializers of one slot: `weight`, or `qweight` and
-    `scales`."""
+    """A module whose parameters are the initializers of one slot: `weight`, or `qweight`, `scales`
+    and, if its storage has them, `zero_points` and `order`."""
 
     weight: nn.Parameter
     qweight: nn.Parameter
     scales: nn.Parameter
+    zero_points: nn.Parameter | None = None
+    order: nn.Parameter | None = None
 
     def __init__(self, slot: Slot) -> None:
         super().__init__()
@@ -77,14 +79,24 @@ class Linear(Weighted):
     ) -> None:
         """`packed`: the projections whose rows stand one after the other, when more than one."""
         sources = tuple(f"{source}.weight" for source in packed or [name])
-        super().__init__(Slot(name, sources, (rows, columns), storage or recipe.linear))
+        stored = recipe.storage_of(sources, storage or recipe.linear)
+        super().__init__(Slot(name, sources, (rows, columns), stored))
         self.accuracy_level = recipe.accuracy_level
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """[B, S, in_features] -> [B, S, out_features]."""
         if isinstance(self.slot.storage, Float):
             return float_matmul(op, x, self.weight, self.slot)
-        return blocks_matmul(op, x, self.qweight, self.scales, self.slot, self.accuracy_level)
+        return blocks_matmul(
+            op,
+            x,
+            self.qweight,
+            self.scales,
+            self.slot,
+            self.accuracy_level,
+            self.zero_points,
+            self.order,
+        )
 
 
 class Embedding(Weighted):
@@ -153,13 +165,20 @@ def blocks_matmul(
     scales: ir.Value,
     slot: Slot,
     accuracy_level: int,
+    zero_points: ir.Value | None = None,
+    order: ir.Value | None = None,
 ) -> ir.Value:
-    """x @ dequantized(qweight, scales).T by `MatMulNBits`, symmetric."""
+    """x @ dequantized(qweight, scales, zero_points).T by `MatMulNBits`; symmetric without zero
+    points. `order` [K] is the channel of x that each column of the codes belongs to."""
     assert isinstance(slot.storage, Blocks)
+    if order is not None:
+        # The operator's own g_idx is over a hundred times slower, and wrong with zero points.
+        x = stamp(op.Gather(x, order, axis=-1), "batch_size", "sequence_length", slot.shape[1])
     out = op.MatMulNBits(
         x,
         qweight,
         scales,
+        *([] if zero_points is None else [zero_points]),
         N=slot.shape[0],
         K=slot.shape[1],
         bits=slot.storage.bits,

@@ -58,10 +58,16 @@ class Slot:
         blocks = self.storage.num_blocks(columns)
         width = self.storage.block_bytes
         codes = (rows, blocks * width) if self.gathered else (rows, blocks, width)
-        return (
+        found = [
             Initializer(f"{self.name}.qweight", ir.DataType.UINT8, codes),
             Initializer(f"{self.name}.scales", ir.DataType.FLOAT, (rows, blocks)),
-        )
+        ]
+        if self.storage.zero_points:
+            zeros = (rows, self.storage.zero_bytes(columns))
+            found.append(Initializer(f"{self.name}.zero_points", ir.DataType.UINT8, zeros))
+        if self.storage.order:
+            found.append(Initializer(f"{self.name}.order", ir.DataType.INT64, (columns,)))
+        return tuple(found)
 
     @property
     def nbytes(self) -> int:

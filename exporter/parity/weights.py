@@ -22,8 +22,8 @@ class WeightError:
     """The weight that lies farthest from its original, in steps, and the tensor it stands in.
 
     A step is the distance of neighbouring values where the original lies: of float16 numbers, or
-    the largest magnitude of the original's block over 2^(bits-1). Stored in float32 a weight has to
-    be equal: the distance is 0 or infinite.
+    the largest magnitude of the original's block over 2^(bits-1). Stored in float32, or as codes
+    that the original has already, a weight has to be equal: the distance is 0 or infinite.
     """
 
     steps: float
@@ -49,6 +49,8 @@ def compare_weights(
 
 def _distance(found: LazyTensor, original: LazyTensor) -> float:
     rows = found.shape[0]
+    codes, codes_before = found.dtype.partition("/")[0], original.dtype.partition("/")[0]
+    taken_over = codes == codes_before and codes.startswith("INT")
     chunk = max(1, _CHUNK_VALUES // max(1, int(np.prod(found.shape[1:]))))
     farthest = [0.0]
     for start in range(0, rows, chunk):
@@ -56,7 +58,7 @@ def _distance(found: LazyTensor, original: LazyTensor) -> float:
         expected = original.rows(start, stop)
         distance = np.abs(found.rows(start, stop) - expected)
         with np.errstate(divide="ignore", invalid="ignore"):
-            steps = distance / _steps(expected, found.dtype)
+            steps = distance / (0 if taken_over else _steps(expected, found.dtype))
         farthest.append(float(np.where(distance == 0, 0, steps).max()))
     return float(np.max(farthest))
 

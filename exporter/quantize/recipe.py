@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from llama_onnx.targets.errors import UsageError
@@ -29,12 +31,16 @@ class Float:
 class Blocks:
     """Stored as unsigned codes of `bits`; `block_size` along the input share a float32 scale.
 
-    value = (code - 2^(bits-1)) * scale, the symmetric form of `com.microsoft.MatMulNBits` and
-    `GatherBlockQuantized`.
+    value = (code - zero) * scale, as `com.microsoft.MatMulNBits` and `GatherBlockQuantized` read
+    it; zero is 2^(bits-1), or with `zero_points` a code that each block has of its own. With
+    `order` the columns do not stand as the input's channels do, and the graph rearranges these; it
+    is a name: equal orders have equal names.
     """
 
     bits: int
     block_size: int
+    zero_points: bool = False
+    order: str = ""
 
     @property
     def name(self) -> str:
@@ -50,13 +56,20 @@ class Blocks:
         """Bytes the codes of one block take."""
         return self.block_size * self.bits // 8
 
+    def zero_bytes(self, columns: int) -> int:
+        """Bytes the zero points of one row of `columns` take, the last one perhaps in part."""
+        return -(-self.num_blocks(columns) * self.bits // 8)
+
 
 Storage = Float | Blocks
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a package's content besides the weights themselves."""
+    """Everything that decides a package's content besides the weights themselves.
+
+    `taken_over` names the tensors whose codes are the source's own, and how they are stored.
+    """
 
     precision: str
     linear: Storage
@@ -66,10 +79,26 @@ class Recipe:
     accuracy_level: int = 4
     fuse_gate_up: bool = False
     logits: LogitsMode = "all"
+    taken_over: Mapping[str, Blocks] = field(default_factory=dict)
+
+    def storage_of(self, tensors: Sequence[str], otherwise: Storage) -> Storage:
+        """How the rows of `tensors` are stored in one matrix: as they come, or `otherwise`."""
+        assert self.fit_together(tensors)
+        return self.taken_over.get(tensors[0], otherwise)
+
+    def fit_together(self, tensors: Sequence[str]) -> bool:
+        """Whether the rows of `tensors` can stand in one matrix."""
+        return len({self.taken_over.get(name) for name in tensors}) == 1
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values, for the manifest and the journal."""
-        return asdict(self)
+        """As plain JSON values, for the manifest and the journal; of the tensors taken over how
+        many are stored in which way."""
+        ways = Counter((b.bits, b.block_size, bool(b.order)) for b in self.taken_over.values())
+        counts = [
+            {"bits": bits, "block_size": size, "reordered": reordered, "tensors": count}
+            for (bits, size, reordered), count in sorted(ways.items())
+        ]
+        return {**asdict(replace(self, taken_over={})), "taken_over": counts}
 
 
 def storage(name: str, block_size: int) -> Storage:
