@@ -67,17 +67,18 @@ def main(real: bool, every: bool, only: str, workers: int, as_json: bool) -> Non
             for row in pool.map(run_case, *arguments):
                 rows.append(row)
                 _tick(len(rows), len(cases), row)
+    passed, seconds = all(row.passed for row in rows), time.perf_counter() - started
     content = {
-        "passed": all(row.passed for row in rows),
-        "seconds": time.perf_counter() - started,
+        "passed": passed,
+        "seconds": seconds,
         "absent_providers": absent,
         "rows": [{**asdict(row), "passed": row.passed} for row in rows],
     }
     if as_json:
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        _print(rows, tuple(available), absent, content["seconds"], every=every or real)
-    sys.exit(0 if content["passed"] else 1)
+        _print(rows, tuple(available), absent, seconds, every=every or real)
+    sys.exit(0 if passed else 1)
 
 
 def choose(*, real: bool, every: bool, only: str) -> list[Case]:
