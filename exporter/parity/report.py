@@ -68,8 +68,8 @@ def _as_sentence(report: ParityReport, verdict: str) -> str:
 
 
 def _shipped_cost(report: ParityReport) -> str:
-    """What int8 activations add, where there are any."""
-    if report.activations == "fp32":
+    """What the whole package loses, where that is more than its weights' rounding."""
+    if report.activations == "fp32" and report.passed:
         return ""
     total = figures_of(report, "total", "decode")
     return (

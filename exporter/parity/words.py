@@ -8,13 +8,14 @@ from llama_onnx.exporter.parity.long import LongContext
 from llama_onnx.exporter.parity.tokenizers import TokenizerCheck
 from llama_onnx.exporter.parity.validate import Greedy, ParityReport
 from llama_onnx.runtime.parity.metrics import NEAR_TIE, Comparison, Divergence
-from llama_onnx.runtime.parity.thresholds import Check
+from llama_onnx.runtime.parity.thresholds import Check, Threshold
 
 
 def verdict(report: ParityReport) -> str:
     """ "passed: ..." or "failed: ...", one sentence that names each limit missed, and where."""
-    missed = [check for check in report.checks if not check.passed]
-    reasons = [f"{missed_limits(missed)} beyond the limit"] if missed else []
+    missed = dict.fromkeys(check.threshold for check in report.checks if not check.passed)
+    limits = ", ".join(_limit(row, report.checks) for row in missed)
+    reasons = [f"{limits} beyond the limit"] if limits else []
     if report.tokenizer and not report.tokenizer.passed:
         reasons.append("the tokenizer is not the source's")
     return f"failed: {'; '.join(reasons)}." if reasons else "passed: every threshold holds."
@@ -25,32 +26,37 @@ def failure(report: ParityReport) -> Iterator[str]:
     yield f"{report.package} is not {report.reference}:"
     missed = [check for check in report.checks if not check.passed]
     for row in dict.fromkeys(check.threshold for check in missed):
-        checks = [check for check in missed if check.threshold == row]
-        situations = ", ".join(check.situation for check in checks if check.situation)
-        where = f" ({situations})" if situations else ""
+        worst_value = worst([check.value for check in missed if check.threshold == row])
         yield (
-            f"  {row.measure} {row.metric}{where}: {worst([c.value for c in checks]):.2g}, "
-            f"limit {row.limit:g}: {row.reason}"
+            f"  {_limit(row, report.checks)}: {worst_value:.2g}, limit {row.limit:g}: {row.reason}"
         )
-    if any(check.threshold.measure == "weights" for check in missed):
+    measures = {check.threshold.measure for check in missed}
+    if "weights" in measures:
         yield f"  the weight farthest from its original is in {report.weights.tensor}"
-    if any(check.threshold.measure == "graph" for check in missed):
-        layer = max(report.layers, key=lambda layer: (layer.graph != layer.graph, layer.graph))
-        yield f"  the graph's error is largest behind {layer.stage}: {layer.graph:.2g}"
+    if "graph" in measures:
+        yield f"  {_where(report)}"
     if report.tokenizer and not report.tokenizer.passed:
         yield f"  tokenizer: {tokenizer(report.tokenizer)}"
 
 
-def missed_limits(checks: Iterable[Check]) -> str:
-    """Each limit once, with the situations in which it is missed."""
-    where: dict[str, list[str]] = {}
-    for check in checks:
-        name = f"{check.threshold.measure} {check.threshold.metric}"
-        where.setdefault(name, []).append(check.situation)
-    return ", ".join(
-        name + (f" ({', '.join(situations)})" if any(situations) else "")
-        for name, situations in where.items()
-    )
+def _where(report: ParityReport) -> str:
+    rows = (check.threshold for check in report.checks)
+    limit = next((r.limit for r in rows if (r.measure, r.metric) == ("graph", "relative_l2")), 0.0)
+    for layer in report.layers:
+        if not layer.graph <= limit:  # a NaN is beyond any limit
+            return f"the graph leaves the limit behind {layer.stage}: relative L2 {layer.graph:.2g}"
+    return "the graph's hidden states are within the limit when fed in one pass"
+
+
+def _limit(row: Threshold, checks: Iterable[Check]) -> str:
+    """What is limited, and the situations in which the limit is missed."""
+    held = {check.situation: check.passed for check in checks if check.threshold == row}
+    missed = [situation for situation, passed in held.items() if situation and not passed]
+    name = f"{row.measure} {row.metric}"
+    if not missed:
+        return name
+    everywhere = len(missed) == len(held) > 1
+    return f"{name} ({'in every situation' if everywhere else ', '.join(missed)})"
 
 
 def tokenizer(check: TokenizerCheck | None) -> str:
@@ -127,7 +133,7 @@ def long_context(long: LongContext, trained_length: int | None) -> Iterator[str]
 def cost(lost: Comparison) -> str:
     """What the weights' rounding takes from the model, for people who know no KL."""
     if lost.max_abs == 0:
-        return "The weights are the original ones, to the bit: nothing is lost."
+        return "The weights are the original ones, to the bit."
     sentence = (
         f"With these weights the likeliest next token is the original's at {lost.same_top1:.1%} of "
         f"the positions, and the probabilities lie {lost.mean_kl:.2g} nats from the original's"
