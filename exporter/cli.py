@@ -21,6 +21,7 @@ _COMMANDS = {
     "chat": "llama_onnx.runtime.commands.chat",
     "bundle": "llama_onnx.targets.commands.bundle",
     "targets": "llama_onnx.targets.commands.targets",
+    "doctor": "llama_onnx.runtime.commands.doctor",
 }
 """Verb -> the module whose `command` it is, in the order `--help` shows them."""
 
