@@ -15,6 +15,7 @@ from llama_onnx.runtime.doctor.facts import (
     Facts,
     Gpu,
     Graphics,
+    Libraries,
     Loaded,
     Memory,
     Processor,
@@ -76,6 +77,7 @@ HEALTHY = Facts(
     wheels=WHEELS,
     onnxruntime=ORT,
     genai=GENAI,
+    libraries=(),
     tried=(Tried("cpu", nodes=34, logits=(1.0, 2.0), seconds=0.1),),
     graphics=Graphics(),
     processor=PROCESSOR,
@@ -90,7 +92,8 @@ HEALTHY = Facts(
 CUDA_MACHINE = replace(
     HEALTHY,
     wheels=CUDA_WHEELS,
-    onnxruntime=Loaded("1.31.1", providers=(CUDA.ort_name, CPU.ort_name), cudnn=True),
+    onnxruntime=Loaded("1.31.1", providers=(CUDA.ort_name, CPU.ort_name)),
+    libraries=(Libraries("cuda", cudnn=True),),
     tried=(*HEALTHY.tried, Tried("cuda", nodes=34, elsewhere=6, logits=(1.01, 2.02))),
     graphics=Graphics(("NVIDIA",), (L40,), "580.82.07"),
 )
@@ -235,17 +238,24 @@ def test_a_gpu_wheel_without_a_driver() -> None:
     libraries = tuple(library.name for library in CUDA.libraries["linux"])
     facts = replace(
         CUDA_MACHINE,
-        onnxruntime=replace(CUDA_MACHINE.onnxruntime, missing={"cuda": libraries}, cudnn=False),
+        libraries=(Libraries("cuda", libraries, cudnn=False),),
         tried=(*HEALTHY.tried, Tried("cuda", error="The provider cuda cannot run here: no")),
         graphics=Graphics(),
     )
     assert not_ok(facts) == {"cuda libraries": "trouble", "provider cuda": "trouble"}
+    assert named(facts)["provider cuda"].found == "does not run without its libraries"
     found = named(facts)["cuda libraries"]
     assert found.found.startswith(f"0 of {len(libraries)} load; cuDNN 9 does not, which no Llama")
     assert all(name in found.found for name in libraries)
     assert found.mend == (
         'install NVIDIA\'s driver, and run `pip install "onnxruntime-gpu[cuda,cudnn]"`'
     )
+
+
+def test_a_driver_that_crashes_while_its_libraries_load() -> None:
+    crashed = (Libraries("cuda", error="it crashes (SIGSEGV)"),)
+    finding = named(replace(CUDA_MACHINE, libraries=crashed))["cuda libraries"]
+    assert (finding.status, "SIGSEGV" in finding.found) == ("trouble", True)
 
 
 def test_a_device_that_the_wheels_leave_alone() -> None:
@@ -384,6 +394,8 @@ def test_the_vc_runtime() -> None:
     assert judge_vc_runtime(good).status == "ok"
     old = judge_vc_runtime({**good, "msvcp140.dll": "14.29.30139.0"})
     assert (old.status, "before 14.40 crashes" in old.found) == ("warning", True)
+    unknown = judge_vc_runtime({**good, "msvcp140.dll": "of unknown version"})
+    assert unknown.status == "ok"
     missing = judge_vc_runtime({**good, "vcruntime140_1.dll": None})
     assert (missing.status, "vcruntime140_1.dll not found" in missing.found) == ("trouble", True)
     assert missing.mend == old.mend == "run `winget install Microsoft.VCRedist.2015+.x64`"

@@ -226,6 +226,14 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path) -> None:
     assert not psutil.pid_exists(int(pid.read_text()))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell")
+def test_what_a_process_leaves_running_is_not_waited_for() -> None:
+    started = perf_counter()
+    ended = run(["sh", "-c", "sleep 20 & echo said"], seconds=15)
+    assert (ended.stdout, ended.error) == ("said\n", None)
+    assert perf_counter() - started < 10
+
+
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Put an onnxruntime that does `code` before the real one."""
     (folder / "onnxruntime").mkdir()
@@ -273,6 +281,8 @@ def test_what_runs_on_the_cpu_is_a_llama() -> None:
 
 def test_a_provider_that_does_not_run() -> None:
     assert "cannot run here" in str(gather.try_provider("cuda", seconds=60).error)
+    libraries = gather.try_libraries("cuda", seconds=60)
+    assert libraries.error is None
     assert "no provider 'gpu'" in ask("open", "gpu", seconds=60)["error"]
 
 

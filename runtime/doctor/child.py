@@ -7,9 +7,10 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from llama_onnx.runtime.doctor.probe import MARK
 
@@ -42,27 +43,27 @@ def ask(*arguments: str, seconds: float) -> dict[str, Any]:
 
 def run(command: Sequence[str], *, seconds: float) -> Ended:
     """Run `command` for at most `seconds`."""
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except OSError as error:
-        return Ended("", f"{command[0]} cannot be started: {error.strerror}")
-    try:
-        stdout, stderr = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        # Stuck in a driver it cannot even be killed; it must not take this process with it.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=2)
-        return Ended("", f"no answer within {seconds:g} s")
-    return Ended(stdout, _error(process.returncode, stdout, stderr))
+    # Not pipes: what a driver starts in the background would hold them open.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors)
+        except OSError as error:
+            return Ended("", f"{command[0]} cannot be started: {error.strerror}")
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            # Stuck in a driver it cannot even be killed; it must not take this process with it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            return Ended("", f"no answer within {seconds:g} s")
+        stdout, stderr = _text(out), _text(errors)
+    return Ended(stdout, _error(code, stdout, stderr))
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", errors="replace")
 
 
 def _error(code: int, stdout: str, stderr: str) -> str | None:

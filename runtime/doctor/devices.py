@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from llama_onnx.runtime.doctor.facts import Facts, Graphics, Loaded, Tried, Wheels
+from llama_onnx.runtime.doctor.facts import Facts, Graphics, Libraries, Loaded, Tried, Wheels
 from llama_onnx.runtime.doctor.finding import Finding, Status
 from llama_onnx.runtime.doctor.requirements import numbers
 from llama_onnx.runtime.wheels import install_command
@@ -25,10 +26,10 @@ def judge_devices(facts: Facts) -> Iterator[Finding]:
     """Yield findings about graphics hardware, its libraries and every provider."""
     loaded, graphics = facts.onnxruntime, facts.graphics
     yield judge_graphics(graphics, cuda=CUDA.ort_name in loaded.providers, platform=facts.platform)
-    if CUDA.ort_name in loaded.providers:
-        yield judge_libraries(CUDA, loaded, facts.platform)
+    yield from (judge_libraries(libraries, facts.platform) for libraries in facts.libraries)
     if not loaded.error:
-        yield from judge_tried(facts.tried, facts.wheels)
+        lacking = {entry.provider for entry in facts.libraries if entry.missing or entry.error}
+        yield from judge_tried(facts.tried, facts.wheels, lacking)
         if hint := judge_unused(graphics, loaded, facts.wheels):
             yield hint
 
@@ -57,25 +58,35 @@ def has_nvidia(graphics: Graphics) -> bool:
     return bool(graphics.gpus) or any("NVIDIA" in adapter for adapter in graphics.adapters)
 
 
-def judge_libraries(provider: Provider, loaded: Loaded, platform: str) -> Finding:
-    """Which of the libraries that the provider links are there."""
-    libraries, missing = provider.libraries.get(platform, ()), loaded.missing.get(provider.name, ())
-    name = f"{provider.name} libraries"
+def judge_libraries(tried: Libraries, platform: str) -> Finding:
+    """Which of the libraries that a provider links are there."""
+    name, missing = f"{tried.provider} libraries", tried.missing
+    libraries = PROVIDERS[tried.provider].libraries.get(platform, ())
+    if tried.error:
+        mend = "install the graphics driver anew, and restart"
+        return Finding(name, "trouble", f"loading them: {tried.error}", mend)
     there = [library.name for library in libraries if library.name not in missing]
     found = f"{len(there)} of {len(libraries)} load"
-    if provider == CUDA and loaded.cudnn is not None:
-        found += f"; cuDNN 9 {'too' if loaded.cudnn else 'does not, which no Llama needs'}"
+    if tried.cudnn is not None:
+        found += f"; cuDNN 9 {'too' if tried.cudnn else 'does not, which no Llama needs'}"
     if not missing:
         return Finding(name, "ok", found)
     mends = dict.fromkeys(entry.mend for entry in libraries if entry.name in missing)
     return Finding(name, "trouble", f"{found}; missing: {', '.join(missing)}", ", and ".join(mends))
 
 
-def judge_tried(tried: Sequence[Tried], wheels: Wheels) -> Iterator[Finding]:
-    """One finding a provider: whether it really computes, and the same as the CPU."""
+def judge_tried(
+    tried: Sequence[Tried], wheels: Wheels, lacking: Collection[str] = ()
+) -> Iterator[Finding]:
+    """One finding a provider: whether it really computes, and the same as the CPU.
+
+    `lacking`: the providers whose libraries are in trouble, which their own finding has said.
+    """
     cpu = next((entry.logits for entry in tried if entry.provider == CPU.name), ())
     for entry in tried:
-        yield _judge_one(entry, cpu, wheels)
+        short = entry.error and entry.provider in lacking
+        said = replace(entry, error="does not run without its libraries") if short else entry
+        yield _judge_one(said, cpu, wheels)
 
 
 def judge_unused(graphics: Graphics, loaded: Loaded, wheels: Wheels) -> Finding | None:

@@ -23,10 +23,10 @@ def examine(facts: Facts) -> Iterator[Finding]:
     """Yield what there is to say, what the rest depends on first."""
     yield judge_python(facts.python)
     yield judge_export(facts.wheels)
-    yield judge_onnxruntime(facts.wheels, facts.onnxruntime)
-    yield judge_genai(facts.wheels, facts.genai)
     if facts.windows:
         yield from judge_windows(facts.windows)
+    yield judge_onnxruntime(facts.wheels, facts.onnxruntime)
+    yield judge_genai(facts.wheels, facts.genai)
     yield from judge_devices(facts)
     yield from judge_hardware(facts.processor, facts.memory, facts.disks, facts.platform)
     yield judge_encodings(facts.encodings, facts.platform)

@@ -39,15 +39,22 @@ class Wheels:
 class Loaded:
     """What came of importing a module in a process of its own; `error` is None when it loads.
 
-    `providers` are those onnxruntime says it has, by its names. `missing` are the libraries of each
-    provider (by our name) that do not load, and `cudnn` whether cuDNN does.
+    `providers` are those onnxruntime says it has, by its names.
     """
 
     version: str | None
     error: str | None = None
     providers: tuple[str, ...] = ()
-    missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Libraries:
+    """Which of a provider's libraries do not load, and whether cuDNN does."""
+
+    provider: str
+    missing: tuple[str, ...] = ()
     cudnn: bool | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,7 @@ class Facts:
     wheels: Wheels
     onnxruntime: Loaded
     genai: Loaded
+    libraries: tuple[Libraries, ...]
     tried: tuple[Tried, ...]
     graphics: Graphics
     processor: Processor

@@ -24,6 +24,7 @@ from llama_onnx.runtime.doctor.facts import (
     Facts,
     Gpu,
     Graphics,
+    Libraries,
     Loaded,
     Memory,
     Processor,
@@ -34,6 +35,7 @@ from llama_onnx.runtime.doctor.facts import (
 )
 from llama_onnx.runtime.doctor.requirements import distribution, normalize
 from llama_onnx.runtime.wheels import installed_flavours
+from llama_onnx.targets.providers import PROVIDERS
 
 PROJECT = "llama-onnx"
 SMI_SECONDS = 30.0
@@ -52,9 +54,11 @@ def gather(*, seconds: float, progress: Progress = lambda _: None) -> Facts:
     loaded = load("onnxruntime", seconds) if wheels.onnxruntime else Loaded(None)
     progress("onnxruntime-genai")
     genai = load("genai", seconds) if wheels.genai else Loaded(None)
-    tried = []
+    libraries, tried = [], []
     for name in provider_names(sys.platform, loaded.providers):
         progress(f"provider {name}")
+        if PROVIDERS[name].libraries.get(sys.platform):
+            libraries.append(try_libraries(name, seconds))
         tried.append(try_provider(name, seconds))
     progress("hardware")
     return Facts(
@@ -63,6 +67,7 @@ def gather(*, seconds: float, progress: Progress = lambda _: None) -> Facts:
         wheels=wheels,
         onnxruntime=loaded,
         genai=genai,
+        libraries=tuple(libraries),
         tried=tuple(tried),
         graphics=gather_graphics(),
         processor=gather_processor(),
@@ -101,9 +106,13 @@ def load(module: str, seconds: float) -> Loaded:
         version=answer.get("version"),
         error=answer.get("error"),
         providers=tuple(answer.get("providers", ())),
-        missing={name: tuple(names) for name, names in answer.get("missing", {}).items()},
-        cudnn=answer.get("cudnn"),
     )
+
+
+def try_libraries(name: str, seconds: float) -> Libraries:
+    """Load the libraries of a provider in a process of its own."""
+    answer = ask("libraries", name, seconds=seconds)
+    return Libraries(name, **{**answer, "missing": tuple(answer.get("missing", ()))})
 
 
 def try_provider(name: str, seconds: float) -> Tried:

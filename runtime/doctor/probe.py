@@ -1,7 +1,7 @@
 """What a child process tries, since it may crash, hang, or fill the terminal with warnings.
 
-`python -c "...; main()" onnxruntime|genai|open ...` prints one line that begins with `MARK`, then
-JSON: what it found, or `{"error": ...}`.
+`main` is called with `onnxruntime`, `genai`, `libraries NAME` or `open NAME`, and prints one line that
+begins with `MARK`, then JSON: what it found, or `{"error": ...}`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from llama_onnx.targets.errors import LlamaOnnxError
-from llama_onnx.targets.providers import PROVIDERS, get_provider
+from llama_onnx.targets.providers import CUDA, get_provider
 
 MARK = "llama-onnx-probe "
 PROMPT = (3, 14, 15, 9, 26)
@@ -39,23 +39,22 @@ def main() -> None:
 def _try(what: str, *arguments: str) -> dict[str, Any]:
     if what == "onnxruntime":
         return _onnxruntime()
-    return _genai() if what == "genai" else _open(*arguments)
+    if what == "genai":
+        return _genai()
+    return _libraries(*arguments) if what == "libraries" else _open(*arguments)
 
 
 def _onnxruntime() -> dict[str, Any]:
     import onnxruntime as ort
 
+    return {"version": ort.__version__, "providers": ort.get_available_providers()}
+
+
+def _libraries(name: str) -> dict[str, Any]:
     from llama_onnx.runtime.availability import missing_libraries
 
-    return {
-        "version": ort.__version__,
-        "providers": ort.get_available_providers(),
-        "missing": {
-            name: [library.name for library in missing_libraries(provider)]
-            for name, provider in PROVIDERS.items()
-        },
-        "cudnn": _cudnn(),
-    }
+    missing = [library.name for library in missing_libraries(get_provider(name))]
+    return {"missing": missing, "cudnn": _cudnn() if name == CUDA.name else None}
 
 
 def _genai() -> dict[str, Any]:
@@ -75,8 +74,8 @@ def _open(name: str) -> dict[str, Any]:
     with as_file(files("llama_onnx.runtime.doctor") / "probe.onnx") as model:
         opened = open_session(model, get_provider(name))
     graph = GraphSession(opened.session)
-    _, cache = graph.step(np.array(PROMPT[:-1]))
-    logits, _ = graph.step(np.array(PROMPT[-1:]), cache)
+    _, cache = graph.step(np.array(PROMPT[:-1], np.int64))
+    logits, _ = graph.step(np.array(PROMPT[-1:], np.int64), cache)
     return {
         "nodes": len(opened.placement.nodes),
         "elsewhere": len(opened.placement.elsewhere),

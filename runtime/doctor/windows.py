@@ -32,7 +32,8 @@ def judge_vc_runtime(versions: Mapping[str, str | None]) -> Finding:
         found = f"{', '.join(missing)} not found: onnxruntime cannot be loaded"
         return Finding(name, "trouble", found, _INSTALL_VC)
     found = ", ".join(f"{library} {version}" for library, version in versions.items())
-    if numbers(versions.get(MSVCP) or "") < OLDEST_MSVCP:
+    version = numbers(versions.get(MSVCP) or "")
+    if version and version < OLDEST_MSVCP:
         oldest = ".".join(map(str, OLDEST_MSVCP))
         crash = f"{found}: {MSVCP} before {oldest} crashes onnxruntime"
         return Finding(name, "warning", crash, _INSTALL_VC)
