@@ -19,6 +19,7 @@ _COMMANDS = {
     "verify": "llama_onnx.runtime.commands.verify",
     "generate": "llama_onnx.runtime.commands.generate",
     "chat": "llama_onnx.runtime.commands.chat",
+    "bench": "llama_onnx.runtime.commands.bench",
     "bundle": "llama_onnx.targets.commands.bundle",
     "targets": "llama_onnx.targets.commands.targets",
     "doctor": "llama_onnx.runtime.commands.doctor",

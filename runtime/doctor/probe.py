@@ -1,7 +1,7 @@
 """What a child process tries, since it may crash, hang, or fill the terminal with warnings.
 
-`main` is called with `onnxruntime`, `genai`, `libraries NAME` or `open NAME`, and prints one line that
-begins with `MARK`, then JSON: what it found, or `{"error": ...}`.
+`main` is called with `onnxruntime`, `genai`, `libraries NAME` or `open NAME`. It prints one line
+that begins with `MARK`, then JSON: what it found, or `{"error": ...}`.
 """
 
 from __future__ import annotations
