@@ -19,8 +19,10 @@ _COMMANDS = {
     "verify": "llama_onnx.runtime.commands.verify",
     "generate": "llama_onnx.runtime.commands.generate",
     "chat": "llama_onnx.runtime.commands.chat",
+    "bench": "llama_onnx.runtime.commands.bench",
     "bundle": "llama_onnx.targets.commands.bundle",
     "targets": "llama_onnx.targets.commands.targets",
+    "doctor": "llama_onnx.runtime.commands.doctor",
 }
 """Verb -> the module whose `command` it is, in the order `--help` shows them."""
 

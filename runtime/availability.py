@@ -8,8 +8,8 @@ import io
 import os
 import sys
 from collections.abc import Collection, Mapping
-from importlib.metadata import distributions
 
+from llama_onnx.runtime.wheels import install_command, installed_flavours
 from llama_onnx.targets.errors import ProviderError
 from llama_onnx.targets.provider import Library, Provider
 from llama_onnx.targets.providers import CPU
@@ -18,22 +18,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is 
 import onnxruntime as ort
 
 _SYSTEMS = {"linux": "Linux", "win32": "Windows", "darwin": "macOS"}
-
-
-def installed_flavours(module: str) -> dict[str, str]:
-    """Distribution -> version of everything installed that owns `module`.
-
-    `module` is "onnxruntime" or "onnxruntime_genai". More than one overwrite each other's files.
-    """
-    found = {}
-    for distribution in distributions():
-        name = distribution.metadata["Name"] or ""
-        # Names first: reading the list of files of every distribution takes a second.
-        if name.lower().startswith(("onnxruntime", "ort-")) and any(
-            file.as_posix() == f"{module}/__init__.py" for file in distribution.files or ()
-        ):
-            found[name] = distribution.version
-    return found
 
 
 def require(provider: Provider, *, genai: bool = False) -> None:
@@ -64,12 +48,6 @@ def missing_libraries(provider: Provider) -> tuple[Library, ...]:
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
     return tuple(library for library in wanted if not _loads(library.name))
-
-
-def install_command(provider: Provider, installed: Collection[str]) -> str:
-    """The command that puts the provider's wheels in the place of those that are `installed`."""
-    install = f'pip install "llama-onnx[{provider.extra}]"'
-    return f"pip uninstall -y {' '.join(sorted(installed))} && {install}" if installed else install
 
 
 def _wrong_platform(provider: Provider) -> str | None:

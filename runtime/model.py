@@ -18,7 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from llama_onnx.runtime.genai import og
-from llama_onnx.runtime.generation import Generation, Tokens
+from llama_onnx.runtime.generation import Generation, GenerationStats, Tokens
 from llama_onnx.runtime.providers import OpenModel, open_model
 from llama_onnx.runtime.sampling import search_options
 from llama_onnx.targets.errors import PackageError, UsageError
@@ -126,6 +126,26 @@ class Llama:
         for token in list(self._end_tokens)[:1]:
             stream.decode(token)
         return self._start(self.encode_chat(messages), stream, max_new_tokens, search, stop)
+
+    def measure(self, prompt: Tokens, new_tokens: int) -> GenerationStats:
+        """What it takes to continue `prompt` greedily by `new_tokens`, whatever they say: an end
+        token ends nothing. Raises `UsageError` when the context does not hold both."""
+        length = total_length(len(prompt), new_tokens, self.context_length)
+        if length < len(prompt) + new_tokens:
+            raise UsageError(
+                f"{len(prompt):,} and {new_tokens:,} tokens are more than the context of "
+                f"{self.context_length:,} holds: ask for fewer."
+            )
+        search = {"do_sample": False, "min_length": length}
+        answer = self._start(prompt, self._tokenizer.create_stream(), new_tokens, search, ())
+        for _ in answer:
+            pass
+        return answer.stats
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens the tokenizer knows, added ones included."""
+        return self._encoder.get_vocab_size()
 
     def encode(self, text: str) -> Tokens:
         """Tokens of a plain text, with the start token if the model wants one, never twice."""

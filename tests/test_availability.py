@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime import availability
-from llama_onnx.runtime.availability import installed_flavours, missing_libraries, require
+from llama_onnx.runtime.availability import missing_libraries, require
+from llama_onnx.runtime.wheels import installed_flavours
 from llama_onnx.targets.errors import ProviderError
 from llama_onnx.targets.provider import Library, Provider
 from llama_onnx.targets.providers import CPU, CUDA, DIRECTML, WEBGPU

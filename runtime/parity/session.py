@@ -70,7 +70,7 @@ class GraphSession:
         logits, cache = self.step(prompt)
         tokens = [int(logits[-1].argmax())]
         while len(tokens) < count:
-            logits, cache = self.step(np.array(tokens[-1:]), cache)
+            logits, cache = self.step(np.array(tokens[-1:], np.int64), cache)
             tokens.append(int(logits[-1].argmax()))
         return tokens
 

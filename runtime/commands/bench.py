@@ -1,0 +1,97 @@
+"""`llama-onnx bench`: how fast a package is here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llama_onnx.runtime.commands.options import package_argument, provider_options, threads_option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llama_onnx.runtime.bench import Bench, Spread
+    from llama_onnx.targets.provider import Provider
+
+
+@click.command("bench")
+@package_argument
+@click.option("--prompt-tokens", type=int, help="Length of the prompt.  [default: 512]")
+@click.option("--new-tokens", type=int, help="Tokens to generate.  [default: 64]")
+@click.option("--repeats", type=int, default=5, show_default=True, help="Runs to measure.")
+@threads_option
+@provider_options
+@click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
+def command(
+    package: Path,
+    prompt_tokens: int | None,
+    new_tokens: int | None,
+    repeats: int,
+    threads: int | None,
+    provider: Provider | None,
+    allow_fallback: bool,
+    as_json: bool,
+) -> None:
+    """Measure PACKAGE on this machine: load, first token, prefill, decode, memory.
+
+    Medians of several runs after one to warm up, in onnxruntime-genai, as `generate` runs it.
+    """
+    from rich.console import Console
+
+    from llama_onnx.runtime.bench import bench
+
+    console = Console(stderr=True)
+    with console.status("loading") as status:
+        measured = bench(
+            package,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            threads=threads,
+            provider=provider,
+            allow_fallback=allow_fallback,
+            progress=status.update,
+        )
+    if as_json:
+        click.echo(json.dumps(measured.to_json(), ensure_ascii=False))
+    else:
+        _print(measured)
+
+
+def _print(measured: Bench) -> None:
+    from rich.console import Console
+
+    click.echo(
+        f"{Path(measured.package).resolve().name} · {measured.precision} · "
+        f"{measured.provider['onnxruntime']} · prompt {measured.prompt_tokens}, "
+        f"answer {measured.new_tokens} tokens"
+    )
+    if measured.provider["fallback"]:
+        click.echo(f"{measured.provider['fallback']} So the CPU ran it.")
+    Console(highlight=False).print(_table(measured))
+
+
+def _table(measured: Bench) -> Table:
+    from rich import box
+    from rich.table import Column, Table
+
+    columns = "", Column("median", justify="right"), Column("least to most", justify="right")
+    title = f"of {measured.repeats} runs" if measured.repeats > 1 else "of one run"
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_row("first token", *_row(measured.first_token_seconds, "s", 3))
+    table.add_row("prefill", *_row(measured.prefill_rate, "tokens/s", 1))
+    if measured.decode_rate:
+        table.add_row("decode", *_row(measured.decode_rate, "tokens/s", 1))
+    table.add_row("load, once", f"{measured.load_seconds:.2f} s", "")
+    if measured.resident is not None and measured.peak is not None:
+        table.add_row("memory after loading", f"{measured.resident / 1e9:.2f} GB", "")
+        table.add_row("memory at most", f"{measured.peak / 1e9:.2f} GB", "")
+    return table
+
+
+def _row(spread: Spread, unit: str, digits: int) -> tuple[str, str]:
+    extremes = f"{spread.least:.{digits}f} to {spread.most:.{digits}f}"
+    return f"{spread.median:.{digits}f} {unit}", extremes

@@ -1,0 +1,107 @@
+"""`llama-onnx doctor`: what this machine can do, and what mends each trouble."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from llama_onnx.runtime.doctor.finding import Finding
+
+_STYLES = {"ok": "green", "warning": "yellow", "trouble": "bold red"}
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print findings and facts as JSON.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long onnxruntime and each provider may take to answer.",
+)
+@click.pass_context
+def command(ctx: click.Context, as_json: bool, timeout: float) -> None:
+    """Say what this machine can do, and what mends each trouble.
+
+    Each provider of the installed onnxruntime opens a small int4 Llama and runs it, in a process of
+    its own. Exit status 1 when something is in trouble, 0 with warnings alone.
+    """
+    from llama_onnx.runtime.doctor.examine import examine
+    from llama_onnx.runtime.doctor.finding import worst
+    from llama_onnx.runtime.doctor.gather import gather
+
+    with _spinner() as progress:
+        facts = gather(seconds=timeout, progress=progress)
+    findings = tuple(examine(facts))
+    status = worst(findings)
+    if as_json:
+        content: dict[str, Any] = {"status": status, "findings": [asdict(f) for f in findings]}
+        click.echo(json.dumps({**content, "facts": asdict(facts)}, indent=2))
+    else:
+        _print(findings)
+    ctx.exit(1 if status == "trouble" else 0)
+
+
+@contextmanager
+def _spinner() -> Iterator[Callable[[str], None]]:
+    """Show on stderr what is being asked, if that is a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("asking") as status:
+        yield lambda what: status.update(f"asking: {what}")
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(_table(findings))
+    _print_mends(console, [finding for finding in findings if finding.mend])
+    troubles, warnings = (
+        sum(finding.status == status for finding in findings) for status in ("trouble", "warning")
+    )
+    if troubles or warnings:
+        click.echo(f"{_count(troubles, 'trouble')}, {_count(warnings, 'warning')}.")
+    else:
+        click.echo("Nothing to mend.")
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    from rich import box
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    columns = Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold")
+    table = Table(*columns, box=box.SIMPLE, show_header=False, show_edge=False, pad_edge=False)
+    for finding in findings:
+        status = Text(finding.status, style=_STYLES[finding.status])
+        table.add_row(status, finding.name, Text(finding.found))
+    return table
+
+
+def _print_mends(console: Console, findings: Sequence[Finding]) -> None:
+    """Print what to do, each in one long line, so that a command can be copied."""
+    from rich.text import Text
+
+    from llama_onnx.runtime.doctor.finding import worst
+
+    for mend in dict.fromkeys(finding.mend for finding in findings):
+        same = [finding for finding in findings if finding.mend == mend]
+        names, style = ", ".join(finding.name for finding in same), _STYLES[worst(same)]
+        console.print(Text.assemble("\n", (names, style), f": {mend}."), soft_wrap=True)
+    click.echo()
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,82 @@
+"""Runs a program with a time limit, and lives on whatever becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from llama_onnx.runtime.doctor.probe import MARK
+
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from llama_onnx.runtime.doctor.probe import main; main()"
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a program printed, and how it ended: `error` is None when it did well."""
+
+    stdout: str
+    error: str | None
+
+
+def ask(*arguments: str, seconds: float) -> dict[str, Any]:
+    """What `probe` finds in a process of its own; `{"error": ...}` when it crashes or hangs."""
+    # With this process's own path: a folder called onnxruntime where somebody happens to stand,
+    # which `-m` would put first, is none of the installation's.
+    command = [sys.executable, "-c", _START, json.dumps(sys.path), *arguments]
+    ended = run(command, seconds=seconds)
+    for line in reversed(ended.stdout.splitlines()):
+        if line.startswith(MARK):
+            answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
+            return answer
+    return {"error": ended.error or "it ends without a word"}
+
+
+def run(command: Sequence[str], *, seconds: float) -> Ended:
+    """Run `command` for at most `seconds`."""
+    # Not pipes: what a driver starts in the background would hold them open.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors)
+        except OSError as error:
+            return Ended("", f"{command[0]} cannot be started: {error.strerror}")
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            # Stuck in a driver it cannot even be killed; it must not take this process with it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            return Ended("", f"no answer within {seconds:g} s")
+        stdout, stderr = _text(out), _text(errors)
+    return Ended(stdout, _error(code, stdout, stderr))
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", errors="replace")
+
+
+def _error(code: int, stdout: str, stderr: str) -> str | None:
+    if code == 0:
+        return None
+    lines = (stderr.strip() or stdout.strip()).splitlines()
+    said = f": {lines[-1].strip()}" if lines else ""
+    return f"{_how(code)}{said}"
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"it crashes ({signal.Signals(-code).name})"
+    # Windows' exceptions are numbers such as 0xC0000005, an access violation.
+    return f"it crashes (0x{code:X})" if code > 0xFFFF else f"it ends with exit status {code}"

@@ -1,0 +1,156 @@
+"""Judges providers by what ran, and the graphics hardware by its driver and libraries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from llama_onnx.runtime.doctor.facts import Facts, Graphics, Libraries, Loaded, Tried, Wheels
+from llama_onnx.runtime.doctor.finding import Finding, Status
+from llama_onnx.runtime.doctor.requirements import numbers
+from llama_onnx.runtime.wheels import install_command
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import CPU, CUDA, PROVIDERS
+
+CUDA_DRIVER = (580,)
+CUDA_CAPABILITY = (7, 5)
+"""What CUDA 13, with which onnxruntime-gpu 1.31 is built, asks of the driver and of the device."""
+
+SAME = 0.1
+"""Relative L2 between two providers' logits up to which they compute the same. Int8 activations,
+which some providers use and others do not, make 0.03 of it; gibberish makes more than 1."""
+
+
+def judge_devices(facts: Facts) -> Iterator[Finding]:
+    """Yield findings about graphics hardware, its libraries and every provider."""
+    loaded, graphics = facts.onnxruntime, facts.graphics
+    yield judge_graphics(graphics, cuda=CUDA.ort_name in loaded.providers, platform=facts.platform)
+    yield from (judge_libraries(libraries, facts.platform) for libraries in facts.libraries)
+    if not loaded.error:
+        lacking = {entry.provider for entry in facts.libraries if entry.missing or entry.error}
+        yield from judge_tried(facts.tried, facts.wheels, lacking)
+        if hint := judge_unused(graphics, loaded, facts.wheels):
+            yield hint
+
+
+def judge_graphics(graphics: Graphics, *, cuda: bool, platform: str) -> Finding:
+    """The devices and their driver. `cuda`: onnxruntime has the provider that needs NVIDIA's."""
+    name = "graphics"
+    seen = ", ".join(graphics.adapters)
+    if graphics.gpus:
+        return _judge_gpus(graphics, cuda)
+    if not has_nvidia(graphics) and not graphics.driver:
+        return Finding(name, "ok", seen or "no device seen: the CPU computes")
+    if graphics.driver:
+        why = graphics.error or "it shows no device"
+        found = f"NVIDIA's driver {graphics.driver}, but nvidia-smi fails: {why}"
+        mend = "install NVIDIA's driver anew, and restart; in a container, pass the device on: "
+        return Finding(name, "warning", found, mend + "`docker run --gpus all`")
+    mend = "install NVIDIA's driver from https://www.nvidia.com/drivers"
+    if platform == "linux":
+        mend += "; in a container, pass the device on: `docker run --gpus all`"
+    return Finding(name, "warning", f"{seen}, without NVIDIA's driver", mend)
+
+
+def has_nvidia(graphics: Graphics) -> bool:
+    """Whether there is an NVIDIA device, with or without its driver."""
+    return bool(graphics.gpus) or any("NVIDIA" in adapter for adapter in graphics.adapters)
+
+
+def judge_libraries(tried: Libraries, platform: str) -> Finding:
+    """Which of the libraries that a provider links are there."""
+    name, missing = f"{tried.provider} libraries", tried.missing
+    libraries = PROVIDERS[tried.provider].libraries.get(platform, ())
+    if tried.error:
+        mend = "install the graphics driver anew, and restart"
+        return Finding(name, "trouble", f"loading them: {tried.error}", mend)
+    there = [library.name for library in libraries if library.name not in missing]
+    found = f"{len(there)} of {len(libraries)} load"
+    if tried.cudnn is not None:
+        found += f"; cuDNN 9 {'too' if tried.cudnn else 'does not, which no Llama needs'}"
+    if not missing:
+        return Finding(name, "ok", found)
+    mends = dict.fromkeys(entry.mend for entry in libraries if entry.name in missing)
+    return Finding(name, "trouble", f"{found}; missing: {', '.join(missing)}", ", and ".join(mends))
+
+
+def judge_tried(
+    tried: Sequence[Tried], wheels: Wheels, lacking: Collection[str] = ()
+) -> Iterator[Finding]:
+    """One finding a provider: whether it really computes, and the same as the CPU.
+
+    `lacking`: the providers whose libraries are in trouble, which their own finding has said.
+    """
+    cpu = next((entry.logits for entry in tried if entry.provider == CPU.name), ())
+    for entry in tried:
+        short = entry.error and entry.provider in lacking
+        said = replace(entry, error="does not run without its libraries") if short else entry
+        yield _judge_one(said, cpu, wheels)
+
+
+def judge_unused(graphics: Graphics, loaded: Loaded, wheels: Wheels) -> Finding | None:
+    """Say that there is a device that the installed wheel leaves alone, and what would use it."""
+    if not has_nvidia(graphics) or CUDA.ort_name in loaded.providers:
+        return None
+    command = install_command(CUDA, {**wheels.onnxruntime, **wheels.genai})
+    found = "there is an NVIDIA device, and the wheels are those of another provider"
+    return Finding(f"provider {CUDA.name}", "warning", found, f"to use it, run `{command}`")
+
+
+def _judge_gpus(graphics: Graphics, cuda: bool) -> Finding:
+    name = "graphics"
+    devices = ", ".join(f"{gpu.name} ({gpu.memory / 1e9:.1f} GB)" for gpu in graphics.gpus)
+    driver = graphics.gpus[0].driver
+    found = f"{devices}, driver {driver}"
+    status: Status = "trouble" if cuda else "warning"
+    if numbers(driver) < CUDA_DRIVER:
+        needed = f"CUDA 13 needs {CUDA_DRIVER[0]} or newer"
+        mend = "install a newer driver from https://www.nvidia.com/drivers"
+        return Finding(name, status, f"{found}: {needed}", mend)
+    old = [gpu.name for gpu in graphics.gpus if gpu.capability and gpu.capability < CUDA_CAPABILITY]
+    if len(old) == len(graphics.gpus):
+        oldest = ".".join(map(str, CUDA_CAPABILITY))
+        too_old = f"{found}: CUDA 13 needs compute capability {oldest}"
+        return Finding(name, status, too_old, "take `--provider cpu`")
+    return Finding(name, "ok", found)
+
+
+def _judge_one(tried: Tried, expected: Sequence[float], wheels: Wheels) -> Finding:
+    name, provider = f"provider {tried.provider}", PROVIDERS[tried.provider]
+    if tried.error:
+        return Finding(name, "trouble", tried.error, _remedy(provider, wheels))
+    if wrong := _wrong(tried.logits, expected):
+        mend = "update the graphics driver, and take `--provider cpu` until this is gone"
+        return Finding(name, "trouble", wrong, _remedy(CPU, wheels) if provider == CPU else mend)
+    on = f"{tried.nodes - tried.elsewhere} of {tried.nodes} nodes"
+    found = f"runs an int4 Llama: {on}, opened and run in {tried.seconds:.2g} s"
+    return Finding(name, "ok", found)
+
+
+def _wrong(logits: Sequence[float], cpu: Sequence[float]) -> str | None:
+    """What is wrong with logits beside the CPU's, which are () if the CPU has none."""
+    if not all(map(math.isfinite, logits)):
+        return "runs, but what it computes are no numbers"
+    if not cpu:
+        return None
+    apart = math.dist(logits, cpu) / math.hypot(*cpu)
+    if apart <= SAME:
+        return None
+    return f"runs, but computes something else than the CPU: relative L2 {apart:.2g}"
+
+
+def _remedy(provider: Provider, wheels: Wheels) -> str:
+    if provider != CPU:
+        return "mend the libraries or the driver above, or take `--provider cpu`"
+    return f"run `{install_command(CPU, {**wheels.onnxruntime, **wheels.genai})}`"
+
+
+def provider_names(platform: str, available: Sequence[str]) -> tuple[str, ...]:
+    """Our names of the providers that onnxruntime says it has, the CPU first."""
+    known: Mapping[str, Provider] = PROVIDERS
+    return tuple(
+        name
+        for name, provider in known.items()
+        if provider.ort_name in available and platform in provider.platforms
+    )

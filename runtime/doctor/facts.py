@@ -1,0 +1,170 @@
+"""What is known about a machine. Plain data: `gather` fills it in, the judges read it.
+
+None is "cannot be told here", wherever a fact may be None. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Python:
+    """The interpreter: `version` "3.11.2", `bits` 32 or 64, `machine` "x86_64", "arm64", ..."""
+
+    version: str
+    bits: int
+    machine: str
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """What is installed, as its metadata says: distribution -> version.
+
+    `llama_onnx` is this project's own version. `requires` are the requirements of each
+    distribution of genai ("onnxruntime>=1.31.0"), `extras` those of this project by extra.
+    `others` are distributions that one of them names.
+    """
+
+    llama_onnx: str | None
+    onnxruntime: Mapping[str, str]
+    genai: Mapping[str, str]
+    requires: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    extras: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What came of importing a module in a process of its own; `error` is None when it loads.
+
+    `providers` are those onnxruntime says it has, by its names.
+    """
+
+    version: str | None
+    error: str | None = None
+    providers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Libraries:
+    """Which of a provider's libraries do not load, and whether cuDNN does."""
+
+    provider: str
+    missing: tuple[str, ...] = ()
+    cudnn: bool | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A small int4 Llama opened and run on a provider, in a process of its own.
+
+    `nodes` of the graph, `elsewhere` those of them on another provider, `logits` of the last
+    position. `error` is None when it ran.
+    """
+
+    provider: str
+    nodes: int = 0
+    elsewhere: int = 0
+    logits: tuple[float, ...] = ()
+    seconds: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device of NVIDIA's driver; `capability` is (8, 9) of an Ada, `memory` in bytes."""
+
+    name: str
+    driver: str
+    memory: int
+    capability: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Graphics:
+    """Graphics hardware: `adapters` by the bus or the registry, `gpus` by NVIDIA's driver.
+
+    `driver` is the version of NVIDIA's kernel driver, `error` why nvidia-smi does not answer.
+    """
+
+    adapters: tuple[str, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Processor:
+    """`allowed`: logical processors this process may use. `quota`: how many of them its container
+    may keep busy. `features`: instruction set -> there or not."""
+
+    name: str | None
+    physical_cores: int | None
+    logical: int
+    allowed: int
+    quota: float | None = None
+    features: Mapping[str, bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of the machine, and `limit` of the container. `available` respects both."""
+
+    total: int
+    available: int
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A folder (`purpose`: "here" or "temp") and the room on its disk."""
+
+    purpose: str
+    path: str
+    free: int
+    total: int
+    writable: bool
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """Of what is printed, of files opened without one, and of file names."""
+
+    stdout: str
+    files: str
+    names: str
+
+
+@dataclass(frozen=True)
+class WindowsFacts:
+    """`vc_runtime`: DLL -> its file version, None where it does not load. `libraries`: every
+    onnxruntime.dll in System32 and on PATH -> its file version. `long_paths`: the registry's
+    setting."""
+
+    vc_runtime: Mapping[str, str | None]
+    libraries: Mapping[str, str | None]
+    system_folder: str
+    long_paths: bool | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything `doctor` judges. `platform` is a value of `sys.platform`."""
+
+    platform: str
+    python: Python
+    wheels: Wheels
+    onnxruntime: Loaded
+    genai: Loaded
+    libraries: tuple[Libraries, ...]
+    tried: tuple[Tried, ...]
+    graphics: Graphics
+    processor: Processor
+    memory: Memory | None
+    disks: tuple[Disk, ...]
+    telemetry: str | None
+    encodings: Encodings
+    windows: WindowsFacts | None = None

@@ -1,0 +1,244 @@
+"""The one place where facts are taken from the system. Imports none of the runtimes itself."""
+
+from __future__ import annotations
+
+import csv
+import locale
+import os
+import platform
+import shutil
+import struct
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from pathlib import Path
+from typing import Any
+
+from llama_onnx.runtime.doctor import linux
+from llama_onnx.runtime.doctor.child import ask, run
+from llama_onnx.runtime.doctor.devices import provider_names
+from llama_onnx.runtime.doctor.facts import (
+    Disk,
+    Encodings,
+    Facts,
+    Gpu,
+    Graphics,
+    Libraries,
+    Loaded,
+    Memory,
+    Processor,
+    Python,
+    Tried,
+    Wheels,
+    WindowsFacts,
+)
+from llama_onnx.runtime.doctor.requirements import distribution, normalize
+from llama_onnx.runtime.wheels import installed_flavours
+from llama_onnx.targets.providers import PROVIDERS
+
+PROJECT = "llama-onnx"
+SMI_SECONDS = 30.0
+
+Progress = Callable[[str], None]
+
+
+def gather(*, seconds: float, progress: Progress = lambda _: None) -> Facts:
+    """Ask the system everything. What may hang runs in a process of its own, `seconds` at most.
+
+    `progress` is told what is being asked.
+    """
+    progress("installed wheels")
+    wheels = gather_wheels()
+    progress("onnxruntime")
+    loaded = load("onnxruntime", seconds) if wheels.onnxruntime else Loaded(None)
+    progress("onnxruntime-genai")
+    genai = load("genai", seconds) if wheels.genai else Loaded(None)
+    libraries, tried = [], []
+    for name in provider_names(sys.platform, loaded.providers):
+        progress(f"provider {name}")
+        if PROVIDERS[name].libraries.get(sys.platform):
+            libraries.append(try_libraries(name, seconds))
+        tried.append(try_provider(name, seconds))
+    progress("hardware")
+    return Facts(
+        platform=sys.platform,
+        python=Python(platform.python_version(), struct.calcsize("P") * 8, platform.machine()),
+        wheels=wheels,
+        onnxruntime=loaded,
+        genai=genai,
+        libraries=tuple(libraries),
+        tried=tuple(tried),
+        graphics=gather_graphics(),
+        processor=gather_processor(),
+        memory=gather_memory(),
+        disks=(gather_disk("here", Path.cwd()), gather_disk("temp", _temp_folder())),
+        telemetry=os.environ.get("ORT_DISABLE_TELEMETRY"),
+        encodings=Encodings(
+            sys.stdout.encoding or "ascii",
+            locale.getpreferredencoding(False),
+            sys.getfilesystemencoding(),
+        ),
+        windows=_windows(),
+    )
+
+
+def gather_wheels() -> Wheels:
+    """Versions and requirements, from the metadata that pip left."""
+    ort, genai = installed_flavours("onnxruntime"), installed_flavours("onnxruntime_genai")
+    extras = _extras(_requires(PROJECT))
+    wanted = {distribution(text) for texts in extras.values() for text in texts}
+    everything = ((normalize(d.metadata["Name"] or ""), d.version) for d in distributions())
+    return Wheels(
+        llama_onnx=_version(PROJECT),
+        onnxruntime=ort,
+        genai=genai,
+        requires={name: _requires(name) for name in genai},
+        extras=extras,
+        others={name: found for name, found in everything if name in wanted},
+    )
+
+
+def load(module: str, seconds: float) -> Loaded:
+    """Import "onnxruntime" or "genai" in a process of its own."""
+    answer = ask(module, seconds=seconds)
+    return Loaded(
+        version=answer.get("version"),
+        error=answer.get("error"),
+        providers=tuple(answer.get("providers", ())),
+    )
+
+
+def try_libraries(name: str, seconds: float) -> Libraries:
+    """Load the libraries of a provider in a process of its own."""
+    answer = ask("libraries", name, seconds=seconds)
+    return Libraries(name, **{**answer, "missing": tuple(answer.get("missing", ()))})
+
+
+def try_provider(name: str, seconds: float) -> Tried:
+    """Open and run the small model on a provider, in a process of its own."""
+    answer = ask("open", name, seconds=seconds)
+    if "error" in answer:
+        return Tried(name, error=answer["error"])
+    return Tried(name, **{**answer, "logits": tuple(answer["logits"])})
+
+
+def gather_graphics() -> Graphics:
+    """Adapters, and what NVIDIA's driver says about its devices."""
+    adapters: tuple[str, ...] = ()
+    if sys.platform == "win32":
+        from llama_onnx.runtime.doctor import win32
+
+        adapters = win32.adapters()
+    elif sys.platform == "linux":
+        adapters = linux.adapters()
+    driver = linux.nvidia_driver() if sys.platform == "linux" else None
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return Graphics(adapters, driver=driver, error="not found" if driver else None)
+    fields = "name,driver_version,memory.total,compute_cap"
+    query = [smi, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    ended = run(query, seconds=SMI_SECONDS)
+    return Graphics(adapters, parse_gpus(ended.stdout), driver, ended.error)
+
+
+def parse_gpus(text: str) -> tuple[Gpu, ...]:
+    """GPUs of nvidia-smi's rows: name, driver, memory in MiB, compute capability."""
+    gpus = []
+    for row in csv.reader(text.splitlines(), skipinitialspace=True):
+        if len(row) == 4 and row[2].strip().isdecimal():
+            name, driver, mebibytes, capability = (cell.strip() for cell in row)
+            major, _, minor = capability.partition(".")
+            known = major.isdecimal() and minor.isdecimal()
+            gpus.append(
+                Gpu(
+                    name,
+                    driver,
+                    int(mebibytes) << 20,
+                    (int(major), int(minor)) if known else None,
+                )
+            )
+    return tuple(gpus)
+
+
+def gather_processor() -> Processor:
+    """Name, cores and instruction sets, and what of them this process may use."""
+    logical = os.cpu_count() or 1
+    if sys.platform == "win32":
+        from llama_onnx.runtime.doctor import win32
+
+        name, cores = win32.processor_name(), win32.physical_cores()
+        found = win32.features(platform.machine())
+        return Processor(name, cores, logical, logical, features=found)
+    elif sys.platform == "linux":  # noqa: RET505  mypy reads past a return, not into other branches
+        name = linux.processor_name() or platform.machine()
+        allowed, quota = len(os.sched_getaffinity(0)), linux.container_cores()
+        cores = linux.physical_cores()
+        return Processor(name, cores, logical, allowed, quota, linux.features())
+    else:
+        return Processor(platform.processor() or None, None, logical, logical)
+
+
+def gather_memory() -> Memory | None:
+    """Of the machine and of the container."""
+    if sys.platform == "win32":
+        from llama_onnx.runtime.doctor import win32
+
+        machine = win32.memory()
+    else:
+        machine = linux.memory()
+    if machine is None:
+        return None
+    total, available = machine
+    container = linux.container_memory() if sys.platform == "linux" else None
+    if container is None:
+        return Memory(total, available)
+    limit, free = container
+    return Memory(total, min(available, free), limit)
+
+
+def gather_disk(purpose: str, folder: Path) -> Disk:
+    """The room where `folder` is."""
+    usage = shutil.disk_usage(folder)
+    return Disk(purpose, str(folder), usage.free, usage.total, os.access(folder, os.W_OK))
+
+
+def _temp_folder() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:  # it tries to write, and found nowhere to
+        return Path(os.environ.get("TMPDIR", os.sep))
+
+
+def _windows() -> WindowsFacts | None:
+    if sys.platform == "win32":
+        from llama_onnx.runtime.doctor import win32
+
+        return win32.gather()
+    else:  # noqa: RET505  mypy calls what follows a return unreachable on Windows
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _requires(name: str) -> tuple[str, ...]:
+    try:
+        return tuple(requires(name) or ())
+    except PackageNotFoundError:
+        return ()
+
+
+def _extras(requirements: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Requirements by extra: 'torch>=2.7; extra == "export"' is one of "export"."""
+    found: dict[str, list[Any]] = {}
+    for text in requirements:
+        requirement, _, marker = text.partition(";")
+        _, is_extra, extra = marker.partition("extra ==")
+        if is_extra:
+            found.setdefault(extra.strip().strip("\"'"), []).append(requirement.strip())
+    return {extra: tuple(texts) for extra, texts in found.items()}

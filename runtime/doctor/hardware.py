@@ -1,0 +1,115 @@
+"""Judges processor, memory and disk: what this machine can hold and how fast it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from llama_onnx.runtime.doctor.facts import Disk, Memory, Processor
+from llama_onnx.runtime.doctor.finding import Finding
+
+GB = 1e9
+
+INT4_BYTES = {"7B": 4.6e9, "13B": 8.9e9, "70B": 47.3e9}
+"""Memory for the weights of a Llama 2 in int4, blocks of 32 with a float32 scale, and a tenth more:
+parameters x 5.5 bits."""
+
+EXPORT_MEMORY, PACKAGE_DISK, SCRATCH_DISK, FULL_DISK = 1e9, 5e9, 1e9, 1e8
+
+
+def judge_processor(processor: Processor) -> Finding:
+    """Which of the fast int8 kernels, which int4 packages compute with, it can run."""
+    has = processor.features
+    there = [feature for feature, found in has.items() if found]
+    found = f"{processor.name or 'unknown'}{': ' if there else ''}{', '.join(there)}"
+    if has.get("AVX2") is False or has.get("dot product") is False:
+        lacking = "AVX2" if "AVX2" in has else "the dot product instructions"
+        slow = f"{found}; without {lacking} int4 has no fast kernels, and weights are unpacked anew"
+        mend = None
+        if "AVX2" in has:
+            mend = "in a virtual machine, pass the host's processor on, for QEMU `-cpu host`"
+        return Finding("processor", "warning", f"{slow} at every step", mend)
+    return Finding("processor", "ok", f"{found}; {_int4(has)}")
+
+
+def judge_cores(processor: Processor) -> Finding:
+    """Whether as many threads as ONNX Runtime starts are allowed to run."""
+    usable = float(processor.allowed)
+    if processor.quota is not None:
+        usable = min(usable, processor.quota)
+    cores = processor.physical_cores
+    found = f"{cores or 'unknown number of'} cores, {processor.logical} logical processors"
+    if usable < processor.logical:
+        found += f", {usable:g} of them allowed here"
+    if cores is None or usable >= cores:
+        return Finding("cores", "ok", found)
+    threads = max(1, int(usable))
+    return Finding(
+        "cores",
+        "warning",
+        f"{found}: ONNX Runtime starts a thread for every core of the machine, and they would "
+        "wait for each other",
+        f"give `--threads {threads}`; for programs of your own, from ONNX Runtime 1.32 on, set "
+        f"`ORT_INTRA_OP_NUM_THREADS={threads}`",
+    )
+
+
+def judge_memory(memory: Memory | None) -> Finding:
+    """Which Llama 2 the free memory holds in int4."""
+    if memory is None:
+        return Finding("memory", "ok", "cannot be told here")
+    found = f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f} GB"
+    if memory.limit is not None and memory.limit < memory.total:
+        found += f", the container's limit is {memory.limit / GB:.1f} GB"
+    if memory.available < EXPORT_MEMORY:
+        short = f"{found}: an export takes about 0.7 GB whatever the model's size, and running more"
+        return Finding("memory", "warning", short, "close other programs, or raise the limit")
+    sizes = [size for size, needed in INT4_BYTES.items() if needed <= memory.available]
+    holds = f"Llama 2 {sizes[-1]} in int4" if sizes else "smaller models than Llama 2 7B"
+    return Finding("memory", "ok", f"{found}: holds {holds}")
+
+
+def judge_disk(disk: Disk, platform: str) -> Finding:
+    """Whether there is room, for packages here and for scratch files in the temp folder."""
+    name = "disk here" if disk.purpose == "here" else "temp folder"
+    found = f"{disk.free / GB:.1f} GB free of {disk.total / GB:.1f} GB in {disk.path}"
+    move = "go to a folder on another disk" if disk.purpose == "here" else _move_temp(platform)
+    if not disk.writable:
+        return Finding(name, "warning", f"{found}, where nothing may be written", move)
+    if disk.free < FULL_DISK:
+        return Finding(name, "trouble", f"{found}: full", f"delete files, or {move}")
+    if disk.purpose == "here" and disk.free < PACKAGE_DISK:
+        short = f"{found}: an int4 package of Llama 2 7B takes 4.3 GB"
+        return Finding(
+            name, "warning", short, f"{move}; `llama-onnx plan SOURCE` says what it needs"
+        )
+    if disk.purpose == "temp" and disk.free < SCRATCH_DISK:
+        return Finding(name, "warning", f"{found}: too little for pip to unpack wheels", move)
+    if platform == "win32" and disk.purpose == "temp" and not disk.path.isascii():
+        letters = f"{disk.path}: libraries that do not read Unicode paths fail there"
+        return Finding(name, "warning", letters, _move_temp(platform))
+    return Finding(name, "ok", found)
+
+
+def judge_hardware(processor: Processor, memory: Memory | None, disks: tuple[Disk, ...],
+                   platform: str) -> Iterator[Finding]:  # fmt: skip
+    """Yield all findings about hardware."""
+    yield judge_processor(processor)
+    yield judge_cores(processor)
+    yield judge_memory(memory)
+    yield from (judge_disk(disk, platform) for disk in disks)
+
+
+def _int4(has: Mapping[str, bool | None]) -> str:
+    if not any(has.values()):
+        return "its instruction sets cannot be told here"
+    fast = "int4 computes in int8 (--accuracy-level 4)"
+    if has.get("VNNI") or has.get("AVX-VNNI") or has.get("dot product"):
+        return f"{fast} at full speed"
+    unknown = "VNNI" in has and has["VNNI"] is None
+    return f"{fast}; {'whether it has VNNI cannot be told here' if unknown else 'no VNNI'}"
+
+
+def _move_temp(platform: str) -> str:
+    if platform == "win32":
+        return "run `setx TMP C:\\Temp` and `setx TEMP C:\\Temp`, and open a new terminal"
+    return "run `export TMPDIR=FOLDER`, a folder with room"

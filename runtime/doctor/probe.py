@@ -1,0 +1,95 @@
+"""What a child process tries, since it may crash, hang, or fill the terminal with warnings.
+
+`main` is called with `onnxruntime`, `genai`, `libraries NAME` or `open NAME`. It prints one line
+that begins with `MARK`, then JSON: what it found, or `{"error": ...}`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from importlib.resources import as_file, files
+from time import perf_counter
+from typing import Any
+
+from llama_onnx.targets.errors import LlamaOnnxError
+from llama_onnx.targets.providers import CUDA, get_provider
+
+MARK = "llama-onnx-probe "
+PROMPT = (3, 14, 15, 9, 26)
+_CUDNN = {"linux": "libcudnn.so.9", "win32": "cudnn64_9.dll"}
+
+
+def main() -> None:
+    """Try what the command line names."""
+    try:
+        answer = _try(*sys.argv[1:])
+    except LlamaOnnxError as error:
+        answer = {"error": str(error).rstrip(".")}
+    except Exception as error:  # whatever a broken installation raises is the answer
+        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    sys.stdout.write(f"\n{MARK}{json.dumps(answer)}\n")
+    sys.stdout.flush()
+    # A driver may crash while its libraries are unloaded; what it had to say is said.
+    os._exit(0)
+
+
+def _try(what: str, *arguments: str) -> dict[str, Any]:
+    if what == "onnxruntime":
+        return _onnxruntime()
+    if what == "genai":
+        return _genai()
+    return _libraries(*arguments) if what == "libraries" else _open(*arguments)
+
+
+def _onnxruntime() -> dict[str, Any]:
+    import onnxruntime as ort
+
+    return {"version": ort.__version__, "providers": ort.get_available_providers()}
+
+
+def _libraries(name: str) -> dict[str, Any]:
+    from llama_onnx.runtime.availability import missing_libraries
+
+    missing = [library.name for library in missing_libraries(get_provider(name))]
+    return {"missing": missing, "cudnn": _cudnn() if name == CUDA.name else None}
+
+
+def _genai() -> dict[str, Any]:
+    from llama_onnx.runtime.genai import og
+
+    return {"version": og.__version__}
+
+
+def _open(name: str) -> dict[str, Any]:
+    """Open the small model on a provider, and run a prefill and a step."""
+    import numpy as np
+
+    from llama_onnx.runtime.parity.session import GraphSession
+    from llama_onnx.runtime.session import open_session
+
+    started = perf_counter()
+    with as_file(files("llama_onnx.runtime.doctor") / "probe.onnx") as model:
+        opened = open_session(model, get_provider(name))
+    graph = GraphSession(opened.session)
+    _, cache = graph.step(np.array(PROMPT[:-1], np.int64))
+    logits, _ = graph.step(np.array(PROMPT[-1:], np.int64), cache)
+    return {
+        "nodes": len(opened.placement.nodes),
+        "elsewhere": len(opened.placement.elsewhere),
+        "logits": [float(value) for value in logits[-1]],
+        "seconds": perf_counter() - started,
+    }
+
+
+def _cudnn() -> bool | None:
+    name = _CUDNN.get(sys.platform)
+    if name is None:
+        return None
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True

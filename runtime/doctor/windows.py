@@ -1,0 +1,72 @@
+"""Judges what only Windows has: the VC runtime, stray DLLs, the limit on paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from ntpath import dirname, normcase
+
+from llama_onnx.runtime.doctor.facts import WindowsFacts
+from llama_onnx.runtime.doctor.finding import Finding
+from llama_onnx.runtime.doctor.requirements import numbers
+
+MSVCP = "msvcp140.dll"
+OLDEST_MSVCP = (14, 40)
+"""Since Visual Studio 2022 17.10 a mutex needs no call to be set up, and locking such a one in an
+older msvcp140.dll is an access violation (microsoft/onnxruntime issues 21543, 26599)."""
+
+_INSTALL_VC = "run `winget install Microsoft.VCRedist.2015+.x64`"
+
+
+def judge_windows(windows: WindowsFacts) -> Iterator[Finding]:
+    """Yield all findings about Windows."""
+    yield judge_vc_runtime(windows.vc_runtime)
+    yield judge_strays(windows.libraries, windows.system_folder)
+    yield judge_long_paths(windows.long_paths)
+
+
+def judge_vc_runtime(versions: Mapping[str, str | None]) -> Finding:
+    """Whether the C++ libraries that ONNX Runtime is linked with are there and new enough."""
+    name = "VC runtime"
+    missing = [library for library, version in versions.items() if version is None]
+    if missing:
+        found = f"{', '.join(missing)} not found: onnxruntime cannot be loaded"
+        return Finding(name, "trouble", found, _INSTALL_VC)
+    found = ", ".join(f"{library} {version}" for library, version in versions.items())
+    version = numbers(versions.get(MSVCP) or "")
+    if version and version < OLDEST_MSVCP:
+        oldest = ".".join(map(str, OLDEST_MSVCP))
+        crash = f"{found}: {MSVCP} before {oldest} crashes onnxruntime"
+        return Finding(name, "warning", crash, _INSTALL_VC)
+    return Finding(name, "ok", found)
+
+
+def judge_strays(libraries: Mapping[str, str | None], system_folder: str) -> Finding:
+    """Which onnxruntime.dll a program would load that does not bring its own.
+
+    Windows has one of its own in System32, for good; one on PATH is somebody's oversight. Python
+    loads the wheel's by its full path, so it is programs that embed the runtime that meet these.
+    """
+    name = "onnxruntime.dll"
+    system = normcase(system_folder)
+    on_path = [path for path in libraries if normcase(dirname(path)) != system]
+    known = ", ".join(f"{path} ({version or 'no version'})" for path, version in libraries.items())
+    if on_path:
+        found = f"{known}: a program without its own may load one of these"
+        folders = " and ".join(dirname(path) for path in on_path)
+        mend = f"take {folders} off PATH; `where.exe onnxruntime.dll` lists what is on it"
+        return Finding(name, "warning", found, mend)
+    if libraries:
+        return Finding(name, "ok", f"Windows' own, {known}: ship one beside your program")
+    return Finding(name, "ok", "none on PATH or in System32")
+
+
+def judge_long_paths(enabled: bool | None) -> Finding:
+    """Whether paths may be longer than 260 characters."""
+    if enabled is None:
+        return Finding("long paths", "ok", "cannot be told here")
+    if enabled:
+        return Finding("long paths", "ok", "allowed")
+    key = r"HKLM\SYSTEM\CurrentControlSet\Control\FileSystem"
+    command = f"reg add {key} /v LongPathsEnabled /t REG_DWORD /d 1 /f"
+    found = "paths of more than 260 characters fail"
+    return Finding("long paths", "warning", found, f"run `{command}` as administrator")
