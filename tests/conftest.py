@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.packages import make_package
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.model import Llama
+
+
+# How long an example takes says something about the machine, nothing about the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
