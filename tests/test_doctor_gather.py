@@ -91,7 +91,8 @@ def test_cgroup_version_2(tmp_path: Path) -> None:
         tmp_path,
         {
             "proc/self/cgroup": "0::/pods/mine\n",
-            "sys/fs/cgroup/pods/mine/cpu.max": "max 100000\n",
+            "sys/fs/cgroup/pods/mine/cpu.max": "300000 100000\n",
+            "sys/fs/cgroup/cpu.max": "max 100000\n",
             "sys/fs/cgroup/pods/cpu.max": "150000 100000\n",
             "sys/fs/cgroup/pods/mine/memory.max": "4000000000\n",
             "sys/fs/cgroup/pods/mine/memory.current": "3000000000\n",

@@ -35,7 +35,7 @@ def command(
     allow_fallback: bool,
     as_json: bool,
 ) -> None:
-    """Measure PACKAGE on this machine: load, first token, prefill, decode, memory.
+    """Measure PACKAGE here: speed, time to the first token, memory.
 
     Medians of several runs after one to warm up, in onnxruntime-genai, as `generate` runs it.
     """
