@@ -117,6 +117,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Plant every known fault in packages of every precision; docs/parity.md gets the tables."""
+    _install(session, "-e", ".[export,cpu,test]")
+    session.run("python", "benchmarks/faults.py", "--write", "docs/parity.md")
+
+
 def _install(session: nox.Session, *arguments: str) -> None:
     _remove_build()
     session.install(TORCH)

@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.runtime.parity.situations import Caches, Program
+from llama_onnx.targets.errors import PackageError
 
 FP32_ACTIVATIONS = 1
 """MatMulNBits' accuracy_level that keeps activations in float32; 4 rounds them to int8 blocks."""
@@ -92,13 +93,25 @@ def run_segments(
     ]
     cuts = list(segments(model))
     for number, segment in enumerate(cuts, start=1):
-        session = _open_segment(model, segment, path.parent)
+        _check_cache(segment, path)
+        session = open_segment(model, segment, path.parent)
         needed = {name for cut in cuts[number:] for name in cut.inputs}
         steps = _run_segment(session, segment, program, environments, needed, config)
         yield segment.label, steps
         for _ in steps:
             pass
         del session
+
+
+def _check_cache(segment: Segment, path: Path) -> None:
+    """Raise `PackageError` if `segment` reads keys or values that it does not write."""
+    for name in segment.inputs:
+        written = name.replace("past_key_values.", "present.", 1)
+        if name != written and written not in segment.outputs:
+            raise PackageError(
+                f"{path}: {segment.label} reads {name}, the cache of another layer: export the "
+                "package again."
+            )
 
 
 def set_accuracy_level(model: ir.Model, level: int) -> None:
@@ -128,7 +141,12 @@ def _run_segment(
             else environment[name]
             for name in segment.inputs
         }
-        outputs = dict(zip(segment.outputs, session.run(list(segment.outputs), feeds), strict=True))
+        try:
+            values = session.run(list(segment.outputs), feeds)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            reason = str(error).strip().splitlines()[0]
+            raise PackageError(f"onnxruntime fails in {segment.label}: {reason}") from error
+        outputs = dict(zip(segment.outputs, values, strict=True))
         caches.put(
             index,
             {
@@ -142,7 +160,8 @@ def _run_segment(
         yield outputs
 
 
-def _open_segment(model: ir.Model, segment: Segment, folder: Path) -> ort.InferenceSession:
+def open_segment(model: ir.Model, segment: Segment, folder: Path) -> ort.InferenceSession:
+    """Open `segment` of `model` alone, with its weights from the data file in `folder`."""
     part = ir.convenience.extract(model.graph, list(segment.inputs), list(segment.outputs))
     proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
     options = _quiet()

@@ -104,11 +104,21 @@ def advance(layer: LlamaDecoderLayer, rotary: LlamaRotaryEmbedding, x: Tensor) -
 
 
 def read_out(checkpoint: Checkpoint, hidden: Sequence[Tensor]) -> list[Float32]:
-    """Logits [S, V] from the last layer's hidden states [1, S, H]; the head passes in chunks."""
+    """Logits [S, V] from the last layer's hidden states [1, S, H]."""
+    return project(checkpoint, final_norm(checkpoint, hidden))
+
+
+def final_norm(checkpoint: Checkpoint, hidden: Sequence[Tensor]) -> list[Tensor]:
+    """[1, S, H] -> [S, H]: what the head reads."""
     config = checkpoint.config
     norm = _empty(lambda: LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps))
     _fill(norm, checkpoint, "model.norm.")
-    normed = [norm(x)[0] for x in hidden]  # [S, H]
+    return [norm(x)[0] for x in hidden]
+
+
+def project(checkpoint: Checkpoint, normed: Sequence[Tensor]) -> list[Float32]:
+    """[S, H] -> logits [S, V]; the head passes in chunks."""
+    config = checkpoint.config
     tied = config.tie_word_embeddings
     head = checkpoint.tensor("model.embed_tokens.weight" if tied else "lm_head.weight")
     logits = [np.empty((len(x), config.vocab_size), np.float32) for x in normed]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from tests.packages import make_package
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.model import Llama
+    from tests.parity import Make
 
 
 # How long an example takes says something about the machine, nothing about the code.
@@ -44,3 +47,33 @@ def llama(package: Path) -> Llama:
     from llama_onnx.runtime.model import Llama
 
     return Llama.load(package)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Package and source of one of `tests.parity.EXPORTS`, made once. Read only."""
+    from tests.parity import maker
+
+    return maker(tmp_path_factory.mktemp("parity"))
+
+
+@pytest.fixture
+def copied(made: Make, tmp_path: Path) -> Make:
+    """The same, but the package may be damaged."""
+
+    def copy(name: str) -> tuple[Path, Path]:
+        package, source = made(name)
+        return Path(shutil.copytree(package, tmp_path / name)), source
+
+    return copy
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for one another's threads when tests run side by side."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

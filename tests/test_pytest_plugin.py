@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tomllib
 
-from tests.test_validate import edit
+from tests.faults import edit
 
 pytest_plugins = ["pytester"]
 

@@ -5,111 +5,42 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import torch
 from click.testing import CliRunner, Result
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from tokenizers import Tokenizer, normalizers
 
 from llama_onnx.exporter.checkpoints import open_checkpoint
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint, dequantize
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.config import LlamaConfig
-from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.shipped import Asked
 from llama_onnx.exporter.parity.tokenizers import FIXED_TEXTS
-from llama_onnx.exporter.parity.validate import ParityReport, validate
-from llama_onnx.exporter.plan import Options
+from llama_onnx.exporter.parity.validate import validate
 from llama_onnx.runtime.parity.session import GraphSession
 from llama_onnx.runtime.parity.situations import SITUATIONS, run_plainly
-from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError, UnsupportedError, UsageError
 from tests import tiny
+from tests.faults import (
+    double_cached_keys,
+    edit,
+    edit_graph,
+    epsilon,
+    interleaved,
+    negate,
+    stale_tokenizer,
+)
+from tests.parity import EXPORTS, Make, figures, missed, missed_in, report_on
 
-TIED = replace(tiny.GQA, tie_word_embeddings=True)
-PARTIAL = replace(tiny.GQA, hidden_size=80, intermediate_size=72)  # no multiples of a block of 32
-
-EXPORTS = {
-    "fp32": (tiny.GQA, Options("fp32")),
-    "fp16": (tiny.GQA, Options("fp16")),
-    "int8": (tiny.GQA, Options("int8")),
-    "int4": (tiny.GQA, Options("int4")),
-    "fp32-tied": (TIED, Options("fp32")),
-    "int4-tied": (TIED, Options("int4")),
-    "int4-partial-fused": (PARTIAL, Options("int4", fuse_gate_up=True)),
-    "int4-exact": (tiny.GQA, Options("int4", accuracy_level=1)),
-    "int4-last": (tiny.GQA, Options("int4", logits="last")),
-    "fp32-llama3": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["llama3"]), Options("fp32")),
-    "int4-yarn": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["yarn"]), Options("int4")),
-}
-
-
-Make = Callable[[str], tuple[Path, Path]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    # Models this small only wait for one another's threads when tests run side by side.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Package and source of one of `EXPORTS`, made once."""
-    root = tmp_path_factory.mktemp("parity")
-
-    def make(name: str) -> tuple[Path, Path]:
-        config, options = EXPORTS[name]
-        source, package = root / f"{name}-source", root / name
-        if not package.exists():
-            tiny.write_huggingface(source, config)
-            export_package(source, package, cpu.TARGET, options)
-        return package, source
-
-    return make
-
-
-@pytest.fixture
-def copied(made: Make, tmp_path: Path) -> Make:
-    """The same, but the package may be damaged."""
-
-    def copy(name: str) -> tuple[Path, Path]:
-        package, source = made(name)
-        return Path(shutil.copytree(package, tmp_path / name)), source
-
-    return copy
-
-
-def report_on(package: Path, source: Path, **options: Any) -> ParityReport:
-    reference = open_checkpoint(source)
-    prompts = make_prompts(package, reference.config, tokens=12, longest=32)
-    return validate(package, reference, Asked(prompts, 12), **options)[0]
-
-
-def figures(report: ParityReport) -> dict[str, dict[str, float]]:
-    """By error and situation: "graph prefill", and "quantization"."""
-    return {f"{m.error} {m.situation}".strip(): asdict(m.figures) for m in report.measurements}
-
-
-def missed(report: ParityReport) -> set[str]:
-    return {check.threshold.measure for check in report.checks if not check.passed}
-
-
-def missed_in(report: ParityReport, measure: str) -> set[str]:
-    checks = [check for check in report.checks if check.threshold.measure == measure]
-    return {check.situation for check in checks if not check.passed}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(*arguments: object) -> Result:
@@ -223,33 +154,7 @@ def test_dequantize_by_hand() -> None:
     np.testing.assert_array_equal(eight, [[-64.0, 127.0]])
 
 
-# Faults: where a tensor stands in the data file, and what can be done to it
-
-
-def edit(package: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
-    """Let `change` alter initializer `name` of `package` in place."""
-    model = onnx.load(package / "model.onnx", load_external_data=False)
-    tensor = next(t for t in model.graph.initializer if t.name == name)
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    mapped = np.memmap(
-        package / entries["location"],
-        helper.tensor_dtype_to_np_dtype(tensor.data_type),
-        mode="r+",
-        offset=int(entries["offset"]),
-        shape=tuple(tensor.dims),
-    )
-    change(mapped)
-    mapped.flush()
-
-
-def edit_graph(package: Path, change: Callable[[onnx.GraphProto], None]) -> None:
-    model = onnx.load(package / "model.onnx", load_external_data=False)
-    change(model.graph)
-    onnx.save(model, package / "model.onnx")
-
-
-def negate(array: np.ndarray) -> None:
-    np.negative(array, out=array)
+# Faults
 
 
 def flip_codes(array: np.ndarray) -> None:
@@ -316,18 +221,6 @@ def test_codes_that_are_not_the_nearest_are_named(
     assert report.weights.tensor == "model.layers.1.self_attn.o_proj.weight"
 
 
-def _epsilon(graph: onnx.GraphProto) -> None:
-    node = [n for n in graph.node if n.op_type == "SkipSimplifiedLayerNormalization"][2]
-    (attribute,) = (a for a in node.attribute if a.name == "epsilon")
-    attribute.f = 1e-3
-
-
-def _interleaved(graph: onnx.GraphProto) -> None:
-    node = next(n for n in graph.node if n.op_type == "GroupQueryAttention")
-    (attribute,) = (a for a in node.attribute if a.name == "rotary_interleaved")
-    attribute.i = 1
-
-
 def _late_rotary(table: np.ndarray) -> None:
     table[35, 3] += 0.01  # one value of one position, behind the prompts
 
@@ -341,7 +234,7 @@ def test_a_fault_of_the_graph_is_a_graph_error_and_no_quantization_error(
     if fault == "late_rotary":
         edit(package, "model.cos_cache.weight", _late_rotary)
     else:
-        edit_graph(package, {"epsilon": _epsilon, "interleaved": _interleaved}[fault])
+        edit_graph(package, {"epsilon": epsilon, "interleaved": interleaved}[fault])
     report = report_on(package, source)
     assert {"prefill", "decode"} <= missed_in(report, "graph")
     assert "quantization" not in missed(report)
@@ -350,15 +243,7 @@ def test_a_fault_of_the_graph_is_a_graph_error_and_no_quantization_error(
 def test_a_fault_in_the_cache_is_seen_by_decode_alone(copied: Make) -> None:
     """Keys of layer 0 leave the graph doubled: a pass without a past cannot notice."""
     package, source = copied("fp32")
-
-    def double(graph: onnx.GraphProto) -> None:
-        node = next(n for n in graph.node if "present.0.key" in n.output)
-        node.output[list(node.output).index("present.0.key")] = "key"
-        graph.initializer.append(numpy_helper.from_array(np.array(2, np.float32), "two"))
-        name = "model/layers.0/self_attn/double"
-        graph.node.append(helper.make_node("Mul", ["key", "two"], ["present.0.key"], name))
-
-    edit_graph(package, double)
+    edit_graph(package, double_cached_keys)
     report = report_on(package, source)
     assert missed(report) >= {"graph", "shipped", "greedy"}
     # Wherever a cache is read that an earlier step wrote.
@@ -449,17 +334,9 @@ def test_a_graph_that_onnxruntime_refuses_is_a_package_error(copied: Make) -> No
 # The tokenizer
 
 
-def swapped(package: Path) -> None:
-    """Give `package` the tokenizer.json of another model with the same size of vocabulary."""
-    content = json.loads((package / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = content["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    (package / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-
-
 def test_a_swapped_tokenizer_fails_and_the_text_is_named(copied: Make) -> None:
     package, source = copied("fp32")
-    swapped(package)
+    stale_tokenizer(package)
     arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
     result = run(*arguments)
     assert result.exit_code == 1

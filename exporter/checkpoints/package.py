@@ -290,7 +290,7 @@ def _tensor(
 ) -> LazyTensor:
     """Tensor `name`: whole, or as rows of a fused matrix."""
     shapes = config.tensor_shapes()
-    for module, parts in _candidates(name.removesuffix(".weight")):
+    for module, parts in modules_holding(name.removesuffix(".weight")):
         rows = [shapes[f"{part}.weight"][0] for part in parts]
         first = sum(rows[: parts.index(name.removesuffix(".weight"))])
         if f"{module}.qweight" in blocks:
@@ -300,7 +300,7 @@ def _tensor(
     raise PackageError(f"{path}: the graph has no weights for {name}: export the package again.")
 
 
-def _candidates(module: str) -> Iterable[tuple[str, list[str]]]:
+def modules_holding(module: str) -> Iterable[tuple[str, list[str]]]:
     """Modules of the graph that may hold `module`, each with the modules it is made of."""
     yield module, [module]
     for fused, parts in _FUSED.items():

@@ -15,6 +15,7 @@ from llama_onnx.runtime.commands.verify import progress_line
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from llama_onnx.exporter.parity.bisect import Bisection
     from llama_onnx.exporter.parity.validate import ParityReport
 
 
@@ -62,6 +63,17 @@ if TYPE_CHECKING:
     metavar="FILE.html",
     help="Write the report as a page that needs nothing but a browser.",
 )
+@click.option(
+    "--bisect",
+    "bisecting",
+    is_flag=True,
+    help="If a threshold is missed, find the first layer and operator at fault.",
+)
+@click.option(
+    "--bisect-out",
+    type=click.Path(path_type=Path),
+    help="Folder for that operator alone, its input and a script; PACKAGE-bisect unless given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def command(
@@ -76,6 +88,8 @@ def command(
     certify: bool,
     thorough: bool,
     report_file: Path | None,
+    bisecting: bool,
+    bisect_out: Path | None,
     as_json: bool,
 ) -> None:
     """Compare PACKAGE with the checkpoint it was made from, each kind of error by itself.
@@ -84,16 +98,23 @@ def command(
     """
     from llama_onnx.exporter.checkpoints import open_checkpoint
     from llama_onnx.exporter.checkpoints.download import local_copy
+    from llama_onnx.exporter.parity.bisect import bisect
     from llama_onnx.exporter.parity.prompts import TEXTS, read_text
     from llama_onnx.exporter.parity.prove import prove
     from llama_onnx.exporter.parity.report import check_place, write_report
+    from llama_onnx.exporter.parity.reproduce import check_out
 
     if report_file:
         check_place(report_file)
+    out = bisect_out or package.absolute().with_name(f"{package.absolute().name}-bisect")
+    wanted = bisecting or bisect_out is not None
+    if wanted:
+        check_out(out, package)
+    original = open_checkpoint(local_copy(reference), adapters)
     with progress_line() as progress:
         report = prove(
             package,
-            open_checkpoint(local_copy(reference), adapters),
+            original,
             texts=TEXTS if text is None else (read_text(text),),
             tokens=tokens,
             longest=prompt_tokens,
@@ -102,12 +123,15 @@ def command(
             certify=certify,
             progress=progress,
         )
+        found = bisect(package, original, report, out, progress) if wanted else None
     if report_file:
         write_report(report, report_file)
     if as_json:
-        click.echo(report.to_json())
+        click.echo(report.to_json(**({"bisect": found.to_json()} if found else {})))
     else:
         print_report(report)
+        if found:
+            _print_bisection(found)
         if certify and report.passed:
             click.echo(f"certified: {package / 'parity'}, for `llama-onnx verify`.")
     ctx.exit(0 if report.passed else 1)
@@ -117,7 +141,7 @@ def print_report(report: ParityReport) -> None:
     """Print what was measured, and the verdict last."""
     from rich.console import Console
 
-    from llama_onnx.exporter.parity.words import greedy, long_context, tokenizer, verdict
+    from llama_onnx.exporter.parity.words import greedy, long_context, tokenizer, verdict, weights
 
     console = Console(highlight=False)
     for line in (
@@ -125,8 +149,7 @@ def print_report(report: ParityReport) -> None:
         f"reference  {report.reference}",
         f"ran on     {report.provider}, {report.positions} positions",
         f"tokenizer  {tokenizer(report.tokenizer)}",
-        f"weights    {report.weights.steps:.3g} steps from the original at most, in "
-        f"{report.weights.tensor}",
+        f"weights    {weights(report.weights)}",
     ):
         console.print(line, markup=False, soft_wrap=True)
     console.print(_situations(report))
@@ -224,3 +247,27 @@ def _checks(report: ParityReport) -> Table:
             "[green]ok[/]" if passed else "[bold red]MISSED[/]",
         )
     return table
+
+
+def _print_bisection(bisection: Bisection) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    finding = bisection.finding
+    if finding is None:
+        console.print(f"bisect: {bisection.note}", markup=False, soft_wrap=True)
+        return
+    figures = f"relative L2 {finding.relative_l2:.2g}, largest difference {finding.max_abs:.2g}"
+    rows = {
+        "at fault": finding.sentence(),
+        "or before it": ", ".join(finding.others),
+        "cause": finding.cause + (f", {finding.situation}" if finding.situation else ""),
+        "value": finding.value,
+        "off by": figures,
+        "where": "; ".join(finding.where),
+        "alone": f"python {Path(finding.reproduction) / 'reproduce.py'}",
+    }
+    console.print("[bold]bisect[/]")
+    for name, text in rows.items():
+        if text:
+            console.print(f"  {name:<13}{text}", markup=False, soft_wrap=True)

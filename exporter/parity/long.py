@@ -60,6 +60,11 @@ class LongContext:
     figures: dict[str, Comparison]
 
 
+def long_passage(prompts: Sequence[Ids], length: int) -> Passage:
+    """`prompts` repeated until they fill a context of `length`."""
+    return Passage(np.resize(np.concatenate(prompts), length), length)
+
+
 def measure_long(
     package: Path,
     weights: PackageCheckpoint,
@@ -70,7 +75,7 @@ def measure_long(
 ) -> LongContext:
     """Run LONG_CONTEXT on `prompts` repeated until the context is full."""
     length = reference.config.max_position_embeddings
-    passage = Passage(np.resize(np.concatenate(prompts), length), length)
+    passage = long_passage(prompts, length)
     program = in_pieces(LONG_CONTEXT.program([passage]), PIECE)
     situation = replace(LONG_CONTEXT, program=lambda _: program)
     shipped = list(try_situation(situation, GraphSession.open(package), [passage]))

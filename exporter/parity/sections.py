@@ -18,6 +18,7 @@ _CURVES = 6  # passages that get charts of their own
 
 _ERRORS = {
     "weights": "every weight, against its original",
+    "rotary": "the rotary tables at every position, against transformers' own",
     "graph": "the graph with fp32 activations, against PyTorch on the same weights",
     "shipped": "the package as it ships, against PyTorch on the same weights",
     "quantization": "PyTorch on the package's weights, against the original ones",
@@ -370,8 +371,7 @@ def _thresholds(report: ParityReport) -> Section:
         [[Cell(name), Cell(text, "words")] for name, text in _ERRORS.items()],
     )
     texts = (
-        f"Weights: {report.weights.steps:.3g} steps from the original at most, in "
-        f"{report.weights.tensor}.",
+        f"Weights: {words.weights(report.weights)}.",
         f"Tokenizer: {words.tokenizer(report.tokenizer)}.",
     )
     return Section("Limits, and why they are what they are", texts, (table, meanings))

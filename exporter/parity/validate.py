@@ -1,6 +1,7 @@
 """Is a package the model it was made from? Each kind of error measured by itself.
 
     weights        every weight of the package        against  its original
+    rotary         its rotary tables                  against  transformers' own
     graph          the graph, fp32 activations        against  PyTorch on the package's weights
     shipped        onnxruntime, as shipped            against  PyTorch on the package's weights
     quantization   PyTorch on the package's weights   against  PyTorch on the original weights
@@ -20,8 +21,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
 from llama_onnx.exporter.checkpoints.lora import adapters_of
@@ -29,6 +32,7 @@ from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.parity.about import About, describe
 from llama_onnx.exporter.parity.lockstep import HEAD, Stage, lockstep
 from llama_onnx.exporter.parity.long import LongContext, measure_long
+from llama_onnx.exporter.parity.rotary import rotary_error
 from llama_onnx.exporter.parity.shipped import NOTHING, Asked, Shipped, run_shipped
 from llama_onnx.exporter.parity.tokenizers import TokenizerCheck, check_tokenizer
 from llama_onnx.exporter.parity.weights import WeightError, compare_weights
@@ -57,6 +61,7 @@ from llama_onnx.runtime.parity.situations import (
 from llama_onnx.runtime.parity.speed import Speed
 from llama_onnx.runtime.parity.thresholds import Check, check, thresholds
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.package import MODEL_FILE
 from llama_onnx.targets.providers import CPU
 
 Progress = Callable[[str, int, int], None]
@@ -132,7 +137,8 @@ class Greedy:
 class ParityReport:
     """Everything measured, and the thresholds it was held against. `tokenizer` is None when the
     source has none to compare with; `trained_length` is where positions end that the model was
-    trained on, None if that is the whole context. `long` is None unless it was asked for."""
+    trained on, None if that is the whole context. `long` is None unless it was asked for.
+    `passages`, what was measured on, are no part of the JSON."""
 
     package: str
     reference: str
@@ -151,6 +157,7 @@ class ParityReport:
     long: LongContext | None
     speed: Speed
     about: About
+    passages: tuple[Passage, ...]
 
     @property
     def passed(self) -> bool:
@@ -158,15 +165,16 @@ class ParityReport:
         same_tokens = self.tokenizer is None or self.tokenizer.passed
         return same_tokens and all(check.passed for check in self.checks)
 
-    def to_json(self) -> str:
-        """The report as JSON text; a figure that is not finite becomes null."""
+    def to_json(self, **further: Any) -> str:
+        """As JSON text, with `further` keys; a figure that is not finite becomes null."""
         content = asdict(self)
+        del content["passages"]
         content["checks"] = [check_.to_json() for check_ in self.checks]
         for entry, greedy in zip(content["greedy"], self.greedy, strict=True):
             entry["identical"] = greedy.identical
         if self.tokenizer:
             content["tokenizer"]["passed"] = self.tokenizer.passed
-        return dumps({"passed": self.passed, **content})
+        return dumps({"passed": self.passed, **content, **further})
 
 
 @dataclass(frozen=True)
@@ -223,6 +231,11 @@ def validate(
         if value is not None
     }
     values["weights", "", "steps"] = distance.steps
+    rotary = rotary_error(ir.load(package / MODEL_FILE), weights.config)
+    if rotary is not None:
+        values["rotary", "", "max_abs"] = rotary.max_abs
+    if distance.block_maximum is not None:
+        values["weights", "", "block_maximum"] = distance.block_maximum
     values["greedy", "", "divergences"] = len(asked.prompts) - greedy[0].identical
     limits = thresholds(weights.precision, weights.activations, "cpu", max_kl)
     report = ParityReport(
@@ -243,6 +256,7 @@ def validate(
         long=long,
         speed=evidence.shipped.speed,
         about=describe(package, reference.config.num_parameters(), _named_tokens(greedy)),
+        passages=evidence.shipped.passages,
     )
     return report, evidence
 

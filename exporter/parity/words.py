@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from llama_onnx.exporter.parity.long import LongContext
 from llama_onnx.exporter.parity.tokenizers import TokenizerCheck
 from llama_onnx.exporter.parity.validate import Greedy, ParityReport
+from llama_onnx.exporter.parity.weights import WeightError
 from llama_onnx.runtime.parity.metrics import NEAR_TIE, Comparison, Divergence
 from llama_onnx.runtime.parity.thresholds import Check, Threshold
 
@@ -32,7 +33,7 @@ def failure(report: ParityReport) -> Iterator[str]:
         )
     measures = {check.threshold.measure for check in missed}
     if "weights" in measures:
-        yield f"  the weight farthest from its original is in {report.weights.tensor}"
+        yield f"  weights: {weights(report.weights)}"
     if "graph" in measures:
         yield f"  {_where(report)}"
     if report.tokenizer and not report.tokenizer.passed:
@@ -57,6 +58,16 @@ def _limit(row: Threshold, checks: Iterable[Check]) -> str:
         return name
     everywhere = len(missed) == len(held) > 1
     return f"{name} ({'in every situation' if everywhere else ', '.join(missed)})"
+
+
+def weights(error: WeightError) -> str:
+    """How far the farthest weight is, and where; the same of the largest value of a block."""
+    text = f"{error.steps:.3g} steps from the original at most, in {error.tensor}"
+    if not error.block_maximum:
+        return text
+    return (
+        f"{text}; the largest of a block off by {error.block_maximum:.2g}, in {error.block_tensor}"
+    )
 
 
 def tokenizer(check: TokenizerCheck | None) -> str:

@@ -1,0 +1,127 @@
+"""A piece of a graph cut out with its weights, and a script that shows what is wrong with it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from llama_onnx.targets.errors import UsageError
+
+Array = npt.NDArray[Any]
+
+_MODEL, _REPRODUCE = "model.onnx", "reproduce.py"
+_FILES = {_MODEL, f"{_MODEL}.data", "input.npz", "expected.npz", "found.npz", _REPRODUCE}
+_INLINE_BYTES = 1 << 30  # a protobuf message ends at 2 GiB
+
+_SCRIPT = '''\
+"""{title}
+
+    python reproduce.py
+
+needs onnxruntime and numpy. What is NaN in expected.npz (padding, or of no interest) is not
+compared.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+folder = Path(__file__).parent
+session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+expected, recorded = np.load(folder / "expected.npz"), np.load(folder / "found.npz")
+for name in expected.files:
+    (found,) = session.run([name], dict(np.load(folder / "input.npz")))
+    wanted = expected[name].astype(np.float64)
+    counted = ~np.isnan(wanted)
+    error = np.where(counted, np.abs(found - wanted), 0)
+    worst = np.unravel_index(np.nanargmax(error), error.shape)
+    norm = np.sqrt(np.square(wanted[counted]).sum())
+    print(f"{{name}}, {{counted.sum()}} values compared")
+    print(f"relative L2         {{np.sqrt(np.square(error).sum()) / norm:.2e}}")
+    print(f"largest difference  {{error[worst]:.6g}} at {{[int(i) for i in worst]}}: "
+          f"{{found[worst]:.8g}} instead of {{wanted[worst]:.8g}}")
+    difference = np.abs(found.astype(np.float64) - recorded[name])[counted].max()
+    print(f"against found.npz   {{difference:.2g}} at most")
+'''
+
+
+def check_out(out: Path, package: Path) -> None:
+    """Raise `UsageError` if a reproduction cannot be written to `out`."""
+    if package.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UsageError(f"{out} lies in the package: give another folder with --bisect-out.")
+    if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= _FILES):
+        raise UsageError(
+            f"{out} exists and holds something else: give another folder with --bisect-out."
+        )
+
+
+def cut_out(model: ir.Model, inputs: Mapping[str, Array], output: str) -> ir.Model:
+    """The nodes of `model` that make value `output` of `inputs`, and the weights they read."""
+    graph = ir.convenience.extract(model.graph, list(inputs), [output])
+    for value in graph.inputs:
+        array = inputs[str(value.name)]
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        value.shape = ir.Shape(array.shape)
+    graph.outputs[0].shape = None  # what it says may be of another batch
+    return ir.Model(graph, ir_version=model.ir_version, producer_name="llama-onnx")
+
+
+def run_piece(piece: ir.Model, inputs: Mapping[str, Array], folder: Path) -> Array:
+    """The one output of `piece`, whose weights lie in `folder`."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    proto = ir.to_proto(piece).SerializeToString()
+    session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    found: Array = session.run(None, dict(inputs))[0]
+    return found
+
+
+def write_reproduction(
+    out: Path,
+    piece: ir.Model,
+    inputs: Mapping[str, Array],
+    expected: Array,
+    found: Array,
+    title: str,
+) -> None:
+    """Write model, arrays and script to the folder `out`, which appears whole or not at all."""
+    (value,) = piece.graph.outputs
+    value.type = ir.TensorType(ir.DataType.from_numpy(found.dtype))
+    value.shape = ir.Shape(found.shape)
+    output = str(value.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        aside = Path(temporary, out.name)
+        aside.mkdir()
+        _save(piece, aside / _MODEL)
+        for name, arrays in (
+            ("input", dict(inputs)),
+            ("expected", {output: expected}),
+            ("found", {output: found}),
+        ):
+            np.savez(aside / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+        (aside / _REPRODUCE).write_text(_SCRIPT.format(title=title), "utf-8")
+        shutil.rmtree(out, ignore_errors=True)
+        aside.rename(out)
+
+
+def _save(piece: ir.Model, path: Path) -> None:
+    initializers = (value.const_value for value in piece.graph.initializers.values())
+    size = sum(tensor.nbytes for tensor in initializers if tensor is not None)
+    if size <= _INLINE_BYTES:
+        ir.external_data.load_to_model(piece)
+        ir.save(piece, path)
+    else:
+        ir.save(piece, path, external_data=f"{path.name}.data")
