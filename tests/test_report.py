@@ -15,10 +15,12 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from llama_onnx.exporter.checkpoints import open_checkpoint
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.export import export_package
+from llama_onnx.exporter.parity.about import describe
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.parity.report import render
 from llama_onnx.exporter.parity.svg import FLOOR, Series, histogram, log_chart
@@ -175,6 +177,13 @@ def test_hashes_are_of_the_files_as_they_are(package: Path, tmp_path: Path) -> N
     assert template.sha256 == hashlib.sha256(content).hexdigest()
     assert template.as_made is not True
     assert sum(about.parts.values()) == sum(p.stat().st_size for p in altered.rglob("*"))
+
+
+def test_tokens_are_named_by_what_they_read_as(package: Path) -> None:
+    ids = Tokenizer.from_file(str(package / "tokenizer.json")).encode(" the fox\n").ids
+    pieces = describe(package, 1, ids).pieces
+    assert "".join(pieces[token] for token in ids) == " the fox\n"
+    assert describe(package, 1, [10**6]).pieces == {}
 
 
 def test_bits_a_weight_are_those_that_the_export_foretold(tmp_path: Path) -> None:

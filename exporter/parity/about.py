@@ -8,11 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_onnx.exporter.checkpoints.package import load_model
 from llama_onnx.runtime.parity.certificate import FOLDER
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage, hash_file
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TOOLS = ("llama-onnx", "onnxruntime", "torch", "transformers", "onnx", "tokenizers", "numpy")
 
@@ -136,10 +140,15 @@ def _pieces(package: Path, tokens: Iterable[int]) -> dict[int, str]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
-    named = {token: tokenizer.id_to_token(token) for token in tokens}
-    return {token: _readable(piece) for token, piece in named.items() if piece is not None}
+    texts = {token: _text(tokenizer, token) for token in tokens}
+    return {token: text for token, text in texts.items() if text is not None}
 
 
-def _readable(piece: str) -> str:
-    """A vocabulary's own signs for a space and a line break, as they are read."""
-    return piece.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n")
+def _text(tokenizer: Tokenizer, token: int) -> str | None:
+    """What a token reads as; a part of a character, as the vocabulary writes it."""
+    piece: str | None = tokenizer.id_to_token(token)
+    text: str = tokenizer.decode([token], skip_special_tokens=False)
+    if piece is None or not text or "\ufffd" in text:
+        return piece
+    # SentencePiece's decoder takes the space in front of a text away.
+    return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
