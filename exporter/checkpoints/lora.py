@@ -177,7 +177,7 @@ def adapters_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
     return ()
 
 
-def open_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
+def open_adapter(base: Checkpoint, folder: Path) -> LoraCheckpoint:
     """`base` with the PEFT adapter in `folder` merged. Reads headers only.
 
     Raises `CheckpointError` for an adapter that is damaged, contradicts itself or was made for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from llama_onnx.exporter.commands.options import (
     adapter_option,
     export_options,
     gigabytes,
+    keep_option,
     make_options,
+    sort_adapters,
 )
 from llama_onnx.exporter.commands.validate import print_report
 from llama_onnx.runtime.commands.verify import progress_line
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 @click.argument("source", type=Source)
 @click.argument("out", type=Folder)
 @adapter_option
+@keep_option
 @export_options
 @click.option("--resume", is_flag=True, help="Continue an export that was interrupted.")
 @click.option("--force", is_flag=True, help="Replace OUT, or an unfinished export of it.")
@@ -50,7 +54,8 @@ if TYPE_CHECKING:
 def command(
     source: Path | HubId,
     out: Path,
-    adapters: tuple[Path, ...],
+    adapters: tuple[str, ...],
+    keep_adapter: bool,
     target: str,
     resume: bool,
     force: bool,
@@ -69,6 +74,7 @@ def command(
     from llama_onnx.exporter.export import export_package
     from llama_onnx.exporter.progress import ExportBar
 
+    merged, kept = sort_adapters(adapters, keep=keep_adapter)
     try:
         with ExportBar() as bar:
             result = export_package(
@@ -76,7 +82,8 @@ def command(
                 out,
                 get_target(target),
                 make_options(**options),
-                adapters=adapters,
+                adapters=merged,
+                kept=kept,
                 resume=resume,
                 force=force,
                 checksum=not no_checksum,
@@ -89,7 +96,7 @@ def command(
         ) from None
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    report = _prove(result.source, adapters, out) if prove else None
+    report = _prove(result.source, merged, out) if prove else None
     if as_json:
         proof = {"parity": json.loads(report.to_json())} if report else {}
         click.echo(json.dumps({**result.to_json(), **proof}))
@@ -101,6 +108,8 @@ def command(
         f"({plan.bits_per_weight:.2f} bits a weight) in {result.total_seconds:.1f} s; "
         "opened and ran a step."
     )
+    if kept:
+        click.echo(f"Adapters beside it: {', '.join(kept)} (`generate --adapter NAME`).")
     if result.resumed_bytes:
         click.echo(f"Resumed: {gigabytes(result.resumed_bytes)} were there already.")
     if report:
@@ -108,7 +117,7 @@ def command(
     _exit(report)
 
 
-def _prove(source: Path, adapters: tuple[Path, ...], package: Path) -> ParityReport:
+def _prove(source: Path, adapters: Sequence[Path], package: Path) -> ParityReport:
     from llama_onnx.exporter.checkpoints import open_checkpoint
     from llama_onnx.exporter.parity.prove import prove
 

@@ -37,7 +37,8 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         hidden, rows = config.hidden_size, config.q_size + 2 * config.kv_size
-        packed = [f"{name}.{part}_proj" for part in "qkv"]
+        sizes = {"q": config.q_size, "k": config.kv_size, "v": config.kv_size}
+        packed = {f"{name}.{part}_proj": size for part, size in sizes.items()}
         self.qkv_proj = Linear(f"{name}.qkv_proj", rows, hidden, recipe, packed)
         self.o_proj = Linear(f"{name}.o_proj", hidden, config.q_size, recipe)
 
@@ -79,7 +80,7 @@ class MLP(nn.Module):
         gate, up = f"{name}.gate_proj", f"{name}.up_proj"
         if self.fused:
             self.gate_up_proj = Linear(
-                f"{name}.gate_up_proj", 2 * inner, hidden, recipe, [gate, up]
+                f"{name}.gate_up_proj", 2 * inner, hidden, recipe, {gate: inner, up: inner}
             )
         else:
             self.gate_proj = Linear(gate, inner, hidden, recipe)

@@ -56,7 +56,11 @@ Storage = Float | Blocks
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a package's content besides the weights themselves."""
+    """Everything that decides a package's content besides the weights themselves.
+
+    `swappable` are the kinds of matrices (`q_proj`) that take a LoRA adapter at run time, in every
+    layer.
+    """
 
     precision: str
     linear: Storage
@@ -66,6 +70,7 @@ class Recipe:
     accuracy_level: int = 4
     fuse_gate_up: bool = False
     logits: LogitsMode = "all"
+    swappable: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, for the manifest and the journal."""
