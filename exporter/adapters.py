@@ -24,9 +24,15 @@ from llama_onnx.exporter.checkpoints.base import (
     file_fingerprint,
     find_licences,
 )
+from llama_onnx.exporter.checkpoints.hub import source_name
 from llama_onnx.exporter.checkpoints.lora import WEIGHTS_FILE, LowRank, open_adapter
 from llama_onnx.exporter.config import MATRICES
-from llama_onnx.targets.errors import CheckpointError, UnsupportedError, UsageError
+from llama_onnx.targets.errors import (
+    CheckpointError,
+    ResourceError,
+    UnsupportedError,
+    UsageError,
+)
 from llama_onnx.targets.package import ADAPTER_FOLDER, ADAPTER_SUFFIX
 
 WRITING_MEMORY = 2.5
@@ -76,6 +82,16 @@ class KeptAdapter:
         """Licence, use policy, notice and model card beside it."""
         return find_licences(self.folder)
 
+    def tokenizer_warning(self, package: Path) -> list[str]:
+        """For people: that the tokenizer saved with it is not the one of `package`."""
+        own = self.folder / "tokenizer.json"
+        if not own.exists() or own.read_bytes() == (package / "tokenizer.json").read_bytes():
+            return []
+        return [
+            f"{own} is not the base's, which the package has for all: if the adapter {self.name} "
+            "needs its own, merge it into a package of its own."
+        ]
+
     def describe(self) -> dict[str, Any]:
         """Its entry in the manifest; rank and alpha are adapter_config.json's own, `ranks` those
         of the matrices."""
@@ -87,13 +103,14 @@ class KeptAdapter:
             "ranks": sorted({change.ranks[0] for change in self.changes.values()}),
             "targets": list(self.kinds),
             "matrices": len(self.changes),
-            "source": {"name": self.folder.resolve().name, "files": self.fingerprint()},
+            "source": {"name": source_name(self.folder), "files": self.fingerprint()},
         }
 
     def write(self, package: Path) -> None:
-        """Write its file into `package`; raises `CheckpointError` for a value that is not finite.
+        """Write its file into `package`, whole or not at all.
 
-        Takes memory of `WRITING_MEMORY` times its size.
+        Takes memory of `WRITING_MEMORY` times its size. Raises `CheckpointError` for a value that
+        is not finite, `ResourceError` when the disk does not take the file.
         """
         import onnxruntime as ort
 
@@ -109,7 +126,15 @@ class KeptAdapter:
         file.set_parameters(values)
         path = package / self.file
         path.parent.mkdir(exist_ok=True)
-        file.export_adapter(str(path))
+        temporary = path.with_name(f"{path.name}.tmp")
+        try:
+            file.export_adapter(str(temporary))
+            temporary.replace(path)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ResourceError(f"{path} cannot be written: is the disk full? {reason}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def open_kept(base: Checkpoint, folders: Mapping[str, Path]) -> tuple[KeptAdapter, ...]:
@@ -137,7 +162,7 @@ def named_adapters(values: Sequence[str]) -> dict[str, Path]:
     for value in values:
         name, equals, rest = value.partition("=")
         if not equals or Path(value).exists():
-            name, rest = Path(value).resolve().name, value
+            name, rest = source_name(Path(value)).rpartition("/")[2], value
         if name in folders:
             raise UsageError(
                 f"two adapters are called {name!r}: give one a name of its own, "

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -143,7 +143,8 @@ def export_package(
     # A link stays one: what it points at is what is written.
     out = Path(os.path.realpath(out))
     partial = out.with_name(out.name + PARTIAL_SUFFIX) if out.name else out
-    check_destination(source, out, partial, resume=resume, force=force)
+    made_from = (source, *adapters, *(kept or {}).values())
+    check_destination(made_from, out, partial, resume=resume, force=force)
     workers = os.cpu_count() or 1
     checkpoint = open_checkpoint(local_copy(source), adapters)
     swapped = open_kept(checkpoint, kept or {})
@@ -231,17 +232,19 @@ def _fill(job: _Job, resuming: bool) -> _Finished:
 
 
 def check_destination(
-    source: Path | HubId, out: Path, partial: Path, *, resume: bool, force: bool
+    made_from: Sequence[Path | HubId], out: Path, partial: Path, *, resume: bool, force: bool
 ) -> None:
     """Refuse an `out` that is taken, before anything is read. Raises `UsageError`."""
     if resume and force:
         raise UsageError("--resume continues an export and --force starts it over: give one.")
     if not out.name:
         raise UsageError(f"{out} cannot be a package: give a folder of its own.")
-    if isinstance(source, Path) and Path(os.path.realpath(source)).is_relative_to(out):
-        raise UsageError(
-            f"{out} holds the source, which the package would replace: choose another name."
-        )
+    for source in made_from:
+        if isinstance(source, Path) and Path(os.path.realpath(source)).is_relative_to(out):
+            raise UsageError(
+                f"{out} holds the source {source}, which the package would replace: choose another "
+                "name."
+            )
     try:
         _check_taken(out, resume=resume, force=force)
         _check_partial(partial, resume=resume, force=force)
@@ -348,17 +351,14 @@ def _write_small_files(job: _Job) -> tuple[str, ...]:
     return (*warnings, *_write_adapters(job))
 
 
-def _write_adapters(job: _Job) -> Iterator[str]:
-    """Write the adapters that are kept; yields warnings for people."""
+def _write_adapters(job: _Job) -> list[str]:
+    """Write the adapters that are kept; returns warnings for people."""
+    warnings: list[str] = []
     for adapter in job.kept:
         job.progress.step(f"writing the adapter {adapter.name}")
         adapter.write(job.folder)
-        own = adapter.folder / "tokenizer.json"
-        if own.exists() and own.read_bytes() != (job.folder / "tokenizer.json").read_bytes():
-            yield (
-                f"{own} is not the base's, which the package has for all: if the adapter "
-                f"{adapter.name} needs its own, merge it into a package of its own."
-            )
+        warnings += adapter.tokenizer_warning(job.folder)
+    return warnings
 
 
 def _serialize(built: BuiltModel) -> bytes:

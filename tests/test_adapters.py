@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from llama_onnx.exporter import adapters as module
 from llama_onnx.exporter.adapters import named_adapters, open_kept, read_parameters
+from llama_onnx.exporter.add import add_adapters
 from llama_onnx.exporter.checkpoints import open_checkpoint
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.cli import main
@@ -36,6 +37,7 @@ from llama_onnx.targets.errors import (
     CheckpointError,
     LlamaOnnxError,
     PackageError,
+    ResourceError,
     UnsupportedError,
     UsageError,
 )
@@ -500,6 +502,113 @@ def test_the_plan_counts_adapters(source: Path, folders: dict[str, Path]) -> Non
     assert grown - plain.peak_memory > 2 * heavy.nbytes
 
 
+# --- adapters for a package that stands ---------------------------------------------------
+
+
+@pytest.fixture
+def half(source: Path, folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A package with one adapter; its graph has a place for all of MLP and attention."""
+    return export_package(
+        source, tmp_path / "half", TARGET, EXPORTS["fp32"], kept={"alle ü": folders["alle ü"]}
+    ).package
+
+
+def test_adapters_can_be_added_and_the_rest_stays_as_it_is(
+    half: Path, kept: Callable[[str], Path], source: Path, folders: dict[str, Path]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in half.iterdir() if file.is_file()}
+    folder = folders["qv"]
+    (folder / "README.md").write_text("a card", encoding="utf-8")
+    try:
+        choices = ("--adapter", folder, "--adapter", folders["few"], "--keep-adapter", "--add")
+        said = run("export", source, half, *choices)
+    finally:
+        (folder / "README.md").unlink()
+    assert (said.exit_code, said.output) == (
+        0,
+        f"{half} has qv, few too; opened and ran a step with each.\n",
+    )
+    changed = {file.name for file, time in before.items() if file.stat().st_mtime_ns != time}
+    assert changed == {"manifest.json"}
+    package = ModelPackage.open(half)
+    assert package.verify() == []
+    assert (half / "MODEL_CARD-qv.md").read_text(encoding="utf-8") == "a card"
+    whole = ModelPackage.open(kept("fp32"))
+    assert package.adapters == whole.adapters
+    files = {name: entry for name, entry in package.manifest["files"].items() if "CARD" not in name}
+    assert files == whole.manifest["files"]
+    for name in NAMES:
+        assert text(Llama.load(half), name) == text(Llama.load(kept("fp32")), name)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ("ALLE Ü=few", r"half has an adapter 'ALLE Ü' already: give another name"),
+        ("wide=wide", r"the adapter was made for another base"),
+        ("nan=nan", r"v_proj\.lora_B\.weight holds NaN"),
+    ],
+)
+def test_a_package_is_as_it_was_when_an_adapter_cannot_be_added(
+    half: Path,
+    source: Path,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    adapter: str,
+    message: str,
+) -> None:
+    broken = factors(QV)
+    broken[attention(1, "v")[0]][1][2, 1] = np.nan
+    made = {
+        "few": folders["few"],
+        "wide": write_adapter(
+            tmp_path / "wide", factors(QV, replace(tiny.GQA, hidden_size=128, head_dim=32))
+        ),
+        "nan": write_adapter(tmp_path / "nan", broken),
+    }
+    name, _, folder = adapter.partition("=")
+    before = {file: file.read_bytes() for file in half.rglob("*") if file.is_file()}
+    with pytest.raises(LlamaOnnxError, match=message):
+        add_adapters(half, open_checkpoint(source), {name: made[folder]})
+    # One that would do does not come in with one that does not.
+    with pytest.raises(LlamaOnnxError, match=message):
+        add_adapters(half, open_checkpoint(source), {"qv": folders["qv"], name: made[folder]})
+    assert {file: file.read_bytes() for file in half.rglob("*") if file.is_file()} == before
+
+
+def test_a_graph_without_a_place_for_an_adapter_says_so(
+    package_fp32: Path, source: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    out = alter_package(package_fp32, tmp_path / "out")
+    message = r"qv changes q_proj, v_proj, for which the graph of .*out has no place: export it"
+    with pytest.raises(UsageError, match=message):
+        add_adapters(out, open_checkpoint(source), {"qv": folders["qv"]})
+    larger = tiny.write_huggingface(tmp_path / "larger", replace(tiny.GQA, num_hidden_layers=4))
+    with pytest.raises(UsageError, match=r"was not made from .*larger: num_hidden_layers is 3"):
+        add_adapters(out, open_checkpoint(larger), {"qv": folders["qv"]})
+
+
+@pytest.mark.parametrize("others", [[], ["--keep-adapter", "--force"]])
+def test_adding_goes_with_kept_adapters_alone(
+    half: Path, source: Path, folders: dict[str, Path], others: list[str]
+) -> None:
+    said = run("export", source, half, "--adapter", folders["qv"], "--add", *others)
+    assert said.exit_code == 2 and "--add goes with --keep-adapter" in said.output
+
+
+def test_a_full_disk_is_said_to_be_one(
+    half: Path, source: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any, path: str) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise RuntimeError("Failed to write :100 bytes\n")
+
+    monkeypatch.setattr(ort.AdapterFormat, "export_adapter", fail)
+    with pytest.raises(ResourceError, match=r"qv\.onnx_adapter cannot be written: is the disk fu"):
+        add_adapters(half, open_checkpoint(source), {"qv": folders["qv"]})
+    assert [file.name for file in (half / "adapters").iterdir()] == ["alle ü.onnx_adapter"]
+
+
 # --- adapters that cannot be kept ---------------------------------------------------------
 
 
@@ -552,6 +661,18 @@ def test_an_adapter_too_large_for_its_file(
 ) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 1000)
     assert "more than the 2 GiB that" in str(refusal(source, folders["qv"], tmp_path))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_package_that_holds_an_adapter_is_not_replaced_by_another(
+    source: Path, package: Path, tmp_path: Path, keep: bool
+) -> None:
+    out = alter_package(package, tmp_path / "out")
+    folder = write_adapter(out / "x", factors(QV))
+    given: dict[str, Any] = {"kept": {"x": folder}} if keep else {"adapters": [folder]}
+    with pytest.raises(UsageError, match=r"out holds the source .*/x, which the package would"):
+        export_package(source, out, TARGET, Options("int4"), force=True, **given)
+    assert (folder / "adapter_model.safetensors").exists()
 
 
 def test_what_is_no_adapter(source: Path, tmp_path: Path) -> None:

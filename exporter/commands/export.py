@@ -16,12 +16,14 @@ from llama_onnx.exporter.commands.options import (
     adapter_option,
     export_options,
     gigabytes,
+    headers_of,
     keep_option,
     make_options,
     sort_adapters,
 )
 from llama_onnx.exporter.commands.validate import print_report
 from llama_onnx.runtime.commands.verify import progress_line
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import get_target
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 @adapter_option
 @keep_option
 @export_options
+@click.option(
+    "--add", is_flag=True, help="Put the kept adapters into OUT, a package that stands already."
+)
 @click.option("--resume", is_flag=True, help="Continue an export that was interrupted.")
 @click.option("--force", is_flag=True, help="Replace OUT, or an unfinished export of it.")
 @click.option(
@@ -56,6 +61,7 @@ def command(
     out: Path,
     adapters: tuple[str, ...],
     keep_adapter: bool,
+    add: bool,
     target: str,
     resume: bool,
     force: bool,
@@ -75,6 +81,11 @@ def command(
     from llama_onnx.exporter.progress import ExportBar
 
     merged, kept = sort_adapters(adapters, keep=keep_adapter)
+    if add:
+        if not kept or resume or force or prove:
+            raise UsageError("--add goes with --keep-adapter, without --resume, --force, --prove.")
+        _add(source, out, kept, as_json=as_json)
+        return
     try:
         with ExportBar() as bar:
             result = export_package(
@@ -115,6 +126,18 @@ def command(
     if report:
         print_report(report)
     _exit(report)
+
+
+def _add(source: Path | HubId, out: Path, kept: dict[str, Path], *, as_json: bool) -> None:
+    from llama_onnx.exporter.add import add_adapters
+    from llama_onnx.exporter.checkpoints import open_checkpoint
+
+    for warning in add_adapters(out, open_checkpoint(headers_of(source)), kept):
+        click.echo(f"Warning: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps({"package": str(out), "added": list(kept)}))
+        return
+    click.echo(f"{out} has {', '.join(kept)} too; opened and ran a step with each.")
 
 
 def _prove(source: Path, adapters: Sequence[Path], package: Path) -> ParityReport:
