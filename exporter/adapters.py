@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_onnx.exporter.checkpoints.adapter_config import CONFIG_FILE, read_adapter_config
+from llama_onnx.exporter.checkpoints.adapter_config import read_adapter_config
 from llama_onnx.exporter.checkpoints.base import (
     Checkpoint,
     Float32,
@@ -25,7 +25,7 @@ from llama_onnx.exporter.checkpoints.base import (
     find_licences,
 )
 from llama_onnx.exporter.checkpoints.hub import source_name
-from llama_onnx.exporter.checkpoints.lora import WEIGHTS_FILE, LowRank, open_adapter
+from llama_onnx.exporter.checkpoints.lora import LowRank, adapter_files, open_adapter
 from llama_onnx.exporter.config import MATRICES
 from llama_onnx.targets.errors import (
     CheckpointError,
@@ -76,7 +76,7 @@ class KeptAdapter:
 
     def fingerprint(self) -> dict[str, str]:
         """Size and modification time of its files."""
-        return file_fingerprint([self.folder / CONFIG_FILE, self.folder / WEIGHTS_FILE])
+        return file_fingerprint(adapter_files(self.folder))
 
     def licence_files(self) -> Sequence[Path]:
         """Licence, use policy, notice and model card beside it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from llama_onnx.exporter import adapters as module
@@ -460,6 +462,24 @@ def test_an_adapter_that_changed_is_not_resumed(
     os.utime(folder / "adapter_model.safetensors", ns=(1, 1))
     with pytest.raises(UsageError, match="adapters changed since it was begun"):
         export_package(source, out, TARGET, options, kept={"qv": folder}, resume=True)
+
+
+def test_a_pickled_adapter_makes_the_same_file(
+    source: Path, folders: dict[str, Path], kept: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders["qv"], tmp_path / "qv"))
+    weights = folder / "adapter_model.safetensors"
+    torch.save(load_file(weights), folder / "adapter_model.bin")
+    weights.unlink()
+    out = tmp_path / "out"
+    export_package(source, out, TARGET, EXPORTS["fp32"], kept={"qv": folder})
+    found = read_parameters(out / "adapters" / "qv.onnx_adapter")
+    expected = read_parameters(kept("fp32") / "adapters" / "qv.onnx_adapter")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+    files = ModelPackage.open(out).adapters["qv"]["source"]["files"]
+    assert set(files) == {"adapter_config.json", "adapter_model.bin"}
 
 
 def test_licences_travel_and_the_adapter_s_is_not_the_base_s(tmp_path: Path) -> None:
