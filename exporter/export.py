@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -23,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from llama_onnx.exporter.adapters import KeptAdapter, open_kept, read_parameters
 from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
 from llama_onnx.exporter.checkpoints.checklist import verify_checklists
 from llama_onnx.exporter.checkpoints.download import local_copy
@@ -118,6 +119,7 @@ def export_package(
     options: Options,
     *,
     adapters: Sequence[Path] = (),
+    kept: Mapping[str, Path] | None = None,
     resume: bool = False,
     force: bool = False,
     checksum: bool = True,
@@ -125,6 +127,8 @@ def export_package(
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export the checkpoint at `source`, with `adapters` merged, to a package at `out`.
+
+    The adapters in `kept` (folders by name) stay beside it, to be swapped at run time.
 
     One on the hub is fetched first. The source's files are compared with the md5 checklist that
     Meta's download has, unless `checksum` is False; with `hash_source` all of them are read once
@@ -139,10 +143,12 @@ def export_package(
     # A link stays one: what it points at is what is written.
     out = Path(os.path.realpath(out))
     partial = out.with_name(out.name + PARTIAL_SUFFIX) if out.name else out
-    check_destination(source, out, partial, resume=resume, force=force)
+    made_from = (source, *adapters, *(kept or {}).values())
+    check_destination(made_from, out, partial, resume=resume, force=force)
     workers = os.cpu_count() or 1
     checkpoint = open_checkpoint(local_copy(source), adapters)
-    plan = make_plan(checkpoint, target, options, workers)
+    swapped = open_kept(checkpoint, kept or {})
+    plan = make_plan(checkpoint, target, options, workers, swapped)
     check = checksum and checkpoint.path.is_dir()
     verified = verify_checklists(checkpoint.path, progress.step) if check else {}
     hashes = source_hashes(checkpoint, verified, read=hash_source, step=progress.step)
@@ -152,7 +158,7 @@ def export_package(
         _make_folder(partial, keep=resuming)
         with exclusive(partial):
             ours = True
-            job = _Job(checkpoint, hashes, target, plan, partial, workers, progress)
+            job = _Job(checkpoint, swapped, hashes, target, plan, partial, workers, progress)
             finished = _fill(job, resuming)
         _publish(partial, out)
     except OSError as error:
@@ -178,6 +184,7 @@ class _Job:
     """What every step of one export needs to know."""
 
     checkpoint: Checkpoint
+    kept: tuple[KeptAdapter, ...]
     hashes: dict[str, Any] | None
     target: Target
     plan: Plan
@@ -219,23 +226,25 @@ def _fill(job: _Job, resuming: bool) -> _Finished:
         data_sha256 = writer.sha256()
     seconds = time.perf_counter() - started
     progress.step("running a step")
-    try_package(job.folder, job.checkpoint.config)
+    try_package(job.folder, job.checkpoint.config, [adapter.file for adapter in job.kept])
     _write_manifest(job, data_sha256)
     return _Finished(resumed, seconds, warnings)
 
 
 def check_destination(
-    source: Path | HubId, out: Path, partial: Path, *, resume: bool, force: bool
+    made_from: Sequence[Path | HubId], out: Path, partial: Path, *, resume: bool, force: bool
 ) -> None:
     """Refuse an `out` that is taken, before anything is read. Raises `UsageError`."""
     if resume and force:
         raise UsageError("--resume continues an export and --force starts it over: give one.")
     if not out.name:
         raise UsageError(f"{out} cannot be a package: give a folder of its own.")
-    if isinstance(source, Path) and Path(os.path.realpath(source)).is_relative_to(out):
-        raise UsageError(
-            f"{out} holds the source, which the package would replace: choose another name."
-        )
+    for source in made_from:
+        if isinstance(source, Path) and Path(os.path.realpath(source)).is_relative_to(out):
+            raise UsageError(
+                f"{out} holds the source {source}, which the package would replace: choose another "
+                "name."
+            )
     try:
         _check_taken(out, resume=resume, force=force)
         _check_partial(partial, resume=resume, force=force)
@@ -294,6 +303,7 @@ def _identity(job: _Job) -> dict[str, Any]:
     return {
         "version": version("llama-onnx"),
         "source": job.checkpoint.fingerprint(),
+        "adapters": {adapter.name: adapter.fingerprint() for adapter in job.kept},
         "target": job.target.name,
         "options": job.plan.recipe.to_json(),
         "config": asdict(job.checkpoint.config),
@@ -336,7 +346,19 @@ def _write_small_files(job: _Job) -> tuple[str, ...]:
     _write_json(folder / "config.json", config.to_huggingface())
     checkpoint.write_tokenizer(folder)
     check_tokenizer(folder / "tokenizer.json", config.vocab_size, str(checkpoint.path))
-    return copy_licences(checkpoint, folder)
+    licences = [file for adapter in job.kept for file in adapter.licence_files()]
+    warnings = copy_licences(checkpoint, folder, licences)
+    return (*warnings, *_write_adapters(job))
+
+
+def _write_adapters(job: _Job) -> list[str]:
+    """Write the adapters that are kept; returns warnings for people."""
+    warnings: list[str] = []
+    for adapter in job.kept:
+        job.progress.step(f"writing the adapter {adapter.name}")
+        adapter.write(job.folder)
+        warnings += adapter.tokenizer_warning(job.folder)
+    return warnings
 
 
 def _serialize(built: BuiltModel) -> bytes:
@@ -344,8 +366,9 @@ def _serialize(built: BuiltModel) -> bytes:
     return proto
 
 
-def try_package(folder: Path, config: LlamaConfig) -> None:
-    """Open the graph in `folder` and run a prefill of four tokens and a decode step.
+def try_package(folder: Path, config: LlamaConfig, adapters: Sequence[str] = ()) -> None:
+    """Open the graph in `folder` and run a prefill of four tokens and a decode step: of the base,
+    then with each of `adapters` (files of the package) in turn.
 
     Raises `PackageError` when ONNX Runtime refuses the graph or a value is not finite. Bounded
     memory: the whole graph is opened without its weights, then run piece by piece.
@@ -353,12 +376,15 @@ def try_package(folder: Path, config: LlamaConfig) -> None:
     ids = np.arange(1, 6, dtype=np.int64) % config.vocab_size  # [5]
     program = decode([Passage(ids, prompt=4)])
     logits: dict[str, Any] = {}
+    model = folder / MODEL_FILE
     try:
-        open_graph(folder / MODEL_FILE)
-        for label, steps in run_segments(folder / MODEL_FILE, program, config):
-            for outputs in steps:
-                _require_finite(outputs, label)
-                logits = outputs
+        open_graph(model)
+        for file in (None, *adapters):
+            active = read_parameters(folder / file) if file else None
+            for label, steps in run_segments(model, program, config, adapter=active):
+                for outputs in steps:
+                    _require_finite(outputs, f"{label}, {file}" if file else label)
+                    logits = outputs
     except Exception as error:
         if isinstance(error, LlamaOnnxError):
             raise
@@ -394,6 +420,7 @@ def _write_manifest(job: _Job, data_sha256: str) -> None:
             "files": checkpoint.fingerprint(),
             "hashes": job.hashes,
         },
+        "adapters": {adapter.name: adapter.describe() for adapter in job.kept},
         "config": asdict(checkpoint.config),
         "graph": graph_costs(job.plan.built),
     }

@@ -19,13 +19,16 @@ LLAMA_2_NOTICE = (
 """What the Llama 2 Community License (1.b.iii) asks to be kept in a NOTICE file."""
 
 
-def copy_licences(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
-    """Copy licence, use policy, notice and model card to `folder`; returns warnings for people.
+def copy_licences(
+    checkpoint: Checkpoint, folder: Path, others: Sequence[Path] = ()
+) -> tuple[str, ...]:
+    """Copy licence, use policy, notice and model card to `folder`, and `others`, which belong to
+    what travels with the model; returns warnings for people.
 
     A checkpoint whose path says Llama 2 gets the NOTICE its licence asks for, if it brings none.
     """
     files = checkpoint.licence_files()
-    _copy(files, folder)
+    _copy([*files, *others], folder)
     llama_2 = is_llama_2(checkpoint.path)
     if llama_2 and not any(file.name.upper().startswith("NOTICE") for file in files):
         (folder / "NOTICE").write_bytes(LLAMA_2_NOTICE.encode())

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_onnx.exporter.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
 from llama_onnx.exporter.checkpoints import Checkpoint, check_tensors
 from llama_onnx.exporter.checkpoints.base import HoldsCodes
 from llama_onnx.exporter.genai import cache_bytes_per_token, default_max_length
@@ -69,6 +71,7 @@ class Plan:
     cache_per_token: int
     max_length: int
     quantized: str | None
+    adapter_bytes: int = 0
 
     @property
     def data_bytes(self) -> int:
@@ -89,7 +92,8 @@ class Plan:
             "parameters": self.parameters,
             "source_bytes": self.source_bytes,
             "data_bytes": self.data_bytes,
-            "disk_bytes": self.data_bytes + RESERVE,
+            "adapter_bytes": self.adapter_bytes,
+            "disk_bytes": self.data_bytes + self.adapter_bytes + RESERVE,
             "bits_per_weight": round(self.bits_per_weight, 3),
             "peak_memory_bytes": self.peak_memory,
             "cache_bytes_per_token": self.cache_per_token,
@@ -98,13 +102,23 @@ class Plan:
         }
 
 
-def make_plan(checkpoint: Checkpoint, target: Target, options: Options, workers: int) -> Plan:
-    """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weight."""
+def make_plan(
+    checkpoint: Checkpoint,
+    target: Target,
+    options: Options,
+    workers: int,
+    kept: Sequence[KeptAdapter] = (),
+) -> Plan:
+    """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weight.
+
+    The graph offers as swappable what the adapters in `kept` change.
+    """
     config = checkpoint.config
     native = native_precision(checkpoint)
     if options.precision is None and native in target.graph.precisions:
         options = replace(options, precision=native)
     recipe = resolve(options, target, tied=config.tie_word_embeddings)
+    recipe = replace(recipe, swappable=swappable_kinds(kept))
     check_tensors(checkpoint)
     recipe = take_over(checkpoint, recipe)
     built = build_model(config, recipe)
@@ -116,10 +130,11 @@ def make_plan(checkpoint: Checkpoint, target: Target, options: Options, workers:
         placed=placed,
         source_bytes=sum(checkpoint.tensor(name).nbytes for name in config.tensor_shapes()),
         parameters=config.num_parameters(),
-        peak_memory=_peak_memory(placed, workers) + _read_whole(checkpoint, built),
+        peak_memory=_peak_memory(placed, workers, kept) + _read_whole(checkpoint, built),
         cache_per_token=cache_bytes_per_token(config),
         max_length=default_max_length(config),
         quantized=_becomes(checkpoint, recipe),
+        adapter_bytes=sum(adapter.nbytes for adapter in kept),
     )
 
 
@@ -148,7 +163,7 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
 def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:
     """Raise `ResourceError` when the disk under `folder` cannot hold what is yet to be written."""
     free = shutil.disk_usage(folder).free
-    needed = plan.data_bytes - already_written + RESERVE
+    needed = plan.data_bytes - already_written + plan.adapter_bytes + RESERVE
     if free < needed:
         raise ResourceError(
             f"the disk at {folder} has {free / 1e9:.2f} GB free, the package needs "
@@ -156,9 +171,10 @@ def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:
         )
 
 
-def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int) -> int:
+def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int, kept: Sequence[KeptAdapter]) -> int:
     # Writing holds a few chunks per thread (float32 rows, two temporaries, codes) and one matrix's
-    # scales; the run of a step at the end holds the largest piece of the model, mapped and packed.
+    # scales; the run of a step at the end holds the largest piece of the model, mapped and packed,
+    # and one adapter. Adapters are written one by one, before the weights.
     chunks = 2 * workers * 4 * (4 * CHUNK_VALUES)
     scales = max(_behind_codes(slot) for slot in placed)
     layer: dict[str, int] = {}
@@ -166,7 +182,9 @@ def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int) -> int:
         piece = ".".join(slot.slot.name.split(".")[:3])
         layer[piece] = layer.get(piece, 0) + slot.slot.nbytes
     base = BASE_MEMORY + (TORCH_MEMORY if "torch" in sys.modules else 0)
-    return base + max(chunks + scales, 2 * max(layer.values()))
+    adapter = max((adapter.nbytes for adapter in kept), default=0)
+    writing = int(WRITING_MEMORY * adapter)
+    return base + max(chunks + scales, writing, 2 * max(layer.values()) + 2 * adapter)
 
 
 def _behind_codes(slot: PlacedSlot) -> int:

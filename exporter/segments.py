@@ -7,7 +7,7 @@ the package; but only one layer's weights are in memory at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,17 @@ def segments(model: ir.Model) -> Iterator[Segment]:
         elif current >= 0:
             current = 1 << 30
         groups.setdefault(current, []).append(node)
-    graph_outputs = set(model.graph.outputs)
+    graph_inputs, graph_outputs = set(model.graph.inputs), set(model.graph.outputs)
     for index, nodes in groups.items():
         members = set(nodes)
         made = {value for node in nodes for value in node.outputs}
         used = {value for node in nodes for value in node.inputs if value is not None}
-        inputs = [v for v in used - made if v.name not in model.graph.initializers]
+        # What an adapter may replace is an input as well as an initializer.
+        inputs = [
+            value
+            for value in used - made
+            if value in graph_inputs or value.name not in model.graph.initializers
+        ]
         outputs = [
             value
             for value in made
@@ -77,19 +82,24 @@ def segments(model: ir.Model) -> Iterator[Segment]:
 
 
 def run_segments(
-    path: Path, program: Program, config: LlamaConfig, accuracy_level: int | None = None
+    path: Path,
+    program: Program,
+    config: LlamaConfig,
+    accuracy_level: int | None = None,
+    adapter: Mapping[str, Array] | None = None,
 ) -> Iterator[tuple[str, Iterator[dict[str, Array]]]]:
     """Run `program` through each segment of the model at `path` in turn.
 
     Yields, for each segment, its label and an iterator over its outputs by value name, those of
     every step of the program; what of it is not consumed is run before the next segment comes.
-    `accuracy_level` is set on every MatMulNBits; None leaves them as they are.
+    `accuracy_level` is set on every MatMulNBits; None leaves them as they are. `adapter` has the
+    parameters of the active LoRA adapter by name, None for the bare base.
     """
     model = ir.load(path)
     if accuracy_level is not None:
         set_accuracy_level(model, accuracy_level)
     environments: list[dict[str, Array]] = [
-        {"input_ids": step.ids, "attention_mask": step.mask} for step in program
+        {"input_ids": step.ids, "attention_mask": step.mask, **(adapter or {})} for step in program
     ]
     cuts = list(segments(model))
     for number, segment in enumerate(cuts, start=1):
@@ -135,12 +145,10 @@ def _run_segment(
         shape = (len(step.ids), config.num_key_value_heads, 0, config.head_dim)
         past = caches.before(index) or {}
         empty = np.zeros(shape, np.float32)
-        feeds = {
-            name: past.get(name, empty)
-            if name.startswith("past_key_values.")
-            else environment[name]
-            for name in segment.inputs
-        }
+        known = {name: past.get(name, empty) for name in segment.inputs if "past_key" in name}
+        known |= environment
+        # What is missing is a parameter that the adapter leaves at rank 0.
+        feeds = {name: known[name] for name in segment.inputs if name in known}
         try:
             values = session.run(list(segment.outputs), feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -180,5 +188,5 @@ def _quiet() -> ort.SessionOptions:
     return options
 
 
-def _names(values: Sequence[ir.Value]) -> tuple[str, ...]:
+def _names(values: Iterable[ir.Value]) -> tuple[str, ...]:
     return tuple(sorted(str(value.name) for value in values))

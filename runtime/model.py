@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from llama_onnx.runtime.adapters import Adapters
 from llama_onnx.runtime.genai import og
 from llama_onnx.runtime.generation import Generation, GenerationStats, Tokens
 from llama_onnx.runtime.providers import OpenModel, open_model
@@ -40,6 +41,7 @@ class Llama:
         self.context_length = context_length
         self.opened = opened
         self._model = opened.model
+        self._adapters = Adapters(package, opened.model)
         self._tokenizer = og.Tokenizer(opened.model)
         self._encoder = _read_encoder(package.path)
         self._bos_token = bos_token
@@ -97,15 +99,17 @@ class Llama:
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        adapter: str | None = None,
     ) -> Generation:
         """Continue `prompt`. What is None is as the package says, which is greedy by default.
 
-        Nothing runs before the first piece is asked for. Raises `UsageError` for a prompt that the
-        context does not hold.
+        `adapter` names one of `package.adapters` to answer with, for this answer alone; None is the
+        bare base. Nothing runs before the first piece is asked for. Raises `UsageError` for a
+        prompt that the context does not hold, and for an adapter that is not there.
         """
         search = search_options(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stream = self._tokenizer.create_stream()
-        return self._start(self.encode(prompt), stream, max_new_tokens, search, stop)
+        return self._start(self.encode(prompt), stream, max_new_tokens, search, stop, adapter)
 
     def chat(
         self,
@@ -117,6 +121,7 @@ class Llama:
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        adapter: str | None = None,
     ) -> Generation:
         """Answer the last of `messages`, put into the model's own chat template."""
         search = search_options(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
@@ -125,7 +130,8 @@ class Llama:
         # stream so, and it drops the space that SentencePiece puts before the first word of a text.
         for token in list(self._end_tokens)[:1]:
             stream.decode(token)
-        return self._start(self.encode_chat(messages), stream, max_new_tokens, search, stop)
+        prompt = self.encode_chat(messages)
+        return self._start(prompt, stream, max_new_tokens, search, stop, adapter)
 
     def measure(self, prompt: Tokens, new_tokens: int) -> GenerationStats:
         """What it takes to continue `prompt` greedily by `new_tokens`, whatever they say: an end
@@ -137,7 +143,9 @@ class Llama:
                 f"{self.context_length:,} holds: ask for fewer."
             )
         search = {"do_sample": False, "min_length": length}
-        answer = self._start(prompt, self._tokenizer.create_stream(), new_tokens, search, ())
+        answer = self._start(
+            prompt, self._tokenizer.create_stream(), new_tokens, search, (), adapter=None
+        )
         for _ in answer:
             pass
         return answer.stats
@@ -191,6 +199,7 @@ class Llama:
         max_new_tokens: int,
         search: Mapping[str, bool | int | float],
         stop: Sequence[str],
+        adapter: str | None,
     ) -> Generation:
         params = og.GeneratorParams(self._model)
         # genai sets the KV cache aside for `max_length` tokens: no more than this answer can need.
@@ -203,6 +212,8 @@ class Llama:
             raise PackageError(
                 f"{self.package.path / 'genai_config.json'} asks for what cannot be: {reason}"
             ) from None
+        if adapter is not None:
+            self._adapters.activate(generator, adapter)
         return Generation(generator, stream, prompt, self._end_tokens, stop)
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.errors import PackageError, UsageError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
+ADAPTER_FOLDER, ADAPTER_SUFFIX = "adapters", ".onnx_adapter"
 PARTIAL_SUFFIX = ".partial"
 """An export in progress writes to `OUT.partial` and renames it when it is done."""
 
@@ -58,6 +59,20 @@ class ModelPackage:
     def data_path(self) -> Path:
         """The weights."""
         return self.path / DATA_FILE
+
+    @property
+    def adapters(self) -> Mapping[str, Mapping[str, Any]]:
+        """The LoRA adapters that can be swapped at run time: name -> rank, alpha, targets ..."""
+        adapters: Mapping[str, Mapping[str, Any]] = self.manifest.get("adapters", {})
+        return adapters
+
+    def adapter_path(self, name: str) -> Path:
+        """The file of the adapter `name`; raises `UsageError` naming those there are."""
+        if name in self.adapters:
+            return self.path / str(self.adapters[name]["file"])
+        known = ", ".join(self.adapters)
+        there = f"it has {known}" if known else "it has none (`export --keep-adapter` makes them)"
+        raise UsageError(f"{self.path} has no adapter {name!r}: {there}.")
 
     def verify(self) -> list[str]:
         """Read every file and return the names of those whose content is not what was written."""
@@ -159,6 +174,17 @@ def _check_manifest(manifest: Any, file: Path) -> None:
     for name, entry in manifest["files"].items():
         if not (_is_inside(name) and _is_entry(entry)):
             raise PackageError(f"{file} is damaged: its entry for {name!r} makes no sense.")
+    _check_adapters(manifest, file)
+
+
+def _check_adapters(manifest: dict[str, Any], file: Path) -> None:
+    adapters = manifest.get("adapters", {})
+    if not isinstance(adapters, dict):
+        raise PackageError(f"{file} is damaged: 'adapters' is not what it should be.")
+    for name, entry in adapters.items():
+        its_file = entry.get("file") if isinstance(entry, dict) else None
+        if not isinstance(its_file, str) or its_file not in manifest["files"]:
+            raise PackageError(f"{file} is damaged: its adapter {name!r} has no file.")
 
 
 def _is_entry(entry: Any) -> bool:

@@ -22,6 +22,18 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: models this small only wait for one another's threads when tests run
+    side by side."""
+    import torch  # not at the top: some tests run where there is no torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An int4 package. Read only: alter a copy of it."""
@@ -66,14 +78,3 @@ def copied(made: Make, tmp_path: Path) -> Make:
         return Path(shutil.copytree(package, tmp_path / name)), source
 
     return copy
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for one another's threads when tests run side by side."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

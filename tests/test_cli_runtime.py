@@ -84,6 +84,7 @@ def test_generate_hands_every_option_on(package: Path, monkeypatch: pytest.Monke
     options = (
         *("--max-new-tokens", "9", "--temperature", "0.5", "--top-k", "4"),
         *("--top-p", "0.9", "--seed", "7", "--stop", "one", "--stop", "two"),
+        *("--adapter", "mine"),
     )
     assert run("generate", package, PROMPT, *options, "--threads", "1").stdout == "ok\n"
     assert seen == {
@@ -93,6 +94,7 @@ def test_generate_hands_every_option_on(package: Path, monkeypatch: pytest.Monke
         "top_p": 0.9,
         "seed": 7,
         "stop": ("one", "two"),
+        "adapter": "mine",
     }
 
 

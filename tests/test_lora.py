@@ -388,7 +388,7 @@ def test_export_plan_validate_and_inspect(source: Path, tmp_path: Path) -> None:
     assert planned.exit_code == 0 and "my adapter" in planned.output
     made = run("export", source, out, "--adapter", folder, "--precision", "fp32")
     assert made.exit_code == 0, made.output
-    assert json.loads(run("inspect", out, "--json").output)["adapters"] == ["my adapter"]
+    assert json.loads(run("inspect", out, "--json").output)["merged_adapters"] == ["my adapter"]
     brief = ("--tokens", "4", "--prompt-tokens", "16", "--json")
     proved = run("validate", out, "--reference", source, "--adapter", folder, *brief)
     assert proved.exit_code == 0, proved.output

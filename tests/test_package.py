@@ -164,3 +164,27 @@ def test_a_manifest_entry_of_the_wrong_shape(folder: Path, entry: Any) -> None:
     edit_manifest(folder, files={"model.onnx": entry})
     with pytest.raises(PackageError, match=r"entry for 'model\.onnx' makes no sense"):
         ModelPackage.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [
+        ([], r"'adapters' is not what it should be"),
+        ({"x": "model.onnx"}, r"its adapter 'x' has no file"),
+        ({"x": {}}, r"its adapter 'x' has no file"),
+        ({"x": {"file": "../secret"}}, r"its adapter 'x' has no file"),
+        ({"x": {"file": ["model.onnx"]}}, r"its adapter 'x' has no file"),
+    ],
+)
+def test_an_adapter_of_the_manifest_is_a_file_of_the_package(
+    folder: Path, adapters: Any, message: str
+) -> None:
+    edit_manifest(folder, adapters=adapters)
+    with pytest.raises(PackageError, match=message):
+        ModelPackage.open(folder)
+
+
+def test_an_adapter_is_found_by_name_and_an_older_manifest_has_none(folder: Path) -> None:
+    assert ModelPackage.open(folder).adapters == {}
+    edit_manifest(folder, adapters={"x": {"file": "parity/logits"}})
+    assert ModelPackage.open(folder).adapter_path("x") == folder / "parity" / "logits"

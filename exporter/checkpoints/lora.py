@@ -160,7 +160,7 @@ class LoraCheckpoint:
     def fingerprint(self) -> dict[str, str]:
         """The base's files, and the adapter's under its number: the order of adapters counts."""
         number = len(adapters_of(self))
-        files = file_fingerprint([self.folder / CONFIG_FILE, _weights_file(self.folder)])
+        files = file_fingerprint(adapter_files(self.folder))
         own = {f"adapter {number}/{name}": value for name, value in files.items()}
         return {**self.base.fingerprint(), **own}
 
@@ -177,7 +177,12 @@ def adapters_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
     return ()
 
 
-def open_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
+def adapter_files(folder: Path) -> list[Path]:
+    """The files that make up the adapter in `folder`."""
+    return [folder / CONFIG_FILE, _weights_file(folder)]
+
+
+def open_adapter(base: Checkpoint, folder: Path) -> LoraCheckpoint:
     """`base` with the PEFT adapter in `folder` merged. Reads headers only.
 
     Raises `CheckpointError` for an adapter that is damaged, contradicts itself or was made for

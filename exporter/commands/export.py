@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,14 @@ from llama_onnx.exporter.commands.options import (
     adapter_option,
     export_options,
     gigabytes,
+    headers_of,
+    keep_option,
     make_options,
+    sort_adapters,
 )
 from llama_onnx.exporter.commands.validate import print_report
 from llama_onnx.runtime.commands.verify import progress_line
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import get_target
 
 if TYPE_CHECKING:
@@ -29,7 +34,11 @@ if TYPE_CHECKING:
 @click.argument("source", type=Source)
 @click.argument("out", type=Folder)
 @adapter_option
+@keep_option
 @export_options
+@click.option(
+    "--add", is_flag=True, help="Put the kept adapters into OUT, a package that stands already."
+)
 @click.option("--resume", is_flag=True, help="Continue an export that was interrupted.")
 @click.option("--force", is_flag=True, help="Replace OUT, or an unfinished export of it.")
 @click.option(
@@ -50,7 +59,9 @@ if TYPE_CHECKING:
 def command(
     source: Path | HubId,
     out: Path,
-    adapters: tuple[Path, ...],
+    adapters: tuple[str, ...],
+    keep_adapter: bool,
+    add: bool,
     target: str,
     resume: bool,
     force: bool,
@@ -69,6 +80,12 @@ def command(
     from llama_onnx.exporter.export import export_package
     from llama_onnx.exporter.progress import ExportBar
 
+    merged, kept = sort_adapters(adapters, keep=keep_adapter)
+    if add:
+        if not kept or resume or force or prove:
+            raise UsageError("--add goes with --keep-adapter, without --resume, --force, --prove.")
+        _add(source, out, kept, as_json=as_json)
+        return
     try:
         with ExportBar() as bar:
             result = export_package(
@@ -76,7 +93,8 @@ def command(
                 out,
                 get_target(target),
                 make_options(**options),
-                adapters=adapters,
+                adapters=merged,
+                kept=kept,
                 resume=resume,
                 force=force,
                 checksum=not no_checksum,
@@ -89,7 +107,7 @@ def command(
         ) from None
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    report = _prove(result.source, adapters, out) if prove else None
+    report = _prove(result.source, merged, out) if prove else None
     if as_json:
         proof = {"parity": json.loads(report.to_json())} if report else {}
         click.echo(json.dumps({**result.to_json(), **proof}))
@@ -103,6 +121,8 @@ def command(
     )
     if plan.quantized:
         click.echo(f"Source: {plan.quantized}.")
+    if kept:
+        click.echo(f"Adapters beside it: {', '.join(kept)} (`generate --adapter NAME`).")
     if result.resumed_bytes:
         click.echo(f"Resumed: {gigabytes(result.resumed_bytes)} were there already.")
     if report:
@@ -110,7 +130,19 @@ def command(
     _exit(report)
 
 
-def _prove(source: Path, adapters: tuple[Path, ...], package: Path) -> ParityReport:
+def _add(source: Path | HubId, out: Path, kept: dict[str, Path], *, as_json: bool) -> None:
+    from llama_onnx.exporter.add import add_adapters
+    from llama_onnx.exporter.checkpoints import open_checkpoint
+
+    for warning in add_adapters(out, open_checkpoint(headers_of(source)), kept):
+        click.echo(f"Warning: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps({"package": str(out), "added": list(kept)}))
+        return
+    click.echo(f"{out} has {', '.join(kept)} too; opened and ran a step with each.")
+
+
+def _prove(source: Path, adapters: Sequence[Path], package: Path) -> ParityReport:
     from llama_onnx.exporter.checkpoints import open_checkpoint
     from llama_onnx.exporter.parity.prove import prove
 

@@ -99,7 +99,8 @@ def package_facts(path: Path) -> dict[str, Any]:
         "recipe": manifest["recipe"],
         "source": f"{source.get('name', '?')} ({source.get('format', 'unknown format')})",
         **({"commit": source["commit"]} if "commit" in source else {}),
-        "adapters": source.get("adapters", []),
+        "merged_adapters": source.get("adapters", []),
+        "adapters": package.adapters,
         "config": manifest.get("config", {}),
         "created_with": manifest.get("created_with", {}),
         "files": {name: entry["size"] for name, entry in manifest["files"].items()},
@@ -156,6 +157,8 @@ def _for_people(name: str, value: Any) -> str:
         return gigabytes(value)
     if name == "parameters":
         return f"{value / 1e6:,.1f} M"
+    if name == "adapters":
+        return "\n".join(_adapter(name, entry) for name, entry in value.items()) or "none"
     if name == "files" and isinstance(value, dict):
         return "\n".join(f"{file}  {gigabytes(size)}" for file, size in value.items())
     if isinstance(value, bool):
@@ -165,3 +168,8 @@ def _for_people(name: str, value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
+
+
+def _adapter(name: str, entry: dict[str, Any]) -> str:
+    targets = ", ".join(entry.get("targets", []))
+    return f"{name}: rank {entry.get('rank')}, alpha {entry.get('alpha')}, {targets}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from llama_onnx.exporter.checkpoints.hub import HubId
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import TARGETS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -110,10 +111,27 @@ adapter_option = click.option(
     "--adapter",
     "adapters",
     multiple=True,
-    type=Folder,
     metavar="DIR",
     help="Merge the LoRA adapter in DIR (PEFT's layout); may be given several times, in order.",
 )
+
+keep_option = click.option(
+    "--keep-adapter",
+    is_flag=True,
+    help="Do not merge: keep each adapter (NAME=DIR, or DIR by its own name) beside the base, for "
+    "`generate --adapter NAME`.",
+)
+
+
+def sort_adapters(values: Sequence[str], *, keep: bool) -> tuple[list[Path], dict[str, Path]]:
+    """The folders to merge, and those to keep by name."""
+    if not keep:
+        return [Path(value) for value in values], {}
+    if not values:
+        raise UsageError("--keep-adapter keeps what --adapter names: give at least one.")
+    from llama_onnx.exporter.adapters import named_adapters
+
+    return [], named_adapters(values)
 
 
 def export_options(function: _F) -> _F:

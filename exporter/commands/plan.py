@@ -16,7 +16,9 @@ from llama_onnx.exporter.commands.options import (
     export_options,
     gigabytes,
     headers_of,
+    keep_option,
     make_options,
+    sort_adapters,
 )
 from llama_onnx.targets.registry import get_target
 
@@ -24,11 +26,13 @@ from llama_onnx.targets.registry import get_target
 @click.command(name="plan")
 @click.argument("source", type=Source)
 @adapter_option
+@keep_option
 @export_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def command(
     source: Path | HubId,
-    adapters: tuple[Path, ...],
+    adapters: tuple[str, ...],
+    keep_adapter: bool,
     target: str,
     as_json: bool,
     **options: Any,
@@ -42,18 +46,22 @@ def command(
     from rich.table import Table
     from rich.text import Text
 
+    from llama_onnx.exporter.adapters import open_kept
     from llama_onnx.exporter.checkpoints import open_checkpoint
     from llama_onnx.exporter.plan import estimate_seconds, make_plan
 
-    checkpoint = open_checkpoint(headers_of(source), adapters)
-    plan = make_plan(checkpoint, get_target(target), make_options(**options), os.cpu_count() or 1)
+    merged, folders = sort_adapters(adapters, keep=keep_adapter)
+    checkpoint = open_checkpoint(headers_of(source), merged)
+    kept = open_kept(checkpoint, folders)
+    workers = os.cpu_count() or 1
+    plan = make_plan(checkpoint, get_target(target), make_options(**options), workers, kept)
     seconds = estimate_seconds(plan, checkpoint)
     if as_json:
         click.echo(json.dumps({**plan.to_json(), "estimated_seconds": round(seconds, 1)}))
         return
     recipe = plan.recipe
-    merged = "".join(f" + {folder.name}" for folder in adapters)
-    table = Table(title=Text(f"{source}{merged} for {target}"), show_header=False)
+    names = "".join(f" + {folder.name}" for folder in merged)
+    table = Table(title=Text(f"{source}{names} for {target}"), show_header=False)
     for name, value in (
         ("parameters", f"{plan.parameters / 1e6:,.1f} M"),
         ("source", f"{gigabytes(plan.source_bytes)} ({checkpoint.format})"),
@@ -61,6 +69,7 @@ def command(
         ("linear layers", _linear(recipe)),
         ("embedding, head", f"{_storage(recipe.embedding)}, {_storage(recipe.head)}"),
         ("package", f"{gigabytes(plan.data_bytes)}, {plan.bits_per_weight:.2f} bits a weight"),
+        *((f"adapter {a.name}", f"{gigabytes(a.nbytes)}, {', '.join(a.kinds)}") for a in kept),
         ("peak memory", f"about {gigabytes(plan.peak_memory)}"),
         ("disk", f"{gigabytes(plan.to_json()['disk_bytes'])} free needed"),
         ("time", f"about {seconds:.0f} s here, and the disk's own time for the package"),

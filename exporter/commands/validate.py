@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ import click
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.commands.options import Source, adapter_option
 from llama_onnx.runtime.commands.verify import progress_line
+from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.package import ModelPackage, is_package
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,7 +83,7 @@ def command(
     ctx: click.Context,
     package: Path,
     reference: Path | HubId,
-    adapters: tuple[Path, ...],
+    adapters: tuple[str, ...],
     text: Path | None,
     tokens: int,
     prompt_tokens: int,
@@ -93,6 +96,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Compare PACKAGE with the checkpoint it was made from, each kind of error by itself.
+
+    With --adapter, either as merged into PACKAGE or, if PACKAGE keeps its adapters beside the base,
+    with that one active.
 
     Exit status 1 when a threshold is missed.
     """
@@ -110,7 +116,9 @@ def command(
     wanted = bisecting or bisect_out is not None
     if wanted:
         check_out(out, package)
-    original = open_checkpoint(local_copy(reference), adapters)
+    swapped = _swapped(package, adapters)
+    merged = [] if swapped else [Path(folder) for folder in adapters]
+    original = open_checkpoint(local_copy(reference), merged)
     with progress_line() as progress:
         report = prove(
             package,
@@ -118,6 +126,7 @@ def command(
             texts=TEXTS if text is None else (read_text(text),),
             tokens=tokens,
             longest=prompt_tokens,
+            swapped=swapped,
             max_kl=max_kl,
             thorough=thorough,
             certify=certify,
@@ -135,6 +144,21 @@ def command(
         if certify and report.passed:
             click.echo(f"certified: {package / 'parity'}, for `llama-onnx verify`.")
     ctx.exit(0 if report.passed else 1)
+
+
+def _swapped(package: Path, adapters: Sequence[str]) -> tuple[str, Path] | None:
+    """Name and PEFT folder of the adapter to activate, if `package` has any beside its base."""
+    from llama_onnx.exporter.adapters import named_adapters
+
+    if not adapters or not is_package(package) or not ModelPackage.open(package).adapters:
+        return None
+    if len(adapters) > 1:
+        raise UsageError(
+            f"{package} keeps its adapters beside the base, and one is active at a time: give one "
+            "--adapter."
+        )
+    (found,) = named_adapters(adapters).items()
+    return found
 
 
 def print_report(report: ParityReport) -> None:

@@ -37,14 +37,15 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         hidden, rows = config.hidden_size, config.q_size + 2 * config.kv_size
-        packed = [f"{name}.{part}_proj" for part in "qkv"]
+        sizes = {"q": config.q_size, "k": config.kv_size, "v": config.kv_size}
+        packed = {f"{name}.{part}_proj": size for part, size in sizes.items()}
         self.packed = recipe.fit_together([f"{part}.weight" for part in packed])
         if self.packed:
             self.qkv_proj = Linear(f"{name}.qkv_proj", rows, hidden, recipe, packed)
         else:  # a source's own codes may differ from one projection to the next
-            self.q_proj = Linear(packed[0], config.q_size, hidden, recipe)
-            self.k_proj = Linear(packed[1], config.kv_size, hidden, recipe)
-            self.v_proj = Linear(packed[2], config.kv_size, hidden, recipe)
+            self.q_proj, self.k_proj, self.v_proj = (
+                Linear(part, size, hidden, recipe) for part, size in packed.items()
+            )
         self.o_proj = Linear(f"{name}.o_proj", hidden, config.q_size, recipe)
 
     def forward(
@@ -89,7 +90,7 @@ class MLP(nn.Module):
         gate, up = f"{name}.gate_proj", f"{name}.up_proj"
         if self.fused:
             self.gate_up_proj = Linear(
-                f"{name}.gate_up_proj", 2 * inner, hidden, recipe, [gate, up]
+                f"{name}.gate_up_proj", 2 * inner, hidden, recipe, {gate: inner, up: inner}
             )
         else:
             self.gate_proj = Linear(gate, inner, hidden, recipe)

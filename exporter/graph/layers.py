@@ -6,9 +6,10 @@ Operator contracts: https://github.com/microsoft/onnxruntime/blob/main/docs/Cont
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
@@ -66,7 +67,8 @@ class RMSNorm(Weighted):
 
 
 class Linear(Weighted):
-    """x @ W.T with W [out_features, in_features], whatever W is stored as."""
+    """x @ W.T with W [out_features, in_features], whatever W is stored as; plus the low-rank
+    product of the active adapter, where the recipe makes the matrix swappable."""
 
     def __init__(
         self,
@@ -74,29 +76,42 @@ class Linear(Weighted):
         rows: int,
         columns: int,
         recipe: Recipe,
-        packed: Sequence[str] = (),
+        packed: Mapping[str, int] | None = None,
         storage: Storage | None = None,
     ) -> None:
-        """`packed`: the projections whose rows stand one after the other, when more than one."""
-        sources = tuple(f"{source}.weight" for source in packed or [name])
+        """`packed`: the projections whose rows stand one after the other, when more than one, with
+        the number of rows of each."""
+        self.parts = packed or {name: rows}
+        sources = tuple(f"{part}.weight" for part in self.parts)
         stored = recipe.storage_of(sources, storage or recipe.linear)
         super().__init__(Slot(name, sources, (rows, columns), stored))
         self.accuracy_level = recipe.accuracy_level
+        kinds = {part.rpartition(".")[2] for part in self.parts}
+        self.swappable = not kinds.isdisjoint(recipe.swappable)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """[B, S, in_features] -> [B, S, out_features]."""
         if isinstance(self.slot.storage, Float):
-            return float_matmul(op, x, self.weight, self.slot)
-        return blocks_matmul(
-            op,
-            x,
-            self.qweight,
-            self.scales,
-            self.slot,
-            self.accuracy_level,
-            self.zero_points,
-            self.order,
-        )
+            y = float_matmul(op, x, self.weight, self.slot)
+        else:
+            y = blocks_matmul(
+                op,
+                x,
+                self.qweight,
+                self.scales,
+                self.slot,
+                self.accuracy_level,
+                self.zero_points,
+                self.order,
+            )
+        return self._plus_adapter(op, x, y) if self.swappable else y
+
+    def _plus_adapter(self, op: OpBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        columns = self.slot.shape[1]
+        changes = [low_rank(op, x, part, rows, columns) for part, rows in self.parts.items()]
+        change = changes[0] if len(changes) == 1 else op.Concat(*changes, axis=-1)
+        total = op.Add(y, stamp(change, "batch_size", "sequence_length", self.slot.shape[0]))
+        return stamp(total, "batch_size", "sequence_length", self.slot.shape[0])
 
 
 class Embedding(Weighted):
@@ -187,6 +202,27 @@ def blocks_matmul(
         _domain=MICROSOFT,
     )
     return stamp(out, "batch_size", "sequence_length", slot.shape[0])
+
+
+def low_rank(op: OpBuilder, x: ir.Value, module: str, rows: int, columns: int) -> ir.Value:
+    """x @ A.T @ B.T with A [rank, columns] and B [rows, rank], the active adapter's change of
+    `module`.
+
+    A and B are inputs of the graph, under PEFT's own names, that need not be given: they have rank
+    0 then, and the product is zero. Each matrix has a rank of its own.
+    """
+    rank = f"{module}.rank"
+    a = _optional_input(op, f"{module}.lora_A.weight", rank, columns)
+    b = _optional_input(op, f"{module}.lora_B.weight", rows, rank)
+    down = op.FusedMatMul(x, a, transB=1, _domain=MICROSOFT)
+    stamp(down, "batch_size", "sequence_length", rank)
+    up = op.FusedMatMul(down, b, transB=1, _domain=MICROSOFT)
+    return stamp(up, "batch_size", "sequence_length", rows)
+
+
+def _optional_input(op: OpBuilder, name: str, *shape: int | str) -> ir.Value:
+    nothing = np.zeros([0 if isinstance(size, str) else size for size in shape], np.float32)
+    return stamp(op.builder.input(name, const_value=ir.tensor(nothing)), *shape)
 
 
 def _as_float32(op: OpBuilder, value: ir.Value, storage: Storage) -> ir.Value:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
-from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.segments import FP32_ACTIVATIONS, run_segments
+from llama_onnx.runtime.parity.session import Adapter
 from llama_onnx.runtime.parity.situations import Observation, Passage, Program, Row, Step, observe
 from llama_onnx.targets.package import MODEL_FILE
 
@@ -37,12 +37,14 @@ class Stage:
 
 def lockstep(
     package: Path,
-    weights: PackageCheckpoint,
+    weights: Checkpoint,
     original: Checkpoint,
     passages: Sequence[Passage],
     program: Program,
+    adapter: Adapter | None = None,
 ) -> Iterator[Stage]:
-    """Walk all three models through `passages`; the graph is fed as `program` says."""
+    """Walk all three models through `passages`; the graph is fed as `program` says, and has
+    `adapter` active."""
     # Imported here: PyTorch has no business in memory while a whole session is.
     from llama_onnx.exporter.walk import walk_layers
 
@@ -50,7 +52,7 @@ def lockstep(
     for (label, theirs), (_, ours), (segment, steps) in zip(
         walk_layers(original, sequences),
         walk_layers(weights, sequences),
-        run_segments(package / MODEL_FILE, program, weights.config, FP32_ACTIVATIONS),
+        run_segments(package / MODEL_FILE, program, weights.config, FP32_ACTIVATIONS, adapter),
         strict=True,
     ):
         assert segment == label

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
-from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.runtime.parity.metrics import (
     NO_TARGET,
     Comparison,
@@ -22,7 +21,7 @@ from llama_onnx.runtime.parity.metrics import (
     position_figures,
     summarize,
 )
-from llama_onnx.runtime.parity.session import GraphSession
+from llama_onnx.runtime.parity.session import Adapter, GraphSession
 from llama_onnx.runtime.parity.situations import (
     LONG_CONTEXT,
     Observation,
@@ -67,25 +66,26 @@ def long_passage(prompts: Sequence[Ids], length: int) -> Passage:
 
 def measure_long(
     package: Path,
-    weights: PackageCheckpoint,
+    weights: Checkpoint,
     reference: Checkpoint,
     prompts: Sequence[Ids],
     trained_length: int | None,
     progress: Callable[[int, int], None],
+    adapter: Adapter | None = None,
 ) -> LongContext:
     """Run LONG_CONTEXT on `prompts` repeated until the context is full."""
     length = reference.config.max_position_embeddings
     passage = long_passage(prompts, length)
     program = in_pieces(LONG_CONTEXT.program([passage]), PIECE)
     situation = replace(LONG_CONTEXT, program=lambda _: program)
-    shipped = list(try_situation(situation, GraphSession.open(package), [passage]))
+    shipped = list(try_situation(situation, GraphSession.open(package, adapter), [passage]))
     progress(1, 4)
     positions = np.concatenate([found.positions for found in shipped])
     original = _reference(reference, passage, positions)
     progress(2, 4)
     ours = _reference(weights, passage, positions)
     progress(3, 4)
-    graph = list(_graph(package, weights, program))
+    graph = list(_graph(package, weights, program, adapter))
     progress(4, 4)
     sides = {
         "graph": (ours, _logits(graph)),
@@ -131,10 +131,13 @@ def _reference(checkpoint: Checkpoint, passage: Passage, positions: Ids) -> Floa
     return logits[0]
 
 
-def _graph(package: Path, weights: PackageCheckpoint, program: Program) -> Iterator[Observation]:
+def _graph(
+    package: Path, weights: Checkpoint, program: Program, adapter: Adapter | None
+) -> Iterator[Observation]:
     from llama_onnx.exporter.segments import FP32_ACTIVATIONS, run_segments
 
-    for _, steps in run_segments(package / MODEL_FILE, program, weights.config, FP32_ACTIVATIONS):
+    model, config = package / MODEL_FILE, weights.config
+    for _, steps in run_segments(model, program, config, FP32_ACTIVATIONS, adapter):
         for step, outputs in zip(program, steps, strict=True):
             if "logits" in outputs:
                 yield from observe(step, outputs["logits"])

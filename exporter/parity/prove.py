@@ -16,6 +16,7 @@ from llama_onnx.exporter.parity.validate import (
     check_same_model,
     validate,
 )
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage
 
 TOKENS, PROMPT_TOKENS = 64, 128
@@ -28,6 +29,7 @@ def prove(
     texts: Sequence[str] = TEXTS,
     tokens: int = TOKENS,
     longest: int = PROMPT_TOKENS,
+    swapped: tuple[str, Path] | None = None,
     max_kl: float | None = None,
     thorough: bool = False,
     certify: bool = False,
@@ -35,7 +37,9 @@ def prove(
 ) -> ParityReport:
     """Validate `package` on `texts`, prompts of at most `longest` tokens continued by `tokens`,
     and if `thorough` to the context's end; if it passes and `certify` is asked for, write its
-    certificate into it."""
+    certificate into it. `swapped` is an adapter to be active, as in `validate`."""
+    if certify and swapped:
+        raise UsageError("A certificate is about the bare base: certify without --adapter.")
     weights = PackageCheckpoint.open(package)
     check_same_model(weights, original)
     check_tensors(original)
@@ -46,6 +50,7 @@ def prove(
         Asked(prompts, tokens),
         short=certificate_prompts(package, weights.config) if certify else NOTHING,
         texts=texts,
+        swapped=swapped,
         max_kl=max_kl,
         thorough=thorough,
         progress=progress,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_onnx.runtime.parity.metrics import Ids
-from llama_onnx.runtime.parity.session import GraphSession
+from llama_onnx.runtime.parity.session import Adapter, GraphSession
 from llama_onnx.runtime.parity.situations import Observation, Passage, Situation, try_situation
 from llama_onnx.runtime.parity.speed import Speed, measure_speed
 
@@ -48,9 +48,10 @@ def run_shipped(
     short: Asked,
     situations: Sequence[Situation],
     progress: Callable[[int, int], None],
+    adapter: Adapter | None = None,
 ) -> Shipped:
     """Continue the prompts of both, then try every situation on those of the first."""
-    graph = GraphSession.open(package)
+    graph = GraphSession.open(package, adapter)
     total = 2 + len(situations)
     passages = _continue(graph, asked)
     progress(1, total)

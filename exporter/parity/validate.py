@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from llama_onnx.exporter.adapters import read_parameters
 from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
-from llama_onnx.exporter.checkpoints.lora import adapters_of
+from llama_onnx.exporter.checkpoints.lora import adapters_of, open_adapter
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.parity.about import About, describe
 from llama_onnx.exporter.parity.lockstep import HEAD, Stage, lockstep
@@ -49,6 +50,7 @@ from llama_onnx.runtime.parity.metrics import (
     first_divergence,
     summarize,
 )
+from llama_onnx.runtime.parity.session import Adapter
 from llama_onnx.runtime.parity.situations import (
     LONG_CONTEXT,
     SITUATIONS,
@@ -61,7 +63,7 @@ from llama_onnx.runtime.parity.situations import (
 from llama_onnx.runtime.parity.speed import Speed
 from llama_onnx.runtime.parity.thresholds import Check, check, thresholds
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.package import MODEL_FILE
+from llama_onnx.targets.package import MODEL_FILE, ModelPackage
 from llama_onnx.targets.providers import CPU
 
 Progress = Callable[[str, int, int], None]
@@ -201,6 +203,7 @@ def validate(
     short: Asked = NOTHING,
     texts: Sequence[str] = (),
     situations: Sequence[Situation] = SITUATIONS,
+    swapped: tuple[str, Path] | None = None,
     max_kl: float | None = None,
     thorough: bool = False,
     progress: Progress | None = None,
@@ -209,19 +212,23 @@ def validate(
     a fixed set of texts and on `texts`. `thorough` also goes to the context's end. The evidence
     returned beside the report has both references' logits on `short` too.
 
+    `swapped` is the name of an adapter beside the package's base and the PEFT folder it was made
+    from: it is active in the graph, and PyTorch has it added to both sets of weights.
+
     Raises `UsageError` when the two are not the same architecture, `PackageError` when the package
     cannot be read or run.
     """
     weights = PackageCheckpoint.open(package)
     check_same_model(weights, reference)
     tokenizer = check_tokenizer(package, reference, texts)
-    evidence = gather(package, weights, reference, asked, short, situations, progress)
+    ours, theirs, adapter = _with_adapter(package, weights, reference, swapped)
+    evidence = gather(package, ours, theirs, asked, short, situations, progress, adapter)
     distance = compare_weights(weights, reference, _label("weights", progress))
     trained = _trained_length(reference)
     long = None
     if thorough:
         step = _label("the whole context", progress)
-        long = measure_long(package, weights, reference, asked.prompts, trained, step)
+        long = measure_long(package, ours, theirs, asked.prompts, trained, step, adapter)
     measurements = (*_measurements(evidence), *_of_the_long(long))
     greedy = _greedy(evidence)
     values = {
@@ -240,7 +247,7 @@ def validate(
     limits = thresholds(weights.precision, weights.activations, "cpu", max_kl)
     report = ParityReport(
         package=str(package),
-        reference=" + ".join(map(str, (reference.path, *adapters_of(reference)))),
+        reference=" + ".join(map(str, (theirs.path, *adapters_of(theirs)))),
         precision=weights.precision,
         activations=weights.activations,
         provider=CPU.ort_name,
@@ -261,6 +268,20 @@ def validate(
     return report, evidence
 
 
+def _with_adapter(
+    package: Path,
+    weights: PackageCheckpoint,
+    reference: Checkpoint,
+    swapped: tuple[str, Path] | None,
+) -> tuple[Checkpoint, Checkpoint, Adapter | None]:
+    """Both sets of weights with the adapter added, and its parameters as the package has them."""
+    if swapped is None:
+        return weights, reference, None
+    name, folder = swapped
+    parameters = read_parameters(ModelPackage.open(package).adapter_path(name))
+    return open_adapter(weights, folder), open_adapter(reference, folder), parameters
+
+
 def check_same_model(package: PackageCheckpoint, reference: Checkpoint) -> None:
     """Raise `UsageError` unless both are the same function but for their weights."""
     for key in _SAME:
@@ -274,22 +295,24 @@ def check_same_model(package: PackageCheckpoint, reference: Checkpoint) -> None:
 
 def gather(
     package: Path,
-    weights: PackageCheckpoint,
+    weights: Checkpoint,
     reference: Checkpoint,
     asked: Asked,
     short: Asked,
     situations: Sequence[Situation],
     progress: Progress | None = None,
+    adapter: Adapter | None = None,
 ) -> Evidence:
     """Run the package as it ships, then its graph beside the two references."""
-    shipped = run_shipped(package, asked, short, situations, _label("onnxruntime", progress))
+    label = _label("onnxruntime", progress)
+    shipped = run_shipped(package, asked, short, situations, label, adapter)
     passages = shipped.passages
     # A session's own ways to run (threads, one buffer) mean nothing to a graph in pieces.
     plain = [s for s in situations if s.run is run_plainly]
     programs = [s.program(passages) for s in plain]
     names = [s.name for s, p in zip(plain, programs, strict=True) for _ in p]
     walked = (*passages, *shipped.short)
-    stages = lockstep(package, weights, reference, walked, join(programs))
+    stages = lockstep(package, weights, reference, walked, join(programs), adapter)
     layers, total = [], weights.config.num_hidden_layers + 2
     graph: dict[str, list[PositionFigures]] = {s.name: [] for s in plain}
     for done, stage in enumerate(stages):

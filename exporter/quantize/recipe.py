@@ -69,6 +69,8 @@ class Recipe:
     """Everything that decides a package's content besides the weights themselves.
 
     `taken_over` names the tensors whose codes are the source's own, and how they are stored.
+    `swappable` are the kinds of matrices (`q_proj`) that take a LoRA adapter at run time, in every
+    layer.
     """
 
     precision: str
@@ -80,6 +82,7 @@ class Recipe:
     fuse_gate_up: bool = False
     logits: LogitsMode = "all"
     taken_over: Mapping[str, Blocks] = field(default_factory=dict)
+    swappable: tuple[str, ...] = ()
 
     def storage_of(self, tensors: Sequence[str], otherwise: Storage) -> Storage:
         """How the rows of `tensors` are stored in one matrix: as they come, or `otherwise`."""

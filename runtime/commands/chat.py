@@ -12,6 +12,7 @@ import click
 
 from llama_onnx.runtime.commands.console import introduce, note, stream, summary
 from llama_onnx.runtime.commands.options import (
+    adapter_option,
     package_argument,
     provider_options,
     sampling_options,
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 @click.command("chat")
 @package_argument
 @click.option("--system", help="What the model is told before the conversation.")
+@adapter_option
 @sampling_options(max_new_tokens=512)
 @threads_option
 @provider_options
 def command(
     package: Path,
     system: str | None,
+    adapter: str | None,
     threads: int | None,
     provider: Provider | None,
     allow_fallback: bool,
@@ -45,14 +48,16 @@ def command(
     from llama_onnx.runtime.model import Llama
 
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
-    introduce(model)
+    if adapter is not None:
+        model.package.adapter_path(adapter)  # refused now, not behind the first message
+    introduce(model, adapter)
     history: list[Message] = [{"role": "system", "content": system}] if system else []
     for message in _messages():
         asked = [*history, {"role": "user", "content": message}]
         fitting = _fit(model, asked, sampling["max_new_tokens"])
         if fitting is None:
             continue
-        answer = model.chat(fitting, **sampling)
+        answer = model.chat(fitting, adapter=adapter, **sampling)
         text = stream(answer)
         note(summary(answer.stats))
         history = [*fitting, {"role": "assistant", "content": text}]

@@ -36,9 +36,9 @@ def note(text: str) -> None:
     click.secho(text, dim=True, err=True)
 
 
-def introduce(model: Llama) -> None:
+def introduce(model: Llama, adapter: str | None = None) -> None:
     """Say what runs, on what, and why not on what was asked for."""
-    note(str(model))
+    note(f"{model} · adapter {adapter}" if adapter else str(model))
     if model.opened.fallback:
         note(f"{model.opened.fallback} So the CPU runs it, as --allow-fallback allows.")
 

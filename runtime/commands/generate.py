@@ -11,6 +11,7 @@ import click
 
 from llama_onnx.runtime.commands.console import collect, introduce, note, stream, summary
 from llama_onnx.runtime.commands.options import (
+    adapter_option,
     package_argument,
     provider_options,
     sampling_options,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @package_argument
 @click.argument("prompt")
 @click.option("--chat/--raw", help="PROMPT is a user's message / a text to continue (default).")
+@adapter_option
 @sampling_options(max_new_tokens=256)
 @threads_option
 @provider_options
@@ -33,6 +35,7 @@ def command(
     package: Path,
     prompt: str,
     chat: bool,
+    adapter: str | None,
     threads: int | None,
     provider: Provider | None,
     allow_fallback: bool,
@@ -48,14 +51,14 @@ def command(
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
     text = _read_stdin() if prompt == "-" else prompt
     if chat:
-        answer = model.chat([{"role": "user", "content": text}], **sampling)
+        answer = model.chat([{"role": "user", "content": text}], adapter=adapter, **sampling)
     else:
-        answer = model.generate(text, **sampling)
+        answer = model.generate(text, adapter=adapter, **sampling)
     if as_json:
-        result = {"text": collect(answer), "provider": model.opened.to_json()}
+        result = {"text": collect(answer), "provider": model.opened.to_json(), "adapter": adapter}
         click.echo(json.dumps({**result, "stats": answer.stats.to_json()}, ensure_ascii=False))
     else:
-        introduce(model)
+        introduce(model, adapter)
         stream(answer)
         note(summary(answer.stats))
     if answer.stats.finish_reason == "interrupted":

@@ -19,6 +19,10 @@ threads_option = click.option(
     "--threads", type=int, help="Threads to compute with.  [default: the physical cores]"
 )
 
+adapter_option = click.option(
+    "--adapter", metavar="NAME", help="Answer with this adapter of the package, not the bare base."
+)
+
 
 def provider_options(command: _Command) -> _Command:
     """Add `--provider` and `--allow-fallback`."""

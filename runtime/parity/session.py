@@ -18,6 +18,9 @@ from llama_onnx.targets.providers import CPU
 Cache = Mapping[str, npt.NDArray[Any]]
 """`past_key_values.{i}.key` and `.value`, [B, kv_heads, past, head_dim] each."""
 
+Adapter = Mapping[str, npt.NDArray[Any]]
+"""Parameters of a LoRA adapter by the names of the graph's inputs; what is left out has rank 0."""
+
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _DEVICES = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 
@@ -25,18 +28,19 @@ _DEVICES = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 class GraphSession:
     """An open graph: feed ids with a cache, get logits and the next cache."""
 
-    def __init__(self, session: Any) -> None:
-        """Wrap an open `onnxruntime.InferenceSession`."""
+    def __init__(self, session: Any, adapter: Adapter | None = None) -> None:
+        """Wrap an open `onnxruntime.InferenceSession`; `adapter` is active in every step."""
         self.raw = session
+        self.adapter = adapter or {}
         self._outputs = [output.name for output in session.get_outputs()]
         self._past = {i.name: i for i in session.get_inputs() if i.name.startswith("past_key")}
 
     @classmethod
-    def open(cls, package: Path) -> GraphSession:
+    def open(cls, package: Path, adapter: Adapter | None = None) -> GraphSession:
         """Open the graph of `package` on the CPU; raises `PackageError` in onnxruntime's words."""
         from llama_onnx.runtime.session import open_session
 
-        return cls(open_session(package / MODEL_FILE, CPU).session)
+        return cls(open_session(package / MODEL_FILE, CPU).session, adapter)
 
     def empty_cache(self, batch: int = 1, length: int = 0) -> dict[str, npt.NDArray[Any]]:
         """A cache of `length` positions, all of them zero."""
@@ -57,7 +61,7 @@ class GraphSession:
         """Logits [B, S, V] behind `ids` [B, S] under `mask` [B, past + S], and the next cache."""
         if cache is None:
             cache = self.empty_cache(len(ids))
-        feeds = {"input_ids": ids, "attention_mask": mask, **cache}
+        feeds = {"input_ids": ids, "attention_mask": mask, **cache, **self.adapter}
         with _in_words():
             outputs = self.raw.run(self._outputs, feeds)
         named = dict(zip(self._outputs, outputs, strict=True))
@@ -93,6 +97,11 @@ class SharedBuffer:
             self._binding.bind_ortvalue_input(name, buffer)
             present = name.replace("past_key_values.", "present.")
             self._binding.bind_ortvalue_output(present, buffer)
+        # onnxruntime drops an adapter that the options of a bound run name, so it is bound too.
+        for name, value in graph.adapter.items():
+            parameter = ort.OrtValue.ortvalue_from_numpy(value, device, 0)
+            self._buffers += [value, parameter]
+            self._binding.bind_ortvalue_input(name, parameter)
         self._binding.bind_output("logits")  # the last one, so get_outputs() has it there
 
     def step(self, ids: Ids) -> Logits:

@@ -1,0 +1,36 @@
+"""LoRA adapters beside a package's base, swapped from answer to answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_onnx.runtime.genai import og
+from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.package import ModelPackage
+
+
+class Adapters:
+    """The adapters of an open package; each is loaded when it is first asked for, and stays."""
+
+    def __init__(self, package: ModelPackage, model: Any) -> None:
+        self._package, self._model = package, model
+        self._native: Any = None
+        self._loaded: set[str] = set()
+
+    def activate(self, generator: Any, name: str) -> None:
+        """Let `generator`, which has not read its prompt yet, use the adapter `name`.
+
+        Raises `UsageError` when the package has none of that name, `PackageError` when its file is
+        damaged.
+        """
+        path = self._package.adapter_path(name)
+        if self._native is None:
+            self._native = og.Adapters(self._model)
+        try:
+            if name not in self._loaded:
+                self._native.load(str(path), name)
+                self._loaded.add(name)
+            generator.set_active_adapter(self._native, name)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise PackageError(f"onnxruntime-genai cannot load {path}: {reason}") from None
