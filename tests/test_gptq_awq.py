@@ -43,8 +43,9 @@ from llama_onnx.runtime.parity.session import GraphSession
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError, UsageError
 from tests import adapters, quantized, tiny
+from tests.faults import edit
+from tests.parity import missed, report_on
 from tests.quantized import Quantized, quantize_model, write
-from tests.test_validate import edit, missed, report_on
 from tests.test_walk import run_whole, whole_model
 
 Array = npt.NDArray[Any]

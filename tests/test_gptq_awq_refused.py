@@ -25,9 +25,9 @@ from llama_onnx.targets.errors import (
     UsageError,
 )
 from tests import quantized, tiny
+from tests.faults import edit
 from tests.quantized import Quantized, quantize_model, write
 from tests.test_gptq_awq import EXACT, HEAD, LAYER, export, make, run, whole
-from tests.test_validate import edit
 
 Array = npt.NDArray[Any]
 
