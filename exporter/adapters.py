@@ -185,7 +185,7 @@ def _open(base: Checkpoint, name: str, folder: Path) -> KeptAdapter:
     changes = {}
     for tensor, change in open_adapter(base, folder).changes.items():
         module = tensor.removesuffix(".weight")
-        if change.whole or change.low_rank is None or module.rpartition(".")[2] not in _KINDS:
+        if change.low_rank is None or module.rpartition(".")[2] not in _KINDS:
             how = "replaces" if change.whole else "changes"
             raise UnsupportedError(
                 f"{folder} {how} {module}, which cannot be swapped at run time: merge this adapter "

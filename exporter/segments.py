@@ -7,7 +7,7 @@ the package; but only one layer's weights are in memory at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,11 @@ def open_graph(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def segments(model: ir.Model) -> Iterator[Segment]:
-    """Cut `model` into what precedes the layers, each layer, and what follows them."""
+def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
+    """Cut `model` into what precedes the layers, each layer, and what follows them.
+
+    `fed` are initializers that are given another value: inputs of the segments that read them.
+    """
     groups: dict[int, list[ir.Node]] = {}
     current = -1
     for node in model.graph:
@@ -61,17 +64,13 @@ def segments(model: ir.Model) -> Iterator[Segment]:
         elif current >= 0:
             current = 1 << 30
         groups.setdefault(current, []).append(node)
-    graph_inputs, graph_outputs = set(model.graph.inputs), set(model.graph.outputs)
+    graph_outputs = set(model.graph.outputs)
     for index, nodes in groups.items():
         members = set(nodes)
         made = {value for node in nodes for value in node.outputs}
         used = {value for node in nodes for value in node.inputs if value is not None}
-        # What an adapter may replace is an input as well as an initializer.
-        inputs = [
-            value
-            for value in used - made
-            if value in graph_inputs or value.name not in model.graph.initializers
-        ]
+        initializers = model.graph.initializers
+        inputs = [v for v in used - made if v.name not in initializers or v.name in fed]
         outputs = [
             value
             for value in made
@@ -101,7 +100,7 @@ def run_segments(
     environments: list[dict[str, Array]] = [
         {"input_ids": step.ids, "attention_mask": step.mask, **(adapter or {})} for step in program
     ]
-    cuts = list(segments(model))
+    cuts = list(segments(model, adapter or ()))
     for number, segment in enumerate(cuts, start=1):
         _check_cache(segment, path)
         session = open_segment(model, segment, path.parent)
@@ -145,10 +144,12 @@ def _run_segment(
         shape = (len(step.ids), config.num_key_value_heads, 0, config.head_dim)
         past = caches.before(index) or {}
         empty = np.zeros(shape, np.float32)
-        known = {name: past.get(name, empty) for name in segment.inputs if "past_key" in name}
-        known |= environment
-        # What is missing is a parameter that the adapter leaves at rank 0.
-        feeds = {name: known[name] for name in segment.inputs if name in known}
+        feeds = {
+            name: past.get(name, empty)
+            if name.startswith("past_key_values.")
+            else environment[name]
+            for name in segment.inputs
+        }
         try:
             values = session.run(list(segment.outputs), feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own

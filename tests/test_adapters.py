@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.config import MATRICES
 from llama_onnx.exporter.export import Silent, export_package
-from llama_onnx.exporter.plan import Options, make_plan
+from llama_onnx.exporter.plan import Options, make_plan, require_disk
 from llama_onnx.exporter.walk import reference_config
 from llama_onnx.runtime.model import Llama
 from llama_onnx.runtime.parity.session import GraphSession
@@ -46,7 +48,10 @@ from llama_onnx.targets.errors import (
 from llama_onnx.targets.package import ModelPackage
 from tests import tiny
 from tests.adapters import EMBEDDING, Array, attention, factors, write_adapter
+from tests.faults import edit_graph, epsilon
 from tests.packages import alter_package
+from tests.quantized import quantize_model, write
+from tests.test_gptq_awq import CASES
 from tests.test_runtime import decode
 
 QV = {name: 4 for layer in range(3) for name in attention(layer, "q", "v")}
@@ -368,6 +373,39 @@ def test_validate_measures_the_active_adapter(
     assert said.exit_code == 2 and "one is active at a time" in said.output
 
 
+def test_bisect_finds_the_operator_between_those_of_the_adapters(
+    kept: Callable[[str], Path], source: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    package = alter_package(kept("fp32"), tmp_path / "package")
+    edit_graph(package, epsilon)
+    brief = ("--reference", source, "--tokens", "4", "--prompt-tokens", "16", "--bisect")
+    said = run("validate", package, *brief, "--json")
+    assert said.exit_code == 1
+    finding = json.loads(said.output)["bisect"]["finding"]
+    assert (finding["layer"], finding["module"]) == ("layer 1", "post_attention_layernorm")
+    said = run("validate", package, *brief, "--adapter", folders["qv"])
+    assert said.exit_code == 2 and "--bisect looks at the bare base" in said.output
+
+
+@pytest.mark.parametrize("case", ["gptq act-order", "awq"])
+def test_an_adapter_beside_codes_that_are_taken_over(
+    folders: dict[str, Path], tmp_path: Path, case: str
+) -> None:
+    """What merging would quantize a second time."""
+    how, written, config = CASES[case]
+    quantized = write(tmp_path / "base", quantize_model(config, **how), config=config, **written)
+    with pytest.raises(UsageError, match=r"keep the adapter beside it \(--keep-adapter\)"):
+        export_package(
+            quantized, tmp_path / "out", TARGET, Options("int4"), adapters=[folders["qv"]]
+        )
+    out = tmp_path / "out"
+    export_package(quantized, out, TARGET, EXPORTS["int4"], kept={"qv": folders["qv"]})
+    expected = peft_logits(peft_model(out, folders["qv"]), IDS)
+    found = onnx_logits(out, "qv")
+    assert np.abs(found - expected).max() <= MAX_ABS
+    assert np.linalg.norm(found - expected) <= RELATIVE * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("verb", ["export", "plan"])
 def test_keeping_nothing_is_a_wrong_call(source: Path, tmp_path: Path, verb: str) -> None:
     out = [tmp_path / "out"] if verb == "export" else []
@@ -502,7 +540,9 @@ def test_a_tokenizer_of_its_own_is_said_to_be_left_out(source: Path, tmp_path: P
     assert "tokenizer.json is not the base's" in warning and "adapter qv" in warning
 
 
-def test_the_plan_counts_adapters(source: Path, folders: dict[str, Path]) -> None:
+def test_the_plan_counts_adapters(
+    source: Path, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = open_checkpoint(source)
     plain = make_plan(checkpoint, TARGET, Options("int4"), 2)
     (one,) = open_kept(checkpoint, {"qv": folders["qv"]})
@@ -520,6 +560,12 @@ def test_the_plan_counts_adapters(source: Path, folders: dict[str, Path]) -> Non
     heavy = replace(one, changes={"x.q_proj": huge})
     grown = make_plan(checkpoint, TARGET, Options("int4"), 2, [one, heavy]).peak_memory
     assert grown - plain.peak_memory > 2 * heavy.nbytes
+    free = planned.to_json()["disk_bytes"]
+    for short in (0, 1):
+        usage = SimpleNamespace(free=free - short)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        with pytest.raises(ResourceError) if short else nullcontext():
+            require_disk(planned, tmp_path)
 
 
 # --- adapters for a package that stands ---------------------------------------------------

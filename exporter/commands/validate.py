@@ -117,6 +117,8 @@ def command(
     if wanted:
         check_out(out, package)
     swapped = _swapped(package, adapters)
+    if swapped and wanted:
+        raise UsageError("--bisect looks at the bare base: give it without --adapter.")
     merged = [] if swapped else [Path(folder) for folder in adapters]
     original = open_checkpoint(local_copy(reference), merged)
     with progress_line() as progress:

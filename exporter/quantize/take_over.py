@@ -41,8 +41,8 @@ def take_over(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
         if recipe.linear.name == native:
             raise UsageError(
                 f"merging {checkpoint.folder} into the quantized {checkpoint.path} would quantize "
-                f"it a second time: take another precision than {native}, or merge the adapter "
-                "into the original weights."
+                f"it a second time: keep the adapter beside it (--keep-adapter), take another "
+                f"precision than {native}, or merge the adapter into the original weights."
             )
         return recipe
     assert isinstance(checkpoint, HoldsCodes)
