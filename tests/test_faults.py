@@ -141,7 +141,7 @@ def test_it_says_which_positions_heads_and_rows(copied: Make, tmp_path: Path) ->
         (package / "model.onnx").write_bytes(graph)
     by_name["one rotary angle off, farther than any prompt"].plant(package)
     where = finding_of(package, source, tmp_path / "out").where
-    assert where == ("positions 200 of 0-255", "all layers that read the table")
+    assert where == ("positions 200 of 0-255", "in 3 of 3 layers")
 
 
 def test_a_wrong_weight_is_named_by_row_and_block(copied: Make, tmp_path: Path) -> None:
@@ -156,6 +156,36 @@ def test_a_wrong_weight_is_named_by_row_and_block(copied: Make, tmp_path: Path) 
     assert finding.where[:3] == (
         "32 of 6,144 weights", "rows 7 of 64", "columns 64-95 of 96 (block 2)"
     )  # fmt: skip
+
+
+def test_a_rotary_table_of_one_layer_alone(copied: Make, tmp_path: Path) -> None:
+    package, source = copied("fp32")
+
+    def replace_table(graph: onnx.GraphProto) -> None:
+        wrong = onnx.numpy_helper.from_array(np.ones((256, 8), np.float32), "own_cos")
+        graph.initializer.append(wrong)
+        node_of(graph, "layers.2/self_attn", "GroupQueryAttention").input[7] = "own_cos"
+
+    edit_graph(package, replace_table)
+    finding = finding_of(package, source, tmp_path / "out")
+    assert (finding.layer, finding.value) == ("layer 2", "own_cos")
+    assert finding.where == ("positions 1-255 of 0-255", "in 1 of 3 layers")
+    reproduces(tmp_path / "out")
+
+
+def test_names_in_a_graph_are_no_code(copied: Make, tmp_path: Path) -> None:
+    package, source = copied("fp32")
+
+    def rename(graph: onnx.GraphProto) -> None:
+        epsilon(graph)
+        node = node_of(
+            graph, "layers.1/post_attention_layernorm", "SkipSimplifiedLayerNormalization"
+        )
+        node.name += '"""\')\nraise SystemExit(77)  # {x}'
+
+    edit_graph(package, rename)
+    finding_of(package, source, tmp_path / "out")
+    subprocess.run([sys.executable, str(tmp_path / "out" / "reproduce.py")], check=True)
 
 
 def test_what_only_the_whole_context_shows_is_found_there(copied: Make, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from llama_onnx.exporter.parity.long import PIECE, in_pieces, long_passage
 from llama_onnx.exporter.parity.reproduce import cut_out, run_piece, write_reproduction
 from llama_onnx.exporter.parity.rotary import attention_nodes, rotary_error, rotated
 from llama_onnx.exporter.parity.validate import ParityReport, Progress
-from llama_onnx.exporter.parity.values import module_of, scope_of
+from llama_onnx.exporter.parity.values import layer_of, module_of, scope_of
 from llama_onnx.exporter.parity.whereabouts import where_in_graph, where_in_weights
 from llama_onnx.exporter.parity.wrong_weights import (
     Limits,
@@ -51,9 +51,9 @@ class Finding:
     `cause`: "weights", "rotary" (tables), "graph", or "activations" (the graph, but only as it
     ships). `layer` is "embedding", "layer 0", ..., "head"; `module` and `value` are called as in
     PyTorch. `op` is the node that gives the wrong value; `others` are those between it and the
-    nearest right ones,
-    of which one may be at fault instead. `relative_l2` and `max_abs` are those of its
-    output, in `situation` ("" for weights). `where` says in words what of it is wrong.
+    nearest right values, of which one may be at fault instead. `relative_l2` and `max_abs` are
+    those of its output, in `situation` ("" for weights and tables). `where` says in words what of
+    it is wrong; `reproduction` is the folder that shows it.
     """
 
     cause: str
@@ -234,7 +234,11 @@ def _report_rotary(package: Path, config: LlamaConfig, report: ParityReport, out
     (limit,) = (c.threshold.limit for c in report.checks if c.threshold.measure == "rotary")
     error = rotary_error(model, config, limit)
     assert error is not None and error.positions, "the report says so"
-    node, position = attention_nodes(model)[0], error.positions[0]
+    position = error.positions[0]
+    readers = [
+        n for n in attention_nodes(model) if error.initializer in (v and v.name for v in n.inputs)
+    ]
+    node = readers[0]
     heads, dim = config.num_key_value_heads, config.head_dim
     keys = np.random.default_rng(0).standard_normal((heads, dim), np.float32)
     packed = np.zeros((1, 1, config.q_size + 2 * config.kv_size), np.float32)
@@ -252,9 +256,9 @@ def _report_rotary(package: Path, config: LlamaConfig, report: ParityReport, out
     how = deviation(expected, found, 0)
     return Finding(
         "rotary",
-        "layer 0",
-        "self_attn",
-        f"{error.table} table",
+        layer_of(node),
+        module_of(node),
+        error.initializer,
         str(node.name),
         node.op_type,
         (),
@@ -263,7 +267,7 @@ def _report_rotary(package: Path, config: LlamaConfig, report: ParityReport, out
         how.max_abs,
         (
             f"positions {ranges(error.positions)} of 0-{config.max_position_embeddings - 1}",
-            "all layers that read the table",
+            f"in {len(readers)} of {config.num_hidden_layers} layers",
         ),
         str(out),
     )

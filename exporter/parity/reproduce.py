@@ -22,12 +22,9 @@ _FILES = {_MODEL, f"{_MODEL}.data", "input.npz", "expected.npz", "found.npz", _R
 _INLINE_BYTES = 1 << 30  # a protobuf message ends at 2 GiB
 
 _SCRIPT = '''\
-"""{title}
+"""A piece of a model that is wrong: `python reproduce.py` needs onnxruntime and numpy.
 
-    python reproduce.py
-
-needs onnxruntime and numpy. What is NaN in expected.npz (padding, or of no interest) is not
-compared.
+What is NaN in expected.npz (padding, or of no interest) is not compared.
 """
 
 from pathlib import Path
@@ -35,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+print({title!r})
 folder = Path(__file__).parent
 session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 expected, recorded = np.load(folder / "expected.npz"), np.load(folder / "found.npz")
@@ -112,6 +110,7 @@ def write_reproduction(
             ("found", {output: found}),
         ):
             np.savez(aside / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+        # The title has names out of the graph: quoted, they cannot become code.
         (aside / _REPRODUCE).write_text(_SCRIPT.format(title=title), "utf-8")
         shutil.rmtree(out, ignore_errors=True)
         aside.rename(out)

@@ -6,7 +6,7 @@ is wrong behind the last position that was tried is not seen at all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,11 @@ _COS, _SIN = 7, 8  # inputs of GroupQueryAttention
 @dataclass(frozen=True)
 class RotaryError:
     """Largest difference of a table's value from transformers', and of the first `table` ("cos" or
-    "sin") that has any above the limit asked for, the positions where."""
+    "sin") that has any above the limit asked for, its `initializer` and the positions where."""
 
     max_abs: float
     table: str
+    initializer: str
     positions: tuple[int, ...]
 
 
@@ -48,7 +49,7 @@ def rotary_error(model: ir.Model, config: LlamaConfig, limit: float = 0) -> Rota
         return None
     worst = max(error.max_abs if error.max_abs == error.max_abs else np.inf for error in found)
     first = next((error for error in found if error.positions), found[0])
-    return RotaryError(worst, first.table, first.positions)
+    return replace(first, max_abs=worst)
 
 
 def _table_error(
@@ -66,7 +67,7 @@ def _table_error(
     ]
     error = np.concatenate(errors)  # [positions]
     wrong = np.flatnonzero(~(error <= limit))
-    return RotaryError(float(error.max()), name, tuple(wrong.tolist()))
+    return RotaryError(float(error.max()), name, str(value.name), tuple(wrong.tolist()))
 
 
 def rotated(keys: Array, position: int, config: LlamaConfig) -> Array:

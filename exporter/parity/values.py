@@ -79,6 +79,7 @@ _BY_OPERATOR: dict[tuple[str, str], tuple[str, ...]] = {
 
 # Modules whose result is whatever other modules read of them.
 _LINEAR = re.compile(r"embed_tokens|(self_attn|mlp)\.\w+_proj")
+_LAYER = re.compile(r"^model/layers\.(\d+)/")
 _PREFIX = re.compile(r"^model(/layers\.\d+)?/?")
 _PRESENT = re.compile(r"^present\.\d+\.(key|value)$")
 
@@ -103,6 +104,12 @@ def known_values(model: ir.Model) -> dict[str, Point]:
 def scope_of(node: ir.Node) -> str:
     """The module a node belongs to: "model/layers.3/self_attn/qkv_proj"; "" for none."""
     return (node.name or "").rpartition("/")[0]
+
+
+def layer_of(node: ir.Node) -> str:
+    """ "layer 3", or "" for a node outside of the layers."""
+    match = _LAYER.match(scope_of(node))
+    return f"layer {match[1]}" if match else ""
 
 
 def module_of(node: ir.Node) -> str:
