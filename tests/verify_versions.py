@@ -69,7 +69,7 @@ def make_environment(folder: Path, release: str) -> Path:
 
 def replay(python: Path, package: Path, threads: str) -> dict[str, object]:
     """What `verify --json` says of `package`."""
-    call = [python, *COMMAND, "verify", str(package), "--threads", threads, "--json"]
+    call = [str(python), *COMMAND, "verify", str(package), "--threads", threads, "--json"]
     done = subprocess.run(call, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     report: dict[str, object] = json.loads(done.stdout) if done.stdout else {"passed": False}
     return report
