@@ -93,7 +93,9 @@ def is_right(fault: Fault, finding: Finding | None) -> bool:
 
 def name_of(finding: Finding) -> str:
     """Layer, module, operator; then what of it, as far as not all of it is wrong."""
-    where = "; ".join(finding.where)
+    # Figures of a tensor say little of another model.
+    places = (w for w in finding.where if not w.startswith("[") and not w.endswith(" weights"))
+    where = "; ".join(places)
     text = f"{finding.layer}, {finding.module}: {finding.op_type}"
     if finding.others:
         text += f" (or {', '.join(node.rpartition('/')[2] for node in finding.others)})"
