@@ -115,10 +115,12 @@ def test_no_package(tmp_path: Path) -> None:
 
 
 def test_resident_memory_is_that_of_psutil() -> None:
-    found = resident_bytes()
+    found, expected = resident_bytes(), psutil.Process().memory_info().rss
     assert found is not None
-    ballast = np.ones(50_000_000, np.uint8)
+    assert found[0] == pytest.approx(expected, rel=0.02)
+    ballast = np.ones(200_000_000, np.uint8)
     grown, peak = resident_bytes() or (0, 0)
-    assert grown - found[0] > 0.9 * ballast.nbytes
     assert grown == pytest.approx(psutil.Process().memory_info().rss, rel=0.02)
+    # Less than all of it: the system may take other pages back meanwhile.
+    assert grown - found[0] > ballast.nbytes / 2
     assert peak >= grown
