@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import psutil
 import pytest
 
+from llama_onnx.runtime.pages import forget_pages
 from llama_onnx.runtime.parity.session import GraphSession
 from llama_onnx.runtime.parity.situations import (
     DECODE,
@@ -109,3 +113,19 @@ def test_an_onnxruntime_that_cannot_say_where_nodes_run_is_too_old(
     monkeypatch.delattr(base, "get_provider_graph_assignment_info")
     with pytest.raises(ProviderError, match=r"onnxruntime [\d.]+ cannot say .* 1\.24 or newer"):
         GraphSession.open(package)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to forget pages")
+def test_pages_of_a_mapped_file_are_forgotten_and_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "ä 日本.data"
+    content = np.random.default_rng(0).integers(0, 256, 32 << 20, np.uint8)
+    content.tofile(file)
+    os.sync()  # a page that is not on the disk yet cannot be dropped
+    mapped = np.memmap(file, np.uint8, mode="c")
+    assert mapped.sum() == content.sum()
+    mapped[5] = content[5] ^ 1  # written in this process alone, and not to be lost
+    resident = psutil.Process().memory_info().rss
+    forget_pages(file)
+    assert psutil.Process().memory_info().rss < resident - (24 << 20)
+    assert mapped[5] == content[5] ^ 1
+    np.testing.assert_array_equal(mapped[6:], content[6:])

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llama_onnx.runtime.pages import forget_pages
 from llama_onnx.runtime.parity.metrics import Ids, Logits
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import MODEL_FILE
+from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
 from llama_onnx.targets.providers import CPU
 
 Cache = Mapping[str, npt.NDArray[Any]]
@@ -40,7 +41,9 @@ class GraphSession:
         """Open the graph of `package` on the CPU; raises `PackageError` in onnxruntime's words."""
         from llama_onnx.runtime.session import open_session
 
-        return cls(open_session(package / MODEL_FILE, CPU).session, adapter)
+        session = open_session(package / MODEL_FILE, CPU).session
+        forget_pages(package / DATA_FILE)
+        return cls(session, adapter)
 
     def empty_cache(self, batch: int = 1, length: int = 0) -> dict[str, npt.NDArray[Any]]:
         """A cache of `length` positions, all of them zero."""
