@@ -24,6 +24,7 @@ from rich.table import Table
 
 QUESTION = "What is 2 + 2?"
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PROOF = ("--certify", "--tokens", "16", "--prompt-tokens", "32")
 PROOFS = ("parity", "verified")
 
 
@@ -60,9 +61,7 @@ def run_steps(source: Path, folder: Path, precision: str) -> dict[str, Any]:
     package = str(folder / f"smollm2-{precision}")
     return {
         "export": llama_onnx("export", str(source), package, "--precision", precision, "--force"),
-        "parity": llama_onnx(
-            "validate", package, "--reference", str(source), "--tokens", "16", "--certify"
-        ),
+        "parity": llama_onnx("validate", package, *PROOF, "--reference", str(source)),
         "verified": llama_onnx("verify", package),
         "answer": llama_onnx("generate", package, QUESTION, "--chat", "--max-new-tokens", "64"),
     }
