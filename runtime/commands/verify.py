@@ -144,7 +144,7 @@ def _details(report: VerifyReport) -> Iterator[str]:
     from llama_onnx.runtime.parity.metrics import NEAR_TIE
 
     for entry in report.situations:
-        if entry.situation == "decode":
+        if entry.situation == "decode" and entry.total:
             yield (
                 f"original   mean KL {entry.total.mean_kl:.2g} to the original weights, same "
                 f"likeliest token at {entry.total.same_top1:.1%} of {entry.total.positions} "

@@ -288,8 +288,10 @@ def _against_topk(reference: TopK, candidate: Logits, targets: Ids) -> PositionF
 def _worst_rest(q: Floats, mass: Floats, largest: Floats) -> Floats:
     """The largest sum of p log(p / q) over tokens of which each has at most exp(`largest`), and all
     together `mass`: a convex function, so it is reached where as few as possible have any."""
-    q = np.sort(q, axis=-1)  # [S, V], the least likely first
     share = np.exp(largest)[:, None]
+    # So many tokens share the mass; a whole vocabulary takes long to sort.
+    few = min(int(np.ceil((mass / share[:, 0]).max())) + 1, q.shape[-1])
+    q = np.sort(np.partition(q, few - 1, axis=-1)[:, :few], axis=-1)  # the least likely first
     taken = np.minimum(share, np.clip(mass[:, None] - share * np.arange(q.shape[-1]), 0, None))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.where(taken > 0, taken * (np.log(taken) - q), 0).sum(axis=-1))

@@ -69,12 +69,12 @@ class Integrity:
 @dataclass(frozen=True)
 class SituationFigures:
     """`shipped` is what runs here against the package's own weights, `total` against the original
-    ones; see `exporter.parity.validate`."""
+    ones (in one pass and token by token; None elsewhere); see `exporter.parity.validate`."""
 
     situation: str
     meaning: str
     shipped: Comparison
-    total: Comparison
+    total: Comparison | None
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,10 @@ def _same_tokens(package: ModelPackage, certificate: Certificate) -> bool | None
 def _situation_figures(
     certificate: Certificate, situation: Situation, found: Sequence[Observation]
 ) -> SituationFigures:
-    sides = (certificate.package, certificate.original)
-    shipped, total = (summarize(_figures(certificate, side, found)) for side in sides)
+    shipped = summarize(_figures(certificate, certificate.package, found))
+    total = None
+    if situation.name in ("prefill", "decode"):
+        total = summarize(_figures(certificate, certificate.original, found))
     return SituationFigures(situation.name, situation.meaning, shipped, total)
 
 
