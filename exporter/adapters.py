@@ -45,7 +45,7 @@ MAX_BYTES = (1 << 31) - (1 << 20)
 _KINDS = tuple(name.rpartition(".")[2] for name in MATRICES)
 
 # What every system takes for a file's name, Windows included.
-_NAME = re.compile(r"""(?![ .])[^<>:"/\\|?*\x00-\x1f]+(?<![ .])""")
+_NAME = re.compile(r"""(?![ .])[^<>:"/\\|?*\x00-\x1f\ud800-\udfff]{1,60}(?<![ .])""")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 

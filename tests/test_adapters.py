@@ -441,6 +441,8 @@ def test_names_are_the_folders_unless_given(
         (["x.=a"], r"'x\.' cannot be the name"),
         (["a:b=a"], r"'a:b' cannot be the name"),
         (["nul=a"], r"'nul' cannot be the name"),
+        (["\udcff=a"], r"cannot be the name"),
+        (["x" * 61 + "=a"], r"cannot be the name"),
         (["Com1.x=a"], r"'Com1\.x' cannot be the name"),
     ],
 )
