@@ -3,8 +3,8 @@
     python benchmarks/adapters.py work/7b-6 --work work/adapters
 
 Exports SOURCE to int4 twice, plainly and with random adapters of every linear layer beside it, and
-times onnxruntime-genai. A few decode steps of one contender are followed by a few of the next, so that
-a busy machine is as busy for all; medians, and ratios to the plain package.
+times onnxruntime-genai. A few decode steps of one contender are followed by a few of the next, so
+that a busy machine is as busy for all; medians, and ratios to the plain package.
 """
 
 from __future__ import annotations
