@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
 from llama_onnx.exporter.segments import FP32_ACTIVATIONS, run_segments
+from llama_onnx.runtime.parity.metrics import Ids
 from llama_onnx.runtime.parity.session import Adapter
 from llama_onnx.runtime.parity.situations import Observation, Passage, Program, Row, Step, observe
 from llama_onnx.targets.package import MODEL_FILE
@@ -42,16 +43,18 @@ def lockstep(
     passages: Sequence[Passage],
     program: Program,
     adapter: Adapter | None = None,
+    positions: Sequence[Ids] | None = None,
 ) -> Iterator[Stage]:
     """Walk all three models through `passages`; the graph is fed as `program` says, and has
-    `adapter` active."""
+    `adapter` active. Given `positions` [n] of each passage, both references' logits are those
+    there alone."""
     # Imported here: PyTorch has no business in memory while a whole session is.
     from llama_onnx.exporter.walk import walk_layers
 
     sequences = [passage.ids for passage in passages]
     for (label, theirs), (_, ours), (segment, steps) in zip(
-        walk_layers(original, sequences),
-        walk_layers(weights, sequences),
+        walk_layers(original, sequences, positions),
+        walk_layers(weights, sequences, positions),
         run_segments(package / MODEL_FILE, program, weights.config, FP32_ACTIVATIONS, adapter),
         strict=True,
     ):

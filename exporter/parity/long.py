@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
+from llama_onnx.exporter.parity.lockstep import HEAD, lockstep
 from llama_onnx.runtime.parity.metrics import (
     NO_TARGET,
     Comparison,
@@ -28,10 +29,8 @@ from llama_onnx.runtime.parity.situations import (
     Passage,
     Program,
     Step,
-    observe,
     try_situation,
 )
-from llama_onnx.targets.package import MODEL_FILE
 
 PIECE = 512
 """Tokens of one step at most: a step's logits are all there at once."""
@@ -79,14 +78,14 @@ def measure_long(
     program = in_pieces(LONG_CONTEXT.program([passage]), PIECE)
     situation = replace(LONG_CONTEXT, program=lambda _: program)
     shipped = list(try_situation(situation, GraphSession.open(package, adapter), [passage]))
-    progress(1, 4)
     positions = np.concatenate([found.positions for found in shipped])
-    original = _reference(reference, passage, positions)
-    progress(2, 4)
-    ours = _reference(weights, passage, positions)
-    progress(3, 4)
-    graph = list(_graph(package, weights, program, adapter))
-    progress(4, 4)
+    total = weights.config.num_hidden_layers + 2
+    stages = lockstep(package, weights, reference, [passage], program, adapter, [positions])
+    for done, stage in enumerate(stages):
+        if stage.label == HEAD:
+            graph = [found for _, found in stage.graph]
+            (original,), (ours,) = stage.original, stage.dequantized
+        progress(done + 1, total)
     sides = {
         "graph": (ours, _logits(graph)),
         "shipped": (ours, _logits(shipped)),
@@ -119,28 +118,6 @@ def in_pieces(program: Program, longest: int) -> Program:
             )
             pieces.append(piece)
     return pieces
-
-
-def _reference(checkpoint: Checkpoint, passage: Passage, positions: Ids) -> Float32:
-    # Imported here: PyTorch has no business in memory while a whole session is.
-    from llama_onnx.exporter.walk import walk_layers
-
-    logits: list[Float32] = []
-    for _, states in walk_layers(checkpoint, [passage.ids], [positions]):
-        logits = states
-    return logits[0]
-
-
-def _graph(
-    package: Path, weights: Checkpoint, program: Program, adapter: Adapter | None
-) -> Iterator[Observation]:
-    from llama_onnx.exporter.segments import FP32_ACTIVATIONS, run_segments
-
-    model, config = package / MODEL_FILE, weights.config
-    for _, steps in run_segments(model, program, config, FP32_ACTIVATIONS, adapter):
-        for step, outputs in zip(program, steps, strict=True):
-            if "logits" in outputs:
-                yield from observe(step, outputs["logits"])
 
 
 def _logits(observations: Sequence[Observation]) -> Float32:

@@ -13,7 +13,13 @@ import numpy as np
 
 from llama_onnx.runtime.parity.metrics import Ids
 from llama_onnx.runtime.parity.session import Adapter, GraphSession
-from llama_onnx.runtime.parity.situations import Observation, Passage, Situation, try_situation
+from llama_onnx.runtime.parity.situations import (
+    WHOLE,
+    Observation,
+    Passage,
+    Situation,
+    try_situation,
+)
 from llama_onnx.runtime.parity.speed import Speed, measure_speed
 
 _KEPT = 24  # positions of one observation that are kept, where not all of them are
@@ -60,8 +66,7 @@ def run_shipped(
     observations = {}
     for index, situation in enumerate(situations):
         found = try_situation(situation, graph, passages)
-        whole = situation.name in ("prefill", "decode")
-        observations[situation.name] = [o if whole else _thin(o) for o in found]
+        observations[situation.name] = [o if situation in WHOLE else _thin(o) for o in found]
         progress(3 + index, total)
     longest = max(passages, key=lambda passage: passage.prompt)
     speed = measure_speed(graph, longest.ids, longest.prompt)

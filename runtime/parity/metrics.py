@@ -225,64 +225,55 @@ def summarize(pieces: Iterable[PositionFigures]) -> Comparison:
 
 def position_figures(reference: Reference, candidate: Logits, targets: Ids) -> PositionFigures:
     """The figures at each position of `candidate` [S, V]; `targets` [S] as in `compare`."""
+    q = log_softmax(candidate)
+    rows, chosen = np.arange(len(targets)), np.maximum(targets, 0)
     if isinstance(reference, TopK):
-        return _against_topk(reference, candidate, targets)
-    wide = reference.astype(np.float64)
-    difference = np.abs(candidate - wide)
-    p, q = log_softmax(reference), log_softmax(candidate)
-    kl = np.asarray((np.exp(p) * (p - q)).sum(axis=-1))
-    rows = np.arange(len(targets))
-    chosen = np.maximum(targets, 0)
+        ids = reference.ids.astype(np.int64)
+        wide = reference.logits.astype(np.float64)  # [S, k]
+        found = np.take_along_axis(candidate, ids, axis=-1)
+        kl, bound = _kl_bounds(wide - reference.logsumexp[:, None], q, ids)
+        top = ids[:, :TOP]
+        p_next = reference.target_logits - reference.logsumexp
+    else:
+        wide, found = reference.astype(np.float64), candidate  # [S, V]
+        p = log_softmax(reference)
+        kl = bound = np.asarray((np.exp(p) * (p - q)).sum(axis=-1))
+        top = _top(reference)
+        p_next = p[rows, chosen]
+    q_next = q[rows, chosen]
+    difference = np.abs(found - wide)
     return PositionFigures(
         max_abs=difference.max(axis=-1),
         mean_abs=difference.mean(axis=-1),
         squares=np.square(difference).sum(axis=-1),
         reference_squares=np.square(wide).sum(axis=-1),
         kl=kl,
-        kl_bound=kl,
-        top1=(reference.argmax(axis=-1) == candidate.argmax(axis=-1)).astype(np.float64),
-        top5=_overlap(_top(reference), _top(candidate)),
-        known=targets != NO_TARGET,
-        dp=np.exp(q[rows, chosen]) - np.exp(p[rows, chosen]),
-        surprise=p[rows, chosen] - q[rows, chosen],
-    )
-
-
-def _against_topk(reference: TopK, candidate: Logits, targets: Ids) -> PositionFigures:
-    """See `position_figures`. With P and Q the mass of both outside the reference's k tokens, the
-    divergence there is at least P log(P / Q) (log sum inequality). It is at most what it would be
-    if that mass stood where the candidate is least likely, no token likelier than the k-th."""
-    kept = reference.logits.astype(np.float64)  # [S, k]
-    found = np.take_along_axis(candidate, reference.ids.astype(np.int64), axis=-1)
-    difference = np.abs(found - kept)
-    p = kept - reference.logsumexp[:, None]
-    q = log_softmax(candidate)
-    q_kept = np.take_along_axis(q, reference.ids.astype(np.int64), axis=-1)
-    head = (np.exp(p) * (p - q_kept)).sum(axis=-1)
-    if reference.ids.shape[-1] == candidate.shape[-1]:
-        low = high = head
-    else:
-        rest = np.ones(q.shape, bool)
-        np.put_along_axis(rest, reference.ids.astype(np.int64), False, axis=-1)
-        q_rest = q[rest].reshape(len(q), -1)  # [S, V - k]
-        mass = np.clip(1 - np.exp(p).sum(axis=-1), 1e-15, None)
-        low = head + mass * (np.log(mass) - logsumexp(q_rest))
-        high = np.maximum(head + _worst_rest(q_rest, mass, p[:, -1]), low)
-    p_next = reference.target_logits - reference.logsumexp
-    q_next = q[np.arange(len(targets)), np.maximum(targets, 0)]
-    return PositionFigures(
-        max_abs=difference.max(axis=-1),
-        mean_abs=difference.mean(axis=-1),
-        squares=np.square(difference).sum(axis=-1),
-        reference_squares=np.square(kept).sum(axis=-1),
-        kl=low,
-        kl_bound=high,
-        top1=(reference.ids[:, 0] == candidate.argmax(axis=-1)).astype(np.float64),
-        top5=_overlap(reference.ids[:, :TOP], _top(candidate)),
+        kl_bound=bound,
+        top1=(likeliest(reference) == candidate.argmax(axis=-1)).astype(np.float64),
+        top5=_overlap(top, _top(candidate)),
         known=targets != NO_TARGET,
         dp=np.exp(q_next) - np.exp(p_next),
         surprise=p_next - q_next,
     )
+
+
+def _kl_bounds(p: Floats, q: Floats, ids: Ids) -> tuple[Floats, Floats]:
+    """Between what the divergence lies, of log-probabilities `q` [S, V] from a reference of which
+    only those of the tokens `ids`, `p` [S, k], are known.
+
+    With P and Q the mass of both outside those tokens, the divergence there is at least
+    P log(P / Q) (log sum inequality). It is at most what it would be if that mass stood where the
+    candidate is least likely, no token likelier than the k-th.
+    """
+    head = (np.exp(p) * (p - np.take_along_axis(q, ids, axis=-1))).sum(axis=-1)
+    if ids.shape == q.shape:
+        return head, head
+    rest = np.ones(q.shape, bool)
+    np.put_along_axis(rest, ids, False, axis=-1)
+    q_rest = q[rest].reshape(len(q), -1)  # [S, V - k]
+    mass = np.clip(1 - np.exp(p).sum(axis=-1), 1e-15, None)
+    low = head + mass * (np.log(mass) - logsumexp(q_rest))
+    return low, np.maximum(head + _worst_rest(q_rest, mass, p[:, -1]), low)
 
 
 def _worst_rest(q: Floats, mass: Floats, largest: Floats) -> Floats:

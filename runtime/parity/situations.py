@@ -231,6 +231,9 @@ class Situation:
 
 PREFILL = Situation("prefill", "one pass", prefill)
 DECODE = Situation("decode", "token by token", decode)
+WHOLE = (PREFILL, DECODE)
+"""Those that look at every position of every passage."""
+
 LONG_CONTEXT = Situation("long", "up to the context's end", long)
 SITUATIONS = (
     PREFILL,

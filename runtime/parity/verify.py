@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,15 +22,20 @@ from llama_onnx.runtime.parity.metrics import (
     NEAR_TIE,
     Comparison,
     Divergence,
+    Logits,
     PositionFigures,
     TopK,
     figures_in_pieces,
     margin,
+    position_figures,
     summarize,
 )
 from llama_onnx.runtime.parity.session import GraphSession
 from llama_onnx.runtime.parity.situations import (
+    DECODE,
+    PREFILL,
     SITUATIONS,
+    WHOLE,
     Observation,
     Passage,
     Situation,
@@ -44,6 +49,9 @@ from llama_onnx.targets.provider import Provider
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done, and steps in all."""
+
+Rows = Mapping[tuple[int, int], Logits]
+"""The logits [V] of a situation, by passage number and position."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +93,16 @@ class VerifyReport:
     precision: str
     activations: str
     provider: str
-    placement: dict[str, Any] | None
-    fallback: str | None
     versions: dict[str, str]
     integrity: Integrity
-    situations: tuple[SituationFigures, ...]
-    divergences: tuple[Divergence | None, ...]
-    full: Comparison | None
-    kl_difference: float | None
-    checks: tuple[Check, ...]
     seconds: dict[str, float]
+    placement: dict[str, Any] | None = None
+    fallback: str | None = None
+    situations: tuple[SituationFigures, ...] = ()
+    divergences: tuple[Divergence | None, ...] = ()
+    full: Comparison | None = None
+    kl_difference: float | None = None
+    checks: tuple[Check, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -129,30 +137,36 @@ def verify(
     started = perf_counter()
     integrity = _check_integrity(package, certificate, say)
     hashed = perf_counter()
-    seconds = {"hashing": hashed - started}
+    report = VerifyReport(
+        package=str(package.path),
+        precision=certificate.content["precision"],
+        activations=certificate.content["activations"],
+        provider=provider.name,
+        versions=versions(),
+        integrity=integrity,
+        seconds={"hashing": hashed - started},
+    )
     if not integrity.passed:
-        return _report(package, certificate, provider, integrity, seconds)
+        return report
     opened = open_session(
         package.model_path, provider, threads=threads, allow_fallback=allow_fallback
     )
     graph = GraphSession(opened.session)
-    seconds["opening"] = perf_counter() - hashed
-    measured: dict[str, list[Observation]] = {}
+    ready = perf_counter()
+    rows: dict[str, Rows] = {}
     figures = []
     for index, situation in enumerate(situations):
         say(situation.meaning, index, len(situations))
         found = list(try_situation(situation, graph, certificate.passages))
         figures.append(_situation_figures(certificate, situation, found))
-        measured[situation.name] = found if situation.name in ("prefill", "decode") else []
-    seconds["replay"] = perf_counter() - hashed - seconds["opening"]
-    full, difference = _full_rows(certificate, measured.get("prefill", []))
-    divergences = _divergences(certificate, measured.get("decode", []))
-    return _report(
-        package,
-        certificate,
-        provider,
-        integrity,
-        seconds,
+        if situation in WHOLE:
+            rows[situation.name] = _rows(found)
+    done = perf_counter()
+    full, difference = _full_rows(certificate, rows.get(PREFILL.name, {}))
+    divergences = _divergences(certificate, rows.get(DECODE.name, {}))
+    return replace(
+        report,
+        seconds={**report.seconds, "opening": ready - hashed, "replay": done - ready},
         placement=opened.placement.to_json(),
         fallback=opened.fallback,
         situations=tuple(figures),
@@ -160,35 +174,6 @@ def verify(
         full=full,
         kl_difference=difference,
         checks=_checks(certificate, provider, figures, divergences),
-    )
-
-
-def _report(
-    package: ModelPackage,
-    certificate: Certificate,
-    provider: Provider,
-    integrity: Integrity,
-    seconds: dict[str, float],
-    **found: Any,
-) -> VerifyReport:
-    nothing: dict[str, Any] = {
-        "placement": None,
-        "fallback": None,
-        "situations": (),
-        "divergences": (),
-        "full": None,
-        "kl_difference": None,
-        "checks": (),
-    }
-    return VerifyReport(
-        package=str(package.path),
-        precision=certificate.content["precision"],
-        activations=certificate.content["activations"],
-        provider=provider.name,
-        versions=versions(),
-        integrity=integrity,
-        seconds=seconds,
-        **{**nothing, **found},
     )
 
 
@@ -236,7 +221,7 @@ def _situation_figures(
 ) -> SituationFigures:
     shipped = summarize(_figures(certificate, certificate.package, found))
     total = None
-    if situation.name in ("prefill", "decode"):
+    if situation in WHOLE:
         total = summarize(_figures(certificate, certificate.original, found))
     return SituationFigures(situation.name, situation.meaning, shipped, total)
 
@@ -249,57 +234,49 @@ def _figures(
         yield from figures_in_pieces(side[entry.passage][entry.positions], entry.logits, targets)
 
 
-def _full_rows(
-    certificate: Certificate, found: Sequence[Observation]
-) -> tuple[Comparison | None, float | None]:
+def _rows(found: Sequence[Observation]) -> Rows:
+    return {
+        (entry.passage, int(position)): row
+        for entry in found
+        for position, row in zip(entry.positions, entry.logits, strict=True)
+    }
+
+
+def _full_rows(certificate: Certificate, found: Rows) -> tuple[Comparison | None, float | None]:
     """The figures at the positions of which all logits are known, and how far the mean KL from the
     likeliest tokens is from the true one there."""
     whole: list[PositionFigures] = []
     cut: list[PositionFigures] = []
     for rows in certificate.full:
-        for entry in found:
-            if entry.passage != rows.passage:
-                continue
-            targets = next_tokens(certificate.passages[entry.passage])
-            for index, position in enumerate(rows.positions):
-                at = np.flatnonzero(entry.positions == position)
-                if len(at):
-                    here, next_ = entry.logits[at], targets[[position]]
-                    whole += figures_in_pieces(rows.logits[[index]], here, next_)
-                    kept = certificate.package[entry.passage][[position]]
-                    cut += figures_in_pieces(kept, here, next_)
+        kept = certificate.package[rows.passage][rows.positions]
+        targets = next_tokens(certificate.passages[rows.passage])[rows.positions]
+        seen = [(rows.passage, int(position)) in found for position in rows.positions]
+        if any(seen):
+            here = np.stack([found[rows.passage, int(p)] for p in rows.positions[seen]])
+            whole.append(position_figures(rows.logits[seen], here, targets[seen]))
+            cut.append(position_figures(kept[seen], here, targets[seen]))
     if not whole:
         return None, None
     compared = summarize(whole)
     return compared, compared.mean_kl - summarize(cut).mean_kl
 
 
-def _divergences(
-    certificate: Certificate, found: Sequence[Observation]
-) -> tuple[Divergence | None, ...]:
+def _divergences(certificate: Certificate, found: Rows) -> tuple[Divergence | None, ...]:
     """Where the tokens chosen here first part from those the exporter's machine wrote."""
-    parted: list[Divergence | None] = []
-    for index, (passage, kept) in enumerate(
-        zip(certificate.passages, certificate.package, strict=True)
-    ):
-        chosen = {
-            int(position): int(row.argmax())
-            for entry in found
-            if entry.passage == index
-            for position, row in zip(entry.positions, entry.logits, strict=True)
-        }
-        parted.append(_first_parting(passage, kept, chosen))
-    return tuple(parted)
+    return tuple(
+        _first_parting(index, passage, kept, found)
+        for index, (passage, kept) in enumerate(
+            zip(certificate.passages, certificate.package, strict=True)
+        )
+    )
 
 
-def _first_parting(passage: Passage, kept: TopK, chosen: Mapping[int, int]) -> Divergence | None:
-    """`chosen` maps a position to the token chosen there."""
+def _first_parting(index: int, passage: Passage, kept: TopK, found: Rows) -> Divergence | None:
     for step, written in enumerate(passage.ids[passage.prompt :].tolist()):
         position = passage.prompt - 1 + step
-        here = chosen.get(position, written)
-        if here != written:
-            by = margin(kept[[position]], written, here)
-            return Divergence(step, here, written, by)
+        row = found.get((index, position))
+        if row is not None and (here := int(row.argmax())) != written:
+            return Divergence(step, here, written, margin(kept[[position]], written, here))
     return None
 
 
