@@ -12,7 +12,7 @@ from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.export import try_package
 from llama_onnx.exporter.parity.validate import check_same_model
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.package import ModelPackage, write_manifest
+from llama_onnx.targets.package import ModelPackage, renew_manifest
 
 
 def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> list[str]:
@@ -38,9 +38,7 @@ def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> l
     for adapter in adapters:
         _copy_licences(adapter, path)
     entries = {adapter.name: adapter.describe() for adapter in adapters}
-    known = {name: entry["sha256"] for name, entry in package.manifest["files"].items()}
-    content = {**package.manifest, "adapters": {**package.adapters, **entries}}
-    write_manifest(path, content, known)
+    renew_manifest(package, adapters={**package.adapters, **entries})
     return [warning for adapter in adapters for warning in adapter.tokenizer_warning(path)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -51,6 +52,17 @@ class _Root(click.Group):
             raise _exception(_missing(ctx.invoked_subcommand, error)) from None
         except LlamaOnnxError as error:
             raise _exception(error) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read our output has gone: click's own business
+                raise
+            raise click.ClickException(_system_error(error)) from error
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused, where no command has a better word for it."""
+    where = f"{error.filename}: " if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{where}{error.strerror or error}{'; free some space' if full else ''}."
 
 
 def _missing(verb: str, error: ModuleNotFoundError) -> MissingDependencyError:

@@ -110,6 +110,21 @@ def write_manifest(
     return ModelPackage(folder, manifest)
 
 
+def renew_manifest(
+    package: ModelPackage, *, rewritten: Collection[str] = (), **content: Any
+) -> ModelPackage:
+    """Write the manifest of `package` anew after files were added to it: `content` replaces keys.
+
+    Files that it names already keep their hash unless they are `rewritten`: they are not read.
+    """
+    known = {
+        name: entry["sha256"]
+        for name, entry in package.manifest["files"].items()
+        if name not in rewritten
+    }
+    return write_manifest(package.path, {**package.manifest, **content}, known)
+
+
 def is_package(path: Path) -> bool:
     """Whether `path` is a folder with a manifest of ours, however damaged the rest may be."""
     try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -277,6 +280,35 @@ def test_a_package_that_fails_gets_no_certificate(tmp_path: Path) -> None:
     report = prove(tmp_path / "out", open_checkpoint(other), tokens=4, longest=8, certify=True)
     assert not report.passed
     assert not (tmp_path / "out" / "parity").exists()
+
+
+def test_a_full_disk_leaves_the_package_as_it_was(
+    packages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Path(shutil.copytree(packages["fp32"], tmp_path / "ä 日本"))
+    before = {path: path.read_bytes() for path in package.rglob("*") if path.is_file()}
+
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    source = packages["fp32"].parent / "source"
+    arguments = ("--reference", source, "--tokens", 4, "--prompt-tokens", 8, "--certify")
+    result = CliRunner().invoke(main, ["validate", str(package), *map(str, arguments)])
+    assert result.exit_code == 1
+    assert re.search(r"^Error: .*No space left on device; free some space\.$", result.stderr)
+    assert {path: path.read_bytes() for path in package.rglob("*") if path.is_file()} == before
+    assert not (package / "parity.partial").exists()
+
+
+def test_files_that_changed_since_the_export_get_no_certificate(
+    copy: Callable[[str], Path], packages: dict[str, Path]
+) -> None:
+    package = copy("fp32")
+    (package / "LICENSE.txt").write_text("A licence", "utf-8")  # it was: a licence
+    source = open_checkpoint(packages["fp32"].parent / "source")
+    with pytest.raises(PackageError, match=r"LICENSE\.txt changed since the export"):
+        prove(package, source, tokens=4, longest=8, certify=True)
 
 
 # The command
