@@ -22,7 +22,7 @@ from llama_onnx.exporter.commands.options import (
     sort_adapters,
 )
 from llama_onnx.exporter.commands.validate import print_report
-from llama_onnx.runtime.commands.verify import progress_line
+from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import get_target
 

@@ -11,7 +11,7 @@ import click
 
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.commands.options import Source, adapter_option
-from llama_onnx.runtime.commands.verify import progress_line
+from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage, is_package
 

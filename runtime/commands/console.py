@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from llama_onnx.runtime.generation import Generation, GenerationStats
     from llama_onnx.runtime.model import Llama
+    from llama_onnx.runtime.parity.verify import Progress
 
 
 def stream(answer: Generation) -> str:
@@ -55,3 +57,20 @@ def summary(stats: GenerationStats) -> str:
 
 def _speed(rate: float | None) -> str:
     return "- tok/s" if rate is None else f"{rate:.1f} tok/s"
+
+
+@contextmanager
+def progress_line() -> Iterator[Progress | None]:
+    """A progress line on stderr, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Bars(console=console, transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+        yield lambda what, done, total: bars.update(
+            task, description=what, completed=done, total=total
+        )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.runtime.commands.options import package_argument, provider_options, threads_option
 from llama_onnx.targets.provider import Provider
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llama_onnx.runtime.parity.verify import Integrity, Progress, VerifyReport
+    from llama_onnx.runtime.parity.verify import Integrity, VerifyReport
 
 
 @click.command("verify")
@@ -50,23 +50,6 @@ def command(
         )
     click.echo(dumps(report.to_json())) if as_json else _print(report)
     ctx.exit(0 if report.passed else 1)
-
-
-@contextmanager
-def progress_line() -> Iterator[Progress | None]:
-    """A progress line on stderr, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    with Bars(console=console, transient=True) as bars:
-        task = bars.add_task("starting", total=None)
-        yield lambda what, done, total: bars.update(
-            task, description=what, completed=done, total=total
-        )
 
 
 def _print(report: VerifyReport) -> None:
