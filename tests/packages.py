@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama_onnx.exporter.export import export_package
+from llama_onnx.exporter.export import Silent, export_package
 from llama_onnx.exporter.plan import Options
 from llama_onnx.runtime.genai import og
 from llama_onnx.targets.package import MANIFEST, write_manifest
@@ -17,6 +17,18 @@ from tests import tiny
 
 START, END = 1, 2
 """The token ids of <s> and </s> in the tiny tokenizer."""
+
+
+class Stop(Silent):
+    """Raises after `count` pieces, as Ctrl-C or a kill would at that moment."""
+
+    def __init__(self, count: int, error: BaseException) -> None:
+        self.left, self.error = count, error
+
+    def advance(self, what: str, num_bytes: int) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            raise self.error
 
 
 def make_package(folder: Path, precision: str) -> Path:

@@ -31,7 +31,7 @@ from llama_onnx.exporter.checkpoints import open_checkpoint
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.config import MATRICES
-from llama_onnx.exporter.export import Silent, export_package
+from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.plan import Options, make_plan, require_disk
 from llama_onnx.exporter.walk import reference_config
 from llama_onnx.runtime.model import Llama
@@ -49,7 +49,7 @@ from llama_onnx.targets.package import ModelPackage
 from tests import tiny
 from tests.adapters import EMBEDDING, Array, attention, factors, write_adapter
 from tests.faults import edit_graph, epsilon
-from tests.packages import alter_package
+from tests.packages import Stop, alter_package
 from tests.quantized import quantize_model, write
 from tests.test_gptq_awq import CASES
 from tests.test_runtime import decode
@@ -465,24 +465,14 @@ def test_a_name_that_is_taken_makes_one_file_in_the_folder(name: str) -> None:
 # --- what an export makes of them ---------------------------------------------------------
 
 
-class Stop(Silent):
-    """Interrupts after some pieces of the weights."""
-
-    def __init__(self) -> None:
-        self.left = 12
-
-    def advance(self, slot: str, num_bytes: int) -> None:
-        self.left -= 1
-        if self.left <= 0:
-            raise KeyboardInterrupt
-
-
 def test_a_resumed_export_has_the_same_files(
     source: Path, folders: dict[str, Path], kept: Callable[[str], Path], tmp_path: Path
 ) -> None:
     out, options = tmp_path / "out", EXPORTS["fp32"]
     with pytest.raises(KeyboardInterrupt):
-        export_package(source, out, TARGET, options, kept=folders, progress=Stop())
+        export_package(
+            source, out, TARGET, options, kept=folders, progress=Stop(12, KeyboardInterrupt())
+        )
     others = {"other": folders["qv"], **{n: folders[n] for n in NAMES[1:]}}
     for wrong in ({"qv": folders["qv"]}, others):
         with pytest.raises(UsageError, match=r"adapters.* changed since it was begun"):
@@ -498,7 +488,14 @@ def test_an_adapter_that_changed_is_not_resumed(
     folder = write_adapter(tmp_path / "qv", factors(QV))
     out, options = tmp_path / "out", EXPORTS["fp32"]
     with pytest.raises(KeyboardInterrupt):
-        export_package(source, out, TARGET, options, kept={"qv": folder}, progress=Stop())
+        export_package(
+            source,
+            out,
+            TARGET,
+            options,
+            kept={"qv": folder},
+            progress=Stop(12, KeyboardInterrupt()),
+        )
     os.utime(folder / "adapter_model.safetensors", ns=(1, 1))
     with pytest.raises(UsageError, match="adapters changed since it was begun"):
         export_package(source, out, TARGET, options, kept={"qv": folder}, resume=True)

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from llama_onnx.exporter import export as export_module
 from llama_onnx.exporter.checkpoints import open_checkpoint
-from llama_onnx.exporter.export import Silent, export_package
+from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.genai import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.journal import (
     JOURNAL_FILE,
@@ -38,6 +38,7 @@ from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, PackageError, ResourceError, UsageError
 from llama_onnx.targets.package import ModelPackage
 from tests import tiny
+from tests.packages import Stop
 from tests.test_gguf import write as write_gguf
 from tests.test_tokenizers import model_named, spm_metadata
 
@@ -68,18 +69,6 @@ def partial(out: Path) -> Path:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-class Stop(Silent):
-    """Raises after `count` pieces, as Ctrl-C or a kill would at that moment."""
-
-    def __init__(self, count: int, error: BaseException) -> None:
-        self.left, self.error = count, error
-
-    def advance(self, what: str, num_bytes: int) -> None:
-        self.left -= 1
-        if self.left <= 0:
-            raise self.error
 
 
 def test_a_package_is_whole_and_its_hashes_are_true(unbroken: Path) -> None:

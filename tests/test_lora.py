@@ -23,7 +23,7 @@ from llama_onnx.exporter.checkpoints import check_tensors, open_checkpoint
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.config import MATRICES, LlamaConfig
-from llama_onnx.exporter.export import Silent, export_package
+from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.plan import Options
 from llama_onnx.exporter.walk import reference_config
 from llama_onnx.runtime.parity.session import GraphSession
@@ -32,6 +32,7 @@ from llama_onnx.targets.errors import CheckpointError, UnsupportedError, UsageEr
 from llama_onnx.targets.package import ModelPackage
 from tests import adapters, tiny
 from tests.adapters import Array, attention, factors, merged, write_adapter
+from tests.packages import Stop
 
 TIED = replace(tiny.GQA, tie_word_embeddings=True)
 FP32 = Options("fp32")
@@ -321,24 +322,14 @@ def test_without_one_the_base_s_tokenizer_is_taken(source: Path, tmp_path: Path)
 # --- interruption ---------------------------------------------------------------------------
 
 
-class Stop(Silent):
-    """Interrupts after some pieces."""
-
-    def __init__(self) -> None:
-        self.left = 12
-
-    def advance(self, slot: str, num_bytes: int) -> None:
-        self.left -= 1
-        if self.left <= 0:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture
 def interrupted(source: Path, tmp_path: Path) -> tuple[Path, list[Path]]:
     folders = [adapter(tmp_path / "one"), adapter(tmp_path / "two", lora_alpha=3)]
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        export_package(source, out, TARGET, FP32, adapters=folders, progress=Stop())
+        export_package(
+            source, out, TARGET, FP32, adapters=folders, progress=Stop(12, KeyboardInterrupt())
+        )
     return out, folders
 
 

@@ -4,7 +4,6 @@ a hundred thousand."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,9 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
 from llama_onnx.targets.errors import UnsupportedError
 from tests import strings
-from tests.test_tokenizers import CORPUS, model_named, proto
+from tests.test_tokenizers import CORPUS, model_named, proto, trained
 
 SYMBOLS = ["[x]", "[xx]", "▁<PRE>", "ab", "\n", "é"]
-
-
-def with_symbols(*, prefix: bool) -> bytes:
-    """A vocabulary with user-defined pieces."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS.splitlines()),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=520,
-        byte_fallback=True,
-        character_coverage=0.98,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=prefix,
-        user_defined_symbols=SYMBOLS,
-        minloglevel=2,
-    )
-    return model.getvalue()
 
 
 class Vocabulary:
@@ -60,7 +40,11 @@ class Vocabulary:
 def vocabulary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     name = request.param
     made = "symbols" in name
-    model = with_symbols(prefix="no" not in name) if made else model_named(name)
+    model = (
+        trained(digits=False, symbols=SYMBOLS, prefix="no" not in name)
+        if made
+        else model_named(name)
+    )
     return Vocabulary(tmp_path_factory.mktemp(name) / "tokenizer.model", model)
 
 
@@ -96,7 +80,9 @@ def test_any_ids_give_the_same_text(vocabulary: Vocabulary) -> None:
 
 
 def test_user_defined_pieces_stand_in_a_text_as_they_are(tmp_path: Path) -> None:
-    vocabulary = Vocabulary(tmp_path / "tokenizer.model", with_symbols(prefix=True))
+    vocabulary = Vocabulary(
+        tmp_path / "tokenizer.model", trained(digits=False, symbols=SYMBOLS, prefix=True)
+    )
     encoding = vocabulary.ours.encode("ab[xx]b", add_special_tokens=False)
     assert encoding.tokens == ["▁", "ab", "[xx]", "b"]
     for text in ("[x]<0x0A>[x]", "<0x0A>", "é<0x0A>", "[x][xx][xxx]", "▁<PRE> ▁<PRE>", "\n\n ab"):
@@ -104,7 +90,7 @@ def test_user_defined_pieces_stand_in_a_text_as_they_are(tmp_path: Path) -> None
 
 
 def test_a_piece_out_of_reach_is_refused_beside_user_defined_ones(tmp_path: Path) -> None:
-    model = proto.ModelProto.FromString(with_symbols(prefix=True))
+    model = proto.ModelProto.FromString(trained(digits=False, symbols=SYMBOLS, prefix=True))
     # WX + YZ, but X and Y come together first.
     letters = dict.fromkeys("WXYZ", -100.0)
     for piece, score in {**letters, "XY": 9.0, "WX": 8.0, "YZ": 7.0, "WXYZ": 6.0}.items():

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import pytest
 import sentencepiece
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from tokenizers.pre_tokenizers import ByteLevel, Digits
 from tokenizers.trainers import BpeTrainer
 
 from llama_onnx.exporter.checkpoints import open_checkpoint
@@ -65,7 +65,15 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 TEXT = st.text() | st.text("ab an▁ \n🎉中é1", max_size=60)
 
 
-def trained(*, byte_fallback: bool = True, spaces: bool = False, prefix: bool = True) -> bytes:
+def trained(
+    *,
+    byte_fallback: bool = True,
+    spaces: bool = False,
+    prefix: bool = True,
+    digits: bool = True,
+    symbols: Sequence[str] = (),
+) -> bytes:
+    """A vocabulary of Llama's kind; `digits`: each a piece, `symbols`: user-defined pieces."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS.splitlines()),
@@ -77,8 +85,9 @@ def trained(*, byte_fallback: bool = True, spaces: bool = False, prefix: bool = 
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         add_dummy_prefix=prefix,
-        split_digits=True,
+        split_digits=digits,
         allow_whitespace_only_pieces=spaces,
+        user_defined_symbols=list(symbols),
         minloglevel=2,
     )
     return model.getvalue()
@@ -258,7 +267,9 @@ def test_pre_tokenizers_cut_as_their_family_does(
     assert [word for word, _ in found] == words
 
 
-DIGITS = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+DIGITS = pre_tokenizers.Sequence(
+    [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+)
 """What SmolLM's own tokenizer.json has."""
 
 
@@ -465,9 +476,13 @@ def test_onnxruntime_genai_reads_the_digits_step_alike(tmp_path: Path, text: str
     "steps",
     [
         ByteLevel(add_prefix_space=False),
-        Sequence([Digits(individual_digits=False), ByteLevel(add_prefix_space=False)]),
-        Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=True)]),
-        Sequence([ByteLevel(add_prefix_space=False), Digits(individual_digits=True)]),
+        pre_tokenizers.Sequence(
+            [Digits(individual_digits=False), ByteLevel(add_prefix_space=False)]
+        ),
+        pre_tokenizers.Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=True)]),
+        pre_tokenizers.Sequence(
+            [ByteLevel(add_prefix_space=False), Digits(individual_digits=True)]
+        ),
     ],
 )
 def test_other_pre_tokenizers_are_copied_to_the_byte(tmp_path: Path, steps: Any) -> None:
