@@ -30,6 +30,11 @@ class OpenSession:
     placement: Placement
     fallback: str | None = None
 
+    @property
+    def shares_buffer(self) -> bool:
+        """Whether past and present of its cache can be one buffer: GroupQueryAttention's can."""
+        return any(node.op_type == "GroupQueryAttention" for node in self.placement.nodes)
+
 
 def open_session(
     model: Path,
@@ -38,6 +43,7 @@ def open_session(
     threads: int | None = None,
     allow_fallback: bool = False,
     prepack: bool = True,
+    arena: bool = True,
     profile: Path | None = None,
 ) -> OpenSession:
     """Open the graph at `model` on `provider`, and learn from ONNX Runtime which node runs where.
@@ -46,12 +52,13 @@ def open_session(
     attention, that is not on `provider` is an error unless `allow_fallback`; so is a provider that
     does not run here at all. `threads` None: as many as there are physical cores. `prepack` False
     opens faster, without a second copy of the weights, for a session that is not going to run.
-    `profile`: ONNX Runtime writes its profile to files that begin so.
+    `arena` False gives memory back after each run. `profile`: ONNX Runtime writes its profile to
+    files that begin so.
 
     Raises `ProviderError`, `UsageError` for a senseless number of threads, and `PackageError` when
     ONNX Runtime refuses the graph.
     """
-    options = _session_options(threads, prepack, profile)
+    options = _session_options(threads, prepack, arena, profile)
     costs = read_costs(model)
     session, fallback = _open(model, provider, options, allow_fallback)
     if not hasattr(session, "get_provider_graph_assignment_info"):
@@ -111,7 +118,7 @@ def _refusal(model: Path, provider: Provider, error: Exception) -> Exception:
 
 
 def _session_options(
-    threads: int | None, prepack: bool, profile: Path | None
+    threads: int | None, prepack: bool, arena: bool, profile: Path | None
 ) -> ort.SessionOptions:
     if threads is not None and threads < 1:
         raise UsageError(f"The number of threads must be at least 1, not {threads}.")
@@ -119,6 +126,7 @@ def _session_options(
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if profile is not None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 
+from llama_onnx.runtime.pages import give_back_what_is_freed
 from llama_onnx.runtime.parity.metrics import Ids
 from llama_onnx.runtime.parity.session import Adapter, GraphSession
 from llama_onnx.runtime.parity.situations import (
@@ -66,7 +68,9 @@ def run_shipped(
     observations = {}
     for index, situation in enumerate(situations):
         found = try_situation(situation, graph, passages)
-        observations[situation.name] = [o if situation in WHOLE else _thin(o) for o in found]
+        kept = found if situation in WHOLE else map(_thin, found)
+        observations[situation.name] = [_on_disk(observation) for observation in kept]
+        give_back_what_is_freed()
         progress(3 + index, total)
     longest = max(passages, key=lambda passage: passage.prompt)
     speed = measure_speed(graph, longest.ids, longest.prompt)
@@ -75,10 +79,21 @@ def run_shipped(
 
 def _continue(graph: GraphSession, asked: Asked) -> tuple[Passage, ...]:
     following = (graph.greedy(prompt, asked.tokens) for prompt in asked.prompts)
-    return tuple(
+    passages = tuple(
         Passage(np.concatenate([prompt, np.array(tokens, np.int64)]), len(prompt))
         for prompt, tokens in zip(asked.prompts, following, strict=True)
     )
+    give_back_what_is_freed()
+    return passages
+
+
+def _on_disk(found: Observation) -> Observation:
+    """All of it, in a file without a name that goes when nobody looks at it any more."""
+    with TemporaryFile() as file:
+        file.write(np.ascontiguousarray(found.logits).data)
+        file.flush()
+        logits = np.memmap(file, found.logits.dtype, "r", shape=found.logits.shape)
+    return Observation(found.passage, found.positions, logits)
 
 
 def _thin(found: Observation) -> Observation:

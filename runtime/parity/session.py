@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.runtime.pages import forget_pages
+from llama_onnx.runtime.pages import forgetting_pages
 from llama_onnx.runtime.parity.metrics import Ids, Logits
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
@@ -22,33 +22,46 @@ Cache = Mapping[str, npt.NDArray[Any]]
 Adapter = Mapping[str, npt.NDArray[Any]]
 """Parameters of a LoRA adapter by the names of the graph's inputs; what is left out has rank 0."""
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+ARRAY_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+"""numpy's dtype of a graph's input, by ONNX Runtime's name."""
+
 _DEVICES = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 
 
 class GraphSession:
     """An open graph: feed ids with a cache, get logits and the next cache."""
 
-    def __init__(self, session: Any, adapter: Adapter | None = None) -> None:
-        """Wrap an open `onnxruntime.InferenceSession`; `adapter` is active in every step."""
+    def __init__(
+        self, session: Any, adapter: Adapter | None = None, *, shares_buffer: bool = True
+    ) -> None:
+        """Wrap an open `onnxruntime.InferenceSession`; `adapter` is active in every step.
+
+        `shares_buffer`: past and present of its cache can be one buffer.
+        """
         self.raw = session
+        self.shares_buffer = shares_buffer
         self.adapter = adapter or {}
         self._outputs = [output.name for output in session.get_outputs()]
         self._past = {i.name: i for i in session.get_inputs() if i.name.startswith("past_key")}
 
     @classmethod
     def open(cls, package: Path, adapter: Adapter | None = None) -> GraphSession:
-        """Open the graph of `package` on the CPU; raises `PackageError` in onnxruntime's words."""
+        """Open the graph of `package` on the CPU, to take no more memory than it must.
+
+        Raises `PackageError` in onnxruntime's words.
+        """
         from llama_onnx.runtime.session import open_session
 
-        session = open_session(package / MODEL_FILE, CPU).session
-        forget_pages(package / DATA_FILE)
-        return cls(session, adapter)
+        with forgetting_pages(package / DATA_FILE):
+            opened = open_session(package / MODEL_FILE, CPU, arena=False)
+        return cls(opened.session, adapter, shares_buffer=opened.shares_buffer)
 
     def empty_cache(self, batch: int = 1, length: int = 0) -> dict[str, npt.NDArray[Any]]:
         """A cache of `length` positions, all of them zero."""
         return {
-            name: np.zeros((batch, entry.shape[1], length, entry.shape[3]), _DTYPES[entry.type])
+            name: np.zeros(
+                (batch, entry.shape[1], length, entry.shape[3]), ARRAY_DTYPES[entry.type]
+            )
             for name, entry in self._past.items()
         }
 
@@ -68,7 +81,7 @@ class GraphSession:
         with _in_words():
             outputs = self.raw.run(self._outputs, feeds)
         named = dict(zip(self._outputs, outputs, strict=True))
-        return named.pop("logits"), {
+        return named.pop("logits").astype(np.float32, copy=False), {
             name.replace("present.", "past_key_values."): value for name, value in named.items()
         }
 
@@ -80,6 +93,19 @@ class GraphSession:
             logits, cache = self.step(np.array(tokens[-1:], np.int64), cache)
             tokens.append(int(logits[-1].argmax()))
         return tokens
+
+
+class GrowingCache:
+    """A cache of one sequence that is a new one at every step."""
+
+    def __init__(self, graph: GraphSession) -> None:
+        self._graph = graph
+        self._cache: Cache | None = None
+
+    def step(self, ids: Ids) -> Logits:
+        """Logits [S, V] behind `ids` [S], which follow those of the steps before."""
+        logits, self._cache = self._graph.step(ids, self._cache)
+        return logits
 
 
 class SharedBuffer:
@@ -116,8 +142,8 @@ class SharedBuffer:
         self._binding.bind_output("logits")  # anew: its shape is another one every time
         with _in_words():
             self._session.run_with_iobinding(self._binding)
-        logits: Logits = self._binding.get_outputs()[-1].numpy()[0]
-        return logits
+        logits = self._binding.get_outputs()[-1].numpy()[0]
+        return np.asarray(logits, np.float32)
 
 
 @contextmanager

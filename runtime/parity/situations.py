@@ -23,7 +23,7 @@ LENGTHS = (1, 2, 31, 32, 33, 127, 128, 129)
 LONG = (2047, 2048, 2049)
 """Around the length that Llama 1 was trained on, and that many a kernel's tables are made for."""
 
-_BATCH_LENGTH = 48  # longest row of a batch
+_BATCH_LENGTH = 48  # longest row of a batch, and of what runs side by side
 _BATCH_STEPS = 3
 _CHUNKS = (1, 2, 31, 33)
 _TWO_STEPS = 4
@@ -117,7 +117,12 @@ class Caches:
             del self._kept[step.past]
         if step.keep is None:
             return cache
-        return {name: value[:, :, : step.keep] for name, value in cache.items()}
+        # Copied a layer at a time, each let go at once: together both would be in memory.
+        whole = dict(cache)
+        del cache
+        return {
+            name: np.ascontiguousarray(whole.pop(name)[:, :, : step.keep]) for name in list(whole)
+        }
 
     def put(self, index: int, cache: Cache) -> None:
         """Keep what step number `index` leaves behind, if another one reads it."""
@@ -187,9 +192,10 @@ def rewind(passages: Sequence[Passage]) -> Program:
 
 def two_at_once(passages: Sequence[Passage]) -> Program:
     """The beginnings of two conversations, their last tokens one at a time."""
+    beginnings = [p.ids[:_BATCH_LENGTH] for p in passages[:2]]
     return join(
-        _pieces(i, p.ids, _singles(max(1, len(p.ids) - _TWO_STEPS), len(p.ids)))
-        for i, p in enumerate(passages[:2])
+        _pieces(i, ids, _singles(max(1, len(ids) - _TWO_STEPS), len(ids)))
+        for i, ids in enumerate(beginnings)
     )
 
 
@@ -247,6 +253,12 @@ SITUATIONS = (
     Situation("shared_buffer", "shared KV buffer", one_conversation, run_in_one_buffer),
 )
 """What every package is tried in; `LONG_CONTEXT` takes longer, and a passage of its own."""
+
+
+def situations_of(*, shared_buffer: bool) -> tuple[Situation, ...]:
+    """`SITUATIONS`, without those that want a buffer which past and present share if there cannot
+    be one."""
+    return tuple(s for s in SITUATIONS if shared_buffer or s.run is not run_in_one_buffer)
 
 
 def try_situation(

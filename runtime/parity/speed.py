@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from llama_onnx.runtime.parity.metrics import Ids
-from llama_onnx.runtime.parity.session import GraphSession, SharedBuffer
+from llama_onnx.runtime.parity.session import GraphSession, GrowingCache, SharedBuffer
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,11 @@ class Speed:
 def measure_speed(graph: GraphSession, ids: Ids, prompt: int) -> Speed:
     """Time `graph` on `ids` [N]: the first `prompt` in one pass, the others (1 or more) one by one.
 
-    The cache is one buffer, as in onnxruntime-genai. A first pass that warms up is not counted.
+    The cache is one buffer, as in onnxruntime-genai, if the graph lets it be. A first pass that
+    warms up is not counted.
     """
     for _ in range(2):
-        buffer = SharedBuffer(graph, len(ids))
+        buffer = SharedBuffer(graph, len(ids)) if graph.shares_buffer else GrowingCache(graph)
         started = perf_counter()
         buffer.step(ids[:prompt])
         filled = perf_counter()

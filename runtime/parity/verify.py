@@ -34,11 +34,11 @@ from llama_onnx.runtime.parity.session import GraphSession
 from llama_onnx.runtime.parity.situations import (
     DECODE,
     PREFILL,
-    SITUATIONS,
     WHOLE,
     Observation,
     Passage,
     Situation,
+    situations_of,
     try_situation,
 )
 from llama_onnx.runtime.parity.thresholds import Check, check
@@ -123,10 +123,11 @@ def verify(
     *,
     threads: int | None = None,
     allow_fallback: bool = False,
-    situations: Sequence[Situation] = SITUATIONS,
+    situations: Sequence[Situation] | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Check every file of the package at `path`, then replay its certificate on `provider`.
+    """Check every file of the package at `path`, then replay its certificate on `provider`, in all
+    situations that mean something to its graph unless other ones are given.
 
     Raises `PackageError` for a package without a certificate or one that does not run,
     `ProviderError` when `provider` does not run it.
@@ -151,10 +152,12 @@ def verify(
     opened = open_session(
         package.model_path, provider, threads=threads, allow_fallback=allow_fallback
     )
-    graph = GraphSession(opened.session)
+    graph = GraphSession(opened.session, shares_buffer=opened.shares_buffer)
     ready = perf_counter()
     rows: dict[str, Rows] = {}
     figures = []
+    if situations is None:
+        situations = situations_of(shared_buffer=opened.shares_buffer)
     for index, situation in enumerate(situations):
         say(situation.meaning, index, len(situations))
         found = list(try_situation(situation, graph, certificate.passages))
