@@ -59,6 +59,9 @@ from llama_onnx.targets.package import (
 )
 from llama_onnx.targets.target import Target
 
+RUNS_HERE = ("fp32", "fp16")
+"""Activations that ONNX Runtime's CPU provider has kernels for, or casts to some."""
+
 
 class Progress(Protocol):
     """Told what happens; the command line draws it."""
@@ -226,7 +229,9 @@ def _fill(job: _Job, resuming: bool) -> _Finished:
         data_sha256 = writer.sha256()
     seconds = time.perf_counter() - started
     progress.step("running a step")
-    try_package(job.folder, job.checkpoint.config, [adapter.file for adapter in job.kept])
+    kept = [adapter.file for adapter in job.kept]
+    exact = job.plan.recipe.activations not in RUNS_HERE
+    try_package(job.folder, job.checkpoint.config, kept, exact=exact)
     _write_manifest(job, data_sha256)
     return _Finished(resumed, seconds, warnings)
 
@@ -366,9 +371,13 @@ def _serialize(built: BuiltModel) -> bytes:
     return proto
 
 
-def try_package(folder: Path, config: LlamaConfig, adapters: Sequence[str] = ()) -> None:
+def try_package(
+    folder: Path, config: LlamaConfig, adapters: Sequence[str] = (), *, exact: bool = False
+) -> None:
     """Open the graph in `folder` and run a prefill of four tokens and a decode step: of the base,
     then with each of `adapters` (files of the package) in turn.
+
+    `exact`: in float32, where there are no kernels here for what the graph computes in.
 
     Raises `PackageError` when ONNX Runtime refuses the graph or a value is not finite. Bounded
     memory: the whole graph is opened without its weights, then run piece by piece.
@@ -378,10 +387,11 @@ def try_package(folder: Path, config: LlamaConfig, adapters: Sequence[str] = ())
     logits: dict[str, Any] = {}
     model = folder / MODEL_FILE
     try:
-        open_graph(model)
+        if not exact:
+            open_graph(model)
         for file in (None, *adapters):
             active = read_parameters(folder / file) if file else None
-            for label, steps in run_segments(model, program, config, adapter=active):
+            for label, steps in run_segments(model, program, config, exact=exact, adapter=active):
                 for outputs in steps:
                     _require_finite(outputs, f"{label}, {file}" if file else label)
                     logits = outputs

@@ -25,7 +25,7 @@ from llama_onnx.exporter.quantize.recipe import LogitsMode, Recipe, make_recipe
 from llama_onnx.exporter.quantize.take_over import innermost, native_precision, take_over
 from llama_onnx.exporter.stream import CHUNK_VALUES, slot_tensors, tensor_arrays
 from llama_onnx.targets.errors import ResourceError, UsageError
-from llama_onnx.targets.target import Target
+from llama_onnx.targets.target import FloatName, Target
 
 BASE_MEMORY = 360 << 20
 """Resident memory of Python with numpy, onnx and onnxruntime loaded; measured, rounded up."""
@@ -52,6 +52,7 @@ class Options:
     embedding: str | None = None
     head: str | None = None
     accuracy_level: int | None = None
+    activations: FloatName | None = None
     fuse_gate_up: bool = False
     logits: LogitsMode = "all"
     quantizer: str = "rtn"
@@ -118,6 +119,11 @@ def make_plan(
     if options.precision is None and native in target.graph.precisions:
         options = replace(options, precision=native)
     recipe = resolve(options, target, tied=config.tie_word_embeddings)
+    if kept and (recipe.activations != "fp32" or recipe.operators.standard):
+        raise UsageError(
+            f"adapters can be kept beside the base on targets with fp32 activations and ONNX "
+            f"Runtime's own operators, not for {target.name}: merge them (--adapter alone)."
+        )
     recipe = replace(recipe, swappable=swappable_kinds(kept))
     check_tensors(checkpoint)
     recipe = take_over(checkpoint, recipe)
@@ -147,6 +153,12 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
             f"precision {precision!r} is not available for the target {target.name}: take {known}."
         )
     level = options.accuracy_level
+    activations = _activations(options, target, precision)
+    if level is not None and (activations != "fp32" or target.graph.operators.standard):
+        raise UsageError(
+            f"--accuracy-level chooses between fp32 and int8 arithmetic, and the target "
+            f"{target.name} with activations in {activations} has neither choice: leave it out."
+        )
     return make_recipe(
         precision,
         tied=tied,
@@ -157,7 +169,23 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
         accuracy_level=target.graph.accuracy_level if level is None else level,
         fuse_gate_up=options.fuse_gate_up,
         logits=options.logits,
+        activations=activations,
+        operators=target.graph.operators,
     )
+
+
+def _activations(options: Options, target: Target, precision: str) -> FloatName:
+    """What flows between the operators: what was asked for, what the weights are, or the target's
+    first choice."""
+    known = target.graph.activations
+    asked = options.activations
+    if asked is not None and asked not in known:
+        raise UsageError(
+            f"activations in {asked} are not available for the target {target.name}: take "
+            f"{', '.join(known)}."
+        )
+    same = [dtype for dtype in known if dtype == precision]
+    return asked or [*same, *known][0]
 
 
 def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:

@@ -18,11 +18,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.exporter.exact import compute_in_float32
+from llama_onnx.runtime.parity.session import ARRAY_DTYPES
 from llama_onnx.runtime.parity.situations import Caches, Program
 from llama_onnx.targets.errors import PackageError
-
-FP32_ACTIVATIONS = 1
-"""MatMulNBits' accuracy_level that keeps activations in float32; 4 rounds them to int8 blocks."""
 
 Array = npt.NDArray[Any]
 _LAYER = re.compile(r"^model/layers\.(\d+)/")
@@ -80,30 +79,36 @@ def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
         yield Segment(label, tuple(nodes), _names(inputs), _names(outputs))
 
 
+def moves_padding(model: ir.Model) -> bool:
+    """Whether the layers of `model` have each row's valid positions in front."""
+    return any(node.op_type == "GroupQueryAttention" for node in model.graph)
+
+
 def run_segments(
     path: Path,
     program: Program,
     config: LlamaConfig,
-    accuracy_level: int | None = None,
+    *,
+    exact: bool = False,
     adapter: Mapping[str, Array] | None = None,
 ) -> Iterator[tuple[str, Iterator[dict[str, Array]]]]:
     """Run `program` through each segment of the model at `path` in turn.
 
     Yields, for each segment, its label and an iterator over its outputs by value name, those of
     every step of the program; what of it is not consumed is run before the next segment comes.
-    `accuracy_level` is set on every MatMulNBits; None leaves them as they are. `adapter` has the
+    `exact`: everything is computed in float32, whatever the package ships with. `adapter` has the
     parameters of the active LoRA adapter by name, None for the bare base.
     """
     model = ir.load(path)
-    if accuracy_level is not None:
-        set_accuracy_level(model, accuracy_level)
+    if exact:
+        compute_in_float32(model, config)
     environments: list[dict[str, Array]] = [
         {"input_ids": step.ids, "attention_mask": step.mask, **(adapter or {})} for step in program
     ]
     cuts = list(segments(model, adapter or ()))
     for number, segment in enumerate(cuts, start=1):
         _check_cache(segment, path)
-        session = open_segment(model, segment, path.parent)
+        session = open_segment(model, segment, path.parent, exact=exact)
         needed = {name for cut in cuts[number:] for name in cut.inputs}
         steps = _run_segment(session, segment, program, environments, needed, config)
         yield segment.label, steps
@@ -123,13 +128,6 @@ def _check_cache(segment: Segment, path: Path) -> None:
             )
 
 
-def set_accuracy_level(model: ir.Model, level: int) -> None:
-    """Set the accuracy_level of every MatMulNBits; see `FP32_ACTIVATIONS`."""
-    for node in model.graph:
-        if node.op_type == "MatMulNBits":
-            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", level)
-
-
 def _run_segment(
     session: ort.InferenceSession,
     segment: Segment,
@@ -140,12 +138,12 @@ def _run_segment(
 ) -> Iterator[dict[str, Array]]:
     """Outputs of each step; `environments` keep what later segments read, which is `needed`."""
     caches = Caches(program)
+    dtypes = {entry.name: entry.type for entry in session.get_inputs()}
     for index, (step, environment) in enumerate(zip(program, environments, strict=True)):
         shape = (len(step.ids), config.num_key_value_heads, 0, config.head_dim)
         past = caches.before(index) or {}
-        empty = np.zeros(shape, np.float32)
         feeds = {
-            name: past.get(name, empty)
+            name: past.get(name, np.zeros(shape, ARRAY_DTYPES[dtypes[name]]))
             if name.startswith("past_key_values.")
             else environment[name]
             for name in segment.inputs
@@ -169,11 +167,17 @@ def _run_segment(
         yield outputs
 
 
-def open_segment(model: ir.Model, segment: Segment, folder: Path) -> ort.InferenceSession:
-    """Open `segment` of `model` alone, with its weights from the data file in `folder`."""
+def open_segment(
+    model: ir.Model, segment: Segment, folder: Path, *, exact: bool = False
+) -> ort.InferenceSession:
+    """Open `segment` of `model` alone, with its weights from the data file in `folder`. `exact` as
+    in `run_segments`, of a `model` made so."""
     part = ir.convenience.extract(model.graph, list(segment.inputs), list(segment.outputs))
     proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
     options = _quiet()
+    if exact:
+        # Of DequantizeLinear and MatMul ONNX Runtime makes a MatMulNBits, of int8 by itself.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     # Given as bytes, the graph has no folder of its own to find its data file in.
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder)

@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from llama_onnx.exporter.checkpoints import Checkpoint, LazyTensor
 from llama_onnx.exporter.checkpoints.base import CodedMatrix, HoldsCodes
+from llama_onnx.exporter.dtypes import DTYPES
 from llama_onnx.exporter.graph.slots import Slot
 from llama_onnx.exporter.quantize.recipe import Blocks, Float, Storage
-from llama_onnx.exporter.quantize.rtn import quantize_rows
+from llama_onnx.exporter.quantize.rtn import pack, quantize_rows, round_to_codes
 from llama_onnx.targets.errors import CheckpointError
 
 CHUNK_VALUES = 1 << 19
@@ -48,7 +49,8 @@ def slot_arrays(
     `CheckpointError` for a value that is not finite.
     """
     if slot.table is not None:
-        return iter([iter([slot.table])])
+        assert isinstance(slot.storage, Float)
+        return iter([iter([slot.table.astype(DTYPES[slot.storage.name])])])
     return tensor_arrays(slot_tensors(slot, checkpoint), slot.storage, pool, workers)
 
 
@@ -69,8 +71,11 @@ def tensor_arrays(
     """`slot_arrays` for `tensors`, concatenated along rows and stored as `storage`."""
     chunks = _chunks(tensors)
     if isinstance(storage, Float):
-        dtype = np.dtype(f"f{storage.bits // 8}")
+        dtype = DTYPES[storage.name]
         yield ordered_map(lambda chunk: _convert(chunk, dtype), chunks, pool, 2 * workers)
+        return
+    if storage.columnwise:
+        yield from _columnwise(tensors, storage, pool, workers)
         return
     behind: list[Sequence[Array]] = []  # scales and zero points: small, and behind the codes
 
@@ -84,6 +89,36 @@ def tensor_arrays(
     yield from map(iter, zip(*behind, strict=True))
     if isinstance(tensors[0], CodedMatrix) and tensors[0].order is not None:
         yield iter([tensors[0].order])
+
+
+def _columnwise(
+    tensors: Sequence[LazyTensor | CodedMatrix],
+    storage: Blocks,
+    pool: ThreadPoolExecutor,
+    workers: int,
+) -> Iterator[Iterator[Array]]:
+    """Codes [K, N] and scales [blocks, N]: every row of the file has something of every row of the
+    source, so that the codes of one whole matrix are in memory, a byte each."""
+    rows, columns = sum(tensor.shape[0] for tensor in tensors), tensors[0].shape[1]
+    codes = np.empty((columns, rows), np.uint8)
+    scales = np.empty((storage.num_blocks(columns), rows), DTYPES[storage.scales])
+    start = 0
+    work = ordered_map(
+        lambda chunk: _round_columns(chunk, storage), _chunks(tensors), pool, 2 * workers
+    )
+    for part, part_scales in work:
+        stop = start + part.shape[1]
+        codes[:, start:stop], scales[:, start:stop] = part, part_scales
+        start = stop
+    yield _packed_in_pieces(codes.reshape(-1), storage.bits)
+    yield iter([scales])
+
+
+def _packed_in_pieces(codes: npt.NDArray[np.uint8], bits: int) -> Iterator[Array]:
+    """`codes` packed one behind the other; an odd one at the very end has a nibble of zeros."""
+    for start in range(0, len(codes), CHUNK_VALUES):
+        piece = codes[start : start + CHUNK_VALUES]
+        yield pack(np.append(piece, np.uint8(0)) if len(piece) % 2 else piece, bits)
 
 
 def ordered_map(
@@ -124,12 +159,30 @@ def _convert(chunk: _Chunk, dtype: np.dtype[Any]) -> Array:
 def _quantize(chunk: _Chunk, storage: Blocks) -> tuple[Array, ...]:
     """Codes, scales and, if they have been taken over, zero points of the chunk."""
     if isinstance(chunk.tensor, CodedMatrix):
-        arrays = chunk.tensor.blocks(chunk.start, chunk.stop)
-    else:
-        arrays = quantize_rows(chunk.tensor.rows(chunk.start, chunk.stop), storage)
-    if not np.isfinite(arrays[1]).all():
-        _refuse(chunk, False, arrays[1].dtype)
-    return arrays
+        codes, scales, *zeros = chunk.tensor.blocks(chunk.start, chunk.stop)
+        with np.errstate(over="ignore"):
+            scales = scales.astype(DTYPES[storage.scales], copy=False)
+        _check_scales(chunk, scales, None)
+        return codes, scales, *zeros
+    rows = chunk.tensor.rows(chunk.start, chunk.stop)
+    packed, found = quantize_rows(rows, storage)
+    _check_scales(chunk, found, rows)
+    return packed, found
+
+
+def _round_columns(chunk: _Chunk, storage: Blocks) -> tuple[Array, Array]:
+    """Signed codes [K, rows] in the bits of unsigned ones, and scales [blocks, rows]."""
+    assert isinstance(chunk.tensor, LazyTensor)
+    rows = chunk.tensor.rows(chunk.start, chunk.stop)
+    codes, scales = round_to_codes(rows, storage)
+    _check_scales(chunk, scales, rows)
+    half, mask = 1 << (storage.bits - 1), (1 << storage.bits) - 1
+    return ((codes[:, : rows.shape[1]] - half) & mask).T, scales.T
+
+
+def _check_scales(chunk: _Chunk, scales: Array, rows: npt.NDArray[np.float32] | None) -> None:
+    if not np.isfinite(scales).all():
+        _refuse(chunk, rows is not None and np.isfinite(rows).all(), scales.dtype)
 
 
 def _refuse(chunk: _Chunk, overflow: bool | np.bool, dtype: np.dtype[Any]) -> None:

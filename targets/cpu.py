@@ -11,7 +11,7 @@ TARGET = Target(
     graph=Graph(
         precisions=("fp32", "fp16", "int8", "int4"),
         default_precision="int4",
-        activation_dtype="fp32",
+        activations=("fp32",),
         accuracy_level=4,
     ),
     session=Session(CPU),

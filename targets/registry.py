@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from llama_onnx.targets import cpu
+from llama_onnx.targets import cpu, cuda, directml, portable, webgpu
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import Target
 
-TARGETS = {target.name: target for target in (cpu.TARGET,)}
+TARGETS: dict[str, Target] = {
+    module.TARGET.name: module.TARGET for module in (cpu, cuda, directml, webgpu, portable)
+}
 """Target name -> target."""
 
 

@@ -81,7 +81,7 @@ def test_recipe_defaults() -> None:
     assert (untied.embedding, untied.head) == (Blocks(8, 32), Blocks(4, 32))
     tied = make_recipe("int4", tied=True)
     assert tied.embedding == tied.head == Blocks(8, 32)
-    assert make_recipe("fp16", tied=True).head == Float(16)
+    assert make_recipe("fp16", tied=True).head == Float("fp16")
 
 
 def test_a_tied_matrix_follows_the_one_option_given() -> None:
@@ -89,7 +89,7 @@ def test_a_tied_matrix_follows_the_one_option_given() -> None:
     assert recipe.embedding == recipe.head == Blocks(4, 32)
 
 
-@pytest.mark.parametrize("name", ["int3", "float32", "bf16", ""])
+@pytest.mark.parametrize("name", ["int3", "float32", "bfloat16", ""])
 def test_unknown_storage(name: str) -> None:
     with pytest.raises(UsageError, match="unknown precision"):
         storage(name, 32)

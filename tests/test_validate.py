@@ -18,7 +18,8 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer, normalizers
 
 from llama_onnx.exporter.checkpoints import open_checkpoint
-from llama_onnx.exporter.checkpoints.package import PackageCheckpoint, dequantize
+from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
+from llama_onnx.exporter.checkpoints.package_matrices import dequantize
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts

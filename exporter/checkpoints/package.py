@@ -1,10 +1,4 @@
-"""A finished package read back as a checkpoint: the weights its graph computes with, dequantized.
-
-Written from the operators' specifications alone, and sharing no code with the quantizer, so that a
-mistake there cannot hide by being made twice:
-https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
-(`com.microsoft.MatMulNBits`, `com.microsoft.GatherBlockQuantized`).
-"""
+"""A finished package read back as a checkpoint: the weights that its graph computes with."""
 
 from __future__ import annotations
 
@@ -15,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -27,15 +20,18 @@ from llama_onnx.exporter.checkpoints.base import (
     file_fingerprint,
     find_licences,
 )
+from llama_onnx.exporter.checkpoints.package_matrices import (
+    CodedRows,
+    Initializer,
+    coded_rows,
+    read_initializer,
+)
 from llama_onnx.exporter.config import LlamaConfig, config_from_huggingface, read_json
-from llama_onnx.targets.errors import CheckpointError, PackageError, UnsupportedError
+from llama_onnx.targets.errors import CheckpointError, PackageError
 from llama_onnx.targets.package import MODEL_FILE
 
 PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
 """From the coarsest to the finest."""
-
-# The input that holds the codes; the scales are input 2 of both operators.
-_CODES_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
 
 # Matrices the graph multiplies by in one go: their rows stand one behind the other.
 _FUSED = {
@@ -45,6 +41,8 @@ _FUSED = {
 
 _FLOAT_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _PRECISION_OF = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "INT8": "int8", "INT4": "int4"}
+
+_HALF = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -66,7 +64,12 @@ class PackageCheckpoint(TensorsByName):
     config: LlamaConfig
     tensors: dict[str, LazyTensor]
     activations: str = "fp32"
-    """What they are rounded to in front of a quantized matrix: "fp32" (not at all), "int8"."""
+    """What they are in "fp16" or "bf16", or else what they are rounded to in front of a quantized
+    matrix: "fp32" (not at all), "int8"."""
+    ragged: bool = True
+    """Whether each row of a batch has a cache as long as the row itself, its valid positions in
+    front, in a buffer that past and present can share (GroupQueryAttention); or else padding stays
+    where it is, and the cache grows by it."""
     format: str = "package"
 
     @classmethod
@@ -80,11 +83,11 @@ class PackageCheckpoint(TensorsByName):
             raise PackageError(f"{path} has no {MODEL_FILE}: is this a model package?")
         config = config_from_huggingface(read_json(path / "config.json"), str(path / "config.json"))
         graph = load_model(path).graph
-        stored = {i.name: _initializer(path, i) for i in graph.initializer}
+        stored = {i.name: read_initializer(path, i) for i in graph.initializer}
         made_by = {output: node for node in graph.node for output in node.output}
         blocks = {
             found.codes.name: found
-            for found in (_blocks(node, stored, made_by, path) for node in graph.node)
+            for found in (coded_rows(node, stored, made_by, path) for node in graph.node)
             if found
         }
         has_head = any(name.startswith("lm_head.") for name in stored)
@@ -92,7 +95,8 @@ class PackageCheckpoint(TensorsByName):
         tensors = {
             name: _tensor(name, config, stored, blocks, path) for name in config.tensor_shapes()
         }
-        checkpoint = cls(path, config, tensors, _activations(graph))
+        ragged = any(node.op_type == "GroupQueryAttention" for node in graph.node)
+        checkpoint = cls(path, config, tensors, _activations(graph), ragged)
         check_tensors(checkpoint)
         return checkpoint
 
@@ -138,154 +142,26 @@ def load_model(package: Path) -> onnx.ModelProto:
         raise PackageError(f"{path} is not an ONNX model: export the package again.") from None
 
 
-def dequantize(
-    codes: npt.NDArray[np.uint8],
-    scales: Float32,
-    bits: int,
-    block_size: int,
-    columns: int,
-    zero_points: npt.NDArray[np.uint8] | None = None,
-) -> Float32:
-    """Block quantization undone: `(code - zero) * scale`.
-
-    `codes` [N, ...] holds `ceil(columns / block_size)` whole blocks a row, packed low nibble first
-    when `bits` is 4; `scales` is [N, blocks]. `zero_points` [N, ...] are packed likewise; without
-    them zero is 2^(bits-1). Returns float32 [N, columns].
-    """
-    rows, blocks = scales.shape
-    centred = _codes(codes, bits).astype(np.float32).reshape(rows, blocks, block_size)
-    if zero_points is None:
-        centred -= np.float32(2 ** (bits - 1))
-    else:
-        centred -= _codes(zero_points, bits)[:, :blocks, None]
-    values = centred * scales[..., None]  # [N, blocks, block_size]
-    return values.reshape(rows, -1)[:, :columns]  # the last block may be padded
-
-
 def _activations(graph: onnx.GraphProto) -> str:
-    """From MatMulNBits' accuracy_level: 4 allows int8, 2 and 3 half precision, 1 neither."""
+    """Half precision if that is what the graph gives; else from MatMulNBits' accuracy_level: 4
+    allows int8, 2 and 3 half precision, 1 neither. ONNX Runtime makes one of level 4 out of a
+    DequantizeLinear in front of a MatMul."""
+    logits = next(value for value in graph.output if value.name == "logits")
+    half = _HALF.get(logits.type.tensor_type.elem_type)
+    if half is not None:
+        return half
+    multiplied = {name for node in graph.node if node.op_type == "MatMul" for name in node.input}
+    if any(n.op_type == "DequantizeLinear" and n.output[0] in multiplied for n in graph.node):
+        return "int8"
     levels = (a.i for n in graph.node for a in n.attribute if a.name == "accuracy_level")
     return {4: "int8", 3: "bf16", 2: "fp16"}.get(max(levels, default=1), "fp32")
-
-
-def _codes(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    flat = packed.reshape(len(packed), -1)
-    if bits == 8:
-        return flat
-    return np.stack([flat & 0xF, flat >> 4], axis=-1).reshape(len(packed), -1)
-
-
-@dataclass(frozen=True)
-class _Initializer:
-    """A tensor of the graph: `offset` in `file`, or small and inside model.onnx itself."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    file: Path
-    offset: int
-    inline: npt.NDArray[Any] | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        if self.inline is not None:
-            return self.inline[start:stop]
-        width = self.nbytes // self.shape[0]
-        raw = np.fromfile(
-            self.file, np.uint8, count=(stop - start) * width, offset=self.offset + start * width
-        )
-        return raw.view(self.dtype).reshape(stop - start, *self.shape[1:])
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """A block-quantized matrix as one operator of the graph reads it. `order`: the channel of the
-    input that each column is multiplied by, where a Gather in front rearranges them."""
-
-    codes: _Initializer
-    scales: _Initializer
-    zero_points: _Initializer | None
-    order: _Initializer | None
-    bits: int
-    block_size: int
-
-    def rows(self, start: int, stop: int, columns: int) -> Float32:
-        scales = self.scales.rows(start, stop).astype(np.float32)
-        codes = self.codes.rows(start, stop)
-        zeros = self.zero_points.rows(start, stop) if self.zero_points else None
-        values = dequantize(codes, scales, self.bits, self.block_size, columns, zeros)
-        if self.order is None:
-            return values
-        order = self.order.rows(0, columns)
-        if not np.array_equal(np.sort(order), np.arange(columns)):
-            raise PackageError(
-                f"{self.order.file}: {self.order.name} is no order of {columns} channels: copy or "
-                "export the package again."
-            )
-        found = np.empty_like(values)
-        found[:, order] = values
-        return found
-
-
-def _initializer(path: Path, proto: onnx.TensorProto) -> _Initializer:
-    shape, dtype = tuple(proto.dims), onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
-    if proto.data_location != onnx.TensorProto.EXTERNAL:
-        inline = onnx.numpy_helper.to_array(proto)
-        return _Initializer(proto.name, shape, dtype, path / MODEL_FILE, 0, inline)
-    entries = {entry.key: entry.value for entry in proto.external_data}
-    location = entries.get("location", "")
-    # A location with a folder in it could point anywhere on the disk.
-    if not location or Path(location).name != location:
-        raise PackageError(
-            f"{path}: {proto.name} lies in {location!r}, which is not a file of the package."
-        )
-    found = _Initializer(proto.name, shape, dtype, path / location, int(entries.get("offset", 0)))
-    size = found.file.stat().st_size if found.file.exists() else -1
-    if found.offset + found.nbytes > size:
-        state = "is missing" if size < 0 else f"ends at byte {size:,}"
-        raise PackageError(
-            f"{found.file} {state}, but {proto.name} reaches byte "
-            f"{found.offset + found.nbytes:,}: copy or export the package again."
-        )
-    return found
-
-
-def _blocks(
-    node: onnx.NodeProto,
-    stored: dict[str, _Initializer],
-    made_by: dict[str, onnx.NodeProto],
-    path: Path,
-) -> _Blocks | None:
-    if node.op_type not in _CODES_INPUT:
-        return None
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    bits, size = attributes.get("bits", 4), attributes.get("block_size", 128)
-    zeros = node.input[3] if len(node.input) > 3 else ""
-    known = 4 if node.op_type == "MatMulNBits" else 3  # inputs that are understood
-    if any(node.input[known:]) or bits not in (4, 8):
-        raise UnsupportedError(
-            f"{path}: {node.name or node.op_type} is {bits}-bit with the further inputs "
-            f"{list(node.input[known:])}; only 4 and 8 bits can be read back."
-        )
-    try:
-        codes, scales = stored[node.input[_CODES_INPUT[node.op_type]]], stored[node.input[2]]
-        zero_points = stored[zeros] if zeros else None
-    except KeyError as error:
-        raise PackageError(f"{path}: {node.name} reads {error}, which is no initializer.") from None
-    before = made_by.get(node.input[0])
-    gathered = before is not None and before.op_type == "Gather"
-    order = stored.get(before.input[1]) if before and gathered else None
-    return _Blocks(codes, scales, zero_points, order, bits, size)
 
 
 def _tensor(
     name: str,
     config: LlamaConfig,
-    stored: dict[str, _Initializer],
-    blocks: dict[str, _Blocks],
+    stored: dict[str, Initializer],
+    blocks: dict[str, CodedRows],
     path: Path,
 ) -> LazyTensor:
     """Tensor `name`: whole, or as rows of a fused matrix."""
@@ -311,7 +187,7 @@ def modules_holding(module: str) -> Iterable[tuple[str, list[str]]]:
 
 
 def _float(
-    name: str, shape: tuple[int, ...], matrix: _Initializer, first: int, total: int
+    name: str, shape: tuple[int, ...], matrix: Initializer, first: int, total: int
 ) -> LazyTensor:
     code = _FLOAT_CODES.get(matrix.dtype.name)
     if code is None or matrix.shape != (total, *shape[1:]):
@@ -327,25 +203,17 @@ def _float(
 
 
 def _quantized(
-    name: str, shape: tuple[int, ...], matrix: _Blocks, first: int, total: int
+    name: str, shape: tuple[int, ...], matrix: CodedRows, first: int, total: int
 ) -> LazyTensor:
-    codes, scales, zeros = matrix.codes, matrix.scales, matrix.zero_points
-    count = -(-shape[1] // matrix.block_size)  # blocks a row
-    if (
-        codes.shape[0] != total
-        or codes.nbytes != total * count * matrix.block_size * matrix.bits // 8
-        or scales.shape != (total, count)
-        or (zeros and zeros.shape != (total, -(-count * matrix.bits // 8)))
-        or (matrix.order and matrix.order.shape != shape[1:])
-    ):
+    if not matrix.fits(total, shape[1]):
         raise PackageError(
-            f"{codes.file.parent}: {codes.name} {list(codes.shape)} with scales "
-            f"{list(scales.shape)} is not a {total} x {shape[1]} matrix of {matrix.bits} bits in "
-            f"blocks of {matrix.block_size}."
+            f"{matrix.codes.file.parent}: {matrix.codes.name} {list(matrix.codes.shape)} and its "
+            f"scales are not a {total} x {shape[1]} matrix of {matrix.bits} bits in blocks of "
+            f"{matrix.block_size}."
         )
 
     def rows(start: int, stop: int) -> Float32:
         return matrix.rows(first + start, first + stop, shape[1])
 
-    nbytes = (codes.nbytes + scales.nbytes + (zeros.nbytes if zeros else 0)) * shape[0] // total
+    nbytes = matrix.nbytes * shape[0] // total
     return LazyTensor(name, shape, f"INT{matrix.bits}/{matrix.block_size}", nbytes, rows)

@@ -46,7 +46,7 @@ def headers_of(source: Path | HubId) -> Path:
     return fetch_headers(source, Path(folder))
 
 
-_STORAGES = ("fp32", "fp16", "int8", "int4")
+_STORAGES = ("fp32", "fp16", "bf16", "int8", "int4")
 
 _OPTIONS = (
     click.option(
@@ -58,8 +58,14 @@ _OPTIONS = (
     ),
     click.option(
         "--precision",
-        help="How weights are stored: fp32, fp16, int8 or int4.  [default: a GPTQ or AWQ source's "
-        "own, else the target's]",
+        help="How weights are stored: fp32, fp16, bf16, int8 or int4, of which a target takes some "
+        "(`llama-onnx targets`).  [default: a GPTQ or AWQ source's own, else the target's]",
+    ),
+    click.option(
+        "--activations",
+        type=click.Choice(["fp32", "fp16", "bf16"]),
+        help="What flows between the operators.  [default: as the weights if these are floats the "
+        "target computes in, else the target's]",
     ),
     click.option(
         "--block-size",

@@ -2,80 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
 from llama_onnx.exporter.config import LlamaConfig
-from llama_onnx.exporter.graph.layers import MICROSOFT, Linear, RMSNorm, stamp
+from llama_onnx.exporter.graph.layers import Linear, RMSNorm, dialect_of
+from llama_onnx.exporter.graph.operators import Batch, KeyValue, stamp, tokens
 from llama_onnx.exporter.quantize.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class KeyValue:
-    """Keys and values of one layer, each [B, num_key_value_heads, T, head_dim]."""
-
-    key: ir.Value
-    value: ir.Value
-
-
-@dataclass(frozen=True)
-class Positions:
-    """What attention must know of the batch, the same for all layers."""
-
-    seqlens_k: ir.Value  # [B] int32: index of each row's last valid position
-    total_sequence_length: ir.Value  # scalar int32: T
-    cos_cache: ir.Value  # [max_position_embeddings, head_dim / 2]
-    sin_cache: ir.Value  # [max_position_embeddings, head_dim / 2]
-
-
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al., 2023) with rotary embeddings inside the operator."""
+    """Self-attention with rotary embeddings; how, its batch knows."""
 
     def __init__(self, name: str, config: LlamaConfig, recipe: Recipe) -> None:
         super().__init__()
-        self.config = config
         hidden, rows = config.hidden_size, config.q_size + 2 * config.kv_size
         sizes = {"q": config.q_size, "k": config.kv_size, "v": config.kv_size}
         packed = {f"{name}.{part}_proj": size for part, size in sizes.items()}
-        self.packed = recipe.fit_together([f"{part}.weight" for part in packed])
+        self.packed = recipe.packs([f"{part}.weight" for part in packed])
         if self.packed:
             self.qkv_proj = Linear(f"{name}.qkv_proj", rows, hidden, recipe, packed)
-        else:  # a source's own codes may differ from one projection to the next
+        else:
             self.q_proj, self.k_proj, self.v_proj = (
                 Linear(part, size, hidden, recipe) for part, size in packed.items()
             )
         self.o_proj = Linear(f"{name}.o_proj", hidden, config.q_size, recipe)
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, past: KeyValue, positions: Positions
+        self, op: OpBuilder, x: ir.Value, past: KeyValue, batch: Batch
     ) -> tuple[ir.Value, KeyValue]:
         """[B, S, H] -> [B, S, H] and the keys and values, the new positions included."""
-        config = self.config
-        out, key, value = op.GroupQueryAttention(
-            *self._project(op, x),
-            past.key,
-            past.value,
-            positions.seqlens_k,
-            positions.total_sequence_length,
-            positions.cos_cache,
-            positions.sin_cache,
-            num_heads=config.num_attention_heads,
-            kv_num_heads=config.num_key_value_heads,
-            do_rotary=1,
-            rotary_interleaved=0,
-            _domain=MICROSOFT,
-            _outputs=3,
-        )
-        stamp(out, "batch_size", "sequence_length", config.q_size)
-        return self.o_proj(op, out), KeyValue(key, value)
+        out, present = batch.attend(op, self._project(op, x), past)
+        return self.o_proj(op, out), present
 
-    def _project(self, op: OpBuilder, x: ir.Value) -> tuple[ir.Value | None, ...]:
-        """Query, key and value; when packed all in the first,
+    def _project(self, op: OpBuilder, x: ir.Value) -> tuple[ir.Value, ...]:
+        """Query, key and value, or all three in one,
         [B, S, (num_attention_heads + 2 num_key_value_heads) head_dim]."""
         if self.packed:
-            return self.qkv_proj(op, x), None, None
+            return (self.qkv_proj(op, x),)
         return self.q_proj(op, x), self.k_proj(op, x), self.v_proj(op, x)
 
 
@@ -84,7 +48,7 @@ class MLP(nn.Module):
 
     def __init__(self, name: str, config: LlamaConfig, recipe: Recipe) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.dialect = config, dialect_of(recipe)
         self.fused = recipe.fuse_gate_up
         hidden, inner = config.hidden_size, config.intermediate_size
         gate, up = f"{name}.gate_proj", f"{name}.up_proj"
@@ -99,14 +63,15 @@ class MLP(nn.Module):
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """[B, S, H] -> [B, S, H]."""
-        shape = ("batch_size", "sequence_length", self.config.intermediate_size)
+        shape = tokens(self.config.intermediate_size)
         if self.fused:
             gate, up = op.Split(self.gate_up_proj(op, x), axis=-1, num_outputs=2, _outputs=2)
+            stamp(gate, *shape, like=x)
+            stamp(up, *shape, like=x)
         else:
             gate, up = self.gate_proj(op, x), self.up_proj(op, x)
-        # QuickGelu(alpha=1) is x * sigmoid(x): SiLU in one operator.
-        silu = op.QuickGelu(gate, alpha=1.0, _domain=MICROSOFT)
-        return self.down_proj(op, op.Mul(stamp(silu, *shape), stamp(up, *shape)))
+        product = op.Mul(self.dialect.silu(op, gate), up)
+        return self.down_proj(op, stamp(product, *shape, like=x))
 
 
 class DecoderLayer(nn.Module):
@@ -116,10 +81,10 @@ class DecoderLayer(nn.Module):
     def __init__(self, index: int, config: LlamaConfig, recipe: Recipe) -> None:
         super().__init__()
         name, eps = f"model.layers.{index}", config.rms_norm_eps
-        self.input_layernorm = RMSNorm(f"{name}.input_layernorm", config.hidden_size, eps)
+        self.input_layernorm = RMSNorm(f"{name}.input_layernorm", config.hidden_size, eps, recipe)
         self.self_attn = Attention(f"{name}.self_attn", config, recipe)
         self.post_attention_layernorm = RMSNorm(
-            f"{name}.post_attention_layernorm", config.hidden_size, eps
+            f"{name}.post_attention_layernorm", config.hidden_size, eps, recipe
         )
         self.mlp = MLP(f"{name}.mlp", config, recipe)
 
@@ -129,10 +94,10 @@ class DecoderLayer(nn.Module):
         x: ir.Value,
         residual: ir.Value | None,
         past: KeyValue,
-        positions: Positions,
+        batch: Batch,
     ) -> tuple[ir.Value, ir.Value, KeyValue]:
         """x and residual [B, S, H]; their sum is the layer's input, and its output again."""
         x, residual = self.input_layernorm(op, x, residual)
-        x, present = self.self_attn(op, x, past, positions)
+        x, present = self.self_attn(op, x, past, batch)
         x, residual = self.post_attention_layernorm(op, x, residual)
         return self.mlp(op, x), residual, present

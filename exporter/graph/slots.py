@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llama_onnx.exporter.quantize.recipe import Float, Storage
+from llama_onnx.exporter.quantize.recipe import Blocks, Float, Storage
 
-_FLOATS = {16: ir.DataType.FLOAT16, 32: ir.DataType.FLOAT}
+FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_SIGNED = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Initializer:
     @property
     def nbytes(self) -> int:
         """Bytes in the data file."""
-        return math.prod(self.shape) * int(self.dtype.itemsize)
+        return math.ceil(math.prod(self.shape) * self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,17 @@ class Slot:
     def initializers(self) -> tuple[Initializer, ...]:
         """The initializers this slot fills, in the order of their bytes in the data file."""
         if isinstance(self.storage, Float):
-            dtype = _FLOATS[self.storage.bits]
+            dtype = FLOATS[self.storage.name]
             return (Initializer(f"{self.name}.weight", dtype, self.shape),)
+        if self.storage.columnwise:
+            return self._columnwise(self.storage)
         rows, columns = self.shape
         blocks = self.storage.num_blocks(columns)
         width = self.storage.block_bytes
         codes = (rows, blocks * width) if self.gathered else (rows, blocks, width)
         found = [
             Initializer(f"{self.name}.qweight", ir.DataType.UINT8, codes),
-            Initializer(f"{self.name}.scales", ir.DataType.FLOAT, (rows, blocks)),
+            Initializer(f"{self.name}.scales", FLOATS[self.storage.scales], (rows, blocks)),
         ]
         if self.storage.zero_points:
             zeros = (rows, self.storage.zero_bytes(columns))
@@ -68,6 +71,14 @@ class Slot:
         if self.storage.order:
             found.append(Initializer(f"{self.name}.order", ir.DataType.INT64, (columns,)))
         return tuple(found)
+
+    def _columnwise(self, storage: Blocks) -> tuple[Initializer, ...]:
+        rows, columns = self.shape
+        scales = (storage.num_blocks(columns), rows)
+        return (
+            Initializer(f"{self.name}.qweight", _SIGNED[storage.bits], (columns, rows)),
+            Initializer(f"{self.name}.scales", FLOATS[storage.scales], scales),
+        )
 
     @property
     def nbytes(self) -> int:

@@ -17,11 +17,12 @@ import onnx_ir as ir
 from llama_onnx.exporter.checkpoints.base import Checkpoint
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.exporter.exact import compute_in_float32
 from llama_onnx.exporter.parity.culprit import Culprit, find_culprit
 from llama_onnx.exporter.parity.deviation import deviation, ranges
 from llama_onnx.exporter.parity.long import PIECE, in_pieces, long_passage
 from llama_onnx.exporter.parity.reproduce import cut_out, run_piece, write_reproduction
-from llama_onnx.exporter.parity.rotary import attention_nodes, rotary_error, rotated
+from llama_onnx.exporter.parity.rotary import rotary_error, rotating_nodes, rotation_at
 from llama_onnx.exporter.parity.validate import ParityReport, Progress
 from llama_onnx.exporter.parity.values import layer_of, module_of, scope_of
 from llama_onnx.exporter.parity.whereabouts import where_in_graph, where_in_weights
@@ -31,7 +32,6 @@ from llama_onnx.exporter.parity.wrong_weights import (
     find_wrong_weights,
     probe,
 )
-from llama_onnx.exporter.segments import FP32_ACTIVATIONS, set_accuracy_level
 from llama_onnx.runtime.parity.situations import (
     DECODE,
     LONG_CONTEXT,
@@ -144,8 +144,8 @@ class _Search:
     """What each step belongs to."""
 
     @property
-    def accuracy_level(self) -> int | None:
-        return FP32_ACTIVATIONS if self.cause == "graph" else None
+    def exact(self) -> bool:
+        return self.cause == "graph"
 
     def run(self, progress: Callable[[int, int], None]) -> Culprit | None:
         return find_culprit(
@@ -154,7 +154,7 @@ class _Search:
             self.passages,
             self.program,
             self.limit,
-            self.accuracy_level,
+            self.exact,
             progress,
         )
 
@@ -197,7 +197,7 @@ def _report_weights(
     out: Path,
 ) -> Finding:
     model = ir.load(package / MODEL_FILE)
-    set_accuracy_level(model, FP32_ACTIVATIONS)
+    compute_in_float32(model, weights.config)
     shown = probe(model, wrong, weights, reference, limits)
     node = shown.nodes[-1]
     piece = cut_out(model, shown.inputs, shown.output)
@@ -236,20 +236,15 @@ def _report_rotary(package: Path, config: LlamaConfig, report: ParityReport, out
     assert error is not None and error.positions, "the report says so"
     position = error.positions[0]
     readers = [
-        n for n in attention_nodes(model) if error.initializer in (v and v.name for v in n.inputs)
+        node
+        for node, tables in rotating_nodes(model).items()
+        if error.initializer in (table.name for table in tables)
     ]
+    layers = {layer_of(reader) for reader in readers}
     node = readers[0]
-    heads, dim = config.num_key_value_heads, config.head_dim
-    keys = np.random.default_rng(0).standard_normal((heads, dim), np.float32)
-    packed = np.zeros((1, 1, config.q_size + 2 * config.kv_size), np.float32)
-    packed[0, 0, config.q_size : config.q_size + config.kv_size] = keys.ravel()
-    past = np.zeros((1, heads, position, dim), np.float32)
-    last, length = np.array([position], np.int32), np.array(position + 1, np.int32)
-    fed = dict(zip((0, 3, 4, 5, 6), (packed, past, past, last, length), strict=True))
-    inputs = {str(v.name): fed[i] for i, v in enumerate(node.inputs) if v is not None and i in fed}
-    expected = np.full((1, heads, position + 1, dim), np.nan)
-    expected[0, :, position] = rotated(keys, position, config)
-    piece = cut_out(model, inputs, str(node.outputs[1].name))
+    shown = rotation_at(node, position, config)
+    inputs, expected = shown.inputs, shown.expected
+    piece = cut_out(model, inputs, shown.output)
     found = run_piece(piece, inputs, package)
     title = f"Keys rotated at position {position}: the {error.table} table is wrong there."
     write_reproduction(out, piece, inputs, expected, found, title)
@@ -267,7 +262,7 @@ def _report_rotary(package: Path, config: LlamaConfig, report: ParityReport, out
         how.max_abs,
         (
             f"positions {ranges(error.positions)} of 0-{config.max_position_embeddings - 1}",
-            f"in {len(readers)} of {config.num_hidden_layers} layers",
+            f"in {len(layers)} of {config.num_hidden_layers} layers",
         ),
         str(out),
     )
@@ -275,8 +270,8 @@ def _report_rotary(package: Path, config: LlamaConfig, report: ParityReport, out
 
 def _report_culprit(search: _Search, culprit: Culprit, out: Path) -> Finding:
     model = ir.load(search.package / MODEL_FILE)
-    if search.accuracy_level is not None:
-        set_accuracy_level(model, search.accuracy_level)
+    if search.exact:
+        compute_in_float32(model, search.weights.config)
     node = culprit.node
     situation = search.situations[culprit.step]
     title = f"{node.op_type} ({node.name}) gives something else than PyTorch: {situation}."

@@ -19,11 +19,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
+from llama_onnx.exporter.exact import compute_in_float32
 from llama_onnx.exporter.parity import points as pt
 from llama_onnx.exporter.parity.deviation import Deviation, deviation
 from llama_onnx.exporter.parity.points import Points, walk_points
 from llama_onnx.exporter.parity.values import Point, expected, feeds_of, known_values
-from llama_onnx.exporter.segments import Segment, open_segment, segments, set_accuracy_level
+from llama_onnx.exporter.segments import Segment, open_segment, segments
 from llama_onnx.runtime.parity.situations import Passage, Program, Step
 from llama_onnx.targets.package import MODEL_FILE
 
@@ -73,14 +74,14 @@ def find_culprit(
     passages: Sequence[Passage],
     program: Program,
     limit: float,
-    accuracy_level: int | None,
+    exact: bool,
     progress: Callable[[int, int], None],
 ) -> Culprit | None:
     """The first piece of the graph whose value is off by more than `limit` (relative L2; ten times
-    as much at one position alone), or None. `accuracy_level` as in `run_segments`."""
+    as much at one position alone), or None. `exact` as in `run_segments`."""
     model = ir.load(package / MODEL_FILE)
-    if accuracy_level is not None:
-        set_accuracy_level(model, accuracy_level)
+    if exact:
+        compute_in_float32(model, weights.config)
     known = known_values(model)
     environments: list[dict[str, Array]] = [
         {"input_ids": step.ids, "attention_mask": step.mask} for step in program
@@ -91,7 +92,7 @@ def find_culprit(
     for done, (segment, (label, points)) in enumerate(zip(cuts, walked, strict=True)):
         needed = {name for cut in cuts[done + 1 :] for name in cut.inputs}
         piece = _Piece(model, _with_every_value(segment, model), known, label, points, needed)
-        session = open_segment(model, piece.segment, package)
+        session = open_segment(model, piece.segment, package, exact=exact)
         culprit = piece.search(session, program, environments, limit)
         del session
         if culprit:

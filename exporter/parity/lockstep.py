@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints.base import Checkpoint, Float32
-from llama_onnx.exporter.segments import FP32_ACTIVATIONS, run_segments
+from llama_onnx.exporter.segments import moves_padding, run_segments
 from llama_onnx.runtime.parity.metrics import Ids
 from llama_onnx.runtime.parity.session import Adapter
 from llama_onnx.runtime.parity.situations import Observation, Passage, Program, Row, Step, observe
@@ -52,24 +53,26 @@ def lockstep(
     from llama_onnx.exporter.walk import walk_layers
 
     sequences = [passage.ids for passage in passages]
+    in_front = moves_padding(ir.load(package / MODEL_FILE))
     for (label, theirs), (_, ours), (segment, steps) in zip(
         walk_layers(original, sequences, positions),
         walk_layers(weights, sequences, positions),
-        run_segments(package / MODEL_FILE, program, weights.config, FP32_ACTIVATIONS, adapter),
+        run_segments(package / MODEL_FILE, program, weights.config, exact=True, adapter=adapter),
         strict=True,
     ):
         assert segment == label
-        yield Stage(label, theirs, ours, _observations(program, steps))
+        yield Stage(label, theirs, ours, _observations(program, steps, in_front))
 
 
 def _observations(
-    program: Program, steps: Iterator[dict[str, npt.NDArray[Any]]]
+    program: Program, steps: Iterator[dict[str, npt.NDArray[Any]]], in_front: bool
 ) -> Iterator[tuple[int, Observation]]:
     for index, (step, outputs) in enumerate(zip(program, steps, strict=True)):
         if "logits" in outputs:
             found = observe(step, outputs["logits"])
         else:
-            found = (hidden_observation(step, row, hidden_state(outputs)) for row in step.rows)
+            hidden = hidden_state(outputs)
+            found = (hidden_observation(step, row, hidden, in_front) for row in step.rows)
         yield from ((index, observation) for observation in found)
 
 
@@ -81,10 +84,12 @@ def hidden_state(outputs: dict[str, npt.NDArray[Any]]) -> Float32:
     return np.asarray(np.sum(parts, axis=0, dtype=np.float32))
 
 
-def hidden_observation(step: Step, row: Row, hidden: Float32) -> Observation:
-    """What `row` says about `hidden` [B, S, H], in which valid positions stand in front."""
+def hidden_observation(step: Step, row: Row, hidden: Float32, in_front: bool) -> Observation:
+    """What `row` says about `hidden` [B, S, H], in which valid positions stand `in_front`, or where
+    the caller put them."""
     length = step.ids.shape[1]
-    padding = int(step.mask[row.batch, -length:].argmax())  # on the left, rotated away
+    # On the left, rotated away.
+    padding = int(step.mask[row.batch, -length:].argmax()) if in_front else 0
     start, stop, _ = row.outputs.indices(length)
     positions = np.arange(row.first, row.first + stop - start)
     return Observation(row.passage, positions, hidden[row.batch, start - padding : stop - padding])

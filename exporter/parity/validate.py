@@ -53,12 +53,12 @@ from llama_onnx.runtime.parity.metrics import (
 from llama_onnx.runtime.parity.session import Adapter
 from llama_onnx.runtime.parity.situations import (
     LONG_CONTEXT,
-    SITUATIONS,
     Observation,
     Passage,
     Situation,
     join,
     run_plainly,
+    situations_of,
 )
 from llama_onnx.runtime.parity.speed import Speed
 from llama_onnx.runtime.parity.thresholds import Check, check, thresholds
@@ -202,14 +202,15 @@ def validate(
     *,
     short: Asked = NOTHING,
     texts: Sequence[str] = (),
-    situations: Sequence[Situation] = SITUATIONS,
+    situations: Sequence[Situation] | None = None,
     swapped: tuple[str, Path] | None = None,
     max_kl: float | None = None,
     thorough: bool = False,
     progress: Progress | None = None,
 ) -> tuple[ParityReport, Evidence]:
     """Measure `package` against `reference` on what is `asked`. The two tokenizers are compared on
-    a fixed set of texts and on `texts`. `thorough` also goes to the context's end. The evidence
+    a fixed set of texts and on `texts`; `situations` None are all that mean something to the graph.
+    `thorough` also goes to the context's end. The evidence
     returned beside the report has both references' logits on `short` too.
 
     `swapped` is the name of an adapter beside the package's base and the PEFT folder it was made
@@ -222,6 +223,8 @@ def validate(
     check_same_model(weights, reference)
     tokenizer = check_tokenizer(package, reference, texts)
     ours, theirs, adapter = _with_adapter(package, weights, reference, swapped)
+    if situations is None:
+        situations = situations_of(shared_buffer=weights.ragged)
     evidence = gather(package, ours, theirs, asked, short, situations, progress, adapter)
     distance = compare_weights(weights, reference, _label("weights", progress))
     trained = _trained_length(reference)

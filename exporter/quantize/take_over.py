@@ -46,12 +46,14 @@ def take_over(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
             )
         return recipe
     assert isinstance(checkpoint, HoldsCodes)
+    if recipe.operators.standard:
+        return recipe  # a source's codes stand in rows, with zero points and orders of their own
     found = {}
     for name in checkpoint.config.tensor_shapes():
         bits = checkpoint.bits_of(name)
         wanted = recipe.head if name == "lm_head.weight" else recipe.linear
         if isinstance(wanted, Blocks) and bits and wanted.name in (f"int{bits}", native):
-            found[name] = checkpoint.coded(name).storage
+            found[name] = replace(checkpoint.coded(name).storage, scales=recipe.activations)
     result = replace(recipe, taken_over=found)
     _check_fusion(checkpoint, result)
     return result

@@ -1,0 +1,199 @@
+"""The graph on ONNX Runtime's own operators, `com.microsoft`.
+
+Their contracts: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
+from llama_onnx.exporter.quantize.recipe import Blocks
+from llama_onnx.targets.target import Operators
+
+MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Window:
+    """The new positions of a batch, with the padding of each row worked out.
+
+    GroupQueryAttention wants each row's valid positions in front (right padding, as genai pads);
+    most Python code pads on the left. Rows that are padded on the left are rotated to the front on
+    the way in and back on the way out: token ids and hidden states, both small, instead of a mask
+    of [B, S, T] in every layer.
+    """
+
+    config: LlamaConfig
+    operators: Operators
+    seqlens_k: ir.Value  # [B] int32: index of each row's last valid position
+    total_sequence_length: ir.Value  # scalar int32: T
+    valid: ir.Value  # [B, 1] int64: valid positions among the S new ones
+    front: ir.Value  # [B, S] int64: where position s of the rotated row stood
+    back: ir.Value  # [B, S] int64: the inverse
+    position_ids: ir.Value | None  # [B, S] int64, for a rotation outside of the attention
+    tables: tuple[ir.Value, ...] = ()  # cos and sin, [max_position_embeddings, head_dim / 2]
+
+    def arrange(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
+        """Rotate token ids [B, S] so that valid ones stand in front."""
+        return op.GatherElements(input_ids, self.front, axis=1)
+
+    def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
+        """Rotate hidden states [B, S, H] back to where their tokens stood."""
+        return op.GatherND(hidden, op.Unsqueeze(self.back, [2]), batch_dims=1)
+
+    def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
+        """Hidden state of each row's last valid position, [B, 1, H]."""
+        index = op.Unsqueeze(op.Sub(self.valid, 1), [2])  # [B, 1, 1]
+        return op.GatherND(hidden, index, batch_dims=1)
+
+    def rotating(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
+        """The same with the tables."""
+        return replace(self, tables=tables)
+
+    def attend(
+        self, op: OpBuilder, projected: tuple[ir.Value, ...], past: KeyValue
+    ) -> tuple[ir.Value, KeyValue]:
+        """Grouped-query attention (Ainslie et al., 2023); see `Batch`."""
+        config, inner = self.config, self.operators.inner_rotary
+        query, key, value = projected if len(projected) == 3 else (projected[0], None, None)
+        if not inner:
+            assert key is not None, "packed, they cannot be rotated"
+            query, key = self._rotate(op, query), self._rotate(op, key)
+        out, present_key, present_value = op.GroupQueryAttention(
+            query,
+            key,
+            value,
+            past.key,
+            past.value,
+            self.seqlens_k,
+            self.total_sequence_length,
+            *(self.tables if inner else ()),
+            num_heads=config.num_attention_heads,
+            kv_num_heads=config.num_key_value_heads,
+            do_rotary=int(inner),
+            rotary_interleaved=0,
+            _domain=MICROSOFT,
+            _outputs=3,
+        )
+        stamp(out, *tokens(config.q_size), like=projected[0])
+        return out, KeyValue(present_key, present_value)
+
+    def _rotate(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Rotary embeddings (Su et al., 2021) of [B, S, heads head_dim]."""
+        assert x.shape is not None
+        rotated = op.RotaryEmbedding(
+            x, self.position_ids, *self.tables, interleaved=0, _domain=MICROSOFT
+        )
+        return stamp(rotated, *x.shape, like=x)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A `Dialect`. `accuracy_level` is MatMulNBits' own."""
+
+    operators: Operators
+    accuracy_level: int
+
+    def batch(
+        self,
+        op: OpBuilder,
+        config: LlamaConfig,
+        input_ids: ir.Value,
+        mask: ir.Value,
+    ) -> Batch:
+        """Work out the window of `input_ids` [B, S] under `mask` [B, T]."""
+        lengths = op.ReduceSum(mask, [1], keepdims=0)  # [B]
+        seqlens_k = op.Cast(op.Sub(lengths, 1), to=ir.DataType.INT32)
+        total = op.Cast(op.Squeeze(op.Shape(mask, start=1, end=2), [0]), to=ir.DataType.INT32)
+        size = op.Shape(input_ids, start=1, end=2)  # [1]
+        new = op.Slice(mask, op.Neg(size), [2**31 - 1], [1])  # [B, S]
+        padding = op.ArgMax(new, axis=1, keepdims=1)  # [B, 1] zeros in front of the first one
+        steps = op.Range(0, op.Squeeze(size, [0]), 1)  # [S]
+        front = op.Mod(op.Add(steps, padding), size)
+        back = op.Mod(op.Sub(op.Add(steps, size), padding), size)
+        valid = op.ReduceSum(new, [1], keepdims=1)
+        positions = None
+        if not self.operators.inner_rotary:
+            positions = op.Add(op.Sub(op.Unsqueeze(lengths, [1]), valid), steps)
+        return Window(config, self.operators, seqlens_k, total, valid, front, back, positions)
+
+    def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Rows of `matrix` by token id; the quantized ones by `GatherBlockQuantized`."""
+        storage, width = matrix.slot.storage, matrix.slot.shape[1]
+        if not isinstance(storage, Blocks):
+            found = op.Gather(matrix.values["weight"], ids, axis=0)
+            return stamp(cast(op, found, dtype), *tokens(width), dtype=dtype)
+        hidden = op.GatherBlockQuantized(
+            matrix.values["qweight"],
+            ids,
+            matrix.values["scales"],
+            bits=storage.bits,
+            block_size=storage.block_size,
+            gather_axis=0,
+            quantize_axis=1,
+            _domain=MICROSOFT,
+        )
+        if width % storage.block_size:  # the last block's padding is no channel
+            hidden = op.Slice(stamp(hidden, *tokens("padded"), dtype=dtype), [0], [width], [2])
+        return stamp(hidden, *tokens(width), dtype=dtype)
+
+    def matmul(self, op: OpBuilder, x: ir.Value, matrix: Matrix) -> ir.Value:
+        """x @ W.T: floats [N, K] need no transposed copy, neither on disk nor in memory."""
+        if isinstance(matrix.slot.storage, Blocks):
+            out = self._matmul_blocks(op, x, matrix, matrix.slot.storage)
+        else:
+            assert x.dtype is not None
+            weight = cast(op, matrix.values["weight"], x.dtype)
+            out = op.FusedMatMul(x, weight, transB=1, _domain=MICROSOFT)
+        return stamp(out, *tokens(matrix.slot.shape[0]), like=x)
+
+    def _matmul_blocks(
+        self, op: OpBuilder, x: ir.Value, matrix: Matrix, storage: Blocks
+    ) -> ir.Value:
+        """Symmetric without zero points; `order` [K] is the channel of x that each column of the
+        codes belongs to."""
+        rows, columns = matrix.slot.shape
+        values = matrix.values
+        if "order" in values:
+            # The operator's own g_idx is over a hundred times slower, and wrong with zero points.
+            x = stamp(op.Gather(x, values["order"], axis=-1), *tokens(columns), like=x)
+        zeros = [values["zero_points"]] if "zero_points" in values else []
+        return op.MatMulNBits(
+            x,
+            values["qweight"],
+            values["scales"],
+            *zeros,
+            N=rows,
+            K=columns,
+            bits=storage.bits,
+            block_size=storage.block_size,
+            accuracy_level=self.accuracy_level,
+            _domain=MICROSOFT,
+        )
+
+    def rms_norm(
+        self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, gain: ir.Value, eps: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """ONNX Runtime does not fuse an addition and a norm by itself at any optimization level."""
+        assert gain.shape is not None
+        shape = tokens(gain.shape[0])  # type: ignore[arg-type]
+        if residual is not None:
+            normed, _, _, total = op.SkipSimplifiedLayerNormalization(
+                x, residual, gain, epsilon=eps, _domain=MICROSOFT, _outputs=4
+            )
+            return stamp(normed, *shape, like=x), stamp(total, *shape, like=x)
+        if self.operators.rms_normalization:
+            normed = op.RMSNormalization(x, gain, axis=-1, epsilon=eps)
+        else:  # ONNX Runtime's own, though it lives in ONNX's domain
+            normed = op.SimplifiedLayerNormalization(x, gain, axis=-1, epsilon=eps, stash_type=1)
+        return stamp(normed, *shape, like=x), x
+
+    def silu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """QuickGelu(alpha=1) is x * sigmoid(x) in one operator."""
+        assert x.shape is not None
+        return stamp(op.QuickGelu(x, alpha=1.0, _domain=MICROSOFT), *x.shape, like=x)

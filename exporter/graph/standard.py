@@ -1,0 +1,140 @@
+"""The graph on ONNX's own operators alone, opset 23: for any runtime that conforms to it.
+
+Their contracts: https://onnx.ai/onnx/operators/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
+from llama_onnx.exporter.quantize.recipe import Blocks
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The new positions of a batch, padding hidden by a mask: tokens stay where they are."""
+
+    config: LlamaConfig
+    position_ids: ir.Value  # [B, S] int64
+    visible: ir.Value  # [B, 1, S, T] bool
+    new: ir.Value  # [B, S] int64: the mask of the new positions
+    tables: tuple[ir.Value, ...] = ()  # cos and sin, [max_position_embeddings, head_dim / 2]
+
+    def arrange(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
+        """As they are."""
+        return input_ids
+
+    def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
+        """As they are."""
+        return hidden
+
+    def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
+        """Hidden state of each row's last valid position, [B, 1, H]."""
+        last = op.ArgMax(self.new, axis=1, keepdims=1, select_last_index=1)  # [B, 1]
+        return op.GatherND(hidden, op.Unsqueeze(last, [2]), batch_dims=1)
+
+    def rotating(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
+        """The same with the tables."""
+        return replace(self, tables=tables)
+
+    def attend(
+        self, op: OpBuilder, projected: tuple[ir.Value, ...], past: KeyValue
+    ) -> tuple[ir.Value, KeyValue]:
+        """Attention-23, which repeats keys and values for groups of queries itself."""
+        config = self.config
+        query, key, value = projected
+        out, present_key, present_value = op.Attention(
+            self._rotate(op, query, config.num_attention_heads),
+            self._rotate(op, key, config.num_key_value_heads),
+            value,
+            self.visible,
+            past.key,
+            past.value,
+            q_num_heads=config.num_attention_heads,
+            kv_num_heads=config.num_key_value_heads,
+            _outputs=3,
+        )
+        return stamp(out, *tokens(config.q_size), like=query), KeyValue(present_key, present_value)
+
+    def _rotate(self, op: OpBuilder, x: ir.Value, heads: int) -> ir.Value:
+        """Rotary embeddings (Su et al., 2021) of [B, S, heads head_dim]."""
+        rotated = op.RotaryEmbedding(
+            x, *self.tables, self.position_ids, interleaved=0, num_heads=heads
+        )
+        return stamp(rotated, *tokens(heads * self.config.head_dim), like=x)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """A `Dialect`."""
+
+    def batch(
+        self,
+        op: OpBuilder,
+        config: LlamaConfig,
+        input_ids: ir.Value,
+        mask: ir.Value,
+    ) -> Batch:
+        """Positions count what is valid; a token sees what is valid up to itself.
+
+        It sees itself even where it is padding: a row of the softmax with nothing in it would be
+        NaN, which spreads from the cache to every token.
+        """
+        size = op.Shape(input_ids, start=1, end=2)  # [1]
+        total = op.Shape(mask, start=1, end=2)  # [1]
+        counted = op.Sub(op.CumSum(mask, 1), 1)  # [B, T]
+        positions = op.Max(op.Slice(counted, op.Neg(size), [2**31 - 1], [1]), 0)  # [B, S]
+        new = op.Slice(mask, op.Neg(size), [2**31 - 1], [1])  # [B, S]
+        keys = op.Range(0, op.Squeeze(total, [0]), 1)  # [T]
+        queries = op.Unsqueeze(op.Slice(keys, op.Neg(size), [2**31 - 1], [0]), [1])  # [S, 1]
+        valid = op.Unsqueeze(op.Cast(mask, to=ir.DataType.BOOL), [1, 2])  # [B, 1, 1, T]
+        earlier, itself = op.LessOrEqual(keys, queries), op.Equal(keys, queries)  # [S, T]
+        visible = op.Or(op.And(valid, earlier), itself)  # [B, 1, S, T]
+        return Masked(config, positions, visible, new)
+
+    def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Rows of the embedding. Quantized, it stands as the head of a tied model reads it, so they
+        are columns: those of the tokens are taken, then dequantized, then turned."""
+        storage, width = matrix.slot.storage, matrix.slot.shape[1]
+        if not isinstance(storage, Blocks):
+            found = op.Gather(matrix.values["weight"], ids, axis=0)
+            return stamp(cast(op, found, dtype), *tokens(width), dtype=dtype)
+        codes = op.Gather(matrix.values["qweight"], ids, axis=1)  # [H, B, S]
+        scales = op.Gather(matrix.values["scales"], ids, axis=1)  # [blocks, B, S]
+        columns = op.DequantizeLinear(codes, scales, axis=0, block_size=storage.block_size)
+        return stamp(op.Transpose(columns, perm=[1, 2, 0]), *tokens(width), dtype=dtype)
+
+    def matmul(self, op: OpBuilder, x: ir.Value, matrix: Matrix) -> ir.Value:
+        """x @ W.T. ONNX Runtime makes one operator of either pair of nodes."""
+        storage = matrix.slot.storage
+        if isinstance(storage, Blocks):
+            weight = op.DequantizeLinear(
+                matrix.values["qweight"],
+                matrix.values["scales"],
+                axis=0,
+                block_size=storage.block_size,
+            )
+        else:
+            assert x.dtype is not None
+            weight = op.Transpose(cast(op, matrix.values["weight"], x.dtype), perm=[1, 0])
+        return stamp(op.MatMul(x, weight), *tokens(matrix.slot.shape[0]), like=x)
+
+    def rms_norm(
+        self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, gain: ir.Value, eps: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """Add and RMSNormalization-23."""
+        assert gain.shape is not None
+        shape = tokens(gain.shape[0])  # type: ignore[arg-type]
+        total = x if residual is None else stamp(op.Add(x, residual), *shape, like=x)
+        normed = op.RMSNormalization(total, gain, axis=-1, epsilon=eps)
+        return stamp(normed, *shape, like=x), total
+
+    def silu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """x * sigmoid(x); Swish comes with opset 24."""
+        assert x.shape is not None
+        return stamp(op.Mul(x, op.Sigmoid(x)), *x.shape, like=x)

@@ -1,0 +1,19 @@
+"""NVIDIA's GPUs."""
+
+from __future__ import annotations
+
+from llama_onnx.targets.providers import CUDA
+from llama_onnx.targets.target import Graph, Session, Target
+
+TARGET = Target(
+    name="cuda",
+    description="NVIDIA GPUs",
+    graph=Graph(
+        # No fp32: GroupQueryAttention has kernels for half precision alone.
+        precisions=("fp16", "bf16", "int8", "int4"),
+        default_precision="int4",
+        activations=("fp16", "bf16"),
+        accuracy_level=0,
+    ),
+    session=Session(CUDA),
+)

@@ -1,0 +1,23 @@
+"""GPUs and NPUs of any maker on Windows."""
+
+from __future__ import annotations
+
+from llama_onnx.targets.providers import DIRECTML
+from llama_onnx.targets.target import Graph, Operators, Session, Target
+
+TARGET = Target(
+    name="directml",
+    description="DirectX 12 GPUs on Windows",
+    graph=Graph(
+        precisions=("fp16", "int8", "int4"),
+        default_precision="int4",
+        activations=("fp16",),
+        accuracy_level=0,
+        # Its GroupQueryAttention reads query, key, value, cache and lengths: neither a packed
+        # matrix nor rotary tables, which it would leave out without a word.
+        operators=Operators(
+            packed_qkv=False, inner_rotary=False, rms_normalization=False, gather_blocks=False
+        ),
+    ),
+    session=Session(DIRECTML),
+)

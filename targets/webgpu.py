@@ -1,0 +1,19 @@
+"""GPUs through WebGPU: Direct3D 12, Vulkan or Metal beneath."""
+
+from __future__ import annotations
+
+from llama_onnx.targets.providers import WEBGPU
+from llama_onnx.targets.target import Graph, Operators, Session, Target
+
+TARGET = Target(
+    name="webgpu",
+    description="GPUs through WebGPU",
+    graph=Graph(
+        precisions=("fp16", "int8", "int4"),
+        default_precision="int4",
+        activations=("fp16", "fp32"),
+        accuracy_level=0,
+        operators=Operators(rms_normalization=False),
+    ),
+    session=Session(WEBGPU),
+)
