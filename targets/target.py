@@ -17,13 +17,15 @@ class Operators:
 
     `standard`: ONNX's own alone, none of `com.microsoft`; the other fields mean nothing then.
     `packed_qkv`: GroupQueryAttention takes query, key and value as one matrix; `inner_rotary`: it
-    rotates them itself. `rms_normalization`: there is a kernel for ONNX's RMSNormalization, and
-    `gather_blocks` for GatherBlockQuantized, which reads rows of a quantized embedding.
+    rotates them itself. Whether there are kernels for: `fused_matmul` FusedMatMul, which multiplies
+    by a transposed matrix; `rms_normalization` ONNX's RMSNormalization; `gather_blocks`
+    GatherBlockQuantized, which reads rows of a quantized embedding.
     """
 
     standard: bool = False
     packed_qkv: bool = True
     inner_rotary: bool = True
+    fused_matmul: bool = True
     rms_normalization: bool = True
     gather_blocks: bool = True
 

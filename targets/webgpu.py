@@ -13,7 +13,7 @@ TARGET = Target(
         default_precision="int4",
         activations=("fp16", "fp32"),
         accuracy_level=0,
-        operators=Operators(rms_normalization=False),
+        operators=Operators(fused_matmul=False, rms_normalization=False),
     ),
     session=Session(WEBGPU),
 )

@@ -149,7 +149,10 @@ class Fused:
         else:
             assert x.dtype is not None
             weight = cast(op, matrix.values["weight"], x.dtype)
-            out = op.FusedMatMul(x, weight, transB=1, _domain=MICROSOFT)
+            if self.operators.fused_matmul:
+                out = op.FusedMatMul(x, weight, transB=1, _domain=MICROSOFT)
+            else:
+                out = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
         return stamp(out, *tokens(matrix.slot.shape[0]), like=x)
 
     def _matmul_blocks(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from llama_onnx.runtime.pages import give_back_what_is_freed
 from llama_onnx.runtime.parity.metrics import Ids, Logits
 from llama_onnx.runtime.parity.session import Cache, GraphSession, SharedBuffer
 from llama_onnx.targets.errors import PackageError
@@ -27,6 +28,7 @@ _BATCH_LENGTH = 48  # longest row of a batch, and of what runs side by side
 _BATCH_STEPS = 3
 _CHUNKS = (1, 2, 31, 33)
 _TWO_STEPS = 4
+_TRIM = 16  # steps between two clean-ups
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ def run_plainly(graph: GraphSession, program: Program) -> Iterator[Observation]:
     for index, step in enumerate(program):
         logits, present = graph.batch_step(step.ids, step.mask, caches.before(index))
         caches.put(index, present)
+        del present
+        if index % _TRIM == _TRIM - 1:  # caches that grow leave holes behind
+            give_back_what_is_freed()
         yield from observe(step, logits)
 
 
