@@ -59,8 +59,8 @@ from llama_onnx.targets.package import (
 )
 from llama_onnx.targets.target import Target
 
-RUNS_HERE = ("fp32", "fp16")
-"""Activations that ONNX Runtime's CPU provider has kernels for, or casts to some."""
+WITHOUT_KERNELS = ("bf16",)
+"""Activations that ONNX Runtime's CPU provider neither has kernels for nor casts to others."""
 
 
 class Progress(Protocol):
@@ -101,6 +101,11 @@ class ExportResult:
     write_seconds: float
     total_seconds: float
     warnings: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the step was run in float32, for want of kernels here."""
+        return self.plan.recipe.activations in WITHOUT_KERNELS
 
     def to_json(self) -> dict[str, Any]:
         """The figures, for scripts."""
@@ -230,7 +235,7 @@ def _fill(job: _Job, resuming: bool) -> _Finished:
     seconds = time.perf_counter() - started
     progress.step("running a step")
     kept = [adapter.file for adapter in job.kept]
-    exact = job.plan.recipe.activations not in RUNS_HERE
+    exact = job.plan.recipe.activations in WITHOUT_KERNELS
     try_package(job.folder, job.checkpoint.config, kept, exact=exact)
     _write_manifest(job, data_sha256)
     return _Finished(resumed, seconds, warnings)
@@ -346,7 +351,8 @@ def _write_small_files(job: _Job) -> tuple[str, ...]:
     config = checkpoint.config
     (folder / MODEL_FILE).write_bytes(_serialize(job.plan.built))
     search = check_search(checkpoint.search_defaults(), str(checkpoint.path))
-    settings = genai_config(config, search, job.target.session, MODEL_FILE)
+    activations = job.plan.recipe.activations
+    settings = genai_config(config, search, job.target.session, MODEL_FILE, activations)
     _write_json(folder / "genai_config.json", settings)
     _write_json(folder / "config.json", config.to_huggingface())
     checkpoint.write_tokenizer(folder)
@@ -433,6 +439,7 @@ def _write_manifest(job: _Job, data_sha256: str) -> None:
         "adapters": {adapter.name: adapter.describe() for adapter in job.kept},
         "config": asdict(checkpoint.config),
         "graph": graph_costs(job.plan.built),
+        "structure": job.plan.structure.to_json() if job.plan.structure else None,
     }
     write_manifest(job.folder, content, {DATA_FILE: data_sha256}, leave_out=WORKING_FILES)
 

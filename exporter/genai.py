@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.exporter.dtypes import DTYPES
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.provider import Provider
-from llama_onnx.targets.target import Session
+from llama_onnx.targets.target import FloatName, Session
 
 _SEARCH_RANGES: dict[str, tuple[float | None, float | None]] = {
     "temperature": (0, None),
@@ -21,21 +22,25 @@ CACHE_BUDGET = 1 << 30
 """genai allocates the cache of `max_length` up front: by default no more than 1 GiB of it."""
 
 
-def cache_bytes_per_token(config: LlamaConfig) -> int:
-    """Bytes of keys and values one position takes in all layers, float32."""
-    return 2 * 4 * config.num_hidden_layers * config.kv_size
+def cache_bytes_per_token(config: LlamaConfig, activations: FloatName = "fp32") -> int:
+    """Bytes of keys and values one position takes in all layers."""
+    return 2 * DTYPES[activations].itemsize * config.num_hidden_layers * config.kv_size
 
 
-def default_max_length(config: LlamaConfig) -> int:
+def default_max_length(config: LlamaConfig, activations: FloatName = "fp32") -> int:
     """The context, or the largest power of two whose cache fits `CACHE_BUDGET` (at least 256)."""
-    fitting = max(256, CACHE_BUDGET // cache_bytes_per_token(config))
+    fitting = max(256, CACHE_BUDGET // cache_bytes_per_token(config, activations))
     if fitting >= config.max_position_embeddings:
         return config.max_position_embeddings
     return 1 << (fitting.bit_length() - 1)
 
 
 def genai_config(
-    config: LlamaConfig, search: dict[str, Any], session: Session, model_file: str
+    config: LlamaConfig,
+    search: dict[str, Any],
+    session: Session,
+    model_file: str,
+    activations: FloatName = "fp32",
 ) -> dict[str, Any]:
     """The content of genai_config.json. `search` are the model's own sampling defaults."""
     provider = session.provider
@@ -76,11 +81,11 @@ def genai_config(
         model["bos_token_id"] = config.bos_token_id
     defaults: dict[str, Any] = {
         "do_sample": False,
-        "max_length": default_max_length(config),
+        "max_length": default_max_length(config, activations),
         "min_length": 0,
         "num_beams": 1,
         "num_return_sequences": 1,
-        "past_present_share_buffer": True,
+        "past_present_share_buffer": session.shared_buffer,
         "repetition_penalty": 1.0,
         "temperature": 1.0,
         "top_k": 50,

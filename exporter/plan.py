@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -21,9 +22,10 @@ from llama_onnx.exporter.checkpoints.base import HoldsCodes
 from llama_onnx.exporter.genai import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.layout import PlacedSlot, attach, lay_out
-from llama_onnx.exporter.quantize.recipe import LogitsMode, Recipe, make_recipe
+from llama_onnx.exporter.quantize.recipe import Blocks, LogitsMode, Recipe, make_recipe
 from llama_onnx.exporter.quantize.take_over import innermost, native_precision, take_over
 from llama_onnx.exporter.stream import CHUNK_VALUES, slot_tensors, tensor_arrays
+from llama_onnx.exporter.structure import Structure, check_structure
 from llama_onnx.targets.errors import ResourceError, UsageError
 from llama_onnx.targets.target import FloatName, Target
 
@@ -61,7 +63,8 @@ class Options:
 @dataclass(frozen=True)
 class Plan:
     """An export about to happen. Sizes in bytes. `quantized` says how the source is quantized and
-    what becomes of it; None for a source of floats."""
+    what becomes of it; None for a source of floats. `structure` is what is known of the graph on
+    the target's provider without a session there."""
 
     recipe: Recipe
     built: BuiltModel
@@ -73,6 +76,7 @@ class Plan:
     max_length: int
     quantized: str | None
     adapter_bytes: int = 0
+    structure: Structure | None = None
 
     @property
     def data_bytes(self) -> int:
@@ -100,6 +104,7 @@ class Plan:
             "cache_bytes_per_token": self.cache_per_token,
             "max_length": self.max_length,
             "cache_bytes_at_max_length": self.cache_per_token * self.max_length,
+            "structure": self.structure.to_json() if self.structure else None,
         }
 
 
@@ -137,10 +142,11 @@ def make_plan(
         source_bytes=sum(checkpoint.tensor(name).nbytes for name in config.tensor_shapes()),
         parameters=config.num_parameters(),
         peak_memory=_peak_memory(placed, workers, kept) + _read_whole(checkpoint, built),
-        cache_per_token=cache_bytes_per_token(config),
-        max_length=default_max_length(config),
+        cache_per_token=cache_bytes_per_token(config, recipe.activations),
+        max_length=default_max_length(config, recipe.activations),
         quantized=_becomes(checkpoint, recipe),
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
+        structure=check_structure(built.ir, target),
     )
 
 
@@ -209,10 +215,18 @@ def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int, kept: Sequence[Ke
     for slot in placed:
         piece = ".".join(slot.slot.name.split(".")[:3])
         layer[piece] = layer.get(piece, 0) + slot.slot.nbytes
+    # A matrix whose every row is scattered over the file is put together first, a byte a code.
+    scattered = (math.prod(slot.slot.shape) for slot in placed if _is_scattered(slot))
+    together = max(scattered, default=0)
     base = BASE_MEMORY + (TORCH_MEMORY if "torch" in sys.modules else 0)
     adapter = max((adapter.nbytes for adapter in kept), default=0)
     writing = int(WRITING_MEMORY * adapter)
-    return base + max(chunks + scales, writing, 2 * max(layer.values()) + 2 * adapter)
+    return base + max(chunks + scales + together, writing, 2 * max(layer.values()) + 2 * adapter)
+
+
+def _is_scattered(slot: PlacedSlot) -> bool:
+    storage = slot.slot.storage
+    return isinstance(storage, Blocks) and storage.columnwise
 
 
 def _behind_codes(slot: PlacedSlot) -> int:

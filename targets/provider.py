@@ -28,6 +28,10 @@ class Provider:
     of `sys.platform` the wheels exist for, `libraries` what must load there besides, by platform,
     each after what it needs.
 
+    `ort_device` is where ONNX Runtime's Python puts a value for it. `continues`: its attention
+    takes several tokens behind a cache that holds some already; otherwise these must come one by
+    one, and past and present must be one buffer.
+
     `session_options` are onnxruntime-genai's, `provider_options` the provider's own, wherever a
     package is opened.
     """
@@ -40,6 +44,8 @@ class Provider:
     genai_wheel: str | None
     extra: str
     platforms: tuple[str, ...]
+    ort_device: str = "cpu"
+    continues: bool = True
     libraries: Mapping[str, tuple[Library, ...]] = field(default_factory=dict)
     session_options: Mapping[str, int | str] = field(default_factory=dict)
     provider_options: Mapping[str, str] = field(default_factory=dict)

@@ -31,6 +31,7 @@ CUDA = Provider(
     genai_wheel="onnxruntime-genai-cuda",
     extra="cuda",
     platforms=("linux", "win32"),
+    ort_device="cuda",
     # What the libraries of onnxruntime-gpu 1.31 and onnxruntime-genai-cuda 0.18 are linked with
     # (CUDA 13). cuDNN is loaded only when an operator wants it, and none of a Llama does.
     libraries={
@@ -62,6 +63,9 @@ DIRECTML = Provider(
     genai_wheel="onnxruntime-genai-winml",
     extra="directml",
     platforms=("win32",),
+    ort_device="dml",
+    # DmlOperatorGroupQueryAttention takes the cache to be empty when there is more than one token.
+    continues=False,
     libraries={"win32": (Library("d3d12.dll", "update Windows and the graphics driver"),)},
 )
 
@@ -83,6 +87,11 @@ WEBGPU = Provider(
 
 PROVIDERS = {provider.name: provider for provider in (CPU, CUDA, DIRECTML, WEBGPU)}
 """User's name -> provider."""
+
+
+def provider_of(ort_name: str) -> Provider | None:
+    """The provider that ONNX Runtime calls `ort_name`; None for one that is none of ours."""
+    return next((one for one in PROVIDERS.values() if one.ort_name == ort_name), None)
 
 
 def get_provider(name: str) -> Provider:

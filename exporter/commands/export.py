@@ -27,6 +27,7 @@ from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import get_target
 
 if TYPE_CHECKING:
+    from llama_onnx.exporter.export import ExportResult
     from llama_onnx.exporter.parity.validate import ParityReport
 
 
@@ -117,8 +118,10 @@ def command(
     click.echo(
         f"{out}: {plan.recipe.precision} for {target}, {gigabytes(result.package_bytes)} "
         f"({plan.bits_per_weight:.2f} bits a weight) in {result.total_seconds:.1f} s; "
-        "opened and ran a step."
+        f"{_tried(result)}."
     )
+    if plan.structure:
+        click.echo(f"Not run on {plan.structure.provider} here: {plan.structure}.")
     if plan.quantized:
         click.echo(f"Source: {plan.quantized}.")
     if kept:
@@ -128,6 +131,15 @@ def command(
     if report:
         print_report(report)
     _exit(report)
+
+
+def _tried(result: ExportResult) -> str:
+    if result.exact:
+        return (
+            f"ran a step in fp32, since no kernel here computes in {result.plan.recipe.activations}"
+        )
+    on_cpu = " on the CPU" if result.plan.structure else ""
+    return f"opened and ran a step{on_cpu}"
 
 
 def _add(source: Path | HubId, out: Path, kept: dict[str, Path], *, as_json: bool) -> None:

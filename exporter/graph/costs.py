@@ -17,6 +17,7 @@ from llama_onnx.exporter.graph.model import BuiltModel
 CONTEXT = 1024
 """Cached positions at which attention is counted: its work grows with them, the rest's does not."""
 
+_PREPARATIONS = {"Cast", "DequantizeLinear", "Transpose"}
 _PRODUCTS = {"MatMulNBits", "FusedMatMul", "MatMul", "Gemm"}
 
 
@@ -36,8 +37,8 @@ def graph_costs(built: BuiltModel) -> dict[str, Any]:
             "weight_bytes": sum(nbytes for nbytes, _ in read),
             "macs_per_token": _macs(node, max((values for _, values in read), default=0)),
         }
-        # A cast of a weight is folded when the model loads; its reader has the weight.
-        if (cost["weight_bytes"] or cost["macs_per_token"]) and not _is_weight_cast(node, weights):
+        # What only prepares a weight is folded when the model loads; its reader has the weight.
+        if (cost["weight_bytes"] or cost["macs_per_token"]) and not _prepares(node, weights):
             costs[str(node.name)] = cost
     return {"nodes": sum(1 for _ in built.ir.graph), "context": CONTEXT, "costs": costs}
 
@@ -54,27 +55,26 @@ def _weights(built: BuiltModel) -> dict[str, tuple[int, int]]:
 
 
 def _initializers(node: ir.Node) -> list[str]:
-    """Names of the initializers `node` reads, itself or through a cast."""
-    names = []
+    """Names of the initializers `node` reads, itself or through what prepares them."""
+    names: list[str] = []
     for value in node.inputs:
-        if value is None:
-            continue
-        producer = value.producer()
-        if producer is not None and producer.op_type == "Cast":
-            value = producer.inputs[0]
-        if value is not None and value.is_initializer():
+        producer = value.producer() if value is not None else None
+        if producer is not None and producer.op_type in _PREPARATIONS:
+            names += _initializers(producer)
+        elif value is not None and value.is_initializer():
             names.append(str(value.name))
     return names
 
 
-def _is_weight_cast(node: ir.Node, weights: Mapping[str, tuple[int, int]]) -> bool:
-    return node.op_type == "Cast" and any(name in weights for name in _initializers(node))
+def _prepares(node: ir.Node, weights: Mapping[str, tuple[int, int]]) -> bool:
+    read = _initializers(node)
+    return node.op_type in _PREPARATIONS and bool(read) and all(name in weights for name in read)
 
 
 def _macs(node: ir.Node, values: int) -> int:
     if node.op_type in _PRODUCTS:
         return values
-    if node.op_type == "GroupQueryAttention":
+    if node.op_type in ("Attention", "GroupQueryAttention"):
         # Queries by keys, then probabilities by values, over all cached positions.
         return 2 * _attention_width(node) * CONTEXT
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llama_onnx.exporter.checkpoints.base import Checkpoint, check_tensors
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
+from llama_onnx.exporter.export import WITHOUT_KERNELS
 from llama_onnx.exporter.parity.certify import certificate_prompts, write_certificate
 from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.shipped import NOTHING, Asked
@@ -41,6 +42,11 @@ def prove(
     if certify and swapped:
         raise UsageError("A certificate is about the bare base: certify without --adapter.")
     weights = PackageCheckpoint.open(package)
+    if weights.activations in WITHOUT_KERNELS:
+        raise UsageError(
+            f"{package} has activations in {weights.activations}, in which no CPU kernel computes: "
+            "validate an export in fp16, whose graph is the same but for that."
+        )
     check_same_model(weights, original)
     check_tensors(original)
     prompts = make_prompts(package, weights.config, texts, tokens=tokens, longest=longest)

@@ -14,7 +14,7 @@ from llama_onnx.runtime.pages import forgetting_pages
 from llama_onnx.runtime.parity.metrics import Ids, Logits
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
-from llama_onnx.targets.providers import CPU
+from llama_onnx.targets.providers import CPU, provider_of
 
 Cache = Mapping[str, npt.NDArray[Any]]
 """`past_key_values.{i}.key` and `.value`, [B, kv_heads, past, head_dim] each."""
@@ -24,8 +24,6 @@ Adapter = Mapping[str, npt.NDArray[Any]]
 
 ARRAY_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 """numpy's dtype of a graph's input, by ONNX Runtime's name."""
-
-_DEVICES = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 
 
 class GraphSession:
@@ -119,7 +117,8 @@ class SharedBuffer:
         self._binding = graph.raw.io_binding()
         self._filled = 0
         self._buffers = []  # a binding points at the arrays behind its values, but keeps none
-        device = _DEVICES.get(graph.raw.get_providers()[0], "cpu")
+        provider = provider_of(graph.raw.get_providers()[0])
+        device = provider.ort_device if provider else "cpu"
         for name, zeros in graph.empty_cache(length=length).items():
             buffer = ort.OrtValue.ortvalue_from_numpy(zeros, device, 0)
             self._buffers += [zeros, buffer]

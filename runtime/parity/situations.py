@@ -145,9 +145,11 @@ def run_in_two_threads(graph: GraphSession, program: Program) -> Iterator[Observ
 
 
 def run_in_one_buffer(graph: GraphSession, program: Program) -> Iterator[Observation]:
-    """A program of one conversation, past and present of its cache in one buffer."""
-    buffer = SharedBuffer(graph, program[-1].mask.shape[1] + 8)
+    """Conversations one after the other, past and present of each one's cache in one buffer."""
+    longest = max(step.mask.shape[1] for step in program)
     for step in program:
+        if step.past is None:
+            buffer = SharedBuffer(graph, longest + 8)
         yield from observe(step, buffer.step(step.ids[0])[None])
 
 
@@ -260,10 +262,20 @@ SITUATIONS = (
 """What every package is tried in; `LONG_CONTEXT` takes longer, and a passage of its own."""
 
 
-def situations_of(*, shared_buffer: bool) -> tuple[Situation, ...]:
-    """`SITUATIONS`, without those that want a buffer which past and present share if there cannot
-    be one."""
+def situations_of(*, shared_buffer: bool, continues: bool = True) -> tuple[Situation, ...]:
+    """Those of `SITUATIONS` that mean something where past and present can share a buffer, or not.
+
+    Where attention does not continue a cache by several tokens at once, that leaves a prompt in one
+    pass and token by token, in one buffer.
+    """
+    if not continues:
+        return tuple(replace(situation, run=run_in_one_buffer) for situation in WHOLE)
     return tuple(s for s in SITUATIONS if shared_buffer or s.run is not run_in_one_buffer)
+
+
+def looks_everywhere(situation: Situation) -> bool:
+    """Whether it looks at every position of every passage, as `WHOLE` do."""
+    return situation.name in {whole.name for whole in WHOLE}
 
 
 def try_situation(

@@ -34,10 +34,10 @@ from llama_onnx.runtime.parity.session import GraphSession
 from llama_onnx.runtime.parity.situations import (
     DECODE,
     PREFILL,
-    WHOLE,
     Observation,
     Passage,
     Situation,
+    looks_everywhere,
     situations_of,
     try_situation,
 )
@@ -157,12 +157,12 @@ def verify(
     rows: dict[str, Rows] = {}
     figures = []
     if situations is None:
-        situations = situations_of(shared_buffer=opened.shares_buffer)
+        situations = situations_of(shared_buffer=opened.shares_buffer, continues=provider.continues)
     for index, situation in enumerate(situations):
         say(situation.meaning, index, len(situations))
         found = list(try_situation(situation, graph, certificate.passages))
         figures.append(_situation_figures(certificate, situation, found))
-        if situation in WHOLE:
+        if looks_everywhere(situation):
             rows[situation.name] = _rows(found)
     done = perf_counter()
     full, difference = _full_rows(certificate, rows.get(PREFILL.name, {}))
@@ -224,7 +224,7 @@ def _situation_figures(
 ) -> SituationFigures:
     shipped = summarize(_figures(certificate, certificate.package, found))
     total = None
-    if situation in WHOLE:
+    if looks_everywhere(situation):
         total = summarize(_figures(certificate, certificate.original, found))
     return SituationFigures(situation.name, situation.meaning, shipped, total)
 
