@@ -101,7 +101,7 @@ def test_no_piece_of_a_sound_graph_is_accused(made: Make, name: str) -> None:
     passages = measured(package, source).passages
     program = join(s.program(passages) for s in SITUATIONS if s.run is run_plainly)
     weights = PackageCheckpoint.open(package)
-    assert find_culprit(package, weights, passages, program, 5e-6, 1, lambda *_: None) is None
+    assert find_culprit(package, weights, passages, program, 5e-6, True, lambda *_: None) is None
 
 
 def finding_of(package: Path, source: Path, out: Path) -> Finding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,20 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from llama_onnx.exporter.dtypes import DTYPES
 from llama_onnx.exporter.quantize.recipe import Blocks, Float, make_recipe, storage
 from llama_onnx.exporter.quantize.rtn import quantize_rows
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.target import FloatName
 
 Float32 = npt.NDArray[np.float32]
 
 STORAGES = [Blocks(bits, size) for bits in (4, 8) for size in (16, 32, 128)]
 
 
-def dequantize(codes: npt.NDArray[np.uint8], scales: Float32, storage: Blocks) -> Float32:
+def dequantize(codes: npt.NDArray[np.uint8], scales: Any, storage: Blocks) -> Float32:
     """The operators' own formula, written out plainly."""
     if storage.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:-1], -1)
-    values = (codes.astype(np.float32) - (1 << (storage.bits - 1))) * scales[..., None]
+    wide = scales.astype(np.float32)[..., None]
+    values: Float32 = (codes.astype(np.float32) - (1 << (storage.bits - 1))) * wide
     return values.reshape(len(codes), -1)
 
 
@@ -39,9 +44,10 @@ def test_every_value_is_within_half_a_step(rows: Float32, storage: Blocks) -> No
     columns = rows.shape[1]
     assert codes.shape == (len(rows), storage.num_blocks(columns), storage.block_bytes)
     restored = dequantize(codes, scales, storage)[:, :columns]
-    step = np.abs(np.repeat(scales, storage.block_size, axis=1)[:, :columns])
+    stored = scales.astype(np.float32)
+    step = np.abs(np.repeat(stored, storage.block_size, axis=1)[:, :columns])
     # The one code that lacks on the far side may cost up to a whole step.
-    far = np.sign(rows) != -np.sign(np.repeat(scales, storage.block_size, axis=1)[:, :columns])
+    far = np.sign(rows) != -np.sign(np.repeat(stored, storage.block_size, axis=1)[:, :columns])
     bound = np.where(far, 1.0, 0.5) * step
     assert (np.abs(rows - restored) <= bound * (1 + 1e-4) + 1e-30).all()
 
@@ -53,6 +59,29 @@ def test_the_largest_value_of_a_block_is_exact(rows: Float32, storage: Blocks) -
     first = rows[:, : storage.block_size]
     # Of two that are equal but for their sign, one is.
     np.testing.assert_allclose(np.abs(restored).max(axis=1), np.abs(first).max(axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("scales", "digits"), [("fp16", 11), ("bf16", 8)])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_are_chosen_for_the_scale_that_is_stored(
+    bits: int, scales: FloatName, digits: int
+) -> None:
+    """Rounded to so many digits, the scale costs its own error at the end of the range, no more."""
+    storage = Blocks(bits, 32, scales=scales)
+    rows = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
+    codes, found = quantize_rows(rows, storage)
+    assert found.dtype == DTYPES[scales]
+    restored = dequantize(codes, found, storage)
+    step = np.repeat(np.abs(found.astype(np.float32)), 32, axis=1)
+    ends = np.abs(rows) >= step * ((1 << (bits - 1)) - 0.5)
+    error = np.abs(rows - restored) / step
+    assert error[~ends].max() <= 0.5 + 1e-4
+    assert error[ends].max() <= 1 + 2.0 ** (bits - 1 - digits)
+
+
+def test_a_scale_too_large_for_its_type_is_not_finite() -> None:
+    rows = np.full((1, 32), 1e6, np.float32)
+    assert np.isinf(quantize_rows(rows, Blocks(4, 32, scales="fp16"))[1].astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -111,23 +111,29 @@ class Embedding(Weighted):
 class TiedHead(nn.Module):
     """The head of a model that ties it to the embedding: the same bytes, read as a matrix.
 
-    `GatherBlockQuantized` wants its codes [V, bytes] and `MatMulNBits` [V, blocks, bytes]; both
-    initializers point at the same place in the data file, so the file holds them once.
+    Quantized, it has initializers of its own that point at the embedding's places in the data file,
+    so the file holds them once. `GatherBlockQuantized` wants codes [V, bytes] and `MatMulNBits`
+    [V, blocks, bytes]; and ONNX Runtime fuses a DequantizeLinear with a MatMul only if nobody else
+    reads what it reads.
     """
 
     def __init__(self, embedding: Embedding) -> None:
         super().__init__()
         self.slot = replace(embedding.slot, gathered=False)
         self.shared = (embedding,)  # in a tuple, lest it be registered as a child of the head
-        if self.slot != embedding.slot and isinstance(self.slot.storage, Blocks):
-            self.qweight = _parameter(self.slot.initializers()[0])
+        self.own: tuple[str, ...] = ()
+        storage = self.slot.storage
+        if isinstance(storage, Blocks):
+            self.own = ("qweight", "scales") if storage.columnwise else ("qweight",)
+        for initializer in self.slot.initializers():
+            if _short(initializer) in self.own:
+                setattr(self, _short(initializer), _parameter(initializer))
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """[B, S, H] -> [B, S, V]."""
         (embedding,) = self.shared
-        values = dict(embedding.matrix.values)
-        if hasattr(self, "qweight"):
-            values["qweight"] = self.qweight
+        own = {name: getattr(self, name) for name in self.own}
+        values = {**embedding.matrix.values, **own}
         return embedding.dialect.matmul(op, x, Matrix(self.slot, values))
 
 

@@ -25,7 +25,7 @@ from llama_onnx.exporter.graph.layers import (
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, stamp
 from llama_onnx.exporter.graph.rotary import Table, rotary_tables
 from llama_onnx.exporter.graph.slots import FLOATS, Slot
-from llama_onnx.exporter.quantize.recipe import Blocks, Float, Recipe
+from llama_onnx.exporter.quantize.recipe import Float, Recipe
 
 OPSET = 23
 IR_VERSION = 10
@@ -141,10 +141,9 @@ def build_model(config: LlamaConfig, recipe: Recipe) -> BuiltModel:
             stamp(value, *_cache_shape(config, "total_sequence_length"), dtype=dtype)
             builder.add_output(value, f"present.{index}.{part}")
     slots = tuple(module.slot for module in model.modules() if isinstance(module, Weighted))
-    aliases = {}
-    own_codes = isinstance(recipe.head, Blocks) and not recipe.head.columnwise
-    if config.tie_word_embeddings and own_codes:
-        aliases["lm_head.qweight"] = "model.embed_tokens.qweight"
+    head = model.lm_head
+    own = head.own if isinstance(head, TiedHead) else ()
+    aliases = {f"lm_head.{name}": f"model.embed_tokens.{name}" for name in own}
     ir_model = ir.Model(graph, ir_version=IR_VERSION, producer_name="llama-onnx")
     return BuiltModel(ir_model, slots, aliases)
 

@@ -25,7 +25,8 @@ def command(as_json: bool) -> None:
 
 
 def _table() -> Table:
-    table = Table("target", "runs on", "precisions", "default", "pip install")
+    table = Table("target", "runs on", "precisions", "default")
+    table.add_column("pip install", no_wrap=True)
     for target in TARGETS.values():
         table.add_row(*_row(target))
     return table
