@@ -18,7 +18,7 @@ import huggingface_hub
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, metadata_load
 
 from llama_onnx.exporter.checkpoints import open_checkpoint
 from llama_onnx.exporter.cli import main
@@ -313,15 +313,22 @@ def test_sagemaker_s_container_copies_what_is_there(package: Path, out: Path) ->
 # ---- the hub -------------------------------------------------------------------------------------
 
 
-def card_of(package: ModelPackage, out: Path) -> ModelCard:
+def card_of(package: ModelPackage, out: Path) -> tuple[dict[str, Any], str]:
+    """The metadata and the text of a package's card, as huggingface_hub reads them."""
     bundle_hub(package, out, licensed=True)
-    return ModelCard.load(out / "README.md")
+    return read_card(out)
+
+
+def read_card(out: Path) -> tuple[dict[str, Any], str]:
+    metadata = metadata_load(out / "README.md")
+    assert metadata is not None
+    return metadata, str(ModelCard.load(out / "README.md").text)
 
 
 def test_a_card_of_a_package_that_knows_little(package: Path, out: Path) -> None:
     made = bundle_hub(ModelPackage.open(package), out)
-    card = ModelCard.load(out / "README.md")
-    assert card.data.to_dict() == {
+    metadata, text = read_card(out)
+    assert metadata == {
         "license": "other",
         "license_name": "license",
         "license_link": "LICENSE.txt",
@@ -329,9 +336,9 @@ def test_a_card_of_a_package_that_knows_little(package: Path, out: Path) -> None
         "pipeline_tag": "text-generation",
         "tags": ["onnx", "onnxruntime", "onnxruntime-genai", "llama-onnx", "int4"],
     }
-    assert "[LICENSE.txt](LICENSE.txt), [USE_POLICY.md](USE_POLICY.md)" in card.text
-    assert "has no certificate" in card.text
-    assert "|" not in card.text and "%" not in card.text, "a figure from nowhere"
+    assert "[LICENSE.txt](LICENSE.txt), [USE_POLICY.md](USE_POLICY.md)" in text
+    assert "has no certificate" in text
+    assert "|" not in text and "%" not in text, "a figure from nowhere"
     assert [warning.partition(":")[0].partition(",")[0] for warning in made.warnings] == [
         "The card names no base model",
         "The card names no language",
@@ -352,21 +359,22 @@ def test_a_licence_is_known_by_its_text(
     package: Path, out: Path, tmp_path: Path, text: str, expected: str
 ) -> None:
     opened = altered(package, tmp_path / "copy", LICENSE__txt=text)
-    assert card_of(opened, out).data.license == expected
+    assert card_of(opened, out)[0]["license"] == expected
 
 
 def test_a_package_without_a_licence_claims_none(package: Path, out: Path, tmp_path: Path) -> None:
-    card = card_of(altered(package, tmp_path / "copy", LICENSE__txt=None, USE_POLICY__md=None), out)
-    assert card.data.license == "unknown"
-    assert "without a licence file" in card.text
+    opened = altered(package, tmp_path / "copy", LICENSE__txt=None, USE_POLICY__md=None)
+    metadata, text = card_of(opened, out)
+    assert metadata["license"] == "unknown"
+    assert "without a licence file" in text
 
 
 def test_a_model_of_the_hub_is_the_base_model(package: Path, out: Path, tmp_path: Path) -> None:
     source = {"name": "some-body/Llama-2-7b-chat", "commit": "c0ffee"}
-    card = card_of(altered(package, tmp_path / "copy", source), out)
-    assert card.data.base_model == "some-body/Llama-2-7b-chat"
-    assert card.data.to_dict()["base_model_relation"] == "quantized"
-    assert "`some-body/Llama-2-7b-chat` (commit c0ffee)" in card.text
+    metadata, text = card_of(altered(package, tmp_path / "copy", source), out)
+    assert metadata["base_model"] == "some-body/Llama-2-7b-chat"
+    assert metadata["base_model_relation"] == "quantized"
+    assert "`some-body/Llama-2-7b-chat` (commit c0ffee)" in text
 
 
 @pytest.mark.parametrize(
@@ -385,17 +393,17 @@ def test_what_the_source_s_card_says_is_carried_on(
     package: Path, out: Path, tmp_path: Path, head: str, expected: tuple[str, Any]
 ) -> None:
     card_file = f"---\n{head}\n---\n# A model\n\nlanguage: klingon\n"
-    card = card_of(altered(package, tmp_path / "copy", MODEL_CARD__md=card_file), out)
-    assert (card.data.license, card.data.language) == expected
-    assert card.data.base_model is None
+    metadata, _ = card_of(altered(package, tmp_path / "copy", MODEL_CARD__md=card_file), out)
+    assert (metadata["license"], metadata.get("language")) == expected
+    assert "base_model" not in metadata
     assert (out / "MODEL_CARD.md").read_text("utf-8") == card_file
 
 
 def test_the_table_is_the_certificate_s(certified: tuple[Path, ParityReport], out: Path) -> None:
     package, report = certified
-    card = card_of(ModelPackage.open(package), out)
+    _, text = card_of(ModelPackage.open(package), out)
     figures = {(m.error, m.situation): m.figures for m in report.measurements}
-    rows = [re.split(r" *\| *", row)[1:-1] for row in card.text.splitlines() if row[:1] == "|"]
+    rows = [re.split(r" *\| *", row)[1:-1] for row in text.splitlines() if row[:1] == "|"]
     keys = (("quantization", ""), ("total", "prefill"), ("total", "decode"))
     assert len(rows) == 2 + len(keys)
     for row, key in zip(rows[2:], keys, strict=True):
@@ -405,9 +413,9 @@ def test_the_table_is_the_certificate_s(certified: tuple[Path, ParityReport], ou
         assert float(row[3].rstrip("%")) / 100 == pytest.approx(of.same_top1, abs=6e-4)
         assert float(row[4].rstrip("%")) / 100 == pytest.approx(of.top5_overlap, abs=6e-4)
         assert float(row[5].split()[0]) == pytest.approx(of.perplexity_ratio, abs=6e-5)
-    assert f"at {report.positions:,} positions" in card.text
-    assert "every threshold holds" in card.text and "NOT" not in card.text
-    assert "llama-onnx verify FOLDER" in card.text
+    assert f"at {report.positions:,} positions" in text
+    assert "every threshold holds" in text and "NOT" not in text
+    assert "llama-onnx verify FOLDER" in text
 
 
 def test_a_certificate_about_other_files_is_not_shown(
@@ -437,7 +445,7 @@ def test_what_the_hub_gets_is_a_package_and_its_examples_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    card = card_of(ModelPackage.open(certified[0]), out)
+    _, text = card_of(ModelPackage.open(certified[0]), out)
     assert ModelPackage.open(out).verify() == []
     asked = []
 
@@ -446,7 +454,7 @@ def test_what_the_hub_gets_is_a_package_and_its_examples_run(
         return str(out)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    for block in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(compile(block, "README.md", "exec"), {})
     assert asked == ["OWNER/my-model"] * 2
     written = "".join(Llama.load(out).generate("Once upon a time", max_new_tokens=32))
