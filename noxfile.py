@@ -121,6 +121,7 @@ def parity_optimum(session: nox.Session) -> None:
     needed = [line for line in extra if not line.startswith(newer)]
     _install(session, ".[cpu]", *needed, OPTIMUM)
     session.run("python", "-W", "ignore", "-m", "tests.parity_optimum", *session.posargs)
+    session.run("python", "-W", "ignore", "-m", "tests.clouds.hub")
 
 
 @nox.session(name="verify-versions")

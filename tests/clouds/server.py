@@ -156,6 +156,7 @@ def answer_cases(server: Server, package: Path) -> Iterator[Case]:
     off = b"ORT_DISABLE_TELEMETRY=1" in variables
     yield Case("telemetry is off in the model's process", off, "ORT_DISABLE_TELEMETRY=1")
     os.kill(pid, signal.SIGKILL)
+    time.sleep(1)
     status, reply = server.ask({"prompt": PROMPTS[0], "max_new_tokens": 24})
     holds = status == 200 and reply["text"] == expected[0]
     yield Case("the model's process killed", holds, "started again, the next request answered")

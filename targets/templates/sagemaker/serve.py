@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from anyio import CancelScope
 from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.concurrency import run_in_threadpool
@@ -21,6 +22,22 @@ from llama_onnx.runtime.serving.service import Service, find_package, http_statu
 from llama_onnx.targets.errors import LlamaOnnxError
 
 logger = logging.getLogger("uvicorn.error")
+
+
+class PiecesResponse(StreamingResponse):
+    """Lines of JSON, each a message; however it ends, the answer ends with it."""
+
+    def __init__(self, messages: Generator[dict[str, Any], None, None]) -> None:
+        self._messages = messages
+        super().__init__(_lines(messages), media_type="application/jsonlines")
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send it. A caller who hangs up must not keep the others waiting."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with CancelScope(shield=True):
+                await run_in_threadpool(self._messages.close)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -35,7 +52,7 @@ def create_app(service: Service) -> FastAPI:
             return JSONResponse(await run_in_threadpool(service.answer, asked))
         # Begun here, so that what is refused has a status of its own.
         messages = await run_in_threadpool(service.stream, asked)
-        return StreamingResponse(_lines(messages), media_type="application/jsonlines")
+        return PiecesResponse(messages)
 
     app = FastAPI(title="llama-onnx")
     app.add_api_route("/ping", ping, methods=["GET"])
