@@ -44,8 +44,10 @@ SLOW = replace(
 
 
 def make_slow(folder: Path) -> Path:
-    """An int4 package that takes its time."""
-    source = tiny.write_huggingface(folder / "slow checkpoint", SLOW)
+    """An int4 package that takes its time, and never says the end token."""
+    tensors = tiny.weights(SLOW)
+    tensors["lm_head.weight"][list(SLOW.eos_token_ids)] = 0
+    source = tiny.write_huggingface(folder / "slow checkpoint", SLOW, tensors=tensors)
     out = folder / "slow"
     return export_package(source, out, get_target("cpu"), Options(precision="int4")).package
 
