@@ -177,7 +177,7 @@ def refusals(server: Server) -> Case:
 
 def load_cases(server: Server) -> Iterator[Case]:
     """Health while a long prompt is read; more requests at once than are taken."""
-    long = {"prompt": "7" * 3000, "max_new_tokens": 4}
+    long = {"prompt": "7" * 4000, "max_new_tokens": 4}
     with ThreadPoolExecutor(1) as pool:
         started = time.monotonic()
         answer = pool.submit(server.ask, long)
@@ -187,7 +187,8 @@ def load_cases(server: Server) -> Iterator[Case]:
         took = time.monotonic() - started
     slowest = max(pings)
     said = f"{slowest:.2f} s at most, {len(pings)} times in the {took:.1f} s of an answer"
-    holds = answer.result()[0] == 200 and slowest < PING_LIMIT < took
+    # Where the model is in the server's own process, the slowest takes nearly as long as the answer.
+    holds = answer.result()[0] == 200 and slowest < min(PING_LIMIT, took / 4)
     yield Case("health while a long prompt is read", holds, said)
     short = {"prompt": "7" * 400, "max_new_tokens": 8}
     alone = server.ask(short)[1]["text"]
