@@ -187,7 +187,7 @@ def load_cases(server: Server) -> Iterator[Case]:
         took = time.monotonic() - started
     slowest = max(pings)
     said = f"{slowest:.2f} s at most, {len(pings)} times in the {took:.1f} s of an answer"
-    # Where the model is in the server's own process, the slowest takes nearly as long as the answer.
+    # With the model in the server's own process the slowest takes nearly as long as the answer.
     holds = answer.result()[0] == 200 and slowest < min(PING_LIMIT, took / 4)
     yield Case("health while a long prompt is read", holds, said)
     short = {"prompt": "7" * 400, "max_new_tokens": 8}
