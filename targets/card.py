@@ -12,6 +12,8 @@ from typing import Any
 from llama_onnx.targets.clouds import TEMPLATES
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.providers import CPU
+from llama_onnx.targets.registry import get_target
 
 CERTIFICATE = "parity/certificate.json"
 
@@ -44,11 +46,10 @@ def write_card(package: ModelPackage, title: str, name: str) -> str:
     """The text of README.md; raises `PackageError` for a certificate that is damaged or is about
     other files."""
     content = read_certificate(package)
-    template = Template((TEMPLATES / "hub" / "README.md").read_text("utf-8"))
-    return template.substitute(
+    return _template("README").substitute(
         metadata="\n".join(_metadata(package)),
         title=title,
-        name=name,
+        examples="".join(_examples(package, name)),
         source=_source(package),
         precision=package.precision,
         target=package.target,
@@ -197,6 +198,22 @@ def _losses(figures: Mapping[str, Any]) -> str:
     return " | ".join(cells)
 
 
+def _examples(package: ModelPackage, name: str) -> Iterator[str]:
+    """How to run it, with whatever opens packages for its target."""
+    target = get_target(package.target)
+    provider = target.session.provider
+    # genai hands a graph of standard operators a mask that they do not take.
+    if provider.genai_wheel and not target.graph.operators.standard:
+        yield _template("genai").substitute(name=name, wheel=provider.genai_wheel)
+        yield _template("llama_onnx").substitute(name=name)
+    if provider == CPU:
+        yield _template("optimum").substitute(name=name)
+
+
+def _template(name: str) -> Template:
+    return Template((TEMPLATES / "hub" / f"{name}.md").read_text("utf-8"))
+
+
 def _licence(package: ModelPackage) -> str:
     files = [
         name
@@ -209,10 +226,11 @@ def _licence(package: ModelPackage) -> str:
     return f"The model's own, which travels with it: {links}."
 
 
-_VERIFY = """
+_VERIFY = """\
 The certificate in `parity/` is replayed on any device, without the original:
 
 ```
-llama-onnx verify FOLDER --provider cpu
+llama-onnx verify FOLDER
 ```
+
 """

@@ -13,10 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
+from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
-from llama_onnx.targets.providers import CPU
-from llama_onnx.targets.registry import get_target
 
 TEMPLATES = Path(__file__).parent / "templates"
 REQUEST = '{"prompt": "Once upon a time", "max_new_tokens": 32}\n'
@@ -43,9 +42,8 @@ class Need:
 
 
 def check_cpu(package: ModelPackage, place: str) -> None:
-    """Raise `PackageError` for a package that needs another provider than the CPU."""
-    provider = get_target(package.target).session.provider
-    if provider != CPU:
+    """Raise `PackageError` for a package that was made for another target than the CPU."""
+    if package.target != cpu.TARGET.name:
         raise PackageError(
             f"{package.path} was made for {package.target}, and the bundle for {place} runs on the "
             "CPU alone: export it with --target cpu."

@@ -25,7 +25,7 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.parity.validate import ParityReport
 from llama_onnx.runtime.model import Llama
-from llama_onnx.targets import azureml, clouds, sagemaker
+from llama_onnx.targets import azureml, sagemaker
 from llama_onnx.targets.azureml import bundle_azureml
 from llama_onnx.targets.bundle import Bundled
 from llama_onnx.targets.clouds import Machine, choose_machine, service_name
@@ -56,15 +56,22 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ParityRep
 
 
 def altered(
-    package: Path, folder: Path, source: dict[str, Any] | None = None, **files: str | None
+    package: Path,
+    folder: Path,
+    source: dict[str, Any] | None = None,
+    *,
+    target: str = "cpu",
+    **files: str | None,
 ) -> ModelPackage:
-    """A copy of a package with other files (None: without) and other entries of its source."""
+    """A copy of a package with other files (None: without), other entries of its source, and said
+    to be made for `target`."""
     shutil.copytree(package, folder)
     for name, text in files.items():
         path = folder / name.replace("__", ".")
         path.unlink() if text is None else path.write_text(text, "utf-8")
     manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     manifest["source"] |= source or {}
+    manifest["target"] = target
     return write_manifest(folder, manifest)
 
 
@@ -234,17 +241,14 @@ def test_azure_gets_one_name_and_pinned_requirements(package: Path, out: Path) -
     assert f"--name {name} " in (out / "README.md").read_text("utf-8")
 
 
-def test_a_package_for_a_device_is_refused(
-    package: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("target", ["cuda", "portable"])
+def test_a_package_for_another_target_is_refused(
+    package: Path, out: Path, tmp_path: Path, target: str
 ) -> None:
-    from llama_onnx.targets import cpu, providers
-    from llama_onnx.targets.target import Session, Target
-
-    other = Target("cuda", "", cpu.TARGET.graph, Session(providers.CUDA))
-    monkeypatch.setattr(clouds, "get_target", lambda name: other)
+    opened = altered(package, tmp_path / "copy", target=target)
     for bundle in (bundle_azureml, bundle_sagemaker):
         with pytest.raises(PackageError, match="runs on the CPU alone: export it with"):
-            bundle(ModelPackage.open(package), out)
+            bundle(opened, out)
     assert left_over(out) == []
 
 
@@ -460,6 +464,23 @@ def test_what_the_hub_gets_is_a_package_and_its_examples_run(
     assert asked == ["OWNER/my-model"] * 2
     written = "".join(Llama.load(out).generate("Once upon a time", max_new_tokens=32))
     assert capsys.readouterr().out.endswith(written)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("cpu", ["pip install onnxruntime-genai ", "Llama.load", "ORTModelForCausalLM"]),
+        ("cuda", ["pip install onnxruntime-genai-cuda ", "Llama.load"]),
+        ("webgpu", []),
+        ("portable", ["ORTModelForCausalLM"]),
+    ],
+)
+def test_a_card_shows_what_runs_its_target(
+    package: Path, out: Path, tmp_path: Path, target: str, said: list[str]
+) -> None:
+    _, text = card_of(altered(package, tmp_path / "copy", target=target), out)
+    signs = r"pip install onnxruntime-genai(?:-\w+)? |Llama\.load|ORTModelForCausalLM(?=\.)"
+    assert re.findall(signs, text) == said
 
 
 def test_git_keeps_large_files_apart(package: Path, out: Path) -> None:
