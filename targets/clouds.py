@@ -21,7 +21,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 REQUEST = '{"prompt": "Once upon a time", "max_new_tokens": 32}\n'
 """An example request."""
 
-_LEFT_OUT = ("__pycache__", "commands", "doctor", "native", "templates", "*.typed")
+_LEFT_OUT = ("__pycache__", "commands", "doctor", "kernels", "native", "templates", "*.typed")
 _GIB = 2**30
 
 

@@ -217,7 +217,7 @@ def test_only_what_runs_there_is_shipped(package: Path, out: Path, place: str, f
     names = set(files_in(out / folder / "llama_onnx"))
     assert {"LICENSE", "runtime/model.py", "targets/package.py"} <= names
     assert {Path(name).suffix for name in names} <= {"", ".py", ".csv"}
-    unwanted = ("commands/", "native/", "templates/", "__pycache__")
+    unwanted = ("commands/", "kernels/", "native/", "templates/", "__pycache__")
     assert not [name for name in names if any(part in name for part in unwanted)]
 
 
