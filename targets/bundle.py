@@ -7,8 +7,10 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,43 @@ SUMS = "SHA256SUMS"
 FORMAT_VERSION = 1
 
 _LLAMA = re.compile(r"(?<![a-z])llama[-_ ]?[234](?![0-9])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A finished bundle: its folder, its zip file if one was asked for, and what to know."""
+
+    path: Path
+    zip: Path | None
+    warnings: tuple[str, ...]
+
+
+def make_bundle(
+    package: ModelPackage,
+    out: Path,
+    place: str,
+    fill: Callable[[Path], Sequence[str]],
+    *,
+    content: Mapping[str, Any] | None = None,
+    licensed: bool = False,
+    force: bool = False,
+    as_zip: bool = False,
+) -> Bundled:
+    """Make the folder `out` of `package` for `place`: `fill` writes it and returns warnings.
+
+    `content` is what bundle.json says besides. `licensed` says that the licence files a model has
+    to be passed on with may be missing. Raises `PackageError` or `UsageError`, and then leaves
+    nothing behind.
+    """
+    if not licensed:
+        check_licences(package)
+    with new_folder(out, force=force) as folder:
+        warnings = fill(folder)
+        write_bundle(folder, {**_describe(package, place), **(content or {})})
+    packed = out.with_name(out.name + ".zip") if as_zip else None
+    if packed:
+        write_zip(out, packed)
+    return Bundled(out, packed, tuple(warnings))
 
 
 def check_licences(package: ModelPackage) -> None:
@@ -116,11 +155,24 @@ def write_zip(folder: Path, out: Path) -> None:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, path in _files(folder):
                 # Weights do not get smaller, only slower.
-                stored = zipfile.ZIP_STORED if path.suffix == ".data" else zipfile.ZIP_DEFLATED
+                packed = path.suffix in (".data", ".gz")
+                stored = zipfile.ZIP_STORED if packed else zipfile.ZIP_DEFLATED
                 archive.write(path, f"{folder.name}/{name}", compress_type=stored)
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _describe(package: ModelPackage, place: str) -> dict[str, Any]:
+    return {
+        "for": place,
+        "created_with": {"llama-onnx": version("llama-onnx")},
+        "package": {
+            "name": package.path.resolve().name,
+            "target": package.target,
+            "precision": package.precision,
+        },
+    }
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:

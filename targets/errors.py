@@ -7,6 +7,7 @@
     ├── PackageError               exit 1   a package is missing something, or is damaged
     ├── ResourceError              exit 1   disk or memory does not suffice
     ├── ProviderError              exit 1   the execution provider asked for does not run
+    ├── BusyError                  exit 1   a server has more requests waiting than it takes
     └── MissingDependencyError     exit 1   an optional library is not installed
 
 Raised anywhere; turned into click's exceptions at the command line's edge only.
@@ -45,6 +46,10 @@ class ResourceError(LlamaOnnxError):
 
 class ProviderError(LlamaOnnxError):
     """An execution provider cannot run the package."""
+
+
+class BusyError(LlamaOnnxError):
+    """More requests are waiting than a server takes; nothing is wrong with this one."""
 
 
 class MissingDependencyError(LlamaOnnxError):

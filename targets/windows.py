@@ -17,17 +17,9 @@ import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
-from llama_onnx.targets.bundle import (
-    check_licences,
-    copy_package,
-    new_folder,
-    write_bundle,
-    write_sums,
-    write_zip,
-)
+from llama_onnx.targets.bundle import Bundled, copy_package, make_bundle, write_sums
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage, hash_file
 from llama_onnx.targets.selftest import SelfTest
@@ -120,15 +112,6 @@ DIRECTML = Libraries(
 )
 
 
-@dataclass(frozen=True)
-class Bundled:
-    """A finished bundle: its folder, its zip file if one was asked for, and what to know."""
-
-    path: Path
-    zip: Path | None
-    warnings: tuple[str, ...]
-
-
 def bundle_windows(
     package: ModelPackage,
     out: Path,
@@ -148,10 +131,9 @@ def bundle_windows(
     `compiler` is the path of MinGW's gcc; without it the C library and its sample stay source.
     Raises `PackageError`, `UsageError` or `MissingDependencyError`, and then leaves nothing behind.
     """
-    if not licensed:
-        check_licences(package)
     self_test = self_test or SelfTest.from_certificate(package.path)
-    with new_folder(out, force=force) as folder:
+
+    def fill(folder: Path) -> tuple[str, ...]:
         copy_package(package, folder / "package")
         if self_test:
             (folder / "package" / SELF_TEST).write_bytes(str(self_test).encode())
@@ -162,11 +144,18 @@ def bundle_windows(
         if compiler:
             build_native(compiler, folder)
         (folder / "README.txt").write_bytes(_README.encode())
-        write_bundle(folder, _describe(package, libraries))
-    packed = out.with_name(out.name + ".zip") if as_zip else None
-    if packed:
-        write_zip(out, packed)
-    return Bundled(out, packed, _warnings(libraries, self_test, compiler))
+        return _warnings(libraries, self_test, compiler)
+
+    return make_bundle(
+        package,
+        out,
+        "windows",
+        fill,
+        content={"libraries": _versions(libraries)},
+        licensed=licensed,
+        force=force,
+        as_zip=as_zip,
+    )
 
 
 def download_wheels(folder: Path, libraries: Sequence[Libraries] = (CPU, DIRECTML)) -> None:
@@ -255,19 +244,8 @@ def _extract(archive: zipfile.ZipFile, name: str, folder: Path) -> None:
         shutil.copyfileobj(source, target)
 
 
-def _describe(package: ModelPackage, libraries: Sequence[Libraries]) -> dict[str, object]:
-    return {
-        "for": "windows",
-        "created_with": {"llama-onnx": version("llama-onnx")},
-        "package": {
-            "name": package.path.resolve().name,
-            "target": package.target,
-            "precision": package.precision,
-        },
-        "libraries": {
-            part.name: {wheel.name: wheel.version for wheel in part.wheels} for part in libraries
-        },
-    }
+def _versions(libraries: Sequence[Libraries]) -> dict[str, dict[str, str]]:
+    return {part.name: {wheel.name: wheel.version for wheel in part.wheels} for part in libraries}
 
 
 def _warnings(

@@ -29,8 +29,13 @@ COMMAND_LIBRARIES = {"click", "rich"}
 """What modules in a `commands` folder may import as well."""
 
 
+TEMPLATES = ROOT / "targets" / "templates"
+"""Files that bundles are filled with. They run elsewhere: to `targets` they are data."""
+
+
 def modules(house: str) -> list[Path]:
-    return sorted((ROOT / house).rglob("*.py"))
+    files = sorted((ROOT / house).rglob("*.py"))
+    return [path for path in files if TEMPLATES not in path.parents]
 
 
 def imports(path: Path) -> Iterator[str]:

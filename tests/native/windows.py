@@ -24,14 +24,13 @@ from llama_onnx.targets.selftest import SelfTest
 from llama_onnx.targets.windows import bundle_windows, download_wheels
 from tests.native.wine import (
     COMPILER,
-    Case,
-    Table,
     Wine,
     check_tools,
     compile_windows,
     windows_path,
 )
 from tests.packages import greedy, make_package
+from tests.tables import Case, Table, show
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs" / "windows.md"
@@ -311,34 +310,6 @@ def run_tiny(work: Path, wheels: Path, wine: Wine) -> list[Table]:
     return [("precision | DLLs | equal tokens", tokens), ("case | what happened", cases)]
 
 
-def markdown(header: str, cases: Sequence[Case]) -> str:
-    columns = header.count("|") + 1
-    lines = [f"| {header} | holds |", "| --- " * columns + "| --- |"]
-    for case in cases:
-        said = case.said.replace("|", "\\|").replace("\n", " ")
-        lines.append(f"| {case.what} | {said} | {'yes' if case.holds else 'NO'} |")
-    return "\n".join(lines)
-
-
-def write_docs(name: str, text: str) -> None:
-    """Put `text` between the marks of the part `name` in docs/windows.md."""
-    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    content = DOCS.read_text("utf-8")
-    before, found, rest = content.partition(begin)
-    if not found or end not in rest:
-        sys.exit(f"{DOCS} has no part '{name}' to put the table into.")
-    DOCS.write_text(f"{before}{begin}\n{text}\n\n{end}{rest.partition(end)[2]}", "utf-8")
-
-
-def show(name: str, tables: Sequence[Table], private: Sequence[str]) -> bool:
-    text = "\n\n".join(markdown(header, cases) for header, cases in tables)
-    for folder in private:
-        text = text.replace(folder, "…")
-    print(text, flush=True)
-    write_docs(name, text)
-    return all(case.holds for _, cases in tables for case in cases)
-
-
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -358,20 +329,20 @@ def main() -> None:
     wine = Wine.make(work)
     private = [windows_path(work), "\\\\?\\" + windows_path(work)]
     try:
-        holds = show("tiny", run_tiny(work, wheels, wine), private)
+        holds = show(DOCS, "tiny", run_tiny(work, wheels, wine), private)
         # Each is imported when it is asked for: they need more than the rest.
         if arguments.csharp:
             from tests.native import csharp
 
-            holds &= show("csharp", csharp.run(work, wine), private)
+            holds &= show(DOCS, "csharp", csharp.run(work, wine), private)
         if arguments.python:
             from tests.native import windows_python
 
-            holds &= show("python", windows_python.run(work, wheels, wine), private)
+            holds &= show(DOCS, "python", windows_python.run(work, wheels, wine), private)
         if arguments.real:
             from tests.native import real
 
-            holds &= show("real", real.run(work, wheels, wine), private)
+            holds &= show(DOCS, "real", real.run(work, wheels, wine), private)
     finally:
         wine.close()
     if not holds:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from llama_onnx.exporter.checkpoints import open_checkpoint
 from llama_onnx.exporter.parity.prove import prove
-from tests.native.wine import COMPILER, Case, Table, Wine, compile_windows, windows_path
+from tests.native.wine import COMPILER, Wine, compile_windows, windows_path
 from tests.packages import make_package
+from tests.tables import Case, Table
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = "panda3d==1.10.16"

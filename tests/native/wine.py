@@ -43,19 +43,6 @@ def windows_path(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One line of a table: what was tried, whether it went as it has to, what was said."""
-
-    what: str
-    holds: bool
-    said: str
-
-
-Table = tuple[str, Sequence[Case]]
-"""Its header, as Markdown has it, and its lines."""
-
-
-@dataclass(frozen=True)
 class Wine:
     """A Wine prefix."""
 

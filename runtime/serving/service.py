@@ -1,0 +1,167 @@
+"""The model's process seen from a server: who waits, who is refused, and what runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import BoundedSemaphore, Lock
+from typing import Any
+
+from llama_onnx.runtime.serving.request import Request
+from llama_onnx.targets.errors import BusyError, LlamaOnnxError, PackageError, UsageError
+from llama_onnx.targets.package import MANIFEST
+
+MAX_WAITING = 8
+"""Requests that may wait for their turn; further ones are refused."""
+
+
+class Service:
+    """A package that answers one request at a time; others wait for a lock, in no promised order.
+
+    `about` says which model it is and which provider runs it. The process is started again if it
+    ended, before the next answer.
+    """
+
+    def __init__(self, package: Path, *, max_waiting: int = MAX_WAITING) -> None:
+        """Open `package`; raises `LlamaOnnxError` if its provider does not run it."""
+        self._package = package
+        self._turn = Lock()
+        self._room = BoundedSemaphore(max_waiting + 1)
+        self._process, self.about = _open(package)
+
+    def __str__(self) -> str:
+        """Return what runs, on what, and how far that was verified."""
+        provider = self.about["provider"]
+        return f"{self.about['model']} (process {self._process.pid}): {provider['verified']}"
+
+    def answer(self, request: Request) -> dict[str, Any]:
+        """The whole answer: `text` and `stats`. Raises `UsageError`, `BusyError`, or
+        `LlamaOnnxError` when the answer failed."""
+        messages = list(self.stream(request))
+        text = "".join(message["text"] for message in messages[:-1])
+        return {"text": text, **messages[-1]}
+
+    def stream(self, request: Request) -> Generator[dict[str, Any], None, None]:
+        """The answer in pieces, each a `text`, and `stats` at the end.
+
+        Waits for its turn, and raises here whatever `answer` raises before the first piece.
+        `close()` ends the answer early.
+        """
+        messages = self._ask(request)
+        next(messages)
+        return messages
+
+    def close(self) -> None:
+        """End the model's process."""
+        self._process.communicate()
+
+    @contextmanager
+    def _take_turn(self) -> Iterator[None]:
+        if not self._room.acquire(blocking=False):
+            raise BusyError("Too many requests are waiting already: try again later.")
+        try:
+            with self._turn:
+                yield
+        finally:
+            self._room.release()
+
+    def _ask(self, request: Request) -> Generator[dict[str, Any], None, None]:
+        with self._take_turn():
+            if self._process.poll() is not None:
+                self._process, self.about = _open(self._package)
+            _send(self._process, request.to_json())
+            message: dict[str, Any] = {}
+            try:
+                while not _is_last(message):
+                    message = _receive(self._process)
+                    if "error" in message:
+                        raise _error(message)
+                    yield message
+            finally:
+                if not _is_last(message):
+                    _stop(self._process)
+
+
+def find_package(folder: Path) -> Path:
+    """The package that `folder` is or holds; raises `PackageError` unless there is just one."""
+    places = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
+    found = [path for path in places if (path / MANIFEST).is_file()]
+    if len(found) != 1:
+        raise PackageError(
+            f"{folder} must be a package or hold one, and {len(found)} were found: put the files "
+            f"beside {MANIFEST} there."
+        )
+    return found[0]
+
+
+def http_status(error: LlamaOnnxError) -> int:
+    """The status that says whose fault it is: the caller's 400, 503 when busy, otherwise 500."""
+    if isinstance(error, UsageError):
+        return 400
+    return 503 if isinstance(error, BusyError) else 500
+
+
+def _open(package: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    """Start the model's process and wait until it has opened `package`."""
+    # It has to find what this process found, wherever that was put on the path.
+    path = os.pathsep.join(filter(None, sys.path))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llama_onnx.runtime.serving.worker", str(package)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        env={"ORT_DISABLE_TELEMETRY": "1", **os.environ, "PYTHONPATH": path},
+    )
+    message = _receive(process)
+    if "error" in message:
+        process.communicate()
+        raise _error(message)
+    return process, message["ready"]
+
+
+def _send(process: subprocess.Popen[str], content: Any) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(json.dumps(content) + "\n")
+        process.stdin.flush()
+    except OSError:
+        raise _ended(process) from None
+
+
+def _receive(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise _ended(process)
+    message: dict[str, Any] = json.loads(line)
+    return message
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End the answer that is being made, if there still is one."""
+    try:
+        _send(process, None)
+        while not _is_last(_receive(process)):
+            pass
+    except LlamaOnnxError:
+        pass  # a process that ended makes no answer
+
+
+def _is_last(message: dict[str, Any]) -> bool:
+    return "stats" in message or "error" in message
+
+
+def _error(message: dict[str, Any]) -> LlamaOnnxError:
+    return (UsageError if message["usage"] else LlamaOnnxError)(message["error"])
+
+
+def _ended(process: subprocess.Popen[str]) -> LlamaOnnxError:
+    return LlamaOnnxError(
+        f"The model's process ended with status {process.wait()}: its log says why; -9 is mostly "
+        "too little memory."
+    )

@@ -1,0 +1,96 @@
+"""The process that holds the model: `python -m llama_onnx.runtime.serving.worker PACKAGE`.
+
+onnxruntime-genai 0.18 keeps Python's global lock while it reads a prompt, so that nothing else in
+its process answers, a health check included. Hence a process of its own, which speaks JSON lines:
+
+    out  {"ready": {...}}                      once; or an error, and the end
+    in   a request                             null ends the answer that is being made
+    out  {"started": true}  {"text": ...}*     the pieces
+    out  {"stats": {...}}  or  {"error": ..., "usage": ...}    the end of an answer
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import IO, TYPE_CHECKING, Any
+
+from llama_onnx.runtime.serving.request import Request
+from llama_onnx.targets.errors import LlamaOnnxError, UsageError
+
+if TYPE_CHECKING:
+    from llama_onnx.runtime.model import Llama
+
+Send = Callable[[dict[str, Any]], None]
+Inbox = SimpleQueue[str]
+"""Lines from outside; "" is their end."""
+
+
+def work(package: Path, lines: IO[str], send: Send) -> int:
+    """Open `package` and answer `lines` until they end; returns the exit status."""
+    from llama_onnx.runtime.model import Llama
+
+    try:
+        model = Llama.load(package)
+    except LlamaOnnxError as error:
+        send(_describe(error))
+        return error.exit_code
+    send({"ready": {"model": str(model), "provider": model.opened.to_json()}})
+    inbox: Inbox = SimpleQueue()
+    Thread(target=_read, args=(lines, inbox), daemon=True).start()
+    while line := inbox.get():
+        if (content := json.loads(line)) is not None:
+            for message in _answer(model, content, inbox):
+                send(message)
+    return 0
+
+
+def _answer(model: Llama, content: Any, inbox: Inbox) -> Iterator[dict[str, Any]]:
+    try:
+        answer = Request.from_json(content).start(model)
+        yield {"started": True}
+        for piece in answer:
+            yield {"text": piece}
+            # Nobody asks anything before the end, so whatever has come says stop.
+            if not inbox.empty():
+                break
+        answer.close()
+        yield {"stats": answer.stats.to_json()}
+    except LlamaOnnxError as error:
+        yield _describe(error)
+    except Exception as error:  # whatever a library raises ends this answer, not the service
+        traceback.print_exc()
+        yield {"error": f"The answer failed: {error!r}.", "usage": False}
+
+
+def _describe(error: LlamaOnnxError) -> dict[str, Any]:
+    return {"error": str(error), "usage": isinstance(error, UsageError)}
+
+
+def _read(lines: IO[str], inbox: Inbox) -> None:
+    for line in lines:
+        inbox.put(line)
+    inbox.put("")
+
+
+def main() -> int:
+    """Answer on stdout what comes on stdin."""
+    # Whatever a library prints goes to stderr; the answers have the true stdout to themselves.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(message: dict[str, Any]) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    return work(Path(sys.argv[1]), sys.stdin, send)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
