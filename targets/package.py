@@ -23,6 +23,10 @@ PARTIAL_SUFFIX = ".partial"
 BESIDE = ("SHA256SUMS", "selftest.txt", "README.md")
 """Files that bundles put into a package, beside what its manifest names."""
 
+WORKING_FILES = ("journal.jsonl", "journal.jsonl.tmp", "journal.lock")
+"""What an export in progress keeps in its folder: never part of a package. A kill between the last
+rename and their removal leaves them in a finished one."""
+
 _TYPES = {"target": str, "precision": str, "recipe": dict, "source": dict}
 
 
@@ -103,12 +107,10 @@ def write_manifest(
     folder: Path,
     content: Mapping[str, Any],
     hashes: Mapping[str, str] | None = None,
-    *,
-    leave_out: Collection[str] = (),
 ) -> ModelPackage:
     """Write `folder`'s manifest: `content`, plus size and sha256 of every file in the folder.
 
-    Files called as in `leave_out` are none of the package's. A signature of an older manifest goes.
+    A signature of an older manifest goes.
 
     `hashes` holds the sha256 of files whose hash is already known, by name: a data file of many
     gigabytes need not be read again. The manifest appears whole or not at all.
@@ -119,7 +121,7 @@ def write_manifest(
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name not in (MANIFEST, temporary.name, signature.name, *leave_out):
+        if name not in (MANIFEST, temporary.name, signature.name, *WORKING_FILES):
             files[name] = {
                 "size": path.stat().st_size,
                 "sha256": known.get(name) or hash_file(path),
@@ -140,12 +142,19 @@ def renew_manifest(
     Raises `UsageError` for a package that is signed.
     """
     check_unsigned(package)
+    remove_working_files(package.path)
     known = {
         name: entry["sha256"]
         for name, entry in package.manifest["files"].items()
         if name not in rewritten
     }
     return write_manifest(package.path, {**package.manifest, **content}, known)
+
+
+def remove_working_files(folder: Path) -> None:
+    """Remove from a finished package what an export kept there while it ran."""
+    for name in WORKING_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def check_unsigned(package: ModelPackage) -> None:

@@ -296,6 +296,13 @@ def test_a_password_is_asked_for_on_a_terminal(copy: Path, keys: Path) -> None:
     assert verify(copy, keys / "locked.pem").exit_code == 0
 
 
+def test_an_export_s_journal_does_not_hinder(copy: Path, keys: Path) -> None:
+    """It is there when an export was killed in the last moment."""
+    (copy / "journal.jsonl").touch()
+    assert run("sign", copy, "--key", keys / "mine.pem").exit_code == 0
+    assert verify(copy, keys / "mine.pem").exit_code == 0
+
+
 def test_what_is_damaged_is_not_signed(copy: Path, keys: Path) -> None:
     (copy / "stray.bin").touch()
     done = run("sign", copy, "--key", keys / "mine.pem")

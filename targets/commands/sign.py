@@ -10,6 +10,7 @@ import click
 from llama_onnx.targets.bundle import open_shipped
 from llama_onnx.targets.commands.keys import sign_with
 from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.package import ModelPackage, remove_working_files
 from llama_onnx.targets.signature import write_signature
 
 
@@ -32,6 +33,8 @@ def command(path: Path, key: Path, as_json: bool) -> None:
     """
     shipped = open_shipped(path)
     sign = sign_with(key)
+    if isinstance(shipped, ModelPackage):
+        remove_working_files(path)
     if altered := shipped.verify():
         raise PackageError(f"{path} is damaged: {altered[0]} is not what was written.")
     if unnamed := shipped.unnamed():
