@@ -20,20 +20,21 @@ from typing import Any
 import numpy as np
 
 from llama_onnx.exporter.checkpoints import open_checkpoint
+from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.parity.prove import prove
+from llama_onnx.exporter.plan import Options
 from llama_onnx.runtime.profile import step_feeds
 from llama_onnx.targets.providers import CPU, WEBGPU
+from llama_onnx.targets.registry import get_target
+from tests import tiny
 from tests.native.wine import Case
-from tests.packages import make_package
 
-PRECISIONS = ("fp32", "int8", "int4")
+PRECISIONS = ("fp16", "int8", "int4")
 SWIFTSHADER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
 """Where Debian's package chromium-common has it."""
 
 NO_ADAPTER = "No supported adapters"
-UNSUPPORTED = "16 FusedMatMul (on CPUExecutionProvider)"
-"""What WebGPU leaves to the CPU: ONNX Runtime makes FusedMatMul of MatMul, and has no kernel."""
-
+NO_FP16 = "requires f16 but the device does not support it"
 WRONG = "GroupQueryAttention"
 """What computes something else on SwiftShader, whose subgroups have four lanes: each position from
 the fifth on is wrong."""
@@ -55,11 +56,12 @@ def drivers() -> dict[str, Mapping[str, str]]:
 
 
 def make_certified(folder: Path, precision: str) -> Path:
-    """A tiny package with its certificate."""
-    folder.mkdir(parents=True)
-    package = make_package(folder, precision)
-    source = open_checkpoint(folder / "checkpoint")
-    assert prove(package, source, tokens=4, longest=16, certify=True).passed
+    """A tiny package for WebGPU, computed in float32, with its certificate."""
+    source = tiny.write_huggingface(folder / "checkpoint")
+    options = Options(precision, activations="fp32")
+    package = export_package(source, folder / "package", get_target("webgpu"), options).package
+    report = prove(package, open_checkpoint(source), tokens=4, longest=16, certify=True)
+    assert report.passed
     return package
 
 
@@ -74,20 +76,19 @@ def cases(work: Path) -> Iterator[Case]:
 
 def try_package(what: str, package: Path, environment: Mapping[str, str]) -> Case:
     """One package on one driver: profile first, so that parity is known to be WebGPU's."""
-    command = ("inspect", str(package), "--provider", WEBGPU.name, "--profile", "--json")
-    done = call(environment, "-m", "llama_onnx.exporter.cli", *command)
+    cli = ("-m", "llama_onnx.exporter.cli")
+    on_webgpu = (str(package), "--provider", WEBGPU.name, "--json")
+    done = call(environment, *cli, "inspect", *on_webgpu, "--profile")
     if done.returncode:
         return stopped(what, done.stderr)
     kernels = {entry["provider"]: entry["count"] for entry in read(done)["profile"]["kernels"]}
     said = ", ".join(f"{count} kernels on {provider}" for provider, count in kernels.items())
     if not kernels.get(WEBGPU.ort_name):
         return Case(what, False, f"a silent fallback: {said}")
-    command = ("verify", str(package), "--provider", WEBGPU.name, "--json")
-    report = read(call(environment, "-m", "llama_onnx.exporter.cli", *command))
-    if report["passed"]:
+    if read(call(environment, *cli, "verify", *on_webgpu))["passed"]:
         return Case(what, True, f"{said}; parity holds")
-    command = ("-m", "tests.webgpu", "--first", str(package))
-    first, other = read(call(environment, *command)), read(call(environment, *command, WRONG))
+    search = ("-m", "tests.webgpu", "--first", str(package))
+    first, other = read(call(environment, *search)), read(call(environment, *search, WRONG))
     holds = (first["op"], other["op"]) == (WRONG, "none")
     where = f"the first operator that differs from the CPU's is {first['op']}, by {first['by']:.2g}"
     alone = f"with that on the CPU {other['op']} does"
@@ -98,7 +99,7 @@ def stopped(what: str, said: str) -> Case:
     """An error: one of those that are known?"""
     lines = said.strip().splitlines() or ["nothing was said"]
     reasons = [line for line in lines if "required" in line]
-    holds = NO_ADAPTER in lines[-1] or UNSUPPORTED in lines[-1]
+    holds = NO_ADAPTER in lines[-1] or NO_FP16 in lines[-1]
     message = lines[-1].partition("model.onnx")[2].lstrip(": ") or lines[-1]
     return Case(what, holds, f"stops: {'; '.join([*reasons, message])}")
 
@@ -140,7 +141,8 @@ def first_difference(package: Path, *on_cpu: str) -> dict[str, Any]:
     file.unlink()
     for (op, _), expected, given in zip(outputs, *values, strict=True):
         if expected.dtype == np.float32 and expected.size:
-            by = float(np.linalg.norm(given - expected) / max(np.linalg.norm(expected), 1e-9))
+            size = float(np.linalg.norm(expected))
+            by = float(np.linalg.norm(given - expected)) / max(size, 1e-9)
             if not by <= SAME:
                 return {"op": op, "by": by}
     return {"op": "none", "by": 0.0}
