@@ -296,6 +296,26 @@ def test_a_password_is_asked_for_on_a_terminal(copy: Path, keys: Path) -> None:
     assert verify(copy, keys / "locked.pem").exit_code == 0
 
 
+@pytest.mark.parametrize("place", ["azureml", "sagemaker", "hub"])
+def test_a_bundle_for_any_place_is_signed(
+    signed: Path, keys: Path, tmp_path: Path, place: str
+) -> None:
+    out = tmp_path / "out"
+    command = ("bundle", signed, out, "--for", place, "--i-have-the-licence")
+    done = run(*command, "--sign", keys / "other.pem")
+    assert done.exit_code == 0, done.output
+    assert verify(out, keys / "other.pem").exit_code == 0
+    assert verify(out, keys / "mine.pem").exit_code == 1
+    done = run("verify", out, "--key", public_of(keys / "other.pem"))
+    if place == "sagemaker":
+        assert done.exit_code == 1
+        assert "holds its package in an archive, so that it cannot run" in done.stderr
+        shutil.unpack_archive(out / "model.tar.gz", tmp_path / "package")
+        assert verify(tmp_path / "package", keys / "mine.pem").exit_code == 0
+    else:
+        assert done.exit_code == 0, done.output
+
+
 def test_an_export_s_journal_does_not_hinder(copy: Path, keys: Path) -> None:
     """It is there when an export was killed in the last moment."""
     (copy / "journal.jsonl").touch()
@@ -380,11 +400,19 @@ def test_a_bundle_signed_after_it_was_made_is_signed(bundle: Path, keys: Path) -
     assert verify(bundle, keys / "other.pem").exit_code == 0
 
 
-def test_a_damaged_bundle_json_is_one_sentence(bundle: Path) -> None:
-    (bundle / "bundle.json").write_text("{}", "utf-8")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "it has no format_version"),
+        ('{"format_version": 1, "files": {}}', "it does not say which package it has"),
+        ('{"format_version": 1, "files": {"../x": {}}}', "its entry for '../x' makes no sense"),
+    ],
+)
+def test_a_damaged_bundle_json_is_one_sentence(bundle: Path, content: str, message: str) -> None:
+    (bundle / "bundle.json").write_text(content, "utf-8")
     done = verify(bundle, None)
     assert done.exit_code == 1
-    assert "bundle.json is damaged: it has no format_version" in done.stderr
+    assert f"bundle.json is damaged: {message}" in done.stderr
 
 
 def test_only_files_are_checked_without_a_certificate_or_a_provider(

@@ -27,7 +27,7 @@ from llama_onnx.runtime.profile import step_feeds
 from llama_onnx.targets.providers import CPU, WEBGPU
 from llama_onnx.targets.registry import get_target
 from tests import tiny
-from tests.native.wine import Case
+from tests.tables import Case
 
 PRECISIONS = ("fp16", "int8", "int4")
 SWIFTSHADER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
