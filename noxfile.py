@@ -58,6 +58,14 @@ def openvino(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "tests/test_openvino.py", *session.posargs)
 
 
+@nox.session
+def webgpu(session: nox.Session) -> None:
+    """WebGPU on software Vulkan: what runs there, and where the rest stops."""
+    _install(session, "-e", ".[export,test]")
+    session.install("onnxruntime-webgpu==1.27.0")
+    session.run("python", "-m", "tests.webgpu", session.create_tmp())
+
+
 @nox.session(reuse_venv=False)
 def build(session: nox.Session) -> None:
     """Build the wheel and use it in an empty environment, with the runtime alone."""

@@ -57,6 +57,7 @@ def main() -> None:
     python(speed, f"block 128={work / '128'}", *peers)
     choices = [f"logits last={work / 'last'}", f"gate+up fused={work / 'fused'}"]
     python(speed, f"block 32={work / '32'}", *choices)
+    python(HERE / "adapters.py", source, "--work", work / "adapters")
     if arguments.seven:
         python(HERE / "make_checkpoint.py", "7b", work / "7b")
         python(HERE / "export.py", work / "7b", "--rounds", "1")

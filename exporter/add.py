@@ -12,7 +12,7 @@ from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
 from llama_onnx.exporter.export import try_package
 from llama_onnx.exporter.parity.validate import check_same_model
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.package import ModelPackage, renew_manifest
+from llama_onnx.targets.package import ModelPackage, check_unsigned, renew_manifest
 
 
 def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> list[str]:
@@ -20,10 +20,11 @@ def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> l
 
     `base` is the checkpoint it was made from. Each adapter runs a step before the manifest names
     it; until then the package is what it was. Returns warnings for people. Raises `UsageError` when
-    the package was made from another model, has an adapter of that name, or a graph without a place
-    for what one changes.
+    the package is signed, was made from another model, has an adapter of that name, or a graph
+    without a place for what one changes.
     """
     package = ModelPackage.open(path)
+    check_unsigned(package)
     check_same_model(PackageCheckpoint.open(path), base)
     adapters = open_kept(base, folders)
     _check_room(package, adapters)

@@ -21,6 +21,7 @@ _COMMANDS = {
     "generate": "llama_onnx.runtime.commands.generate",
     "chat": "llama_onnx.runtime.commands.chat",
     "bench": "llama_onnx.runtime.commands.bench",
+    "sign": "llama_onnx.targets.commands.sign",
     "bundle": "llama_onnx.targets.commands.bundle",
     "targets": "llama_onnx.targets.commands.targets",
     "doctor": "llama_onnx.runtime.commands.doctor",

@@ -36,7 +36,6 @@ from llama_onnx.exporter.graph.model import BuiltModel
 from llama_onnx.exporter.hashes import source_hashes
 from llama_onnx.exporter.journal import (
     JOURNAL_FILE,
-    WORKING_FILES,
     DataWriter,
     exclusive,
     read_journal,
@@ -54,7 +53,9 @@ from llama_onnx.targets.package import (
     DATA_FILE,
     MODEL_FILE,
     PARTIAL_SUFFIX,
+    WORKING_FILES,
     is_package,
+    remove_working_files,
     write_manifest,
 )
 from llama_onnx.targets.target import Target
@@ -266,6 +267,8 @@ def _check_taken(out: Path, *, resume: bool, force: bool) -> None:
     if not out.exists():
         return
     if resume:
+        if is_package(out):  # killed when all but the journal's removal was done
+            remove_working_files(out)
         raise UsageError(f"{out} exists already: there is nothing to resume.")
     if not force:
         raise UsageError(f"{out} exists already: choose another name, or use --force.")
@@ -441,7 +444,7 @@ def _write_manifest(job: _Job, data_sha256: str) -> None:
         "graph": graph_costs(job.plan.built),
         "structure": job.plan.structure.to_json() if job.plan.structure else None,
     }
-    write_manifest(job.folder, content, {DATA_FILE: data_sha256}, leave_out=WORKING_FILES)
+    write_manifest(job.folder, content, {DATA_FILE: data_sha256})
 
 
 def _publish(partial: Path, out: Path) -> None:
@@ -461,8 +464,7 @@ def _publish(partial: Path, out: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
     else:
         partial.rename(out)
-    for name in WORKING_FILES:
-        (out / name).unlink(missing_ok=True)
+    remove_working_files(out)
 
 
 def _disk_error(error: OSError, partial: Path) -> LlamaOnnxError:

@@ -21,11 +21,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.package import WORKING_FILES
 
-JOURNAL_FILE = "journal.jsonl"
-LOCK_FILE = "journal.lock"
-WORKING_FILES = (JOURNAL_FILE, JOURNAL_FILE + ".tmp", LOCK_FILE)
-"""What lies in an unfinished export's folder besides the package: it goes when that is finished."""
+JOURNAL_FILE, _, LOCK_FILE = WORKING_FILES
 
 _READ = 1 << 22
 

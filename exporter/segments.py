@@ -53,7 +53,9 @@ def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
     """Cut `model` into what precedes the layers, each layer, and what follows them.
 
     `fed` are initializers that are given another value: inputs of the segments that read them.
+    Raises `PackageError` if a node stands before one that it reads from.
     """
+    _check_order(model)
     groups: dict[int, list[ir.Node]] = {}
     current = -1
     for node in model.graph:
@@ -82,6 +84,20 @@ def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
 def moves_padding(model: ir.Model) -> bool:
     """Whether the layers of `model` have each row's valid positions in front."""
     return any(node.op_type == "GroupQueryAttention" for node in model.graph)
+
+
+def _check_order(model: ir.Model) -> None:
+    # ONNX Runtime sorts by itself; the ONNX standard, and cutting a graph in pieces, do not.
+    seen: set[ir.Node] = set()
+    for node in model.graph:
+        for value in node.inputs:
+            maker = value.producer() if value is not None else None
+            if maker is not None and maker not in seen:
+                raise PackageError(
+                    f"The graph's nodes are out of order: {node.name} reads {maker.name}, which "
+                    "comes later; export the package again."
+                )
+        seen.add(node)
 
 
 def run_segments(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from llama_onnx.runtime.placement import Placement
 from llama_onnx.runtime.session import OpenSession, open_session
+from llama_onnx.targets.errors import ProviderError
 from llama_onnx.targets.provider import Provider
 
 TOKENS = 4
@@ -55,7 +56,7 @@ def profile_step(
 ) -> tuple[OpenSession, Profile]:
     """Open the graph at `model` as `open_session` does, and run a prefill of four tokens.
 
-    Raises what `open_session` raises.
+    Raises what `open_session` raises, and `ProviderError` when the step fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         opened = open_session(
@@ -65,7 +66,13 @@ def profile_step(
             allow_fallback=allow_fallback,
             profile=Path(folder, "step"),
         )
-        opened.session.run(None, step_feeds(opened.session, TOKENS))
+        try:
+            opened.session.run(None, step_feeds(opened.session, TOKENS))
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            reason = " ".join(str(error).split())
+            raise ProviderError(
+                f"{provider.name} opens {model}, but does not run it: {reason}"
+            ) from None
         file = Path(opened.session.end_profiling())
         events = json.loads(file.read_text(encoding="utf-8"))
     return opened, read_profile(events, opened.placement)

@@ -28,6 +28,7 @@ from llama_onnx.targets.clouds import (
     write_text,
 )
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.signature import Signer
 
 PLACE = "azureml"
 
@@ -47,6 +48,7 @@ def bundle_azureml(
     licensed: bool = False,
     force: bool = False,
     as_zip: bool = False,
+    sign: Signer | None = None,
 ) -> Bundled:
     """Make the folder `out` of `package`; raises and promises what `make_bundle` does.
 
@@ -73,4 +75,6 @@ def bundle_azureml(
         write_text(folder / "request.json", REQUEST)
         return ()
 
-    return make_bundle(package, out, PLACE, fill, licensed=licensed, force=force, as_zip=as_zip)
+    return make_bundle(
+        package, out, PLACE, fill, licensed=licensed, force=force, as_zip=as_zip, sign=sign
+    )

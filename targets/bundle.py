@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from llama_onnx.targets.errors import PackageError, UsageError
-from llama_onnx.targets.package import MANIFEST, PARTIAL_SUFFIX, ModelPackage, hash_file
+from llama_onnx.targets.package import (
+    MANIFEST,
+    PARTIAL_SUFFIX,
+    SIGNATURE_SUFFIX,
+    ModelPackage,
+    altered_files,
+    hash_file,
+    read_index,
+    unnamed_files,
+)
+from llama_onnx.targets.signature import Signer, write_signature
 
 BUNDLE = "bundle.json"
 SUMS = "SHA256SUMS"
@@ -43,22 +53,79 @@ def make_bundle(
     licensed: bool = False,
     force: bool = False,
     as_zip: bool = False,
+    sign: Signer | None = None,
 ) -> Bundled:
     """Make the folder `out` of `package` for `place`: `fill` writes it and returns warnings.
 
     `content` is what bundle.json says besides. `licensed` says that the licence files a model has
-    to be passed on with may be missing. Raises `PackageError` or `UsageError`, and then leaves
-    nothing behind.
+    to be passed on with may be missing. `sign` makes the signature bundle.json.sig. Raises
+    `PackageError` or `UsageError`, and then leaves nothing behind.
     """
     if not licensed:
         check_licences(package)
     with new_folder(out, force=force) as folder:
         warnings = fill(folder)
-        write_bundle(folder, {**_describe(package, place), **(content or {})})
+        write_bundle(folder, {**_describe(package, place), **(content or {})}, sign)
     packed = out.with_name(out.name + ".zip") if as_zip else None
     if packed:
         write_zip(out, packed)
     return Bundled(out, packed, tuple(warnings))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk, opened: its bundle.json is read."""
+
+    path: Path
+    content: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Read bundle.json in `path`. Raises `PackageError`."""
+        content = read_index(path / BUNDLE, FORMAT_VERSION)
+        about = content.get("package")
+        if not (isinstance(about, dict) and isinstance(about.get("precision"), str)):
+            raise PackageError(f"{path / BUNDLE} is damaged: it does not say which package it has.")
+        return cls(path, content)
+
+    @property
+    def files(self) -> Mapping[str, Mapping[str, Any]]:
+        """What it names: file -> size and sha256."""
+        files: Mapping[str, Mapping[str, Any]] = self.content["files"]
+        return files
+
+    @property
+    def index(self) -> Path:
+        """The file that names all others, with their hashes: what a signature signs."""
+        return self.path / BUNDLE
+
+    @property
+    def precision(self) -> str:
+        """What the weights of its package are stored in."""
+        return str(self.content["package"]["precision"])
+
+    @property
+    def package(self) -> ModelPackage:
+        """The package in it; raises `PackageError` for a bundle that has it packed."""
+        for folder in (self.path, self.path / "package"):
+            if (folder / MANIFEST).is_file():
+                return ModelPackage.open(folder)
+        raise PackageError(
+            f"{self.path} holds its package in an archive, so that it cannot run: say --files-only."
+        )
+
+    def verify(self) -> list[str]:
+        """Read every file and return the names of those whose content is not what was written."""
+        return altered_files(self.path, self.files)
+
+    def unnamed(self) -> list[str]:
+        """Files that bundle.json does not name, so that nothing is known about them."""
+        return unnamed_files(self.index, self.files)
+
+
+def open_shipped(path: Path) -> ModelPackage | Bundle:
+    """Open what lies at `path`, a package or a bundle of one. Raises `PackageError`."""
+    return Bundle.open(path) if (path / BUNDLE).is_file() else ModelPackage.open(path)
 
 
 def check_licences(package: ModelPackage) -> None:
@@ -94,12 +161,13 @@ def is_llama(package: ModelPackage) -> bool:
 
 
 def copy_package(package: ModelPackage, folder: Path) -> None:
-    """Copy a package's files to `folder`, with a `SHA256SUMS` of them all beside the manifest.
+    """Copy a package's files to `folder`, manifest and signature too.
 
     Raises `PackageError` if a file is not what the manifest says.
     """
-    files = package.manifest["files"]
-    for name in (*files, MANIFEST):
+    signature = MANIFEST + SIGNATURE_SUFFIX
+    signed = [signature] if (package.path / signature).is_file() else []
+    for name in (*package.manifest["files"], MANIFEST, *signed):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(package.path / name, target)
@@ -116,8 +184,9 @@ def write_sums(folder: Path) -> None:
     (folder / SUMS).write_bytes("".join(lines).encode())
 
 
-def write_bundle(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write `folder`/bundle.json: `content`, plus size and sha256 of every other file."""
+def write_bundle(folder: Path, content: Mapping[str, Any], sign: Signer | None = None) -> None:
+    """Write `folder`/bundle.json: `content`, plus size and sha256 of every other file; and its
+    signature, if there is something to `sign` with."""
     files = {
         name: {"size": path.stat().st_size, "sha256": hash_file(path)}
         for name, path in _files(folder)
@@ -126,6 +195,8 @@ def write_bundle(folder: Path, content: Mapping[str, Any]) -> None:
     bundle = {"format_version": FORMAT_VERSION, **content, "files": files}
     text = json.dumps(bundle, indent=2, ensure_ascii=False) + "\n"
     (folder / BUNDLE).write_bytes(text.encode())
+    if sign:
+        write_signature(folder / BUNDLE, sign)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from llama_onnx.targets.bundle import Bundled, copy_package, make_bundle
 from llama_onnx.targets.card import missing, write_card
 from llama_onnx.targets.clouds import copy_template, service_name, write_text
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.signature import Signer
 
 PLACE = "hub"
 
@@ -25,6 +26,7 @@ def bundle_hub(
     licensed: bool = False,
     force: bool = False,
     as_zip: bool = False,
+    sign: Signer | None = None,
 ) -> Bundled:
     """Make the folder `out` of `package`; raises and promises what `make_bundle` does.
 
@@ -39,4 +41,6 @@ def bundle_hub(
         copy_template(PLACE, ".gitattributes", folder)
         return tuple(missing(copied))
 
-    return make_bundle(package, out, PLACE, fill, licensed=licensed, force=force, as_zip=as_zip)
+    return make_bundle(
+        package, out, PLACE, fill, licensed=licensed, force=force, as_zip=as_zip, sign=sign
+    )

@@ -32,7 +32,8 @@ from llama_onnx.targets.clouds import (
     write_text,
 )
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import MANIFEST, ModelPackage
+from llama_onnx.targets.package import MANIFEST, SIGNATURE_SUFFIX, ModelPackage
+from llama_onnx.targets.signature import Signer
 
 PLACE = "sagemaker"
 
@@ -52,6 +53,7 @@ def bundle_sagemaker(
     licensed: bool = False,
     force: bool = False,
     as_zip: bool = False,
+    sign: Signer | None = None,
 ) -> Bundled:
     """Make the folder `out` of `package`; raises and promises what `make_bundle` does.
 
@@ -74,7 +76,9 @@ def bundle_sagemaker(
         write_text(folder / "request.json", REQUEST)
         return ()
 
-    return make_bundle(package, out, PLACE, fill, licensed=licensed, force=force, as_zip=as_zip)
+    return make_bundle(
+        package, out, PLACE, fill, licensed=licensed, force=force, as_zip=as_zip, sign=sign
+    )
 
 
 def write_model_archive(package: ModelPackage, file: Path) -> None:
@@ -91,7 +95,9 @@ def write_model_archive(package: ModelPackage, file: Path) -> None:
         for name, entry in sorted(package.manifest["files"].items()):
             if _add(archive, package.path / name, name) != entry["sha256"]:
                 raise PackageError(f"{package.path} is damaged: {name} is not what was exported.")
-        _add(archive, package.path / MANIFEST, MANIFEST)
+        for name in (MANIFEST, MANIFEST + SIGNATURE_SUFFIX):
+            if (package.path / name).is_file():
+                _add(archive, package.path / name, name)
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str) -> str:

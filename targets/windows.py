@@ -23,6 +23,7 @@ from llama_onnx.targets.bundle import Bundled, copy_package, make_bundle, write_
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage, hash_file
 from llama_onnx.targets.selftest import SelfTest
+from llama_onnx.targets.signature import Signer
 
 NATIVE = Path(__file__).parent / "native"
 COMPILER = "x86_64-w64-mingw32-gcc"
@@ -123,12 +124,14 @@ def bundle_windows(
     force: bool = False,
     as_zip: bool = False,
     compiler: str | None = None,
+    sign: Signer | None = None,
 ) -> Bundled:
     """Make the folder `out` of `package` and the Windows wheels in the folder `wheels`.
 
     Without `self_test`, the package's certificate gives one, if it has a certificate. `licensed`
     says that the licence files a model has to be passed on with may be missing.
     `compiler` is the path of MinGW's gcc; without it the C library and its sample stay source.
+    `sign` makes the signature bundle.json.sig.
     Raises `PackageError`, `UsageError` or `MissingDependencyError`, and then leaves nothing behind.
     """
     self_test = self_test or SelfTest.from_certificate(package.path)
@@ -155,6 +158,7 @@ def bundle_windows(
         licensed=licensed,
         force=force,
         as_zip=as_zip,
+        sign=sign,
     )
 
 
@@ -274,7 +278,8 @@ bin\\         llama_onnx.dll and llama_onnx_chat.exe, if they were built where t
              cpu\\ and directml\\ hold the libraries that llama_onnx.dll loads, each set complete.
 native\\      llama_onnx.h, the source of llama_onnx.dll, and samples in C, C# and Python.
 licenses\\    of each part. The model's own licence is in package\\.
-bundle.json  what all this is: versions, and size and sha256 of every file.
+bundle.json  what all this is: versions, and size and sha256 of every file. bundle.json.sig, if it
+             is there, is its ed25519 signature.
 
 Try it:      bin\\llama_onnx_chat.exe
 Build it:    cmake -S native\\samples\\c -B build

@@ -10,7 +10,6 @@ from typing import Any
 
 from llama_onnx.exporter.export import Silent, export_package
 from llama_onnx.exporter.plan import Options
-from llama_onnx.runtime.genai import og
 from llama_onnx.targets.package import MANIFEST, write_manifest
 from llama_onnx.targets.registry import get_target
 from tests import tiny
@@ -78,6 +77,8 @@ def _update(file: Path, values: Mapping[str, Any] | None) -> None:
 
 def greedy(package: Path, prompt: Sequence[int], count: int) -> list[int]:
     """What onnxruntime-genai's own Python API continues `prompt` with."""
+    from llama_onnx.runtime.genai import og  # not at the top: no genai fits WebGPU's wheel
+
     model = og.Model(str(package))
     params = og.GeneratorParams(model)
     params.set_search_options(max_length=len(prompt) + count, do_sample=False)

@@ -14,12 +14,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.cli import main
+from llama_onnx.runtime.parity.verify import verify_files
 from llama_onnx.targets import windows
 from llama_onnx.targets.commands import bundle as command_module
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest
 from llama_onnx.targets.selftest import SelfTest
 from llama_onnx.targets.windows import CPU, DIRECTML, Libraries, bundle_windows
+from tests.keys import public_of, write_key
 
 ROOT = Path(__file__).parent.parent
 
@@ -280,6 +282,31 @@ def test_the_command(
     again = run(*arguments)
     assert again.exit_code == 2
     assert "is there already" in again.stderr
+
+
+def test_the_command_signs(
+    package: Path,
+    sets: tuple[Path, tuple[Libraries, ...]],
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(command_module, "CPU", sets[1][0])
+    monkeypatch.setattr(command_module, "COMPILER", "no-such-compiler")
+    model = Path(shutil.copytree(package, tmp_path / "model"))
+    theirs, ours = write_key(tmp_path, "theirs"), write_key(tmp_path, "ours")
+    assert CliRunner().invoke(main, ["sign", str(model), "--key", str(theirs)]).exit_code == 0
+    arguments = (model, out, "--for", "windows", "--wheels", sets[0], "--cpu-only", "--zip")
+    done = run(*arguments, "--sign", public_of(ours))
+    assert done.exit_code == 2
+    assert not out.exists()
+    done = run(*arguments, "--sign", ours)
+    assert done.exit_code == 0, done.output
+    unpacked = tmp_path / "unpacked"
+    shutil.unpack_archive(out.with_name(out.name + ".zip"), unpacked)
+    for path, key in ((unpacked / out.name, ours), (unpacked / out.name / "package", theirs)):
+        assert verify_files(path, key=public_of(key)).signature.passed
+        assert not verify_files(path, key=public_of(ours if key == theirs else theirs)).passed
 
 
 def test_the_command_without_a_network(

@@ -36,7 +36,7 @@ from llama_onnx.exporter.journal import (
 from llama_onnx.exporter.plan import Options, make_plan
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, PackageError, ResourceError, UsageError
-from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.package import ModelPackage, renew_manifest
 from tests import tiny
 from tests.packages import Stop
 from tests.test_gguf import write as write_gguf
@@ -311,6 +311,30 @@ def test_killed_at_the_very_end_loses_nothing(
     result = export_package(source, out, TARGET, INT4, resume=True)
     assert result.resumed_bytes == result.plan.data_bytes
     assert ModelPackage.open(out).verify() == []
+
+
+@pytest.mark.parametrize("operation", ["resume", "renew"])
+def test_killed_before_the_journal_was_removed(
+    source: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    out = tmp_path / "out"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(export_module, "remove_working_files", killed)
+        export(source, out)
+    assert (out / JOURNAL_FILE).exists()
+    opened = ModelPackage.open(out)
+    assert opened.verify() == []
+    if operation == "resume":
+        with pytest.raises(UsageError, match="there is nothing to resume"):
+            export(source, out, resume=True)
+    else:
+        opened = renew_manifest(opened)
+    assert set(opened.files) == set(ModelPackage.open(unbroken).files)
+    assert {path.name for path in out.iterdir()} == {path.name for path in unbroken.iterdir()}
 
 
 def test_a_package_that_cannot_be_renamed_stays(

@@ -272,10 +272,14 @@ def test_a_package_that_is_intact(sample: Any, built: Path, copy: Path) -> None:
         assert len(opened.generate_ids(PROMPT, 3)) == 3
 
 
-def test_a_flipped_bit(sample: Any, built: Path, copy: Path) -> None:
-    data = bytearray((copy / "model.onnx.data").read_bytes())
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
-    (copy / "model.onnx.data").write_bytes(data)
+    file.write_bytes(data)
+
+
+def test_a_flipped_bit(sample: Any, built: Path, copy: Path) -> None:
+    flip_a_bit(copy / "model.onnx.data")
     message = r"is damaged: model\.onnx\.data is not the file"
     fails(sample, built, copy, message, check_hashes=True)
 
@@ -380,6 +384,10 @@ def test_the_c_sample_answers(built: Path, copy: Path, tmp_path: Path, llama: Ll
     )
     answer = "".join(llama.chat([{"role": "user", "content": 'say "ä"'}], max_new_tokens=2048))
     assert talk.stdout == f"> {answer}\n> ".encode()
+    flip_a_bit(copy / "model.onnx.data")
+    refused = subprocess.run([program, copy, "the quick"], capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (1, "\n")
+    assert "is damaged: model.onnx.data is not the file that SHA256SUMS" in refused.stderr
 
 
 def test_the_header_is_c_plus_plus_too(tmp_path: Path) -> None:

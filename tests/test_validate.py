@@ -332,6 +332,26 @@ def test_a_graph_that_onnxruntime_refuses_is_a_package_error(copied: Make) -> No
         GraphSession.open(package)
 
 
+@pytest.mark.parametrize("more", [(), ("--bisect",)])
+def test_nodes_out_of_order_are_one_sentence(copied: Make, more: tuple[str, ...]) -> None:
+    """ONNX Runtime sorts them, the standard asks for them sorted."""
+    package, source = copied("fp32")
+
+    def swap(graph: onnx.GraphProto) -> None:
+        index = next(i for i, node in enumerate(graph.node) if "layers.1/mlp" in node.name)
+        nodes = list(graph.node)
+        nodes[index], nodes[index + 2] = nodes[index + 2], nodes[index]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    edit_graph(package, swap)
+    GraphSession.open(package)
+    result = run(package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8, *more)
+    assert result.exit_code == 1
+    assert re.search(r"^Error: The graph's nodes are out of order: model/layers\.1/", result.stderr)
+    assert len(result.stderr.splitlines()) == 1
+
+
 # The tokenizer
 
 

@@ -18,7 +18,7 @@ from llama_onnx.exporter.parity.validate import (
     validate,
 )
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.package import ModelPackage, check_unsigned
 
 TOKENS, PROMPT_TOKENS = 64, 128
 
@@ -41,6 +41,8 @@ def prove(
     certificate into it. `swapped` is an adapter to be active, as in `validate`."""
     if certify and swapped:
         raise UsageError("A certificate is about the bare base: certify without --adapter.")
+    if certify:
+        check_unsigned(ModelPackage.open(package))
     weights = PackageCheckpoint.open(package)
     if weights.activations in WITHOUT_KERNELS:
         raise UsageError(

@@ -16,12 +16,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llama_onnx.runtime.parity.verify import Integrity, VerifyReport
+    from llama_onnx.targets.signature import Signature
 
 
 @click.command("verify")
 @package_argument
 @provider_options
 @threads_option
+@click.option(
+    "--key",
+    metavar="PUBLIC.pem",
+    type=click.Path(path_type=Path),
+    help="Check the signature too, by the ed25519 public key of who signed.",
+)
+@click.option("--files-only", is_flag=True, help="Check files and signature, compute nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def command(
@@ -30,24 +38,33 @@ def command(
     provider: Provider | None,
     allow_fallback: bool,
     threads: int | None,
+    key: Path | None,
+    files_only: bool,
     as_json: bool,
 ) -> None:
     """Check every file of PACKAGE, then replay its certificate on this device.
 
-    Needs onnxruntime alone: neither the original weights nor PyTorch. Exit status 1 when a file was
-    altered or a threshold is missed.
+    Needs onnxruntime alone: neither the original weights nor PyTorch. Of a bundle all files are
+    checked, and the package in it is replayed. Exit status 1 when a file was altered, a signature
+    is not what --key says, or a threshold is missed.
     """
     from llama_onnx.runtime.parity.jsontext import dumps
-    from llama_onnx.runtime.parity.verify import verify
-    from llama_onnx.targets.package import ModelPackage
-    from llama_onnx.targets.registry import get_target
+    from llama_onnx.runtime.parity.verify import verify, verify_files
 
-    if provider is None:
-        provider = get_target(ModelPackage.open(package).target).session.provider
+    if files_only and (provider or threads or allow_fallback):
+        raise click.UsageError("--files-only computes nothing: leave the provider's options out.")
     with progress_line() as progress:
-        report = verify(
-            package, provider, threads=threads, allow_fallback=allow_fallback, progress=progress
-        )
+        if files_only:
+            report = verify_files(package, key=key, progress=progress)
+        else:
+            report = verify(
+                package,
+                provider,
+                key=key,
+                threads=threads,
+                allow_fallback=allow_fallback,
+                progress=progress,
+            )
     click.echo(dumps(report.to_json())) if as_json else _print(report)
     ctx.exit(0 if report.passed else 1)
 
@@ -66,19 +83,22 @@ def _print(report: VerifyReport) -> None:
     if problems:
         console.print(f"[bold red]failed[/]: {'; '.join(problems)}.", soft_wrap=True)
     else:
+        computes = ", and computes here what its weights say" if report.placement else ""
         console.print(
-            "[bold green]passed[/]: the package is the one that was made, and computes here what "
-            "its weights say.",
+            f"[bold green]passed[/]: the package is the one that was made{computes}.",
             soft_wrap=True,
         )
 
 
 def _head(report: VerifyReport) -> Iterator[str]:
     seconds = report.seconds
+    activations = f", {report.activations} activations" if report.activations else ""
     yield (
-        f"package    {report.package} ({report.precision}, {report.activations} activations), "
+        f"package    {report.package} ({report.precision}{activations}), "
         f"{report.integrity.files} files hashed in {seconds['hashing']:.1f} s"
     )
+    if signed := _signed(report.signature):
+        yield f"signature  {signed}"
     yield f"here       {', '.join(f'{name} {value}' for name, value in report.versions.items())}"
     if report.placement:
         from llama_onnx.runtime.placement import percent
@@ -93,6 +113,14 @@ def _head(report: VerifyReport) -> Iterator[str]:
             )
     if report.fallback:
         yield f"fallback   {report.fallback}"
+
+
+def _signed(signature: Signature) -> str | None:
+    if signature.checked:
+        return None if signature.problem else f"{signature.file} is that of the key"
+    if signature.there:
+        return f"{signature.file} is there, but not checked: --key PUBLIC.pem does"
+    return None
 
 
 def _situations(report: VerifyReport) -> Table:
@@ -159,7 +187,8 @@ def _problems(report: VerifyReport) -> list[str]:
             name = f"{row.measure} {row.metric} above {row.limit:g}"
             where.setdefault(name, []).append(f"{entry.situation} {entry.value:.2g}".strip())
     missed = [f"{name} ({', '.join(values)})" for name, values in where.items()]
-    return [*_broken(report.integrity), *missed]
+    problem = report.signature.problem
+    return [*([problem] if problem else []), *_broken(report.integrity), *missed]
 
 
 def _broken(integrity: Integrity) -> Iterator[str]:

@@ -97,7 +97,7 @@ def read_certificate(package: Path) -> Certificate:
     except FileNotFoundError:
         raise PackageError(
             f"{package} has no certificate: make one with `llama-onnx validate --certify`, or "
-            "export the package with --prove."
+            "export the package with --prove; `verify --files-only` does without."
         ) from None
     except (OSError, ValueError) as error:
         raise PackageError(f"{folder / CERTIFICATE} cannot be read: {error}.") from None

@@ -1,5 +1,5 @@
-"""Replays a package's certificate here: is this the package that was made, and does it compute here
-what its weights say? onnxruntime and numpy alone."""
+"""Is this the package that was made, by whom, and does it compute here what its weights say? Checks
+signature and files, and replays the certificate: onnxruntime and numpy alone."""
 
 from __future__ import annotations
 
@@ -43,9 +43,12 @@ from llama_onnx.runtime.parity.situations import (
 )
 from llama_onnx.runtime.parity.thresholds import Check, check
 from llama_onnx.runtime.session import open_session
+from llama_onnx.targets.bundle import Bundle, open_shipped
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.registry import get_target
+from llama_onnx.targets.signature import Signature, check_signature
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done, and steps in all."""
@@ -60,7 +63,7 @@ class Integrity:
 
     `altered` are not as the manifest says, `stale` are other ones than the certificate is about.
     `tokens` is whether tokenizer.json still cuts the certificate's texts into its ids; None where
-    the `tokenizers` library is not installed.
+    the `tokenizers` library is not installed, or the certificate was not asked for.
     """
 
     files: int
@@ -87,15 +90,17 @@ class SituationFigures:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a replay found. Without a session (integrity failed) there are no figures."""
+    """What was found. Without a session (the files alone were asked for, or they are not those that
+    were written or signed) there are no figures, and `activations` and `provider` are None."""
 
     package: str
     precision: str
-    activations: str
-    provider: str
     versions: dict[str, str]
     integrity: Integrity
+    signature: Signature
     seconds: dict[str, float]
+    activations: str | None = None
+    provider: str | None = None
     placement: dict[str, Any] | None = None
     fallback: str | None = None
     situations: tuple[SituationFigures, ...] = ()
@@ -106,49 +111,51 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Whether the package is intact and every threshold holds."""
-        return self.integrity.passed and all(check.passed for check in self.checks)
+        """Whether the package is intact, signed if that was asked, and every threshold holds."""
+        return self.intact and all(check.passed for check in self.checks)
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing is wrong with the files and the signature."""
+        return self.integrity.passed and self.signature.passed
 
     def to_json(self) -> dict[str, Any]:
         """Everything, the verdict first."""
         content = asdict(self)
         content["integrity"]["passed"] = self.integrity.passed
+        content["signature"]["passed"] = self.signature.passed
         content["checks"] = [check_.to_json() for check_ in self.checks]
         return {"passed": self.passed, **content}
 
 
 def verify(
     path: Path,
-    provider: Provider,
+    provider: Provider | None = None,
     *,
+    key: Path | None = None,
     threads: int | None = None,
     allow_fallback: bool = False,
     situations: Sequence[Situation] | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Check every file of the package at `path`, then replay its certificate on `provider`, in all
-    situations that mean something to its graph unless other ones are given.
+    """Check every file of the package at `path`, then replay its certificate on `provider` (None:
+    that of its target), in all situations that mean something to its graph unless other ones are
+    given. Of a bundle all files are checked, and the package in it is replayed.
 
-    Raises `PackageError` for a package without a certificate or one that does not run,
-    `ProviderError` when `provider` does not run it.
+    `key` is a file with the public key of who signed it. Raises `PackageError` for a package
+    without a certificate or one that does not run, `ProviderError` when `provider` does not run it,
+    `UsageError` for a `key` that is none.
     """
     say = progress or (lambda *_: None)
-    package = ModelPackage.open(path)
-    certificate = read_certificate(path)
-    started = perf_counter()
-    integrity = _check_integrity(package, certificate, say)
-    hashed = perf_counter()
-    report = VerifyReport(
-        package=str(package.path),
-        precision=certificate.content["precision"],
-        activations=certificate.content["activations"],
-        provider=provider.name,
-        versions=versions(),
-        integrity=integrity,
-        seconds={"hashing": hashed - started},
-    )
-    if not integrity.passed:
+    shipped = open_shipped(path)
+    package = _package_of(shipped)
+    certificate = read_certificate(package.path)
+    report = _check_files(shipped, certificate, key, say)
+    provider = provider or get_target(package.target).session.provider
+    report = replace(report, activations=certificate.content["activations"], provider=provider.name)
+    if not report.intact:
         return report
+    started = perf_counter()
     opened = open_session(
         package.model_path, provider, threads=threads, allow_fallback=allow_fallback
     )
@@ -169,7 +176,7 @@ def verify(
     divergences = _divergences(certificate, rows.get(DECODE.name, {}))
     return replace(
         report,
-        seconds={**report.seconds, "opening": ready - hashed, "replay": done - ready},
+        seconds={**report.seconds, "opening": ready - started, "replay": done - ready},
         placement=opened.placement.to_json(),
         fallback=opened.fallback,
         situations=tuple(figures),
@@ -177,6 +184,41 @@ def verify(
         full=full,
         kl_difference=difference,
         checks=_checks(certificate, provider, figures, divergences),
+    )
+
+
+def verify_files(
+    path: Path, *, key: Path | None = None, progress: Progress | None = None
+) -> VerifyReport:
+    """Check every file of the package or bundle at `path`, and its signature if there is a `key`.
+
+    Nothing is computed, and no certificate is needed. Raises `PackageError` for what is none,
+    `UsageError` for a `key` that is none.
+    """
+    return _check_files(open_shipped(path), None, key, progress or (lambda *_: None))
+
+
+def _package_of(shipped: ModelPackage | Bundle) -> ModelPackage:
+    return shipped.package if isinstance(shipped, Bundle) else shipped
+
+
+def _check_files(
+    shipped: ModelPackage | Bundle,
+    certificate: Certificate | None,
+    key: Path | None,
+    say: Progress,
+) -> VerifyReport:
+    # The key first: a wrong one is known before minutes of hashing.
+    signature = check_signature(shipped.index, shipped.unnamed() if key else (), key)
+    started = perf_counter()
+    integrity = _check_integrity(shipped, certificate, say)
+    return VerifyReport(
+        package=str(shipped.path),
+        precision=shipped.precision,
+        versions=versions(),
+        integrity=integrity,
+        signature=signature,
+        seconds={"hashing": perf_counter() - started},
     )
 
 
@@ -192,11 +234,16 @@ def versions() -> dict[str, str]:
     }
 
 
-def _check_integrity(package: ModelPackage, certificate: Certificate, say: Progress) -> Integrity:
+def _check_integrity(
+    shipped: ModelPackage | Bundle, certificate: Certificate | None, say: Progress
+) -> Integrity:
     say("hashing", 0, 1)
-    return Integrity(
-        files=len(package.manifest["files"]),
-        altered=tuple(package.verify()),
+    integrity = Integrity(len(shipped.files), tuple(shipped.verify()), stale=(), tokens=None)
+    if certificate is None:
+        return integrity
+    package = _package_of(shipped)
+    return replace(
+        integrity,
         stale=tuple(stale_files(certificate, package)),
         tokens=_same_tokens(package, certificate),
     )

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from llama_onnx.targets.azureml import bundle_azureml
 from llama_onnx.targets.bundle import Bundled
+from llama_onnx.targets.commands.keys import sign_with
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.hub import bundle_hub
 from llama_onnx.targets.package import ModelPackage
@@ -83,6 +84,7 @@ PLACES = {
     help="windows: prompt and expected ids to prove DirectML by; otherwise of the certificate.",
 )
 @click.option("--zip", "as_zip", is_flag=True, help="Make OUT.zip of it as well.")
+@click.option("--sign", "key", type=_Existing, help="Sign it with this ed25519 key, a PEM file.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 @click.option(
     "--i-have-the-licence",
@@ -93,7 +95,14 @@ PLACES = {
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def command(
-    context: click.Context, /, package: Path, out: Path, place: str, as_json: bool, **options: Any
+    context: click.Context,
+    /,
+    package: Path,
+    out: Path,
+    place: str,
+    key: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Make the folder OUT of PACKAGE, ready for a place, with all licences.
 
@@ -104,6 +113,7 @@ def command(
     foreign = {name for other in PLACES.values() for name in other.options}
     own = PLACES[place].options
     taken = {name: value for name, value in options.items() if name in own or name not in foreign}
+    taken["sign"] = sign_with(key) if key else None
     made = PLACES[place].make(ModelPackage.open(package), out, **taken)
     for warning in made.warnings:
         click.echo(f"Warning: {warning}", err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -16,10 +15,13 @@ from typing import Any
 from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.plan import Options
 from llama_onnx.runtime.model import Llama
-from llama_onnx.targets.package import ModelPackage, hash_file
+from llama_onnx.runtime.parity.verify import verify_files
+from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.registry import get_target
 from llama_onnx.targets.selftest import SelfTest
+from llama_onnx.targets.signature import read_signer
 from llama_onnx.targets.windows import bundle_windows
+from tests.keys import public_of, write_key
 from tests.native.windows import Place, add_probe, smallest_lead
 from tests.native.wine import COMPILER, Wine, windows_path
 from tests.packages import greedy
@@ -61,6 +63,7 @@ def make_bundle(work: Path, wheels: Path) -> Path:
         force=True,
         as_zip=True,
         compiler=shutil.which(COMPILER),
+        sign=read_signer(write_key(work, "key"), str),
     ).path
 
 
@@ -90,10 +93,9 @@ def cases(work: Path, bundle: Path, wine: Wine) -> Iterator[Case]:
     with zipfile.ZipFile(bundle.with_name(bundle.name + ".zip")) as archive:
         archive.extractall(folder)
     unpacked = folder / bundle.name
-    files = json.loads((unpacked / "bundle.json").read_text("utf-8"))["files"]
-    wrong = [name for name in files if hash_file(unpacked / name) != files[name]["sha256"]]
-    said = f"{len(files)} files, each with the sha256 in bundle.json"
-    yield Case("unpacked elsewhere", not wrong, said if not wrong else f"wrong: {wrong}")
+    checked = verify_files(unpacked, key=public_of(work / "key.pem"))
+    said = f"{checked.integrity.files} files, each with the sha256 in bundle.json, which is signed"
+    yield Case("unpacked elsewhere", checked.passed, said if checked.passed else str(checked))
     yield first_token(wine, unpacked)
     add_probe(unpacked)
     place = Place(wine, unpacked, {}, unpacked)

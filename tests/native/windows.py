@@ -214,6 +214,11 @@ def package_cases(place: Place) -> Iterator[Case]:
     data[len(data) // 2] ^= 1
     (damaged / "model.onnx.data").write_bytes(data)
     yield refused("one bit of the weights flipped", place.probe(damaged), "is damaged: model.onnx")
+    program = windows_path(place.libraries / "llama_onnx_chat.exe")
+    done = place.wine.call([program, windows_path(damaged), "the quick"])
+    said = done.stderr.decode().strip()
+    holds = done.returncode == 1 and "is damaged: model.onnx.data" in said
+    yield Case("the same, opened by llama_onnx_chat.exe", holds, said)
     (damaged / "model.onnx.data").unlink()
     yield refused("the weights missing", place.probe(damaged), "model.onnx.data is missing")
 

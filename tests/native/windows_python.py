@@ -54,7 +54,8 @@ def run(work: Path, wheels: Path, wine: Wine) -> list[Table]:
         sys.exit("--python needs Python 3.11, whose standard library it takes.")
     python = make_python(work / "python", wheels)
     package = make_certified(work / "ä ü 日本" / "certified")
-    return [("llama-onnx in Windows' Python | what happened", list(cases(wine, python, package)))]
+    done = list(cases(wine, python, package, work / "other"))
+    return [("llama-onnx in Windows' Python | what happened", done)]
 
 
 def make_certified(folder: Path) -> Path:
@@ -110,8 +111,8 @@ def write_stable_abi(folder: Path) -> None:
     subprocess.run([*command, "-o", str(folder / "python3.dll")], check=True)
 
 
-def cases(wine: Wine, python: Path, package: Path) -> Iterator[Case]:
-    """Each command, and what it says."""
+def cases(wine: Wine, python: Path, package: Path, other: Path) -> Iterator[Case]:
+    """Each command, and what it says. `other` is a folder with another onnxruntime.dll."""
     here = [sys.executable, "-m", "llama_onnx.exporter.cli"]
     where = windows_path(package)
     said = call(wine, python, "--help")
@@ -124,6 +125,8 @@ def cases(wine: Wine, python: Path, package: Path) -> Iterator[Case]:
     report = json.loads(call(wine, python, "verify", where, "--json"))
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     yield Case("verify", report["passed"] is True, f"passed: {versions}")
+    yield verify_damaged(wine, python, package)
+    yield from doctor_cases(wine, python, other)
     options = ("--max-new-tokens", "40", "--json")
     said = call(wine, python, "generate", where, PROMPT, *options)
     command = [*here, "generate", str(package), PROMPT, *options]
@@ -133,11 +136,38 @@ def cases(wine: Wine, python: Path, package: Path) -> Iterator[Case]:
     yield Case("generate", same, "the text of Linux" if same else given)
 
 
-def call(wine: Wine, python: Path, *arguments: str) -> str:
+def verify_damaged(wine: Wine, python: Path, package: Path) -> Case:
+    """One bit of the weights flipped."""
+    damaged = Path(shutil.copytree(package, package.with_name("damaged"), dirs_exist_ok=True))
+    data = bytearray((damaged / "model.onnx.data").read_bytes())
+    data[len(data) // 2] ^= 1
+    (damaged / "model.onnx.data").write_bytes(data)
+    said = call(wine, python, "verify", windows_path(damaged)).splitlines()[-1]
+    return Case("verify, one bit flipped", said.startswith("failed: model.onnx.data changed"), said)
+
+
+def doctor_cases(wine: Wine, python: Path, other: Path) -> Iterator[Case]:
+    """What `doctor` finds of Windows' own, that the CPU computes, and somebody else's library in
+    the folder `other` on PATH."""
+    for name, found in doctor(wine, python).items():
+        if name in ("provider cpu", "VC runtime", "onnxruntime.dll"):
+            yield Case(f"doctor: {name}", found["status"] == "ok", found["found"])
+    stray = doctor(wine, python, path=other)["onnxruntime.dll"]
+    holds = stray["status"] == "warning" and windows_path(other) in stray["found"]
+    yield Case("doctor, another onnxruntime.dll on PATH", holds, stray["found"])
+
+
+def doctor(wine: Wine, python: Path, path: Path | None = None) -> dict[str, dict[str, str]]:
+    """Findings by name."""
+    report = json.loads(call(wine, python, "doctor", "--json", path=path))
+    return {entry["name"]: entry for entry in report["findings"]}
+
+
+def call(wine: Wine, python: Path, *arguments: str, path: Path | None = None) -> str:
     """What `llama-onnx` prints."""
     environment = {"PYTHONHOME": windows_path(python.parent), "PYTHONUTF8": "1", "COLUMNS": "100"}
     environment["PYTHONPATH"] = ""
     command = [windows_path(python), "-m", "llama_onnx.exporter.cli", *arguments]
-    done = wine.call(command, environment=environment, pipes=True)
+    done = wine.call(command, environment=environment, path=path, pipes=True)
     text = done.stdout.decode(errors="replace").replace("\r", "")
     return text or done.stderr.decode(errors="replace")
