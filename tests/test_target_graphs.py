@@ -29,10 +29,13 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.exact import compute_in_float32
 from llama_onnx.exporter.export import export_package
 from llama_onnx.exporter.genai import cache_bytes_per_token
+from llama_onnx.exporter.parity.bisect import bisect
+from llama_onnx.exporter.parity.culprit import find_culprit
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.plan import Options
 from llama_onnx.exporter.structure import check_standard, check_structure, read_kernels
 from llama_onnx.exporter.walk import walk
+from llama_onnx.runtime.parity.situations import SITUATIONS, join, run_plainly
 from llama_onnx.runtime.parity.verify import verify
 from llama_onnx.runtime.session import open_session
 from llama_onnx.targets.errors import PackageError, UsageError
@@ -40,6 +43,7 @@ from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.providers import CPU
 from llama_onnx.targets.registry import TARGETS
 from tests import tiny
+from tests.faults import edit, edit_graph, node_of
 from tests.packages import greedy
 
 Array = npt.NDArray[Any]
@@ -117,6 +121,73 @@ def test_a_wrong_weight_of_a_half_precision_package_is_found(
     failed = {check.threshold.metric for check in report.checks if not check.passed}
     assert failed == {"block_maximum"}
     assert report.weights.block_tensor == "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("target", ["cuda", "directml", "webgpu", "portable"])
+def test_no_piece_of_a_sound_graph_is_accused(
+    make: Make, source: Callable[[bool], Path], target: str
+) -> None:
+    """In float32, and as it ships within what half precision does."""
+    package = make(target, "int4")
+    report = prove(package, open_checkpoint(source(False)), tokens=4, longest=12)
+    program = join(s.program(report.passages) for s in SITUATIONS if s.run is run_plainly)
+    weights = PackageCheckpoint.open(package)
+    culprit = find_culprit(package, weights, report.passages, program, 5e-6, True, lambda *_: None)
+    assert culprit is None
+
+
+@pytest.mark.parametrize(
+    ("target", "scope", "operator", "attribute", "value"),
+    [
+        ("cuda", "layers.1/mlp", "QuickGelu", "alpha", 1.1),
+        ("directml", "layers.1/self_attn", "GroupQueryAttention", "scale", 0.3),
+        ("portable", "layers.1/post_attention_layernorm", "RMSNormalization", "epsilon", 0.1),
+        ("portable", "layers.2/self_attn", "Attention", "scale", 0.3),
+    ],
+)
+def test_the_operator_at_fault_is_named(
+    make: Make,
+    source: Callable[[bool], Path],
+    tmp_path: Path,
+    target: str,
+    scope: str,
+    operator: str,
+    attribute: str,
+    value: float,
+) -> None:
+    package = shutil.copytree(make(target, "int4"), tmp_path / "wrong")
+
+    def change(graph: onnx.GraphProto) -> None:
+        node = node_of(graph, scope, operator)
+        kept = [entry for entry in node.attribute if entry.name != attribute]
+        del node.attribute[:]
+        node.attribute.extend([*kept, onnx.helper.make_attribute(attribute, value)])
+
+    edit_graph(package, change)
+    reference = open_checkpoint(source(False))
+    report = prove(package, reference, tokens=4, longest=12)
+    assert not report.passed
+    finding = bisect(package, reference, report, tmp_path / "found").finding
+    assert finding is not None
+    assert (finding.op_type, finding.layer) == (operator, scope.split("/")[0].replace("s.", " "))
+
+
+@pytest.mark.parametrize("target", ["directml", "portable"])
+def test_a_wrong_angle_is_found_where_rotation_is_an_operator_of_its_own(
+    make: Make, source: Callable[[bool], Path], tmp_path: Path, target: str
+) -> None:
+    package = shutil.copytree(make(target, "int4"), tmp_path / "wrong")
+
+    def shift(table: Array) -> None:
+        table[100:] = table[99:-1].copy()
+
+    edit(package, "model.cos_cache.weight", shift)
+    reference = open_checkpoint(source(False))
+    report = prove(package, reference, tokens=4, longest=12)
+    assert {c.threshold.measure for c in report.checks if not c.passed} == {"rotary"}
+    finding = bisect(package, reference, report, tmp_path / "found").finding
+    assert finding is not None and finding.op_type == "RotaryEmbedding"
+    assert any("positions 100-255" in words for words in finding.where)
 
 
 @pytest.mark.parametrize("target", ["cuda", "directml", "webgpu"])

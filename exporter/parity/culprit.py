@@ -24,7 +24,7 @@ from llama_onnx.exporter.parity import points as pt
 from llama_onnx.exporter.parity.deviation import Deviation, deviation
 from llama_onnx.exporter.parity.points import Points, walk_points
 from llama_onnx.exporter.parity.values import Point, expected, feeds_of, known_values
-from llama_onnx.exporter.segments import Segment, open_segment, segments
+from llama_onnx.exporter.segments import Segment, moves_padding, open_segment, segments
 from llama_onnx.runtime.parity.situations import Passage, Program, Step
 from llama_onnx.targets.package import MODEL_FILE
 
@@ -148,10 +148,12 @@ class _Piece:
     def _feeds(self, step: Step, environment: dict[str, Array]) -> dict[str, Array]:
         """What the reference has, and of the cache what it has before the step."""
         feeds = {}
+        dtypes = {v.name: v.dtype.numpy() for v in self.model.graph.inputs if v.dtype}
         for name in self.segment.inputs:
             if name.startswith("past_key_values."):
                 part = pt.KEY if name.endswith(".key") else pt.VALUE
-                feeds[name] = _past(part, step, self.points)
+                past = _past(part, step, self.points, moves_padding(self.model))
+                feeds[name] = past.astype(dtypes[name])
             else:
                 feeds[name] = environment[name]
         return feeds
@@ -212,14 +214,18 @@ def _with_every_value(segment: Segment, model: ir.Model) -> Segment:
     return replace(segment, outputs=tuple(names))
 
 
-def _past(part: str, step: Step, passages: Sequence[Points]) -> Array:
-    """Keys or values [B, kv_heads, past, head_dim] of everything before `step`."""
+def _past(part: str, step: Step, passages: Sequence[Points], in_front: bool) -> Array:
+    """Keys or values [B, kv_heads, past, head_dim] of everything before `step`, those of a row
+    `in_front` or where the caller had its tokens."""
     batch, length = step.ids.shape
     _, heads, dim = passages[0][part].shape
     past = np.zeros((batch, heads, step.mask.shape[1] - length, dim), np.float32)
     for feed in feeds_of(step):
         cached = passages[feed.passage][part][: feed.begin]  # [n, kv_heads, head_dim]
-        past[feed.batch, :, : feed.begin] = cached.transpose(1, 0, 2)
+        places = np.arange(feed.begin)
+        if not in_front:
+            places = np.flatnonzero(step.mask[feed.batch, : past.shape[2]])
+        past[feed.batch, :, places] = cached
     return past
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from llama_onnx.exporter.parity import points as pt
 from llama_onnx.exporter.parity.points import Points
+from llama_onnx.exporter.segments import moves_padding
 from llama_onnx.runtime.parity.situations import Step
 
 Array = npt.NDArray[Any]
@@ -64,6 +65,10 @@ def feeds_of(step: Step) -> list[Feed]:
 # From a node's scope and operator to the points its outputs stand for.
 _BY_OPERATOR: dict[tuple[str, str], tuple[str, ...]] = {
     ("input_layernorm", "RMSNormalization"): ("input_layernorm",),
+    ("input_layernorm", "SimplifiedLayerNormalization"): ("input_layernorm",),
+    ("post_attention_layernorm", "RMSNormalization"): ("post_attention_layernorm",),
+    ("norm", "RMSNormalization"): ("norm",),
+    ("self_attn", "Attention"): (pt.ATTENTION,),
     ("input_layernorm", "SkipSimplifiedLayerNormalization"): (
         "input_layernorm", "", "", pt.INPUT
     ),
@@ -97,8 +102,19 @@ def known_values(model: ir.Model) -> dict[str, Point]:
     for value in model.graph.outputs:
         if match := _PRESENT.match(str(value.name)):
             found[str(value.name)] = Point(f"self_attn.{match[1]}", "cache")
+    if not moves_padding(model):
+        found = _where_the_caller_put_them(found)
     found["logits"] = Point("logits", layout)
     return found
+
+
+def _where_the_caller_put_them(found: dict[str, Point]) -> dict[str, Point]:
+    """Nothing is moved to the front: padding is in the cache too, and no step works it out."""
+    return {
+        name: replace(point, layout="caller")
+        for name, point in found.items()
+        if point.layout in ("front", "caller")
+    }
 
 
 def scope_of(node: ir.Node) -> str:
@@ -119,7 +135,9 @@ def module_of(node: ir.Node) -> str:
 
 def _points_of(node: ir.Node, logits: Layout) -> Iterator[Point]:
     scope = module_of(node)
-    if names := _BY_OPERATOR.get((scope, node.op_type)):
+    if node.op_type == "Mul" and any(_is_sigmoid(value) for value in node.inputs):
+        yield Point(pt.ACTIVATION, "front")
+    elif names := _BY_OPERATOR.get((scope, node.op_type)):
         for name in names:
             yield Point(name, "cache" if name in (pt.KEY, pt.VALUE) else "front")
     elif _LINEAR.fullmatch(scope):
@@ -130,6 +148,11 @@ def _points_of(node: ir.Node, logits: Layout) -> Iterator[Point]:
         yield Point("norm", logits)
     elif node.op_type in _OF_THE_STEP:
         yield Point(_OF_THE_STEP[node.op_type], "step")
+
+
+def _is_sigmoid(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "Sigmoid"
 
 
 # Operators that occur once, in front of the layers, where padding is worked out.
