@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_onnx.runtime.pages import forgetting_pages
 from llama_onnx.runtime.parity.certificate import (
     Certificate,
     next_tokens,
@@ -156,9 +157,10 @@ def verify(
     if not report.intact:
         return report
     started = perf_counter()
-    opened = open_session(
-        package.model_path, provider, threads=threads, allow_fallback=allow_fallback
-    )
+    with forgetting_pages(package.data_path):
+        opened = open_session(
+            package.model_path, provider, threads=threads, allow_fallback=allow_fallback
+        )
     graph = GraphSession(opened.session, shares_buffer=opened.shares_buffer)
     ready = perf_counter()
     rows: dict[str, Rows] = {}
