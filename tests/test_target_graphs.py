@@ -22,6 +22,7 @@ import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 from onnx.reference import ReferenceEvaluator
+from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
 from llama_onnx.exporter.checkpoints import open_checkpoint
 from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
@@ -308,6 +309,40 @@ def test_rotary_tables_that_directml_would_not_read_are_refused(make: Make) -> N
         check_structure(model, TARGETS["directml"])
 
 
+@pytest.mark.parametrize("target", ["cuda", "directml", "webgpu"])
+def test_shapes_are_those_that_onnx_runtime_infers(make: Make, target: str) -> None:
+    """The exporter stamps them: behind a contrib operator nobody infers any but this tool."""
+    model = onnx.load(make(target, "int4") / "model.onnx", load_external_data=False)
+    stamped = types_of(model)
+    del model.graph.value_info[:]
+    inferred = types_of(SymbolicShapeInference.infer_shapes(model, auto_merge=True))
+    # It does not know batch_dims.
+    unknown = {node.output[0] for node in model.graph.node if node.op_type == "GatherND"}
+    both = (stamped.keys() & inferred.keys()) - unknown
+    assert {"logits", "present.2.value"} <= both and len(both) >= 60
+    for name in both:
+        (dtype, shape), (its_dtype, its_shape) = stamped[name], inferred[name]
+        assert dtype == its_dtype, name
+        assert len(shape) == len(its_shape), name
+        pairs = zip(shape, its_shape, strict=True)
+        assert all(mine == its for mine, its in pairs if mine and its), name
+
+
+@pytest.mark.parametrize("target", ["cuda", "directml", "webgpu"])
+def test_optimization_leaves_the_fused_operators(make: Make, tmp_path: Path, target: str) -> None:
+    """The graph that ONNX Runtime makes of it, on the CPU here, still has every one of them."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    package = make(target, "int4")
+    ort.InferenceSession(package / "model.onnx", options, ["CPUExecutionProvider"])
+    before = onnx.load(package / "model.onnx", load_external_data=False).graph.node
+    after = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+    for operator in ("GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization"):
+        count = sum(node.op_type == operator for node in before)
+        assert count == sum(node.op_type == operator for node in after) > 0
+
+
 # --- portable -----------------------------------------------------------------------------
 
 
@@ -376,6 +411,15 @@ def test_genai_runs_portable_as_it_runs_the_cpu_s(make: Make) -> None:
     prompt = IDS[0, :9].tolist()
     expected = greedy(make("cpu", "fp32"), prompt, 12)
     assert greedy(make("portable", "fp32"), prompt, 12) == expected
+
+
+def types_of(model: onnx.ModelProto) -> dict[str, tuple[int, list[int]]]:
+    """Dtype and shape of every value that has them; 0 stands for a dimension without a number."""
+    return {
+        value.name: (kind.elem_type, [dim.dim_value for dim in kind.shape.dim])
+        for value in (*model.graph.value_info, *model.graph.output)
+        if (kind := value.type.tensor_type).elem_type
+    }
 
 
 def cache_of(session: ort.InferenceSession) -> list[Any]:
