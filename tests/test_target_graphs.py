@@ -316,10 +316,11 @@ def test_shapes_are_those_that_onnx_runtime_infers(make: Make, target: str) -> N
     stamped = types_of(model)
     del model.graph.value_info[:]
     inferred = types_of(SymbolicShapeInference.infer_shapes(model, auto_merge=True))
-    # It does not know batch_dims.
-    unknown = {node.output[0] for node in model.graph.node if node.op_type == "GatherND"}
+    # GatherND, of whose batch_dims it knows nothing, and the head behind it.
+    operators = [node.op_type for node in model.graph.node]
+    unknown = {node.output[0] for node in model.graph.node[operators.index("GatherND") :]}
     both = (stamped.keys() & inferred.keys()) - unknown
-    assert {"logits", "present.2.value"} <= both and len(both) >= 60
+    assert "present.2.value" in both and len(both) >= 60
     for name in both:
         (dtype, shape), (its_dtype, its_shape) = stamped[name], inferred[name]
         assert dtype == its_dtype, name
