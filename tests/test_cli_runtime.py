@@ -234,7 +234,7 @@ def read_until(terminal: int, pattern: bytes) -> None:
 def press_ctrl_c(process: subprocess.Popen[bytes]) -> None:
     """Press it as a person does, again if nothing happens: readline misses one that comes between
     its prompt and its wait for a key."""
-    for _ in range(5):
+    for _ in range(12):
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
