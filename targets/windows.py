@@ -147,7 +147,7 @@ def bundle_windows(
         if compiler:
             build_native(compiler, folder)
         (folder / "README.txt").write_bytes(_README.encode())
-        return _warnings(libraries, self_test, compiler)
+        return _warnings(package, libraries, self_test, compiler)
 
     return make_bundle(
         package,
@@ -253,15 +253,25 @@ def _versions(libraries: Sequence[Libraries]) -> dict[str, dict[str, str]]:
 
 
 def _warnings(
-    libraries: Sequence[Libraries], self_test: SelfTest | None, compiler: str | None
+    package: ModelPackage,
+    libraries: Sequence[Libraries],
+    self_test: SelfTest | None,
+    compiler: str | None,
 ) -> tuple[str, ...]:
     out = []
+    with_directml = any(part.name == DIRECTML.name for part in libraries)
+    if with_directml and package.target != DIRECTML.name:
+        out.append(
+            f"The package is for the target {package.target}, whose attention DirectML does not "
+            "compute, so apps will choose the CPU: export with --target directml for DirectML, or "
+            "say --cpu-only."
+        )
     if not compiler:
         out.append(
             f"{COMPILER} is not installed, so llama_onnx.dll is not built: build it with CMake on "
             "Windows, as README.txt says."
         )
-    if not self_test and any(part.name == DIRECTML.name for part in libraries):
+    if not self_test and with_directml:
         out.append(
             "The package has no self-test, so apps will choose the CPU unless they ask for "
             "DirectML: certify it by `llama-onnx validate --certify`, or say --self-test."

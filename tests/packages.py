@@ -30,11 +30,11 @@ class Stop(Silent):
             raise self.error
 
 
-def make_package(folder: Path, precision: str) -> Path:
+def make_package(folder: Path, precision: str, target: str = "cpu") -> Path:
     """Export a tiny model to `folder`/tiny-`precision`."""
     source = tiny.write_huggingface(folder / "checkpoint")
     out = folder / f"tiny-{precision}"
-    return export_package(source, out, get_target("cpu"), Options(precision=precision)).package
+    return export_package(source, out, get_target(target), Options(precision=precision)).package
 
 
 def alter_package(
@@ -76,10 +76,13 @@ def _update(file: Path, values: Mapping[str, Any] | None) -> None:
 
 
 def greedy(package: Path, prompt: Sequence[int], count: int) -> list[int]:
-    """What onnxruntime-genai's own Python API continues `prompt` with."""
+    """What onnxruntime-genai's own Python API continues `prompt` with, on the CPU whatever the
+    package is for."""
     from llama_onnx.runtime.genai import og  # not at the top: no genai fits WebGPU's wheel
 
-    model = og.Model(str(package))
+    config = og.Config(str(package))
+    config.clear_providers()
+    model = og.Model(config)
     params = og.GeneratorParams(model)
     params.set_search_options(max_length=len(prompt) + count, do_sample=False)
     generator = og.Generator(model, params)

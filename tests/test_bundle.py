@@ -234,6 +234,7 @@ def test_what_is_not_there_is_said(
 ) -> None:
     made = bundle_windows(ModelPackage.open(package), out, sets[0], libraries=sets[1])
     assert any("llama_onnx.dll is not built" in warning for warning in made.warnings)
+    assert any("export with --target directml" in warning for warning in made.warnings)
     assert any("has no self-test" in warning for warning in made.warnings)
 
 

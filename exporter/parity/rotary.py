@@ -117,7 +117,8 @@ def _attention_at(node: ir.Node, position: int, config: LlamaConfig) -> Rotation
     packed[0, 0, config.q_size : config.q_size + config.kv_size] = keys.ravel()
     past = np.zeros((1, heads, position, dim), packed.dtype)
     last, length = np.array([position], np.int32), np.array(position + 1, np.int32)
-    fed = dict(zip((0, 3, 4, 5, 6), (packed, past, past, last, length), strict=True))
+    arrays: tuple[Array, ...] = (packed, past, past, last, length)
+    fed = dict(zip((0, 3, 4, 5, 6), arrays, strict=True))
     inputs = {str(v.name): fed[i] for i, v in enumerate(node.inputs) if v is not None and i in fed}
     expected = np.full((1, heads, position + 1, dim), np.nan)
     expected[0, :, position] = _rotated(keys, position, config)

@@ -34,7 +34,12 @@ from tests.tables import Case, Table, show
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs" / "windows.md"
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PACKAGES = {
+    **{precision: (precision, "cpu") for precision in ("fp32", "fp16", "int8", "int4")},
+    "int4, for directml": ("int4", "directml"),
+}
+"""Name -> precision and target. All run on the CPU: DirectML does not open under Wine."""
+
 PROMPTS = tuple([1, *range(start, start + 6)] for start in (40, 90, 140, 190, 240))
 NEW_TOKENS = 40
 
@@ -85,10 +90,10 @@ def make_place(work: Path, wheels: Path, wine: Wine) -> Place:
     for old in (folder, work / "packages"):
         shutil.rmtree(old, ignore_errors=True)
     made = {}
-    for precision in PRECISIONS:
-        source = work / "packages" / precision
+    for name, (precision, target) in PACKAGES.items():
+        source = work / "packages" / name
         source.mkdir(parents=True)
-        made[precision] = make_package(source, precision)
+        made[name] = make_package(source, precision, target)
     bundle = folder / "bundle"
     bundle_windows(
         ModelPackage.open(made["int4"]),
@@ -98,9 +103,9 @@ def make_place(work: Path, wheels: Path, wine: Wine) -> Place:
         compiler=shutil.which(COMPILER),
     )
     packages = {}
-    for precision, package in made.items():
-        packages[precision] = Path(shutil.copytree(package, folder / package.name))
-        write_sums(packages[precision])
+    for name, package in made.items():
+        packages[name] = Path(shutil.copytree(package, folder / name.replace(", ", " ")))
+        write_sums(packages[name])
     add_probe(bundle)
     other = compile_windows(
         ROOT / "tests/native/other_ort.c", work / "other" / "onnxruntime.dll", "-shared"
