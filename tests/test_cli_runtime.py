@@ -234,7 +234,7 @@ def read_until(terminal: int, pattern: bytes) -> None:
 def press_ctrl_c(process: subprocess.Popen[bytes]) -> None:
     """Press it as a person does, again if nothing happens: readline misses one that comes between
     its prompt and its wait for a key."""
-    for _ in range(12):
+    for _ in range(5):
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
@@ -247,7 +247,16 @@ def test_chat_in_a_terminal(package: Path, leave: str) -> None:
     terminal, inside = os.openpty()
     chat = [sys.executable, "-m", "llama_onnx.exporter.cli", "chat", str(package)]
     environment = {**os.environ, "TERM": "dumb"}
-    process = subprocess.Popen(chat, stdin=inside, stdout=inside, stderr=inside, env=environment)
+    process = subprocess.Popen(
+        chat,
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        env=environment,
+        # Where the tests run as a shell's job in the background, Ctrl-C is ignored, and so it would
+        # be in every process they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         read_until(terminal, rb"> $")
         os.write(terminal, b"the fox\n")
