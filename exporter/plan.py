@@ -190,8 +190,9 @@ def _activations(options: Options, target: Target, precision: str) -> FloatName:
             f"activations in {asked} are not available for the target {target.name}: take "
             f"{', '.join(known)}."
         )
-    same = [dtype for dtype in known if dtype == precision]
-    return asked or [*same, *known][0]
+    if asked is not None:
+        return asked
+    return next((dtype for dtype in known if dtype == precision), known[0])
 
 
 def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:

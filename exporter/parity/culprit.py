@@ -82,7 +82,7 @@ def find_culprit(
     model = ir.load(package / MODEL_FILE)
     if exact:
         compute_in_float32(model, weights.config)
-    known = known_values(model)
+    known, in_front = known_values(model), moves_padding(model)
     environments: list[dict[str, Array]] = [
         {"input_ids": step.ids, "attention_mask": step.mask} for step in program
     ]
@@ -91,7 +91,9 @@ def find_culprit(
     cuts = list(segments(model))
     for done, (segment, (label, points)) in enumerate(zip(cuts, walked, strict=True)):
         needed = {name for cut in cuts[done + 1 :] for name in cut.inputs}
-        piece = _Piece(model, _with_every_value(segment, model), known, label, points, needed)
+        piece = _Piece(
+            model, _with_every_value(segment, model), known, label, points, needed, in_front
+        )
         session = open_segment(model, piece.segment, package, exact=exact)
         culprit = piece.search(session, program, environments, limit)
         del session
@@ -104,7 +106,7 @@ def find_culprit(
 @dataclass(frozen=True)
 class _Piece:
     """A segment of the graph whose outputs are all its values, beside PyTorch's points there;
-    `needed` are the values that later segments read."""
+    `needed` are the values that later segments read, `in_front` as in `moves_padding`."""
 
     model: ir.Model
     segment: Segment
@@ -112,6 +114,7 @@ class _Piece:
     label: str
     points: list[Points]
     needed: Set[str]
+    in_front: bool
 
     def search(
         self,
@@ -152,7 +155,7 @@ class _Piece:
         for name in self.segment.inputs:
             if name.startswith("past_key_values."):
                 part = pt.KEY if name.endswith(".key") else pt.VALUE
-                past = _past(part, step, self.points, moves_padding(self.model))
+                past = _past(part, step, self.points, self.in_front)
                 feeds[name] = past.astype(dtypes[name])
             else:
                 feeds[name] = environment[name]

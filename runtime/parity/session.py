@@ -85,11 +85,11 @@ class GraphSession:
 
     def greedy(self, prompt: Ids, count: int) -> list[int]:
         """The `count` tokens that greedily follow `prompt` [P]; an end token ends nothing."""
-        logits, cache = self.step(prompt)
-        tokens = [int(logits[-1].argmax())]
+        cache, ids = GrowingCache(self), prompt
+        tokens: list[int] = []
         while len(tokens) < count:
-            logits, cache = self.step(np.array(tokens[-1:], np.int64), cache)
-            tokens.append(int(logits[-1].argmax()))
+            tokens.append(int(cache.step(ids)[-1].argmax()))
+            ids = np.array(tokens[-1:], np.int64)
         return tokens
 
 
