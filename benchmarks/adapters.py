@@ -21,16 +21,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from llama_onnx.exporter.checkpoints import open_checkpoint
-from llama_onnx.exporter.config import MATRICES, LlamaConfig
-from llama_onnx.exporter.export import export_package
-from llama_onnx.exporter.plan import Options
+from llama_onnx.exporter.model.config import MATRICES, LlamaConfig
+from llama_onnx.exporter.packaging.export import export_package
+from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.genai import og
-from llama_onnx.runtime.providers import open_model
+from llama_onnx.runtime.placement.genai_model import open_model
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.providers import CPU
 from llama_onnx.targets.registry import get_target
-from tests.adapters import factors, write_adapter
+from tests.support.adapters import factors, write_adapter
 
 BLOCK = 8
 

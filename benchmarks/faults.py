@@ -1,5 +1,5 @@
-"""Plant every fault of tests/faults.py in tiny packages of every precision: what finds it, and what
-does bisect name? Then validate sound packages of every kind: none may be refused.
+"""Plant every fault of tests/support/faults.py in tiny packages of every precision: what finds it,
+and what does bisect name? Then validate sound packages of every kind: none may be refused.
 
     python benchmarks/faults.py [--write docs/parity.md]
 
@@ -20,13 +20,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from llama_onnx.exporter.checkpoints import open_checkpoint
-from llama_onnx.exporter.parity.bisect import Finding, bisect
-from llama_onnx.exporter.parity.validate import ParityReport
+from llama_onnx.exporter.parity.bisect.search import Finding, bisect
+from llama_onnx.exporter.parity.measure.validate import ParityReport
+from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
-from tests.faults import FAULTS, Fault
-from tests.parity import EXPORTS, Make, figures, maker, report_on
+from tests.support.faults import FAULTS, Fault
+from tests.support.parity import EXPORTS, Make, figures, maker, report_on
 
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 

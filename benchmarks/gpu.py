@@ -34,19 +34,19 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from examples.demo import find_model
-from llama_onnx.exporter.checkpoints import open_checkpoint
-from llama_onnx.exporter.export import export_package
+from llama_onnx.exporter.packaging.export import export_package
+from llama_onnx.exporter.packaging.plan import Options
 from llama_onnx.exporter.parity.prove import prove
-from llama_onnx.exporter.plan import Options
-from llama_onnx.runtime.bench import make_prompt
-from llama_onnx.runtime.model import Llama
-from llama_onnx.runtime.parity.verify import verify
+from llama_onnx.exporter.sources import open_checkpoint
+from llama_onnx.runtime.bench.bench import make_prompt
+from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.measure.verify import verify
 from llama_onnx.targets.errors import LlamaOnnxError
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import get_provider
 from llama_onnx.targets.registry import TARGETS
 from llama_onnx.targets.target import Target
-from tests import tiny
+from tests.support import tiny
 
 PRECISIONS = ("fp16", "int8", "int4")
 PROMPT, NEW, ROUNDS = 512, 64, 5

@@ -18,14 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from llama_onnx.exporter.checkpoints import open_checkpoint
-from llama_onnx.exporter.export import export_package
-from llama_onnx.exporter.parity.prompts import make_prompts
-from llama_onnx.exporter.parity.shipped import Asked
-from llama_onnx.exporter.parity.validate import Greedy, Measurement, ParityReport, validate
-from llama_onnx.exporter.plan import Options
+from llama_onnx.exporter.packaging.export import export_package
+from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.parity.measure.prompts import make_prompts
+from llama_onnx.exporter.parity.measure.shipped import Asked
+from llama_onnx.exporter.parity.measure.validate import Greedy, Measurement, ParityReport, validate
+from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.registry import get_target
-from tests import tiny
+from tests.support import tiny
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 ROW = "{:24} {:5} {:12} {:>9} {:>9} {:>9} {:>7} {:>7}"

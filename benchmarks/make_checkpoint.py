@@ -26,8 +26,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from llama_onnx.exporter.config import LlamaConfig
-from tests.meta_files import AXES, meta_name
+from llama_onnx.exporter.model.config import LlamaConfig
+from tests.support.meta_files import AXES, meta_name
 
 META: dict[str, tuple[int, dict[str, Any]]] = {
     "7b": (1, {"multiple_of": 256}),

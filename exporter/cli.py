@@ -21,9 +21,9 @@ _COMMANDS = {
     "generate": "llama_onnx.runtime.commands.generate",
     "chat": "llama_onnx.runtime.commands.chat",
     "bench": "llama_onnx.runtime.commands.bench",
-    "sign": "llama_onnx.targets.commands.sign",
-    "bundle": "llama_onnx.targets.commands.bundle",
-    "targets": "llama_onnx.targets.commands.targets",
+    "sign": "llama_onnx.runtime.commands.sign",
+    "bundle": "llama_onnx.runtime.commands.bundle",
+    "targets": "llama_onnx.runtime.commands.targets",
     "doctor": "llama_onnx.runtime.commands.doctor",
 }
 """Verb -> the module whose `command` it is, in the order `--help` shows them."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.packages import make_package
+from tests.support.packages import make_package
 
 if TYPE_CHECKING:
-    from llama_onnx.runtime.model import Llama
-    from tests.parity import Make
+    from llama_onnx.runtime.llama.model import Llama
+    from tests.support.parity import Make
 
 
 # How long an example takes says something about the machine, nothing about the code.
@@ -56,15 +56,15 @@ def package_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama(package: Path) -> Llama:
     """The int4 package, opened."""
     # Not at the top: some tests run where there is no onnxruntime-genai.
-    from llama_onnx.runtime.model import Llama
+    from llama_onnx.runtime.llama.model import Llama
 
     return Llama.load(package)
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Package and source of one of `tests.parity.EXPORTS`, made once. Read only."""
-    from tests.parity import maker
+    """Package and source of one of `tests.support.parity.EXPORTS`, made once. Read only."""
+    from tests.support.parity import maker
 
     return maker(tmp_path_factory.mktemp("parity"))
 

@@ -32,8 +32,8 @@ COMMAND_LIBRARIES = {"click", "rich"}
 """What modules in a `commands` folder may import as well."""
 
 
-TEMPLATES = ROOT / "targets" / "templates"
-"""Files that bundles are filled with. They run elsewhere: to `targets` they are data."""
+TEMPLATES = ROOT / "runtime" / "bundles" / "templates"
+"""Files that bundles are filled with. They run elsewhere: here they are data."""
 
 
 def modules(house: str) -> list[Path]:
@@ -93,8 +93,8 @@ def test_a_light_house_imports_only_light_libraries(house: str) -> None:
         "from llama_onnx.runtime import model",
         "from ..runtime.model import Llama",
         "from .. import exporter",
-        "def lazy():\n    from llama_onnx.exporter.config import LlamaConfig",
-        "import importlib\nimportlib.import_module('llama_onnx.exporter.config')",
+        "def lazy():\n    from llama_onnx.exporter.model.config import LlamaConfig",
+        "import importlib\nimportlib.import_module('llama_onnx.exporter.model.config')",
     ],
 )
 def test_the_guard_sees_an_arrow_that_points_up(
@@ -120,12 +120,12 @@ def test_the_guard_sees_a_heavy_library(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ("llama_onnx.exporter.cli", "torch transformers onnx onnxruntime onnxruntime_genai numpy"),
         (
-            "llama_onnx.exporter.pytest_plugin",
+            "llama_onnx.exporter.parity.pytest_plugin",
             "torch transformers onnx onnxruntime onnxruntime_genai numpy click rich jinja2",
         ),
         ("llama_onnx.runtime.commands.generate", "torch transformers onnx onnxruntime_genai numpy"),
         ("llama_onnx.runtime.commands.chat", "torch transformers onnx onnxruntime_genai numpy"),
-        ("llama_onnx.runtime.model", "torch transformers onnx click rich"),
+        ("llama_onnx.runtime.llama.model", "torch transformers onnx click rich"),
         ("llama_onnx.targets.package", "torch transformers onnx onnxruntime numpy click rich"),
         ("llama_onnx.targets.signature", "cryptography numpy click rich"),
     ],

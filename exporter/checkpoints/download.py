@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_onnx.exporter.checkpoints.base import LICENCE_PATTERNS
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.checkpoints.huggingface import SINGLES, find_shards, indexed_names
+from llama_onnx.exporter.model.checkpoint import LICENCE_PATTERNS
 from llama_onnx.targets.errors import CheckpointError, LlamaOnnxError, ResourceError, UsageError
 
 if TYPE_CHECKING:

@@ -16,7 +16,9 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 
-from llama_onnx.exporter.checkpoints.base import (
+from llama_onnx.exporter.checkpoints.gguf_rope import FREQUENCIES, rope_block
+from llama_onnx.exporter.formats.gguf import Header, TensorInfo, read_header
+from llama_onnx.exporter.model.checkpoint import (
     Float32,
     LazyTensor,
     TensorsByName,
@@ -24,10 +26,8 @@ from llama_onnx.exporter.checkpoints.base import (
     find_licences,
     read_values,
 )
-from llama_onnx.exporter.checkpoints.gguf_header import Header, TensorInfo, read_header
-from llama_onnx.exporter.checkpoints.gguf_rope import FREQUENCIES, rope_block
-from llama_onnx.exporter.checkpoints.interleaved import half_split_rows
-from llama_onnx.exporter.config import Keys, LlamaConfig, check_config, rope_scaling
+from llama_onnx.exporter.model.config import Keys, LlamaConfig, check_config, rope_scaling
+from llama_onnx.exporter.model.interleaved import half_split_rows
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _TYPES = (

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.exporter.checkpoints.base import read_values
-from llama_onnx.exporter.checkpoints.gguf_header import Header
+from llama_onnx.exporter.formats.gguf import Header
+from llama_onnx.exporter.model.checkpoint import read_values
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 FREQUENCIES = "rope_freqs.weight"

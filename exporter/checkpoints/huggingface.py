@@ -20,15 +20,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama_onnx.exporter.checkpoints.base import (
+from llama_onnx.exporter.checkpoints.quantized.settings import read_quantization
+from llama_onnx.exporter.model.checkpoint import (
     LazyTensor,
     StoredTensor,
     TensorsByName,
     file_fingerprint,
     find_licences,
 )
-from llama_onnx.exporter.checkpoints.quantization import read_quantization
-from llama_onnx.exporter.config import LlamaConfig, config_from_huggingface, read_json
+from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface, read_json
 from llama_onnx.targets.errors import CheckpointError
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -84,7 +84,7 @@ class HuggingFaceCheckpoint(TensorsByName):
         plain = cls(path, config, tensors, shards, generation)
         if quantization is None:
             return plain
-        from llama_onnx.exporter.checkpoints.quantized import open_quantized
+        from llama_onnx.exporter.checkpoints.quantized.folder import open_quantized
 
         return open_quantized(plain, quantization)
 
@@ -141,7 +141,7 @@ def read_weights(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a safetensors file or of a pickled one, by its name's ending."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    from llama_onnx.exporter.checkpoints.torch_file import read_torch_file
+    from llama_onnx.exporter.formats.torch_file import read_torch_file
 
     return read_torch_file(path)
 

@@ -22,15 +22,15 @@ from llama_onnx.exporter.checkpoints.adapter_config import (
     read_adapter_config,
     saves,
 )
-from llama_onnx.exporter.checkpoints.base import (
+from llama_onnx.exporter.checkpoints.huggingface import copy_tokenizer, read_weights
+from llama_onnx.exporter.model.checkpoint import (
     Checkpoint,
     Float32,
     LazyTensor,
     file_fingerprint,
     find_licences,
 )
-from llama_onnx.exporter.checkpoints.huggingface import copy_tokenizer, read_weights
-from llama_onnx.exporter.config import LlamaConfig
+from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 WEIGHTS_FILE = "adapter_model.safetensors"

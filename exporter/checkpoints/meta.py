@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from llama_onnx.exporter.checkpoints.base import (
+from llama_onnx.exporter.checkpoints.hub import source_name
+from llama_onnx.exporter.checkpoints.meta_params import ROTARY_BUFFER, config_from_params
+from llama_onnx.exporter.formats.torch_file import read_torch_file
+from llama_onnx.exporter.model.checkpoint import (
     Float32,
     LazyTensor,
     TensorsByName,
     file_fingerprint,
     find_licences,
 )
-from llama_onnx.exporter.checkpoints.hub import source_name
-from llama_onnx.exporter.checkpoints.interleaved import half_split_rows
-from llama_onnx.exporter.checkpoints.meta_params import ROTARY_BUFFER, config_from_params
-from llama_onnx.exporter.checkpoints.torch_file import read_torch_file
-from llama_onnx.exporter.config import LlamaConfig, read_json
+from llama_onnx.exporter.model.config import LlamaConfig, read_json
+from llama_onnx.exporter.model.interleaved import half_split_rows
 from llama_onnx.targets.errors import CheckpointError
 
 _ROWS, _COLUMNS, _COPIES = "rows", "columns", "copies"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llama_onnx.exporter.config import Keys, LlamaConfig, check_config
+from llama_onnx.exporter.model.config import Keys, LlamaConfig, check_config
 from llama_onnx.exporter.tokenizer.model_file import ModelFileFacts
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 

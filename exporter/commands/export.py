@@ -27,8 +27,8 @@ from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import get_target
 
 if TYPE_CHECKING:
-    from llama_onnx.exporter.export import ExportResult
-    from llama_onnx.exporter.parity.validate import ParityReport
+    from llama_onnx.exporter.packaging.export import ExportResult
+    from llama_onnx.exporter.parity.measure.validate import ParityReport
 
 
 @click.command(name="export")
@@ -78,8 +78,8 @@ def command(
     Hugging Face hub (OWNER/NAME or OWNER/NAME@REVISION), which is downloaded first.
     Memory use does not grow with the model.
     """
-    from llama_onnx.exporter.export import export_package
-    from llama_onnx.exporter.progress import ExportBar
+    from llama_onnx.exporter.commands.progress import ExportBar
+    from llama_onnx.exporter.packaging.export import export_package
 
     merged, kept = sort_adapters(adapters, keep=keep_adapter)
     if add:
@@ -143,8 +143,8 @@ def _tried(result: ExportResult) -> str:
 
 
 def _add(source: Path | HubId, out: Path, kept: dict[str, Path], *, as_json: bool) -> None:
-    from llama_onnx.exporter.add import add_adapters
-    from llama_onnx.exporter.checkpoints import open_checkpoint
+    from llama_onnx.exporter.packaging.add_adapters import add_adapters
+    from llama_onnx.exporter.sources import open_checkpoint
 
     for warning in add_adapters(out, open_checkpoint(headers_of(source)), kept):
         click.echo(f"Warning: {warning}", err=True)
@@ -155,8 +155,8 @@ def _add(source: Path | HubId, out: Path, kept: dict[str, Path], *, as_json: boo
 
 
 def _prove(source: Path, adapters: Sequence[Path], package: Path) -> ParityReport:
-    from llama_onnx.exporter.checkpoints import open_checkpoint
     from llama_onnx.exporter.parity.prove import prove
+    from llama_onnx.exporter.sources import open_checkpoint
 
     with progress_line() as progress:
         return prove(package, open_checkpoint(source, adapters), certify=True, progress=progress)

@@ -18,7 +18,7 @@ from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import MANIFEST, ModelPackage
 
 if TYPE_CHECKING:
-    from llama_onnx.exporter.checkpoints import Checkpoint
+    from llama_onnx.exporter.model.checkpoint import Checkpoint
     from llama_onnx.targets.provider import Provider
 
 
@@ -62,8 +62,8 @@ def placement_facts(
     model: Path, provider: Provider, allow_fallback: bool, profile: bool
 ) -> dict[str, Any]:
     """Where the nodes of the graph at `model` run, and with `profile` where a step really ran."""
-    from llama_onnx.runtime.profile import profile_step
-    from llama_onnx.runtime.session import open_session
+    from llama_onnx.runtime.placement.profile import profile_step
+    from llama_onnx.runtime.placement.session import open_session
 
     if profile:
         opened, step = profile_step(model, provider, allow_fallback=allow_fallback)
@@ -109,8 +109,8 @@ def package_facts(path: Path) -> dict[str, Any]:
 
 def checkpoint_facts(path: Path) -> dict[str, Any]:
     """What the headers of the checkpoint at `path` say, and what is missing."""
-    from llama_onnx.exporter.checkpoints import check_tensors, open_checkpoint
-    from llama_onnx.exporter.checkpoints.base import HoldsCodes
+    from llama_onnx.exporter.model.checkpoint import HoldsCodes, check_tensors
+    from llama_onnx.exporter.sources import open_checkpoint
     from llama_onnx.exporter.tokenizer.source import has_chat_template, tokenizer_kind
     from llama_onnx.targets.errors import CheckpointError
 
@@ -141,7 +141,7 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
 
 def _missing(checkpoint: Checkpoint) -> list[str]:
     """What a package made from `checkpoint` would lack."""
-    from llama_onnx.exporter.checkpoints.base import has_licence
+    from llama_onnx.exporter.model.checkpoint import has_licence
     from llama_onnx.exporter.tokenizer.source import tokenizer_kind
 
     present = {

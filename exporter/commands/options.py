@@ -135,7 +135,7 @@ def sort_adapters(values: Sequence[str], *, keep: bool) -> tuple[list[Path], dic
         return [Path(value) for value in values], {}
     if not values:
         raise UsageError("--keep-adapter keeps what --adapter names: give at least one.")
-    from llama_onnx.exporter.adapters import named_adapters
+    from llama_onnx.exporter.packaging.adapters import named_adapters
 
     return [], named_adapters(values)
 
@@ -149,7 +149,7 @@ def export_options(function: _F) -> _F:
 
 def make_options(**values: Any) -> Any:
     """The exporter's `Options` out of click's keyword arguments."""
-    from llama_onnx.exporter.plan import Options
+    from llama_onnx.exporter.packaging.plan import Options
 
     level = values.pop("accuracy_level")
     return Options(accuracy_level=None if level is None else int(level), **values)

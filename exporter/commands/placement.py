@@ -40,7 +40,7 @@ def _shares(path: Path, providers: list[dict[str, Any]]) -> Table:
 
 
 def _figures(share: dict[str, Any]) -> tuple[str, str, str]:
-    from llama_onnx.runtime.placement import percent
+    from llama_onnx.runtime.placement.shares import percent
 
     fraction = share["fraction"]
     nodes = f"{share['nodes']} = {percent(fraction['nodes'])}"

@@ -46,9 +46,9 @@ def command(
     from rich.table import Table
     from rich.text import Text
 
-    from llama_onnx.exporter.adapters import open_kept
-    from llama_onnx.exporter.checkpoints import open_checkpoint
-    from llama_onnx.exporter.plan import estimate_seconds, make_plan
+    from llama_onnx.exporter.packaging.adapters import open_kept
+    from llama_onnx.exporter.packaging.plan import estimate_seconds, make_plan
+    from llama_onnx.exporter.sources import open_checkpoint
 
     merged, folders = sort_adapters(adapters, keep=keep_adapter)
     checkpoint = open_checkpoint(headers_of(source), merged)

@@ -18,8 +18,8 @@ from llama_onnx.targets.package import ModelPackage, is_package
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llama_onnx.exporter.parity.bisect import Bisection
-    from llama_onnx.exporter.parity.validate import ParityReport
+    from llama_onnx.exporter.parity.bisect.search import Bisection
+    from llama_onnx.exporter.parity.measure.validate import ParityReport
 
 
 @click.command("validate")
@@ -102,13 +102,13 @@ def command(
 
     Exit status 1 when a threshold is missed.
     """
-    from llama_onnx.exporter.checkpoints import open_checkpoint
     from llama_onnx.exporter.checkpoints.download import local_copy
-    from llama_onnx.exporter.parity.bisect import bisect
-    from llama_onnx.exporter.parity.prompts import TEXTS, read_text
+    from llama_onnx.exporter.parity.bisect.reproduce import check_out
+    from llama_onnx.exporter.parity.bisect.search import bisect
+    from llama_onnx.exporter.parity.measure.prompts import TEXTS, read_text
     from llama_onnx.exporter.parity.prove import prove
-    from llama_onnx.exporter.parity.report import check_place, write_report
-    from llama_onnx.exporter.parity.reproduce import check_out
+    from llama_onnx.exporter.parity.report.page import check_place, write_report
+    from llama_onnx.exporter.sources import open_checkpoint
 
     if report_file:
         check_place(report_file)
@@ -150,7 +150,7 @@ def command(
 
 def _swapped(package: Path, adapters: Sequence[str]) -> tuple[str, Path] | None:
     """Name and PEFT folder of the adapter to activate, if `package` has any beside its base."""
-    from llama_onnx.exporter.adapters import named_adapters
+    from llama_onnx.exporter.packaging.adapters import named_adapters
 
     if not adapters or not is_package(package) or not ModelPackage.open(package).adapters:
         return None
@@ -167,7 +167,13 @@ def print_report(report: ParityReport) -> None:
     """Print what was measured, and the verdict last."""
     from rich.console import Console
 
-    from llama_onnx.exporter.parity.words import greedy, long_context, tokenizer, verdict, weights
+    from llama_onnx.exporter.parity.report.words import (
+        greedy,
+        long_context,
+        tokenizer,
+        verdict,
+        weights,
+    )
 
     console = Console(highlight=False)
     for line in (
@@ -191,7 +197,7 @@ def print_report(report: ParityReport) -> None:
 
 def _situations(report: ParityReport) -> Table:
     """The package's own weights are the reference: what is wrong here is no matter of precision."""
-    from llama_onnx.runtime.parity.situations import LONG_CONTEXT, SITUATIONS
+    from llama_onnx.runtime.measure.situations import LONG_CONTEXT, SITUATIONS
 
     figures = {(m.error, m.situation): m.figures for m in report.measurements}
     table = _table("PyTorch on the package's own weights is the reference", "situation")
@@ -217,7 +223,7 @@ def _situations(report: ParityReport) -> Table:
 
 
 def _losses(report: ParityReport) -> Table:
-    from llama_onnx.exporter.parity.words import ratio
+    from llama_onnx.exporter.parity.report.words import ratio
 
     figures = {(m.error, m.situation): m.figures for m in report.measurements}
     table = _table("the original weights are the reference", "what is lost")
@@ -258,7 +264,7 @@ def _table(title: str, first: str) -> Table:
 
 def _checks(report: ParityReport) -> Table:
     """One row a limit, with the worst of what was held against it."""
-    from llama_onnx.exporter.parity.words import worst
+    from llama_onnx.exporter.parity.report.words import worst
 
     table = _table("", "threshold")
     for name in ("worst", "limit", ""):

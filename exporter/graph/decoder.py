@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.graph.layers import Linear, RMSNorm, dialect_of
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, stamp, tokens
-from llama_onnx.exporter.quantize.recipe import Recipe
+from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.recipe import Recipe
 
 
 class Attention(nn.Module):

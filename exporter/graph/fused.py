@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
-from llama_onnx.exporter.quantize.recipe import Blocks
+from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.recipe import Blocks
 from llama_onnx.targets.target import Operators
 
 MICROSOFT = "com.microsoft"

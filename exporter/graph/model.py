@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
 
-from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.graph.decoder import DecoderLayer
 from llama_onnx.exporter.graph.fused import MICROSOFT
 from llama_onnx.exporter.graph.layers import (
@@ -25,7 +24,8 @@ from llama_onnx.exporter.graph.layers import (
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, stamp
 from llama_onnx.exporter.graph.rotary import Table, rotary_tables
 from llama_onnx.exporter.graph.slots import FLOATS, Slot
-from llama_onnx.exporter.quantize.recipe import Float, Recipe
+from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.recipe import Float, Recipe
 
 OPSET = 23
 IR_VERSION = 10

@@ -12,8 +12,8 @@ from typing import Protocol
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from llama_onnx.exporter.config import LlamaConfig
 from llama_onnx.exporter.graph.slots import Slot
+from llama_onnx.exporter.model.config import LlamaConfig
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.exporter.config import LlamaConfig
-from llama_onnx.exporter.rope import RopeScaling
+from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.rope import RopeScaling
 
 Table = npt.NDArray[np.float32]
 

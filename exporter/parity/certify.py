@@ -1,4 +1,4 @@
-"""Makes the certificate that a package carries; `runtime.parity.verify` replays it."""
+"""Makes the certificate that a package carries; `runtime.measure.verify` replays it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_onnx.exporter.checkpoints.base import Float32
-from llama_onnx.exporter.config import LlamaConfig
-from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts
-from llama_onnx.exporter.parity.shipped import Asked
-from llama_onnx.exporter.parity.validate import Evidence, ParityReport
-from llama_onnx.runtime.parity.certificate import (
+from llama_onnx.exporter.model.checkpoint import Float32
+from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
+from llama_onnx.exporter.parity.measure.shipped import Asked
+from llama_onnx.exporter.parity.measure.validate import Evidence, ParityReport
+from llama_onnx.runtime.measure.certificate import (
     ABOUT,
     CERTIFICATE,
     FOLDER,
@@ -26,10 +26,10 @@ from llama_onnx.runtime.parity.certificate import (
     next_tokens,
     to_arrays,
 )
-from llama_onnx.runtime.parity.jsontext import dumps
-from llama_onnx.runtime.parity.metrics import TopK
-from llama_onnx.runtime.parity.situations import Passage
-from llama_onnx.runtime.parity.thresholds import all_thresholds
+from llama_onnx.runtime.measure.jsontext import dumps
+from llama_onnx.runtime.measure.metrics import TopK
+from llama_onnx.runtime.measure.situations import Passage
+from llama_onnx.runtime.measure.thresholds import all_thresholds
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage, hash_file, renew_manifest
 

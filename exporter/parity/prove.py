@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_onnx.exporter.checkpoints.base import Checkpoint, check_tensors
-from llama_onnx.exporter.checkpoints.package import PackageCheckpoint
-from llama_onnx.exporter.export import WITHOUT_KERNELS
+from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
+from llama_onnx.exporter.packaging.export import WITHOUT_KERNELS
 from llama_onnx.exporter.parity.certify import certificate_prompts, write_certificate
-from llama_onnx.exporter.parity.prompts import TEXTS, make_prompts
-from llama_onnx.exporter.parity.shipped import NOTHING, Asked
-from llama_onnx.exporter.parity.validate import (
+from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
+from llama_onnx.exporter.parity.measure.shipped import NOTHING, Asked
+from llama_onnx.exporter.parity.measure.validate import (
     ParityReport,
     Progress,
     check_same_model,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.exporter.dtypes import DTYPES
-from llama_onnx.exporter.quantize.recipe import Blocks
+from llama_onnx.exporter.model.dtypes import DTYPES
+from llama_onnx.exporter.model.recipe import Blocks
 
 Codes = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]

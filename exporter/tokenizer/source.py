@@ -32,7 +32,7 @@ def tokenizer_kind(path: Path) -> str | None:
     """Where the tokenizer of the checkpoint at `path`, a folder or a GGUF file, stands: one of
     `JSON`, `MODEL` and `GGUF`, or None."""
     if path.is_file():
-        from llama_onnx.exporter.checkpoints.gguf_header import read_header
+        from llama_onnx.exporter.formats.gguf import read_header
 
         kind = read_header(path).metadata.get("tokenizer.ggml.model", "none")
         return None if kind in ("no_vocab", "none") else GGUF
@@ -50,7 +50,7 @@ def _tokenizer_folder(path: Path) -> Path:
 def has_chat_template(path: Path) -> bool:
     """Whether the checkpoint at `path`, a folder or a GGUF file, brings a chat template."""
     if path.is_file():
-        from llama_onnx.exporter.checkpoints.gguf_header import read_header
+        from llama_onnx.exporter.formats.gguf import read_header
 
         return bool(read_header(path).metadata.get("tokenizer.chat_template"))
     from llama_onnx.exporter.tokenizer.huggingface import read_chat_template
@@ -68,7 +68,7 @@ def source_codec(path: Path) -> Codec | None:
     if kind == MODEL:
         return _sentencepiece_codec(_tokenizer_folder(path))
     if kind == GGUF:
-        from llama_onnx.exporter.checkpoints.gguf_header import read_header
+        from llama_onnx.exporter.formats.gguf import read_header
         from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
 
         return _codec(tokenizer_from_gguf(read_header(path).metadata, str(path)).tokenizer)

@@ -13,7 +13,7 @@ from llama_onnx.runtime.commands.options import package_argument, provider_optio
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llama_onnx.runtime.bench import Bench, Spread
+    from llama_onnx.runtime.bench.bench import Bench, Spread
     from llama_onnx.targets.provider import Provider
 
 
@@ -41,7 +41,7 @@ def command(
     """
     from rich.console import Console
 
-    from llama_onnx.runtime.bench import bench
+    from llama_onnx.runtime.bench.bench import bench
 
     console = Console(stderr=True)
     with console.status("loading") as status:

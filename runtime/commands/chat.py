@@ -20,7 +20,7 @@ from llama_onnx.runtime.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from llama_onnx.runtime.model import Llama, Message
+    from llama_onnx.runtime.llama.model import Llama, Message
     from llama_onnx.targets.provider import Provider
 
 
@@ -45,7 +45,7 @@ def command(
     Ctrl-C ends an answer. Ctrl-C or Ctrl-D at the prompt, or /exit, ends the conversation. When
     stdin is not a terminal, each of its lines is a message.
     """
-    from llama_onnx.runtime.model import Llama
+    from llama_onnx.runtime.llama.model import Llama
 
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
     if adapter is not None:
@@ -85,7 +85,7 @@ def _read_line() -> str:
 
 def _fit(model: Llama, messages: Sequence[Message], max_new_tokens: int) -> list[Message] | None:
     """Forget old messages until an answer has room; None if the new one alone is too long."""
-    from llama_onnx.runtime.history import trim_history
+    from llama_onnx.runtime.llama.conversation import trim_history
 
     # A long `--max-new-tokens` must not cost the whole history: a quarter is room enough.
     room = min(max_new_tokens, model.context_length // 4)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from llama_onnx.runtime.generation import Generation, GenerationStats
-    from llama_onnx.runtime.model import Llama
-    from llama_onnx.runtime.parity.verify import Progress
+    from llama_onnx.runtime.llama.generation import Generation, GenerationStats
+    from llama_onnx.runtime.llama.model import Llama
+    from llama_onnx.runtime.measure.verify import Progress
 
 
 def stream(answer: Generation) -> str:

@@ -46,7 +46,7 @@ def command(
 
     The text goes to stdout as it comes, the statistics to stderr.
     """
-    from llama_onnx.runtime.model import Llama
+    from llama_onnx.runtime.llama.model import Llama
 
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
     text = _read_stdin() if prompt == "-" else prompt

@@ -15,7 +15,7 @@ from llama_onnx.targets.provider import Provider
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llama_onnx.runtime.parity.verify import Integrity, VerifyReport
+    from llama_onnx.runtime.measure.verify import Integrity, VerifyReport
     from llama_onnx.targets.signature import Signature
 
 
@@ -48,8 +48,8 @@ def command(
     checked, and the package in it is replayed. Exit status 1 when a file was altered, a signature
     is not what --key says, or a threshold is missed.
     """
-    from llama_onnx.runtime.parity.jsontext import dumps
-    from llama_onnx.runtime.parity.verify import verify, verify_files
+    from llama_onnx.runtime.measure.jsontext import dumps
+    from llama_onnx.runtime.measure.verify import verify, verify_files
 
     if files_only and (provider or threads or allow_fallback):
         raise click.UsageError("--files-only computes nothing: leave the provider's options out.")
@@ -101,7 +101,7 @@ def _head(report: VerifyReport) -> Iterator[str]:
         yield f"signature  {signed}"
     yield f"here       {', '.join(f'{name} {value}' for name, value in report.versions.items())}"
     if report.placement:
-        from llama_onnx.runtime.placement import percent
+        from llama_onnx.runtime.placement.shares import percent
 
         for share in report.placement["providers"]:
             fraction = share["fraction"]
@@ -152,7 +152,7 @@ def _situations(report: VerifyReport) -> Table:
 
 
 def _details(report: VerifyReport) -> Iterator[str]:
-    from llama_onnx.runtime.parity.metrics import NEAR_TIE
+    from llama_onnx.runtime.measure.metrics import NEAR_TIE
 
     for entry in report.situations:
         if entry.situation == "decode" and entry.total:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from llama_onnx.runtime.doctor.facts import Facts, Graphics, Libraries, Loaded, Tried, Wheels
 from llama_onnx.runtime.doctor.finding import Finding, Status
 from llama_onnx.runtime.doctor.requirements import numbers
-from llama_onnx.runtime.wheels import install_command
+from llama_onnx.runtime.placement.wheels import install_command
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, CUDA, PROVIDERS
 

@@ -34,7 +34,7 @@ from llama_onnx.runtime.doctor.facts import (
     WindowsFacts,
 )
 from llama_onnx.runtime.doctor.requirements import distribution, normalize
-from llama_onnx.runtime.wheels import installed_flavours
+from llama_onnx.runtime.placement.wheels import installed_flavours
 from llama_onnx.targets.providers import PROVIDERS
 
 PROJECT = "llama-onnx"

@@ -51,7 +51,7 @@ def _onnxruntime() -> dict[str, Any]:
 
 
 def _libraries(name: str) -> dict[str, Any]:
-    from llama_onnx.runtime.availability import missing_libraries
+    from llama_onnx.runtime.placement.availability import missing_libraries
 
     missing = [library.name for library in missing_libraries(get_provider(name))]
     return {"missing": missing, "cudnn": _cudnn() if name == CUDA.name else None}
@@ -67,8 +67,8 @@ def _open(name: str) -> dict[str, Any]:
     """Open the small model on a provider, and run a prefill and a step."""
     import numpy as np
 
-    from llama_onnx.runtime.parity.session import GraphSession
-    from llama_onnx.runtime.session import open_session
+    from llama_onnx.runtime.measure.graph_session import GraphSession
+    from llama_onnx.runtime.placement.session import open_session
 
     started = perf_counter()
     with as_file(files("llama_onnx.runtime.doctor") / "probe.onnx") as model:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from llama_onnx.runtime.doctor.facts import Encodings, Loaded, Python, Wheels
 from llama_onnx.runtime.doctor.finding import Finding
 from llama_onnx.runtime.doctor.requirements import distribution, numbers, unmet
-from llama_onnx.runtime.wheels import install_command
+from llama_onnx.runtime.placement.wheels import install_command
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, PROVIDERS
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llama_onnx.runtime.sampling import search_options
+from llama_onnx.runtime.llama.sampling import search_options
 from llama_onnx.targets.errors import UsageError
 
 if TYPE_CHECKING:
-    from llama_onnx.runtime.generation import Generation
-    from llama_onnx.runtime.model import Llama
+    from llama_onnx.runtime.llama.generation import Generation
+    from llama_onnx.runtime.llama.model import Llama
 
 MAX_NEW_TOKENS = 256
 """Where a request does not say."""

@@ -25,7 +25,7 @@ from llama_onnx.runtime.serving.request import Request
 from llama_onnx.targets.errors import LlamaOnnxError, UsageError
 
 if TYPE_CHECKING:
-    from llama_onnx.runtime.model import Llama
+    from llama_onnx.runtime.llama.model import Llama
 
 Send = Callable[[dict[str, Any]], None]
 Inbox = SimpleQueue[str]
@@ -34,7 +34,7 @@ Inbox = SimpleQueue[str]
 
 def work(package: Path, lines: IO[str], send: Send) -> int:
     """Open `package` and answer `lines` until they end; returns the exit status."""
-    from llama_onnx.runtime.model import Llama
+    from llama_onnx.runtime.llama.model import Llama
 
     try:
         model = Llama.load(package)

@@ -1,0 +1,181 @@
+"""WebGPU on software Vulkan: does it open, does it run there, does it compute what it should?
+
+    python -m benchmarks.trials.webgpu WORK_FOLDER
+
+Tiny packages on every Vulkan driver there is. Each line says what ran, or where it stopped; exit
+status 1 for a stop that docs/providers.md does not know, and for a model that ran on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_onnx.exporter.packaging.export import export_package
+from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.parity.prove import prove
+from llama_onnx.exporter.sources import open_checkpoint
+from llama_onnx.runtime.placement.profile import step_feeds
+from llama_onnx.targets.providers import CPU, WEBGPU
+from llama_onnx.targets.registry import get_target
+from tests.support import tiny
+from tests.support.tables import Case
+
+PRECISIONS = ("fp16", "int8", "int4")
+SWIFTSHADER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
+"""Where Debian's package chromium-common has it."""
+
+NO_ADAPTER = "No supported adapters"
+NO_FP16 = "requires f16 but the device does not support it"
+WRONG = "GroupQueryAttention"
+"""What computes something else on SwiftShader, whose subgroups have four lanes: each position from
+the fifth on is wrong."""
+
+FORCE = "ep.webgpuexecutionprovider.forceCpuNodeNames"
+
+SAME = 1e-3
+"""Relative L2 of one operator's output, float32, beside the CPU's."""
+
+
+def drivers() -> dict[str, Mapping[str, str]]:
+    """Name -> environment in which Vulkan has just this driver."""
+    found: dict[str, Mapping[str, str]] = {"Vulkan's own choice": {}}
+    if SWIFTSHADER.exists():
+        # Two names of one variable: the older loaders know the first alone.
+        names = ("VK_ICD_FILENAMES", "VK_DRIVER_FILES")
+        found["SwiftShader"] = dict.fromkeys(names, str(SWIFTSHADER))
+    return found
+
+
+def make_certified(folder: Path, precision: str) -> Path:
+    """A tiny package for WebGPU, computed in float32, with its certificate."""
+    source = tiny.write_huggingface(folder / "checkpoint")
+    options = Options(precision, activations="fp32")
+    package = export_package(source, folder / "package", get_target("webgpu"), options).package
+    report = prove(package, open_checkpoint(source), tokens=4, longest=16, certify=True)
+    assert report.passed
+    return package
+
+
+def cases(work: Path) -> Iterator[Case]:
+    """Each package on each driver."""
+    packages = {p: make_certified(work / p, p) for p in PRECISIONS}
+    for driver, environment in drivers().items():
+        for precision, package in packages.items():
+            what = f"{driver}, {precision}"
+            yield try_package(what, package, {**os.environ, **environment})
+
+
+def try_package(what: str, package: Path, environment: Mapping[str, str]) -> Case:
+    """One package on one driver: profile first, so that parity is known to be WebGPU's."""
+    cli = ("-m", "llama_onnx.exporter.cli")
+    on_webgpu = (str(package), "--provider", WEBGPU.name, "--json")
+    done = call(environment, *cli, "inspect", *on_webgpu, "--profile")
+    if done.returncode:
+        return stopped(what, done.stderr)
+    kernels = {entry["provider"]: entry["count"] for entry in read(done)["profile"]["kernels"]}
+    said = ", ".join(f"{count} kernels on {provider}" for provider, count in kernels.items())
+    if not kernels.get(WEBGPU.ort_name):
+        return Case(what, False, f"a silent fallback: {said}")
+    if read(call(environment, *cli, "verify", *on_webgpu))["passed"]:
+        return Case(what, True, f"{said}; parity holds")
+    search = ("-m", "benchmarks.trials.webgpu", "--first", str(package))
+    first, other = read(call(environment, *search)), read(call(environment, *search, WRONG))
+    holds = (first["op"], other["op"]) == (WRONG, "none")
+    where = f"the first operator that differs from the CPU's is {first['op']}, by {first['by']:.2g}"
+    alone = f"with that on the CPU {other['op']} does"
+    return Case(what, holds, f"{said}; parity does not hold: {where}; {alone}")
+
+
+def stopped(what: str, said: str) -> Case:
+    """An error: one of those that are known?"""
+    lines = said.strip().splitlines() or ["nothing was said"]
+    reasons = [line for line in lines if "required" in line]
+    holds = NO_ADAPTER in lines[-1] or NO_FP16 in lines[-1]
+    message = lines[-1].partition("model.onnx")[2].lstrip(": ") or lines[-1]
+    return Case(what, holds, f"stops: {'; '.join([*reasons, message])}")
+
+
+def first_difference(package: Path, *on_cpu: str) -> dict[str, Any]:
+    """The first operator, in the graph's order, whose output on WebGPU is not the CPU's.
+
+    Operators in `on_cpu` are left to the CPU.
+    """
+    import onnx
+    import onnxruntime as ort
+
+    model = onnx.load(package / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if (
+                attribute.name == "accuracy_level"
+            ):  # the CPU's int8 activations are no error of GPUs
+                attribute.i = 1
+    known = {value.name for value in model.graph.output}
+    outputs = [(node.op_type, node.output[0]) for node in model.graph.node]
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for _, name in outputs if name not in known
+    )
+    # Beside the weights, which it refers to.
+    file = package / "all.onnx"
+    onnx.save(model, file)
+    forced = "\n".join(node.name for node in model.graph.node if node.op_type in on_cpu)
+    values = []
+    for provider in (CPU, WEBGPU):
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if forced:
+            options.add_session_config_entry(FORCE, forced)
+        providers = dict.fromkeys((provider.ort_name, CPU.ort_name))
+        session = ort.InferenceSession(str(file), options, list(providers), enable_fallback=0)
+        names = [name for _, name in outputs]
+        values.append(session.run(names, step_feeds(session, 64)))
+    file.unlink()
+    for (op, _), expected, given in zip(outputs, *values, strict=True):
+        if expected.dtype == np.float32 and expected.size:
+            size = float(np.linalg.norm(expected))
+            by = float(np.linalg.norm(given - expected)) / max(size, 1e-9)
+            if not by <= SAME:
+                return {"op": op, "by": by}
+    return {"op": "none", "by": 0.0}
+
+
+def call(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own: a driver is chosen once a process."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def read(done: subprocess.CompletedProcess[str]) -> Any:
+    """What a process printed as JSON."""
+    if not done.stdout.strip():
+        raise RuntimeError(f"{done.args} said nothing but: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """Print a line each; exit status 1 when one does not hold."""
+    if sys.argv[1] == "--first":
+        print(json.dumps(first_difference(Path(sys.argv[2]), *sys.argv[3:])))
+        return
+    work = Path(sys.argv[1], "webgpu")
+    shutil.rmtree(work, ignore_errors=True)
+    done = list(cases(work))
+    for case in done:
+        print(f"| {case.what} | {case.said} | {'yes' if case.holds else 'NO'} |")
+    if not all(case.holds for case in done):
+        sys.exit("A line does not hold.")
+
+
+if __name__ == "__main__":
+    main()

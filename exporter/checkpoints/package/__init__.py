@@ -1,0 +1,1 @@
+"""A finished package read back as a checkpoint."""

@@ -1,0 +1,263 @@
+"""Matrices of a graph, read back row by row: the weights that its operators compute with.
+
+Written from the operators' specifications alone, and sharing no code with the quantizer, so that a
+mistake there cannot hide by being made twice:
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+(`com.microsoft.MatMulNBits`, `com.microsoft.GatherBlockQuantized`) and
+https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from llama_onnx.exporter.model.checkpoint import Float32
+from llama_onnx.targets.errors import PackageError, UnsupportedError
+from llama_onnx.targets.package import MODEL_FILE
+
+# The input that holds the codes; the scales are input 2 of both operators.
+_CODES_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+
+Initializers = Mapping[str, "Initializer"]
+Producers = Mapping[str, onnx.NodeProto]
+"""A value's name -> the node that makes it."""
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """A tensor of the graph: `offset` in `file`, or small and inside model.onnx itself."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    file: Path
+    offset: int
+    inline: npt.NDArray[Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file; two codes of four bits share one."""
+        values = prod(self.shape)
+        return -(-values // 2) if self.dtype == ml_dtypes.int4 else values * self.dtype.itemsize
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows [stop - start, ...]."""
+        if self.inline is not None:
+            return self.inline[start:stop]
+        width = self.nbytes // self.shape[0]
+        raw = np.fromfile(
+            self.file, np.uint8, count=(stop - start) * width, offset=self.offset + start * width
+        )
+        return raw.view(self.dtype).reshape(stop - start, *self.shape[1:])
+
+    def columns(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Columns [rows, stop - start] of a matrix; one a byte, those of four bits too."""
+        if self.inline is not None:
+            return self.inline[:, start:stop]
+        if self.dtype != ml_dtypes.int4:
+            mapped = np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+            return np.array(mapped[:, start:stop])
+        # Packed one behind the other, the first of two in the low nibble; rows begin in either.
+        packed = np.memmap(self.file, np.uint8, "r", self.offset, (self.nbytes,))
+        rows, width = self.shape
+        flat = np.arange(rows)[:, None] * width + np.arange(start, stop)  # [rows, stop - start]
+        nibbles = packed[flat >> 1] >> (4 * (flat & 1)).astype(np.uint8) & 0xF
+        return np.asarray((nibbles ^ 8).astype(np.int8) - np.int8(8))
+
+
+@dataclass(frozen=True)
+class MatMulBlocks:
+    """A quantized matrix [N, K] as `com.microsoft`'s operators read it. `order`: the channel of the
+    input that each column is multiplied by, where a Gather in front rearranges them."""
+
+    codes: Initializer
+    scales: Initializer
+    zero_points: Initializer | None
+    order: Initializer | None
+    bits: int
+    block_size: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points."""
+        zeros = self.zero_points.nbytes if self.zero_points else 0
+        return self.codes.nbytes + self.scales.nbytes + zeros
+
+    def fits(self, rows: int, columns: int) -> bool:
+        """Whether all parts have the shapes of a matrix of `rows` and `columns`."""
+        blocks = -(-columns // self.block_size)  # of a row
+        zeros, order = self.zero_points, self.order
+        return (
+            self.codes.shape[0] == rows
+            and self.codes.nbytes == rows * blocks * self.block_size * self.bits // 8
+            and self.scales.shape == (rows, blocks)
+            and (zeros is None or zeros.shape == (rows, -(-blocks * self.bits // 8)))
+            and (order is None or order.shape == (columns,))
+        )
+
+    def rows(self, start: int, stop: int, columns: int) -> Float32:
+        """Rows [stop - start, columns], dequantized."""
+        scales = self.scales.rows(start, stop).astype(np.float32)
+        codes = self.codes.rows(start, stop)
+        zeros = self.zero_points.rows(start, stop) if self.zero_points else None
+        values = dequantize(codes, scales, self.bits, self.block_size, columns, zeros)
+        if self.order is None:
+            return values
+        order = self.order.rows(0, columns)
+        if not np.array_equal(np.sort(order), np.arange(columns)):
+            raise PackageError(
+                f"{self.order.file}: {self.order.name} is no order of {columns} channels: copy or "
+                "export the package again."
+            )
+        found = np.empty_like(values)
+        found[:, order] = values
+        return found
+
+
+@dataclass(frozen=True)
+class DequantizedColumns:
+    """A quantized matrix [N, K] as DequantizeLinear reads it for a MatMul: signed codes [K, N],
+    scales [blocks, N]."""
+
+    codes: Initializer
+    scales: Initializer
+    bits: int
+    block_size: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales."""
+        return self.codes.nbytes + self.scales.nbytes
+
+    def fits(self, rows: int, columns: int) -> bool:
+        """Whether both have the shapes of a matrix of `rows` and `columns`."""
+        blocks = -(-columns // self.block_size)
+        return self.codes.shape == (columns, rows) and self.scales.shape == (blocks, rows)
+
+    def rows(self, start: int, stop: int, columns: int) -> Float32:
+        """Rows [stop - start, columns], dequantized."""
+        codes = self.codes.columns(start, stop).astype(np.float32)  # [K, rows]
+        scales = self.scales.columns(start, stop).astype(np.float32)  # [blocks, rows]
+        values = codes * np.repeat(scales, self.block_size, axis=0)[:columns]
+        return np.ascontiguousarray(values.T)
+
+
+CodedRows = MatMulBlocks | DequantizedColumns
+
+
+def read_initializer(path: Path, proto: onnx.TensorProto) -> Initializer:
+    """Where `proto` of the graph in the folder `path` lies; raises `PackageError`."""
+    shape, dtype = tuple(proto.dims), onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+    if proto.data_location != onnx.TensorProto.EXTERNAL:
+        inline = onnx.numpy_helper.to_array(proto)
+        return Initializer(proto.name, shape, dtype, path / MODEL_FILE, 0, inline)
+    entries = {entry.key: entry.value for entry in proto.external_data}
+    location = entries.get("location", "")
+    # A location with a folder in it could point anywhere on the disk.
+    if not location or Path(location).name != location:
+        raise PackageError(
+            f"{path}: {proto.name} lies in {location!r}, which is not a file of the package."
+        )
+    found = Initializer(proto.name, shape, dtype, path / location, int(entries.get("offset", 0)))
+    size = found.file.stat().st_size if found.file.exists() else -1
+    if found.offset + found.nbytes > size:
+        state = "is missing" if size < 0 else f"ends at byte {size:,}"
+        raise PackageError(
+            f"{found.file} {state}, but {proto.name} reaches byte "
+            f"{found.offset + found.nbytes:,}: copy or export the package again."
+        )
+    return found
+
+
+def coded_rows(
+    node: onnx.NodeProto, stored: Initializers, made_by: Producers, path: Path
+) -> CodedRows | None:
+    """The quantized matrix that `node` reads; None if it reads none.
+
+    Raises `PackageError` or `UnsupportedError` for one that cannot be.
+    """
+    if node.op_type == "DequantizeLinear":
+        return _columns(node, stored, made_by, path)
+    if node.op_type not in _CODES_INPUT:
+        return None
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    bits, size = attributes.get("bits", 4), attributes.get("block_size", 128)
+    zeros = node.input[3] if len(node.input) > 3 else ""
+    known = 4 if node.op_type == "MatMulNBits" else 3  # inputs that are understood
+    if any(node.input[known:]) or bits not in (4, 8):
+        raise UnsupportedError(
+            f"{path}: {node.name or node.op_type} is {bits}-bit with the further inputs "
+            f"{list(node.input[known:])}; only 4 and 8 bits can be read back."
+        )
+    try:
+        codes, scales = stored[node.input[_CODES_INPUT[node.op_type]]], stored[node.input[2]]
+        zero_points = stored[zeros] if zeros else None
+    except KeyError as error:
+        raise PackageError(f"{path}: {node.name} reads {error}, which is no initializer.") from None
+    before = made_by.get(node.input[0])
+    gathered = before is not None and before.op_type == "Gather"
+    order = stored.get(before.input[1]) if before and gathered else None
+    return MatMulBlocks(codes, scales, zero_points, order, bits, size)
+
+
+def _columns(
+    node: onnx.NodeProto, stored: Initializers, made_by: Producers, path: Path
+) -> DequantizedColumns:
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    codes, scales = (_behind_gather(name, stored, made_by) for name in node.input[:2])
+    bits = {"int4": 4, "int8": 8}.get(codes.dtype.name) if codes else None
+    if codes is None or scales is None:
+        raise PackageError(f"{path}: {node.name} reads something that is no initializer.")
+    if attributes.get("axis") != 0 or any(node.input[2:]) or bits is None:
+        raise UnsupportedError(
+            f"{path}: {node.name} dequantizes {codes.dtype.name} along axis "
+            f"{attributes.get('axis', 1)}; only signed codes of 4 and 8 bits along axis 0, without "
+            "zero points, can be read back."
+        )
+    return DequantizedColumns(codes, scales, bits, attributes.get("block_size", 0))
+
+
+def _behind_gather(name: str, stored: Initializers, made_by: Producers) -> Initializer | None:
+    """The initializer `name`, or the one of which it is some columns."""
+    maker = made_by.get(name)
+    return stored.get(maker.input[0] if maker and maker.op_type == "Gather" else name)
+
+
+def dequantize(
+    codes: npt.NDArray[np.uint8],
+    scales: Float32,
+    bits: int,
+    block_size: int,
+    columns: int,
+    zero_points: npt.NDArray[np.uint8] | None = None,
+) -> Float32:
+    """Block quantization undone: `(code - zero) * scale`.
+
+    `codes` [N, ...] holds `ceil(columns / block_size)` whole blocks a row, packed low nibble first
+    when `bits` is 4; `scales` is [N, blocks]. `zero_points` [N, ...] are packed likewise; without
+    them zero is 2^(bits-1). Returns float32 [N, columns].
+    """
+    rows, blocks = scales.shape
+    centred = _codes(codes, bits).astype(np.float32).reshape(rows, blocks, block_size)
+    if zero_points is None:
+        centred -= np.float32(2 ** (bits - 1))
+    else:
+        centred -= _codes(zero_points, bits)[:, :blocks, None]
+    values = centred * scales[..., None]  # [N, blocks, block_size]
+    return values.reshape(rows, -1)[:, :columns]  # the last block may be padded
+
+
+def _codes(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    flat = packed.reshape(len(packed), -1)
+    if bits == 8:
+        return flat
+    return np.stack([flat & 0xF, flat >> 4], axis=-1).reshape(len(packed), -1)

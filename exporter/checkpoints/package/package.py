@@ -1,0 +1,219 @@
+"""A finished package read back as a checkpoint: the weights that its graph computes with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from llama_onnx.exporter.checkpoints.package.matrices import (
+    CodedRows,
+    Initializer,
+    coded_rows,
+    read_initializer,
+)
+from llama_onnx.exporter.model.checkpoint import (
+    Float32,
+    LazyTensor,
+    TensorsByName,
+    check_tensors,
+    file_fingerprint,
+    find_licences,
+)
+from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface, read_json
+from llama_onnx.targets.errors import CheckpointError, PackageError
+from llama_onnx.targets.package import MODEL_FILE
+
+PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
+"""From the coarsest to the finest."""
+
+# Matrices the graph multiplies by in one go: their rows stand one behind the other.
+_FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
+_FLOAT_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_PRECISION_OF = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "INT8": "int8", "INT4": "int4"}
+
+_HALF = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class PackageCheckpoint(TensorsByName):
+    """A package folder; `tensors` maps Hugging Face names to dequantized, lazy rows.
+
+    `config.tie_word_embeddings` is False as soon as the graph has a head of its own, even over the
+    same bytes: what is compared is what each operator reads.
+    """
+
+    path: Path
+    config: LlamaConfig
+    tensors: dict[str, LazyTensor]
+    activations: str = "fp32"
+    """What they are in "fp16" or "bf16", or else what they are rounded to in front of a quantized
+    matrix: "fp32" (not at all), "int8"."""
+    ragged: bool = True
+    """Whether each row of a batch has a cache as long as the row itself, its valid positions in
+    front, in a buffer that past and present can share (GroupQueryAttention); or else padding stays
+    where it is, and the cache grows by it."""
+    format: str = "package"
+
+    @classmethod
+    def open(cls, path: Path) -> PackageCheckpoint:
+        """Read config.json and model.onnx, not the weights.
+
+        Raises `PackageError` for a file that is missing or damaged, or for weights that are not
+        where the config asks for them; `UnsupportedError` for a quantization not known here.
+        """
+        if not (path / MODEL_FILE).is_file():
+            raise PackageError(f"{path} has no {MODEL_FILE}: is this a model package?")
+        config = config_from_huggingface(read_json(path / "config.json"), str(path / "config.json"))
+        graph = load_model(path).graph
+        stored = {i.name: read_initializer(path, i) for i in graph.initializer}
+        made_by = {output: node for node in graph.node for output in node.output}
+        blocks = {
+            found.codes.name: found
+            for found in (coded_rows(node, stored, made_by, path) for node in graph.node)
+            if found
+        }
+        has_head = any(name.startswith("lm_head.") for name in stored)
+        config = replace(config, tie_word_embeddings=not has_head)
+        tensors = {
+            name: _tensor(name, config, stored, blocks, path) for name in config.tensor_shapes()
+        }
+        ragged = any(node.op_type == "GroupQueryAttention" for node in graph.node)
+        checkpoint = cls(path, config, tensors, _activations(graph), ragged)
+        check_tensors(checkpoint)
+        return checkpoint
+
+    @property
+    def precision(self) -> str:
+        """The coarsest of `PRECISIONS` that a matrix of the package is stored in."""
+        codes = {t.dtype.partition("/")[0] for t in self.tensors.values() if len(t.shape) == 2}
+        return min((_PRECISION_OF[code] for code in codes), key=PRECISIONS.index)
+
+    def write_tokenizer(self, folder: Path) -> list[str]:
+        """Copy the tokenizer's files."""
+        if not (self.path / "tokenizer.json").exists():
+            raise CheckpointError(f"{self.path} has no tokenizer.json: export the package again.")
+        names = [name for name in _TOKENIZER_FILES if (self.path / name).exists()]
+        for name in names:
+            shutil.copyfile(self.path / name, folder / name)
+        return names
+
+    def licence_files(self) -> Sequence[Path]:
+        """Licence, policy, notice and model card that travelled with the package."""
+        return find_licences(self.path)
+
+    def search_defaults(self) -> dict[str, Any]:
+        """None: a package keeps them in genai_config.json, in genai's own terms."""
+        return {}
+
+    def fingerprint(self) -> dict[str, str]:
+        """Size and modification time of config, graph and data."""
+        files = [self.path / "config.json", *self.path.glob(f"{MODEL_FILE}*")]
+        return file_fingerprint(files)
+
+
+def load_model(package: Path) -> onnx.ModelProto:
+    """The graph of `package` without its external data; raises `PackageError`."""
+    path = package / MODEL_FILE
+    try:
+        return onnx.load(path, load_external_data=False)
+    except FileNotFoundError:
+        raise PackageError(f"{package} has no {MODEL_FILE}: is this a model package?") from None
+    except OSError as error:
+        raise PackageError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except DecodeError:
+        raise PackageError(f"{path} is not an ONNX model: export the package again.") from None
+
+
+def _activations(graph: onnx.GraphProto) -> str:
+    """Half precision if that is what the graph gives; else from MatMulNBits' accuracy_level: 4
+    allows int8, 2 and 3 half precision, 1 neither. ONNX Runtime makes one of level 4 out of a
+    DequantizeLinear in front of a MatMul."""
+    logits = next(value for value in graph.output if value.name == "logits")
+    half = _HALF.get(logits.type.tensor_type.elem_type)
+    if half is not None:
+        return half
+    multiplied = {name for node in graph.node if node.op_type == "MatMul" for name in node.input}
+    if any(n.op_type == "DequantizeLinear" and n.output[0] in multiplied for n in graph.node):
+        return "int8"
+    levels = (a.i for n in graph.node for a in n.attribute if a.name == "accuracy_level")
+    return {4: "int8", 3: "bf16", 2: "fp16"}.get(max(levels, default=1), "fp32")
+
+
+def _tensor(
+    name: str,
+    config: LlamaConfig,
+    stored: dict[str, Initializer],
+    blocks: dict[str, CodedRows],
+    path: Path,
+) -> LazyTensor:
+    """Tensor `name`: whole, or as rows of a fused matrix."""
+    shapes = config.tensor_shapes()
+    for module, parts in modules_holding(name.removesuffix(".weight")):
+        rows = [shapes[f"{part}.weight"][0] for part in parts]
+        first = sum(rows[: parts.index(name.removesuffix(".weight"))])
+        if f"{module}.qweight" in blocks:
+            return _quantized(name, shapes[name], blocks[f"{module}.qweight"], first, sum(rows))
+        if f"{module}.weight" in stored:
+            return _float(name, shapes[name], stored[f"{module}.weight"], first, sum(rows))
+    raise PackageError(f"{path}: the graph has no weights for {name}: export the package again.")
+
+
+def modules_holding(module: str) -> Iterable[tuple[str, list[str]]]:
+    """Modules of the graph that may hold `module`, each with the modules it is made of."""
+    yield module, [module]
+    for fused, parts in _FUSED.items():
+        for part in parts:
+            if module.endswith(f".{part}"):
+                prefix = module.removesuffix(part)
+                yield prefix + fused, [prefix + p for p in parts]
+
+
+def _float(
+    name: str, shape: tuple[int, ...], matrix: Initializer, first: int, total: int
+) -> LazyTensor:
+    code = _FLOAT_CODES.get(matrix.dtype.name)
+    if code is None or matrix.shape != (total, *shape[1:]):
+        raise PackageError(
+            f"{matrix.file.parent}: {matrix.name} is {matrix.dtype.name} {list(matrix.shape)}, "
+            f"not a float tensor of shape {[total, *shape[1:]]}."
+        )
+
+    def rows(start: int, stop: int) -> Float32:
+        return matrix.rows(first + start, first + stop).astype(np.float32)
+
+    return LazyTensor(name, shape, code, matrix.nbytes * shape[0] // total, rows)
+
+
+def _quantized(
+    name: str, shape: tuple[int, ...], matrix: CodedRows, first: int, total: int
+) -> LazyTensor:
+    if not matrix.fits(total, shape[1]):
+        raise PackageError(
+            f"{matrix.codes.file.parent}: {matrix.codes.name} {list(matrix.codes.shape)} and its "
+            f"scales are not a {total} x {shape[1]} matrix of {matrix.bits} bits in blocks of "
+            f"{matrix.block_size}."
+        )
+
+    def rows(start: int, stop: int) -> Float32:
+        return matrix.rows(first + start, first + stop, shape[1])
+
+    nbytes = matrix.nbytes * shape[0] // total
+    return LazyTensor(name, shape, f"INT{matrix.bits}/{matrix.block_size}", nbytes, rows)

@@ -1,0 +1,1 @@
+"""Hugging Face folders whose matrices are GPTQ or AWQ codes."""

@@ -1,0 +1,63 @@
+"""AWQ's GEMM layout (Lin et al., 2023), as AutoAWQ writes it: four bits.
+
+For a linear layer of K inputs and N outputs in G groups:
+
+    qweight [K, N / 8]   eight outputs of input k in one int32
+    qzeros  [G, N / 8]   eight outputs' zero points likewise, as they are
+    scales  [G, N]
+
+Nibble p of word j, low bits first, belongs to output 8 j + `ORDER[p]`: neighbouring outputs stand
+16 bits apart, which is what AWQ's kernel for GPUs wants.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llama_onnx.exporter.checkpoints.quantized.packed import (
+    CODES,
+    SCALES,
+    Bytes,
+    Layout,
+    PackedMatrix,
+    Parts,
+    Words,
+    check_tensor,
+    open_matrix,
+)
+from llama_onnx.exporter.checkpoints.quantized.settings import Quantization
+
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def open_awq(parts: Parts, quantization: Quantization) -> PackedMatrix:
+    """The matrix whose tensors are `parts`; raises `CheckpointError` when they do not fit."""
+    check_tensor(parts.qweight, (None, None), CODES)
+    check_tensor(parts.scales, (None, None), SCALES)
+    inputs, words = parts.qweight.shape
+    outputs = parts.scales.shape[1]
+    layout = Layout(weight_rows, zero_points)
+    return open_matrix(parts, layout, quantization, (outputs, inputs), 32 * words / outputs)
+
+
+def weight_rows(words: Words, start: int, stop: int, bits: int) -> Bytes:
+    """Rows of the weight, packed along the input."""
+    first, last = start // 8, -(-stop // 8)
+    codes = _outputs(words[:, first:last])  # [rows, K]
+    packed = codes[:, 0::2] | codes[:, 1::2] << np.uint8(4)
+    return packed[start - 8 * first : stop - 8 * first]
+
+
+def zero_points(parts: Parts, quantization: Quantization, bits: int) -> Bytes:
+    """Zero points [G, N]."""
+    return _outputs(parts.qzeros.read().view(np.uint32)).T
+
+
+def _outputs(words: Words) -> Bytes:
+    """Words [m, n] as codes [8 n, m]: a row for each output."""
+    across = np.ascontiguousarray(words.T, dtype="<u4")  # [n, m]
+    pairs = across.view(np.uint8).reshape(*across.shape, 4)  # a byte is two nibbles, the low first
+    codes = np.empty((words.shape[1], 8, words.shape[0]), np.uint8)
+    for place, output in enumerate(ORDER):
+        codes[:, output] = pairs[..., place // 2] >> np.uint8(4 * (place % 2)) & 15
+    return codes.reshape(-1, words.shape[0])

@@ -1,0 +1,116 @@
+"""Hugging Face folders whose linear layers are GPTQ's or AWQ's codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint, stored_tensors
+from llama_onnx.exporter.checkpoints.quantized.awq import open_awq
+from llama_onnx.exporter.checkpoints.quantized.gptq import open_gptq
+from llama_onnx.exporter.checkpoints.quantized.packed import PackedMatrix, Parts
+from llama_onnx.exporter.checkpoints.quantized.settings import Quantization
+from llama_onnx.exporter.model.checkpoint import CodedMatrix, LazyTensor, StoredTensor
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+_OPEN = {"gptq": open_gptq, "awq": open_awq}
+_PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedCheckpoint(HuggingFaceCheckpoint):
+    """A folder with quantized linear layers. `packed` maps their names to the matrices, `tensors`
+    the other names to what is stored as floats."""
+
+    quantization: Quantization
+    packed: dict[str, PackedMatrix]
+
+    @property
+    def native_bits(self) -> int:
+        """Bits of a code in most matrices."""
+        return self.quantization.bits
+
+    def describe(self) -> str:
+        """Method, bits, groups, layout."""
+        return self.quantization.describe()
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors; a quantized matrix has the name that its floats would have."""
+        return [*self.tensors, *self.packed]
+
+    def tensor(self, name: str) -> LazyTensor:
+        """Tensor `name`, dequantized if it is quantized."""
+        return self.packed[name].tensor() if name in self.packed else super().tensor(name)
+
+    def bits_of(self, name: str) -> int | None:
+        """Bits of a code of tensor `name`."""
+        return self.packed[name].bits if name in self.packed else None
+
+    def coded(self, name: str) -> CodedMatrix:
+        """Matrix `name` as codes."""
+        return self.packed[name].coded()
+
+
+def open_quantized(plain: HuggingFaceCheckpoint, quantization: Quantization) -> QuantizedCheckpoint:
+    """The quantized checkpoint that `plain` sees as tensors of integers. Reads headers only.
+
+    Raises `CheckpointError` for a module whose tensors do not fit one another or the
+    configuration, `UnsupportedError` for one that cannot be taken over.
+    """
+    if any(shard.suffix != ".safetensors" for shard in plain.shards):
+        raise UnsupportedError(
+            f"{plain.path} holds quantized weights in {plain.shards[0].name}, which are read from "
+            "safetensors only: load the model and save it again by save_pretrained."
+        )
+    stored: dict[str, StoredTensor] = {}
+    for shard in plain.shards:
+        stored |= stored_tensors(shard)
+    modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
+    if not modules:
+        raise CheckpointError(
+            f"{quantization.where} says {quantization.method.upper()}, but no tensor in "
+            f"{plain.path} is quantized: config and weights are of different models."
+        )
+    packed = {f"{module}.weight": _open(module, stored, quantization) for module in modules}
+    _check_names(plain, packed)
+    taken = {f"{module}.{part}" for module in modules for part in _PARTS}
+    rest = {name: tensor for name, tensor in plain.tensors.items() if name not in taken}
+    return QuantizedCheckpoint(
+        plain.path,
+        plain.config,
+        rest,
+        plain.shards,
+        plain.generation,
+        quantization=quantization,
+        packed=packed,
+    )
+
+
+def _open(module: str, stored: dict[str, StoredTensor], quantization: Quantization) -> PackedMatrix:
+    found = [stored.get(f"{module}.{part}") for part in _PARTS]
+    qweight, qzeros, scales, g_idx, bias = found
+    if qweight is None or qzeros is None or scales is None:
+        missing = next(part for part, tensor in zip(_PARTS, found, strict=True) if tensor is None)
+        raise CheckpointError(
+            f"{stored[f'{module}.qweight'].path} has {module}.qweight, but no {module}.{missing}: "
+            "a file is missing, or the weights are damaged."
+        )
+    return _OPEN[quantization.method](
+        Parts(module, qweight, qzeros, scales, g_idx, bias), quantization
+    )
+
+
+def _check_names(plain: HuggingFaceCheckpoint, packed: dict[str, PackedMatrix]) -> None:
+    """Refuse matrices that are there twice, or where codes cannot be taken over."""
+    for name in packed:
+        if name in plain.tensors:
+            raise CheckpointError(
+                f"{plain.path} has {name} as floats and as codes: which of them counts?"
+            )
+    tied = plain.config.tie_word_embeddings and "lm_head.weight" in packed
+    if tied or "model.embed_tokens.weight" in packed:
+        what = "a head tied to the embedding" if tied else "the embedding"
+        raise UnsupportedError(
+            f"{plain.path} has {what} quantized, which is not supported: export the original "
+            "weights."
+        )

@@ -1,0 +1,140 @@
+"""How a Hugging Face folder says that its weights are GPTQ's or AWQ's codes.
+
+`quantization_config` in config.json, as transformers reads it; before there was such a key,
+AutoGPTQ wrote quantize_config.json and AutoAWQ quant_config.json beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_onnx.exporter.model.config import read_json
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+WHOLE_ROW = -1
+"""The group size that stands for one group a row."""
+
+_SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+_LAYOUTS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
+"""Method -> names of the layouts that can be read, the default first."""
+
+_BITS = {"gptq": (4, 8), "awq": (4,)}
+
+# Keys that change what the model computes, beyond its codes.
+_MORE_THAN_CODES = ("is_marlin_format", "adapter", "rotation")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What the configuration says. `where` names the file.
+
+    `group_size` input channels share a scale and a zero point (`WHOLE_ROW`: all of them). With
+    `act_order` these are not neighbours. `mixed`: single modules may have other bits and groups, or
+    be left alone. `shifted_zeros`: zero points are stored less one, as GPTQ's first layout does;
+    `borrows`: by its maker's subtraction from whole 32-bit words, so that a zero point of 0 borrows
+    from its neighbour.
+    """
+
+    where: Path
+    method: str
+    layout: str
+    bits: int
+    group_size: int
+    act_order: bool
+    mixed: bool
+    shifted_zeros: bool
+    borrows: bool
+
+    def describe(self) -> str:
+        """In words."""
+        groups = (
+            "one group a row" if self.group_size == WHOLE_ROW else f"groups of {self.group_size}"
+        )
+        order = "yes" if self.act_order else "no"
+        kind = f"{self.method.upper()} {self.bits}-bit, {groups}"
+        act_order = f", act-order {order}" if self.method == "gptq" else ""
+        return f"{kind}{act_order}, layout {self.layout}{', mixed' if self.mixed else ''}"
+
+
+def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization | None:
+    """The quantization of the checkpoint in `folder`, whose config.json holds `config`.
+
+    None when it is not quantized. Raises `UnsupportedError` for a method, layout or width that is
+    not known here, by name, `CheckpointError` for a value that cannot be.
+    """
+    found = _find(folder, config)
+    if found is None:
+        return None
+    where, raw = found
+    method = raw.get("quant_method")
+    if method not in _LAYOUTS:
+        raise UnsupportedError(
+            f"{where}: the checkpoint is quantized by {method!r}, and only 'gptq' and 'awq' can be "
+            "taken over: export the original weights."
+        )
+    layout = _layout(raw, method, where)
+    for key in _MORE_THAN_CODES:
+        if raw.get(key):
+            raise UnsupportedError(
+                f"{where}: {key} is {raw[key]!r}, which is not supported: export the original "
+                "weights."
+            )
+    return Quantization(
+        where=where,
+        method=method,
+        layout=layout,
+        bits=_bits(raw, method, where),
+        group_size=_group_size(raw, where),
+        act_order=raw.get("desc_act") is True,
+        mixed=bool(raw.get("dynamic")),
+        shifted_zeros=layout == "gptq",
+        borrows="gptqmodel" in str(raw.get("meta")),
+    )
+
+
+def _find(folder: Path, config: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    where = folder / "config.json"
+    if raw := config.get("quantization_config"):
+        return where, raw if isinstance(raw, dict) else {"quant_method": raw}
+    for name, method in _SIDE_FILES.items():
+        if (folder / name).is_file():
+            return folder / name, {"quant_method": method, **read_json(folder / name)}
+    return None
+
+
+def _layout(raw: Mapping[str, Any], method: str, where: Path) -> str:
+    known = _LAYOUTS[method]
+    keys = ("checkpoint_format", "format") if method == "gptq" else ("version", "format")
+    stated = [str(raw[key]).lower() for key in keys if raw.get(key)]
+    layout = stated[0] if stated else known[0]
+    if layout not in known:
+        raise UnsupportedError(
+            f"{where}: the {method.upper()} layout {layout!r} is not supported, only "
+            f"{' and '.join(map(repr, known))}: convert it, or export the original weights."
+        )
+    return layout
+
+
+def _bits(raw: Mapping[str, Any], method: str, where: Path) -> int:
+    bits = raw.get("bits", raw.get("w_bit"))
+    if not isinstance(bits, int) or isinstance(bits, bool):
+        raise CheckpointError(f"{where}: bits must be a number, not {bits!r}.")
+    if bits not in _BITS[method]:
+        known = " and ".join(map(str, _BITS[method]))
+        raise UnsupportedError(
+            f"{where}: {method.upper()} of {bits} bits is not supported, only of {known}: export "
+            "the original weights."
+        )
+    return bits
+
+
+def _group_size(raw: Mapping[str, Any], where: Path) -> int:
+    size = raw.get("group_size", raw.get("q_group_size"))
+    if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != WHOLE_ROW):
+        raise CheckpointError(
+            f"{where}: group_size must be a positive number, or -1 for whole rows, not {size!r}."
+        )
+    return size

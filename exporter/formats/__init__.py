@@ -1,0 +1,1 @@
+"""File formats that hold tensors. Nothing here knows what a Llama is."""

@@ -1,0 +1,1 @@
+"""What a Llama is: its numbers, its tensors, and how each of its matrices is stored."""

@@ -1,0 +1,271 @@
+"""What every checkpoint format gives: config, tensors by Hugging Face name, files beside them.
+
+A format is a class that satisfies `Checkpoint`. Tensors are lazy: a `LazyTensor` knows its shape
+and hands out rows on demand, so that whoever reads a 70B model holds a few rows of it at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.recipe import Blocks
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+Float32 = npt.NDArray[np.float32]
+
+LICENCE_PATTERNS = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*", "README.md")
+"""Files that must travel with the weights wherever they go."""
+
+_HALF_BITS = np.uint32(0x8FFFE000).astype(np.int32)
+"""Sign, exponent and fraction of a float16 that was sign-extended and moved up by 13 bits."""
+
+# Buffers some exporters save beside the weights; they carry nothing the config does not.
+_IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor on disk.
+
+    `rows(start, stop)` reads float32 rows `[start, stop)` of the first axis: shape
+    `(stop - start, *shape[1:])`. It may be called from several threads. `dtype` is the storage type
+    as the format names it ("F16", "BF16", "Q4_K"), `nbytes` the bytes it takes on disk.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    rows: Callable[[int, int], Float32]
+
+
+@dataclass(frozen=True)
+class CodedMatrix:
+    """A matrix [N, K] that its checkpoint holds as codes which a package can take over.
+
+    `blocks(start, stop)` gives rows `[start, stop)` as `storage` lays them out: packed codes
+    [R, blocks, block bytes] uint8, scales [R, blocks] float32, zero points [R, bytes] uint8. It may
+    be called from several threads. `order` [K] int64: the input channel that each column of the
+    codes belongs to; None when they stand in their own order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    storage: Blocks
+    order: npt.NDArray[np.int64] | None
+    blocks: Callable[[int, int], tuple[npt.NDArray[Any], ...]]
+
+
+class Checkpoint(Protocol):
+    """A model somebody hands us, opened but not read."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies: a folder or a file."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """`huggingface`, `gguf` ..."""
+        ...
+
+    @property
+    def config(self) -> LlamaConfig:
+        """Its architecture."""
+        ...
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors, as Hugging Face calls them."""
+        ...
+
+    def tensor(self, name: str) -> LazyTensor:
+        """Tensor `name`; raises `CheckpointError` when there is none."""
+        ...
+
+    def write_tokenizer(self, folder: Path) -> list[str]:
+        """Write tokenizer.json, tokenizer_config.json and (if the model has one)
+        chat_template.jinja into `folder`; returns the file names. Raises `CheckpointError` when the
+        source has no usable tokenizer."""
+        ...
+
+    def licence_files(self) -> Sequence[Path]:
+        """Licence, use policy, notice and model card found beside the weights."""
+        ...
+
+    def search_defaults(self) -> dict[str, Any]:
+        """Sampling defaults of the model (temperature, top_k, do_sample ...), maybe empty."""
+        ...
+
+    def fingerprint(self) -> dict[str, str]:
+        """What identifies the source's content: file name -> size and modification time."""
+        ...
+
+
+@runtime_checkable
+class HoldsCodes(Protocol):
+    """A checkpoint that has matrices as codes, besides handing out all of them as float32 rows."""
+
+    @property
+    def native_bits(self) -> int:
+        """Bits of a code in most of its matrices."""
+        ...
+
+    def describe(self) -> str:
+        """How it is quantized, for people."""
+        ...
+
+    def bits_of(self, name: str) -> int | None:
+        """Bits of a code of tensor `name`; None when it is stored as floats."""
+        ...
+
+    def coded(self, name: str) -> CodedMatrix:
+        """Matrix `name` as codes; raises `UnsupportedError` when no package could hold them."""
+        ...
+
+
+class TensorsByName:
+    """`names` and `tensor` for the checkpoints that keep their lazy tensors in a dictionary."""
+
+    path: Path
+    tensors: dict[str, LazyTensor]
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        return self.tensors.keys()
+
+    def tensor(self, name: str) -> LazyTensor:
+        """Tensor `name`."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
+
+
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Compare a checkpoint's tensors with what its config asks for, before anything is read.
+
+    Raises `CheckpointError` for a tensor that is missing or of the wrong shape, `UnsupportedError`
+    for one that plain Llama does not have (a bias, say) and that must not be dropped in silence.
+    """
+    present = set(checkpoint.names())
+    layers = checkpoint.config.num_hidden_layers
+    if layers > len(present):  # before a list of millions of names is made
+        raise CheckpointError(
+            f"{checkpoint.path}: the config has {layers} layers, but there are only "
+            f"{len(present)} tensors: config and weights are of different models."
+        )
+    expected = checkpoint.config.tensor_shapes()
+    missing = [name for name in expected if name not in present]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{checkpoint.path} lacks the tensor {missing[0]}{more}: "
+            "a file is missing, or config and weights are of different models."
+        )
+    # A tied model may save its head all the same; the embedding is what counts.
+    allowed = expected.keys() | {"lm_head.weight"}
+    for name in sorted(present - allowed):
+        if not name.endswith(_IGNORED_SUFFIXES):
+            raise UnsupportedError(
+                f"{checkpoint.path} has the tensor {name}, which a plain Llama does not have; "
+                "exporting without it would change the model."
+            )
+    for name, shape in expected.items():
+        found = checkpoint.tensor(name).shape
+        if found != shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {name} has shape {list(found)}, "
+                f"but the config asks for {list(shape)}."
+            )
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where the numbers of a tensor lie in a file, row after row. `dtype` is numpy's, None for one
+    that is not known here; `code` is what the format calls it."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    code: str
+    dtype: np.dtype[Any] | None
+    offset: int
+    nbytes: int
+
+    def read(self) -> npt.NDArray[Any]:
+        """All of it, in its own type."""
+        return self._values(0, self.shape[0])
+
+    def lazy(self) -> LazyTensor:
+        """As float32 rows, provided that it holds floats."""
+        return LazyTensor(self.name, self.shape, self.code, self.nbytes, self._rows)
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        if self.dtype is None or self.dtype.kind == "i":
+            raise UnsupportedError(
+                f"{self.path}: {self.name} is stored as {self.code}, which is not supported."
+            )
+        return widen(self._values(start, stop))
+
+    def _values(self, start: int, stop: int) -> npt.NDArray[Any]:
+        assert self.dtype is not None
+        width = int(np.prod(self.shape[1:], dtype=np.int64))
+        offset = self.offset + start * width * self.dtype.itemsize
+        values = read_values(self.path, self.dtype, (stop - start) * width, offset, self.name)
+        return values.reshape(stop - start, *self.shape[1:])
+
+
+def read_values(
+    path: Path, dtype: np.dtype[Any], count: int, offset: int, name: str
+) -> npt.NDArray[Any]:
+    """`count` values of the tensor `name` at byte `offset` of `path`.
+
+    Read, not mapped: nothing stays resident, and a file cut short since it was opened is a
+    `CheckpointError`, not a crash of the process.
+    """
+    values = np.fromfile(path, dtype, count, offset=offset)
+    if values.size < count:
+        raise CheckpointError(f"{path} ends within {name}: it changed since it was opened.")
+    return values
+
+
+def widen(values: npt.NDArray[Any]) -> Float32:
+    """`values` of any float type as float32, exactly.
+
+    For float16 six times as fast as numpy: a number's bits are moved to where float32 has them, and
+    the exponent's bias is made up for by a multiplication, which serves subnormals too. Infinities
+    and NaN, which that makes 65536 and more, take the slow way.
+    """
+    if values.dtype != np.float16:
+        return values.astype(np.float32, copy=False)
+    bits = values.view(np.int16).astype(np.int32) << 13
+    bits &= _HALF_BITS
+    widened: Float32 = bits.view(np.float32)
+    widened *= np.float32(2.0**112)
+    if widened.size and (widened.max() >= 2.0**16 or widened.min() <= -(2.0**16)):
+        return values.astype(np.float32)
+    return widened
+
+
+def file_fingerprint(paths: Iterable[Path]) -> dict[str, str]:
+    """Size and modification time of each file: enough to notice that a source changed."""
+    stats = {path.name: path.stat() for path in sorted(paths)}
+    return {name: f"{stat.st_size} bytes, mtime {stat.st_mtime_ns}" for name, stat in stats.items()}
+
+
+def find_licences(folder: Path) -> list[Path]:
+    """Licence, policy, notice and model card files in `folder`, each once."""
+    found = {path for pattern in LICENCE_PATTERNS for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
+
+
+def has_licence(files: Iterable[Path]) -> bool:
+    """Whether one of `files` is a licence, not only a policy, a notice or a model card."""
+    return any(file.name.upper().startswith(("LICENSE", "LICENCE")) for file in files)

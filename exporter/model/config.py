@@ -1,0 +1,334 @@
+"""The numbers of a Llama architecture, whatever file they came from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_onnx.exporter.model.rope import ROPE_TYPES, RopeScaling
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+
+MATRICES = {
+    "self_attn.q_proj": ("q_size", "hidden_size"),
+    "self_attn.k_proj": ("kv_size", "hidden_size"),
+    "self_attn.v_proj": ("kv_size", "hidden_size"),
+    "self_attn.o_proj": ("hidden_size", "q_size"),
+    "mlp.gate_proj": ("intermediate_size", "hidden_size"),
+    "mlp.up_proj": ("intermediate_size", "hidden_size"),
+    "mlp.down_proj": ("hidden_size", "intermediate_size"),
+}
+"""Linear layers of one decoder layer: name -> (out_features, in_features), as attribute names."""
+
+MIN_CONTEXT, MAX_CONTEXT = 8, 1 << 22
+"""Positions; the rotary tables of a longer context would be larger than most models."""
+
+NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """A Llama decoder: names and meanings are those of Hugging Face's `LlamaConfig`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    rope_scaling: RopeScaling | None = None
+
+    @property
+    def q_size(self) -> int:
+        """Rows of the query projection."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Rows of the key, and of the value, projection."""
+        return self.num_key_value_heads * self.head_dim
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor such a model has, by Hugging Face name, with its shape."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
+        }
+        for layer in range(self.num_hidden_layers):
+            prefix = f"model.layers.{layer}."
+            for name, (rows, columns) in MATRICES.items():
+                shapes[f"{prefix}{name}.weight"] = (getattr(self, rows), getattr(self, columns))
+            for name in NORMS:
+                shapes[f"{prefix}{name}.weight"] = (self.hidden_size,)
+        shapes["model.norm.weight"] = (self.hidden_size,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
+        return shapes
+
+    def num_parameters(self) -> int:
+        """Weights of the model; tied embeddings counted once."""
+        total = 0
+        for shape in self.tensor_shapes().values():
+            size = 1
+            for dim in shape:
+                size *= dim
+            total += size
+        return total
+
+    def rope_parameters(self) -> dict[str, Any]:
+        """The rotary embedding as transformers 5 describes it."""
+        scaling = self.rope_scaling.to_huggingface() if self.rope_scaling else {}
+        return {"rope_theta": self.rope_theta, "rope_type": "default", **scaling}
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """`config.json` as optimum and transformers (4 and 5) read it."""
+        eos = list(self.eos_token_ids)
+        scaling = self.rope_scaling.to_huggingface() if self.rope_scaling else None
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "attention_bias": False,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": eos[0] if len(eos) == 1 else (eos or None),
+            "pad_token_id": self.pad_token_id,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "mlp_bias": False,
+            "num_attention_heads": self.num_attention_heads,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_key_value_heads": self.num_key_value_heads,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_parameters": self.rope_parameters(),
+            "rope_scaling": scaling,
+            "rope_theta": self.rope_theta,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "vocab_size": self.vocab_size,
+        }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from `path`; raises `CheckpointError` naming the file and the trouble."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}: is this a checkpoint folder?"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(
+            f"{path} is not UTF-8 text: download it again or restore it from the source."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path} is not valid JSON (line {error.lineno}: {error.msg}): "
+            "download it again or restore it from the source."
+        ) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__}, not a JSON object.")
+    return value
+
+
+def config_from_huggingface(
+    raw: Mapping[str, Any], where: str, generation: Mapping[str, Any] | None = None
+) -> LlamaConfig:
+    """Build a config from the content of `config.json` (and of `generation_config.json`).
+
+    `where` names the file in messages. Raises `CheckpointError` for a key that is missing or of the
+    wrong type, `UnsupportedError` for a feature outside plain Llama, named.
+    """
+    _refuse_features(raw, where)
+    reader = Keys(raw, where)
+    heads = reader.integer("num_attention_heads")
+    hidden = reader.integer("hidden_size")
+    if raw.get("head_dim") is None and hidden % heads:
+        raise CheckpointError(
+            f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}, "
+            "and there is no head_dim."
+        )
+    rope = _rope_block(raw, where)
+    context = reader.integer("max_position_embeddings", default=2048)
+    ids = {**raw, **{key: v for key, v in (generation or {}).items() if v is not None}}
+    config = LlamaConfig(
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=reader.integer("intermediate_size"),
+        num_hidden_layers=reader.integer("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=reader.integer("num_key_value_heads", default=heads),
+        head_dim=reader.integer("head_dim", default=hidden // heads),
+        max_position_embeddings=context,
+        rms_norm_eps=reader.number("rms_norm_eps", default=1e-6),
+        rope_theta=Keys(rope, where).number("rope_theta"),
+        tie_word_embeddings=reader.boolean("tie_word_embeddings", default=False),
+        bos_token_id=_token_id(ids, "bos_token_id", where),
+        eos_token_ids=_token_ids(ids, "eos_token_id", where),
+        pad_token_id=_token_id(ids, "pad_token_id", where),
+        rope_scaling=rope_scaling(rope, context, where),
+    )
+    check_config(config, where)
+    return config
+
+
+def check_config(config: LlamaConfig, where: str) -> None:
+    """Refuse numbers that no kernel can run; raises `CheckpointError` or `UnsupportedError`."""
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise CheckpointError(
+            f"{where}: num_attention_heads {config.num_attention_heads} is not a multiple of "
+            f"num_key_value_heads {config.num_key_value_heads}."
+        )
+    if not MIN_CONTEXT <= config.max_position_embeddings <= MAX_CONTEXT:
+        raise UnsupportedError(
+            f"{where}: a context of {config.max_position_embeddings} positions is not between "
+            f"{MIN_CONTEXT} and {MAX_CONTEXT}."
+        )
+    for token in (config.bos_token_id, config.pad_token_id, *config.eos_token_ids):
+        if token is not None and token >= config.vocab_size:
+            raise CheckpointError(
+                f"{where}: the special token {token} is beyond the vocabulary of "
+                f"{config.vocab_size} (generation_config.json included)."
+            )
+    if config.head_dim % 16:
+        raise UnsupportedError(
+            f"{where}: head_dim {config.head_dim} is not a multiple of 16, which ONNX Runtime's "
+            "GroupQueryAttention needs."
+        )
+    if config.hidden_size % 8 or config.intermediate_size % 8:
+        raise UnsupportedError(
+            f"{where}: hidden_size {config.hidden_size} and intermediate_size "
+            f"{config.intermediate_size} must be multiples of 8."
+        )
+
+
+def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
+    model_type = raw.get("model_type")
+    if model_type != "llama":
+        raise UnsupportedError(
+            f"{where}: model_type is {model_type!r}; this tool exports the Llama architecture only."
+        )
+    for key in ("attention_bias", "mlp_bias"):
+        if raw.get(key):
+            raise UnsupportedError(f"{where}: {key} is true; biases are not supported.")
+    activation = raw.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise UnsupportedError(f"{where}: hidden_act {activation!r} is not supported, only 'silu'.")
+    if raw.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedError(f"{where}: partial_rotary_factor is not supported.")
+
+
+def _rope_block(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Everything config.json says of the rotary embedding, in transformers 5's form."""
+    for name in ("rope_parameters", "rope_scaling"):
+        if not isinstance(raw.get(name) or {}, Mapping):
+            raise CheckpointError(f"{where}: {name} must be an object, not {raw[name]!r}.")
+    # transformers 5 writes rope_parameters; 4.x wrote rope_theta and rope_scaling at the top, and
+    # where there is such a rope_scaling, 5 takes it and nothing of rope_parameters.
+    block = {"rope_theta": 10000.0, **_set(raw, "rope_theta")}
+    block |= raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if block.get("factor", 1) != 1 and not block.keys() & {"rope_type", "type"}:
+        raise CheckpointError(f"{where}: the rope scaling has a factor but no type: add rope_type.")
+    block["rope_type"] = block.get("rope_type", block.get("type", "default"))
+    # A length beside the block wins over the one inside it: transformers' rule.
+    block |= _set(raw, "original_max_position_embeddings")
+    if block.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedError(f"{where}: partial_rotary_factor is not supported.")
+    return block
+
+
+def _set(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {key: raw[key]} if raw.get(key) is not None else {}
+
+
+def rope_scaling(block: Mapping[str, Any], context: int, where: str) -> RopeScaling | None:
+    """The scaling that `block`, transformers' rope_parameters, describes, of a model of `context`
+    positions; None for the default. Raises `CheckpointError` and `UnsupportedError`."""
+    kind = block["rope_type"]
+    if kind == "default":
+        return None
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        raise UnsupportedError(
+            f"{where}: rope type {kind!r} is not supported, only 'default', "
+            f"{', '.join(map(repr, ROPE_TYPES))}."
+        )
+    keys, known = Keys(block, f"{where} (rope type {kind!r})"), ROPE_TYPES[kind]
+    values: dict[str, Any] = {name: keys.number(name) for name in ("factor", *known.required)}
+    values |= {name: keys.number(name) for name in known.optional if _set(block, name)}
+    if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
+        raise CheckpointError(f"{where}: high_freq_factor must be above low_freq_factor.")
+    if kind in ("llama3", "yarn"):
+        values["original_max_position_embeddings"] = keys.integer(
+            "original_max_position_embeddings", default=context if kind == "yarn" else None
+        )
+    if kind == "yarn" and _set(block, "truncate"):
+        values["truncate"] = bool(block["truncate"])
+    return RopeScaling(kind, **values)
+
+
+def _token_ids(raw: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
+    value = raw.get(key)
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise CheckpointError(
+            f"{where}: {key} must be a token id or a list of them, not {value!r}."
+        )
+    return tuple(v for v in values if v >= 0)
+
+
+def _token_id(raw: Mapping[str, Any], key: str, where: str) -> int | None:
+    ids = _token_ids(raw, key, where)
+    return ids[0] if ids else None
+
+
+class Keys:
+    """Reads typed values out of a mapping, with the file's name in every complaint."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+        self._raw, self._where = raw, where
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """The positive integer at `key`; raises `CheckpointError` for anything else."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CheckpointError(
+                f"{self._where}: {key} must be a positive integer, not {value!r}."
+            )
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """The positive number at `key`; raises `CheckpointError` for anything else."""
+        value = self._get(key, default)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
+            raise CheckpointError(f"{self._where}: {key} must be a positive number, not {value!r}.")
+        return float(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """True or false, and nothing that Python takes for it."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self._where}: {key} must be true or false, not {value!r}.")
+        return value
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self._raw.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise CheckpointError(f"{self._where} lacks the key {key!r}.")
+        return value

@@ -1,0 +1,1 @@
+"""Checkpoint -> package: planned, written one matrix at a time, tried, named."""

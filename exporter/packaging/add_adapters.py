@@ -1,0 +1,67 @@
+"""A further adapter for a package that stands: its graph and weights stay as they are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.exporter.packaging.adapters import KeptAdapter, open_kept
+from llama_onnx.exporter.packaging.export import try_package
+from llama_onnx.exporter.parity.measure.validate import check_same_model
+from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.package import ModelPackage, check_unsigned, renew_manifest
+
+
+def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> list[str]:
+    """Put the PEFT adapters in `folders`, by name, beside those that the package at `path` has.
+
+    `base` is the checkpoint it was made from. Each adapter runs a step before the manifest names
+    it; until then the package is what it was. Returns warnings for people. Raises `UsageError` when
+    the package is signed, was made from another model, has an adapter of that name, or a graph
+    without a place for what one changes.
+    """
+    package = ModelPackage.open(path)
+    check_unsigned(package)
+    check_same_model(PackageCheckpoint.open(path), base)
+    adapters = open_kept(base, folders)
+    _check_room(package, adapters)
+    try:
+        for adapter in adapters:
+            adapter.write(path)
+        try_package(path, base.config, [adapter.file for adapter in adapters])
+    except BaseException:
+        for adapter in adapters:
+            (path / adapter.file).unlink(missing_ok=True)
+        raise
+    for adapter in adapters:
+        _copy_licences(adapter, path)
+    entries = {adapter.name: adapter.describe() for adapter in adapters}
+    renew_manifest(package, adapters={**package.adapters, **entries})
+    return [warning for adapter in adapters for warning in adapter.tokenizer_warning(path)]
+
+
+def _check_room(package: ModelPackage, adapters: Sequence[KeptAdapter]) -> None:
+    offered = package.manifest["recipe"].get("swappable", [])
+    taken = {name.casefold() for name in package.adapters}
+    for adapter in adapters:
+        if adapter.name.casefold() in taken:
+            raise UsageError(
+                f"{package.path} has an adapter {adapter.name!r} already: give another name, "
+                f"--adapter NAME={adapter.folder}."
+            )
+        missing = [kind for kind in adapter.kinds if kind not in offered]
+        if missing:
+            raise UsageError(
+                f"{adapter.folder} changes {', '.join(missing)}, for which the graph of "
+                f"{package.path} has no place: export it again with all its adapters."
+            )
+
+
+def _copy_licences(adapter: KeptAdapter, package: Path) -> None:
+    """Under the adapter's name, since the base has files called so too."""
+    for file in adapter.licence_files():
+        stem = "MODEL_CARD" if file.name == "README.md" else file.stem
+        shutil.copyfile(file, package / f"{stem}-{adapter.name}{file.suffix}")

@@ -1,0 +1,125 @@
+"""genai_config.json: what onnxruntime-genai needs to know to run the package as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.dtypes import DTYPES
+from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.target import FloatName, Session
+
+_SEARCH_RANGES: dict[str, tuple[float | None, float | None]] = {
+    "temperature": (0, None),
+    "top_k": (0, None),
+    "top_p": (0, 1),
+    "repetition_penalty": (0, None),
+    "no_repeat_ngram_size": (0, None),
+}
+
+CACHE_BUDGET = 1 << 30
+"""genai allocates the cache of `max_length` up front: by default no more than 1 GiB of it."""
+
+
+def cache_bytes_per_token(config: LlamaConfig, activations: FloatName = "fp32") -> int:
+    """Bytes of keys and values one position takes in all layers."""
+    return 2 * DTYPES[activations].itemsize * config.num_hidden_layers * config.kv_size
+
+
+def default_max_length(config: LlamaConfig, activations: FloatName = "fp32") -> int:
+    """The context, or the largest power of two whose cache fits `CACHE_BUDGET` (at least 256)."""
+    fitting = max(256, CACHE_BUDGET // cache_bytes_per_token(config, activations))
+    if fitting >= config.max_position_embeddings:
+        return config.max_position_embeddings
+    return 1 << (fitting.bit_length() - 1)
+
+
+def genai_config(
+    config: LlamaConfig,
+    search: dict[str, Any],
+    session: Session,
+    model_file: str,
+    activations: FloatName = "fp32",
+) -> dict[str, Any]:
+    """The content of genai_config.json. `search` are the model's own sampling defaults."""
+    provider = session.provider
+    model: dict[str, Any] = {
+        "type": "llama",
+        "context_length": config.max_position_embeddings,
+        "vocab_size": config.vocab_size,
+        "eos_token_id": _one_or_many(config.eos_token_ids),
+        # genai pads batches with it; a model without one is given its end token, as is customary.
+        "pad_token_id": _first(config.pad_token_id, *config.eos_token_ids, 0),
+        "decoder": {
+            "filename": model_file,
+            "head_size": config.head_dim,
+            "hidden_size": config.hidden_size,
+            "num_attention_heads": config.num_attention_heads,
+            "num_hidden_layers": config.num_hidden_layers,
+            "num_key_value_heads": config.num_key_value_heads,
+            "session_options": {
+                "log_id": "onnxruntime-genai",
+                **provider.session_options,
+                **session.options,
+                "provider_options": _provider_options(provider),
+            },
+            "inputs": {
+                "input_ids": "input_ids",
+                "attention_mask": "attention_mask",
+                "past_key_names": "past_key_values.%d.key",
+                "past_value_names": "past_key_values.%d.value",
+            },
+            "outputs": {
+                "logits": "logits",
+                "present_key_names": "present.%d.key",
+                "present_value_names": "present.%d.value",
+            },
+        },
+    }
+    if config.bos_token_id is not None:
+        model["bos_token_id"] = config.bos_token_id
+    defaults: dict[str, Any] = {
+        "do_sample": False,
+        "max_length": default_max_length(config, activations),
+        "min_length": 0,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "past_present_share_buffer": session.shared_buffer,
+        "repetition_penalty": 1.0,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+    }
+    return {"model": model, "search": defaults | search}
+
+
+def _provider_options(provider: Provider) -> list[dict[str, dict[str, str]]]:
+    if provider.genai_name is None:
+        return []
+    return [{provider.genai_name: dict(provider.provider_options)}]
+
+
+def check_search(search: dict[str, Any], where: str) -> dict[str, Any]:
+    """`search`, provided that genai can take it; raises `CheckpointError` naming the value."""
+    for key, value in search.items():
+        low, high = _SEARCH_RANGES.get(key, (None, None))
+        if key == "do_sample":
+            good = isinstance(value, bool)
+        else:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            good = number and (low is None or value >= low) and (high is None or value <= high)
+        if not good:
+            raise CheckpointError(
+                f"{where}: generation_config.json asks for {key} {value!r}, which cannot be: "
+                "correct it."
+            )
+    return search
+
+
+def _one_or_many(ids: tuple[int, ...]) -> int | list[int]:
+    return ids[0] if len(ids) == 1 else list(ids)
+
+
+def _first(*values: int | None) -> int:
+    return next(value for value in values if value is not None)

@@ -1,0 +1,279 @@
+"""What an export will make and need, worked out from headers alone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_onnx.exporter.graph.kernels import Structure, check_structure
+from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
+from llama_onnx.exporter.graph.model import BuiltModel, build_model
+from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
+from llama_onnx.exporter.model.recipe import Blocks, LogitsMode, Recipe, make_recipe
+from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
+from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
+from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_tensors, tensor_arrays
+from llama_onnx.exporter.quantize.source_codes import innermost, native_precision, take_over
+from llama_onnx.targets.errors import ResourceError, UsageError
+from llama_onnx.targets.target import FloatName, Target
+
+BASE_MEMORY = 360 << 20
+"""Resident memory of Python with numpy, onnx and onnxruntime loaded; measured, rounded up."""
+
+FIXED_SECONDS = 2.0
+"""Loading the libraries, opening the finished package and running a step, for a small model."""
+
+TORCH_MEMORY = 240 << 20
+"""What torch adds where a checkpoint's format needs it; measured, rounded up."""
+
+SAMPLE_VALUES = 1 << 24
+"""Weights converted to estimate the time."""
+
+RESERVE = 64 << 20
+"""Disk kept free beside the data file: graph, tokenizer, journal and room to breathe."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose; None means that the target or the recipe decides."""
+
+    precision: str | None = None
+    block_size: int = 32
+    embedding: str | None = None
+    head: str | None = None
+    accuracy_level: int | None = None
+    activations: FloatName | None = None
+    fuse_gate_up: bool = False
+    logits: LogitsMode = "all"
+    quantizer: str = "rtn"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An export about to happen. Sizes in bytes. `quantized` says how the source is quantized and
+    what becomes of it; None for a source of floats. `structure` is what is known of the graph on
+    the target's provider without a session there."""
+
+    recipe: Recipe
+    built: BuiltModel
+    placed: tuple[PlacedSlot, ...]
+    source_bytes: int
+    parameters: int
+    peak_memory: int
+    cache_per_token: int
+    max_length: int
+    quantized: str | None
+    adapter_bytes: int = 0
+    structure: Structure | None = None
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the external data file."""
+        return self.placed[-1].end
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Data file bits over the model's parameters."""
+        return 8 * self.data_bytes / self.parameters
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, for scripts."""
+        return {
+            "precision": self.recipe.precision,
+            "recipe": self.recipe.to_json(),
+            "source_quantized": self.quantized,
+            "parameters": self.parameters,
+            "source_bytes": self.source_bytes,
+            "data_bytes": self.data_bytes,
+            "adapter_bytes": self.adapter_bytes,
+            "disk_bytes": self.data_bytes + self.adapter_bytes + RESERVE,
+            "bits_per_weight": round(self.bits_per_weight, 3),
+            "peak_memory_bytes": self.peak_memory,
+            "cache_bytes_per_token": self.cache_per_token,
+            "max_length": self.max_length,
+            "cache_bytes_at_max_length": self.cache_per_token * self.max_length,
+            "structure": self.structure.to_json() if self.structure else None,
+        }
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    target: Target,
+    options: Options,
+    workers: int,
+    kept: Sequence[KeptAdapter] = (),
+) -> Plan:
+    """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weight.
+
+    The graph offers as swappable what the adapters in `kept` change.
+    """
+    config = checkpoint.config
+    native = native_precision(checkpoint)
+    if options.precision is None and native in target.graph.precisions:
+        options = replace(options, precision=native)
+    recipe = resolve(options, target, tied=config.tie_word_embeddings)
+    if kept and (recipe.activations != "fp32" or recipe.operators.standard):
+        raise UsageError(
+            f"adapters can be kept beside the base on targets with fp32 activations and ONNX "
+            f"Runtime's own operators, not for {target.name}: merge them (--adapter alone)."
+        )
+    recipe = replace(recipe, swappable=swappable_kinds(kept))
+    check_tensors(checkpoint)
+    recipe = take_over(checkpoint, recipe)
+    built = build_model(config, recipe)
+    placed = lay_out(built.slots)
+    attach(built, placed)
+    return Plan(
+        recipe=recipe,
+        built=built,
+        placed=placed,
+        source_bytes=sum(checkpoint.tensor(name).nbytes for name in config.tensor_shapes()),
+        parameters=config.num_parameters(),
+        peak_memory=_peak_memory(placed, workers, kept) + _read_whole(checkpoint, built),
+        cache_per_token=cache_bytes_per_token(config, recipe.activations),
+        max_length=default_max_length(config, recipe.activations),
+        quantized=_becomes(checkpoint, recipe),
+        adapter_bytes=sum(adapter.nbytes for adapter in kept),
+        structure=check_structure(built.ir, target),
+    )
+
+
+def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
+    """The recipe for `options` on `target`; raises `UsageError` for what the target cannot run."""
+    precision = options.precision or target.graph.default_precision
+    if precision not in target.graph.precisions:
+        known = ", ".join(target.graph.precisions)
+        raise UsageError(
+            f"precision {precision!r} is not available for the target {target.name}: take {known}."
+        )
+    level = options.accuracy_level
+    activations = _activations(options, target, precision)
+    if level is not None and (activations != "fp32" or target.graph.operators.standard):
+        raise UsageError(
+            f"--accuracy-level chooses between fp32 and int8 arithmetic, and the target "
+            f"{target.name} with activations in {activations} has neither choice: leave it out."
+        )
+    return make_recipe(
+        precision,
+        tied=tied,
+        block_size=options.block_size,
+        quantizer=options.quantizer,
+        embedding=options.embedding,
+        head=options.head,
+        accuracy_level=target.graph.accuracy_level if level is None else level,
+        fuse_gate_up=options.fuse_gate_up,
+        logits=options.logits,
+        activations=activations,
+        operators=target.graph.operators,
+    )
+
+
+def _activations(options: Options, target: Target, precision: str) -> FloatName:
+    """What flows between the operators: what was asked for, what the weights are, or the target's
+    first choice."""
+    known = target.graph.activations
+    asked = options.activations
+    if asked is not None and asked not in known:
+        raise UsageError(
+            f"activations in {asked} are not available for the target {target.name}: take "
+            f"{', '.join(known)}."
+        )
+    if asked is not None:
+        return asked
+    return next((dtype for dtype in known if dtype == precision), known[0])
+
+
+def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:
+    """Raise `ResourceError` when the disk under `folder` cannot hold what is yet to be written."""
+    free = shutil.disk_usage(folder).free
+    needed = plan.data_bytes - already_written + plan.adapter_bytes + RESERVE
+    if free < needed:
+        raise ResourceError(
+            f"the disk at {folder} has {free / 1e9:.2f} GB free, the package needs "
+            f"{needed / 1e9:.2f} GB: free some space or choose another place."
+        )
+
+
+def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int, kept: Sequence[KeptAdapter]) -> int:
+    # Writing holds a few chunks per thread (float32 rows, two temporaries, codes) and one matrix's
+    # scales; the run of a step at the end holds the largest piece of the model, mapped and packed,
+    # and one adapter. Adapters are written one by one, before the weights.
+    chunks = 2 * workers * 4 * (4 * CHUNK_VALUES)
+    scales = max(_behind_codes(slot) for slot in placed)
+    layer: dict[str, int] = {}
+    for slot in placed:
+        piece = ".".join(slot.slot.name.split(".")[:3])
+        layer[piece] = layer.get(piece, 0) + slot.slot.nbytes
+    # A matrix whose every row is scattered over the file is put together first, a byte a code.
+    scattered = (math.prod(slot.slot.shape) for slot in placed if _is_scattered(slot))
+    together = max(scattered, default=0)
+    base = BASE_MEMORY + (TORCH_MEMORY if "torch" in sys.modules else 0)
+    adapter = max((adapter.nbytes for adapter in kept), default=0)
+    writing = int(WRITING_MEMORY * adapter)
+    return base + max(chunks + scales + together, writing, 2 * max(layer.values()) + 2 * adapter)
+
+
+def _is_scattered(slot: PlacedSlot) -> bool:
+    storage = slot.slot.storage
+    return isinstance(storage, Blocks) and storage.columnwise
+
+
+def _behind_codes(slot: PlacedSlot) -> int:
+    places = slot.places[1:] or slot.places
+    return sum(place.initializer.nbytes for place in places)
+
+
+def _read_whole(checkpoint: Checkpoint, built: BuiltModel) -> int:
+    """Bytes of the source that one slot reads whole, not row by row: those of its codes."""
+    source = innermost(checkpoint)
+    if not isinstance(source, HoldsCodes):
+        return 0
+    return max(
+        sum(source.tensor(name).nbytes for name in slot.sources if source.bits_of(name))
+        for slot in built.slots
+    )
+
+
+def _becomes(checkpoint: Checkpoint, recipe: Recipe) -> str | None:
+    source = innermost(checkpoint)
+    if not isinstance(source, HoldsCodes):
+        return None
+    names = checkpoint.config.tensor_shapes()
+    matrices = sum(source.bits_of(name) is not None for name in names)
+    taken = len(recipe.taken_over)
+    counts = {"taken over code by code": taken, "dequantized": matrices - taken}
+    parts = [f"{count} matrices {what}" for what, count in counts.items() if count]
+    return f"{source.describe()}: {', '.join(parts)}"
+
+
+def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
+    """Time an export will take here, from reading and converting some of the model's own weights.
+
+    Writing and flushing the result to the disk is not measured: on a slow one add its own time.
+    Raises `CheckpointError` when those weights are damaged.
+    """
+    workers = os.cpu_count() or 1
+    slots = [placed.slot for placed in plan.placed if placed.slot.sources]
+    largest = max(slots, key=lambda slot: slot.nbytes)
+    tensor = slot_tensors(largest, checkpoint)[0]
+    width = tensor.shape[1] if len(tensor.shape) > 1 else 1
+    rows = min(tensor.shape[0], max(1, SAMPLE_VALUES // width))
+    sample = replace(tensor, shape=(rows, *tensor.shape[1:]))
+    started = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        for arrays in tensor_arrays([sample], largest.storage, pool, workers):
+            for array in arrays:
+                hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data)
+    elapsed = time.perf_counter() - started
+    return FIXED_SECONDS + elapsed * plan.parameters / (rows * width)

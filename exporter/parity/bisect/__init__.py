@@ -1,0 +1,1 @@
+"""Which operator, weight or table made a package miss its limits."""

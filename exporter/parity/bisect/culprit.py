@@ -1,0 +1,239 @@
+"""The first layer, and in it the first operator, that computes something else than PyTorch.
+
+Every piece of the graph gets what the *reference* has at that point, its cache included, so that an
+error of one layer cannot accuse the next. Then each of its values that PyTorch knows too is held
+against PyTorch's. A value that is off although everything it is made of is right names its
+operator. One layer is in memory, with the values inside it for one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.parity.bisect import points as pt
+from llama_onnx.exporter.parity.bisect.deviation import Deviation, deviation
+from llama_onnx.exporter.parity.bisect.points import Points, walk_points
+from llama_onnx.exporter.parity.bisect.values import Point, expected, feeds_of, known_values
+from llama_onnx.exporter.reference.exact import compute_in_float32
+from llama_onnx.exporter.reference.segments import Segment, moves_padding, open_segment, segments
+from llama_onnx.runtime.measure.situations import Passage, Program, Step
+from llama_onnx.targets.package import MODEL_FILE
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """The piece of a graph that is wrong: all of `inputs` are right, `output` is not.
+
+    `nodes` compute it from them: one, or the few between two values that PyTorch knows. `points`
+    are those of all outputs of the last one that are wrong, `output`'s first. Arrays are
+    those of step number `step`; what is NaN in `expected` may be anything. `seen` has, for each
+    step, how far the value was off.
+    """
+
+    stage: str
+    points: tuple[Point, ...]
+    output: str
+    nodes: tuple[ir.Node, ...]
+    step: int
+    inputs: dict[str, Array]
+    expected: Array
+    found: Array
+    seen: dict[int, Deviation]
+
+    @property
+    def node(self) -> ir.Node:
+        """The one that gives the output."""
+        (found,) = (n for n in self.nodes if any(v.name == self.output for v in n.outputs))
+        return found
+
+    @property
+    def point(self) -> Point:
+        """That of the output."""
+        return self.points[0]
+
+    @property
+    def deviation(self) -> Deviation:
+        """That of its step."""
+        return self.seen[self.step]
+
+
+def find_culprit(
+    package: Path,
+    weights: PackageCheckpoint,
+    passages: Sequence[Passage],
+    program: Program,
+    limit: float,
+    exact: bool,
+    progress: Callable[[int, int], None],
+) -> Culprit | None:
+    """The first piece of the graph whose value is off by more than `limit` (relative L2; ten times
+    as much at one position alone), or None. `exact` as in `run_segments`."""
+    model = ir.load(package / MODEL_FILE)
+    if exact:
+        compute_in_float32(model, weights.config)
+    known, in_front = known_values(model), moves_padding(model)
+    environments: list[dict[str, Array]] = [
+        {"input_ids": step.ids, "attention_mask": step.mask} for step in program
+    ]
+    walked = walk_points(weights, [passage.ids for passage in passages])
+    total = weights.config.num_hidden_layers + 2
+    cuts = list(segments(model))
+    for done, (segment, (label, points)) in enumerate(zip(cuts, walked, strict=True)):
+        needed = {name for cut in cuts[done + 1 :] for name in cut.inputs}
+        piece = _Piece(
+            model, _with_every_value(segment, model), known, label, points, needed, in_front
+        )
+        session = open_segment(model, piece.segment, package, exact=exact)
+        culprit = piece.search(session, program, environments, limit)
+        del session
+        if culprit:
+            return culprit
+        progress(done + 1, total)
+    return None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A segment of the graph whose outputs are all its values, beside PyTorch's points there;
+    `needed` are the values that later segments read, `in_front` as in `moves_padding`."""
+
+    model: ir.Model
+    segment: Segment
+    known: dict[str, Point]
+    label: str
+    points: list[Points]
+    needed: Set[str]
+    in_front: bool
+
+    def search(
+        self,
+        session: ort.InferenceSession,
+        program: Program,
+        environments: list[dict[str, Array]],
+        limit: float,
+    ) -> Culprit | None:
+        """Run every step, and look into the first one that is off; `environments` get what the
+        reference has for the segments to come."""
+        culprit: Culprit | None = None
+        seen: dict[str, dict[int, Deviation]] = {}
+        for index, (step, environment) in enumerate(zip(program, environments, strict=True)):
+            feeds = self._feeds(step, environment)
+            names = list(self.segment.outputs)
+            values = dict(zip(names, session.run(names, feeds), strict=True))
+            right = {name: self._expected(name, values[name].shape, step) for name in values
+                     if name in self.known}  # fmt: skip
+            off = {n: deviation(e, values[n], limit) for n, e in right.items()}
+            for name, how in off.items():
+                seen.setdefault(name, {})[index] = how
+            wrong = {name for name, how in off.items() if not how.within(limit)}
+            if wrong and culprit is None:
+                culprit = self._blame(wrong, index, feeds | values, right)
+            found = {n: _like(right.get(n), value) for n, value in values.items()}
+            environments[index] = {
+                n: v for n, v in (environment | found).items() if n in self.needed
+            }
+        return culprit and replace(culprit, seen=seen[culprit.output])
+
+    def _expected(self, name: str, shape: tuple[int, ...], step: Step) -> Array:
+        return expected(self.known[name], shape, step, self.points)
+
+    def _feeds(self, step: Step, environment: dict[str, Array]) -> dict[str, Array]:
+        """What the reference has, and of the cache what it has before the step."""
+        feeds = {}
+        dtypes = {v.name: v.dtype.numpy() for v in self.model.graph.inputs if v.dtype}
+        for name in self.segment.inputs:
+            if name.startswith("past_key_values."):
+                part = pt.KEY if name.endswith(".key") else pt.VALUE
+                past = _past(part, step, self.points, self.in_front)
+                feeds[name] = past.astype(dtypes[name])
+            else:
+                feeds[name] = environment[name]
+        return feeds
+
+    def _blame(
+        self, wrong: set[str], index: int, values: dict[str, Array], right: dict[str, Array]
+    ) -> Culprit:
+        """From any wrong value back to one that is made of right ones alone."""
+        producers = {str(v.name): node for node in self.segment.nodes for v in node.outputs}
+        name = next(n for n in self.segment.outputs if n in wrong)
+        while True:
+            nodes, inputs = self._cone(name, producers)
+            earlier = next((n for n in inputs if n in wrong), None)
+            if earlier is None:
+                break
+            name = earlier
+        outputs = (str(value.name) for value in producers[name].outputs)
+        siblings = [n for n in outputs if n in wrong and n != name]
+        return Culprit(
+            self.label,
+            tuple(self.known[n] for n in [name, *siblings]),
+            name,
+            tuple(node for node in self.model.graph if node in nodes),
+            index,
+            {n: values[n] for n in inputs},
+            right[name],
+            values[name],
+            {},
+        )
+
+    def _cone(self, name: str, producers: dict[str, ir.Node]) -> tuple[set[ir.Node], list[str]]:
+        """The nodes that make value `name` of known ones or the segment's inputs, and those."""
+        nodes, inputs, pending = set(), list[str](), [producers[name]]
+        while pending:
+            node = pending.pop()
+            nodes.add(node)
+            for value in node.inputs:
+                if value is None or value.name in self.model.graph.initializers:
+                    continue
+                maker = producers.get(str(value.name))
+                if value.name in self.known or maker is None:
+                    inputs.append(str(value.name))
+                elif maker not in nodes:
+                    pending.append(maker)
+        return nodes, list(dict.fromkeys(inputs))
+
+
+def _with_every_value(segment: Segment, model: ir.Model) -> Segment:
+    """The same, but for what depends on weights alone: every value is an output."""
+    constant = {
+        value
+        for node in segment.nodes
+        if all(v is None or v.name in model.graph.initializers for v in node.inputs)
+        for value in node.outputs
+    }
+    used = (v for node in segment.nodes for v in node.outputs if v.uses() and v not in constant)
+    names = dict.fromkeys([*(str(value.name) for value in used), *segment.outputs])
+    return replace(segment, outputs=tuple(names))
+
+
+def _past(part: str, step: Step, passages: Sequence[Points], in_front: bool) -> Array:
+    """Keys or values [B, kv_heads, past, head_dim] of everything before `step`, those of a row
+    `in_front` or where the caller had its tokens."""
+    batch, length = step.ids.shape
+    _, heads, dim = passages[0][part].shape
+    past = np.zeros((batch, heads, step.mask.shape[1] - length, dim), np.float32)
+    for feed in feeds_of(step):
+        cached = passages[feed.passage][part][: feed.begin]  # [n, kv_heads, head_dim]
+        places = np.arange(feed.begin)
+        if not in_front:
+            places = np.flatnonzero(step.mask[feed.batch, : past.shape[2]])
+        past[feed.batch, :, places] = cached
+    return past
+
+
+def _like(right: Array | None, found: Array) -> Array:
+    """What the reference has, where it says anything."""
+    if right is None:
+        return found
+    return np.where(np.isnan(right), found, right).astype(found.dtype)

@@ -1,0 +1,301 @@
+"""From a package that missed a threshold to the piece of it that is at fault.
+
+First the weights, tensor by tensor, and the rotary tables; if they are right, the graph, in the
+situations that missed, with fp32 activations; if that is right too, with those it ships with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.parity.bisect.culprit import Culprit, find_culprit
+from llama_onnx.exporter.parity.bisect.deviation import deviation, ranges
+from llama_onnx.exporter.parity.bisect.location import where_in_graph, where_in_weights
+from llama_onnx.exporter.parity.bisect.reproduce import cut_out, run_piece, write_reproduction
+from llama_onnx.exporter.parity.bisect.values import layer_of, module_of, scope_of
+from llama_onnx.exporter.parity.bisect.wrong_weights import (
+    Limits,
+    WrongWeights,
+    find_wrong_weights,
+    probe,
+)
+from llama_onnx.exporter.parity.measure.long import PIECE, in_pieces, long_passage
+from llama_onnx.exporter.parity.measure.rotary import rotary_error, rotating_nodes, rotation_at
+from llama_onnx.exporter.parity.measure.validate import ParityReport, Progress
+from llama_onnx.exporter.reference.exact import compute_in_float32
+from llama_onnx.runtime.measure.situations import (
+    DECODE,
+    LONG_CONTEXT,
+    SITUATIONS,
+    Passage,
+    Program,
+    join,
+    run_plainly,
+)
+from llama_onnx.targets.package import MODEL_FILE
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The piece that is at fault.
+
+    `cause`: "weights", "rotary" (tables), "graph", or "activations" (the graph, but only as it
+    ships). `layer` is "embedding", "layer 0", ..., "head"; `module` and `value` are called as in
+    PyTorch. `op` is the node that gives the wrong value; `others` are those between it and the
+    nearest right values, of which one may be at fault instead. `relative_l2` and `max_abs` are
+    those of its output, in `situation` ("" for weights and tables). `where` says in words what of
+    it is wrong; `reproduction` is the folder that shows it.
+    """
+
+    cause: str
+    layer: str
+    module: str
+    value: str
+    op: str
+    op_type: str
+    others: tuple[str, ...]
+    situation: str
+    relative_l2: float
+    max_abs: float
+    where: tuple[str, ...]
+    reproduction: str
+
+    def sentence(self) -> str:
+        """Layer, module and op."""
+        return f"{self.layer}, {self.module}: {self.op_type} ({self.op})"
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """What was found, or in `note` why nothing was."""
+
+    finding: Finding | None
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; the figures may be NaN."""
+        return asdict(self)
+
+
+def bisect(
+    package: Path,
+    reference: Checkpoint,
+    report: ParityReport,
+    out: Path,
+    progress: Progress | None = None,
+) -> Bisection:
+    """Find what made `report` miss its thresholds, and write it alone to the folder `out`."""
+    missed = [check for check in report.checks if not check.passed]
+    measures = {check.threshold.measure for check in missed}
+    weights = PackageCheckpoint.open(package)
+    if "weights" in measures:
+        limits = _weight_limits(report)
+        wrong = find_wrong_weights(weights, reference, limits)
+        if wrong:
+            return Bisection(_report_weights(package, weights, reference, wrong, limits, out), "")
+    if "rotary" in measures:
+        return Bisection(_report_rotary(package, weights.config, report, out), "")
+    for cause, asked in (("graph", ("graph", "greedy")), ("activations", ("shipped",))):
+        names = {c.situation for c in missed if c.threshold.measure in asked}
+        if names:
+            search = _search(package, weights, report, cause, names)
+            culprit = search.run(_label(progress))
+            if culprit:
+                return Bisection(_report_culprit(search, culprit, out), "")
+    return Bisection(None, _note(report, measures))
+
+
+def _note(report: ParityReport, measures: set[str]) -> str:
+    if report.passed:
+        return "every threshold holds: there is nothing to look for."
+    if measures & {"graph", "greedy", "shipped"}:
+        return (
+            "no piece of the graph is off by itself when it gets what PyTorch has: either rounding "
+            "adds up over the layers, or the trouble is in how a whole session runs them."
+        )
+    if measures:
+        return (
+            f"only {' and '.join(sorted(measures))} missed, which every rounded weight has a part "
+            "in: the weights are their originals, rounded, and the graph computes what it should."
+        )
+    return "the graph and the weights are right; the tokenizer is not."
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Where a fault of the graph is looked for: `program` is the steps of all `situations`."""
+
+    package: Path
+    weights: PackageCheckpoint
+    cause: str
+    limit: float
+    passages: Sequence[Passage]
+    program: Program
+    situations: Sequence[str]
+    """What each step belongs to."""
+
+    @property
+    def exact(self) -> bool:
+        return self.cause == "graph"
+
+    def run(self, progress: Callable[[int, int], None]) -> Culprit | None:
+        return find_culprit(
+            self.package,
+            self.weights,
+            self.passages,
+            self.program,
+            self.limit,
+            self.exact,
+            progress,
+        )
+
+
+def _search(
+    package: Path, weights: PackageCheckpoint, report: ParityReport, cause: str, names: set[str]
+) -> _Search:
+    """In the situations called `names`; those that pieces of a graph cannot be run in become
+    token by token."""
+    # One piece of the graph has no more to spend than the whole is allowed.
+    measure = "graph" if cause == "graph" else "shipped"
+    rows = (check.threshold for check in report.checks)
+    limit = min(t.limit for t in rows if (t.measure, t.metric) == (measure, "relative_l2"))
+    passages = report.passages
+    if names == {LONG_CONTEXT.name}:
+        prompts = [passage.ids[: passage.prompt] for passage in passages]
+        passages = (long_passage(prompts, weights.config.max_position_embeddings),)
+        program = in_pieces(LONG_CONTEXT.program(passages), PIECE)
+        meanings = [LONG_CONTEXT.meaning] * len(program)
+    else:
+        chosen = [s for s in SITUATIONS if s.name in names and s.run is run_plainly] or [DECODE]
+        programs = [s.program(passages) for s in chosen]
+        program = join(programs)
+        meanings = [s.meaning for s, p in zip(chosen, programs, strict=True) for _ in p]
+    return _Search(package, weights, cause, limit, passages, program, meanings)
+
+
+def _weight_limits(report: ParityReport) -> Limits:
+    rows = [c.threshold for c in report.checks if c.threshold.measure == "weights"]
+    limits = {row.metric: row.limit for row in rows}
+    return Limits(limits["steps"], limits.get("block_maximum", np.inf))
+
+
+def _report_weights(
+    package: Path,
+    weights: PackageCheckpoint,
+    reference: Checkpoint,
+    wrong: WrongWeights,
+    limits: Limits,
+    out: Path,
+) -> Finding:
+    model = ir.load(package / MODEL_FILE)
+    compute_in_float32(model, weights.config)
+    shown = probe(model, wrong, weights, reference, limits)
+    node = shown.nodes[-1]
+    piece = cut_out(model, shown.inputs, shown.output)
+    found = run_piece(piece, shown.inputs, package)
+    title = f"{wrong.tensor} is not what it was made from, as {node.op_type} shows."
+    write_reproduction(out, piece, shown.inputs, shown.expected, found, title)
+    how = deviation(shown.expected, found, 0)
+    return Finding(
+        "weights",
+        _layer_of(wrong.tensor),
+        wrong.tensor.removesuffix(".weight").partition("layers.")[2].partition(".")[2]
+        or wrong.tensor.removesuffix(".weight").removeprefix("model."),
+        wrong.tensor,
+        str(node.name),
+        node.op_type,
+        tuple(str(n.name) for n in shown.nodes[:-1]),
+        "",
+        how.relative_l2,
+        how.max_abs,
+        tuple(where_in_weights(wrong)),
+        str(out),
+    )
+
+
+def _layer_of(tensor: str) -> str:
+    if tensor.startswith("model.layers."):
+        return f"layer {tensor.split('.')[2]}"
+    return "embedding" if "embed_tokens" in tensor else "head"
+
+
+def _report_rotary(package: Path, config: LlamaConfig, report: ParityReport, out: Path) -> Finding:
+    """Rotate some keys at the first position whose angles are wrong."""
+    model = ir.load(package / MODEL_FILE)
+    (limit,) = (c.threshold.limit for c in report.checks if c.threshold.measure == "rotary")
+    error = rotary_error(model, config, limit)
+    assert error is not None and error.positions, "the report says so"
+    position = error.positions[0]
+    readers = [
+        node
+        for node, tables in rotating_nodes(model).items()
+        if error.initializer in (table.name for table in tables)
+    ]
+    layers = {layer_of(reader) for reader in readers}
+    node = readers[0]
+    shown = rotation_at(node, position, config)
+    inputs, expected = shown.inputs, shown.expected
+    piece = cut_out(model, inputs, shown.output)
+    found = run_piece(piece, inputs, package)
+    title = f"Keys rotated at position {position}: the {error.table} table is wrong there."
+    write_reproduction(out, piece, inputs, expected, found, title)
+    how = deviation(expected, found, 0)
+    return Finding(
+        "rotary",
+        layer_of(node),
+        module_of(node),
+        error.initializer,
+        str(node.name),
+        node.op_type,
+        (),
+        "",
+        how.relative_l2,
+        how.max_abs,
+        (
+            f"positions {ranges(error.positions)} of 0-{config.max_position_embeddings - 1}",
+            f"in {len(layers)} of {config.num_hidden_layers} layers",
+        ),
+        str(out),
+    )
+
+
+def _report_culprit(search: _Search, culprit: Culprit, out: Path) -> Finding:
+    model = ir.load(search.package / MODEL_FILE)
+    if search.exact:
+        compute_in_float32(model, search.weights.config)
+    node = culprit.node
+    situation = search.situations[culprit.step]
+    title = f"{node.op_type} ({node.name}) gives something else than PyTorch: {situation}."
+    piece = cut_out(model, culprit.inputs, culprit.output)
+    write_reproduction(out, piece, culprit.inputs, culprit.expected, culprit.found, title)
+    return Finding(
+        search.cause,
+        culprit.stage,
+        module_of(node) or scope_of(node) or "padding",
+        ", ".join(point.name for point in culprit.points),
+        str(node.name),
+        node.op_type,
+        tuple(str(n.name) for n in culprit.nodes if n is not node),
+        situation,
+        culprit.deviation.relative_l2,
+        culprit.deviation.max_abs,
+        tuple(where_in_graph(culprit, search.program, search.weights.config)),
+        str(out),
+    )
+
+
+def _label(progress: Progress | None) -> Callable[[int, int], None]:
+    def report(done: int, total: int) -> None:
+        if progress:
+            progress("looking for the fault", done, total)
+
+    return report

@@ -1,0 +1,228 @@
+"""Which value of a package's graph is which point of PyTorch's, and where its positions lie in it.
+
+A value without a point is no loss: whatever lies between two values that have one is looked at as
+one piece.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from llama_onnx.exporter.parity.bisect import points as pt
+from llama_onnx.exporter.parity.bisect.points import Points
+from llama_onnx.exporter.reference.segments import moves_padding
+from llama_onnx.runtime.measure.situations import Step
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Layout = Literal["front", "caller", "last", "cache", "step"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a value is called in `points.walk_points`, and how its positions lie in it.
+
+    "front": [B, S, ...], each row's valid positions in front; "caller": [B, S, ...], where the
+    caller put them; "last": [B, 1, ...], the last valid one alone; "cache": [B, kv_heads, T,
+    head_dim]; "step": no matter of positions, but of the step (see `Feed`).
+    """
+
+    name: str
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One row of a step's batch: `count` positions of a passage from position `begin` on, behind
+    `padding` others."""
+
+    passage: int
+    batch: int
+    begin: int
+    count: int
+    padding: int
+
+
+def feeds_of(step: Step) -> list[Feed]:
+    """The rows of `step`, whether somebody looks at all of their logits or not."""
+    length = step.ids.shape[1]
+    found = []
+    for row in step.rows:
+        new = step.mask[row.batch, -length:]
+        padding = int(new.argmax())
+        begin = row.first - (row.outputs.indices(length)[0] - padding)
+        found.append(Feed(row.passage, row.batch, begin, int(new.sum()), padding))
+    return found
+
+
+# From a node's scope and operator to the points its outputs stand for.
+_BY_OPERATOR: dict[tuple[str, str], tuple[str, ...]] = {
+    ("input_layernorm", "RMSNormalization"): ("input_layernorm",),
+    ("input_layernorm", "SimplifiedLayerNormalization"): ("input_layernorm",),
+    ("post_attention_layernorm", "RMSNormalization"): ("post_attention_layernorm",),
+    ("norm", "RMSNormalization"): ("norm",),
+    ("self_attn", "Attention"): (pt.ATTENTION,),
+    ("input_layernorm", "SkipSimplifiedLayerNormalization"): (
+        "input_layernorm", "", "", pt.INPUT
+    ),
+    ("post_attention_layernorm", "SkipSimplifiedLayerNormalization"): (
+        "post_attention_layernorm", "", "", pt.RESIDUAL
+    ),
+    ("self_attn", "GroupQueryAttention"): (pt.ATTENTION, pt.KEY, pt.VALUE),
+    ("mlp", "Split"): ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp", "QuickGelu"): (pt.ACTIVATION,),
+    ("mlp", "Mul"): (pt.PRODUCT,),
+    ("norm", "SkipSimplifiedLayerNormalization"): ("norm", "", "", pt.INPUT),
+}  # fmt: skip
+
+# Modules whose result is whatever other modules read of them.
+_LINEAR = re.compile(r"embed_tokens|(self_attn|mlp)\.\w+_proj")
+_LAYER = re.compile(r"^model/layers\.(\d+)/")
+_PREFIX = re.compile(r"^model(/layers\.\d+)?/?")
+_PRESENT = re.compile(r"^present\.\d+\.(key|value)$")
+
+
+def known_values(model: ir.Model) -> dict[str, Point]:
+    """The values of `model` that have a point, by name."""
+    found: dict[str, Point] = {}
+    layout = _logits_layout(model)
+    for node in model.graph:
+        for value, point in zip(node.outputs, _points_of(node, layout), strict=False):
+            if point.name:
+                found[str(value.name)] = point
+        for value, point in _read_by(node):
+            found.setdefault(str(value.name), point)
+    for value in model.graph.outputs:
+        if match := _PRESENT.match(str(value.name)):
+            found[str(value.name)] = Point(f"self_attn.{match[1]}", "cache")
+    if not moves_padding(model):
+        found = _where_the_caller_put_them(found)
+    found["logits"] = Point("logits", layout)
+    return found
+
+
+def _where_the_caller_put_them(found: dict[str, Point]) -> dict[str, Point]:
+    """Nothing is moved to the front: padding is in the cache too, and no step works it out."""
+    return {
+        name: replace(point, layout="caller")
+        for name, point in found.items()
+        if point.layout in ("front", "caller")
+    }
+
+
+def scope_of(node: ir.Node) -> str:
+    """The module a node belongs to: "model/layers.3/self_attn/qkv_proj"; "" for none."""
+    return (node.name or "").rpartition("/")[0]
+
+
+def layer_of(node: ir.Node) -> str:
+    """ "layer 3", or "" for a node outside of the layers."""
+    match = _LAYER.match(scope_of(node))
+    return f"layer {match[1]}" if match else ""
+
+
+def module_of(node: ir.Node) -> str:
+    """The same as PyTorch says it, in its layer: "self_attn.qkv_proj"."""
+    return _PREFIX.sub("", scope_of(node)).replace("/", ".")
+
+
+def _points_of(node: ir.Node, logits: Layout) -> Iterator[Point]:
+    scope = module_of(node)
+    if node.op_type == "Mul" and any(_is_sigmoid(value) for value in node.inputs):
+        yield Point(pt.ACTIVATION, "front")
+    elif names := _BY_OPERATOR.get((scope, node.op_type)):
+        for name in names:
+            yield Point(name, "cache" if name in (pt.KEY, pt.VALUE) else "front")
+    elif _LINEAR.fullmatch(scope):
+        for value in node.outputs:
+            leaves = any(module_of(user) != scope for user, _ in value.uses())
+            yield Point(scope if leaves else "", "front")
+    elif node.op_type == "GatherND":
+        yield Point("norm", logits)
+    elif node.op_type in _OF_THE_STEP:
+        yield Point(_OF_THE_STEP[node.op_type], "step")
+
+
+def _is_sigmoid(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "Sigmoid"
+
+
+# Operators that occur once, in front of the layers, where padding is worked out.
+_OF_THE_STEP = {"ArgMax": "padding", "GatherElements": "ids"}
+
+
+def _read_by(node: ir.Node) -> Iterator[tuple[ir.Value, Point]]:
+    """Values that are known by who reads them, and where."""
+    names: dict[int, str] = {}
+    if node.op_type == "GroupQueryAttention":
+        names = {5: "seqlens_k", 6: "total_sequence_length"}
+    elif node.op_type == "GatherElements":
+        names = {1: "front"}
+    elif node.op_type == "GatherND":
+        names = {1: "back"}
+    for index, name in names.items():
+        value = node.inputs[index]
+        if value is not None:
+            yield value, Point(name, "step")
+
+
+def _logits_layout(model: ir.Model) -> Layout:
+    logits = next(value for value in model.graph.outputs if value.name == "logits")
+    return "last" if logits.shape is not None and logits.shape[1] == 1 else "caller"
+
+
+def expected(point: Point, shape: Sequence[int], step: Step, passages: Sequence[Points]) -> Floats:
+    """What a value of `shape` has to be in `step`; NaN where it may be anything (padding).
+    `passages` has the points of each passage."""
+    out = np.full(shape, np.nan)
+    for feed in feeds_of(step):
+        _EXPECTED[point.layout](out, point.name, feed, step, passages[feed.passage])
+    return out
+
+
+def _front(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> None:
+    out[feed.batch, : feed.count] = points[name][feed.begin : feed.begin + feed.count]
+
+
+def _caller(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> None:
+    rows = slice(feed.padding, feed.padding + feed.count)
+    out[feed.batch, rows] = points[name][feed.begin : feed.begin + feed.count]
+
+
+def _last(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> None:
+    out[feed.batch, 0] = points[name][feed.begin + feed.count - 1]
+
+
+def _cache(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> None:
+    end = feed.begin + feed.count
+    out[feed.batch, :, :end] = points[name][:end].transpose(1, 0, 2)
+
+
+def _step(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> None:
+    """Padding as `graph.model.Window` defines it, worked out once more."""
+    b, count, padding = feed.batch, feed.count, feed.padding
+    if name == "padding":
+        out[b] = padding
+    elif name == "seqlens_k":
+        out[b] = feed.begin + count - 1
+    elif name == "total_sequence_length":
+        out[...] = step.mask.shape[1]
+    elif name == "ids":
+        out[b, :count] = step.ids[b, padding : padding + count]
+    elif name == "front":
+        out[b, :count] = padding + np.arange(count)
+    elif out.shape[1] == 1:  # back, of a graph that gives the last position alone
+        out[b] = count - 1
+    else:
+        out[b, padding : padding + count] = np.arange(count)[:, None]
+
+
+_EXPECTED = {"front": _front, "caller": _caller, "last": _last, "cache": _cache, "step": _step}

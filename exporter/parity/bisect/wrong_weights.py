@@ -1,0 +1,182 @@
+"""Which tensor of a package is not its original, rounded, and where in it; and a proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint, modules_holding
+from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32, LazyTensor
+from llama_onnx.exporter.parity.bisect.values import module_of, scope_of
+from llama_onnx.exporter.parity.measure.weights import (
+    block_errors,
+    in_chunks,
+    measured_as,
+    original_of,
+    quantizer_of,
+    steps_apart,
+)
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+_SHOWN = 32  # rows, and columns, that a proof looks at
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What `thresholds.csv` says; infinite where it says nothing."""
+
+    steps: float
+    block_maximum: float
+
+
+@dataclass(frozen=True)
+class WrongWeights:
+    """`count` weights of `tensor` [R, K] (or [K], R = 1) are too far from their originals; `rows`
+    [R] and `columns` [K] have some. `place` is the first of them."""
+
+    tensor: str
+    dtype: str
+    count: int
+    rows: Mask
+    columns: Mask
+    place: tuple[int, ...]
+    found: float
+    original: float
+
+
+def find_wrong_weights(
+    package: PackageCheckpoint, reference: Checkpoint, limits: Limits
+) -> WrongWeights | None:
+    """The first tensor, from the embedding to the head, that has any; a few rows at a time."""
+    limits = _of_quantizer(package, limits)
+    for name in package.config.tensor_shapes():
+        if wrong := _wrong_in(name, package, reference, limits):
+            return wrong
+    return None
+
+
+def _of_quantizer(package: PackageCheckpoint, limits: Limits) -> Limits:
+    to_nearest = quantizer_of(package.path) == "rtn"
+    return limits if to_nearest else Limits(limits.steps, np.inf)
+
+
+def _wrong_in(
+    name: str, package: PackageCheckpoint, reference: Checkpoint, limits: Limits
+) -> WrongWeights | None:
+    tensor, original = package.tensor(name), original_of(name, reference)
+    rows: list[Mask] = []
+    columns = np.zeros(tensor.shape[-1], bool)
+    count, first = 0, None
+    for found, expected in in_chunks(tensor, original):
+        wrong = _wrong_cells(found, expected, tensor, original, limits)
+        if wrong.any() and first is None:
+            place = np.unravel_index(wrong.argmax(), wrong.shape)
+            start = sum(len(part) for part in rows) if wrong.ndim == 2 else 0
+            index = tuple(int(i) for i in place)
+            first = (
+                (index[0] + start, *index[1:]),
+                float(found[place]),
+                float(expected[place]),
+            )
+        count += int(wrong.sum())
+        flat = wrong.reshape(-1, wrong.shape[-1])
+        rows.append(np.asarray(flat.any(axis=1)))
+        columns[: flat.shape[-1]] |= flat.any(axis=0)
+    if first is None:
+        return None
+    return WrongWeights(name, tensor.dtype, count, np.concatenate(rows), columns, *first)
+
+
+def _wrong_cells(
+    found: Float32, expected: Float32, tensor: LazyTensor, original: LazyTensor, limits: Limits
+) -> Mask:
+    steps = steps_apart(found, expected, measured_as(tensor, original))
+    wrong: Mask = ~(steps <= limits.steps)
+    blocks = ~(block_errors(found, expected, tensor.dtype) <= limits.block_maximum)
+    if blocks.shape[-1]:
+        size = int(tensor.dtype.rpartition("/")[2])
+        wrong |= np.repeat(blocks, size, axis=1)[:, : wrong.shape[1]]
+    return wrong
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The nodes that read a tensor, what to feed them with so that its weights come out of
+    `output`, and the originals where they should (NaN elsewhere)."""
+
+    nodes: tuple[ir.Node, ...]
+    inputs: dict[str, Array]
+    output: str
+    expected: Array
+
+
+def probe(
+    model: ir.Model,
+    wrong: WrongWeights,
+    package: PackageCheckpoint,
+    reference: Checkpoint,
+    limits: Limits,
+) -> Probe:
+    """One-hot inputs make a matrix show its columns, ids an embedding its rows, and ones a norm its
+    gain."""
+    nodes, first_row = _readers(model, wrong.tensor.removesuffix(".weight"), package)
+    inputs, output = _ends(model, nodes)
+    original = original_of(wrong.tensor, reference)
+    if len(original.shape) == 1:
+        gain = original.rows(0, len(wrong.columns)) / np.sqrt(1 + package.config.rms_norm_eps)
+        zeros = {name: np.zeros((1, 1, len(gain)), np.float32) for name in inputs}
+        ones = {inputs[0]: np.ones((1, 1, len(gain)), np.float32)}
+        return Probe(nodes, zeros | ones, output, np.where(wrong.columns, gain, np.nan)[None, None])
+    rows = np.flatnonzero(wrong.rows)[:_SHOWN]
+    tensor = package.tensor(wrong.tensor)
+    seen, right = (np.concatenate([t.rows(int(r), int(r) + 1) for r in rows])
+                   for t in (tensor, original))  # fmt: skip
+    bad = _wrong_cells(seen, right, tensor, original, _of_quantizer(package, limits))
+    shown = np.where(bad, right, np.nan)  # [rows, K]
+    if module_of(nodes[0]) == "embed_tokens":
+        return Probe(nodes, {inputs[0]: rows[None]}, output, shown[None])
+    columns = np.flatnonzero(bad.any(axis=0))[:_SHOWN]
+    one_hot = np.eye(tensor.shape[1], dtype=np.float32)[columns][None]  # [1, columns, K]
+    expected = np.full((1, len(columns), _rows_of(nodes[-1])), np.nan)
+    expected[0][:, first_row + rows] = shown[:, columns].T
+    return Probe(nodes, {inputs[0]: one_hot}, output, expected)
+
+
+def _readers(
+    model: ir.Model, name: str, package: PackageCheckpoint
+) -> tuple[tuple[ir.Node, ...], int]:
+    """The nodes of the module that reads tensor `name`, and the first of its rows there."""
+    shapes = package.config.tensor_shapes()
+    for module, parts in modules_holding(name):
+        stored = {f"{module}.weight", f"{module}.qweight"} & set(model.graph.initializers)
+        readers = [n for n in model.graph if any(v and v.name in stored for v in n.inputs)]
+        if readers:
+            scope = scope_of(readers[0])
+            nodes = tuple(node for node in model.graph if scope_of(node) == scope)
+            before = parts[: parts.index(name)]
+            return nodes, sum(shapes[f"{part}.weight"][0] for part in before)
+    raise AssertionError(f"{name} was read from the package, so it is in its graph")
+
+
+def _ends(model: ir.Model, nodes: Sequence[ir.Node]) -> tuple[list[str], str]:
+    """What `nodes` take from others, the weights aside, and what they give to others first."""
+    made = [value for node in nodes for value in node.outputs]
+    read = [v for node in nodes for v in node.inputs if v is not None and v not in made]
+    taken = [str(v.name) for v in read if v.name not in model.graph.initializers]
+    given = [v for v in made if v in model.graph.outputs
+             or any(user not in nodes for user, _ in v.uses())]  # fmt: skip
+    return list(dict.fromkeys(taken)), str(given[0].name)
+
+
+def _rows_of(node: ir.Node) -> int:
+    """Rows of the matrix that `node` multiplies by: its output's channels."""
+    shape = node.outputs[0].shape
+    assert shape is not None and isinstance(shape[-1], int), "the exporter stamps it"
+    return shape[-1]

@@ -1,0 +1,89 @@
+"""What parity is measured on: a few short texts of different kinds, or the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.reference.walk import Ids
+from llama_onnx.targets.errors import PackageError, UsageError
+
+TEXTS = (
+    "The harbour lay quiet in the early light. Boats that had gone out before midnight were coming "
+    "home one after another, low in the water, followed by gulls. On the quay an old man was "
+    "mending a net and did not look up; he knew every engine by its sound, and none was missing.",
+    "def merge(left: list[int], right: list[int]) -> list[int]:\n"
+    '    """Merge two sorted lists into one."""\n'
+    "    result = []\n"
+    "    while left and right:\n"
+    "        result.append(left.pop(0) if left[0] <= right[0] else right.pop(0))\n"
+    "    return result + left + right\n",
+    "User: How far is it from the Earth to the Moon, and how do we know?\n"
+    "Assistant: About 384,400 km on average. Astronauts left mirrors there, and the time a laser "
+    "pulse takes to come back, some 2.56 seconds, gives the distance to a few millimetres.\n"
+    "User: And in miles?\n"
+    "Assistant:",
+    "Zutaten: 500 g Mehl, 300 ml Wasser, 10 g Salz, ½ Würfel Hefe. 2024-03-17T08:30:00Z; "
+    "f(x) = ∫₀ˣ e^(−t²) dt ≈ 0.7468 bei x = 1. «Привет, мир!» 你好,世界 — naïve café 🙂",
+)
+"""English prose, code, a conversation, and what lies off the beaten track of a vocabulary."""
+
+_RANDOM = (24, 40)  # lengths of the sequences that stand in where there is no tokenizer
+
+
+def make_prompts(
+    package: Path,
+    config: LlamaConfig,
+    texts: Sequence[str] = TEXTS,
+    *,
+    tokens: int,
+    longest: int,
+) -> list[Ids]:
+    """Token ids [P] of each text by the package's tokenizer, at most `longest` and so short that
+    `tokens` more fit the context. Without a tokenizer.json: random ids, the same every time.
+
+    Raises `UsageError` when nothing can be measured with these settings.
+    """
+    room = min(longest, config.max_position_embeddings - tokens)
+    if room < 1:
+        raise UsageError(
+            f"a prompt and {tokens} more tokens do not fit the context of "
+            f"{config.max_position_embeddings}: ask for fewer."
+        )
+    prompts = _encode(package, texts) or _random(config)
+    if any(ids.max() >= config.vocab_size for ids in prompts):
+        raise PackageError(
+            f"{package}: the tokenizer gives ids beyond the vocabulary of {config.vocab_size}."
+        )
+    return [ids[:room] for ids in prompts]
+
+
+def read_text(path: Path) -> str:
+    """The text in `path`; raises `UsageError` when it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text: convert it first.") from None
+
+
+def _encode(package: Path, texts: Sequence[str]) -> list[Ids]:
+    if not (package / "tokenizer.json").exists():
+        return []
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
+    except Exception as error:  # the library raises bare Exception
+        raise PackageError(f"{package / 'tokenizer.json'} cannot be read: {error}.") from None
+    encoded = [np.array(tokenizer.encode(text).ids, np.int64) for text in texts]
+    if not all(len(ids) for ids in encoded):
+        raise UsageError("a text is empty once tokenized: there is nothing to measure on it.")
+    return encoded
+
+
+def _random(config: LlamaConfig) -> list[Ids]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, config.vocab_size, length) for length in _RANDOM]

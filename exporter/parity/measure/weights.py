@@ -1,0 +1,144 @@
+"""Are the package's weights the original ones, rounded? Weight by weight, whatever the prompts.
+
+Logits on a few prompts cannot tell a small model that four bits hurt from one whose blocks were
+mixed up; the distance of each weight from its original can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32, LazyTensor
+from llama_onnx.exporter.model.config import read_json
+from llama_onnx.targets.package import MANIFEST
+
+_CHUNK_VALUES = 1 << 20
+_TIE = 1e-5  # magnitudes this close may have been equal, or the other way round, when rounded
+_SMALLEST = np.float32(1e-30)  # below it a float32 has fewer digits
+
+
+@dataclass(frozen=True)
+class WeightError:
+    """The weight that lies farthest from its original, in steps, and the tensor it stands in.
+
+    A step is the distance of neighbouring values where the original lies: of float16 numbers, or
+    the largest magnitude of the original's block over 2^(bits-1). Stored in float32, or as codes
+    that the original has already, a weight has to be equal: the distance is 0 or infinite.
+
+    Rounding to nearest keeps the value of largest magnitude of every block; `block_maximum` is the
+    largest relative error there, and `block_tensor` has it: a step alone would not show a scale
+    that is a little off. None without such blocks.
+    """
+
+    steps: float
+    tensor: str
+    block_maximum: float | None = None
+    block_tensor: str | None = None
+
+
+def compare_weights(
+    package: PackageCheckpoint, reference: Checkpoint, progress: Callable[[int, int], None]
+) -> WeightError:
+    """Compare every tensor of `package` with `reference`'s, a few rows of each at a time."""
+    names = list(package.config.tensor_shapes())
+    to_nearest = quantizer_of(package.path) == "rtn"
+    steps, blocks = {names[0]: 0.0}, dict[str, float]()
+    for index, name in enumerate(names):
+        found, original = package.tensor(name), original_of(name, reference)
+        farthest, largest = [0.0], [0.0]
+        for rows, expected in in_chunks(found, original):
+            farthest.append(float(steps_apart(rows, expected, measured_as(found, original)).max()))
+            if to_nearest:
+                largest.append(float(block_errors(rows, expected, found.dtype).max(initial=0)))
+        steps[name] = float(np.max(farthest))  # a NaN is the worst of all
+        if to_nearest and found.dtype.startswith("INT"):
+            blocks[name] = float(np.max(largest))
+        progress(index + 1, len(names))
+    worst = _worst(steps)
+    if not blocks:
+        return WeightError(steps[worst], worst)
+    scaled = _worst(blocks)
+    return WeightError(steps[worst], worst, blocks[scaled], scaled)
+
+
+def original_of(name: str, reference: Checkpoint) -> LazyTensor:
+    """What tensor `name` of a package was made from."""
+    # A package stores tied weights once, but its graph reads them twice.
+    tied = name == "lm_head.weight" and reference.config.tie_word_embeddings
+    return reference.tensor("model.embed_tokens.weight" if tied else name)
+
+
+def quantizer_of(package: Path) -> str:
+    """What chose the codes, by the package's manifest; "rtn" where it says nothing."""
+    file = package / MANIFEST
+    recipe = read_json(file).get("recipe", {}) if file.is_file() else {}
+    return str(recipe.get("quantizer", "rtn"))
+
+
+def measured_as(found: LazyTensor, original: LazyTensor) -> str:
+    """The dtype whose steps say how far `found` may lie from `original`: codes that were taken over
+    have to be equal, as float32 has."""
+    codes, codes_before = found.dtype.partition("/")[0], original.dtype.partition("/")[0]
+    return "F32" if codes == codes_before and codes.startswith("INT") else found.dtype
+
+
+def in_chunks(found: LazyTensor, original: LazyTensor) -> Iterator[tuple[Float32, Float32]]:
+    """Rows of both, some at a time."""
+    rows = found.shape[0]
+    chunk = max(1, _CHUNK_VALUES // max(1, int(np.prod(found.shape[1:]))))
+    for start in range(0, rows, chunk):
+        stop = min(start + chunk, rows)
+        yield found.rows(start, stop), original.rows(start, stop)
+
+
+def steps_apart(found: Float32, expected: Float32, dtype: str) -> Float32:
+    """Distance of each weight from its original, in steps; see `WeightError`."""
+    distance = np.abs(found - expected)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = distance / _steps(expected, dtype)
+    return np.where(distance == 0, np.float32(0), steps)
+
+
+def block_errors(found: Float32, expected: Float32, dtype: str) -> Float32:
+    """Relative error at the value of largest magnitude of each block, [R, blocks]; of several such
+    values the smallest counts. Nothing [R, 0] for what is not in blocks."""
+    if not dtype.startswith("INT"):
+        return np.zeros((len(found), 0), np.float32)
+    _, block = _bits_and_block(dtype)
+    padding = ((0, 0), (0, -expected.shape[1] % block))
+    wide = np.pad(expected, padding).reshape(len(expected), -1, block)
+    distance = np.abs(np.pad(found, padding).reshape(wide.shape) - wide)
+    largest = np.abs(wide).max(axis=2)  # [R, blocks]
+    is_largest = np.abs(wide) >= largest[..., None] * np.float32(1 - _TIE)
+    nearest = np.where(is_largest, distance, np.inf).min(axis=2)
+    errors: Float32 = nearest / np.maximum(largest, _SMALLEST)
+    return errors
+
+
+def _worst(values: dict[str, float]) -> str:
+    """The first name with a NaN, or else with the largest value."""
+    return next((n for n, v in values.items() if v != v), max(values, key=values.__getitem__))
+
+
+def _steps(values: Float32, dtype: str) -> Float32:
+    """The step at each of `values` [R, K] (or [K]) when stored as `dtype`; see `WeightError`."""
+    if dtype == "F32":
+        return np.zeros_like(values)
+    if dtype == "F16":
+        with np.errstate(over="ignore"):
+            return np.spacing(np.abs(values).astype(np.float16)).astype(np.float32)
+    bits, block = _bits_and_block(dtype)
+    columns = values.shape[1]
+    padded = np.pad(np.abs(values), ((0, 0), (0, -columns % block)))
+    largest = padded.reshape(len(values), -1, block).max(axis=2)  # [R, blocks]
+    return np.repeat(largest / 2 ** (bits - 1), block, axis=1)[:, :columns]
+
+
+def _bits_and_block(dtype: str) -> tuple[int, int]:
+    bits, block = dtype.removeprefix("INT").split("/")
+    return int(bits), int(block)

@@ -1,0 +1,82 @@
+"""A fixture with which a project's own tests hold its package against its checkpoint:
+
+    def test_my_model(llama_parity):
+        llama_parity("path/to/package", reference="path/to/checkpoint")
+
+pytest finds it wherever llama-onnx is installed. Nothing heavy is loaded until a test asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from llama_onnx.exporter.parity.measure.validate import ParityReport
+
+
+class LlamaParity:
+    """Call it to assert that a package holds every threshold of `llama-onnx validate`."""
+
+    def __call__(
+        self,
+        package: str | Path,
+        *,
+        reference: str | Path,
+        adapters: Sequence[str | Path] = (),
+        texts: Sequence[str] | None = None,
+        tokens: int = 16,
+        longest: int = 64,
+        max_kl: float | None = None,
+        thorough: bool = False,
+        report: str | Path | None = None,
+    ) -> ParityReport:
+        """Measure `package` against `reference`, with `adapters` merged into it, and fail the test
+        that calls when a limit is missed or either cannot be read.
+
+        Prompts are `texts` (by default the built-in ones), at most `longest` tokens of each, and
+        `tokens` (2 or more) greedy ones after them. `max_kl` (nats) and `thorough` are those of the
+        command line; `report` is where to write the page. Returns what was measured.
+        """
+        try:
+            from llama_onnx.exporter.parity.measure.prompts import TEXTS
+            from llama_onnx.exporter.parity.prove import prove
+            from llama_onnx.exporter.parity.report.page import check_place, write_report
+            from llama_onnx.exporter.parity.report.words import failure
+            from llama_onnx.exporter.sources import open_checkpoint
+        except ModuleNotFoundError as error:
+            pytest.fail(
+                f"llama_parity needs the package {error.name}, which is not installed: "
+                'run `pip install "llama-onnx[export,cpu]"`.',
+                pytrace=False,
+            )
+        from llama_onnx.targets.errors import LlamaOnnxError
+
+        try:
+            if report is not None:
+                check_place(Path(report))
+            found = prove(
+                Path(package),
+                open_checkpoint(Path(reference), tuple(map(Path, adapters))),
+                texts=TEXTS if texts is None else texts,
+                tokens=tokens,
+                longest=longest,
+                max_kl=max_kl,
+                thorough=thorough,
+            )
+            if report is not None:
+                write_report(found, Path(report))
+        except LlamaOnnxError as error:
+            pytest.fail(str(error), pytrace=False)
+        if not found.passed:
+            pytest.fail("\n".join(failure(found)), pytrace=False)
+        return found
+
+
+@pytest.fixture(scope="session")
+def llama_parity() -> LlamaParity:
+    """Assert that a package computes what its checkpoint does; see `LlamaParity`."""
+    return LlamaParity()

@@ -1,0 +1,69 @@
+"""Matrices whose checkpoint holds codes already: which of them go into the package as they are.
+
+A quantized source has a precision of its own, the bits of most of its codes. Exported at that one,
+all its codes are taken over, whatever the bits of single matrices; at another one those that have
+just its bits, and the rest is dequantized and stored as the recipe says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llama_onnx.exporter.checkpoints.lora import LoraCheckpoint
+from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes
+from llama_onnx.exporter.model.recipe import Blocks, Recipe
+from llama_onnx.targets.errors import UsageError
+
+
+def innermost(checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint` without the adapters merged into it."""
+    while isinstance(checkpoint, LoraCheckpoint):
+        checkpoint = checkpoint.base
+    return checkpoint
+
+
+def native_precision(checkpoint: Checkpoint) -> str | None:
+    """The precision a quantized source comes in, `int4` or `int8`; None for a source of floats."""
+    source = innermost(checkpoint)
+    return f"int{source.native_bits}" if isinstance(source, HoldsCodes) else None
+
+
+def take_over(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
+    """`recipe` with the matrices whose codes are stored as they come.
+
+    Raises `UsageError` where codes had to change to do what was asked for: an adapter merged into
+    them, or two matrices with different blocks in one.
+    """
+    native = native_precision(checkpoint)
+    if native is None:
+        return recipe
+    if isinstance(checkpoint, LoraCheckpoint):
+        if recipe.linear.name == native:
+            raise UsageError(
+                f"merging {checkpoint.folder} into the quantized {checkpoint.path} would quantize "
+                f"it a second time: keep the adapter beside it (--keep-adapter), take another "
+                f"precision than {native}, or merge the adapter into the original weights."
+            )
+        return recipe
+    assert isinstance(checkpoint, HoldsCodes)
+    if recipe.operators.standard:
+        return recipe  # a source's codes stand in rows, with zero points and orders of their own
+    found = {}
+    for name in checkpoint.config.tensor_shapes():
+        bits = checkpoint.bits_of(name)
+        wanted = recipe.head if name == "lm_head.weight" else recipe.linear
+        if isinstance(wanted, Blocks) and bits and wanted.name in (f"int{bits}", native):
+            found[name] = replace(checkpoint.coded(name).storage, scales=recipe.activations)
+    result = replace(recipe, taken_over=found)
+    _check_fusion(checkpoint, result)
+    return result
+
+
+def _check_fusion(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    for layer in range(checkpoint.config.num_hidden_layers if recipe.fuse_gate_up else 0):
+        names = [f"model.layers.{layer}.mlp.{part}_proj.weight" for part in ("gate", "up")]
+        if not recipe.fit_together(names):
+            raise UsageError(
+                f"{checkpoint.path}: gate and up projection of layer {layer} are quantized in "
+                "different blocks and cannot be one matrix: leave --fuse-gate-up out."
+            )

@@ -1,0 +1,63 @@
+"""A package's own graph, computing in float32: what is off then is the graph's own error.
+
+Nodes, weights and their order stay as they are. Int8 arithmetic is switched off; values in half
+precision become float32, and their weights are widened in front of the first node that reads them.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from llama_onnx.exporter.graph.rotary import rotary_tables
+from llama_onnx.exporter.model.config import LlamaConfig
+
+_FP32_ARITHMETIC = 1  # MatMulNBits' accuracy_level; 4 rounds activations to int8 blocks
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_TABLES = ("model.cos_cache.weight", "model.sin_cache.weight")
+
+
+def compute_in_float32(model: ir.Model, config: LlamaConfig) -> None:
+    """Change `model`, a package's graph, in place.
+
+    Rotary tables in half precision give way to exact ones: PyTorch has no others to compare with,
+    and `parity.rotary` looks at the package's own.
+    """
+    for node in model.graph:
+        if node.op_type == "MatMulNBits":
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FP32_ARITHMETIC)
+    if not any(value.dtype in _HALF for value in model.graph.outputs):
+        return
+    for name, table in zip(_TABLES, rotary_tables(config), strict=True):
+        value = model.graph.initializers[name]
+        value.const_value = ir.tensor(table, name=name)
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    for value in list(model.graph.initializers.values()):
+        if value.dtype in _HALF:
+            _widen(value)
+    for value in model.graph.inputs:
+        _retype(value)
+    for node in model.graph:
+        to = node.attributes.get("to")
+        if node.op_type == "Cast" and to is not None and to.as_int() in _HALF:
+            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+        for value in node.outputs:
+            _retype(value)
+
+
+def _widen(value: ir.Value) -> None:
+    """Put a Cast between the initializer `value` and each node that reads it."""
+    for node, index in list(value.uses()):
+        scope = (node.name or "").rpartition("/")[0]
+        cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT})
+        cast.name = f"{scope}/widen_{value.name}"
+        (wide,) = cast.outputs
+        wide.name, wide.shape = f"{cast.name}_fp32", value.shape
+        wide.type = ir.TensorType(ir.DataType.FLOAT)
+        assert node.graph is not None
+        node.graph.insert_before(node, cast)
+        node.replace_input_with(index, wide)
+
+
+def _retype(value: ir.Value) -> None:
+    if value.dtype in _HALF:
+        value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -1,0 +1,213 @@
+"""Run a package's own graph a piece at a time: embedding, each decoder layer, head.
+
+The pieces are cut from the very model.onnx that ships and read the very data file, so what runs is
+the package; but only one layer's weights are in memory at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.reference.exact import compute_in_float32
+from llama_onnx.runtime.measure.graph_session import ARRAY_DTYPES
+from llama_onnx.runtime.measure.situations import Caches, Program
+from llama_onnx.targets.errors import PackageError
+
+Array = npt.NDArray[Any]
+_LAYER = re.compile(r"^model/layers\.(\d+)/")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A cut of the graph with its inputs and outputs by name; `label` names it for people."""
+
+    label: str
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def open_graph(path: Path) -> ort.InferenceSession:
+    """Open the whole graph at `path` without touching its weights.
+
+    ONNX Runtime checks every node's operator, types, attributes and the place of every initializer
+    in the data file. Prepacking and constant folding, which copy weights, are off.
+    """
+    options = _quiet()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
+    """Cut `model` into what precedes the layers, each layer, and what follows them.
+
+    `fed` are initializers that are given another value: inputs of the segments that read them.
+    Raises `PackageError` if a node stands before one that it reads from.
+    """
+    _check_order(model)
+    groups: dict[int, list[ir.Node]] = {}
+    current = -1
+    for node in model.graph:
+        match = _LAYER.match(node.name or "")
+        if match:
+            current = int(match[1])
+        elif current >= 0:
+            current = 1 << 30
+        groups.setdefault(current, []).append(node)
+    graph_outputs = set(model.graph.outputs)
+    for index, nodes in groups.items():
+        members = set(nodes)
+        made = {value for node in nodes for value in node.outputs}
+        used = {value for node in nodes for value in node.inputs if value is not None}
+        initializers = model.graph.initializers
+        inputs = [v for v in used - made if v.name not in initializers or v.name in fed]
+        outputs = [
+            value
+            for value in made
+            if value in graph_outputs or any(user not in members for user, _ in value.uses())
+        ]
+        label = "embedding" if index < 0 else "head" if index == 1 << 30 else f"layer {index}"
+        yield Segment(label, tuple(nodes), _names(inputs), _names(outputs))
+
+
+def moves_padding(model: ir.Model) -> bool:
+    """Whether the layers of `model` have each row's valid positions in front."""
+    return any(node.op_type == "GroupQueryAttention" for node in model.graph)
+
+
+def _check_order(model: ir.Model) -> None:
+    # ONNX Runtime sorts by itself; the ONNX standard, and cutting a graph in pieces, do not.
+    seen: set[ir.Node] = set()
+    for node in model.graph:
+        for value in node.inputs:
+            maker = value.producer() if value is not None else None
+            if maker is not None and maker not in seen:
+                raise PackageError(
+                    f"The graph's nodes are out of order: {node.name} reads {maker.name}, which "
+                    "comes later; export the package again."
+                )
+        seen.add(node)
+
+
+def run_segments(
+    path: Path,
+    program: Program,
+    config: LlamaConfig,
+    *,
+    exact: bool = False,
+    adapter: Mapping[str, Array] | None = None,
+) -> Iterator[tuple[str, Iterator[dict[str, Array]]]]:
+    """Run `program` through each segment of the model at `path` in turn.
+
+    Yields, for each segment, its label and an iterator over its outputs by value name, those of
+    every step of the program; what of it is not consumed is run before the next segment comes.
+    `exact`: everything is computed in float32, whatever the package ships with. `adapter` has the
+    parameters of the active LoRA adapter by name, None for the bare base.
+    """
+    model = ir.load(path)
+    if exact:
+        compute_in_float32(model, config)
+    environments: list[dict[str, Array]] = [
+        {"input_ids": step.ids, "attention_mask": step.mask, **(adapter or {})} for step in program
+    ]
+    cuts = list(segments(model, adapter or ()))
+    for number, segment in enumerate(cuts, start=1):
+        _check_cache(segment, path)
+        session = open_segment(model, segment, path.parent, exact=exact)
+        needed = {name for cut in cuts[number:] for name in cut.inputs}
+        steps = _run_segment(session, segment, program, environments, needed, config)
+        yield segment.label, steps
+        for _ in steps:
+            pass
+        del session
+
+
+def _check_cache(segment: Segment, path: Path) -> None:
+    """Raise `PackageError` if `segment` reads keys or values that it does not write."""
+    for name in segment.inputs:
+        written = name.replace("past_key_values.", "present.", 1)
+        if name != written and written not in segment.outputs:
+            raise PackageError(
+                f"{path}: {segment.label} reads {name}, the cache of another layer: export the "
+                "package again."
+            )
+
+
+def _run_segment(
+    session: ort.InferenceSession,
+    segment: Segment,
+    program: Program,
+    environments: list[dict[str, Array]],
+    needed: Set[str],
+    config: LlamaConfig,
+) -> Iterator[dict[str, Array]]:
+    """Outputs of each step; `environments` keep what later segments read, which is `needed`."""
+    caches = Caches(program)
+    dtypes = {entry.name: entry.type for entry in session.get_inputs()}
+    for index, (step, environment) in enumerate(zip(program, environments, strict=True)):
+        shape = (len(step.ids), config.num_key_value_heads, 0, config.head_dim)
+        past = caches.before(index) or {}
+        feeds = {
+            name: past.get(name, np.zeros(shape, ARRAY_DTYPES[dtypes[name]]))
+            if name.startswith("past_key_values.")
+            else environment[name]
+            for name in segment.inputs
+        }
+        try:
+            values = session.run(list(segment.outputs), feeds)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            reason = str(error).strip().splitlines()[0]
+            raise PackageError(f"onnxruntime fails in {segment.label}: {reason}") from error
+        outputs = dict(zip(segment.outputs, values, strict=True))
+        caches.put(
+            index,
+            {
+                name.replace("present.", "past_key_values.", 1): value
+                for name, value in outputs.items()
+                if name.startswith("present.")
+            },
+        )
+        everything = environment | outputs
+        environments[index] = {n: v for n, v in everything.items() if n in needed}
+        yield outputs
+
+
+def open_segment(
+    model: ir.Model, segment: Segment, folder: Path, *, exact: bool = False
+) -> ort.InferenceSession:
+    """Open `segment` of `model` alone, with its weights from the data file in `folder`. `exact` as
+    in `run_segments`, of a `model` made so."""
+    part = ir.convenience.extract(model.graph, list(segment.inputs), list(segment.outputs))
+    proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
+    options = _quiet()
+    if exact:
+        # Of DequantizeLinear and MatMul ONNX Runtime makes a MatMulNBits, of int8 by itself.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    # Given as bytes, the graph has no folder of its own to find its data file in.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    return ort.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _quiet() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
+def _names(values: Iterable[ir.Value]) -> tuple[str, ...]:
+    return tuple(sorted(str(value.name) for value in values))

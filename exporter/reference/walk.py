@@ -1,0 +1,181 @@
+"""The reference model, walked layer by layer with one layer in memory.
+
+A 7B model in fp32 takes 27 GB, one of its layers 0.8 GB. So one of transformers' own decoder layers
+is made, filled with each layer's weights in turn, and all sequences pass through it before the next
+one is read. Everything is float32.
+
+A calibration takes the same road: `embed`, then for each of `decoder_layers` collect what it wants,
+quantize, and `advance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+
+from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32, LazyTensor
+from llama_onnx.exporter.model.config import LlamaConfig
+
+Ids = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
+"""Called with steps done and steps in all."""
+
+Module = TypeVar("Module", bound=nn.Module)
+
+_CHUNK = 1 << 24  # float32 values read at a time: 64 MiB
+
+
+def walk(
+    checkpoint: Checkpoint, sequences: Sequence[Ids], progress: Progress | None = None
+) -> list[Float32]:
+    """Logits of the model in `checkpoint` at every position of every sequence.
+
+    `sequences` are token ids [S], each on its own (no padding); returns float32 [S, V] for each.
+    Memory: one layer's weights, the hidden states, and the logits returned.
+    """
+    total = checkpoint.config.num_hidden_layers + 2
+    logits: list[Float32] = []
+    for done, (_, states) in enumerate(walk_layers(checkpoint, sequences)):
+        logits = states
+        if progress:
+            progress(done + 1, total)
+    return logits
+
+
+def walk_layers(
+    checkpoint: Checkpoint,
+    sequences: Sequence[Ids],
+    positions: Sequence[Ids] | None = None,
+) -> Iterator[tuple[str, list[Float32]]]:
+    """What every sequence [S] is behind each stage of the model: "embedding", "layer 0" and so on
+    ([S, H]), and "head", the logits [S, V], at `positions` [n] alone if some are given."""
+    with torch.inference_mode():
+        rotary = rotary_embedding(checkpoint.config)
+        hidden = embed(checkpoint, sequences)
+    yield "embedding", _arrays(hidden)
+    layers = decoder_layers(checkpoint)
+    for index in range(checkpoint.config.num_hidden_layers):
+        # Entered anew for each layer: the mode belongs to the thread, and others run in between.
+        with torch.inference_mode():
+            layer = next(layers)
+            hidden = [advance(layer, rotary, x) for x in hidden]
+        yield f"layer {index}", _arrays(hidden)
+    layers.close()
+    with torch.inference_mode():
+        if positions is not None:
+            hidden = [x[:, torch.from_numpy(p)] for x, p in zip(hidden, positions, strict=True)]
+        logits = read_out(checkpoint, hidden)
+    yield "head", logits
+
+
+def embed(checkpoint: Checkpoint, sequences: Sequence[Ids]) -> list[Tensor]:
+    """Embeddings [1, S, H] of each sequence; reads only the rows that occur."""
+    table = checkpoint.tensor("model.embed_tokens.weight")
+    used = np.unique(np.concatenate(sequences))
+    rows = np.concatenate([table.rows(int(i), int(i) + 1) for i in used])  # [used, H]
+    return [torch.from_numpy(rows[np.searchsorted(used, ids)])[None] for ids in sequences]
+
+
+def decoder_layers(checkpoint: Checkpoint) -> Generator[LlamaDecoderLayer, None, None]:
+    """Every decoder layer in turn, in one and the same module: it is filled anew for the next."""
+    layer = _empty(lambda: LlamaDecoderLayer(reference_config(checkpoint.config), layer_idx=0))
+    for index in range(checkpoint.config.num_hidden_layers):
+        _fill(layer, checkpoint, f"model.layers.{index}.")
+        yield layer
+
+
+def advance(layer: LlamaDecoderLayer, rotary: LlamaRotaryEmbedding, x: Tensor) -> Tensor:
+    """Hidden states [1, S, H] behind `layer`, from those before it."""
+    positions = torch.arange(x.shape[1])[None]  # [1, S]
+    # Without a mask the attention is causal, and its scores are never all in memory.
+    output: Tensor = layer(x, attention_mask=None, position_embeddings=rotary(x, positions))
+    return output
+
+
+def read_out(checkpoint: Checkpoint, hidden: Sequence[Tensor]) -> list[Float32]:
+    """Logits [S, V] from the last layer's hidden states [1, S, H]."""
+    return project(checkpoint, final_norm(checkpoint, hidden))
+
+
+def final_norm(checkpoint: Checkpoint, hidden: Sequence[Tensor]) -> list[Tensor]:
+    """[1, S, H] -> [S, H]: what the head reads."""
+    config = checkpoint.config
+    norm = _empty(lambda: LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps))
+    _fill(norm, checkpoint, "model.norm.")
+    return [norm(x)[0] for x in hidden]
+
+
+def project(checkpoint: Checkpoint, normed: Sequence[Tensor]) -> list[Float32]:
+    """[S, H] -> logits [S, V]; the head passes in chunks."""
+    config = checkpoint.config
+    tied = config.tie_word_embeddings
+    head = checkpoint.tensor("model.embed_tokens.weight" if tied else "lm_head.weight")
+    logits = [np.empty((len(x), config.vocab_size), np.float32) for x in normed]
+    for start, stop in _chunks(head):
+        weight = torch.from_numpy(head.rows(start, stop))  # [rows, H]
+        for out, x in zip(logits, normed, strict=True):
+            out[:, start:stop] = (x @ weight.T).numpy()
+    return logits
+
+
+def rotary_embedding(config: LlamaConfig) -> LlamaRotaryEmbedding:
+    """Rotary tables, made in float32 and never cast: a model that was once `.half()` keeps rounded
+    frequencies even after `.float()`, which is off by 1e-2 at position 40."""
+    return LlamaRotaryEmbedding(reference_config(config))
+
+
+def reference_config(config: LlamaConfig) -> transformers.LlamaConfig:
+    """The same numbers as transformers takes them: float32, causal attention in pieces."""
+    reference = transformers.LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters=config.rope_parameters(),
+        tie_word_embeddings=config.tie_word_embeddings,
+        dtype=torch.float32,
+    )
+    reference._attn_implementation = "sdpa"
+    return reference
+
+
+def _arrays(hidden: Sequence[Tensor]) -> list[Float32]:
+    return [x[0].numpy() for x in hidden]
+
+
+def _empty(make: Callable[[], Module]) -> Module:
+    """A module in evaluation mode whose parameters are allocated but not initialized."""
+    with torch.device("meta"):
+        module = make()
+    return module.to_empty(device="cpu").float().eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
+    for name, parameter in module.named_parameters():
+        tensor = checkpoint.tensor(prefix + name)
+        for start, stop in _chunks(tensor):
+            parameter[start:stop] = torch.from_numpy(tensor.rows(start, stop))
+
+
+def _chunks(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
+    rows = tensor.shape[0]
+    step = max(1, _CHUNK // int(np.prod(tensor.shape[1:], dtype=np.int64)))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)

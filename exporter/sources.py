@@ -1,0 +1,58 @@
+"""Opens a checkpoint of any format: told apart by what lies at the path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.targets.errors import CheckpointError
+
+
+def open_checkpoint(path: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
+    """Open the checkpoint at `path`: a folder of Hugging Face's or Meta's, a `.gguf` file or a
+    folder with one; LoRA adapters are merged into it in the order given.
+
+    Reads headers only. Raises `CheckpointError` for anything that is not a whole checkpoint, or an
+    adapter that does not fit it.
+    """
+    checkpoint = _open_base(path)
+    for folder in adapters:
+        from llama_onnx.exporter.checkpoints.lora import open_adapter
+
+        checkpoint = open_adapter(checkpoint, folder)
+    return checkpoint
+
+
+def _open_base(path: Path) -> Checkpoint:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: give a checkpoint's folder or .gguf file.")
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise CheckpointError(
+                f"{path} is a file, but not a .gguf: give the folder that holds the checkpoint."
+            )
+        return _open_gguf(path)
+    if (path / "config.json").exists():
+        from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
+
+        return HuggingFaceCheckpoint.open(path)
+    if (path / "params.json").exists():
+        from llama_onnx.exporter.checkpoints.meta import MetaCheckpoint
+
+        return MetaCheckpoint.open(path)
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return _open_gguf(ggufs[0])
+    if ggufs:
+        names = ", ".join(file.name for file in ggufs)
+        raise CheckpointError(f"{path} holds several GGUF files ({names}): name one of them.")
+    raise CheckpointError(
+        f"{path} has no config.json, params.json or .gguf file: is this a checkpoint folder?"
+    )
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    from llama_onnx.exporter.checkpoints.gguf import GGUFCheckpoint
+
+    return GGUFCheckpoint.open(path)

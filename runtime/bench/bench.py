@@ -1,0 +1,131 @@
+"""How fast a package is on this machine: medians of several runs, and how far they lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from llama_onnx.runtime.bench.resident import resident_bytes
+from llama_onnx.runtime.llama.generation import GenerationStats, Tokens
+from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.provider import Provider
+
+PROMPT_TOKENS, NEW_TOKENS, REPEATS = 512, 64, 5
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of what was measured, and the extremes."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Of at least one value."""
+        measured = list(values)
+        return cls(median(measured), min(measured), max(measured))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured, with what.
+
+    `prefill_rate` and `decode_rate` are tokens a second, `first_token_seconds` the wait from the
+    prompt to the first token. `load_seconds` is the one opening, with the files as far in the
+    system's cache as they were. `resident` and `peak` are this process's bytes after loading and at
+    most, mapped files included; None where the system does not tell.
+    """
+
+    package: str
+    precision: str
+    provider: dict[str, Any]
+    threads: int | None
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    load_seconds: float
+    first_token_seconds: Spread
+    prefill_rate: Spread
+    decode_rate: Spread | None
+    resident: int | None
+    peak: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        return asdict(self)
+
+
+def bench(
+    package: Path,
+    *,
+    prompt_tokens: int | None = None,
+    new_tokens: int | None = None,
+    repeats: int = REPEATS,
+    threads: int | None = None,
+    provider: Provider | None = None,
+    allow_fallback: bool = False,
+    progress: Progress = lambda _: None,
+) -> Bench:
+    """Measure the package at `package` in onnxruntime-genai, after one run to warm up.
+
+    None for a number of tokens: `PROMPT_TOKENS` and `NEW_TOKENS`, fewer where the context is short.
+    Raises what `Llama.load` raises, and `UsageError` for numbers that mean nothing or do not fit.
+    """
+    for what, number in (("repeats", repeats), ("prompt tokens", prompt_tokens)):
+        if number is not None and number < 1:
+            raise UsageError(f"The number of {what} must be at least 1, not {number}.")
+    progress("loading")
+    started = perf_counter()
+    model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
+    loaded, memory = perf_counter() - started, resident_bytes()
+    prompt = make_prompt(_fit(prompt_tokens, PROMPT_TOKENS, model.context_length // 2), model)
+    count = _fit(new_tokens, NEW_TOKENS, model.context_length // 4)
+    progress("warming up")
+    model.measure(prompt, count)
+    runs = []
+    for number in range(repeats):
+        progress(f"run {number + 1} of {repeats}")
+        runs.append(model.measure(prompt, count))
+    peak = resident_bytes()
+    return Bench(
+        package=str(package),
+        precision=model.package.precision,
+        provider=model.opened.to_json(),
+        threads=threads,
+        prompt_tokens=len(prompt),
+        new_tokens=count,
+        repeats=repeats,
+        load_seconds=loaded,
+        **_spreads(runs),
+        resident=memory[0] if memory else None,
+        peak=peak[1] if peak else None,
+    )
+
+
+def make_prompt(length: int, model: Llama) -> Tokens:
+    """Ids without meaning: what a step costs does not depend on them."""
+    return np.random.default_rng(0).integers(0, model.vocab_size, length, dtype=np.int32)
+
+
+def _fit(asked: int | None, usual: int, room: int) -> int:
+    return min(usual, room) if asked is None else asked
+
+
+def _spreads(runs: Sequence[GenerationStats]) -> dict[str, Any]:
+    decoded = [run.decode_rate for run in runs if run.decode_rate]
+    return {
+        "first_token_seconds": Spread.of(run.first_token_seconds for run in runs),
+        "prefill_rate": Spread.of(run.prefill_rate or 0.0 for run in runs),
+        "decode_rate": Spread.of(decoded) if decoded else None,
+    }

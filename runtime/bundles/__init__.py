@@ -1,0 +1,1 @@
+"""A package and the runtime, made ready for one place."""

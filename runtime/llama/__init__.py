@@ -1,0 +1,1 @@
+"""A package open in onnxruntime-genai: load, generate, chat."""

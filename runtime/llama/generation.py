@@ -1,0 +1,131 @@
+"""An answer while it is made: text, piece by piece, and what making it took."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.runtime.llama.stops import StopFilter
+
+Tokens = npt.NDArray[np.int32]
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class GenerationStats:
+    """What an answer took. `new_tokens` counts the end token too: it costs a step like the others.
+
+    `first_token_seconds` is the wait for the first token, prefill included; `decode_seconds` the
+    time of all the steps after it. The time that the reader of the text takes is in none of them.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    prefill_seconds: float
+    first_token_seconds: float
+    decode_seconds: float
+    finish_reason: FinishReason
+
+    @property
+    def prefill_rate(self) -> float | None:
+        """Prompt tokens a second, None if the prompt was not read."""
+        return _rate(self.prompt_tokens, self.prefill_seconds)
+
+    @property
+    def decode_rate(self) -> float | None:
+        """New tokens a second after the first, None if there are fewer than two."""
+        return _rate(self.new_tokens - 1, self.decode_seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, the rates included."""
+        return {**asdict(self), "prefill_rate": self.prefill_rate, "decode_rate": self.decode_rate}
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    return tokens / seconds if tokens > 0 and seconds > 0 else None
+
+
+class Generation(Iterator[str]):
+    """Iterate for the text; `stats` is valid at any time, and final at the end.
+
+    `close()` ends an answer early and frees its cache.
+    """
+
+    def __init__(
+        self,
+        generator: Any,
+        stream: Any,
+        prompt: Tokens,
+        end_tokens: Collection[int],
+        stop: Sequence[str] = (),
+    ) -> None:
+        self._prompt_tokens = len(prompt)
+        self._prefill_seconds = 0.0
+        self._step_seconds: list[float] = []
+        self._finish_reason: FinishReason = "interrupted"
+        # The native generator, and with it the KV cache, lives in this frame only: it goes when the
+        # answer ends, however long somebody keeps its statistics.
+        self._pieces = self._run(generator, stream, prompt, end_tokens, StopFilter(stop))
+
+    def __next__(self) -> str:
+        """Return the next piece of text."""
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the answer here."""
+        self._pieces.close()
+
+    @property
+    def stats(self) -> GenerationStats:
+        """What the answer took so far."""
+        return GenerationStats(
+            prompt_tokens=self._prompt_tokens,
+            new_tokens=len(self._step_seconds),
+            prefill_seconds=self._prefill_seconds,
+            first_token_seconds=self._prefill_seconds + sum(self._step_seconds[:1]),
+            decode_seconds=sum(self._step_seconds[1:]),
+            finish_reason=self._finish_reason,
+        )
+
+    def _run(
+        self,
+        generator: Any,
+        stream: Any,
+        prompt: Tokens,
+        end_tokens: Collection[int],
+        stop: StopFilter,
+    ) -> Generator[str, None, None]:
+        self._prefill(generator, prompt)
+        while not generator.is_done():
+            token = self._step(generator)
+            if token in end_tokens:
+                self._finish_reason = "stop"
+                break
+            piece = stop.feed(stream.decode(token))
+            if stop.stopped:
+                self._finish_reason = "stop"
+            if piece:
+                yield piece
+            if stop.stopped:
+                return
+        else:
+            self._finish_reason = "length"
+        if rest := stop.flush():
+            yield rest
+
+    def _prefill(self, generator: Any, prompt: Tokens) -> None:
+        started = perf_counter()
+        generator.append_tokens(prompt)
+        self._prefill_seconds = perf_counter() - started
+
+    def _step(self, generator: Any) -> int:
+        started = perf_counter()
+        generator.generate_next_token()
+        token = int(generator.get_next_tokens()[0])
+        self._step_seconds.append(perf_counter() - started)
+        return token

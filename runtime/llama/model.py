@@ -1,0 +1,262 @@
+"""A package, opened: text in, text out.
+
+model = Llama.load("llama-2-7b-chat-int4")
+answer = model.chat([{"role": "user", "content": "Name three primary colors."}])
+for piece in answer:
+    print(piece, end="", flush=True)
+print(answer.stats)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from llama_onnx.runtime.genai import og
+from llama_onnx.runtime.llama.adapters import Adapters
+from llama_onnx.runtime.llama.generation import Generation, GenerationStats, Tokens
+from llama_onnx.runtime.llama.sampling import search_options
+from llama_onnx.runtime.placement.genai_model import OpenModel, open_model
+from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.registry import get_target
+
+Message = Mapping[str, str]
+"""`{"role": "system" | "user" | "assistant", "content": ...}`"""
+
+
+class Llama:
+    """A model ready to generate; make one with `Llama.load`."""
+
+    def __init__(
+        self, package: ModelPackage, opened: OpenModel, context_length: int, bos_token: int | None
+    ) -> None:
+        self.package = package
+        self.context_length = context_length
+        self.opened = opened
+        self._model = opened.model
+        self._adapters = Adapters(package, opened.model)
+        self._tokenizer = og.Tokenizer(opened.model)
+        self._encoder = _read_encoder(package.path)
+        self._bos_token = bos_token
+        self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
+
+    def __str__(self) -> str:
+        """Return what runs, and on what."""
+        provider = self.opened.provider.ort_name
+        return f"{self.package.path.resolve().name} · {self.package.precision} · {provider}"
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        max_length: int | None = None,
+        threads: int | None = None,
+        provider: Provider | None = None,
+        allow_fallback: bool = False,
+    ) -> Llama:
+        """Open the package at `path`, on `provider` instead of its target's.
+
+        `max_length` lowers the context below what the model was made for. Where the provider does
+        not run, `allow_fallback` takes the CPU instead, and `opened.fallback` says why. Raises
+        `PackageError`, `ProviderError` or `UsageError`.
+        """
+        package = ModelPackage.open(path)
+        settings = _read_settings(package.path)
+        context_length = int(settings["context_length"])
+        if max_length is not None:
+            if max_length < 2:
+                raise UsageError(f"The context must hold at least 2 tokens, not {max_length}.")
+            context_length = min(context_length, max_length)
+        opened = open_model(
+            package.path,
+            provider or get_target(package.target).session.provider,
+            threads=threads,
+            allow_fallback=allow_fallback,
+        )
+        try:
+            return cls(package, opened, context_length, settings.get("bos_token_id"))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise PackageError(
+                f"onnxruntime-genai cannot read {package.path}'s tokenizer: {reason}"
+            ) from None
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        adapter: str | None = None,
+    ) -> Generation:
+        """Continue `prompt`. What is None is as the package says, which is greedy by default.
+
+        `adapter` names one of `package.adapters` to answer with, for this answer alone; None is the
+        bare base. Nothing runs before the first piece is asked for. Raises `UsageError` for a
+        prompt that the context does not hold, and for an adapter that is not there.
+        """
+        search = search_options(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        stream = self._tokenizer.create_stream()
+        return self._start(self.encode(prompt), stream, max_new_tokens, search, stop, adapter)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        adapter: str | None = None,
+    ) -> Generation:
+        """Answer the last of `messages`, put into the model's own chat template."""
+        search = search_options(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        stream = self._tokenizer.create_stream()
+        # An answer is a text of its own, not the prompt's continuation. A special token tells the
+        # stream so, and it drops the space that SentencePiece puts before the first word of a text.
+        for token in list(self._end_tokens)[:1]:
+            stream.decode(token)
+        prompt = self.encode_chat(messages)
+        return self._start(prompt, stream, max_new_tokens, search, stop, adapter)
+
+    def measure(self, prompt: Tokens, new_tokens: int) -> GenerationStats:
+        """What it takes to continue `prompt` greedily by `new_tokens`, whatever they say: an end
+        token ends nothing. Raises `UsageError` when the context does not hold both."""
+        length = total_length(len(prompt), new_tokens, self.context_length)
+        if length < len(prompt) + new_tokens:
+            raise UsageError(
+                f"{len(prompt):,} and {new_tokens:,} tokens are more than the context of "
+                f"{self.context_length:,} holds: ask for fewer."
+            )
+        search = {"do_sample": False, "min_length": length}
+        answer = self._start(
+            prompt, self._tokenizer.create_stream(), new_tokens, search, (), adapter=None
+        )
+        for _ in answer:
+            pass
+        return answer.stats
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens the tokenizer knows, added ones included."""
+        return self._encoder.get_vocab_size()
+
+    def encode(self, text: str) -> Tokens:
+        """Tokens of a plain text, with the start token if the model wants one, never twice."""
+        tokens = self._encode(text, special_tokens=False)
+        if len(tokens) and tokens[0] == self._bos_token:
+            return tokens
+        return self._encode(text, special_tokens=True)
+
+    def encode_chat(self, messages: Sequence[Message]) -> Tokens:
+        """Tokens of a conversation, as far as the beginning of the answer.
+
+        Raises `UsageError` when the model has no chat template, or when its template refuses.
+        """
+        # The template writes the special tokens itself, the start token included.
+        return self._encode(self._apply_template(messages), special_tokens=False)
+
+    def _encode(self, text: str, *, special_tokens: bool) -> Tokens:
+        # Not by genai's own tokenizer: 0.18 cuts runs of spaces and digits of SentencePiece
+        # vocabularies, Llama 2's among them, in other places than the model was trained on.
+        try:
+            ids = self._encoder.encode(text, add_special_tokens=special_tokens).ids
+        except (TypeError, UnicodeEncodeError):
+            raise UsageError("The text holds bytes that are not UTF-8: convert it first.") from None
+        return np.asarray(ids, dtype=np.int32)
+
+    def _apply_template(self, messages: Sequence[Message]) -> str:
+        if not _has_chat_template(self.package.path):
+            raise UsageError(
+                f"{self.package.path} has no chat template, so it is no chat model: "
+                "let it continue a plain prompt instead."
+            )
+        conversation = json.dumps([dict(message) for message in messages])
+        try:
+            return str(self._tokenizer.apply_chat_template(conversation))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"The model's chat template refuses the messages: {reason}") from None
+
+    def _start(
+        self,
+        prompt: Tokens,
+        stream: Any,
+        max_new_tokens: int,
+        search: Mapping[str, bool | int | float],
+        stop: Sequence[str],
+        adapter: str | None,
+    ) -> Generation:
+        params = og.GeneratorParams(self._model)
+        # genai sets the KV cache aside for `max_length` tokens: no more than this answer can need.
+        length = total_length(len(prompt), max_new_tokens, self.context_length)
+        try:
+            params.set_search_options(max_length=length, **search)
+            generator = og.Generator(self._model, params)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise PackageError(
+                f"{self.package.path / 'genai_config.json'} asks for what cannot be: {reason}"
+            ) from None
+        if adapter is not None:
+            self._adapters.activate(generator, adapter)
+        return Generation(generator, stream, prompt, self._end_tokens, stop)
+
+
+def total_length(prompt_tokens: int, max_new_tokens: int, context_length: int) -> int:
+    """Tokens that prompt and answer take together at most; raises `UsageError` if that is none."""
+    if max_new_tokens < 1:
+        raise UsageError(f"The number of new tokens must be at least 1, not {max_new_tokens}.")
+    if prompt_tokens == 0:
+        raise UsageError("The prompt is empty, and this model has no start token to begin with.")
+    if prompt_tokens >= context_length:
+        raise UsageError(
+            f"The prompt has {prompt_tokens:,} tokens, but the context holds {context_length:,} "
+            "and an answer needs room too: shorten the prompt."
+        )
+    return min(prompt_tokens + max_new_tokens, context_length)
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    file = folder / "genai_config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))["model"]
+        int(settings["context_length"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PackageError(f"{file} is missing or damaged: it gives no context length.") from None
+    return dict(settings)
+
+
+def _read_encoder(folder: Path) -> Tokenizer:
+    file = folder / "tokenizer.json"
+    try:
+        encoder = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise PackageError(f"{file} cannot be read: {error}.") from None
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(config.get("chat_template"))

@@ -1,0 +1,186 @@
+"""The proof that a package carries: what its weights compute, on any device, without the weights.
+
+`parity/certificate.json` says what was measured when the package was made, what has to hold, and
+which files it is about; `parity/reference.safetensors` holds the reference's logits, cut down to
+the likeliest tokens. docs/parity.md describes the format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.runtime.measure.metrics import NO_TARGET, Ids, TopK
+from llama_onnx.runtime.measure.situations import Passage
+from llama_onnx.runtime.measure.thresholds import Threshold
+from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage, hash_file
+
+FORMAT_VERSION = 1
+FOLDER = "parity"
+CERTIFICATE, REFERENCE = "certificate.json", "reference.safetensors"
+MAX_BYTES = 2_000_000
+"""What both files may take together."""
+
+ABOUT = (MODEL_FILE, DATA_FILE, "tokenizer.json", "genai_config.json")
+"""The files a certificate speaks of, of those that a package has."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class FullRows:
+    """All logits [n, V] of the package's weights at `positions` [n] of passage number `passage`."""
+
+    passage: int
+    positions: Ids
+    logits: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """`package` and `original` are the reference's logits at every position of every passage: on
+    the package's own weights, and on those it was made from. `full` are some of the former whole.
+
+    `content` is the rest of certificate.json: precision, activations, what was measured, versions,
+    hashes, thresholds.
+    """
+
+    content: Mapping[str, Any]
+    texts: tuple[str | None, ...]
+    passages: tuple[Passage, ...]
+    package: tuple[TopK, ...]
+    original: tuple[TopK, ...]
+    full: tuple[FullRows, ...]
+
+    @property
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """What has to hold, for packages and providers of every kind; select with `applies`."""
+        return tuple(Threshold.from_row(row) for row in self.content["thresholds"])
+
+
+def next_tokens(passage: Passage) -> Ids:
+    """The next token [N] at each position of the prompt: what follows it is no text to predict."""
+    targets = np.full(len(passage.ids), NO_TARGET)
+    targets[: passage.prompt - 1] = passage.ids[1 : passage.prompt]
+    return targets
+
+
+def to_arrays(certificate: Certificate) -> Arrays:
+    """The arrays of reference.safetensors, by name."""
+    arrays: Arrays = {}
+    for index, passage in enumerate(certificate.passages):
+        arrays[f"{index}.ids"] = passage.ids.astype(np.int32)
+        for side in ("package", "original"):
+            kept: TopK = getattr(certificate, side)[index]
+            arrays[f"{index}.{side}.ids"] = kept.ids
+            arrays[f"{index}.{side}.logits"] = kept.logits
+            arrays[f"{index}.{side}.logsumexp"] = kept.logsumexp
+            arrays[f"{index}.{side}.next"] = kept.target_logits
+    for rows in certificate.full:
+        arrays[f"{rows.passage}.full.positions"] = rows.positions.astype(np.int32)
+        arrays[f"{rows.passage}.full.logits"] = rows.logits
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def read_certificate(package: Path) -> Certificate:
+    """The certificate in `package`; raises `PackageError` for one missing, damaged or too new."""
+    folder = package / FOLDER
+    try:
+        content = json.loads((folder / CERTIFICATE).read_text("utf-8"))
+    except FileNotFoundError:
+        raise PackageError(
+            f"{package} has no certificate: make one with `llama-onnx validate --certify`, or "
+            "export the package with --prove; `verify --files-only` does without."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{folder / CERTIFICATE} cannot be read: {error}.") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise PackageError(
+            f"{folder / CERTIFICATE} has format {version}, but this llama-onnx reads format "
+            f"{FORMAT_VERSION} at most: upgrade llama-onnx."
+        )
+    try:
+        return _parse(content, _read_arrays(folder / REFERENCE, content["reference"]["sha256"]))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise PackageError(
+            f"{folder / CERTIFICATE} is damaged: {error!r} does not belong there or is missing."
+        ) from None
+
+
+def stale_files(certificate: Certificate, package: ModelPackage) -> list[str]:
+    """The files of `package` that are other ones than the certificate was made for."""
+    return [
+        name
+        for name, sha256 in certificate.content["files"].items()
+        if package.manifest["files"].get(name, {}).get("sha256") != sha256
+    ]
+
+
+def _read_arrays(path: Path, sha256: str) -> Arrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file() or hash_file(path) != sha256:
+        raise PackageError(f"{path} is missing or is not the one of the certificate beside it.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise PackageError(f"{path} is damaged: {error}.") from None
+
+
+def _parse(content: Mapping[str, Any], arrays: Arrays) -> Certificate:
+    entries: Sequence[Mapping[str, Any]] = content["passages"]
+    indices = range(len(entries))
+    certificate = Certificate(
+        content=content,
+        texts=tuple(entry["text"] for entry in entries),
+        passages=tuple(
+            Passage(arrays[f"{i}.ids"].astype(np.int64), int(entries[i]["prompt"])) for i in indices
+        ),
+        package=tuple(_kept(arrays, f"{i}.package") for i in indices),
+        original=tuple(_kept(arrays, f"{i}.original") for i in indices),
+        full=tuple(
+            FullRows(i, arrays[f"{i}.full.positions"].astype(np.int64), arrays[f"{i}.full.logits"])
+            for i in indices
+            if f"{i}.full.positions" in arrays
+        ),
+    )
+    _check_sizes(certificate, int(content["vocab_size"]))
+    _ = certificate.thresholds, content["precision"], content["activations"], content["files"]
+    return certificate
+
+
+def _kept(arrays: Arrays, prefix: str) -> TopK:
+    return TopK(
+        arrays[f"{prefix}.ids"],
+        arrays[f"{prefix}.logits"],
+        arrays[f"{prefix}.logsumexp"],
+        arrays[f"{prefix}.next"],
+    )
+
+
+def _check_sizes(certificate: Certificate, vocab_size: int) -> None:
+    """Raise `ValueError` unless everything has as many positions, and ids of the vocabulary."""
+    for passage, *sides in zip(
+        certificate.passages, certificate.package, certificate.original, strict=True
+    ):
+        length = len(passage.ids)
+        if not 0 < passage.prompt < length or passage.ids.max() >= vocab_size:
+            raise ValueError("a passage")
+        for kept in sides:
+            shapes = {kept.ids.shape, kept.logits.shape, (length, kept.ids.shape[1])}
+            if len(shapes) > 1 or {kept.logsumexp.shape, kept.target_logits.shape} != {(length,)}:
+                raise ValueError("an array of another length")
+            if kept.ids.min() < 0 or kept.ids.max() >= vocab_size:
+                raise ValueError("a token beyond the vocabulary")
+    for rows in certificate.full:
+        if rows.logits.shape != (len(rows.positions), vocab_size):
+            raise ValueError("logits of another size")

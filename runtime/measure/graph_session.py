@@ -1,0 +1,154 @@
+"""A package's graph run step by step by plain onnxruntime, as the measuring instrument needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.runtime.measure.metrics import Ids, Logits
+from llama_onnx.runtime.memory import forgetting_pages
+from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
+from llama_onnx.targets.providers import CPU, provider_of
+
+Cache = Mapping[str, npt.NDArray[Any]]
+"""`past_key_values.{i}.key` and `.value`, [B, kv_heads, past, head_dim] each."""
+
+Adapter = Mapping[str, npt.NDArray[Any]]
+"""Parameters of a LoRA adapter by the names of the graph's inputs; what is left out has rank 0."""
+
+ARRAY_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+"""numpy's dtype of a graph's input, by ONNX Runtime's name."""
+
+
+class GraphSession:
+    """An open graph: feed ids with a cache, get logits and the next cache."""
+
+    def __init__(
+        self, session: Any, adapter: Adapter | None = None, *, shares_buffer: bool = True
+    ) -> None:
+        """Wrap an open `onnxruntime.InferenceSession`; `adapter` is active in every step.
+
+        `shares_buffer`: past and present of its cache can be one buffer.
+        """
+        self.raw = session
+        self.shares_buffer = shares_buffer
+        self.adapter = adapter or {}
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._past = {i.name: i for i in session.get_inputs() if i.name.startswith("past_key")}
+
+    @classmethod
+    def open(cls, package: Path, adapter: Adapter | None = None) -> GraphSession:
+        """Open the graph of `package` on the CPU, to take no more memory than it must.
+
+        Raises `PackageError` in onnxruntime's words.
+        """
+        from llama_onnx.runtime.placement.session import open_session
+
+        with forgetting_pages(package / DATA_FILE):
+            opened = open_session(package / MODEL_FILE, CPU, arena=False)
+        return cls(opened.session, adapter, shares_buffer=opened.shares_buffer)
+
+    def empty_cache(self, batch: int = 1, length: int = 0) -> dict[str, npt.NDArray[Any]]:
+        """A cache of `length` positions, all of them zero."""
+        return {
+            name: np.zeros(
+                (batch, entry.shape[1], length, entry.shape[3]), ARRAY_DTYPES[entry.type]
+            )
+            for name, entry in self._past.items()
+        }
+
+    def step(self, ids: Ids, cache: Cache | None = None) -> tuple[Logits, Cache]:
+        """Logits [S, V] (or [1, V], of a graph for the last position only) behind `ids` [S], and
+        the cache that includes them."""
+        past = 0 if cache is None else next(iter(cache.values())).shape[2]
+        mask = np.ones((1, past + len(ids)), np.int64)
+        logits, cache = self.batch_step(ids[None], mask, cache)
+        return logits[0], cache
+
+    def batch_step(self, ids: Ids, mask: Ids, cache: Cache | None = None) -> tuple[Logits, Cache]:
+        """Logits [B, S, V] behind `ids` [B, S] under `mask` [B, past + S], and the next cache."""
+        if cache is None:
+            cache = self.empty_cache(len(ids))
+        feeds = {"input_ids": ids, "attention_mask": mask, **cache, **self.adapter}
+        with _in_words():
+            outputs = self.raw.run(self._outputs, feeds)
+        named = dict(zip(self._outputs, outputs, strict=True))
+        return named.pop("logits").astype(np.float32, copy=False), {
+            name.replace("present.", "past_key_values."): value for name, value in named.items()
+        }
+
+    def greedy(self, prompt: Ids, count: int) -> list[int]:
+        """The `count` tokens that greedily follow `prompt` [P]; an end token ends nothing."""
+        cache, ids = GrowingCache(self), prompt
+        tokens: list[int] = []
+        while len(tokens) < count:
+            tokens.append(int(cache.step(ids)[-1].argmax()))
+            ids = np.array(tokens[-1:], np.int64)
+        return tokens
+
+
+class GrowingCache:
+    """A cache of one sequence that is a new one at every step."""
+
+    def __init__(self, graph: GraphSession) -> None:
+        self._graph = graph
+        self._cache: Cache | None = None
+
+    def step(self, ids: Ids) -> Logits:
+        """Logits [S, V] behind `ids` [S], which follow those of the steps before."""
+        logits, self._cache = self._graph.step(ids, self._cache)
+        return logits
+
+
+class SharedBuffer:
+    """A cache of one sequence whose past and present are the same memory of fixed length, as
+    onnxruntime-genai runs a graph."""
+
+    def __init__(self, graph: GraphSession, length: int) -> None:
+        import onnxruntime as ort
+
+        self._session = graph.raw
+        self._binding = graph.raw.io_binding()
+        self._filled = 0
+        self._buffers = []  # a binding points at the arrays behind its values, but keeps none
+        provider = provider_of(graph.raw.get_providers()[0])
+        device = provider.ort_device if provider else "cpu"
+        for name, zeros in graph.empty_cache(length=length).items():
+            buffer = ort.OrtValue.ortvalue_from_numpy(zeros, device, 0)
+            self._buffers += [zeros, buffer]
+            self._binding.bind_ortvalue_input(name, buffer)
+            present = name.replace("past_key_values.", "present.")
+            self._binding.bind_ortvalue_output(present, buffer)
+        # onnxruntime drops an adapter that the options of a bound run name, so it is bound too.
+        for name, value in graph.adapter.items():
+            parameter = ort.OrtValue.ortvalue_from_numpy(value, device, 0)
+            self._buffers += [value, parameter]
+            self._binding.bind_ortvalue_input(name, parameter)
+        self._binding.bind_output("logits")  # the last one, so get_outputs() has it there
+
+    def step(self, ids: Ids) -> Logits:
+        """Logits [S, V] behind `ids` [S], which follow those of the steps before."""
+        self._filled += len(ids)
+        batch, mask = np.ascontiguousarray(ids[None]), np.ones((1, self._filled), np.int64)
+        self._binding.bind_cpu_input("input_ids", batch)
+        self._binding.bind_cpu_input("attention_mask", mask)
+        self._binding.bind_output("logits")  # anew: its shape is another one every time
+        with _in_words():
+            self._session.run_with_iobinding(self._binding)
+        logits = self._binding.get_outputs()[-1].numpy()[0]
+        return np.asarray(logits, np.float32)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        reason = str(error).strip().splitlines()[0]
+        raise PackageError(f"onnxruntime fails while it runs the graph: {reason}") from error

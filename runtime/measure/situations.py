@@ -1,0 +1,348 @@
+"""The ways in which an application feeds a graph. Whatever the way, a position means the same.
+
+A situation turns passages of known ids into steps, which are data: a whole session can run them,
+and so can the pieces of a graph one after the other. The logits at each position have to be those
+that a reference gives in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llama_onnx.runtime.measure.graph_session import Cache, GraphSession, SharedBuffer
+from llama_onnx.runtime.measure.metrics import Ids, Logits
+from llama_onnx.runtime.memory import give_back_what_is_freed
+from llama_onnx.targets.errors import PackageError
+
+LENGTHS = (1, 2, 31, 32, 33, 127, 128, 129)
+"""Around the edges of the blocks that kernels work in."""
+
+LONG = (2047, 2048, 2049)
+"""Around the length that Llama 1 was trained on, and that many a kernel's tables are made for."""
+
+_BATCH_LENGTH = 48  # longest row of a batch, and of what runs side by side
+_BATCH_STEPS = 3
+_CHUNKS = (1, 2, 31, 33)
+_TWO_STEPS = 4
+_TRIM = 16  # steps between two clean-ups
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token ids [N] known beforehand; the first `prompt` of them are a prompt, the others follow it
+    one by one."""
+
+    ids: Ids
+    prompt: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of the logits of one row of a step's batch: those at `outputs` stand behind the positions
+    that begin with `first` of passage number `passage`."""
+
+    passage: int
+    batch: int
+    outputs: slice
+    first: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Feed `ids` [B, S] under `mask` [B, T], behind the cache of step `past` (an index), of which
+    the first `keep` positions count (None: all). `rows` are the logits that somebody looks at."""
+
+    ids: Ids
+    mask: Ids
+    past: int | None
+    rows: tuple[Row, ...]
+    keep: int | None = None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Logits [n, V] behind the `positions` [n] of passage number `passage`."""
+
+    passage: int
+    positions: Ids
+    logits: Logits
+
+
+Program = Sequence[Step]
+Runner = Callable[[GraphSession, Program], Iterator[Observation]]
+
+
+def observe(step: Step, logits: Logits) -> Iterator[Observation]:
+    """What the rows of `step` say, given its logits [B, S, V], or [B, 1, V] from a graph that gives
+    those of the last position alone."""
+    length = step.ids.shape[1]
+    for row in step.rows:
+        start, stop, _ = row.outputs.indices(length)
+        positions = np.arange(row.first, row.first + stop - start)
+        if logits.shape[1] == length:
+            yield Observation(row.passage, positions, logits[row.batch, start:stop])
+        else:
+            yield Observation(row.passage, positions[-1:], logits[row.batch])
+
+
+# Ways to run a program on a whole session
+
+
+def run_plainly(graph: GraphSession, program: Program) -> Iterator[Observation]:
+    """One step after the other; a cache is forgotten behind the last step that reads it."""
+    caches = Caches(program)
+    for index, step in enumerate(program):
+        logits, present = graph.batch_step(step.ids, step.mask, caches.before(index))
+        caches.put(index, present)
+        del present
+        if index % _TRIM == _TRIM - 1:  # caches that grow leave holes behind
+            give_back_what_is_freed()
+        yield from observe(step, logits)
+
+
+class Caches:
+    """The caches that the steps of a program still need, while it runs."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._last_use = {step.past: index for index, step in enumerate(program)}
+        self._kept: dict[int, Cache] = {}
+
+    def before(self, index: int) -> Cache | None:
+        """What step number `index` finds in front of it; None: nothing."""
+        step = self._program[index]
+        if step.past is None:
+            return None
+        cache = self._kept[step.past]
+        if self._last_use[step.past] == index:
+            del self._kept[step.past]
+        if step.keep is None:
+            return cache
+        # Copied a layer at a time, each let go at once: together both would be in memory.
+        whole = dict(cache)
+        del cache
+        return {
+            name: np.ascontiguousarray(whole.pop(name)[:, :, : step.keep]) for name in list(whole)
+        }
+
+    def put(self, index: int, cache: Cache) -> None:
+        """Keep what step number `index` leaves behind, if another one reads it."""
+        if index in self._last_use:
+            self._kept[index] = cache
+
+
+def run_in_two_threads(graph: GraphSession, program: Program) -> Iterator[Observation]:
+    """The passages of a program side by side, each in a thread of its own."""
+    passages = sorted({row.passage for step in program for row in step.rows})
+    parts = [_only(program, passage) for passage in passages]
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for found in pool.map(lambda part: list(run_plainly(graph, part)), parts):
+            yield from found
+
+
+def run_in_one_buffer(graph: GraphSession, program: Program) -> Iterator[Observation]:
+    """Conversations one after the other, past and present of each one's cache in one buffer."""
+    longest = max(step.mask.shape[1] for step in program)
+    for step in program:
+        if step.past is None:
+            buffer = SharedBuffer(graph, longest + 8)
+        yield from observe(step, buffer.step(step.ids[0])[None])
+
+
+def _only(program: Program, passage: int) -> Program:
+    """The steps of one passage, with `past` counted among them."""
+    chosen = [i for i, step in enumerate(program) if step.rows[0].passage == passage]
+    steps = (program[i] for i in chosen)
+    return [replace(s, past=None if s.past is None else chosen.index(s.past)) for s in steps]
+
+
+# Programs
+
+
+def prefill(passages: Sequence[Passage]) -> Program:
+    """Each passage in one pass."""
+    return [_pass(index, p.ids) for index, p in enumerate(passages)]
+
+
+def decode(passages: Sequence[Passage]) -> Program:
+    """The prompt in one pass, then what follows it one token at a time."""
+    return join(_pieces(i, p.ids, _singles(p.prompt, len(p.ids))) for i, p in enumerate(passages))
+
+
+def chunks(passages: Sequence[Passage]) -> Program:
+    """In pieces of several lengths, each behind the cache of those before."""
+    index, ids = _longest(passages)
+    bounds = [int(bound) for bound in np.cumsum(_CHUNKS) if bound < len(ids)]
+    return _pieces(index, ids, [*bounds, len(ids)])
+
+
+def lengths(passages: Sequence[Passage]) -> Program:
+    """Beginnings of 1, 2, 31, 32, 33, 127, 128 and 129 tokens, each in a pass of its own."""
+    index, ids = _longest(passages)
+    return [_pass(index, ids[:length]) for length in LENGTHS if length <= len(ids)]
+
+
+def rewind(passages: Sequence[Passage]) -> Program:
+    """All read, the cache cut back to one half, and the other half read again."""
+    index, ids = _longest(passages)
+    half = len(ids) // 2
+    whole = _pass(index, ids)
+    if not half:
+        return [whole]
+    rows = (Row(index, 0, slice(None), half),)
+    return [whole, Step(ids[None, half:], _ones(len(ids)), 0, rows, keep=half)]
+
+
+def two_at_once(passages: Sequence[Passage]) -> Program:
+    """The beginnings of two conversations, their last tokens one at a time."""
+    beginnings = [p.ids[:_BATCH_LENGTH] for p in passages[:2]]
+    return join(
+        _pieces(i, ids, _singles(max(1, len(ids) - _TWO_STEPS), len(ids)))
+        for i, ids in enumerate(beginnings)
+    )
+
+
+def one_conversation(passages: Sequence[Passage]) -> Program:
+    """The longest passage, decoded."""
+    index, ids = _longest(passages)
+    return _pieces(index, ids, _singles(passages[index].prompt, len(ids)))
+
+
+def long(passages: Sequence[Passage]) -> Program:
+    """Past positions 2047, 2048, 2049 and up to the context's end, each crossed by single steps."""
+    index, ids = _longest(passages)
+    ends = sorted({e for e in (*LONG, *range(len(ids) - 2, len(ids) + 1)) if 0 < e <= len(ids)})
+    return [
+        replace(step, rows=(Row(index, 0, slice(-1, None), end - 1),))
+        for step, end in zip(_pieces(index, ids, ends), ends, strict=True)
+    ]
+
+
+def left_padding(passages: Sequence[Passage]) -> Program:
+    """All in one batch, the shorter ones padded on the left; a few steps together."""
+    return _batch(passages, left=True)
+
+
+def right_padding(passages: Sequence[Passage]) -> Program:
+    """All in one batch, the shorter ones padded on the right; a few steps together."""
+    return _batch(passages, left=False)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """`program` makes the steps, `run` takes them through a session; `meaning` is for people."""
+
+    name: str
+    meaning: str
+    program: Callable[[Sequence[Passage]], Program]
+    run: Runner = run_plainly
+
+
+PREFILL = Situation("prefill", "one pass", prefill)
+DECODE = Situation("decode", "token by token", decode)
+WHOLE = (PREFILL, DECODE)
+"""Those that look at every position of every passage."""
+
+LONG_CONTEXT = Situation("long", "up to the context's end", long)
+SITUATIONS = (
+    PREFILL,
+    DECODE,
+    Situation("chunks", "in chunks", chunks),
+    Situation("lengths", "lengths 1 to 129", lengths),
+    Situation("left_padding", "batch, padded left", left_padding),
+    Situation("right_padding", "batch, padded right", right_padding),
+    Situation("rewind", "rewound and continued", rewind),
+    Situation("two_at_once", "two at once", two_at_once, run_in_two_threads),
+    Situation("shared_buffer", "shared KV buffer", one_conversation, run_in_one_buffer),
+)
+"""What every package is tried in; `LONG_CONTEXT` takes longer, and a passage of its own."""
+
+
+def situations_of(*, shared_buffer: bool, continues: bool = True) -> tuple[Situation, ...]:
+    """Those of `SITUATIONS` that mean something where past and present can share a buffer, or not.
+
+    Where attention does not continue a cache by several tokens at once, that leaves a prompt in one
+    pass and token by token, in one buffer.
+    """
+    if not continues:
+        return tuple(replace(situation, run=run_in_one_buffer) for situation in WHOLE)
+    return tuple(s for s in SITUATIONS if shared_buffer or s.run is not run_in_one_buffer)
+
+
+def looks_everywhere(situation: Situation) -> bool:
+    """Whether it looks at every position of every passage, as `WHOLE` do."""
+    return situation.name in {whole.name for whole in WHOLE}
+
+
+def try_situation(
+    situation: Situation, graph: GraphSession, passages: Sequence[Passage]
+) -> Iterator[Observation]:
+    """Run `situation`; a `PackageError` says in which situation the graph gave up."""
+    try:
+        yield from situation.run(graph, situation.program(passages))
+    except PackageError as error:
+        raise PackageError(f"{error} (situation: {situation.meaning})") from None
+
+
+def _pass(index: int, ids: Ids) -> Step:
+    return Step(ids[None], _ones(len(ids)), None, (Row(index, 0, slice(None), 0),))
+
+
+def _pieces(index: int, ids: Ids, ends: Sequence[int]) -> list[Step]:
+    """`ids` in pieces that end before the positions `ends`, each behind the ones before it."""
+    starts = [0, *ends[:-1]]
+    return [
+        Step(
+            ids[None, start:end],
+            _ones(end),
+            number - 1 if number else None,
+            (Row(index, 0, slice(None), start),),
+        )
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]
+
+
+def _singles(prompt: int, length: int) -> list[int]:
+    return list(range(prompt, length + 1))
+
+
+def join(programs: Iterable[Program]) -> Program:
+    """One program that does what all of them do, one after the other."""
+    joined: list[Step] = []
+    for program in programs:
+        base = len(joined)
+        joined += [replace(s, past=None if s.past is None else s.past + base) for s in program]
+    return joined
+
+
+def _batch(passages: Sequence[Passage], *, left: bool) -> Program:
+    rows = [p.ids[:_BATCH_LENGTH] for p in passages]
+    # Different lengths, and room for some steps: every row is padded by another number.
+    lengths = [max(1, len(row) - _BATCH_STEPS - i) for i, row in enumerate(rows)]
+    width = max(lengths)
+    ids = np.zeros((len(rows), width), np.int64)
+    mask = np.zeros_like(ids)
+    parts = [slice(width - n, width) if left else slice(n) for n in lengths]
+    for i, (row, part, n) in enumerate(zip(rows, parts, lengths, strict=True)):
+        ids[i, part], mask[i, part] = row[:n], 1
+    program = [Step(ids, mask, None, tuple(Row(i, i, part, 0) for i, part in enumerate(parts)))]
+    steps = min(_BATCH_STEPS, *(len(row) - n for row, n in zip(rows, lengths, strict=True)))
+    for step in range(steps):
+        ids = np.array([[row[n + step]] for row, n in zip(rows, lengths, strict=True)])
+        mask = np.concatenate([mask, np.ones_like(ids)], axis=1)
+        seen = tuple(Row(i, i, slice(None), n + step) for i, n in enumerate(lengths))
+        program.append(Step(ids, mask, step, seen))
+    return program
+
+
+def _longest(passages: Sequence[Passage]) -> tuple[int, Ids]:
+    index = max(range(len(passages)), key=lambda i: len(passages[i].ids))
+    return index, passages[index].ids
+
+
+def _ones(length: int) -> Ids:
+    return np.ones((1, length), np.int64)

@@ -1,0 +1,362 @@
+"""Is this the package that was made, by whom, and does it compute here what its weights say? Checks
+signature and files, and replays the certificate: onnxruntime and numpy alone."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from llama_onnx.runtime.bundles.bundle import Bundle, open_shipped
+from llama_onnx.runtime.measure.certificate import (
+    Certificate,
+    next_tokens,
+    read_certificate,
+    stale_files,
+)
+from llama_onnx.runtime.measure.graph_session import GraphSession
+from llama_onnx.runtime.measure.metrics import (
+    NEAR_TIE,
+    Comparison,
+    Divergence,
+    Logits,
+    PositionFigures,
+    TopK,
+    figures_in_pieces,
+    margin,
+    position_figures,
+    summarize,
+)
+from llama_onnx.runtime.measure.situations import (
+    DECODE,
+    PREFILL,
+    Observation,
+    Passage,
+    Situation,
+    looks_everywhere,
+    situations_of,
+    try_situation,
+)
+from llama_onnx.runtime.measure.thresholds import Check, check
+from llama_onnx.runtime.memory import forgetting_pages
+from llama_onnx.runtime.placement.session import open_session
+from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.registry import get_target
+from llama_onnx.targets.signature import Signature, check_signature
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, steps done, and steps in all."""
+
+Rows = Mapping[tuple[int, int], Logits]
+"""The logits [V] of a situation, by passage number and position."""
+
+
+@dataclass(frozen=True)
+class Integrity:
+    """Whether the files are those that were written.
+
+    `altered` are not as the manifest says, `stale` are other ones than the certificate is about.
+    `tokens` is whether tokenizer.json still cuts the certificate's texts into its ids; None where
+    the `tokenizers` library is not installed, or the certificate was not asked for.
+    """
+
+    files: int
+    altered: tuple[str, ...]
+    stale: tuple[str, ...]
+    tokens: bool | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.altered and not self.stale and self.tokens is not False
+
+
+@dataclass(frozen=True)
+class SituationFigures:
+    """`shipped` is what runs here against the package's own weights, `total` against the original
+    ones (in one pass and token by token; None elsewhere); see `exporter.parity.validate`."""
+
+    situation: str
+    meaning: str
+    shipped: Comparison
+    total: Comparison | None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was found. Without a session (the files alone were asked for, or they are not those that
+    were written or signed) there are no figures, and `activations` and `provider` are None."""
+
+    package: str
+    precision: str
+    versions: dict[str, str]
+    integrity: Integrity
+    signature: Signature
+    seconds: dict[str, float]
+    activations: str | None = None
+    provider: str | None = None
+    placement: dict[str, Any] | None = None
+    fallback: str | None = None
+    situations: tuple[SituationFigures, ...] = ()
+    divergences: tuple[Divergence | None, ...] = ()
+    full: Comparison | None = None
+    kl_difference: float | None = None
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the package is intact, signed if that was asked, and every threshold holds."""
+        return self.intact and all(check.passed for check in self.checks)
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing is wrong with the files and the signature."""
+        return self.integrity.passed and self.signature.passed
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, the verdict first."""
+        content = asdict(self)
+        content["integrity"]["passed"] = self.integrity.passed
+        content["signature"]["passed"] = self.signature.passed
+        content["checks"] = [check_.to_json() for check_ in self.checks]
+        return {"passed": self.passed, **content}
+
+
+def verify(
+    path: Path,
+    provider: Provider | None = None,
+    *,
+    key: Path | None = None,
+    threads: int | None = None,
+    allow_fallback: bool = False,
+    situations: Sequence[Situation] | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Check every file of the package at `path`, then replay its certificate on `provider` (None:
+    that of its target), in all situations that mean something to its graph unless other ones are
+    given. Of a bundle all files are checked, and the package in it is replayed.
+
+    `key` is a file with the public key of who signed it. Raises `PackageError` for a package
+    without a certificate or one that does not run, `ProviderError` when `provider` does not run it,
+    `UsageError` for a `key` that is none.
+    """
+    say = progress or (lambda *_: None)
+    shipped = open_shipped(path)
+    package = _package_of(shipped)
+    certificate = read_certificate(package.path)
+    report = _check_files(shipped, certificate, key, say)
+    provider = provider or get_target(package.target).session.provider
+    report = replace(report, activations=certificate.content["activations"], provider=provider.name)
+    if not report.intact:
+        return report
+    started = perf_counter()
+    with forgetting_pages(package.data_path):
+        opened = open_session(
+            package.model_path, provider, threads=threads, allow_fallback=allow_fallback
+        )
+    graph = GraphSession(opened.session, shares_buffer=opened.shares_buffer)
+    ready = perf_counter()
+    rows: dict[str, Rows] = {}
+    figures = []
+    if situations is None:
+        situations = situations_of(shared_buffer=opened.shares_buffer, continues=provider.continues)
+    for index, situation in enumerate(situations):
+        say(situation.meaning, index, len(situations))
+        found = list(try_situation(situation, graph, certificate.passages))
+        figures.append(_situation_figures(certificate, situation, found))
+        if looks_everywhere(situation):
+            rows[situation.name] = _rows(found)
+    done = perf_counter()
+    full, difference = _full_rows(certificate, rows.get(PREFILL.name, {}))
+    divergences = _divergences(certificate, rows.get(DECODE.name, {}))
+    return replace(
+        report,
+        seconds={**report.seconds, "opening": ready - started, "replay": done - ready},
+        placement=opened.placement.to_json(),
+        fallback=opened.fallback,
+        situations=tuple(figures),
+        divergences=divergences,
+        full=full,
+        kl_difference=difference,
+        checks=_checks(certificate, provider, figures, divergences),
+    )
+
+
+def verify_files(
+    path: Path, *, key: Path | None = None, progress: Progress | None = None
+) -> VerifyReport:
+    """Check every file of the package or bundle at `path`, and its signature if there is a `key`.
+
+    Nothing is computed, and no certificate is needed. Raises `PackageError` for what is none,
+    `UsageError` for a `key` that is none.
+    """
+    return _check_files(open_shipped(path), None, key, progress or (lambda *_: None))
+
+
+def _package_of(shipped: ModelPackage | Bundle) -> ModelPackage:
+    return shipped.package if isinstance(shipped, Bundle) else shipped
+
+
+def _check_files(
+    shipped: ModelPackage | Bundle,
+    certificate: Certificate | None,
+    key: Path | None,
+    say: Progress,
+) -> VerifyReport:
+    # The key first: a wrong one is known before minutes of hashing.
+    signature = check_signature(shipped.index, shipped.unnamed() if key else (), key)
+    started = perf_counter()
+    integrity = _check_integrity(shipped, certificate, say)
+    return VerifyReport(
+        package=str(shipped.path),
+        precision=shipped.precision,
+        versions=versions(),
+        integrity=integrity,
+        signature=signature,
+        seconds={"hashing": perf_counter() - started},
+    )
+
+
+def versions() -> dict[str, str]:
+    """What runs here."""
+    import onnxruntime as ort
+
+    return {
+        "onnxruntime": ort.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _check_integrity(
+    shipped: ModelPackage | Bundle, certificate: Certificate | None, say: Progress
+) -> Integrity:
+    say("hashing", 0, 1)
+    integrity = Integrity(len(shipped.files), tuple(shipped.verify()), stale=(), tokens=None)
+    if certificate is None:
+        return integrity
+    package = _package_of(shipped)
+    return replace(
+        integrity,
+        stale=tuple(stale_files(certificate, package)),
+        tokens=_same_tokens(package, certificate),
+    )
+
+
+def _same_tokens(package: ModelPackage, certificate: Certificate) -> bool | None:
+    known = [(t, p) for t, p in zip(certificate.texts, certificate.passages, strict=True) if t]
+    if not known:
+        return None
+    try:
+        from tokenizers import Tokenizer
+    except ModuleNotFoundError:
+        return None
+    try:
+        tokenizer = Tokenizer.from_file(str(package.path / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        raise PackageError(f"{package.path / 'tokenizer.json'} cannot be read: {error}.") from None
+    return all(
+        tokenizer.encode(text).ids[: p.prompt] == p.ids[: p.prompt].tolist() for text, p in known
+    )
+
+
+def _situation_figures(
+    certificate: Certificate, situation: Situation, found: Sequence[Observation]
+) -> SituationFigures:
+    shipped = summarize(_figures(certificate, certificate.package, found))
+    total = None
+    if looks_everywhere(situation):
+        total = summarize(_figures(certificate, certificate.original, found))
+    return SituationFigures(situation.name, situation.meaning, shipped, total)
+
+
+def _figures(
+    certificate: Certificate, side: Sequence[Any], found: Sequence[Observation]
+) -> Iterator[PositionFigures]:
+    for entry in found:
+        targets = next_tokens(certificate.passages[entry.passage])[entry.positions]
+        yield from figures_in_pieces(side[entry.passage][entry.positions], entry.logits, targets)
+
+
+def _rows(found: Sequence[Observation]) -> Rows:
+    return {
+        (entry.passage, int(position)): row
+        for entry in found
+        for position, row in zip(entry.positions, entry.logits, strict=True)
+    }
+
+
+def _full_rows(certificate: Certificate, found: Rows) -> tuple[Comparison | None, float | None]:
+    """The figures at the positions of which all logits are known, and how far the mean KL from the
+    likeliest tokens is from the true one there."""
+    whole: list[PositionFigures] = []
+    cut: list[PositionFigures] = []
+    for rows in certificate.full:
+        kept = certificate.package[rows.passage][rows.positions]
+        targets = next_tokens(certificate.passages[rows.passage])[rows.positions]
+        seen = [(rows.passage, int(position)) in found for position in rows.positions]
+        if any(seen):
+            here = np.stack([found[rows.passage, int(p)] for p in rows.positions[seen]])
+            whole.append(position_figures(rows.logits[seen], here, targets[seen]))
+            cut.append(position_figures(kept[seen], here, targets[seen]))
+    if not whole:
+        return None, None
+    compared = summarize(whole)
+    return compared, compared.mean_kl - summarize(cut).mean_kl
+
+
+def _divergences(certificate: Certificate, found: Rows) -> tuple[Divergence | None, ...]:
+    """Where the tokens chosen here first part from those the exporter's machine wrote."""
+    return tuple(
+        _first_parting(index, passage, kept, found)
+        for index, (passage, kept) in enumerate(
+            zip(certificate.passages, certificate.package, strict=True)
+        )
+    )
+
+
+def _first_parting(index: int, passage: Passage, kept: TopK, found: Rows) -> Divergence | None:
+    for step, written in enumerate(passage.ids[passage.prompt :].tolist()):
+        position = passage.prompt - 1 + step
+        row = found.get((index, position))
+        if row is not None and (here := int(row.argmax())) != written:
+            return Divergence(step, here, written, margin(kept[[position]], written, here))
+    return None
+
+
+def _checks(
+    certificate: Certificate,
+    provider: Provider,
+    figures: Sequence[SituationFigures],
+    divergences: Sequence[Divergence | None],
+) -> tuple[Check, ...]:
+    precision, activations = certificate.content["precision"], certificate.content["activations"]
+    rows = [
+        row
+        for row in certificate.thresholds
+        if row.measure in ("shipped", "replay")
+        and row.applies(precision, activations, provider.name)
+    ]
+    values = {
+        ("shipped", entry.situation, metric): value
+        for entry in figures
+        for metric, value in asdict(entry.shipped).items()
+        if value is not None
+    }
+    clear = [d for d in divergences if d is not None and not abs(d.margin) <= NEAR_TIE]
+    values["replay", "", "divergences"] = len(clear)
+    checks = check(rows, values)
+    if not any(entry.threshold.measure == "shipped" for entry in checks):
+        raise PackageError(
+            f"the certificate has no threshold for {precision} with {activations} activations on "
+            f"{provider.name}: export the package with a newer llama-onnx."
+        )
+    return checks

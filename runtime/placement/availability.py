@@ -1,0 +1,106 @@
+"""Whether a provider can run on this machine, and if not, why, and what mends it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import os
+import sys
+from collections.abc import Collection, Mapping
+
+from llama_onnx.runtime.placement.wheels import install_command, installed_flavours
+from llama_onnx.targets.errors import ProviderError
+from llama_onnx.targets.provider import Library, Provider
+from llama_onnx.targets.providers import CPU
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
+import onnxruntime as ort
+
+_SYSTEMS = {"linux": "Linux", "win32": "Windows", "darwin": "macOS"}
+
+
+def require(provider: Provider, *, genai: bool = False) -> None:
+    """Raise `ProviderError`, one sentence, when `provider` cannot run here.
+
+    `genai`: onnxruntime-genai is to run it, not ONNX Runtime alone. Loads the provider's libraries,
+    also those in NVIDIA's wheels, where neither runtime would look by itself.
+    """
+    if provider == CPU:
+        return
+    reason = (
+        _wrong_platform(provider)
+        or _no_genai(provider, genai)
+        or _clash(provider, installed_flavours("onnxruntime"))
+        or _no_wheel(provider, installed_flavours("onnxruntime"), ort.get_available_providers())
+        or _clash(provider, installed_flavours("onnxruntime_genai") if genai else {})
+        or _no_libraries(provider, missing_libraries(provider))
+    )
+    if reason:
+        raise ProviderError(f"The provider {provider.name} cannot run here: {reason}.")
+
+
+def missing_libraries(provider: Provider) -> tuple[Library, ...]:
+    """Those of the provider's libraries that do not load on this machine."""
+    wanted = provider.libraries.get(sys.platform, ())
+    if wanted:
+        # Finds CUDA in NVIDIA's wheels. It prints what it does not find; we name that ourselves.
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+    return tuple(library for library in wanted if not _loads(library.name))
+
+
+def _wrong_platform(provider: Provider) -> str | None:
+    if sys.platform in provider.platforms:
+        return None
+    here = _SYSTEMS.get(sys.platform, sys.platform)
+    there = " and ".join(_SYSTEMS[platform] for platform in provider.platforms)
+    return f"its wheels exist for {there}, and this is {here}; take --provider cpu"
+
+
+def _no_genai(provider: Provider, genai: bool) -> str | None:
+    if not genai or provider.genai_wheel is not None:
+        return None
+    return "there is no onnxruntime-genai that goes with it; take another --provider"
+
+
+def _clash(provider: Provider, flavours: Mapping[str, str]) -> str | None:
+    if len(flavours) < 2:
+        return None
+    return (
+        f"{' and '.join(sorted(flavours))} are installed at once and overwrite each other's files; "
+        f"run `{_replace(provider)}`"
+    )
+
+
+def _no_wheel(
+    provider: Provider, flavours: Mapping[str, str], available: Collection[str]
+) -> str | None:
+    if provider.ort_name in available:
+        return None
+    there = " ".join(f"{name} {version}" for name, version in flavours.items())
+    return (
+        f"it needs the wheel {provider.wheel}, and {there or 'another onnxruntime'} is installed; "
+        f"run `{_replace(provider)}`"
+    )
+
+
+def _replace(provider: Provider) -> str:
+    both = {**installed_flavours("onnxruntime"), **installed_flavours("onnxruntime_genai")}
+    return install_command(provider, both)
+
+
+def _no_libraries(provider: Provider, missing: Collection[Library]) -> str | None:
+    if not missing:
+        return None
+    names = ", ".join(library.name for library in missing)
+    mends = ", and ".join(dict.fromkeys(library.mend for library in missing))
+    return f"{names} cannot be loaded; {mends}"
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True

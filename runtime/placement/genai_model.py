@@ -1,0 +1,109 @@
+"""Opens a package in onnxruntime-genai on a provider, and checks that it is the one that runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_onnx.runtime.genai import og
+from llama_onnx.runtime.placement.availability import require
+from llama_onnx.targets.errors import PackageError, ProviderError, UsageError
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import CPU
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model open in genai: `provider` is the one that runs, `asked` the one that was asked for.
+
+    `fallback` is why the two differ, None if they do not.
+    """
+
+    model: Any
+    provider: Provider
+    asked: Provider
+    fallback: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What runs the model, and how far that was verified."""
+        return {
+            "name": self.provider.name,
+            "asked": self.asked.name,
+            "onnxruntime": self.provider.ort_name,
+            "device": str(self.model.device_type),
+            "fallback": self.fallback,
+            "verified": _verified(self.provider),
+        }
+
+
+def open_model(
+    folder: Path,
+    provider: Provider,
+    *,
+    threads: int | None = None,
+    allow_fallback: bool = False,
+) -> OpenModel:
+    """Open the model in `folder` on `provider`, on `threads` threads instead of its own number.
+
+    Raises `ProviderError` when another provider would run it, unless `allow_fallback`: then the CPU
+    does, and the result says why. Raises `PackageError` when the model does not open, and
+    `UsageError` for a senseless number of threads.
+    """
+    try:
+        require(provider, genai=True)
+        return OpenModel(_open(folder, provider, threads), provider, provider)
+    except ProviderError as error:
+        if not allow_fallback:
+            raise
+        return OpenModel(_open(folder, CPU, threads), CPU, provider, str(error))
+
+
+def _open(folder: Path, provider: Provider, threads: int | None) -> Any:
+    try:
+        model = og.Model(_configure(folder, provider, threads))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        if provider == CPU:
+            raise PackageError(f"{folder} does not open in onnxruntime-genai: {reason}") from None
+        raise ProviderError(
+            f"{folder} does not open in onnxruntime-genai on {provider.name}: "
+            f"{reason.rstrip('.')}; take --provider cpu."
+        ) from None
+    if str(model.device_type).casefold() != provider.device.casefold():
+        raise ProviderError(
+            f"{folder} was to run on {provider.ort_name}, but onnxruntime-genai opened it on "
+            f"{model.device_type}; is {provider.genai_wheel} the one that is installed?"
+        )
+    return model
+
+
+def _configure(folder: Path, provider: Provider, threads: int | None) -> Any:
+    config = og.Config(str(folder))
+    config.clear_providers()
+    if provider.genai_name is not None:
+        config.append_provider(provider.genai_name)
+        for key, value in provider.provider_options.items():
+            config.set_provider_option(provider.genai_name, key, value)
+    options = session_options(provider, threads)
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    return config
+
+
+def session_options(provider: Provider, threads: int | None) -> dict[str, int | str]:
+    """genai's session options for a provider, with the number of threads if one is asked for."""
+    if threads is None:
+        return dict(provider.session_options)
+    if threads < 1:
+        raise UsageError(f"The number of threads must be at least 1, not {threads}.")
+    return {**provider.session_options, "intra_op_num_threads": threads}
+
+
+def _verified(provider: Provider) -> str:
+    if provider == CPU:
+        return "it is the only provider in the session"
+    return (
+        "onnxruntime-genai reports its device, and has no API that says where each node runs: "
+        f"`llama-onnx inspect PACKAGE --provider {provider.name}` does"
+    )

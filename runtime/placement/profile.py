@@ -1,0 +1,117 @@
+"""What ONNX Runtime really executed: its own profile of one step, beside what it had assigned."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.runtime.placement.session import OpenSession, open_session
+from llama_onnx.runtime.placement.shares import Placement
+from llama_onnx.targets.errors import ProviderError
+from llama_onnx.targets.provider import Provider
+
+TOKENS = 4
+"""Tokens of the prefill that is profiled."""
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What ran on one provider: kernels, after fusion and with copies between devices counted in,
+    and the time they took, in microseconds."""
+
+    provider: str
+    count: int
+    copies: int
+    microseconds: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A step as it ran. `moved` are nodes that ran on another provider than they were assigned to:
+    name -> the provider that ran them."""
+
+    kernels: tuple[Kernels, ...]
+    moved: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for scripts."""
+        return {
+            "tokens": TOKENS,
+            "kernels": [vars(kernels) for kernels in self.kernels],
+            "moved": dict(self.moved),
+        }
+
+
+def profile_step(
+    model: Path, provider: Provider, *, threads: int | None = None, allow_fallback: bool = False
+) -> tuple[OpenSession, Profile]:
+    """Open the graph at `model` as `open_session` does, and run a prefill of four tokens.
+
+    Raises what `open_session` raises, and `ProviderError` when the step fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        opened = open_session(
+            model,
+            provider,
+            threads=threads,
+            allow_fallback=allow_fallback,
+            profile=Path(folder, "step"),
+        )
+        try:
+            opened.session.run(None, step_feeds(opened.session, TOKENS))
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            reason = " ".join(str(error).split())
+            raise ProviderError(
+                f"{provider.name} opens {model}, but does not run it: {reason}"
+            ) from None
+        file = Path(opened.session.end_profiling())
+        events = json.loads(file.read_text(encoding="utf-8"))
+    return opened, read_profile(events, opened.placement)
+
+
+def step_feeds(session: Any, tokens: int) -> dict[str, npt.NDArray[Any]]:
+    """Inputs of a prefill of `tokens` tokens, batch 1, the cache empty."""
+    feeds: dict[str, npt.NDArray[Any]] = {
+        "input_ids": np.arange(tokens, dtype=np.int64)[None],
+        "attention_mask": np.ones((1, tokens), np.int64),
+    }
+    for value in session.get_inputs():
+        if value.name.startswith("past_key_values."):
+            _, heads, _, width = value.shape
+            feeds[value.name] = np.zeros((1, heads, 0, width), _DTYPES[value.type])
+    return feeds
+
+
+def read_profile(events: Iterable[Mapping[str, Any]], placement: Placement) -> Profile:
+    """Make a `Profile` of the events in ONNX Runtime's profile of one run."""
+    assigned = {node.name: node.provider for node in placement.nodes}
+    ran: dict[str, list[tuple[str, int]]] = {}
+    moved = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
+            continue
+        provider = str(event["args"]["provider"])
+        ran.setdefault(provider, []).append((str(event["args"]["op_name"]), int(event["dur"])))
+        node = name.removesuffix("_kernel_time")
+        if assigned.get(node, provider) != provider:
+            moved[node] = provider
+    kernels = tuple(
+        Kernels(
+            provider,
+            len(runs),
+            sum(op.startswith("Memcpy") for op, _ in runs),
+            sum(time for _, time in runs),
+        )
+        for provider, runs in ran.items()
+    )
+    return Profile(kernels, moved)

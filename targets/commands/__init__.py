@@ -1,1 +1,0 @@
-"""Command line verbs, one file each; every module has a click command called `command`."""

@@ -1,0 +1,65 @@
+"""Licences travel with the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llama_onnx.exporter.packaging.export import ExportResult, export_package
+from llama_onnx.exporter.packaging.licences import LLAMA_2_NOTICE, is_llama_2
+from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.targets.cpu import TARGET
+from tests.support import tiny
+
+
+def export(source: Path) -> ExportResult:
+    return export_package(source, source.with_name("out"), TARGET, Options("int4"))
+
+
+def test_what_stands_beside_the_weights_goes_into_the_package(tmp_path: Path) -> None:
+    source = tiny.write_huggingface(tmp_path / "Llama-2-7b-hf")
+    (source / "NOTICE").write_text("their own", encoding="utf-8")
+    (source / "README.md").write_text("a model card", encoding="utf-8")
+    result = export(source)
+    assert result.warnings == ()
+    found = {
+        name: (result.package / name).read_text("utf-8") for name in ("NOTICE", "MODEL_CARD.md")
+    }
+    assert found == {"NOTICE": "their own", "MODEL_CARD.md": "a model card"}
+    manifest = json.loads((result.package / "manifest.json").read_text("utf-8"))
+    assert {"LICENSE.txt", "USE_POLICY.md", "NOTICE"} <= manifest["files"].keys()
+
+
+def test_llama_2_without_its_files_gets_a_notice_and_a_warning(tmp_path: Path) -> None:
+    result = export(tiny.write_huggingface(tmp_path / "llama-2-7b-chat", licences=False))
+    assert (result.package / "NOTICE").read_text("utf-8") == LLAMA_2_NOTICE
+    (warning,) = result.warnings
+    assert "no licence and use policy file" in warning
+
+
+def test_another_model_gets_no_notice_of_metas(tmp_path: Path) -> None:
+    result = export(tiny.write_huggingface(tmp_path / "smollm", licences=False))
+    assert not (result.package / "NOTICE").exists()
+    (warning,) = result.warnings
+    assert "no licence file" in warning
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("Llama-2-7b-hf", True),
+        ("llama-2-13b-chat", True),
+        ("llama2", True),
+        ("models/llama-2-7b.Q4_0.gguf", True),
+        ("Llama-2-7b/snapshot", True),
+        ("Llama-3.2-1B", False),
+        ("llama-2024", False),
+        ("TinyLlama-1.1B", False),
+        ("smollm2", False),
+        ("tinyllama2", False),
+    ],
+)
+def test_names_that_say_llama_2(path: str, expected: bool) -> None:
+    assert is_llama_2(Path("/somewhere") / path) is expected

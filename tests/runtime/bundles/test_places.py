@@ -1,0 +1,500 @@
+"""Bundles for Azure ML, SageMaker and the hub: what is in them, what is refused, what holds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from huggingface_hub import ModelCard, metadata_load
+
+from llama_onnx.exporter.cli import main
+from llama_onnx.exporter.parity.measure.validate import ParityReport
+from llama_onnx.exporter.parity.prove import prove
+from llama_onnx.exporter.sources import open_checkpoint
+from llama_onnx.runtime.bundles import azureml, sagemaker
+from llama_onnx.runtime.bundles.azureml import bundle_azureml
+from llama_onnx.runtime.bundles.bundle import Bundled
+from llama_onnx.runtime.bundles.clouds import Machine, choose_machine, service_name
+from llama_onnx.runtime.bundles.hub import bundle_hub
+from llama_onnx.runtime.bundles.sagemaker import bundle_sagemaker
+from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest
+from tests.support.packages import make_package
+
+Bundle = Callable[..., Bundled]
+BUNDLES = {"azureml": bundle_azureml, "sagemaker": bundle_sagemaker, "hub": bundle_hub}
+every_place = pytest.mark.parametrize("bundle", BUNDLES.values(), ids=BUNDLES)
+CLOUD_FOLDERS = {"azureml": "code", "sagemaker": "container"}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "My model ä 日本"
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ParityReport]:
+    """A certified package, and the report its certificate was made of. Read only."""
+    folder = tmp_path_factory.mktemp("certified ä")
+    package = make_package(folder, "int4")
+    source = open_checkpoint(folder / "checkpoint")
+    return package, prove(package, source, tokens=4, longest=16, certify=True)
+
+
+def altered(
+    package: Path,
+    folder: Path,
+    source: dict[str, Any] | None = None,
+    *,
+    target: str = "cpu",
+    **files: str | None,
+) -> ModelPackage:
+    """A copy of a package with other files (None: without), other entries of its source, and said
+    to be made for `target`."""
+    shutil.copytree(package, folder)
+    for name, text in files.items():
+        path = folder / name.replace("__", ".")
+        path.unlink() if text is None else path.write_text(text, "utf-8")
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    manifest["source"] |= source or {}
+    manifest["target"] = target
+    return write_manifest(folder, manifest)
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+
+
+def left_over(out: Path) -> list[str]:
+    return [path.name for path in out.parent.glob("*")] if out.parent.exists() else []
+
+
+# ---- every place ---------------------------------------------------------------------------------
+
+
+@every_place
+def test_bundle_json_names_every_file(package: Path, out: Path, bundle: Bundle) -> None:
+    assert bundle(ModelPackage.open(package), out).path == out
+    described = json.loads((out / "bundle.json").read_text("utf-8"))
+    paths = files_in(out)
+    del paths["bundle.json"]
+    assert described["files"] == {
+        name: {"size": path.stat().st_size, "sha256": sha256(path.read_bytes()).hexdigest()}
+        for name, path in paths.items()
+    }
+    assert BUNDLES[described["for"]] is bundle
+    assert described["package"]["precision"] == "int4"
+    assert left_over(out) == [out.name]
+
+
+@every_place
+def test_a_model_without_its_licence_is_refused_unless_its_owner_says_so(
+    package: Path, out: Path, tmp_path: Path, bundle: Bundle
+) -> None:
+    opened = altered(package, tmp_path / "copy", {"name": "Llama-2-7b"}, USE_POLICY__md=None)
+    with pytest.raises(PackageError, match=r"no use policy \(USE_POLICY\) to pass"):
+        bundle(opened, out)
+    assert left_over(out) == []
+    assert bundle(opened, out, licensed=True).path == out
+
+
+@every_place
+def test_a_damaged_package_is_refused(
+    package: Path, out: Path, tmp_path: Path, bundle: Bundle
+) -> None:
+    copy = Path(shutil.copytree(package, tmp_path / "copy"))
+    data = bytearray((copy / "model.onnx.data").read_bytes())
+    data[100] ^= 1
+    (copy / "model.onnx.data").write_bytes(data)
+    with pytest.raises(PackageError, match=r"damaged: model\.onnx\.data is not what was exported"):
+        bundle(ModelPackage.open(copy), out)
+    assert left_over(out) == []
+
+
+@every_place
+def test_only_a_bundle_is_replaced_and_only_when_told(
+    package: Path, out: Path, bundle: Bundle
+) -> None:
+    opened = ModelPackage.open(package)
+    out.mkdir(parents=True)
+    (out / "mine").touch()
+    with pytest.raises(UsageError, match="is there already"):
+        bundle(opened, out)
+    with pytest.raises(UsageError, match="is no bundle"):
+        bundle(opened, out, force=True)
+    (out / "bundle.json").touch()
+    bundle(opened, out, force=True)
+    assert not (out / "mine").exists()
+
+
+@every_place
+def test_the_zip_file_holds_the_folder(package: Path, out: Path, bundle: Bundle) -> None:
+    made = bundle(ModelPackage.open(package), out, as_zip=True)
+    assert made.zip is not None
+    with zipfile.ZipFile(made.zip) as archive:
+        assert archive.testzip() is None
+        assert set(archive.namelist()) == {f"{out.name}/{name}" for name in files_in(out)}
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["bundle", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("place", BUNDLES)
+def test_the_command(package: Path, out: Path, place: str) -> None:
+    done = run(package, out, "--for", place, "--json", "--zip")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {
+        "bundle": str(out),
+        "bytes": sum(path.stat().st_size for path in files_in(out).values()),
+        "zip": str(out) + ".zip",
+    }
+    again = run(package, out, "--for", place)
+    assert again.exit_code == 2
+    assert "is there already" in again.stderr
+
+
+@pytest.mark.parametrize("place", BUNDLES)
+@pytest.mark.parametrize("option", [("--cpu-only",), ("--wheels", "."), ("--self-test", ".")])
+def test_options_of_windows_are_refused_elsewhere(
+    package: Path, out: Path, place: str, option: tuple[str, ...]
+) -> None:
+    done = run(package, out, "--for", place, *option)
+    assert done.exit_code == 2
+    assert f"{option[0]} goes with --for windows alone: leave it out." in done.stderr
+    assert left_over(out) == []
+
+
+# ---- clouds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("place", "folder"), CLOUD_FOLDERS.items())
+def test_what_a_cloud_gets_runs_by_itself(
+    package: Path, out: Path, place: str, folder: str
+) -> None:
+    BUNDLES[place](ModelPackage.open(package), out)
+    code = f"""
+import json, sys
+sys.path.insert(0, {str(out / folder)!r})
+import llama_onnx.runtime.llama.model as model
+from llama_onnx.runtime.serving.request import Request
+from llama_onnx.runtime.serving.service import Service
+from pathlib import Path
+assert model.__file__.startswith({str(out / folder)!r}), model.__file__
+assert not {{"click", "rich", "torch", "onnx"}} & set(sys.modules)
+service = Service(Path({str(package)!r}))
+asked = Request.parse('{{"prompt": "the quick", "max_new_tokens": 8}}')
+print(json.dumps(service.answer(asked)["text"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=out
+    )
+    assert done.returncode == 0, done.stderr
+    expected = "".join(Llama.load(package).generate("the quick", max_new_tokens=8))
+    assert json.loads(done.stdout) == expected
+
+
+@pytest.mark.parametrize(("place", "folder"), CLOUD_FOLDERS.items())
+def test_only_what_runs_there_is_shipped(package: Path, out: Path, place: str, folder: str) -> None:
+    BUNDLES[place](ModelPackage.open(package), out)
+    names = set(files_in(out / folder / "llama_onnx"))
+    assert {"LICENSE", "runtime/llama/model.py", "targets/package.py"} <= names
+    assert {Path(name).suffix for name in names} <= {"", ".py", ".csv"}
+    unwanted = ("commands/", "kernels/", "native/", "templates/", "__pycache__")
+    assert not [name for name in names if any(part in name for part in unwanted)]
+
+
+def test_azure_gets_one_name_and_pinned_requirements(package: Path, out: Path) -> None:
+    bundle_azureml(ModelPackage.open(package), out)
+    read = {
+        name: yaml.safe_load((out / name).read_text("utf-8"))
+        for name in ("endpoint.yml", "deployment.yml", "environment.yml", "conda.yml")
+    }
+    deployment = read["deployment.yml"]
+    name = "my-model"
+    assert read["endpoint.yml"]["name"] == deployment["endpoint_name"] == name
+    assert (out / deployment["model"]["path"] / MANIFEST).is_file()
+    code = deployment["code_configuration"]
+    assert (out / code["code"] / code["scoring_script"]).is_file()
+    assert deployment["environment"] == "file:environment.yml"
+    assert deployment["environment_variables"]["ORT_DISABLE_TELEMETRY"] == "1"
+    pip = read["conda.yml"]["dependencies"][-1]["pip"]
+    assert pip == (out / "requirements.txt").read_text("utf-8").split()
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in pip)
+    assert f"--name {name} " in (out / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("target", ["cuda", "portable"])
+def test_a_package_for_another_target_is_refused(
+    package: Path, out: Path, tmp_path: Path, target: str
+) -> None:
+    opened = altered(package, tmp_path / "copy", target=target)
+    for bundle in (bundle_azureml, bundle_sagemaker):
+        with pytest.raises(PackageError, match="runs on the CPU alone: export it with"):
+            bundle(opened, out)
+    assert left_over(out) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("My model ä 日本", "my-model"),
+        ("日本", "llama-onnx"),
+        ("7b", "llama-onnx"),
+        ("2-llama_2.7B", "llama-2-7b"),
+        ("x" * 31 + "-y", "x" * 31),
+        ("--a--b--c--", "a-b-c"),
+    ],
+)
+def test_names_that_clouds_take(folder: str, name: str) -> None:
+    assert service_name(Path(folder)) == name
+    assert re.fullmatch(r"[a-z][a-z0-9-]{1,30}[a-z0-9]", name)
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "names"),
+    [
+        (0.1, ("Standard_DS3_v2", "ml.m5.xlarge")),
+        (5, ("Standard_DS3_v2", "ml.m5.xlarge")),
+        (7, ("Standard_DS4_v2", "ml.m5.xlarge")),
+        (26, ("Standard_DS5_v2", "ml.m5.4xlarge")),
+        (1000, ("Standard_E32s_v3", "ml.m5.24xlarge")),
+    ],
+)
+def test_the_machine_has_room_for_the_weights_twice(
+    gibibytes: float, names: tuple[str, str]
+) -> None:
+    package = ModelPackage(Path(), {"files": {"model.onnx.data": {"size": gibibytes * 2**30}}})
+    chosen = [choose_machine(package, place.MACHINES) for place in (azureml, sagemaker)]
+    assert tuple(need.machine.name for need in chosen) == names
+
+
+def test_machines_stand_in_order() -> None:
+    for place in (azureml, sagemaker):
+        machines: tuple[Machine, ...] = place.MACHINES
+        assert list(machines) == sorted(machines, key=lambda machine: machine.memory)
+
+
+def test_the_archive_unpacks_to_the_package(package: Path, out: Path, tmp_path: Path) -> None:
+    bundle_sagemaker(ModelPackage.open(package), out)
+    first = (out / "model.tar.gz").read_bytes()
+    with tarfile.open(out / "model.tar.gz") as archive:
+        archive.extractall(tmp_path / "model", filter="data")
+    unpacked = {name: path.read_bytes() for name, path in files_in(tmp_path / "model").items()}
+    assert unpacked == {name: path.read_bytes() for name, path in files_in(package).items()}
+    bundle_sagemaker(ModelPackage.open(package), out, force=True)
+    assert (out / "model.tar.gz").read_bytes() == first
+
+
+def test_sagemaker_s_container_copies_what_is_there(package: Path, out: Path) -> None:
+    bundle_sagemaker(ModelPackage.open(package), out)
+    dockerfile = (out / "container" / "Dockerfile").read_text("utf-8")
+    for source in re.findall(r"^COPY (\S+)", dockerfile, re.MULTILINE):
+        assert (out / "container" / source).exists()
+    deploy = (out / "deploy.py").read_text("utf-8")
+    assert 'default="my-model"' in deploy and 'default="ml.m5.xlarge"' in deploy
+    for name in ("deploy.py", "container/serve.py"):
+        compile((out / name).read_text("utf-8"), name, "exec")
+
+
+# ---- the hub -------------------------------------------------------------------------------------
+
+
+def card_of(package: ModelPackage, out: Path) -> tuple[dict[str, Any], str]:
+    """The metadata and the text of a package's card, as huggingface_hub reads them."""
+    bundle_hub(package, out, licensed=True)
+    return read_card(out)
+
+
+def read_card(out: Path) -> tuple[dict[str, Any], str]:
+    metadata = metadata_load(out / "README.md")
+    assert metadata is not None
+    return metadata, str(ModelCard.load(out / "README.md").text)
+
+
+def test_a_card_of_a_package_that_knows_little(package: Path, out: Path) -> None:
+    made = bundle_hub(ModelPackage.open(package), out)
+    metadata, text = read_card(out)
+    assert metadata == {
+        "license": "other",
+        "license_name": "license",
+        "license_link": "LICENSE.txt",
+        "library_name": "onnxruntime-genai",
+        "pipeline_tag": "text-generation",
+        "tags": ["onnx", "onnxruntime", "onnxruntime-genai", "llama-onnx", "int4"],
+    }
+    assert "[LICENSE.txt](LICENSE.txt), [USE_POLICY.md](USE_POLICY.md)" in text
+    assert "has no certificate" in text
+    assert "|" not in text and "%" not in text, "a figure from nowhere"
+    assert [warning.partition(":")[0].partition(",")[0] for warning in made.warnings] == [
+        "The card names no base model",
+        "The card names no language",
+        "The card has no parity table",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("                 Apache License\n           Version 2.0, January 2004", "apache-2.0"),
+        ("MIT License\n\nCopyright", "mit"),
+        ("LLAMA 2 COMMUNITY LICENSE AGREEMENT\nLlama 2 Version Release Date", "llama2"),
+        ("my own words", "other"),
+    ],
+)
+def test_a_licence_is_known_by_its_text(
+    package: Path, out: Path, tmp_path: Path, text: str, expected: str
+) -> None:
+    opened = altered(package, tmp_path / "copy", LICENSE__txt=text)
+    assert card_of(opened, out)[0]["license"] == expected
+
+
+def test_a_package_without_a_licence_claims_none(package: Path, out: Path, tmp_path: Path) -> None:
+    opened = altered(package, tmp_path / "copy", LICENSE__txt=None, USE_POLICY__md=None)
+    metadata, text = card_of(opened, out)
+    assert metadata["license"] == "unknown"
+    assert "without a licence file" in text
+
+
+def test_a_model_of_the_hub_is_the_base_model(package: Path, out: Path, tmp_path: Path) -> None:
+    source = {"name": "some-body/Llama-2-7b-chat", "commit": "c0ffee"}
+    metadata, text = card_of(altered(package, tmp_path / "copy", source), out)
+    assert metadata["base_model"] == "some-body/Llama-2-7b-chat"
+    assert metadata["base_model_relation"] == "quantized"
+    assert "`some-body/Llama-2-7b-chat` (commit c0ffee)" in text
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("license: llama2\nlanguage:\n- en\n- 'no'", ("llama2", ["en", "no"])),
+        ("language: en\nlicense: apache-2.0\nbase_model: other/one", ("apache-2.0", "en")),
+        ('language: [en, de]\nlicense: "mit"', ("mit", ["en", "de"])),
+        # What is not plain is not carried: its card may break on what this one leaves out.
+        ("language: &anchor en\nlicense: !!python/object mit", ("other", None)),
+        ("language: |\n  en\nlicense: >\n  mit", ("other", None)),
+        ("licence", ("other", None)),
+    ],
+)
+def test_what_the_source_s_card_says_is_carried_on(
+    package: Path, out: Path, tmp_path: Path, head: str, expected: tuple[str, Any]
+) -> None:
+    card_file = f"---\n{head}\n---\n# A model\n\nlanguage: klingon\n"
+    metadata, _ = card_of(altered(package, tmp_path / "copy", MODEL_CARD__md=card_file), out)
+    assert (metadata["license"], metadata.get("language")) == expected
+    assert "base_model" not in metadata
+    assert (out / "MODEL_CARD.md").read_text("utf-8") == card_file
+
+
+def test_the_table_is_the_certificate_s(certified: tuple[Path, ParityReport], out: Path) -> None:
+    package, report = certified
+    _, text = card_of(ModelPackage.open(package), out)
+    figures = {(m.error, m.situation): m.figures for m in report.measurements}
+    rows = [re.split(r" *\| *", row)[1:-1] for row in text.splitlines() if row[:1] == "|"]
+    keys = (("quantization", ""), ("total", "prefill"), ("total", "decode"))
+    assert len(rows) == 2 + len(keys)
+    for row, key in zip(rows[2:], keys, strict=True):
+        of = figures[key]
+        assert float(row[1]) == pytest.approx(of.mean_kl, rel=0.05)
+        assert float(row[2]) == pytest.approx(of.p99_kl, rel=0.05)
+        assert float(row[3].rstrip("%")) / 100 == pytest.approx(of.same_top1, abs=6e-4)
+        assert float(row[4].rstrip("%")) / 100 == pytest.approx(of.top5_overlap, abs=6e-4)
+        assert float(row[5].split()[0]) == pytest.approx(of.perplexity_ratio, abs=6e-5)
+    assert f"at {report.positions:,} positions" in text
+    assert "every threshold holds" in text and "NOT" not in text
+    assert "llama-onnx verify FOLDER" in text
+
+
+def test_a_certificate_about_other_files_is_not_shown(
+    certified: tuple[Path, ParityReport], out: Path, tmp_path: Path
+) -> None:
+    stale = altered(certified[0], tmp_path / "stale", tokenizer__json="{}")
+    with pytest.raises(PackageError, match=r"is about another tokenizer\.json"):
+        bundle_hub(stale, out)
+    assert left_over(out) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"validated": {}}', "ä"])
+def test_a_certificate_that_makes_no_sense_is_one_sentence(
+    certified: tuple[Path, ParityReport], out: Path, tmp_path: Path, text: str
+) -> None:
+    shutil.copytree(certified[0], tmp_path / "copy")
+    (tmp_path / "copy" / "parity" / "certificate.json").write_text(text, "utf-8")
+    manifest = json.loads((tmp_path / "copy" / MANIFEST).read_text("utf-8"))
+    damaged = write_manifest(tmp_path / "copy", manifest)
+    with pytest.raises(PackageError, match=r"certificate\.json is damaged"):
+        bundle_hub(damaged, out)
+
+
+def test_what_the_hub_gets_is_a_package_and_its_examples_run(
+    certified: tuple[Path, ParityReport],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, text = card_of(ModelPackage.open(certified[0]), out)
+    assert ModelPackage.open(out).verify() == []
+    asked = []
+
+    def snapshot_download(name: str) -> str:
+        asked.append(name)
+        return str(out)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        if (
+            "optimum" not in block
+        ):  # which needs an older transformers: benchmarks/trials/clouds/hub.py
+            exec(compile(block, "README.md", "exec"), {})
+    assert asked == ["OWNER/my-model"] * 2
+    written = "".join(Llama.load(out).generate("Once upon a time", max_new_tokens=32))
+    assert capsys.readouterr().out.endswith(written)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("cpu", ["pip install onnxruntime-genai ", "Llama.load", "ORTModelForCausalLM"]),
+        ("cuda", ["pip install onnxruntime-genai-cuda ", "Llama.load"]),
+        ("webgpu", []),
+        ("portable", ["ORTModelForCausalLM"]),
+    ],
+)
+def test_a_card_shows_what_runs_its_target(
+    package: Path, out: Path, tmp_path: Path, target: str, said: list[str]
+) -> None:
+    _, text = card_of(altered(package, tmp_path / "copy", target=target), out)
+    signs = r"pip install onnxruntime-genai(?:-\w+)? |Llama\.load|ORTModelForCausalLM(?=\.)"
+    assert re.findall(signs, text) == said
+
+
+def test_git_keeps_large_files_apart(package: Path, out: Path) -> None:
+    bundle_hub(ModelPackage.open(package), out)
+    subprocess.run(["git", "init", "--quiet", str(out)], check=True)
+    names = ["model.onnx", "model.onnx.data", "parity/reference.safetensors", "README.md"]
+    done = subprocess.run(
+        ["git", "check-attr", "filter", *names], cwd=out, capture_output=True, text=True, check=True
+    )
+    assert [line.rpartition(" ")[2] for line in done.stdout.splitlines()] == [
+        "lfs",
+        "lfs",
+        "lfs",
+        "unspecified",
+    ]

@@ -1,0 +1,407 @@
+"""The C library, built for this machine and driven through its Python sample; Windows' DLLs are
+what `nox -s windows` is for."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import onnxruntime_genai as og
+import pytest
+
+from llama_onnx.runtime.bundles.bundle import write_sums
+from llama_onnx.runtime.llama.model import Llama
+from tests.support.packages import alter_package, greedy
+
+ROOT = Path(__file__).parents[3]
+NATIVE = ROOT / "runtime" / "native"
+SAMPLE = NATIVE / "samples" / "python" / "llama_onnx.py"
+FLAGS = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1", "-fPIC", "-shared")
+PROMPT = [1, 40, 41, 42]
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="built with gcc for Linux's libraries"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed"),
+]
+
+
+def compile_library(source: Path, out: Path, *flags: str) -> Path:
+    command = ["gcc", *FLAGS, *flags, str(source), "-o", str(out), "-ldl", "-lpthread"]
+    subprocess.run(command, check=True)
+    return out
+
+
+def link_libraries(folder: Path) -> Path:
+    """A set of libraries in `folder`: the wheels' own, by the names that are looked for."""
+    folder.mkdir(parents=True)
+    (ort,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.1.*")
+    (folder / "libonnxruntime.so.1").symlink_to(ort)
+    genai = Path(og.__file__).parent / "libonnxruntime-genai.so"
+    (folder / genai.name).symlink_to(genai)
+    (folder / "onnxruntime.version").write_text(f"{onnxruntime.__version__}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sample() -> Any:
+    """The Python sample, as a module."""
+    spec = importlib.util.spec_from_file_location("llama_onnx_sample", SAMPLE)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle's `bin` for Linux: the library, and a set for the CPU."""
+    folder = tmp_path_factory.mktemp("native") / "bin ä ü 日本"
+    link_libraries(folder / "cpu")
+    name = folder / "libllama_onnx.so"
+    compile_library(NATIVE / "llama_onnx.c", name, "-DLLAMA_ONNX_BUILD", "-fvisibility=hidden")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a set for `directml` and a device for it, which is the CPU once more."""
+    folder = tmp_path_factory.mktemp("device")
+    link_libraries(folder / "cpu")
+    directml = link_libraries(folder / "directml")
+    (directml / "DirectML.dll").symlink_to(directml / "libonnxruntime.so.1")
+    flags = ('-DTEST_DEVICE="a test device"', "-DACCELERATOR=NULL", "-DLLAMA_ONNX_BUILD")
+    compile_library(NATIVE / "llama_onnx.c", folder / "libllama_onnx.so", *flags)
+    return folder
+
+
+@pytest.fixture
+def model(sample: Any, built: Path, package: Path) -> Iterator[Any]:
+    """The int4 package, opened in C."""
+    with sample.Model(package, library=built / "libllama_onnx.so") as opened:
+        yield opened
+
+
+@pytest.fixture
+def copy(package: Path, tmp_path: Path) -> Path:
+    """A copy of the int4 package with its SHA256SUMS, in a folder with an awkward name."""
+    out = Path(shutil.copytree(package, tmp_path / "ä ü 日本"))
+    write_sums(out)
+    return out
+
+
+def test_tokens_are_those_of_genai_in_python(model: Any, package: Path) -> None:
+    assert model.generate_ids(PROMPT, 40) == greedy(package, PROMPT, 40)
+
+
+def test_text_is_that_of_the_runtime(model: Any, llama: Llama) -> None:
+    prompt = "the quick brown fox 日本"
+    expected = "".join(llama.generate(prompt, max_new_tokens=60))
+    assert "".join(model.generate(prompt, 60)) == expected
+
+
+def test_a_chat_is_that_of_the_runtime(model: Any, llama: Llama) -> None:
+    messages = [{"role": "user", "content": 'jumps "over"\nthe ä'}]
+    expected = "".join(llama.chat(messages, max_new_tokens=60))
+    assert "".join(model.chat(messages, 60)) == expected
+
+
+def test_a_start_token_is_written_where_the_tokenizer_wants_one(
+    sample: Any, built: Path, package: Path, tmp_path: Path
+) -> None:
+    template = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    altered = alter_package(
+        package,
+        tmp_path / "bos",
+        tokenizer={"post_processor": template},
+        tokenizer_config={"add_bos_token": True},
+    )
+    expected = "".join(Llama.load(altered).generate("the", max_new_tokens=30))
+    with sample.Model(altered, library=built / "libllama_onnx.so") as opened:
+        assert "".join(opened.generate("the", 30)) == expected
+
+
+def test_the_app_is_told_what_runs_and_why(model: Any) -> None:
+    assert model.provider == "CPU"
+    assert "there are no libraries for it" in model.provider_reason
+
+
+def test_usage_reports_are_off(sample: Any, built: Path, package: Path) -> None:
+    code = (
+        f"import ctypes, sys; sys.path.insert(0, {str(SAMPLE.parent)!r}); import llama_onnx\n"
+        f"llama_onnx.Model({str(package)!r}, library={str(built / 'libllama_onnx.so')!r})\n"
+        "getenv = ctypes.CDLL(None).getenv; getenv.restype = ctypes.c_char_p\n"
+        "print(getenv(b'ORT_DISABLE_TELEMETRY'))"
+    )
+    clean = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    for given, expected in (({}, "b'1'"), ({"ORT_DISABLE_TELEMETRY": "0"}, "b'0'")):
+        out = subprocess.check_output([sys.executable, "-c", code], text=True, env=clean | given)
+        assert out.strip() == expected
+
+
+def test_cancel_ends_an_answer_and_leaves_the_model_usable(model: Any, package: Path) -> None:
+    answer = model.generate("the", 200)
+    next(answer)
+    threading.Thread(target=model.cancel).start()
+    pieces = list(answer)
+    assert len(pieces) < 199
+    assert model.generate_ids(PROMPT, 40) == greedy(package, PROMPT, 40)
+
+
+def test_a_callback_can_stop_and_a_second_answer_at_once_is_refused(
+    sample: Any, model: Any
+) -> None:
+    api, seen = model._api, []
+
+    def receive(piece: bytes, user: object) -> int:
+        seen.append(api.llama_onnx_generate(model._handle, b"the", 5, None, None))
+        return 1
+
+    status = api.llama_onnx_generate(model._handle, b"the", 50, sample._Callback(receive), None)
+    assert (status, seen) == (sample.CANCELLED, [sample.BUSY])
+
+
+def test_cancel_without_an_answer_does_nothing(model: Any) -> None:
+    model.cancel()
+    assert len(model.generate_ids(PROMPT, 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "message"),
+    [
+        ([], 5, "The prompt is empty"),
+        ([1] * 256, 5, "The prompt has 256 tokens, but the model holds 256"),
+        ([1], 0, "must be at least 1"),
+    ],
+)
+def test_a_call_that_cannot_be(model: Any, prompt: list[int], count: int, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        model.generate_ids(prompt, count)
+    assert len(model.generate_ids(PROMPT, 5)) == 5
+
+
+def test_an_answer_ends_with_the_context(model: Any) -> None:
+    assert len(model.generate_ids([1] * 250, 100)) == 6
+
+
+def test_messages_that_are_none(model: Any) -> None:
+    with pytest.raises(RuntimeError, match="chat template does not take these messages"):
+        list(model._stream(model._api.llama_onnx_chat, "not JSON", 5))
+
+
+def fails(sample: Any, library: Path, package: Path, message: str, **options: Any) -> None:
+    with pytest.raises(RuntimeError, match=message) as caught:
+        sample.Model(package, library=library / "libllama_onnx.so", **options)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_package(sample: Any, built: Path, tmp_path: Path) -> None:
+    fails(sample, built, tmp_path / "日本", "日本 is not a package: it does not exist")
+
+
+def test_an_unknown_provider(sample: Any, built: Path, package: Path) -> None:
+    fails(sample, built, package, "no provider 'cuda': it is auto, cpu or", provider="cuda")
+
+
+def test_libraries_that_are_missing(
+    sample: Any, built: Path, package: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "bin", symlinks=True))
+    fails(
+        sample, built, package, r"nowhere/cpu/libonnxruntime\.so\.1 is missing", libraries="nowhere"
+    )
+    (folder / "cpu" / "libonnxruntime-genai.so").unlink()
+    fails(sample, folder, package, r"libonnxruntime-genai\.so is missing: put the bundle's own")
+    (folder / "cpu" / "libonnxruntime-genai.so").write_bytes(b"no library")
+    fails(sample, folder, package, r"libonnxruntime-genai\.so cannot be loaded: ")
+    (folder / "cpu" / "onnxruntime.version").unlink()
+    fails(sample, folder, package, r"onnxruntime\.version is missing")
+
+
+def test_a_library_of_the_wrong_version(
+    sample: Any, built: Path, package: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "bin", symlinks=True))
+    (folder / "cpu" / "onnxruntime.version").write_text("1.2.3\n")
+    message = rf"is ONNX Runtime {onnxruntime.__version__}, but 1\.2\.3 belongs there"
+    fails(sample, folder, package, message)
+
+
+def test_an_onnx_runtime_that_another_part_of_the_program_has_loaded(
+    built: Path, package: Path, tmp_path: Path
+) -> None:
+    flags = ("-Wl,-soname,libonnxruntime.so.1",)
+    other = compile_library(
+        ROOT / "tests" / "support" / "other_ort.c", tmp_path / "libonnxruntime.so.1", *flags
+    )
+    code = (
+        f"import ctypes, sys; sys.path.insert(0, {str(SAMPLE.parent)!r}); import llama_onnx\n"
+        f"ctypes.CDLL({str(other)!r})\n"
+        f"llama_onnx.Model({str(package)!r}, library={str(built / 'libllama_onnx.so')!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"already loaded another ONNX Runtime, {other}" in done.stderr
+    # On the search path alone it does no harm.
+    code = code.replace(f"ctypes.CDLL({str(other)!r})", "")
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_a_package_that_is_intact(sample: Any, built: Path, copy: Path) -> None:
+    for size in (0, 1, 55, 56, 57, 63, 64, 65, 119, 120, (1 << 20) + 3):
+        (copy / f"{size} ä.bin").write_bytes(bytes(i % 251 for i in range(size)))
+    write_sums(copy)
+    with sample.Model(copy, library=built / "libllama_onnx.so", check_hashes=True) as opened:
+        assert len(opened.generate_ids(PROMPT, 3)) == 3
+
+
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_flipped_bit(sample: Any, built: Path, copy: Path) -> None:
+    flip_a_bit(copy / "model.onnx.data")
+    message = r"is damaged: model\.onnx\.data is not the file"
+    fails(sample, built, copy, message, check_hashes=True)
+
+
+def test_a_file_that_is_missing(sample: Any, built: Path, copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    fails(sample, built, copy, r"tokenizer\.json is missing", check_hashes=True)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "no hash  model.onnx", "0" * 64 + "  ../x", "0" * 64 + "  /x", "0" * 64 + "  "]
+)
+def test_sums_that_make_no_sense(sample: Any, built: Path, copy: Path, line: str) -> None:
+    (copy / "SHA256SUMS").write_text(line + "\n")
+    message = "makes no sense" if line else r"SHA256SUMS is empty"
+    with pytest.raises(RuntimeError, match=message):
+        sample.Model(copy, library=built / "libllama_onnx.so", check_hashes=True)
+
+
+def test_sums_that_are_missing(sample: Any, built: Path, package: Path) -> None:
+    fails(sample, built, package, "has no SHA256SUMS", check_hashes=True)
+
+
+def test_a_damaged_configuration(sample: Any, built: Path, copy: Path) -> None:
+    (copy / "genai_config.json").write_text("{")
+    fails(sample, built, copy, r"genai_config\.json is damaged: it gives no context length")
+
+
+def test_a_damaged_graph(sample: Any, built: Path, copy: Path) -> None:
+    (copy / "model.onnx").write_bytes(b"\0" * 100)
+    with pytest.raises(RuntimeError, match=f"{copy}: "):
+        sample.Model(copy, library=built / "libllama_onnx.so")
+
+
+def write_self_test(package: Path, expected: list[int]) -> None:
+    lines = (
+        f"{name} {' '.join(map(str, ids))}\n"
+        for name, ids in (("prompt", PROMPT), ("expected", expected))
+    )
+    (package / "selftest.txt").write_text("".join(lines))
+
+
+def test_a_device_is_used_when_it_gives_the_expected_tokens(
+    sample: Any, with_device: Path, copy: Path
+) -> None:
+    write_self_test(copy, greedy(copy, PROMPT, 20))
+    with sample.Model(copy, library=with_device / "libllama_onnx.so") as opened:
+        assert opened.provider == "DirectML"
+        assert opened.provider_reason == (
+            "a test device gave the expected tokens in the package's self-test."
+        )
+        assert opened.generate_ids(PROMPT, 20) == greedy(copy, PROMPT, 20)
+
+
+def test_a_device_that_gives_other_tokens_is_not_used(
+    sample: Any, with_device: Path, copy: Path
+) -> None:
+    expected = greedy(copy, PROMPT, 20)
+    write_self_test(copy, [*expected[:19], expected[19] + 1])
+    with sample.Model(copy, library=with_device / "libllama_onnx.so") as opened:
+        assert opened.provider == "CPU"
+        assert opened.provider_reason == (
+            "DirectML is not used: its self-test failed: token 20 of 20 is not the expected one."
+        )
+        assert opened.generate_ids(PROMPT, 20) == expected
+    fails(sample, with_device, copy, "its self-test failed", provider="directml")
+
+
+def test_a_device_that_cannot_be_proved_is_used_only_when_asked_for(
+    sample: Any, with_device: Path, package: Path
+) -> None:
+    library = with_device / "libllama_onnx.so"
+    with sample.Model(package, library=library) as opened:
+        assert opened.provider == "CPU"
+        assert "has no selftest.txt to prove the device by" in opened.provider_reason
+    with sample.Model(package, library=library, provider="directml") as opened:
+        assert opened.provider == "DirectML"
+        assert "no self-test to prove a test device by" in opened.provider_reason
+
+
+def test_a_machine_without_a_device(sample: Any, built: Path, copy: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "bin", symlinks=True))
+    shutil.copytree(folder / "cpu", folder / "directml", symlinks=True)
+    write_self_test(copy, [1])
+    with sample.Model(copy, library=folder / "libllama_onnx.so") as opened:
+        assert opened.provider == "CPU"
+        assert "no graphics device with Direct3D 12" in opened.provider_reason
+
+
+def test_the_c_sample_answers(built: Path, copy: Path, tmp_path: Path, llama: Llama) -> None:
+    program = tmp_path / "chat"
+    source = NATIVE / "samples" / "c" / "main.c"
+    flags = ("-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}")
+    where = (f"-L{built}", "-lllama_onnx", f"-Wl,-rpath,{built}")
+    subprocess.run(["gcc", *flags, str(source), "-o", str(program), *where], check=True)
+    one = subprocess.run([program, copy, "the quick"], check=True, capture_output=True)
+    answer = "".join(llama.generate("the quick", max_new_tokens=2048))
+    assert one.stdout == f"{answer}\n".encode()
+    assert one.stderr.startswith(b"Runs on CPU. ")
+    talk = subprocess.run(
+        [program, copy], check=True, capture_output=True, input='say "ä"\n\n'.encode()
+    )
+    answer = "".join(llama.chat([{"role": "user", "content": 'say "ä"'}], max_new_tokens=2048))
+    assert talk.stdout == f"> {answer}\n> ".encode()
+    flip_a_bit(copy / "model.onnx.data")
+    refused = subprocess.run([program, copy, "the quick"], capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (1, "\n")
+    assert "is damaged: model.onnx.data is not the file that SHA256SUMS" in refused.stderr
+
+
+def test_the_header_is_c_plus_plus_too(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    source = tmp_path / "main.cpp"
+    source.write_text('#include "llama_onnx.h"\nint main() { return LLAMA_ONNX_OK; }\n')
+    subprocess.run(
+        ["g++", "-Wall", "-Werror", f"-I{NATIVE}", "-c", source, "-o", tmp_path / "o"], check=True
+    )
+
+
+def test_only_the_interface_is_exported(built: Path) -> None:
+    library = ctypes.CDLL(str(built / "libllama_onnx.so"))
+    assert library.llama_onnx_open
+    with pytest.raises(AttributeError):
+        _ = library.sha256_block

@@ -1,0 +1,61 @@
+"""Stand-ins for onnxruntime-genai's generator and token stream, for what no model does on cue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from llama_onnx.runtime.llama.generation import Generation, Tokens
+
+
+class FakeGenerator:
+    """Gives `tokens`, one a step, calling `before_step` with the step's number first."""
+
+    def __init__(
+        self, tokens: Sequence[int], before_step: Callable[[int], None] = lambda step: None
+    ) -> None:
+        self._tokens, self._before_step = tokens, before_step
+        self._steps = 0
+
+    def append_tokens(self, tokens: Tokens) -> None:
+        pass
+
+    def is_done(self) -> bool:
+        return self._steps == len(self._tokens)
+
+    def generate_next_token(self) -> None:
+        self._before_step(self._steps)
+        self._steps += 1
+
+    def get_next_tokens(self) -> Sequence[int]:
+        return [self._tokens[self._steps - 1]]
+
+
+class FakeStream:
+    """Each token is the character of that number."""
+
+    def decode(self, token: int) -> str:
+        return chr(token)
+
+
+def generation(
+    text: str,
+    *,
+    stop: Sequence[str] = (),
+    before_step: Callable[[int], None] = lambda step: None,
+) -> Generation:
+    """An answer of one token a character; "." is the end token."""
+    generator = FakeGenerator([ord(character) for character in text], before_step)
+    prompt = np.array([1, 2, 3], dtype=np.int32)
+    return Generation(generator, FakeStream(), prompt, {ord(".")}, stop)
+
+
+def interrupt_at(step: int) -> Callable[[int], None]:
+    """Ctrl-C, pressed while the model computes that step."""
+
+    def before_step(current: int) -> None:
+        if current == step:
+            raise KeyboardInterrupt
+
+    return before_step

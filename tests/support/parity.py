@@ -1,0 +1,85 @@
+"""Tiny packages of every kind, and what `validate` says about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from llama_onnx.exporter.packaging.export import export_package
+from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.parity.measure.prompts import make_prompts
+from llama_onnx.exporter.parity.measure.shipped import Asked
+from llama_onnx.exporter.parity.measure.validate import ParityReport, validate
+from llama_onnx.exporter.sources import open_checkpoint
+from llama_onnx.targets import cpu
+from tests.support import tiny
+
+TIED = replace(tiny.GQA, tie_word_embeddings=True)
+MHA = replace(tiny.GQA, num_key_value_heads=4)
+PARTIAL = replace(tiny.GQA, hidden_size=80, intermediate_size=72)  # no multiples of a block of 32
+
+EXPORTS = {
+    "fp32": (tiny.GQA, Options("fp32")),
+    "fp16": (tiny.GQA, Options("fp16")),
+    "int8": (tiny.GQA, Options("int8")),
+    "int4": (tiny.GQA, Options("int4")),
+    "fp32-tied": (TIED, Options("fp32")),
+    "int4-tied": (TIED, Options("int4")),
+    "int4-partial-fused": (PARTIAL, Options("int4", fuse_gate_up=True)),
+    "fp32-mha": (MHA, Options("fp32")),
+    "fp16-tied": (TIED, Options("fp16")),
+    "int8-tied": (TIED, Options("int8")),
+    "int8-partial": (PARTIAL, Options("int8")),
+    "int4-mha-16": (MHA, Options("int4", block_size=16)),
+    "int4-exact": (tiny.GQA, Options("int4", accuracy_level=1)),
+    "int4-last": (tiny.GQA, Options("int4", logits="last")),
+    "fp32-llama3": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["llama3"]), Options("fp32")),
+    "fp32-dynamic": (
+        replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["dynamic"]), Options("fp32")
+    ),
+    "int8-linear": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["linear"]), Options("int8")),
+    "int4-yarn": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["yarn"]), Options("int4")),
+}  # fmt: skip
+"""Sound packages: model and options by name, which begins with the precision."""
+
+
+Make = Callable[[str], tuple[Path, Path]]
+"""From a name in `EXPORTS` to a package and its source."""
+
+
+def maker(root: Path) -> Make:
+    """Makes each of `EXPORTS` in `root`, once."""
+
+    def make(name: str) -> tuple[Path, Path]:
+        config, options = EXPORTS[name]
+        source, package = root / f"{name}-source", root / name
+        if not package.exists():
+            tiny.write_huggingface(source, config)
+            export_package(source, package, cpu.TARGET, options)
+        return package, source
+
+    return make
+
+
+def report_on(
+    package: Path, source: Path, tokens: int = 12, longest: int = 32, **options: Any
+) -> ParityReport:
+    reference = open_checkpoint(source)
+    prompts = make_prompts(package, reference.config, tokens=tokens, longest=longest)
+    return validate(package, reference, Asked(prompts, tokens), **options)[0]
+
+
+def figures(report: ParityReport) -> dict[str, dict[str, float]]:
+    """By error and situation: "graph prefill", and "quantization"."""
+    return {f"{m.error} {m.situation}".strip(): asdict(m.figures) for m in report.measurements}
+
+
+def missed(report: ParityReport) -> set[str]:
+    return {check.threshold.measure for check in report.checks if not check.passed}
+
+
+def missed_in(report: ParityReport, measure: str) -> set[str]:
+    checks = [check for check in report.checks if check.threshold.measure == measure]
+    return {check.situation for check in checks if not check.passed}
