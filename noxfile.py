@@ -169,9 +169,9 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Plant every known fault in packages of every precision; docs/parity.md gets the tables."""
+    """Plant every known fault in packages of every precision; docs/faults.md gets the tables."""
     _install(session, "-e", ".[export,cpu,test]")
-    session.run("python", "benchmarks/faults.py", "--write", "docs/parity.md")
+    session.run("python", "benchmarks/faults.py", "--write", "docs/faults.md")
 
 
 def _install(session: nox.Session, *arguments: str) -> None:
