@@ -27,7 +27,8 @@ def render(root: click.Command, name: str) -> str:
 
     Commands are asked for by name, as a shell user would: a group may load them on demand.
     """
-    return "\n\n".join(_sections(root, click.Context(root, info_name=name)))
+    context = click.Context(root, info_name=name, **root.context_settings)
+    return "\n\n".join(_sections(root, context))
 
 
 def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
@@ -63,7 +64,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _overview(group: click.Group, context: click.Context, names: list[str]) -> str:
-    rows = ["| command | what it does |", "| --- | --- |"]
+    rows = ["| Command | What it does |", "| --- | --- |"]
     for name in names:
         command = group.get_command(context, name)
         assert command is not None
@@ -75,10 +76,11 @@ def _overview(group: click.Group, context: click.Context, names: list[str]) -> s
 
 def _options(command: click.Command, context: click.Context) -> str:
     records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-    rows = ["| option | meaning |", "| --- | --- |"]
+    rows = ["| Option | Meaning |", "| --- | --- |"]
     for names, meaning in filter(None, records):
-        shown = html.escape(names).replace("|", "&#124;")
-        rows.append(f"| <code>{shown}</code> | {_cell(meaning)} |")
+        if meaning:  # an argument without a help text is in the usage line already
+            shown = html.escape(names).replace("|", "&#124;<wbr>")
+            rows.append(f"| <code>{shown}</code> | {_cell(meaning)} |")
     return "\n".join(rows)
 
 

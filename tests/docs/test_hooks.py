@@ -31,7 +31,7 @@ class OnDemand(click.Group):
         return {"nested": nested, "secret": secret}.get(cmd_name)
 
 
-@click.group(cls=OnDemand)
+@click.group(cls=OnDemand, context_settings={"help_option_names": ["-h", "--help"]})
 def root() -> None:
     """All of it."""
 
@@ -62,7 +62,9 @@ def test_commands_at_every_depth_are_rendered() -> None:
     assert "[`nested`](#tool-nested)" in page
     assert "[`leaf`](#tool-nested-leaf)" in page
     assert r"Read \*SOURCE\* and `*write*` \<OUT>." in page
-    assert r"| <code>--mode [a&#124;b]</code> | A\|B.  \[default: a\] |".replace("  ", " ") in page
+    assert r"| <code>--mode [a&#124;<wbr>b]</code> | A\|B.  \[default: a\] |".replace("  ", " ") in page
+    assert "<code>-h, --help</code>" in page
+    assert "<code>SOURCE</code>" not in page
     assert "secret" not in page
     assert "--quiet" not in page
 
