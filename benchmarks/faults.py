@@ -1,7 +1,7 @@
 """Plant every fault of tests/support/faults.py in tiny packages of every precision: what finds it,
 and what does bisect name? Then validate sound packages of every kind: none may be refused.
 
-    python benchmarks/faults.py [--write docs/parity.md]
+    python benchmarks/faults.py [--write docs/faults.md]
 
 prints the tables, or puts them between the markers of a file. Ends with 1 if a fault is not found,
 if bisect names something else, or if a sound package is refused.
