@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
 from llama_onnx.exporter.checkpoints.checklist import verify_checklists
 from llama_onnx.exporter.checkpoints.download import local_copy
@@ -48,6 +47,7 @@ from llama_onnx.exporter.packaging.stream import slot_arrays
 from llama_onnx.exporter.reference.segments import open_graph, run_segments
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.exporter.tokenizer.files import check_tokenizer
+from llama_onnx.runtime import ort
 from llama_onnx.runtime.measure.situations import Passage, decode
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, UsageError
 from llama_onnx.targets.package import (
@@ -401,8 +401,7 @@ def _write_manifest(job: _Job, data_sha256: str) -> None:
     checkpoint = job.checkpoint
     origin = hub_origin(checkpoint.path)
     content = {
-        "created_with": {name: version(name) for name in tools}
-        | {"onnxruntime": onnxruntime.__version__},
+        "created_with": {name: version(name) for name in tools} | {"onnxruntime": ort.version()},
         "target": job.target.name,
         "precision": job.plan.recipe.precision,
         "recipe": job.plan.recipe.to_json(),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_onnx.runtime import ort
 from llama_onnx.runtime.bundles.bundle import Bundle, open_shipped
 from llama_onnx.runtime.measure.certificate import (
     Certificate,
@@ -223,10 +224,8 @@ def _check_files(
 
 def versions() -> dict[str, str]:
     """What runs here."""
-    import onnxruntime as ort
-
     return {
-        "onnxruntime": ort.__version__,
+        "onnxruntime": ort.version(),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.parity.bisect import points as pt
@@ -26,6 +25,7 @@ from llama_onnx.exporter.parity.bisect.values import Point, expected, feeds_of, 
 from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.exporter.reference.segments import Segment, moves_padding, open_segment, segments
 from llama_onnx.runtime.measure.situations import Passage, Program, Step
+from llama_onnx.runtime.ort import Session
 from llama_onnx.targets.package import MODEL_FILE
 from llama_onnx.targets.progress import Progress
 
@@ -119,7 +119,7 @@ class _Piece:
 
     def search(
         self,
-        session: ort.InferenceSession,
+        session: Session,
         program: Program,
         environments: list[dict[str, Array]],
         limit: float,

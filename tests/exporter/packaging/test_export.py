@@ -471,7 +471,7 @@ def test_a_graph_onnxruntime_refuses_is_not_published(
         return serialize(built).replace(b"num_heads", b"num_headz")
 
     monkeypatch.setattr(export_module, "_serialize", broken)
-    with pytest.raises(PackageError, match="does not run the finished graph"):
+    with pytest.raises(PackageError, match=r"onnxruntime refuses .*model\.onnx"):
         export(source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
