@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from llama_onnx.runtime.bench.resident import resident_bytes
 from llama_onnx.runtime.llama.generation import GenerationStats, Tokens
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.memory import resident_bytes
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.provider import Provider

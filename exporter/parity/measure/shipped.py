@@ -22,7 +22,7 @@ from llama_onnx.runtime.measure.situations import (
     try_situation,
 )
 from llama_onnx.runtime.measure.speed import Speed, measure_speed
-from llama_onnx.runtime.memory import give_back_what_is_freed
+from llama_onnx.runtime.memory import trim_heap
 from llama_onnx.targets.progress import Progress
 
 _KEPT = 24  # positions of one observation that are kept, where not all of them are
@@ -71,7 +71,7 @@ def run_shipped(
         found = try_situation(situation, graph, passages)
         kept = found if looks_everywhere(situation) else map(_thin, found)
         observations[situation.name] = [_on_disk(observation) for observation in kept]
-        give_back_what_is_freed()
+        trim_heap()
         progress.update("onnxruntime", 3 + index, total)
     longest = max(passages, key=lambda passage: passage.prompt)
     speed = measure_speed(graph, longest.ids, longest.prompt)
@@ -84,7 +84,7 @@ def _continue(graph: GraphSession, asked: Asked) -> tuple[Passage, ...]:
         Passage(np.concatenate([prompt, np.array(tokens, np.int64)]), len(prompt))
         for prompt, tokens in zip(asked.prompts, following, strict=True)
     )
-    give_back_what_is_freed()
+    trim_heap()
     return passages
 
 
