@@ -96,7 +96,7 @@ def test_a_provider_the_wheel_lacks_does_not_become_the_cpu(package_fp32: Path) 
 
 def test_what_fails_in_a_run_is_one_sentence_and_ours_pass_through() -> None:
     with (
-        pytest.raises(PackageError, match="^onnxruntime fails in layer 3: no kernel$"),
+        pytest.raises(PackageError, match=r"^onnxruntime fails in layer 3: no kernel$"),
         ort.running("in layer 3"),
     ):
         raise ValueError("no kernel\nand a trace")
