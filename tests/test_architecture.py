@@ -234,6 +234,7 @@ def test_components_are_the_circles() -> None:
         ("llama_onnx.runtime.commands.generate", "torch transformers onnx onnxruntime_genai numpy"),
         ("llama_onnx.runtime.commands.chat", "torch transformers onnx onnxruntime_genai numpy"),
         ("llama_onnx.runtime.llama.model", "torch transformers onnx click rich"),
+        ("llama_onnx.runtime.ort", "torch transformers onnx onnxruntime click rich"),
         ("llama_onnx.targets.package", "torch transformers onnx onnxruntime numpy click rich"),
         ("llama_onnx.targets.signature", "cryptography numpy click rich"),
     ],

@@ -95,7 +95,7 @@ class Source:
         folders = defaultdict(list)
         for file in self.modules.values():
             folders[file.name].append(file.parent.relative_to(self.root).as_posix())
-        del folders["__init__.py"]
+        folders.pop("__init__.py", None)
         return {name: where for name, where in sorted(folders.items()) if len(where) > 1}
 
     def long_functions(self) -> list[tuple[str, int]]:
