@@ -5,12 +5,10 @@ Set ORT_DISABLE_TELEMETRY=0 to have them on.
 
 from __future__ import annotations
 
-import os
-
+from llama_onnx.runtime.ort import disable_telemetry
 from llama_onnx.targets.errors import MissingDependencyError
 
-# Read when the library loads, so it has to be there before.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+_quiet = disable_telemetry()
 
 try:
     import onnxruntime_genai as og
@@ -20,7 +18,7 @@ except ModuleNotFoundError as error:
         'run `pip install "llama-onnx[cpu]"`.'
     ) from None
 
-if os.environ["ORT_DISABLE_TELEMETRY"] != "0" and hasattr(og, "disable_telemetry_events"):
+if _quiet and hasattr(og, "disable_telemetry_events"):
     og.disable_telemetry_events()
 
 __all__ = ["og"]

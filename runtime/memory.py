@@ -1,4 +1,4 @@
-"""Gives back memory that only looks used: pages of a mapped file, and what was freed."""
+"""This process's memory: how much it holds, and ways to give back what it does not need."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from pathlib import Path
 from threading import Event, Thread
 
 _MADV_PAGEOUT = 21  # linux/mman.h: as if memory were short; nothing that was written is lost
-
-
 _INTERVAL = 0.2  # seconds
 
 
 def forget_pages(file: Path) -> None:
-    """Drop the pages of `file` from this process's resident memory; what is needed is read again.
+    """Drop the pages of the mapped `file` from this process's resident memory.
 
-    ONNX Runtime maps a package's weights and packs copies of most, one after the other; the
-    originals stay resident until the last is packed, and some longer. On Linux alone; elsewhere
-    nothing happens.
+    What is needed again is read again. ONNX Runtime maps a package's weights and packs copies of
+    most of them, one after the other; the originals stay resident until the last is packed, and
+    some longer. Does nothing except on Linux.
     """
     if sys.platform != "linux":
         return
@@ -35,7 +33,7 @@ def forget_pages(file: Path) -> None:
 
 @contextmanager
 def forgetting_pages(file: Path) -> Iterator[None]:
-    """`forget_pages` of `file` again and again while the block runs, and once more at its end."""
+    """Call `forget_pages` five times a second while the block runs, and once more at its end."""
     ended = Event()
 
     def forget() -> None:
@@ -52,11 +50,58 @@ def forgetting_pages(file: Path) -> Iterator[None]:
         forget_pages(file)
 
 
-def give_back_what_is_freed() -> None:
-    """Have glibc return to the system what was freed and lies in holes.
+def trim_heap() -> None:
+    """Have glibc return freed memory to the system.
 
-    Caches that grow by a token at every step leave half a gigabyte of them. Elsewhere nothing
-    happens.
+    A cache that is copied to a larger one at every step leaves half a gigabyte of holes. Does
+    nothing where glibc is not the C library.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def resident_bytes() -> tuple[int, int] | None:
+    """Return the bytes this process holds now and the most it ever held, mapped files included.
+
+    None where the system does not tell.
+    """
+    if sys.platform == "win32":
+        return _memory_counters()
+    else:  # noqa: RET505  mypy calls what follows a return unreachable on Windows
+        return _proc_status()
+
+
+def _proc_status() -> tuple[int, int] | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    if "VmRSS" not in fields or "VmHWM" not in fields:
+        return None
+    now, most = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, most
+
+
+class _Counters(ctypes.Structure):
+    """Windows' PROCESS_MEMORY_COUNTERS."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("faults", ctypes.c_uint32),
+        ("peak", ctypes.c_size_t),
+        ("now", ctypes.c_size_t),
+        ("others", ctypes.c_size_t * 6),
+    )
+
+
+if sys.platform == "win32":
+
+    def _memory_counters() -> tuple[int, int] | None:
+        kernel = ctypes.WinDLL("kernel32.dll")
+        kernel.GetCurrentProcess.restype = ctypes.c_void_p
+        counters = _Counters(size=ctypes.sizeof(_Counters))
+        process = ctypes.c_void_p(kernel.GetCurrentProcess())
+        if not kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.size):
+            return None
+        return int(counters.now), int(counters.peak)

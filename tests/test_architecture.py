@@ -1,71 +1,91 @@
-"""The arrows of docs/architecture.md: exporter -> runtime -> targets, never the other way."""
+"""The shape of the source: imports run exporter -> runtime -> targets, and rooms stay apart.
+
+`python -m tests.support.import_graph` prints the figures that these tests are about.
+"""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.import_graph import FILE_LINES, FUNCTION_LINES, Source, components
+
 ROOT = Path(__file__).parent.parent
+SOURCE = Source(ROOT)
 
 MAY_IMPORT = {
     "targets": {"targets"},
     "runtime": {"runtime", "targets"},
     "exporter": {"exporter", "runtime", "targets"},
 }
-"""House -> houses of this project that it may import."""
+"""House -> houses of this project that it may import. `api`, where there is one, may import all."""
 
 LIBRARIES = {
     "targets": set[str](),
-    "runtime": {"numpy", "onnxruntime", "onnxruntime_genai", "safetensors", "tokenizers"},
+    "runtime": {"numpy", "safetensors", "tokenizers"},
 }
 """House -> libraries it may import besides the standard one. The exporter may import any."""
 
-MODULE_LIBRARIES = {"targets/signature.py": {"cryptography"}}
+DOORS = {"onnxruntime": "runtime/ort.py", "onnxruntime_genai": "runtime/genai.py"}
+"""Library -> the one module that imports it. It turns usage reports off, and so must come first."""
+
+MODULE_LIBRARIES = {
+    **{module: {library} for library, module in DOORS.items()},
+    "targets/signature.py": {"cryptography"},
+}
 """Module -> libraries that it alone may import, in its functions: an extra nobody else needs."""
 
 COMMAND_LIBRARIES = {"click", "rich"}
 """What modules in a `commands` folder may import as well."""
 
+MOST_LOOSE_MODULES = 3
 
-TEMPLATES = ROOT / "runtime" / "bundles" / "templates"
-"""Files that bundles are filled with. They run elsewhere: here they are data."""
+NAMES_USED_TWICE = {
+    "adapters.py": "LoRA adapters: packaging writes their files, llama swaps them",
+    "bench.py": "a command has the name of what it calls",
+    "bundle.py": "a command has the name of what it calls",
+    "export.py": "a command has the name of what it calls",
+    "gguf.py": "the file format, the checkpoint in it and the tokenizer in it",
+    "hub.py": "checkpoints come from the hub, bundles are made for it",
+    "huggingface.py": "the checkpoint and the tokenizer of the same folder",
+    "model.py": "graph builds the model, llama runs it",
+    "options.py": "what the commands of a house share",
+    "package.py": "targets has the format, checkpoints reads a package's weights",
+    "plan.py": "a command has the name of what it calls",
+    "rotary.py": "graph has the operator, measure its error",
+    "validate.py": "a command has the name of what it calls",
+    "verify.py": "a command has the name of what it calls",
+    "windows.py": "bundles for Windows, and doctor's look at Windows",
+}
+"""File name -> why several folders may have it: the folder says which is which."""
 
 
 def modules(house: str) -> list[Path]:
-    files = sorted((ROOT / house).rglob("*.py"))
-    return [path for path in files if TEMPLATES not in path.parents]
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Dotted names that a module imports, at its top or in a function; relative ones resolved."""
-    package = ["llama_onnx", *path.relative_to(ROOT).with_suffix("").parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) + 1 - node.level] if node.level else []
-            origin = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{origin}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            yield from (str(a.value) for a in node.args if isinstance(a, ast.Constant))
+    return SOURCE.files(house)
 
 
 def wrong_houses(path: Path, house: str) -> list[str]:
-    ours = [name for name in imports(path) if name.startswith("llama_onnx.")]
+    ours = [name for name in SOURCE.imports(path) if name.startswith("llama_onnx.")]
     return [name for name in ours if name.split(".")[1] not in MAY_IMPORT[house]]
 
 
 def wrong_libraries(path: Path, house: str) -> list[str]:
-    alone = MODULE_LIBRARIES.get(path.relative_to(ROOT).as_posix(), set[str]())
+    alone = MODULE_LIBRARIES.get(path.relative_to(SOURCE.root).as_posix(), set[str]())
     allowed = LIBRARIES[house] | alone | ({"llama_onnx", "__future__"} | sys.stdlib_module_names)
-    if "commands" in path.relative_to(ROOT).parts:
+    if "commands" in path.relative_to(SOURCE.root).parts:
         allowed = allowed | COMMAND_LIBRARIES
-    return [name for name in imports(path) if name.split(".")[0] not in allowed]
+    return [name for name in SOURCE.imports(path) if name.split(".")[0] not in allowed]
+
+
+def past_the_door(path: Path) -> list[str]:
+    """Libraries that `path` imports though only their door may."""
+    here = path.relative_to(SOURCE.root).as_posix()
+    names = (name.split(".")[0] for name in SOURCE.imports(path))
+    return [name for name in names if DOORS.get(name, here) != here]
 
 
 @pytest.mark.parametrize("house", MAY_IMPORT)
@@ -85,6 +105,23 @@ def test_a_light_house_imports_only_light_libraries(house: str) -> None:
     assert {path: names for path, names in wrong.items() if names} == {}
 
 
+Plant = Callable[[dict[str, str]], None]
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
+    """Writes files into a source of their own, which the guards look at instead."""
+
+    def plant(files: dict[str, str]) -> None:
+        for name, code in files.items():
+            file = tmp_path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(code, encoding="utf-8")
+        monkeypatch.setattr(sys.modules[__name__], "SOURCE", Source(tmp_path))
+
+    return plant
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -97,22 +134,93 @@ def test_a_light_house_imports_only_light_libraries(house: str) -> None:
         "import importlib\nimportlib.import_module('llama_onnx.exporter.model.config')",
     ],
 )
-def test_the_guard_sees_an_arrow_that_points_up(
-    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
-    module = tmp_path / "targets" / "module.py"
-    module.parent.mkdir()
-    module.write_text(code, encoding="utf-8")
-    assert wrong_houses(module, "targets") != []
+def test_the_guard_sees_an_arrow_that_points_up(code: str, planted: Plant) -> None:
+    planted({"targets/module.py": code})
+    assert wrong_houses(SOURCE.root / "targets/module.py", "targets") != []
 
 
-def test_the_guard_sees_a_heavy_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
-    module = tmp_path / "runtime" / "module.py"
-    module.parent.mkdir()
-    module.write_text("import json\nimport numpy\nimport torch.nn\nimport click", encoding="utf-8")
-    assert wrong_libraries(module, "runtime") == ["torch.nn", "click"]
+def test_the_guard_sees_a_heavy_library(planted: Plant) -> None:
+    code = "import json\nimport numpy\nimport torch.nn\nimport click"
+    planted({"runtime/module.py": code})
+    assert wrong_libraries(SOURCE.root / "runtime/module.py", "runtime") == ["torch.nn", "click"]
+
+
+@pytest.mark.parametrize("house", MAY_IMPORT)
+def test_a_runtime_library_has_one_door(house: str) -> None:
+    wrong = {p.relative_to(ROOT): past_the_door(p) for p in modules(house)}
+    assert {path: names for path, names in wrong.items() if names} == {}
+
+
+def test_the_guard_sees_who_goes_past_the_door(planted: Plant) -> None:
+    code = "def lazy():\n    import onnxruntime as ort\nfrom onnxruntime_genai import Model"
+    planted({"exporter/a.py": code, "runtime/ort.py": code, "runtime/genai.py": code})
+    assert past_the_door(SOURCE.root / "exporter/a.py") == ["onnxruntime_genai", "onnxruntime"]
+    assert past_the_door(SOURCE.root / "runtime/ort.py") == ["onnxruntime_genai"]
+    assert past_the_door(SOURCE.root / "runtime/genai.py") == ["onnxruntime"]
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    assert SOURCE.cycles() == []
+
+
+def test_no_two_folders_need_each_other() -> None:
+    edges = SOURCE.folder_edges
+    found = {pair: edges[pair[0]][pair[1]] for pair in SOURCE.folder_pairs()}
+    assert found == {}
+
+
+@pytest.mark.parametrize("house", ["exporter", "runtime"])
+def test_modules_live_in_folders(house: str) -> None:
+    loose = SOURCE.loose(house)
+    assert len(loose) <= MOST_LOOSE_MODULES, f"move some of {loose} into folders"
+
+
+def test_a_file_name_is_used_twice_only_for_a_reason() -> None:
+    twice = SOURCE.names_used_twice()
+    assert {name: twice[name] for name in twice.keys() - NAMES_USED_TWICE.keys()} == {}
+
+
+def test_functions_and_files_are_short() -> None:
+    assert SOURCE.long_functions() == [] and SOURCE.long_files() == []
+
+
+def test_the_guards_see_a_circle_and_folders_that_need_each_other(planted: Plant) -> None:
+    planted(
+        {
+            "runtime/a/one.py": "from llama_onnx.runtime.b.two import x",
+            "runtime/b/two.py": "def lazy():\n    from ..c import three",
+            "runtime/c/three.py": "import llama_onnx.runtime.a.one",
+            "runtime/c/four.py": "from llama_onnx.runtime.loose import y",
+            "runtime/loose.py": "from llama_onnx.runtime.c import five",
+            "runtime/c/five.py": "",
+        }
+    )
+    names = ("runtime.a.one", "runtime.b.two", "runtime.c.three")
+    assert SOURCE.cycles() == [[f"llama_onnx.{name}" for name in names]]
+    # A folder and its own subfolder are two.
+    assert SOURCE.folder_pairs() == [("runtime", "runtime/c")]
+    assert SOURCE.loose("runtime") == ["loose.py"]
+
+
+def test_the_guards_see_names_and_lengths(planted: Plant) -> None:
+    function = "def long():\n" + "    pass\n" * FUNCTION_LINES
+    planted(
+        {
+            "exporter/x.py": function,
+            "runtime/x.py": function.replace("    pass\n", "", 1),
+            "targets/y.py": "#\n" * FILE_LINES,
+            "benchmarks/z.py": "#\n" * (FILE_LINES + 1),
+            "runtime/bundles/templates/azureml/x.py": "",
+        }
+    )
+    assert SOURCE.names_used_twice() == {"x.py": ["exporter", "runtime"]}
+    assert SOURCE.long_functions() == [("exporter/x.py: long", FUNCTION_LINES + 1)]
+    assert SOURCE.long_files() == [("benchmarks/z.py", FILE_LINES + 1)]
+
+
+def test_components_are_the_circles() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a", "f"}}
+    assert sorted(map(sorted, components(edges))) == [["a", "b", "c"], ["d", "e"], ["f"]]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +234,7 @@ def test_the_guard_sees_a_heavy_library(tmp_path: Path, monkeypatch: pytest.Monk
         ("llama_onnx.runtime.commands.generate", "torch transformers onnx onnxruntime_genai numpy"),
         ("llama_onnx.runtime.commands.chat", "torch transformers onnx onnxruntime_genai numpy"),
         ("llama_onnx.runtime.llama.model", "torch transformers onnx click rich"),
+        ("llama_onnx.runtime.ort", "torch transformers onnx onnxruntime click rich"),
         ("llama_onnx.targets.package", "torch transformers onnx onnxruntime numpy click rich"),
         ("llama_onnx.targets.signature", "cryptography numpy click rich"),
     ],

@@ -27,9 +27,9 @@ from llama_onnx.exporter.model.checkpoint import (
     find_licences,
 )
 from llama_onnx.exporter.model.config import MATRICES
+from llama_onnx.runtime import ort
 from llama_onnx.targets.errors import (
     CheckpointError,
-    ResourceError,
     UnsupportedError,
     UsageError,
 )
@@ -112,29 +112,15 @@ class KeptAdapter:
         Takes memory of `WRITING_MEMORY` times its size. Raises `CheckpointError` for a value that
         is not finite, `ResourceError` when the disk does not take the file.
         """
-        import onnxruntime as ort
-
         values = {}
         for module, change in self.changes.items():
             # A is scaled, as it is where an adapter is merged.
             a = _values(change.right) * np.float32(change.scaling)
             for part, value in (("lora_A", a), ("lora_B", _values(change.left))):
-                values[f"{module}.{part}.weight"] = ort.OrtValue.ortvalue_from_numpy(value)
-        file = ort.AdapterFormat()
-        file.set_adapter_version(1)
-        file.set_model_version(1)
-        file.set_parameters(values)
+                values[f"{module}.{part}.weight"] = value
         path = package / self.file
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp")
-        try:
-            file.export_adapter(str(temporary))
-            temporary.replace(path)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ResourceError(f"{path} cannot be written: is the disk full? {reason}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        ort.write_adapter(path, values)
 
 
 def open_kept(base: Checkpoint, folders: Mapping[str, Path]) -> tuple[KeptAdapter, ...]:
@@ -174,11 +160,7 @@ def named_adapters(values: Sequence[str]) -> dict[str, Path]:
 
 def read_parameters(path: Path) -> dict[str, Float32]:
     """The values in an adapter's file, by the names of the graph's inputs."""
-    import onnxruntime as ort
-
-    parameters = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
-    # Copied: numpy's view of a parameter does not keep the memory behind it alive.
-    return {name: value.numpy().copy() for name, value in parameters.items()}
+    return ort.read_adapter(path)
 
 
 def _open(base: Checkpoint, name: str, folder: Path) -> KeptAdapter:

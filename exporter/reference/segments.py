@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.reference.exact import compute_in_float32
-from llama_onnx.runtime.measure.graph_session import ARRAY_DTYPES
+from llama_onnx.runtime import ort
 from llama_onnx.runtime.measure.situations import Caches, Program
 from llama_onnx.targets.errors import PackageError
 
@@ -37,16 +36,13 @@ class Segment:
     outputs: tuple[str, ...]
 
 
-def open_graph(path: Path) -> ort.InferenceSession:
+def open_graph(path: Path) -> ort.Session:
     """Open the whole graph at `path` without touching its weights.
 
     ONNX Runtime checks every node's operator, types, attributes and the place of every initializer
     in the data file. Prepacking and constant folding, which copy weights, are off.
     """
-    options = _quiet()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return ort.create_session(path, settings=ort.Settings(prepack=False, optimize=False))
 
 
 def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
@@ -145,7 +141,7 @@ def _check_cache(segment: Segment, path: Path) -> None:
 
 
 def _run_segment(
-    session: ort.InferenceSession,
+    session: ort.Session,
     segment: Segment,
     program: Program,
     environments: list[dict[str, Array]],
@@ -159,16 +155,13 @@ def _run_segment(
         shape = (len(step.ids), config.num_key_value_heads, 0, config.head_dim)
         past = caches.before(index) or {}
         feeds = {
-            name: past.get(name, np.zeros(shape, ARRAY_DTYPES[dtypes[name]]))
+            name: past.get(name, np.zeros(shape, ort.numpy_dtype(dtypes[name])))
             if name.startswith("past_key_values.")
             else environment[name]
             for name in segment.inputs
         }
-        try:
+        with ort.running(f"in {segment.label}"):
             values = session.run(list(segment.outputs), feeds)
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            reason = str(error).strip().splitlines()[0]
-            raise PackageError(f"onnxruntime fails in {segment.label}: {reason}") from error
         outputs = dict(zip(segment.outputs, values, strict=True))
         caches.put(
             index,
@@ -185,28 +178,13 @@ def _run_segment(
 
 def open_segment(
     model: ir.Model, segment: Segment, folder: Path, *, exact: bool = False
-) -> ort.InferenceSession:
+) -> ort.Session:
     """Open `segment` of `model` alone, with its weights from the data file in `folder`. `exact` as
     in `run_segments`, of a `model` made so."""
     part = ir.convenience.extract(model.graph, list(segment.inputs), list(segment.outputs))
     proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
-    options = _quiet()
-    if exact:
-        # Of DequantizeLinear and MatMul ONNX Runtime makes a MatMulNBits, of int8 by itself.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    # Given as bytes, the graph has no folder of its own to find its data file in.
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder)
-    )
-    return ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-
-def _quiet() -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return options
+    settings = ort.Settings(weights=folder, exact=exact)
+    return ort.create_session(proto.SerializeToString(), settings=settings)
 
 
 def _names(values: Iterable[ir.Value]) -> tuple[str, ...]:

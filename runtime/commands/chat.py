@@ -13,9 +13,9 @@ import click
 from llama_onnx.runtime.commands.console import introduce, note, stream, summary
 from llama_onnx.runtime.commands.options import (
     adapter_option,
+    answer_options,
     package_argument,
     provider_options,
-    sampling_options,
     threads_option,
 )
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @package_argument
 @click.option("--system", help="What the model is told before the conversation.")
 @adapter_option
-@sampling_options(max_new_tokens=512)
+@answer_options(max_new_tokens=512)
 @threads_option
 @provider_options
 def command(
@@ -38,7 +38,7 @@ def command(
     threads: int | None,
     provider: Provider | None,
     allow_fallback: bool,
-    **sampling: Any,
+    **answering: Any,
 ) -> None:
     """Talk with the model in PACKAGE.
 
@@ -54,10 +54,10 @@ def command(
     history: list[Message] = [{"role": "system", "content": system}] if system else []
     for message in _messages():
         asked = [*history, {"role": "user", "content": message}]
-        fitting = _fit(model, asked, sampling["max_new_tokens"])
+        fitting = _fit(model, asked, answering["max_new_tokens"])
         if fitting is None:
             continue
-        answer = model.chat(fitting, adapter=adapter, **sampling)
+        answer = model.chat(fitting, adapter=adapter, **answering)
         text = stream(answer)
         note(summary(answer.stats))
         history = [*fitting, {"role": "assistant", "content": text}]

@@ -12,9 +12,9 @@ import click
 from llama_onnx.runtime.commands.console import collect, introduce, note, stream, summary
 from llama_onnx.runtime.commands.options import (
     adapter_option,
+    answer_options,
     package_argument,
     provider_options,
-    sampling_options,
     threads_option,
 )
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("prompt")
 @click.option("--chat/--raw", help="PROMPT is a user's message / a text to continue (default).")
 @adapter_option
-@sampling_options(max_new_tokens=256)
+@answer_options(max_new_tokens=256)
 @threads_option
 @provider_options
 @click.option("--json", "as_json", is_flag=True, help="Print text and statistics as one object.")
@@ -40,7 +40,7 @@ def command(
     provider: Provider | None,
     allow_fallback: bool,
     as_json: bool,
-    **sampling: Any,
+    **answering: Any,
 ) -> None:
     """Let the model in PACKAGE continue or answer PROMPT ("-": read it from stdin).
 
@@ -51,9 +51,9 @@ def command(
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
     text = _read_stdin() if prompt == "-" else prompt
     if chat:
-        answer = model.chat([{"role": "user", "content": text}], adapter=adapter, **sampling)
+        answer = model.chat([{"role": "user", "content": text}], adapter=adapter, **answering)
     else:
-        answer = model.generate(text, adapter=adapter, **sampling)
+        answer = model.generate(text, adapter=adapter, **answering)
     if as_json:
         result = {"text": collect(answer), "provider": model.opened.to_json(), "adapter": adapter}
         click.echo(json.dumps({**result, "stats": answer.stats.to_json()}, ensure_ascii=False))

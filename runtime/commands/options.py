@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
+from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import PROVIDERS, get_provider
 
@@ -47,8 +49,11 @@ def _provider(_: click.Context, __: click.Parameter, name: str | None) -> Provid
     return None if name is None else get_provider(name)
 
 
-def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
-    """Add what `Llama.generate` and `Llama.chat` take, by the same names."""
+def answer_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
+    """Add what `Llama.generate` and `Llama.chat` accept, by the same names.
+
+    The fields of `Sampling` reach the command as one argument, `sampling`.
+    """
     options = (
         click.option(
             "--max-new-tokens",
@@ -57,16 +62,22 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
             show_default=True,
             help="End an answer after this many tokens.",
         ),
-        click.option("--temperature", type=float, help="Above 0: sample; 0: greedy."),
-        click.option("--top-k", type=int, help="Sample among the K likeliest tokens; 0: all."),
-        click.option("--top-p", type=float, help="Sample among the likeliest that sum up to P."),
-        click.option("--seed", type=int, help="Make sampling repeatable."),
+        *(
+            click.option(f"--{name.replace('_', '-')}", type=known["type"], help=known["help"])
+            for name, known in PARAMETERS.items()
+        ),
         click.option("--stop", multiple=True, help="End before this text. May be repeated."),
     )
 
     def decorate(command: _Command) -> _Command:
+        @functools.wraps(command)
+        def gathered(**values: Any) -> Any:
+            sampling = Sampling(**{name: values.pop(name) for name in PARAMETERS})
+            return command(sampling=sampling, **values)
+
+        decorated: Any = gathered
         for option in reversed(options):
-            command = option(command)
-        return command
+            decorated = option(decorated)
+        return cast(_Command, decorated)
 
     return decorate

@@ -45,9 +45,9 @@ def _try(what: str, *arguments: str) -> dict[str, Any]:
 
 
 def _onnxruntime() -> dict[str, Any]:
-    import onnxruntime as ort
+    from llama_onnx.runtime import ort
 
-    return {"version": ort.__version__, "providers": ort.get_available_providers()}
+    return {"version": ort.version(), "providers": ort.available_providers()}
 
 
 def _libraries(name: str) -> dict[str, Any]:

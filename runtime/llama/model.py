@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from llama_onnx.runtime.genai import og
 from llama_onnx.runtime.llama.adapters import Adapters
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats, Tokens
-from llama_onnx.runtime.llama.sampling import search_options
+from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling
 from llama_onnx.runtime.placement.genai_model import OpenModel, open_model
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
@@ -94,6 +94,7 @@ class Llama:
         prompt: str,
         *,
         max_new_tokens: int = 256,
+        sampling: Sampling = PACKAGE_DEFAULT,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -107,8 +108,9 @@ class Llama:
         bare base. Nothing runs before the first piece is asked for. Raises `UsageError` for a
         prompt that the context does not hold, and for an adapter that is not there.
         """
-        search = search_options(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stream = self._tokenizer.create_stream()
+        search = sampling.search_options()
         return self._start(self.encode(prompt), stream, max_new_tokens, search, stop, adapter)
 
     def chat(
@@ -116,6 +118,7 @@ class Llama:
         messages: Sequence[Message],
         *,
         max_new_tokens: int = 256,
+        sampling: Sampling = PACKAGE_DEFAULT,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -124,13 +127,14 @@ class Llama:
         adapter: str | None = None,
     ) -> Generation:
         """Answer the last of `messages`, put into the model's own chat template."""
-        search = search_options(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stream = self._tokenizer.create_stream()
         # An answer is a text of its own, not the prompt's continuation. A special token tells the
         # stream so, and it drops the space that SentencePiece puts before the first word of a text.
         for token in list(self._end_tokens)[:1]:
             stream.decode(token)
         prompt = self.encode_chat(messages)
+        search = sampling.search_options()
         return self._start(prompt, stream, max_new_tokens, search, stop, adapter)
 
     def measure(self, prompt: Tokens, new_tokens: int) -> GenerationStats:

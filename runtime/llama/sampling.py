@@ -1,41 +1,70 @@
-"""How the next token is chosen: the caller's wishes as onnxruntime-genai's search options."""
+"""How the next token is chosen: one set of parameters for Python, the command line and servers."""
 
 from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from llama_onnx.targets.errors import UsageError
 
 
-def search_options(
-    *,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-) -> dict[str, bool | int | float]:
-    """Search options for what was asked; what is None stays as the package's own search says.
+def _parameter(kind: type, explanation: str) -> Any:
+    """A field that is None by default; its metadata is what interfaces show and check."""
+    return field(default=None, metadata={"type": kind, "help": explanation})
 
-    Asking for a temperature, top-k or top-p turns sampling on; temperature 0 turns it off. Raises
-    `UsageError` for a value that means nothing.
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose the next token; None leaves a choice to the package, greedy by default.
+
+    A temperature above 0, `top_k` or `top_p` turns sampling on; temperature 0 turns it off. Raises
+    `UsageError` for a value that has no meaning.
+
+    >>> Sampling(temperature=0.7, seed=1).search_options()
+    {'temperature': 0.7, 'random_seed': 1, 'do_sample': True}
+    >>> Sampling(top_p=2.0)
+    Traceback (most recent call last):
+    llama_onnx.targets.errors.UsageError: top-p must be above 0 and at most 1 (off), not 2.0.
     """
-    _check(temperature, top_k, top_p, seed)
-    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "random_seed": seed}
-    options: dict[str, bool | int | float] = {k: v for k, v in asked.items() if v is not None}
-    if temperature == 0:
-        del options["temperature"]
-        options["do_sample"] = False
-    elif options.keys() - {"random_seed"}:
-        options["do_sample"] = True
-    return options
+
+    temperature: float | None = _parameter(float, "Above 0: sample; 0: greedy.")
+    top_k: int | None = _parameter(int, "Sample among the K likeliest tokens; 0: all.")
+    top_p: float | None = _parameter(float, "Sample among the likeliest that sum up to P.")
+    seed: int | None = _parameter(int, "Make sampling repeatable.")
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+            raise UsageError(f"the temperature must be 0 (greedy) or more, not {self.temperature}.")
+        if self.top_k is not None and self.top_k < 0:
+            raise UsageError(f"top-k must be 0 (off) or more, not {self.top_k}.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"top-p must be above 0 and at most 1 (off), not {self.top_p}.")
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"the seed must be 0 or more, not {self.seed}.")
+
+    def override(self, **given: float | None) -> Sampling:
+        """Return these parameters, replaced by those `given` that are not None."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def to_json(self) -> dict[str, int | float]:
+        """Return the parameters that are set, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def search_options(self) -> dict[str, bool | int | float]:
+        """Return onnxruntime-genai's search options; the package decides what is not among them."""
+        options: dict[str, bool | int | float] = dict(self.to_json())
+        if "seed" in options:
+            options["random_seed"] = options.pop("seed")
+        if self.temperature == 0:
+            del options["temperature"]
+            options["do_sample"] = False
+        elif options.keys() - {"random_seed"}:
+            options["do_sample"] = True
+        return options
 
 
-def _check(
-    temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
-) -> None:
-    if temperature is not None and not 0 <= temperature < float("inf"):
-        raise UsageError(f"The temperature must be 0 (greedy) or more, not {temperature}.")
-    if top_k is not None and top_k < 0:
-        raise UsageError(f"top-k must be 0 (off) or more, not {top_k}.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UsageError(f"top-p must be above 0 and at most 1 (off), not {top_p}.")
-    if seed is not None and seed < 0:
-        raise UsageError(f"The seed must be 0 or more, not {seed}.")
+PARAMETERS = {entry.name: entry.metadata for entry in fields(Sampling)}
+"""Name -> `type` and `help` of each field of `Sampling`."""
+
+PACKAGE_DEFAULT = Sampling()
+"""All choices left to the package."""

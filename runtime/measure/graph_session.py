@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from llama_onnx.runtime import ort
 from llama_onnx.runtime.measure.metrics import Ids, Logits
 from llama_onnx.runtime.memory import forgetting_pages
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.runtime.placement.session import open_session
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
 from llama_onnx.targets.providers import CPU, provider_of
 
@@ -22,15 +22,14 @@ Cache = Mapping[str, npt.NDArray[Any]]
 Adapter = Mapping[str, npt.NDArray[Any]]
 """Parameters of a LoRA adapter by the names of the graph's inputs; what is left out has rank 0."""
 
-ARRAY_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-"""numpy's dtype of a graph's input, by ONNX Runtime's name."""
+_WHAT = "while it runs the graph"
 
 
 class GraphSession:
     """An open graph: feed ids with a cache, get logits and the next cache."""
 
     def __init__(
-        self, session: Any, adapter: Adapter | None = None, *, shares_buffer: bool = True
+        self, session: ort.Session, adapter: Adapter | None = None, *, shares_buffer: bool = True
     ) -> None:
         """Wrap an open `onnxruntime.InferenceSession`; `adapter` is active in every step.
 
@@ -48,8 +47,6 @@ class GraphSession:
 
         Raises `PackageError` in onnxruntime's words.
         """
-        from llama_onnx.runtime.placement.session import open_session
-
         with forgetting_pages(package / DATA_FILE):
             opened = open_session(package / MODEL_FILE, CPU, arena=False)
         return cls(opened.session, adapter, shares_buffer=opened.shares_buffer)
@@ -58,7 +55,7 @@ class GraphSession:
         """A cache of `length` positions, all of them zero."""
         return {
             name: np.zeros(
-                (batch, entry.shape[1], length, entry.shape[3]), ARRAY_DTYPES[entry.type]
+                (batch, entry.shape[1], length, entry.shape[3]), ort.numpy_dtype(entry.type)
             )
             for name, entry in self._past.items()
         }
@@ -76,7 +73,7 @@ class GraphSession:
         if cache is None:
             cache = self.empty_cache(len(ids))
         feeds = {"input_ids": ids, "attention_mask": mask, **cache, **self.adapter}
-        with _in_words():
+        with ort.running(_WHAT):
             outputs = self.raw.run(self._outputs, feeds)
         named = dict(zip(self._outputs, outputs, strict=True))
         return named.pop("logits").astype(np.float32, copy=False), {
@@ -111,8 +108,6 @@ class SharedBuffer:
     onnxruntime-genai runs a graph."""
 
     def __init__(self, graph: GraphSession, length: int) -> None:
-        import onnxruntime as ort
-
         self._session = graph.raw
         self._binding = graph.raw.io_binding()
         self._filled = 0
@@ -120,14 +115,14 @@ class SharedBuffer:
         provider = provider_of(graph.raw.get_providers()[0])
         device = provider.ort_device if provider else "cpu"
         for name, zeros in graph.empty_cache(length=length).items():
-            buffer = ort.OrtValue.ortvalue_from_numpy(zeros, device, 0)
+            buffer = ort.to_device(zeros, device)
             self._buffers += [zeros, buffer]
             self._binding.bind_ortvalue_input(name, buffer)
             present = name.replace("past_key_values.", "present.")
             self._binding.bind_ortvalue_output(present, buffer)
         # onnxruntime drops an adapter that the options of a bound run name, so it is bound too.
         for name, value in graph.adapter.items():
-            parameter = ort.OrtValue.ortvalue_from_numpy(value, device, 0)
+            parameter = ort.to_device(value, device)
             self._buffers += [value, parameter]
             self._binding.bind_ortvalue_input(name, parameter)
         self._binding.bind_output("logits")  # the last one, so get_outputs() has it there
@@ -139,16 +134,7 @@ class SharedBuffer:
         self._binding.bind_cpu_input("input_ids", batch)
         self._binding.bind_cpu_input("attention_mask", mask)
         self._binding.bind_output("logits")  # anew: its shape is another one every time
-        with _in_words():
+        with ort.running(_WHAT):
             self._session.run_with_iobinding(self._binding)
         logits = self._binding.get_outputs()[-1].numpy()[0]
         return np.asarray(logits, np.float32)
-
-
-@contextmanager
-def _in_words() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        reason = str(error).strip().splitlines()[0]
-        raise PackageError(f"onnxruntime fails while it runs the graph: {reason}") from error

@@ -15,7 +15,7 @@ import numpy as np
 
 from llama_onnx.runtime.measure.graph_session import Cache, GraphSession, SharedBuffer
 from llama_onnx.runtime.measure.metrics import Ids, Logits
-from llama_onnx.runtime.memory import give_back_what_is_freed
+from llama_onnx.runtime.memory import trim_heap
 from llama_onnx.targets.errors import PackageError
 
 LENGTHS = (1, 2, 31, 32, 33, 127, 128, 129)
@@ -100,7 +100,7 @@ def run_plainly(graph: GraphSession, program: Program) -> Iterator[Observation]:
         caches.put(index, present)
         del present
         if index % _TRIM == _TRIM - 1:  # caches that grow leave holes behind
-            give_back_what_is_freed()
+            trim_heap()
         yield from observe(step, logits)
 
 

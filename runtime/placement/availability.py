@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import os
 import sys
 from collections.abc import Collection, Mapping
 
+from llama_onnx.runtime import ort
 from llama_onnx.runtime.placement.wheels import install_command, installed_flavours
 from llama_onnx.targets.errors import ProviderError
 from llama_onnx.targets.provider import Library, Provider
 from llama_onnx.targets.providers import CPU
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
-import onnxruntime as ort
 
 _SYSTEMS = {"linux": "Linux", "win32": "Windows", "darwin": "macOS"}
 
@@ -32,7 +29,7 @@ def require(provider: Provider, *, genai: bool = False) -> None:
         _wrong_platform(provider)
         or _no_genai(provider, genai)
         or _clash(provider, installed_flavours("onnxruntime"))
-        or _no_wheel(provider, installed_flavours("onnxruntime"), ort.get_available_providers())
+        or _no_wheel(provider, installed_flavours("onnxruntime"), ort.available_providers())
         or _clash(provider, installed_flavours("onnxruntime_genai") if genai else {})
         or _no_libraries(provider, missing_libraries(provider))
     )
@@ -46,7 +43,7 @@ def missing_libraries(provider: Provider) -> tuple[Library, ...]:
     if wanted:
         # Finds CUDA in NVIDIA's wheels. It prints what it does not find; we name that ourselves.
         with contextlib.redirect_stdout(io.StringIO()):
-            ort.preload_dlls()
+            ort.preload_libraries()
     return tuple(library for library in wanted if not _loads(library.name))
 
 

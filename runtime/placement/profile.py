@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llama_onnx.runtime.ort import Session, numpy_dtype
 from llama_onnx.runtime.placement.session import OpenSession, open_session
 from llama_onnx.runtime.placement.shares import Placement
 from llama_onnx.targets.errors import ProviderError
@@ -19,8 +20,6 @@ from llama_onnx.targets.provider import Provider
 
 TOKENS = 4
 """Tokens of the prefill that is profiled."""
-
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def profile_step(
         )
         try:
             opened.session.run(None, step_feeds(opened.session, TOKENS))
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             reason = " ".join(str(error).split())
             raise ProviderError(
                 f"{provider.name} opens {model}, but does not run it: {reason}"
@@ -78,7 +77,7 @@ def profile_step(
     return opened, read_profile(events, opened.placement)
 
 
-def step_feeds(session: Any, tokens: int) -> dict[str, npt.NDArray[Any]]:
+def step_feeds(session: Session, tokens: int) -> dict[str, npt.NDArray[Any]]:
     """Inputs of a prefill of `tokens` tokens, batch 1, the cache empty."""
     feeds: dict[str, npt.NDArray[Any]] = {
         "input_ids": np.arange(tokens, dtype=np.int64)[None],
@@ -87,7 +86,7 @@ def step_feeds(session: Any, tokens: int) -> dict[str, npt.NDArray[Any]]:
     for value in session.get_inputs():
         if value.name.startswith("past_key_values."):
             _, heads, _, width = value.shape
-            feeds[value.name] = np.zeros((1, heads, 0, width), _DTYPES[value.type])
+            feeds[value.name] = np.zeros((1, heads, 0, width), numpy_dtype(value.type))
     return feeds
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llama_onnx.runtime.llama.sampling import search_options
+from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling
 from llama_onnx.targets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 256
 """Where a request does not say."""
 
-_SAMPLING = ("temperature", "top_k", "top_p", "seed")
 _LARGEST = 2**31 - 1  # onnxruntime-genai's options are 32-bit integers
 
 
@@ -25,13 +24,16 @@ _LARGEST = 2**31 - 1  # onnxruntime-genai's options are 32-bit integers
 class Request:
     """Either `prompt`, a text to continue, or `messages`, a conversation whose last one to answer.
 
-    `options` are the other arguments of `Llama.generate` and `Llama.chat`; `stream` asks for the
-    answer in pieces.
+    `stream` asks for the answer in pieces; the other fields are arguments of `Llama.generate` and
+    `Llama.chat`.
     """
 
     prompt: str | None
     messages: tuple[Mapping[str, str], ...]
-    options: Mapping[str, Any]
+    sampling: Sampling
+    max_new_tokens: int = MAX_NEW_TOKENS
+    stop: tuple[str, ...] = ()
+    adapter: str | None = None
     stream: bool = False
 
     @classmethod
@@ -56,26 +58,35 @@ class Request:
                 raise UsageError(f"{name!r} must be {meaning}.")
         if ("prompt" in content) == ("messages" in content):
             raise UsageError("The request needs either 'prompt' or 'messages'.")
-        search_options(**{name: content.get(name) for name in _SAMPLING})
-        own = ("prompt", "messages", "stream")
-        options = {name: value for name, value in content.items() if name not in own}
         return cls(
             prompt=content.get("prompt"),
             messages=tuple(content.get("messages", ())),
-            options={"max_new_tokens": MAX_NEW_TOKENS, **options},
+            sampling=Sampling(**{name: content.get(name) for name in PARAMETERS}),
+            max_new_tokens=content.get("max_new_tokens", MAX_NEW_TOKENS),
+            stop=tuple(content.get("stop", ())),
+            adapter=content.get("adapter"),
             stream=content.get("stream", False),
         )
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
-        asked = {"messages": list(self.messages)} if self.messages else {"prompt": self.prompt}
-        return {**asked, **self.options, "stream": self.stream}
+        return {
+            **({"messages": list(self.messages)} if self.messages else {"prompt": self.prompt}),
+            **self.sampling.to_json(),
+            "max_new_tokens": self.max_new_tokens,
+            "stop": list(self.stop),
+            **({} if self.adapter is None else {"adapter": self.adapter}),
+            "stream": self.stream,
+        }
 
     def start(self, model: Llama) -> Generation:
         """Have `model` begin; raises `UsageError` for what this model cannot do."""
+        options: dict[str, Any] = {
+            name: getattr(self, name) for name in ("sampling", "max_new_tokens", "stop", "adapter")
+        }
         if self.prompt is None:
-            return model.chat(self.messages, **self.options)
-        return model.generate(self.prompt, **self.options)
+            return model.chat(self.messages, **options)
+        return model.generate(self.prompt, **options)
 
 
 def _is_whole(value: Any) -> bool:
@@ -112,10 +123,10 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "prompt": (_is_text, "a text"),
     "messages": (_is_conversation, 'a list of {"role": "user", "content": "..."}'),
     "max_new_tokens": (_is_whole, _WHOLE),
-    "temperature": (_is_number, "a number"),
-    "top_k": (_is_whole, _WHOLE),
-    "top_p": (_is_number, "a number"),
-    "seed": (_is_whole, _WHOLE),
+    **{
+        name: (_is_whole, _WHOLE) if known["type"] is int else (_is_number, "a number")
+        for name, known in PARAMETERS.items()
+    },
     "stop": (_is_texts, "a list of texts"),
     "adapter": (_is_text, "the name of an adapter"),
     "stream": (lambda value: isinstance(value, bool), "true or false"),

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 
+from llama_onnx.runtime import ort
 from llama_onnx.targets.errors import UsageError
 
 Array = npt.NDArray[Any]
@@ -75,13 +75,8 @@ def cut_out(model: ir.Model, inputs: Mapping[str, Array], output: str) -> ir.Mod
 
 def run_piece(piece: ir.Model, inputs: Mapping[str, Array], folder: Path) -> Array:
     """The one output of `piece`, whose weights lie in `folder`."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder)
-    )
     proto = ir.to_proto(piece).SerializeToString()
-    session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    session = ort.create_session(proto, settings=ort.Settings(weights=folder))
     found: Array = session.run(None, dict(inputs))[0]
     return found
 

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from llama_onnx.runtime.llama.conversation import trim_history
 from llama_onnx.runtime.llama.generation import Generation
 from llama_onnx.runtime.llama.model import Llama, Message, total_length
-from llama_onnx.runtime.llama.sampling import search_options
+from llama_onnx.runtime.llama.sampling import Sampling
 from llama_onnx.runtime.llama.stops import StopFilter
 from llama_onnx.runtime.placement import genai_model as providers_module
 from llama_onnx.runtime.placement.genai_model import open_model
@@ -105,7 +105,7 @@ def test_text_is_held_back_no_longer_than_needed() -> None:
     ],
 )
 def test_asking_for_sampling_turns_it_on(asked: dict[str, Any], options: dict[str, Any]) -> None:
-    assert search_options(**asked) == options
+    assert Sampling(**asked).search_options() == options
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_asking_for_sampling_turns_it_on(asked: dict[str, Any], options: dict[st
 )
 def test_a_sampling_value_that_means_nothing_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"{asked[next(iter(asked))]}"):
-        search_options(**asked)
+        Sampling(**asked)
 
 
 def test_a_seed_makes_sampling_repeatable(llama: Llama) -> None:

@@ -1,0 +1,259 @@
+"""The one door to onnxruntime: nothing else in `exporter` and `runtime` imports it.
+
+Hence its usage reports are off before it loads, every session is opened with the same care, and its
+exceptions become ours. Importing this module is cheap: onnxruntime loads at the first call.
+
+Set ORT_DISABLE_TELEMETRY=0 to have the usage reports on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.targets.errors import (
+    LlamaOnnxError,
+    MissingDependencyError,
+    PackageError,
+    ProviderError,
+    ResourceError,
+)
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import CPU
+
+Session: TypeAlias = Any
+"""An `onnxruntime.InferenceSession`."""
+
+Array = npt.NDArray[Any]
+
+_DTYPES: Mapping[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(bool)": np.bool_,
+    **{
+        f"tensor({name})": np.dtype(name).type
+        for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    },
+}
+"""ONNX Runtime's type strings -> numpy's types. numpy has no bfloat16."""
+
+
+def disable_telemetry() -> bool:
+    """Have libraries that load from now on send no usage reports, unless the user wants them.
+
+    Returns whether they are off. ONNX Runtime and onnxruntime-genai read the variable when they
+    load, so call this before importing either.
+    """
+    return os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1") != "0"
+
+
+@cache
+def load() -> Any:
+    """Return the module onnxruntime, its usage reports off.
+
+    Raises `MissingDependencyError` when it, or a library it needs, is not installed.
+    """
+    quiet = disable_telemetry()
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"running a graph needs {error.name}, which is not installed: run "
+            '`pip install "llama-onnx[cpu]"`.'
+        ) from None
+    if quiet and hasattr(onnxruntime, "disable_telemetry_events"):
+        onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def version() -> str:
+    """Return the version of the onnxruntime that loads here."""
+    return str(load().__version__)
+
+
+def available_providers() -> list[str]:
+    """Return the execution providers that the installed wheel was built with, by ONNX's names."""
+    return list(load().get_available_providers())
+
+
+def preload_libraries() -> None:
+    """Load CUDA and cuDNN from NVIDIA's wheels, where onnxruntime would not look by itself.
+
+    Prints what it does not find.
+    """
+    load().preload_dlls()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to open a session.
+
+    Attributes:
+        threads: threads to compute with; None: the physical cores.
+        prepack: False opens faster, without a second copy of the weights, for a session that runs
+            little or not at all.
+        arena: False gives memory back after each run.
+        optimize: False opens the graph as it is written, to check its nodes. Do not run such a
+            session: weights stored in a packed form are unpacked by the optimizer.
+        assignment: record which provider each node is assigned to.
+        profile: write a profile of each run to files whose names begin so.
+        weights: the folder of the data file, for a graph that is given as bytes.
+        exact: compute float32 products of quantized weights in float32, not in int8.
+    """
+
+    threads: int | None = None
+    prepack: bool = True
+    arena: bool = True
+    optimize: bool = True
+    assignment: bool = False
+    profile: Path | None = None
+    weights: Path | None = None
+    exact: bool = False
+
+
+def create_session(
+    model: Path | bytes, provider: Provider = CPU, settings: Settings | None = None
+) -> Session:
+    """Open a graph, a file or its bytes, on `provider`, and on the CPU what that does not run.
+
+    Raises `PackageError` when ONNX Runtime refuses the graph on the CPU, and `ProviderError` when
+    it does on another provider or cannot start that.
+    """
+    options = _session_options(settings or Settings())
+    providers: list[Any] = [(provider.ort_name, dict(provider.provider_options))]
+    if provider != CPU:
+        providers.append(CPU.ort_name)
+    source = model if isinstance(model, bytes) else str(model)
+    runtime = load()
+    try:
+        # With its fallback enabled, which it is by default, onnxruntime opens the model on the CPU
+        # when the provider fails, and again when a run fails; it only prints that it did.
+        session = runtime.InferenceSession(source, options, providers, enable_fallback=0)
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        name = "the graph" if isinstance(model, bytes) else str(model)
+        raise _refusal(name, provider, error) from None
+    if provider.ort_name not in session.get_providers():
+        raise ProviderError(
+            f"provider {provider.name} cannot run here: ONNX Runtime could not start it and says "
+            "why above; check that there is a device for it and that its driver is recent."
+        )
+    return session
+
+
+@contextmanager
+def running(what: str) -> Iterator[None]:
+    """Turn an exception into `PackageError`; `what` says where, as "while it runs the graph"."""
+    try:
+        yield
+    except LlamaOnnxError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        raise PackageError(f"onnxruntime fails {what}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return what went wrong; a trace through C++ follows in the other lines."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def numpy_dtype(type_name: str) -> type[np.generic]:
+    """Return numpy's type for ONNX Runtime's `type_name`, such as "tensor(float16)".
+
+    Raises `PackageError` when numpy has none.
+    """
+    try:
+        return _DTYPES[type_name]
+    except KeyError:
+        raise PackageError(
+            f"the graph has an input of type {type_name}, which numpy cannot hold: export the "
+            "package with other activations to run it here."
+        ) from None
+
+
+def to_device(array: Array, device: str) -> Any:
+    """Return `array` as an `onnxruntime.OrtValue` on `device`, such as "cpu" or "cuda".
+
+    On the CPU the value shares the memory of `array`: keep both as long as a binding uses them.
+    """
+    return load().OrtValue.ortvalue_from_numpy(array, device, 0)
+
+
+def write_adapter(path: Path, parameters: Mapping[str, Array]) -> None:
+    """Write `parameters` as an adapter file, whole or not at all.
+
+    Their names are those of the graph's inputs. Raises `ResourceError` when the disk does not take
+    the file.
+    """
+    runtime = load()
+    values = {name: runtime.OrtValue.ortvalue_from_numpy(v) for name, v in parameters.items()}
+    file = runtime.AdapterFormat()
+    file.set_adapter_version(1)
+    file.set_model_version(1)
+    file.set_parameters(values)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        file.export_adapter(str(temporary))
+        temporary.replace(path)
+    except RuntimeError as error:
+        raise ResourceError(
+            f"{path} cannot be written, perhaps because the disk is full: {first_line(error)}"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_adapter(path: Path) -> dict[str, Array]:
+    """Return the values in an adapter file, by the names of the graph's inputs."""
+    parameters = load().AdapterFormat.read_adapter(str(path)).get_parameters()
+    # Copied: numpy's view of a parameter does not keep its memory alive.
+    return {name: value.numpy().copy() for name, value in parameters.items()}
+
+
+def _session_options(settings: Settings) -> Any:
+    runtime = load()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = settings.threads or 0
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = settings.arena
+    if not settings.optimize:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if settings.profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(settings.profile)
+    for key, value in _config_entries(settings):
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _config_entries(settings: Settings) -> Iterator[tuple[str, str]]:
+    if settings.assignment:
+        yield "session.record_ep_graph_assignment_info", "1"
+    if not settings.prepack:
+        yield "session.disable_prepacking", "1"
+    if settings.weights is not None:
+        # Given as bytes, the graph has no folder of its own to find its data file in.
+        yield "session.model_external_initializers_file_folder_path", str(settings.weights)
+    if settings.exact:
+        # ONNX Runtime turns DequantizeLinear and MatMul into a MatMulNBits that computes in int8.
+        yield "session.qdq_matmulnbits_accuracy_level", "1"
+
+
+def _refusal(name: str, provider: Provider, error: Exception) -> LlamaOnnxError:
+    reason = " ".join(str(error).split())
+    if provider == CPU:
+        return PackageError(f"onnxruntime refuses {name}: {reason}")
+    # First come the C++ functions that failed, then what is wrong, then where it was noticed.
+    reason = re.sub(r"^.*(void\]|was false\.) ", "", reason).split(" ; ")[0].rstrip(".")
+    return ProviderError(
+        f"{name} does not open on {provider.name}: {reason}; pass --provider cpu to run it there."
+    )
