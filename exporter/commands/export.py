@@ -78,7 +78,6 @@ def command(
     Hugging Face hub (OWNER/NAME or OWNER/NAME@REVISION), which is downloaded first.
     Memory use does not grow with the model.
     """
-    from llama_onnx.exporter.commands.progress import ExportBar
     from llama_onnx.exporter.packaging.export import export_package
 
     merged, kept = sort_adapters(adapters, keep=keep_adapter)
@@ -88,7 +87,7 @@ def command(
         _add(source, out, kept, as_json=as_json)
         return
     try:
-        with ExportBar() as bar:
+        with progress_line() as progress:
             result = export_package(
                 source,
                 out,
@@ -100,7 +99,7 @@ def command(
                 force=force,
                 checksum=not no_checksum,
                 hash_source=hash_source,
-                progress=bar,
+                progress=progress,
             )
     except KeyboardInterrupt:
         raise click.ClickException(

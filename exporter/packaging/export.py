@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -59,36 +59,11 @@ from llama_onnx.targets.package import (
     remove_working_files,
     write_manifest,
 )
+from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.target import Target
 
 WITHOUT_KERNELS = ("bf16",)
 """Activations that ONNX Runtime's CPU provider neither has kernels for nor casts to others."""
-
-
-class Progress(Protocol):
-    """Told what happens; the command line draws it."""
-
-    def start(self, total_bytes: int) -> None:
-        """The data file will have `total_bytes`."""
-
-    def advance(self, what: str, num_bytes: int) -> None:
-        """`num_bytes` more are there: `what` is the slot they belong to."""
-
-    def step(self, text: str) -> None:
-        """Something other than writing weights begins."""
-
-
-class Silent:
-    """A `Progress` that says nothing."""
-
-    def start(self, total_bytes: int) -> None:
-        """Say nothing."""
-
-    def advance(self, what: str, num_bytes: int) -> None:
-        """Say nothing."""
-
-    def step(self, text: str) -> None:
-        """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +109,7 @@ def export_package(
     force: bool = False,
     checksum: bool = True,
     hash_source: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> ExportResult:
     """Export the checkpoint at `source`, with `adapters` merged, to a package at `out`.
 
@@ -149,7 +124,6 @@ def export_package(
     leaves `out.partial`, which `resume` continues; any other failure leaves nothing.
     """
     started = time.perf_counter()
-    progress = progress or Silent()
     # A link stays one: what it points at is what is written.
     out = Path(os.path.realpath(out))
     partial = out.with_name(out.name + PARTIAL_SUFFIX) if out.name else out
@@ -227,8 +201,8 @@ def _fill(job: _Job, resuming: bool) -> _Finished:
     warnings = _write_small_files(job)
     started = time.perf_counter()
     with DataWriter(job.folder, DATA_FILE) as writer:
-        progress.start(job.plan.data_bytes)
-        writer.recover(entries, lambda count: progress.advance("checking what is there", count))
+        total = job.plan.data_bytes
+        writer.recover(entries, lambda n: progress.update("checking", n, total, "bytes"))
         resumed = writer.position
         _write_slots(writer, job)
         progress.step("flushing to disk")
@@ -335,16 +309,16 @@ def _write_slots(writer: DataWriter, job: _Job) -> None:
 def _write_slot(
     writer: DataWriter, placed: PlacedSlot, job: _Job, pool: ThreadPoolExecutor
 ) -> None:
-    name = placed.slot.name
+    name, total = placed.slot.name, job.plan.data_bytes
     arrays = slot_arrays(placed.slot, job.checkpoint, pool, job.workers)
     for place, parts in zip(placed.places, arrays, strict=True):
-        job.progress.advance(name, place.offset - writer.position)
         writer.pad_to(place.offset)
+        job.progress.update(name, writer.position, total, "bytes")
         for part in parts:
             # `<` because the file is little-endian whatever the machine is.
             data = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<"))
             writer.write(data.view(np.uint8).data.cast("B"))
-            job.progress.advance(name, data.nbytes)
+            job.progress.update(name, writer.position, total, "bytes")
         assert writer.position == place.end, f"{place.initializer.name} has the wrong size"
     writer.finish_slot(name)
 

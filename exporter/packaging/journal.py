@@ -138,7 +138,7 @@ class DataWriter:
     def recover(self, entries: Sequence[Entry], progress: Callable[[int], None]) -> None:
         """Check `entries` against the bytes on disk and keep those that agree.
 
-        Tells `progress` the bytes found good, slot by slot. Stands behind the last good slot
+        Tells `progress` the bytes found good so far, slot by slot. Stands behind the last good slot
         afterwards; what lies behind it is cut off.
         """
         good = list(takewhile(lambda entry: self._matches(entry, progress), entries))
@@ -156,8 +156,8 @@ class DataWriter:
             left -= len(block)
         if digest.hexdigest() != entry.sha256:
             return False
-        progress(entry.end - self.position)
         self._whole, self.position = whole, entry.end
+        progress(self.position)
         return True
 
     def _rewind(self, entries: Sequence[Entry]) -> None:

@@ -13,12 +13,12 @@ from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.measure.shipped import NOTHING, Asked
 from llama_onnx.exporter.parity.measure.validate import (
     ParityReport,
-    Progress,
     check_same_model,
     validate,
 )
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage, check_unsigned
+from llama_onnx.targets.progress import SILENT, Progress
 
 TOKENS, PROMPT_TOKENS = 64, 128
 
@@ -34,7 +34,7 @@ def prove(
     max_kl: float | None = None,
     thorough: bool = False,
     certify: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> ParityReport:
     """Validate `package` on `texts`, prompts of at most `longest` tokens continued by `tokens`,
     and if `thorough` to the context's end; if it passes and `certify` is asked for, write its

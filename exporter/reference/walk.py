@@ -26,10 +26,9 @@ from transformers.models.llama.modeling_llama import (
 
 from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32, LazyTensor
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.targets.progress import SILENT, Progress
 
 Ids = npt.NDArray[np.int64]
-Progress = Callable[[int, int], None]
-"""Called with steps done and steps in all."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,7 +36,7 @@ _CHUNK = 1 << 24  # float32 values read at a time: 64 MiB
 
 
 def walk(
-    checkpoint: Checkpoint, sequences: Sequence[Ids], progress: Progress | None = None
+    checkpoint: Checkpoint, sequences: Sequence[Ids], progress: Progress = SILENT
 ) -> list[Float32]:
     """Logits of the model in `checkpoint` at every position of every sequence.
 
@@ -46,10 +45,9 @@ def walk(
     """
     total = checkpoint.config.num_hidden_layers + 2
     logits: list[Float32] = []
-    for done, (_, states) in enumerate(walk_layers(checkpoint, sequences)):
+    for done, (stage, states) in enumerate(walk_layers(checkpoint, sequences)):
         logits = states
-        if progress:
-            progress(done + 1, total)
+        progress.update(stage, done + 1, total)
     return logits
 
 

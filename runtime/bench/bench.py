@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -15,11 +15,10 @@ from llama_onnx.runtime.bench.resident import resident_bytes
 from llama_onnx.runtime.llama.generation import GenerationStats, Tokens
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.provider import Provider
 
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 512, 64, 5
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def bench(
     threads: int | None = None,
     provider: Provider | None = None,
     allow_fallback: bool = False,
-    progress: Progress = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Bench:
     """Measure the package at `package` in onnxruntime-genai, after one run to warm up.
 
@@ -85,17 +84,17 @@ def bench(
     for what, number in (("repeats", repeats), ("prompt tokens", prompt_tokens)):
         if number is not None and number < 1:
             raise UsageError(f"The number of {what} must be at least 1, not {number}.")
-    progress("loading")
+    progress.step("loading")
     started = perf_counter()
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
     loaded, memory = perf_counter() - started, resident_bytes()
     prompt = make_prompt(_fit(prompt_tokens, PROMPT_TOKENS, model.context_length // 2), model)
     count = _fit(new_tokens, NEW_TOKENS, model.context_length // 4)
-    progress("warming up")
+    progress.step("warming up")
     model.measure(prompt, count)
     runs = []
     for number in range(repeats):
-        progress(f"run {number + 1} of {repeats}")
+        progress.update("measuring", number, repeats)
         runs.append(model.measure(prompt, count))
     peak = resident_bytes()
     return Bench(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.runtime.commands.options import package_argument, provider_options, threads_option
 
 if TYPE_CHECKING:
@@ -39,12 +40,9 @@ def command(
 
     Medians of several runs after one to warm up, in onnxruntime-genai, as `generate` runs it.
     """
-    from rich.console import Console
-
     from llama_onnx.runtime.bench.bench import bench
 
-    console = Console(stderr=True)
-    with console.status("loading") as status:
+    with progress_line() as progress:
         measured = bench(
             package,
             prompt_tokens=prompt_tokens,
@@ -53,7 +51,7 @@ def command(
             threads=threads,
             provider=provider,
             allow_fallback=allow_fallback,
-            progress=status.update,
+            progress=progress,
         )
     if as_json:
         click.echo(json.dumps(measured.to_json(), ensure_ascii=False))

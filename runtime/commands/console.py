@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llama_onnx.targets.progress import SILENT, Progress
+
 if TYPE_CHECKING:
     from llama_onnx.runtime.llama.generation import Generation, GenerationStats
     from llama_onnx.runtime.llama.model import Llama
-    from llama_onnx.runtime.measure.verify import Progress
 
 
 def stream(answer: Generation) -> str:
@@ -60,17 +61,15 @@ def _speed(rate: float | None) -> str:
 
 
 @contextmanager
-def progress_line() -> Iterator[Progress | None]:
-    """A progress line on stderr, if that is a terminal."""
+def progress_line() -> Iterator[Progress]:
+    """Draw one line of progress on stderr while the block runs, if stderr is a terminal."""
     from rich.console import Console
-    from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+        yield SILENT
         return
-    with Bars(console=console, transient=True) as bars:
-        task = bars.add_task("starting", total=None)
-        yield lambda what, done, total: bars.update(
-            task, description=what, completed=done, total=total
-        )
+    from llama_onnx.runtime.commands.progress_line import ProgressLine
+
+    with ProgressLine(console) as line:
+        yield line

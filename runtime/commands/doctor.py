@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from llama_onnx.runtime.commands.console import progress_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +41,7 @@ def command(ctx: click.Context, as_json: bool, timeout: float) -> None:
     from llama_onnx.runtime.doctor.finding import worst
     from llama_onnx.runtime.doctor.gather import gather
 
-    with _spinner() as progress:
+    with progress_line() as progress:
         facts = gather(seconds=timeout, progress=progress)
     findings = tuple(examine(facts))
     status = worst(findings)
@@ -50,16 +51,6 @@ def command(ctx: click.Context, as_json: bool, timeout: float) -> None:
     else:
         _print(findings)
     ctx.exit(1 if status == "trouble" else 0)
-
-
-@contextmanager
-def _spinner() -> Iterator[Callable[[str], None]]:
-    """Show on stderr what is being asked, if that is a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("asking") as status:
-        yield lambda what: status.update(f"asking: {what}")
 
 
 def _print(findings: Sequence[Finding]) -> None:

@@ -10,7 +10,6 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 from typing import Any
@@ -35,32 +34,31 @@ from llama_onnx.runtime.doctor.facts import (
 )
 from llama_onnx.runtime.doctor.requirements import distribution, normalize
 from llama_onnx.runtime.placement.wheels import installed_flavours
+from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.providers import PROVIDERS
 
 PROJECT = "llama-onnx"
 SMI_SECONDS = 30.0
 
-Progress = Callable[[str], None]
 
-
-def gather(*, seconds: float, progress: Progress = lambda _: None) -> Facts:
+def gather(*, seconds: float, progress: Progress = SILENT) -> Facts:
     """Ask the system everything. What may hang runs in a process of its own, `seconds` at most.
 
     `progress` is told what is being asked.
     """
-    progress("installed wheels")
+    progress.step("installed wheels")
     wheels = gather_wheels()
-    progress("onnxruntime")
+    progress.step("onnxruntime")
     loaded = load("onnxruntime", seconds) if wheels.onnxruntime else Loaded(None)
-    progress("onnxruntime-genai")
+    progress.step("onnxruntime-genai")
     genai = load("genai", seconds) if wheels.genai else Loaded(None)
     libraries, tried = [], []
     for name in provider_names(sys.platform, loaded.providers):
-        progress(f"provider {name}")
+        progress.step(f"provider {name}")
         if PROVIDERS[name].libraries.get(sys.platform):
             libraries.append(try_libraries(name, seconds))
         tried.append(try_provider(name, seconds))
-    progress("hardware")
+    progress.step("hardware")
     return Facts(
         platform=sys.platform,
         python=Python(platform.python_version(), struct.calcsize("P") * 8, platform.machine()),

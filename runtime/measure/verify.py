@@ -4,7 +4,7 @@ signature and files, and replays the certificate: onnxruntime and numpy alone.""
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -47,12 +47,10 @@ from llama_onnx.runtime.memory import forgetting_pages
 from llama_onnx.runtime.placement.session import open_session
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.registry import get_target
 from llama_onnx.targets.signature import Signature, check_signature
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, steps done, and steps in all."""
 
 Rows = Mapping[tuple[int, int], Logits]
 """The logits [V] of a situation, by passage number and position."""
@@ -137,7 +135,7 @@ def verify(
     threads: int | None = None,
     allow_fallback: bool = False,
     situations: Sequence[Situation] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> VerifyReport:
     """Check every file of the package at `path`, then replay its certificate on `provider` (None:
     that of its target), in all situations that mean something to its graph unless other ones are
@@ -147,11 +145,10 @@ def verify(
     without a certificate or one that does not run, `ProviderError` when `provider` does not run it,
     `UsageError` for a `key` that is none.
     """
-    say = progress or (lambda *_: None)
     shipped = open_shipped(path)
     package = _package_of(shipped)
     certificate = read_certificate(package.path)
-    report = _check_files(shipped, certificate, key, say)
+    report = _check_files(shipped, certificate, key, progress)
     provider = provider or get_target(package.target).session.provider
     report = replace(report, activations=certificate.content["activations"], provider=provider.name)
     if not report.intact:
@@ -168,7 +165,7 @@ def verify(
     if situations is None:
         situations = situations_of(shared_buffer=opened.shares_buffer, continues=provider.continues)
     for index, situation in enumerate(situations):
-        say(situation.meaning, index, len(situations))
+        progress.update(situation.meaning, index, len(situations))
         found = list(try_situation(situation, graph, certificate.passages))
         figures.append(_situation_figures(certificate, situation, found))
         if looks_everywhere(situation):
@@ -190,14 +187,14 @@ def verify(
 
 
 def verify_files(
-    path: Path, *, key: Path | None = None, progress: Progress | None = None
+    path: Path, *, key: Path | None = None, progress: Progress = SILENT
 ) -> VerifyReport:
     """Check every file of the package or bundle at `path`, and its signature if there is a `key`.
 
     Nothing is computed, and no certificate is needed. Raises `PackageError` for what is none,
     `UsageError` for a `key` that is none.
     """
-    return _check_files(open_shipped(path), None, key, progress or (lambda *_: None))
+    return _check_files(open_shipped(path), None, key, progress)
 
 
 def _package_of(shipped: ModelPackage | Bundle) -> ModelPackage:
@@ -208,12 +205,12 @@ def _check_files(
     shipped: ModelPackage | Bundle,
     certificate: Certificate | None,
     key: Path | None,
-    say: Progress,
+    progress: Progress,
 ) -> VerifyReport:
     # The key first: a wrong one is known before minutes of hashing.
     signature = check_signature(shipped.index, shipped.unnamed() if key else (), key)
     started = perf_counter()
-    integrity = _check_integrity(shipped, certificate, say)
+    integrity = _check_integrity(shipped, certificate, progress)
     return VerifyReport(
         package=str(shipped.path),
         precision=shipped.precision,
@@ -237,9 +234,9 @@ def versions() -> dict[str, str]:
 
 
 def _check_integrity(
-    shipped: ModelPackage | Bundle, certificate: Certificate | None, say: Progress
+    shipped: ModelPackage | Bundle, certificate: Certificate | None, progress: Progress
 ) -> Integrity:
-    say("hashing", 0, 1)
+    progress.step("hashing")
     integrity = Integrity(len(shipped.files), tuple(shipped.verify()), stale=(), tokens=None)
     if certificate is None:
         return integrity

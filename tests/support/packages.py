@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama_onnx.exporter.packaging.export import Silent, export_package
+from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.plan import Options
 from llama_onnx.targets.package import MANIFEST, write_manifest
+from llama_onnx.targets.progress import Silent, Unit
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny
 
@@ -24,7 +25,7 @@ class Stop(Silent):
     def __init__(self, count: int, error: BaseException) -> None:
         self.left, self.error = count, error
 
-    def advance(self, what: str, num_bytes: int) -> None:
+    def update(self, what: str, done: int, total: int, unit: Unit = "steps") -> None:
         self.left -= 1
         if self.left <= 0:
             raise self.error

@@ -8,7 +8,7 @@ operator. One layer is in memory, with the values inside it for one step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.exporter.reference.segments import Segment, moves_padding, open_segment, segments
 from llama_onnx.runtime.measure.situations import Passage, Program, Step
 from llama_onnx.targets.package import MODEL_FILE
+from llama_onnx.targets.progress import Progress
 
 Array = npt.NDArray[Any]
 
@@ -75,7 +76,7 @@ def find_culprit(
     program: Program,
     limit: float,
     exact: bool,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Culprit | None:
     """The first piece of the graph whose value is off by more than `limit` (relative L2; ten times
     as much at one position alone), or None. `exact` as in `run_segments`."""
@@ -99,7 +100,7 @@ def find_culprit(
         del session
         if culprit:
             return culprit
-        progress(done + 1, total)
+        progress.update("looking for the fault", done + 1, total)
     return None
 
 

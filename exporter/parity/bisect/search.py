@@ -6,7 +6,7 @@ situations that missed, with fp32 activations; if that is right too, with those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from llama_onnx.exporter.parity.bisect.wrong_weights import (
 )
 from llama_onnx.exporter.parity.measure.long import PIECE, in_pieces, long_passage
 from llama_onnx.exporter.parity.measure.rotary import rotary_error, rotating_nodes, rotation_at
-from llama_onnx.exporter.parity.measure.validate import ParityReport, Progress
+from llama_onnx.exporter.parity.measure.validate import ParityReport
 from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.runtime.measure.situations import (
     DECODE,
@@ -42,6 +42,7 @@ from llama_onnx.runtime.measure.situations import (
     run_plainly,
 )
 from llama_onnx.targets.package import MODEL_FILE
+from llama_onnx.targets.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def bisect(
     reference: Checkpoint,
     report: ParityReport,
     out: Path,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Bisection:
     """Find what made `report` miss its thresholds, and write it alone to the folder `out`."""
     missed = [check for check in report.checks if not check.passed]
@@ -108,7 +109,7 @@ def bisect(
         names = {c.situation for c in missed if c.threshold.measure in asked}
         if names:
             search = _search(package, weights, report, cause, names)
-            culprit = search.run(_label(progress))
+            culprit = search.run(progress)
             if culprit:
                 return Bisection(_report_culprit(search, culprit, out), "")
     return Bisection(None, _note(report, measures))
@@ -147,7 +148,7 @@ class _Search:
     def exact(self) -> bool:
         return self.cause == "graph"
 
-    def run(self, progress: Callable[[int, int], None]) -> Culprit | None:
+    def run(self, progress: Progress) -> Culprit | None:
         return find_culprit(
             self.package,
             self.weights,
@@ -291,11 +292,3 @@ def _report_culprit(search: _Search, culprit: Culprit, out: Path) -> Finding:
         tuple(where_in_graph(culprit, search.program, search.weights.config)),
         str(out),
     )
-
-
-def _label(progress: Progress | None) -> Callable[[int, int], None]:
-    def report(done: int, total: int) -> None:
-        if progress:
-            progress("looking for the fault", done, total)
-
-    return report

@@ -6,7 +6,7 @@ that are looked at, and nobody is fed more than `PIECE` tokens at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from llama_onnx.runtime.measure.situations import (
     Step,
     try_situation,
 )
+from llama_onnx.targets.progress import Progress
 
 PIECE = 512
 """Tokens of one step at most: a step's logits are all there at once."""
@@ -69,7 +70,7 @@ def measure_long(
     reference: Checkpoint,
     prompts: Sequence[Ids],
     trained_length: int | None,
-    progress: Callable[[int, int], None],
+    progress: Progress,
     adapter: Adapter | None = None,
 ) -> LongContext:
     """Run LONG_CONTEXT on `prompts` repeated until the context is full."""
@@ -85,7 +86,7 @@ def measure_long(
         if stage.label == HEAD:
             graph = [found for _, found in stage.graph]
             (original,), (ours,) = stage.original, stage.dequantized
-        progress(done + 1, total)
+        progress.update("the whole context", done + 1, total)
     sides = {
         "graph": (ours, _logits(graph)),
         "shipped": (ours, _logits(shipped)),

@@ -5,7 +5,7 @@ This is the only time that a whole session is in memory, and PyTorch is not load
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -23,6 +23,7 @@ from llama_onnx.runtime.measure.situations import (
 )
 from llama_onnx.runtime.measure.speed import Speed, measure_speed
 from llama_onnx.runtime.memory import give_back_what_is_freed
+from llama_onnx.targets.progress import Progress
 
 _KEPT = 24  # positions of one observation that are kept, where not all of them are
 
@@ -55,23 +56,23 @@ def run_shipped(
     asked: Asked,
     short: Asked,
     situations: Sequence[Situation],
-    progress: Callable[[int, int], None],
+    progress: Progress,
     adapter: Adapter | None = None,
 ) -> Shipped:
     """Continue the prompts of both, then try every situation on those of the first."""
     graph = GraphSession.open(package, adapter)
     total = 2 + len(situations)
     passages = _continue(graph, asked)
-    progress(1, total)
+    progress.update("onnxruntime", 1, total)
     continued = _continue(graph, short)
-    progress(2, total)
+    progress.update("onnxruntime", 2, total)
     observations = {}
     for index, situation in enumerate(situations):
         found = try_situation(situation, graph, passages)
         kept = found if looks_everywhere(situation) else map(_thin, found)
         observations[situation.name] = [_on_disk(observation) for observation in kept]
         give_back_what_is_freed()
-        progress(3 + index, total)
+        progress.update("onnxruntime", 3 + index, total)
     longest = max(passages, key=lambda passage: passage.prompt)
     speed = measure_speed(graph, longest.ids, longest.prompt)
     return Shipped(passages, continued, observations, speed)

@@ -18,7 +18,7 @@ One session, or one layer of each model, is in memory at a time, besides the log
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,8 @@ from llama_onnx.runtime.measure.speed import Speed
 from llama_onnx.runtime.measure.thresholds import Check, check, thresholds
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import MODEL_FILE, ModelPackage
+from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.providers import CPU
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, steps done, and steps in all."""
 
 # What makes a model another function; names of tokens and the length of the context do not.
 _SAME = (
@@ -206,7 +204,7 @@ def validate(
     swapped: tuple[str, Path] | None = None,
     max_kl: float | None = None,
     thorough: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[ParityReport, Evidence]:
     """Measure `package` against `reference` on what is `asked`. The two tokenizers are compared on
     a fixed set of texts and on `texts`; `situations` None are all that mean something to the graph.
@@ -226,12 +224,11 @@ def validate(
     if situations is None:
         situations = situations_of(shared_buffer=weights.ragged)
     evidence = gather(package, ours, theirs, asked, short, situations, progress, adapter)
-    distance = compare_weights(weights, reference, _label("weights", progress))
+    distance = compare_weights(weights, reference, progress)
     trained = _trained_length(reference)
     long = None
     if thorough:
-        step = _label("the whole context", progress)
-        long = measure_long(package, ours, theirs, asked.prompts, trained, step, adapter)
+        long = measure_long(package, ours, theirs, asked.prompts, trained, progress, adapter)
     measurements = (*_measurements(evidence), *_of_the_long(long))
     greedy = _greedy(evidence)
     values = {
@@ -303,12 +300,11 @@ def gather(
     asked: Asked,
     short: Asked,
     situations: Sequence[Situation],
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     adapter: Adapter | None = None,
 ) -> Evidence:
     """Run the package as it ships, then its graph beside the two references."""
-    label = _label("onnxruntime", progress)
-    shipped = run_shipped(package, asked, short, situations, label, adapter)
+    shipped = run_shipped(package, asked, short, situations, progress, adapter)
     passages = shipped.passages
     # A session's own ways to run (threads, one buffer) mean nothing to a graph in pieces.
     plain = [s for s in situations if s.run is run_plainly]
@@ -330,7 +326,7 @@ def gather(
             )
         lost = _relative_l2(zip(stage.original, stage.dequantized, strict=True))
         layers.append(LayerError(stage.label, error, lost))
-        _label("layer by layer", progress)(done + 1, total)
+        progress.update("layer by layer", done + 1, total)
     n = len(passages)
     return Evidence(
         shipped=shipped,
@@ -453,11 +449,3 @@ def _trained_length(reference: Checkpoint) -> int | None:
     if scaling.rope_type == "linear":  # which has no key for it
         return int(config.max_position_embeddings / scaling.factor)
     return scaling.original_max_position_embeddings
-
-
-def _label(what: str, progress: Progress | None) -> Callable[[int, int], None]:
-    def report(done: int, total: int) -> None:
-        if progress:
-            progress(what, done, total)
-
-    return report

@@ -6,7 +6,7 @@ mixed up; the distance of each weight from its original can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32, LazyTensor
 from llama_onnx.exporter.model.config import read_json
 from llama_onnx.targets.package import MANIFEST
+from llama_onnx.targets.progress import Progress
 
 _CHUNK_VALUES = 1 << 20
 _TIE = 1e-5  # magnitudes this close may have been equal, or the other way round, when rounded
@@ -42,7 +43,7 @@ class WeightError:
 
 
 def compare_weights(
-    package: PackageCheckpoint, reference: Checkpoint, progress: Callable[[int, int], None]
+    package: PackageCheckpoint, reference: Checkpoint, progress: Progress
 ) -> WeightError:
     """Compare every tensor of `package` with `reference`'s, a few rows of each at a time."""
     names = list(package.config.tensor_shapes())
@@ -58,7 +59,7 @@ def compare_weights(
         steps[name] = float(np.max(farthest))  # a NaN is the worst of all
         if to_nearest and found.dtype.startswith("INT"):
             blocks[name] = float(np.max(largest))
-        progress(index + 1, len(names))
+        progress.update("weights", index + 1, len(names))
     worst = _worst(steps)
     if not blocks:
         return WeightError(steps[worst], worst)

@@ -27,12 +27,13 @@ from llama_onnx.exporter.checkpoints.meta import MetaCheckpoint
 from llama_onnx.exporter.checkpoints.meta_params import config_from_params
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.checkpoint import check_tensors
-from llama_onnx.exporter.packaging.export import Silent, export_package
+from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.plan import Options
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.exporter.tokenizer.model_file import ModelFileFacts
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.progress import Silent
 from tests.exporter.checkpoints import test_gguf
 from tests.exporter.tokenizer.test_tokenizers import model_named, proto, spm_metadata
 from tests.support import tiny

@@ -141,11 +141,12 @@ def test_killed_and_resumed(source: Path, unbroken: Path, tmp_path: Path) -> Non
     out = tmp_path / "ö out"
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from llama_onnx.exporter.packaging.export import Silent, export_package\n"
+        "from llama_onnx.exporter.packaging.export import export_package\n"
+        "from llama_onnx.targets.progress import Silent\n"
         "from llama_onnx.exporter.packaging.plan import Options\n"
         "from llama_onnx.targets.cpu import TARGET\n"
         "class Slow(Silent):\n"
-        "    def advance(self, what, num_bytes): time.sleep(0.05)\n"
+        "    def update(self, *_): time.sleep(0.05)\n"
         "export_package(Path(sys.argv[1]), Path(sys.argv[2]), TARGET, Options('int4'),"
         " progress=Slow())\n"
     )

@@ -14,6 +14,7 @@ from llama_onnx.exporter.model.checkpoint import LazyTensor
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.reference import walk as walk_module
 from llama_onnx.exporter.reference.walk import decoder_layers, reference_config, walk
+from llama_onnx.targets.progress import Silent, Unit
 from tests.support import tiny
 
 TIED = replace(tiny.GQA, tie_word_embeddings=True)
@@ -123,8 +124,17 @@ def test_matrices_are_read_once_for_all_sequences_and_the_embedding_by_rows(
     assert others == sorted(tiny.GQA.tensor_shapes().keys() - {embedding})
 
 
+class Seen(Silent):
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, int]] = []
+
+    def update(self, what: str, done: int, total: int, unit: Unit = "steps") -> None:
+        self.seen.append((what, done, total))
+
+
 def test_progress_counts_embedding_layers_and_head(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    progress = Seen()
     checkpoint = HuggingFaceCheckpoint.open(tiny.write_huggingface(tmp_path))
-    walk(checkpoint, sequences(tiny.GQA)[:1], lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    walk(checkpoint, sequences(tiny.GQA)[:1], progress)
+    stages = ["embedding", "layer 0", "layer 1", "layer 2", "head"]
+    assert progress.seen == [(stage, done + 1, 5) for done, stage in enumerate(stages)]

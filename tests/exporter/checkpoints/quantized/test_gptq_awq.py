@@ -31,12 +31,13 @@ from llama_onnx.exporter.checkpoints.quantized.packed import pack, unpack
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.packaging.export import ExportResult, Silent, export_package
+from llama_onnx.exporter.packaging.export import ExportResult, export_package
 from llama_onnx.exporter.packaging.plan import Options, make_plan
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError, UsageError
+from llama_onnx.targets.progress import Silent, Unit
 from tests.exporter.reference.test_walk import run_whole, whole_model
 from tests.support import adapters, quantized, tiny
 from tests.support.faults import edit
@@ -369,7 +370,7 @@ class Stop(Silent):
     def __init__(self, what: str) -> None:
         self.what = what
 
-    def advance(self, what: str, num_bytes: int) -> None:
+    def update(self, what: str, done: int, total: int, unit: Unit = "steps") -> None:
         if what == self.what:
             raise KeyboardInterrupt
 

@@ -25,6 +25,7 @@ from llama_onnx.exporter.reference.walk import walk
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.situations import LONG_CONTEXT, Passage
 from llama_onnx.targets.cpu import TARGET
+from llama_onnx.targets.progress import SILENT
 from tests.support import tiny
 
 CONTEXT, TRAINED = 2304, 576
@@ -50,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def measured(package: Path, source: Path) -> LongContext:
     prompts = [np.arange(5, 40), np.arange(100, 160)]
     weights, reference = PackageCheckpoint.open(package), open_checkpoint(source)
-    return measure_long(package, weights, reference, prompts, TRAINED, lambda done, total: None)
+    return measure_long(package, weights, reference, prompts, TRAINED, SILENT)
 
 
 def test_a_sound_package_holds_up_to_the_end(made: tuple[Path, Path]) -> None:
