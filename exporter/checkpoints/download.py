@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.checkpoints.huggingface import SINGLES, find_shards, indexed_names
-from llama_onnx.exporter.model.checkpoint import LICENCE_PATTERNS
 from llama_onnx.targets.errors import CheckpointError, LlamaOnnxError, ResourceError, UsageError
+from llama_onnx.targets.licences import file_patterns
 
 if TYPE_CHECKING:
     from huggingface_hub import SafetensorsFileMetadata
@@ -38,7 +38,7 @@ _SMALL_FILES = [
     "checklist.chk",
     "tokenizer_checklist.chk",
     *(f"{single}.index.json" for single in SINGLES),
-    *LICENCE_PATTERNS,
+    *file_patterns(),
 ]
 _META_SHARDS = "consolidated.*.pth"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")

@@ -29,6 +29,7 @@ from llama_onnx.exporter.model.checkpoint import (
 from llama_onnx.exporter.model.config import LlamaConfig, read_json
 from llama_onnx.exporter.model.interleaved import half_split_rows
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.licences import TERMS, kind_of
 
 _ROWS, _COLUMNS, _COPIES = "rows", "columns", "copies"
 _MODEL_PARTS = {
@@ -102,9 +103,11 @@ class MetaCheckpoint(TensorsByName):
     def licence_files(self) -> Sequence[Path]:
         """Licence, policy, notice and model card; the download keeps them a folder above."""
         own = find_licences(self.path)
-        names = {file.name for file in own} | {"README.md"}  # up there it may be about anything
+        names = {file.name for file in own}
         above = find_licences(self.path.resolve().parent)
-        return [*own, *(file for file in above if file.name not in names)]
+        # A README.md up there may be about anything.
+        terms = [file for file in above if kind_of(file.name) in TERMS]
+        return [*own, *(file for file in terms if file.name not in names)]
 
     def search_defaults(self) -> dict[str, Any]:
         """Meta's download has no sampling defaults."""

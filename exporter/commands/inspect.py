@@ -15,6 +15,7 @@ from llama_onnx.exporter.commands.options import Source, gigabytes, headers_of
 from llama_onnx.exporter.commands.placement import print_placement
 from llama_onnx.runtime.commands.options import provider_options
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.licences import of_kind
 from llama_onnx.targets.package import MANIFEST, ModelPackage
 
 if TYPE_CHECKING:
@@ -141,12 +142,12 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
 
 def _missing(checkpoint: Checkpoint) -> list[str]:
     """What a package made from `checkpoint` would lack."""
-    from llama_onnx.exporter.model.checkpoint import has_licence
     from llama_onnx.exporter.tokenizer.source import tokenizer_kind
 
+    names = [file.name for file in checkpoint.licence_files()]
     present = {
         "tokenizer": tokenizer_kind(checkpoint.path) is not None,
-        "licence": has_licence(checkpoint.licence_files()),
+        "licence": bool(of_kind(names, "license")),
         "end token": bool(checkpoint.config.eos_token_ids),
     }
     return [name for name, there in present.items() if not there]

@@ -17,11 +17,9 @@ import numpy.typing as npt
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Blocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.licences import kind_of
 
 Float32 = npt.NDArray[np.float32]
-
-LICENCE_PATTERNS = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*", "README.md")
-"""Files that must travel with the weights wherever they go."""
 
 _HALF_BITS = np.uint32(0x8FFFE000).astype(np.int32)
 """Sign, exponent and fraction of a float16 that was sign-extended and moved up by 13 bits."""
@@ -261,11 +259,5 @@ def file_fingerprint(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def find_licences(folder: Path) -> list[Path]:
-    """Licence, policy, notice and model card files in `folder`, each once."""
-    found = {path for pattern in LICENCE_PATTERNS for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file())
-
-
-def has_licence(files: Iterable[Path]) -> bool:
-    """Whether one of `files` is a licence, not only a policy, a notice or a model card."""
-    return any(file.name.upper().startswith(("LICENSE", "LICENCE")) for file in files)
+    """Return the files in `folder` that travel with the weights, see `targets.licences`."""
+    return sorted(path for path in folder.glob("*") if kind_of(path.name) and path.is_file())

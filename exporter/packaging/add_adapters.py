@@ -10,6 +10,7 @@ from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.adapters import KeptAdapter, open_kept
 from llama_onnx.exporter.packaging.export import try_package
+from llama_onnx.exporter.packaging.licences import package_file
 from llama_onnx.exporter.parity.measure.validate import check_same_model
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage, check_unsigned, renew_manifest
@@ -63,5 +64,4 @@ def _check_room(package: ModelPackage, adapters: Sequence[KeptAdapter]) -> None:
 def _copy_licences(adapter: KeptAdapter, package: Path) -> None:
     """Under the adapter's name, since the base has files called so too."""
     for file in adapter.licence_files():
-        stem = "MODEL_CARD" if file.name == "README.md" else file.stem
-        shutil.copyfile(file, package / f"{stem}-{adapter.name}{file.suffix}")
+        shutil.copyfile(file, package / package_file(file, f"-{adapter.name}"))

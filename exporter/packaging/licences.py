@@ -1,15 +1,21 @@
-"""Licences travel with the weights: what stands beside a checkpoint goes into its package."""
+"""Licenses travel with the weights: what lies beside a checkpoint goes into its package."""
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from llama_onnx.exporter.checkpoints.hub import hub_origin
-from llama_onnx.exporter.model.checkpoint import Checkpoint, has_licence
+from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.targets.licences import (
+    PACKAGE_CARD,
+    kind_of,
+    llama_generation,
+    of_kind,
+    required_kinds,
+)
 
 LLAMA_2_NOTICE = (
     "Llama 2 is licensed under the LLAMA 2 Community License, "
@@ -21,19 +27,18 @@ LLAMA_2_NOTICE = (
 def copy_licences(
     checkpoint: Checkpoint, folder: Path, others: Sequence[Path] = ()
 ) -> tuple[str, ...]:
-    """Copy licence, use policy, notice and model card to `folder`, and `others`, which belong to
-    what travels with the model; returns warnings for people.
+    """Copy license, use policy, notice and model card to `folder`, then `others`, the files of
+    adapters that the package holds too; return warnings for people.
 
-    A checkpoint whose path says Llama 2 gets the NOTICE its licence asks for, if it brings none.
+    A Llama 2 without a NOTICE gets the one its license asks for.
     """
     files = checkpoint.licence_files()
     _copy([*files, *others], folder)
-    llama_2 = is_llama_2(checkpoint.path)
-    if llama_2 and not any(file.name.upper().startswith("NOTICE") for file in files):
+    names = [file.name for file in files]
+    generation = llama_generation(model_name(checkpoint.path), files)
+    if generation == 2 and not of_kind(names, "notice"):
         (folder / "NOTICE").write_bytes(LLAMA_2_NOTICE.encode())
-    missing = [] if has_licence(files) else ["licence"]
-    if llama_2 and not any(file.name.upper().startswith("USE_POLICY") for file in files):
-        missing.append("use policy")
+    missing = [kind for kind in required_kinds(generation) if not of_kind(names, kind)]
     if not missing:
         return ()
     what = " and ".join(missing)
@@ -43,19 +48,29 @@ def copy_licences(
     )
 
 
-def is_llama_2(path: Path) -> bool:
-    """Whether the name of a checkpoint's file or folder, or of the folder it lies in, says so."""
+def model_name(path: Path) -> str:
+    """Return what a checkpoint is called: its hub name, or the names of its file or folder and of
+    the folder above, since downloads often end in one called `snapshot` or `hf`."""
     origin = hub_origin(path)
-    names = origin.repo if origin else " ".join(path.resolve().parts[-2:])
-    return re.search(r"(?<![a-z])llama[-_ ]?2(?![0-9])", names, re.IGNORECASE) is not None
+    return origin.repo if origin else " ".join(path.resolve().parts[-2:])
+
+
+def package_file(file: Path, suffix: str = "") -> str:
+    """Return the name that the license file or model card `file` gets in a package, with `suffix`
+    before its extension.
+
+    >>> package_file(Path("LICENSE.txt"), "-2"), package_file(Path("README.md"))
+    ('LICENSE-2.txt', 'MODEL_CARD.md')
+    """
+    name = Path(PACKAGE_CARD if kind_of(file.name) == "model card" else file.name)
+    return f"{name.stem}{suffix}{name.suffix}"
 
 
 def _copy(files: Sequence[Path], folder: Path) -> None:
     seen: Counter[str] = Counter()
     for file in files:
-        # A model card is kept, but not as the package's own README.
-        name = Path("MODEL_CARD.md" if file.name == "README.md" else file.name)
-        seen[name.name] += 1
-        # An adapter has a licence of its own beside the base's, often under the same name.
-        suffix = f"-{seen[name.name]}" if seen[name.name] > 1 else ""
-        shutil.copyfile(file, folder / f"{name.stem}{suffix}{name.suffix}")
+        # An adapter has a license too, often under the same name as the base's.
+        name = package_file(file)
+        seen[name] += 1
+        suffix = f"-{seen[name]}" if seen[name] > 1 else ""
+        shutil.copyfile(file, folder / package_file(file, suffix))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 import zipfile
@@ -15,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.licences import (
+    file_start,
+    llama_generation,
+    of_kind,
+    required_kinds,
+)
 from llama_onnx.targets.package import (
     MANIFEST,
     PARTIAL_SUFFIX,
@@ -30,8 +35,6 @@ from llama_onnx.targets.signature import Signer, write_signature
 BUNDLE = "bundle.json"
 SUMS = "SHA256SUMS"
 FORMAT_VERSION = 1
-
-_LLAMA = re.compile(r"(?<![a-z])llama[-_ ]?[234](?![0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -133,31 +136,18 @@ def check_licences(package: ModelPackage) -> None:
 
     That is a licence for every model, and for Meta's Llama its use policy too.
     """
-    names = [name.upper() for name in package.manifest["files"]]
-    needed: dict[str, tuple[str, ...]] = {"licence (LICENSE)": ("LICENSE", "LICENCE")}
-    if is_llama(package):
-        needed["use policy (USE_POLICY)"] = ("USE_POLICY",)
+    name = str(package.manifest["source"].get("name", ""))
+    generation = llama_generation(name, [package.path / file for file in package.files])
     missing = [
-        what
-        for what, starts in needed.items()
-        if not any(name.startswith(starts) for name in names)
+        f"{kind} ({file_start(kind)})"
+        for kind in required_kinds(generation)
+        if not of_kind(package.files, kind)
     ]
     if missing:
         raise PackageError(
             f"{package.path} has no {' and no '.join(missing)} to pass the model on with: export "
             "it from a source that has, or say --i-have-the-licence if you may do without."
         )
-
-
-def is_llama(package: ModelPackage) -> bool:
-    """Whether the name of a package's source, or its licence or notice, says Llama 2 or later."""
-    texts = [str(package.manifest["source"].get("name", ""))]
-    for name in package.manifest["files"]:
-        if name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")):
-            # The title is enough, and what calls itself a licence may be a file of any size.
-            with (package.path / name).open("rb") as file:
-                texts.append(file.read(4096).decode("utf-8", "replace"))
-    return any(_LLAMA.search(text) for text in texts)
 
 
 def copy_package(package: ModelPackage, folder: Path) -> None:

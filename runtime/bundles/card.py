@@ -11,6 +11,7 @@ from typing import Any
 
 from llama_onnx.runtime.bundles.clouds import TEMPLATES
 from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.licences import PACKAGE_CARD, TERMS, of_kind, title
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.providers import CPU
 from llama_onnx.targets.registry import get_target
@@ -114,8 +115,8 @@ def _metadata(package: ModelPackage) -> Iterator[str]:
 
 
 def _carried(package: ModelPackage) -> Iterator[tuple[str, str]]:
-    card = package.path / "MODEL_CARD.md"
-    if "MODEL_CARD.md" not in package.manifest["files"]:
+    card = package.path / PACKAGE_CARD
+    if PACKAGE_CARD not in package.files:
         return
     head = re.match(r"---\n(.*?)\n---\s", card.read_text("utf-8", "replace"), re.DOTALL)
     for match in _CARRIED.finditer(head[1] if head else ""):
@@ -123,10 +124,9 @@ def _carried(package: ModelPackage) -> Iterator[tuple[str, str]]:
 
 
 def _licence_lines(package: ModelPackage) -> Iterator[str]:
-    files = [name for name in package.manifest["files"] if _is_licence(name)]
+    files = of_kind(package.files, "license", "notice")
     for name in files:
-        with (package.path / name).open("rb") as file:
-            text = file.read(4096).decode("utf-8", "replace")
+        text = title(package.path / name)
         known = [key for key, title in _LICENCES.items() if re.search(title, text, re.IGNORECASE)]
         if known:
             yield f"license: {known[0]}"
@@ -137,10 +137,6 @@ def _licence_lines(package: ModelPackage) -> Iterator[str]:
         yield f"license_link: {json.dumps(files[0])}"
     else:
         yield "license: unknown"
-
-
-def _is_licence(name: str) -> bool:
-    return name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
 
 
 # ---- text ----------------------------------------------------------------------------------------
@@ -215,11 +211,7 @@ def _template(name: str) -> Template:
 
 
 def _licence(package: ModelPackage) -> str:
-    files = [
-        name
-        for name in package.manifest["files"]
-        if _is_licence(name) or name.upper().startswith("USE_POLICY")
-    ]
+    files = of_kind(package.files, *TERMS)
     if not files:
         return "The package came without a licence file; the terms of the original model hold."
     links = ", ".join(f"[{name}]({name})" for name in files)

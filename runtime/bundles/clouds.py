@@ -15,6 +15,7 @@ from string import Template
 
 from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.licences import TERMS, of_kind
 from llama_onnx.targets.package import ModelPackage
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -112,8 +113,7 @@ def copy_runtime(folder: Path) -> None:
 
 def licence_files(package: ModelPackage) -> str:
     """The package's licence files, for a sentence."""
-    starts = ("LICENSE", "LICENCE", "USE_POLICY", "NOTICE")
-    names = [name for name in package.manifest["files"] if name.upper().startswith(starts)]
+    names = of_kind(package.files, *TERMS)
     return ", ".join(f"`{name}`" for name in names) or "none came with it"
 
 

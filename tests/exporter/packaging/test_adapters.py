@@ -526,7 +526,7 @@ def test_licences_travel_and_the_adapter_s_is_not_the_base_s(tmp_path: Path) -> 
     out = tmp_path / "out"
     result = export_package(source, out, TARGET, Options("int4"), kept={"qv": folder})
     assert (out / "LICENSE").read_text(encoding="utf-8") == "the adapter's"
-    assert any("base has no licence file" in warning for warning in result.warnings)
+    assert any("base has no license file" in warning for warning in result.warnings)
 
 
 def test_a_tokenizer_of_its_own_is_said_to_be_left_out(source: Path, tmp_path: Path) -> None:

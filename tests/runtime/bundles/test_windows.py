@@ -123,10 +123,10 @@ def test_the_package_has_its_sums_and_its_self_test(
 @pytest.mark.parametrize(
     ("patterns", "source", "message"),
     [
-        (["LICENSE*"], "checkpoint", r"no licence \(LICENSE\) to pass"),
+        (["LICENSE*"], "checkpoint", r"no license \(LICENSE\) to pass"),
         (["USE_POLICY*"], "Llama-2-7b-chat-hf", r"no use policy \(USE_POLICY\) to pass"),
         (["USE_POLICY*"], "llama2-7b.gguf", "no use policy"),
-        (["LICENSE*", "USE_POLICY*"], "Llama-2-7b", "no licence .* and no use policy"),
+        (["LICENSE*", "USE_POLICY*"], "Llama-2-7b", "no license .* and no use policy"),
     ],
 )
 def test_a_model_without_its_licence_is_refused_unless_its_owner_says_so(
