@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from llama_onnx.targets.errors import LlamaOnnxError, MissingDependencyError
+from llama_onnx.targets.extras import missing_extra
 
 _COMMANDS = {
     "export": "llama_onnx.exporter.commands.export",
@@ -68,10 +69,7 @@ def _system_error(error: OSError) -> str:
 
 def _missing(verb: str, error: ModuleNotFoundError) -> MissingDependencyError:
     extra = _EXTRAS[_COMMANDS[verb].split(".")[1]]
-    return MissingDependencyError(
-        f"`llama-onnx {verb}` needs the package {error.name}, which is not "
-        f'installed: run `pip install "llama-onnx[{extra}]"`.'
-    )
+    return missing_extra(f"`llama-onnx {verb}`", error.name, extra)
 
 
 class _Misuse(click.ClickException):

@@ -1,4 +1,4 @@
-"""The arrows of docs/architecture.md: exporter -> runtime -> targets, never the other way."""
+"""The arrows of docs/architecture.md: api -> exporter -> runtime -> targets, never back."""
 
 from __future__ import annotations
 
@@ -85,10 +85,20 @@ def test_a_light_house_imports_only_light_libraries(house: str) -> None:
     assert {path: names for path, names in wrong.items() if names} == {}
 
 
+def test_only_the_public_names_are_at_the_top() -> None:
+    """`from llama_onnx import name` in a house would be an arrow up, to `api`."""
+    assert {path.name for path in modules("api")} == {"__init__.py", "_calls.py"}
+    houses = {"llama_onnx." + name for name in (*MAY_IMPORT, "_calls")}
+    for path in modules("api"):
+        ours = [name for name in imports(path) if name.startswith("llama_onnx")]
+        assert all(".".join(name.split(".")[:2]) in houses for name in ours), path
+
+
 @pytest.mark.parametrize(
     "code",
     [
         "import llama_onnx.exporter.cli",
+        "from llama_onnx import Llama",
         "from llama_onnx import exporter",
         "from llama_onnx.runtime import model",
         "from ..runtime.model import Llama",
@@ -125,7 +135,11 @@ def test_the_guard_sees_a_heavy_library(tmp_path: Path, monkeypatch: pytest.Monk
         ),
         ("llama_onnx.runtime.commands.generate", "torch transformers onnx onnxruntime_genai numpy"),
         ("llama_onnx.runtime.commands.chat", "torch transformers onnx onnxruntime_genai numpy"),
-        ("llama_onnx.runtime.llama.model", "torch transformers onnx click rich"),
+        ("llama_onnx", "torch transformers onnx onnxruntime onnxruntime_genai numpy click rich"),
+        (
+            "llama_onnx.runtime.llama.model",
+            "torch transformers onnx onnxruntime onnxruntime_genai tokenizers click rich",
+        ),
         ("llama_onnx.targets.package", "torch transformers onnx onnxruntime numpy click rich"),
         ("llama_onnx.targets.signature", "cryptography numpy click rich"),
     ],

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from llama_onnx.exporter.checkpoints.hub import HubId
+from llama_onnx.exporter.checkpoints.hub import HubId, find_source
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import TARGETS
 
@@ -26,9 +26,9 @@ class _Source(click.ParamType[Path | HubId]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path | HubId:
-        hub = HubId.parse(str(value))
-        if hub is not None and not Path(value).exists():
-            return hub
+        source = find_source(str(value))
+        if isinstance(source, HubId):
+            return source
         existing: Path = click.Path(exists=True, path_type=Path).convert(value, param, ctx)
         return existing
 
