@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.provider import Provider
-from llama_onnx.targets.providers import PROVIDERS, get_provider
+from llama_onnx.targets.providers import CPU, PROVIDERS, get_provider
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -25,7 +28,16 @@ adapter_option = click.option(
 
 
 def provider_options(command: _Command) -> _Command:
-    """Add `--provider` and `--allow-fallback`."""
+    """Add `--provider` and `--allow-fallback`; refuse the second where there is nothing to fall
+    back from."""
+
+    @wraps(command)
+    def checked(*args: Any, provider: Provider | None, allow_fallback: bool, **rest: Any) -> Any:
+        if allow_fallback and provider == CPU:
+            raise UsageError("--allow-fallback has no effect with --provider cpu: leave it out.")
+        return command(*args, provider=provider, allow_fallback=allow_fallback, **rest)
+
+    decorated: Any = checked
     for option in (
         click.option(
             "--allow-fallback",
@@ -39,8 +51,9 @@ def provider_options(command: _Command) -> _Command:
             help=f"What computes: {', '.join(PROVIDERS)}.  [default: the package's target]",
         ),
     ):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    result: _Command = decorated
+    return result
 
 
 def _provider(_: click.Context, __: click.Parameter, name: str | None) -> Provider | None:
@@ -65,8 +78,36 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
     )
 
     def decorate(command: _Command) -> _Command:
+        @wraps(command)
+        def checked(*args: Any, **values: Any) -> Any:
+            _refuse_greedy_sampling(**values)
+            return command(*args, **values)
+
+        decorated: Any = checked
         for option in reversed(options):
-            command = option(command)
-        return command
+            decorated = option(decorated)
+        result: _Command = decorated
+        return result
 
     return decorate
+
+
+def _refuse_greedy_sampling(*, package: Path, temperature: float | None, **rest: Any) -> None:
+    """Raise `UsageError` for a sampling option that a greedy answer does not use."""
+    given = [name for name in ("top_k", "top_p", "seed") if rest[name] is not None]
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if given and temperature == 0:
+        raise UsageError(f"--temperature 0 is greedy, so {flags} has no effect: leave it out.")
+    if given == ["seed"] and temperature is None and not _samples(package):
+        raise UsageError(
+            "--seed has no effect on a greedy answer: add --temperature, --top-k or --top-p."
+        )
+
+
+def _samples(package: Path) -> bool:
+    """Whether the package samples by default. A damaged one is refused when it is opened."""
+    try:
+        search = json.loads((package / "genai_config.json").read_text("utf-8"))["search"]
+        return bool(search["do_sample"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
