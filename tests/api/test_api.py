@@ -91,6 +91,7 @@ def test_the_options_are_those_of_the_exporter(function: Any) -> None:
     defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
     known = {field.name: field.default for field in fields(Options)}
     assert known.items() <= defaults.items()
+    assert [name for name in defaults if name in known] == list(known)
 
 
 def test_names() -> None:
