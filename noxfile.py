@@ -51,7 +51,7 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """pytest; arguments after `--` are handed on."""
+    """pytest, the examples in docstrings included; arguments after `--` are passed on."""
     _install(session, "-e", ".[export,cpu,test]")
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 

@@ -1,4 +1,5 @@
-"""The command line's root. Commands load when they are called: `chat` must not import torch."""
+"""The root of the command line. A command's module loads when it is called, so that `chat` does not
+import torch."""
 
 from __future__ import annotations
 
@@ -115,7 +116,7 @@ def _missing(verb: str, error: ModuleNotFoundError) -> MissingDependencyError:
 
 
 class _Misuse(click.ClickException):
-    """A call that cannot be carried out; click's own UsageError would print the usage as well."""
+    """A call that cannot be carried out. Unlike click's UsageError it does not print the usage."""
 
     exit_code = 2
 
