@@ -40,16 +40,20 @@ def typecheck(session: nox.Session) -> None:
     """mypy --strict, on the installed wheel and on the tests."""
     # From the wheel, because mypy does not see through the hook of an editable install.
     _install(session, ".[export,cpu,test]", "nox", MYPY, "types-psutil")
-    houses = ("exporter", "runtime", "targets")
-    session.run("mypy", *(flag for house in houses for flag in ("-p", f"llama_onnx.{house}")))
+    session.run("mypy", "-p", "llama_onnx")
     session.run(
         "mypy", "--explicit-package-bases", "tests", "examples", "benchmarks/trials", "noxfile.py"
     )
+    # What a user's project sees: without this project's settings, away from the checkout.
+    user = Path(session.create_tmp(), "typed_user.py")
+    shutil.copyfile("tests/api/typed_user.py", user)
+    session.chdir(user.parent)
+    session.run("mypy", "--strict", "--config-file=", user.name)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """pytest; arguments after `--` are handed on."""
+    """pytest, the examples in docstrings included; arguments after `--` are passed on."""
     _install(session, "-e", ".[export,cpu,test]")
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
@@ -74,21 +78,31 @@ def webgpu(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=False)
 def build(session: nox.Session) -> None:
-    """Build the wheel and use it in an empty environment, with the runtime alone."""
+    """Use the wheel in an empty environment: bare, then with the runtime; editable installs too."""
     _remove_build()
     wheels = Path(session.create_tmp(), "wheels").resolve()
     shutil.rmtree(wheels, ignore_errors=True)
     session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(wheels), ".")
     (wheel,) = wheels.glob("llama_onnx-*.whl")
-    session.install(f"{wheel}[cpu]")
+    shows = Path("tests/support/bare.py").resolve()
     # Away from the checkout, so that only what the wheel holds can be imported.
+    with session.chdir(wheels):
+        session.install(str(wheel))
+        session.run("python", str(shows))
+    for editable in ((), ("--config-settings", "editable_mode=strict")):
+        session.install("--no-deps", "-e", ".", *editable)
+        with session.chdir(wheels):
+            session.run("python", str(shows))
+    session.run("python", "-m", "pip", "uninstall", "--yes", "llama-onnx")
+    session.install(f"{wheel}[cpu]")
+    _remove_build()  # of the strict installation
     session.chdir(wheels)
     session.run("llama-onnx", "--help")
     session.run("llama-onnx", "targets")
     said = session.run(
         "llama-onnx", "export", ".", "out", silent=True, success_codes=[1], log=False
     )
-    if 'pip install "llama-onnx[export,cpu]"' not in str(said):
+    if 'python -m pip install ".[export,cpu]"' not in str(said):
         session.error(f"`export` without its extra must name it, but said: {said}")
 
 

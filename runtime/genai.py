@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingDependencyError(
         f"Running a package needs {error.name}, which is not installed: "
-        'run `pip install "llama-onnx[cpu]"`.'
+        'run `python -m pip install ".[cpu]"` in a clone of llama-onnx.'
     ) from None
 
 if _quiet and hasattr(og, "disable_telemetry_events"):

@@ -1,4 +1,4 @@
-"""The shape of the source: imports run exporter -> runtime -> targets, and rooms stay apart.
+"""The shape of the source: imports run api -> exporter -> runtime -> targets, and rooms stay apart.
 
 `python -m tests.support.import_graph` prints the figures that these tests are about.
 """
@@ -122,10 +122,20 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
     return plant
 
 
+def test_only_the_public_names_are_at_the_top() -> None:
+    """`from llama_onnx import name` in a house would be an arrow up, to `api`."""
+    assert {path.name for path in modules("api")} == {"__init__.py", "_calls.py"}
+    houses = {"llama_onnx." + name for name in (*MAY_IMPORT, "_calls")}
+    for path in modules("api"):
+        ours = [name for name in SOURCE.imports(path) if name.startswith("llama_onnx")]
+        assert all(".".join(name.split(".")[:2]) in houses for name in ours), path
+
+
 @pytest.mark.parametrize(
     "code",
     [
         "import llama_onnx.exporter.cli",
+        "from llama_onnx import Llama",
         "from llama_onnx import exporter",
         "from llama_onnx.runtime import model",
         "from ..runtime.model import Llama",
@@ -233,7 +243,11 @@ def test_components_are_the_circles() -> None:
         ),
         ("llama_onnx.runtime.commands.generate", "torch transformers onnx onnxruntime_genai numpy"),
         ("llama_onnx.runtime.commands.chat", "torch transformers onnx onnxruntime_genai numpy"),
-        ("llama_onnx.runtime.llama.model", "torch transformers onnx click rich"),
+        ("llama_onnx", "torch transformers onnx onnxruntime onnxruntime_genai numpy click rich"),
+        (
+            "llama_onnx.runtime.llama.model",
+            "torch transformers onnx onnxruntime onnxruntime_genai tokenizers click rich",
+        ),
         ("llama_onnx.runtime.ort", "torch transformers onnx onnxruntime click rich"),
         ("llama_onnx.targets.package", "torch transformers onnx onnxruntime numpy click rich"),
         ("llama_onnx.targets.signature", "cryptography numpy click rich"),

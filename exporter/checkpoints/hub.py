@@ -30,6 +30,12 @@ class HubId:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
+def find_source(text: str) -> Path | HubId:
+    """Return the file or folder `text` if it exists, else the hub id it spells, else the path."""
+    hub = HubId.parse(text)
+    return hub if hub is not None and not Path(text).exists() else Path(text)
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a folder of the hub's cache is a copy of."""

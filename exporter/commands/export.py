@@ -18,10 +18,10 @@ from llama_onnx.exporter.commands.options import (
     gigabytes,
     headers_of,
     keep_option,
-    make_options,
     sort_adapters,
 )
 from llama_onnx.exporter.commands.validate import print_report
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import get_target
@@ -92,7 +92,7 @@ def command(
                 source,
                 out,
                 get_target(target),
-                make_options(**options),
+                Options(**options),
                 adapters=merged,
                 kept=kept,
                 resume=resume,

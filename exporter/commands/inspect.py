@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llama_onnx.exporter.checkpoints.hub import HubId
+from llama_onnx.exporter.commands.describe import (
+    describe_config,
+    describe_counts,
+    describe_recipe,
+)
 from llama_onnx.exporter.commands.options import Source, gigabytes, headers_of
 from llama_onnx.exporter.commands.placement import print_placement
 from llama_onnx.runtime.commands.options import provider_options
@@ -23,11 +29,19 @@ if TYPE_CHECKING:
     from llama_onnx.targets.provider import Provider
 
 
+_LABELS = {
+    "dtypes": "types",
+    "licence_files": "license files",
+    "missing": "missing for a package",
+}
+"""Rows whose name is not the key of `--json`."""
+
+
 @click.command(name="inspect")
 @click.argument("path", type=Source)
 @provider_options
 @click.option(
-    "--profile", is_flag=True, help="With --provider: run a step too, and say what executed it."
+    "--profile", is_flag=True, help="With --provider: also run a step and show what executed it."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def command(
@@ -37,17 +51,21 @@ def command(
     profile: bool,
     as_json: bool,
 ) -> None:
-    """Say what PATH is: a checkpoint or a package. Reads headers only; of a model on the hub
-    (OWNER/NAME) no more is downloaded, if its weights are safetensors.
+    """Describe PATH, a checkpoint or a package.
 
-    With --provider a package is opened on it, and ONNX Runtime asked which node runs where. Exit
-    status 1 when the provider does not run every node that has weights.
+    Reads headers only. For a model on the hub (OWNER/NAME) with safetensors weights, only the
+    headers are downloaded.
+
+    With --provider, opens a package on that provider and shows which node ONNX Runtime runs where.
+    Exit status 1 when the provider does not run every node that has weights.
     """
     place = headers_of(path)
     is_package = (place / MANIFEST).exists()
     if provider is None:
         if profile or allow_fallback:
-            raise UsageError("--profile and --allow-fallback need --provider, to open it with.")
+            raise UsageError(
+                "--profile and --allow-fallback have no effect without --provider: add it."
+            )
         facts = package_facts(place) if is_package else checkpoint_facts(place)
         click.echo(json.dumps(facts)) if as_json else _print_facts(path, facts)
         return
@@ -62,7 +80,7 @@ def command(
 def placement_facts(
     model: Path, provider: Provider, allow_fallback: bool, profile: bool
 ) -> dict[str, Any]:
-    """Where the nodes of the graph at `model` run, and with `profile` where a step really ran."""
+    """Return where the nodes of the graph at `model` run, and with `profile` where a step ran."""
     from llama_onnx.runtime.placement.profile import profile_step
     from llama_onnx.runtime.placement.session import open_session
 
@@ -83,13 +101,25 @@ def _print_facts(path: Path | HubId, facts: dict[str, Any]) -> None:
     from rich.text import Text
 
     table = Table(title=Text(str(path)), show_header=False)
-    for name, value in facts.items():
-        table.add_row(name, Text(_for_people(name, value)))
+    for name, value in _rows(facts):
+        table.add_row(name, Text(value))
     Console().print(table)
 
 
+def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and value of each row that people see; recipe and config give several."""
+    tied = facts["config"].get("tie_word_embeddings", False)
+    for name, value in facts.items():
+        if name == "recipe":
+            yield from describe_recipe(value, tied=tied)
+        elif name == "config":
+            yield from describe_config(value)
+        elif name not in ("precision", "bytes"):
+            yield _LABELS.get(name, name.replace("_", " ")), _in_words(name, value, facts)
+
+
 def package_facts(path: Path) -> dict[str, Any]:
-    """What the manifest of the package at `path` says."""
+    """Return what the manifest of the package at `path` says."""
     package = ModelPackage.open(path)
     manifest = package.manifest
     source = manifest["source"]
@@ -109,7 +139,7 @@ def package_facts(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_facts(path: Path) -> dict[str, Any]:
-    """What the headers of the checkpoint at `path` say, and what is missing."""
+    """Return what the headers of the checkpoint at `path` say, and what is missing."""
     from llama_onnx.exporter.model.checkpoint import HoldsCodes, check_tensors
     from llama_onnx.exporter.sources import open_checkpoint
     from llama_onnx.exporter.tokenizer.source import has_chat_template, tokenizer_kind
@@ -141,7 +171,7 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
 
 
 def _missing(checkpoint: Checkpoint) -> list[str]:
-    """What a package made from `checkpoint` would lack."""
+    """Return what a package made from `checkpoint` would lack."""
     from llama_onnx.exporter.tokenizer.source import tokenizer_kind
 
     names = [file.name for file in checkpoint.licence_files()]
@@ -153,19 +183,23 @@ def _missing(checkpoint: Checkpoint) -> list[str]:
     return [name for name, there in present.items() if not there]
 
 
-def _for_people(name: str, value: Any) -> str:
-    if name == "bytes":
-        return gigabytes(value)
+def _in_words(name: str, value: Any, facts: dict[str, Any]) -> str:
+    if name == "kind" and value == "package":
+        return f"package ({facts['precision']})"
     if name == "parameters":
-        return f"{value / 1e6:,.1f} M"
+        return f"{value / 1e6:,.1f} million"
+    if name == "tensors":
+        return f"{value}, {gigabytes(facts['bytes'])}"
+    if name == "dtypes":
+        return describe_counts(value)
     if name == "adapters":
         return "\n".join(_adapter(name, entry) for name, entry in value.items()) or "none"
+    if name == "created_with":
+        return ", ".join(f"{tool} {version}" for tool, version in value.items()) or "unknown"
     if name == "files" and isinstance(value, dict):
         return "\n".join(f"{file}  {gigabytes(size)}" for file, size in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, dict):
-        return "\n".join(f"{key}: {entry}" for key, entry in value.items())
     if isinstance(value, list):
         return "\n".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
@@ -173,4 +207,4 @@ def _for_people(name: str, value: Any) -> str:
 
 def _adapter(name: str, entry: dict[str, Any]) -> str:
     targets = ", ".join(entry.get("targets", []))
-    return f"{name}: rank {entry.get('rank')}, alpha {entry.get('alpha')}, {targets}"
+    return f"{name}: rank {entry.get('rank')}, alpha {entry.get('alpha')}, changes {targets}"

@@ -1,4 +1,4 @@
-"""Prints where the nodes of a package run, for people."""
+"""Print where the nodes of a package run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_placement(path: Path, found: dict[str, Any]) -> None:
-    """Print a table of the providers' shares, then one of what is not where it was asked to be.
+    """Print a table of the providers' shares, then one of the nodes that run elsewhere.
 
     `found` is what `inspect.placement_facts` returns.
     """
@@ -21,7 +21,7 @@ def print_placement(path: Path, found: dict[str, Any]) -> None:
 
     console, placement = Console(), found["placement"]
     console.print(_shares(path, placement["providers"]))
-    # When another provider runs it all, the first table has said so.
+    # After a fallback the first table already shows that another provider runs everything.
     if placement["elsewhere"] and not found["fallback"]:
         console.print(_elsewhere(placement["asked"], placement["elsewhere"]))
     for line in _lines(found):
@@ -33,7 +33,7 @@ def _shares(path: Path, providers: list[dict[str, Any]]) -> Table:
     from rich.text import Text
 
     first = Column("provider", no_wrap=True)
-    table = Table(first, "nodes", "weights", "work a token", title=Text(str(path)))
+    table = Table(first, "nodes", "weights", "work per token", title=Text(str(path)))
     for share in providers:
         table.add_row(share["provider"], *_figures(share))
     return table
@@ -69,12 +69,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"{found['fallback']} So the CPU runs it, as --allow-fallback allows.")
     if placement["unplaced"]:
         names = ", ".join(placement["unplaced"])
-        lines.append(f"Merged into other nodes, their weights in no share: {names}")
+        lines.append(f"Merged into other nodes, so their weights are in no share: {names}.")
     if placement["attention_counted_at"] is None:
-        lines.append("Weights and work are unknown: an older llama-onnx made the package.")
+        lines.append("Weights and work are unknown: the package was made by an older llama-onnx.")
     else:
         at = placement["attention_counted_at"]
-        lines.append(f"By ONNX Runtime's own assignment; attention counted at {at:,} positions.")
+        lines.append(f"As assigned by ONNX Runtime; attention is counted at {at:,} positions.")
     return lines + (_profile(found["profile"]) if found["profile"] else [])
 
 
@@ -86,4 +86,4 @@ def _profile(profile: dict[str, Any]) -> list[str]:
         for kernels in profile["kernels"]
     ]
     moved = [f"{name} ran on {provider}" for name, provider in profile["moved"].items()]
-    return lines + [f"Against its assignment: {text}" for text in moved]
+    return lines + [f"Not as assigned: {text}." for text in moved]

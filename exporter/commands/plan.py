@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llama_onnx.exporter.checkpoints.hub import HubId
+from llama_onnx.exporter.commands.describe import describe_weights
 from llama_onnx.exporter.commands.options import (
     Source,
     adapter_option,
@@ -17,10 +19,15 @@ from llama_onnx.exporter.commands.options import (
     gigabytes,
     headers_of,
     keep_option,
-    make_options,
     sort_adapters,
 )
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.registry import get_target
+
+if TYPE_CHECKING:
+    from llama_onnx.exporter.model.checkpoint import Checkpoint
+    from llama_onnx.exporter.packaging.adapters import KeptAdapter
+    from llama_onnx.exporter.packaging.plan import Plan
 
 
 @click.command(name="plan")
@@ -37,10 +44,10 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Say what exporting SOURCE would make and need.
+    """Show what exporting SOURCE would make and need.
 
-    Reads headers, and a few megabytes of weights to estimate the time. Of a model on the
-    hub (OWNER/NAME) only the headers are downloaded, if its weights are safetensors.
+    Reads the headers, and a few megabytes of weights to estimate the time. For a model on the hub
+    (OWNER/NAME) with safetensors weights, only the headers are downloaded.
     """
     from rich.console import Console
     from rich.table import Table
@@ -54,42 +61,37 @@ def command(
     checkpoint = open_checkpoint(headers_of(source), merged)
     kept = open_kept(checkpoint, folders)
     workers = os.cpu_count() or 1
-    plan = make_plan(checkpoint, get_target(target), make_options(**options), workers, kept)
+    plan = make_plan(checkpoint, get_target(target), Options(**options), workers, kept)
     seconds = estimate_seconds(plan, checkpoint)
     if as_json:
         click.echo(json.dumps({**plan.to_json(), "estimated_seconds": round(seconds, 1)}))
         return
-    recipe = plan.recipe
     names = "".join(f" + {folder.name}" for folder in merged)
     table = Table(title=Text(f"{source}{names} for {target}"), show_header=False)
-    for name, value in (
-        ("parameters", f"{plan.parameters / 1e6:,.1f} M"),
-        ("source", f"{gigabytes(plan.source_bytes)} ({checkpoint.format})"),
-        *([("quantized", plan.quantized)] if plan.quantized else []),
-        ("linear layers", _linear(recipe)),
-        ("embedding, head", f"{_storage(recipe.embedding)}, {_storage(recipe.head)}"),
-        ("package", f"{gigabytes(plan.data_bytes)}, {plan.bits_per_weight:.2f} bits a weight"),
-        *((f"adapter {a.name}", f"{gigabytes(a.nbytes)}, {', '.join(a.kinds)}") for a in kept),
-        ("peak memory", f"about {gigabytes(plan.peak_memory)}"),
-        ("disk", f"{gigabytes(plan.to_json()['disk_bytes'])} free needed"),
-        ("time", f"about {seconds:.0f} s here, and the disk's own time for the package"),
-        ("KV cache", f"{gigabytes(plan.cache_per_token)} a token"),
-        (
-            "max_length",
-            f"{plan.max_length} by default, a cache of "
-            f"{gigabytes(plan.max_length * plan.cache_per_token)}",
-        ),
-    ):
-        table.add_row(name, value)
+    for name, value in _rows(plan, checkpoint, kept, seconds):
+        table.add_row(name, Text(value))
     Console().print(table)
 
 
-def _linear(recipe: Any) -> str:
-    taken = recipe.to_json()["taken_over"]
-    ways = [f"int{way['bits']}, blocks of {way['block_size']}" for way in taken]
-    return " and ".join(dict.fromkeys(ways)) or _storage(recipe.linear)
-
-
-def _storage(storage: Any) -> str:
-    block = getattr(storage, "block_size", None)
-    return storage.name if block is None else f"{storage.name}, blocks of {block}"
+def _rows(
+    plan: Plan, checkpoint: Checkpoint, kept: Sequence[KeptAdapter], seconds: float
+) -> Iterator[tuple[str, str]]:
+    yield "parameters", f"{plan.parameters / 1e6:,.1f} million"
+    yield "source", f"{gigabytes(plan.source_bytes)} ({checkpoint.format})"
+    if plan.quantized:
+        yield "quantized", plan.quantized
+    tied = checkpoint.config.tie_word_embeddings
+    yield "weights", describe_weights(plan.recipe.to_json(), tied=tied)
+    yield "package", f"{gigabytes(plan.data_bytes)}, {plan.bits_per_weight:.2f} bits per parameter"
+    for adapter in kept:
+        changes = ", ".join(adapter.kinds)
+        yield f"adapter {adapter.name}", f"{gigabytes(adapter.nbytes)}, changes {changes}"
+    yield "memory", f"about {gigabytes(plan.peak_memory)} at the peak of the export"
+    yield "disk", f"{gigabytes(plan.to_json()['disk_bytes'])} of free space needed"
+    yield "time", f"about {seconds:.0f} s on this machine, plus the time to write the package"
+    cache = gigabytes(plan.max_length * plan.cache_per_token)
+    yield (
+        "KV cache",
+        f"{gigabytes(plan.cache_per_token)} per token, {cache} at the default max_length of "
+        f"{plan.max_length:,}",
+    )

@@ -20,9 +20,10 @@ from llama_onnx.exporter.graph.kernels import Structure, check_structure
 from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
-from llama_onnx.exporter.model.recipe import Blocks, LogitsMode, Recipe, make_recipe
+from llama_onnx.exporter.model.recipe import Blocks, Recipe, make_recipe
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_tensors, tensor_arrays
 from llama_onnx.exporter.quantize.source_codes import innermost, native_precision, take_over
 from llama_onnx.targets.errors import ResourceError, UsageError
@@ -42,21 +43,6 @@ SAMPLE_VALUES = 1 << 24
 
 RESERVE = 64 << 20
 """Disk kept free beside the data file: graph, tokenizer, journal and room to breathe."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose; None means that the target or the recipe decides."""
-
-    precision: str | None = None
-    block_size: int = 32
-    embedding: str | None = None
-    head: str | None = None
-    accuracy_level: int | None = None
-    activations: FloatName | None = None
-    fuse_gate_up: bool = False
-    logits: LogitsMode = "all"
-    quantizer: str = "rtn"
 
 
 @dataclass(frozen=True)

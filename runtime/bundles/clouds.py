@@ -107,6 +107,8 @@ def copy_runtime(folder: Path) -> None:
         source = Path(spec.submodule_search_locations[0])
         ignored = shutil.ignore_patterns(*_LEFT_OUT)
         shutil.copytree(source, folder / "llama_onnx" / house, ignore=ignored)
+    # A package, not a namespace: a llama_onnx that is installed there must not win over this one.
+    write_text(folder / "llama_onnx" / "__init__.py", '"""What runs a package."""\n')
     licence = Path(__file__).parents[1] / "native" / "LICENSE"
     shutil.copyfile(licence, folder / "llama_onnx" / "LICENSE")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import functools
+import json
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
 from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.provider import Provider
-from llama_onnx.targets.providers import PROVIDERS, get_provider
+from llama_onnx.targets.providers import CPU, PROVIDERS, get_provider
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -27,7 +29,16 @@ adapter_option = click.option(
 
 
 def provider_options(command: _Command) -> _Command:
-    """Add `--provider` and `--allow-fallback`."""
+    """Add `--provider` and `--allow-fallback`; refuse the second where there is nothing to fall
+    back from."""
+
+    @wraps(command)
+    def checked(*args: Any, provider: Provider | None, allow_fallback: bool, **rest: Any) -> Any:
+        if allow_fallback and provider == CPU:
+            raise UsageError("--allow-fallback has no effect with --provider cpu: leave it out.")
+        return command(*args, provider=provider, allow_fallback=allow_fallback, **rest)
+
+    decorated: Any = checked
     for option in (
         click.option(
             "--allow-fallback",
@@ -41,8 +52,9 @@ def provider_options(command: _Command) -> _Command:
             help=f"What computes: {', '.join(PROVIDERS)}.  [default: the package's target]",
         ),
     ):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    result: _Command = decorated
+    return result
 
 
 def _provider(_: click.Context, __: click.Parameter, name: str | None) -> Provider | None:
@@ -70,9 +82,10 @@ def answer_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
     )
 
     def decorate(command: _Command) -> _Command:
-        @functools.wraps(command)
+        @wraps(command)
         def gathered(**values: Any) -> Any:
             sampling = Sampling(**{name: values.pop(name) for name in PARAMETERS})
+            _refuse_greedy_sampling(values["package"], sampling)
             return command(sampling=sampling, **values)
 
         decorated: Any = gathered
@@ -81,3 +94,24 @@ def answer_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
         return cast(_Command, decorated)
 
     return decorate
+
+
+def _refuse_greedy_sampling(package: Path, sampling: Sampling) -> None:
+    """Raise `UsageError` for a sampling option that a greedy answer does not use."""
+    given = [name for name in sampling.to_json() if name != "temperature"]
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if given and sampling.temperature == 0:
+        raise UsageError(f"--temperature 0 is greedy, so {flags} has no effect: leave it out.")
+    if given == ["seed"] and sampling.temperature is None and not _samples(package):
+        raise UsageError(
+            "--seed has no effect on a greedy answer: add --temperature, --top-k or --top-p."
+        )
+
+
+def _samples(package: Path) -> bool:
+    """Whether the package samples by default. A damaged one is refused when it is opened."""
+    try:
+        search = json.loads((package / "genai_config.json").read_text("utf-8"))["search"]
+        return bool(search["do_sample"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True

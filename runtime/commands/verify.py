@@ -51,7 +51,7 @@ def command(
     from llama_onnx.runtime.measure.jsontext import dumps
     from llama_onnx.runtime.measure.verify import verify, verify_files
 
-    if files_only and (provider or threads or allow_fallback):
+    if files_only and (provider or threads is not None or allow_fallback):
         raise click.UsageError("--files-only computes nothing: leave the provider's options out.")
     with progress_line() as progress:
         if files_only:

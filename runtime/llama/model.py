@@ -10,33 +10,47 @@ print(answer.stats)
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from llama_onnx.runtime.genai import og
-from llama_onnx.runtime.llama.adapters import Adapters
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats, Tokens
 from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling
-from llama_onnx.runtime.placement.genai_model import OpenModel, open_model
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import get_provider
 from llama_onnx.targets.registry import get_target
+
+# What needs an extra is imported where it is used: the class can be looked at without.
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from llama_onnx.runtime.placement.genai_model import OpenModel
 
 Message = Mapping[str, str]
 """`{"role": "system" | "user" | "assistant", "content": ...}`"""
 
 
 class Llama:
-    """A model ready to generate; make one with `Llama.load`."""
+    """A model ready to generate; make one with `Llama.load`.
+
+    >>> model = llama_onnx.Llama.load("tiny-int4")
+    >>> answer = model.generate("the quick brown fox", max_new_tokens=8)
+    >>> text = "".join(answer)  # or print each piece as it comes
+    >>> answer.stats.prompt_tokens, answer.stats.new_tokens
+    (11, 8)
+    """
 
     def __init__(
         self, package: ModelPackage, opened: OpenModel, context_length: int, bos_token: int | None
     ) -> None:
+        from llama_onnx.runtime.genai import og
+        from llama_onnx.runtime.llama.adapters import Adapters
+
         self.package = package
         self.context_length = context_length
         self.opened = opened
@@ -55,20 +69,24 @@ class Llama:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | os.PathLike[str],
         *,
         max_length: int | None = None,
         threads: int | None = None,
-        provider: Provider | None = None,
+        provider: Provider | str | None = None,
         allow_fallback: bool = False,
     ) -> Llama:
-        """Open the package at `path`, on `provider` instead of its target's.
+        """Open the package at `path`, on `provider` ("cpu", "cuda", ...) instead of its target's.
 
         `max_length` lowers the context below what the model was made for. Where the provider does
         not run, `allow_fallback` takes the CPU instead, and `opened.fallback` says why. Raises
         `PackageError`, `ProviderError` or `UsageError`.
         """
-        package = ModelPackage.open(path)
+        from llama_onnx.runtime.placement.genai_model import open_model
+
+        if isinstance(provider, str):
+            provider = get_provider(provider)
+        package = ModelPackage.open(Path(path))
         settings = _read_settings(package.path)
         context_length = int(settings["context_length"])
         if max_length is not None:
@@ -205,6 +223,8 @@ class Llama:
         stop: Sequence[str],
         adapter: str | None,
     ) -> Generation:
+        from llama_onnx.runtime.genai import og
+
         params = og.GeneratorParams(self._model)
         # genai sets the KV cache aside for `max_length` tokens: no more than this answer can need.
         length = total_length(len(prompt), max_new_tokens, self.context_length)
@@ -246,6 +266,8 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _read_encoder(folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
     file = folder / "tokenizer.json"
     try:
         encoder = Tokenizer.from_file(str(file))

@@ -54,9 +54,9 @@ def test_for_people(tmp_path: Path) -> None:
         for line in output.splitlines()
         if "│" in line
     }
-    assert rows["chat_template"] == "yes"
-    assert rows["licence_files"] == "none"
-    assert rows["missing"] == "licence"
+    assert rows["chat template"] == "yes"
+    assert rows["license files"] == "none"
+    assert rows["missing for a package"] == "licence"
 
 
 def test_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def test_export_plan_inspect_generate_and_chat(
     assert (entry["rank"], entry["alpha"], entry["ranks"]) == (5, 8.0, [2, 5])
     assert (entry["targets"], entry["matrices"]) == (["k_proj", "up_proj"], 2)
     assert entry["source"]["name"] == "few"
-    assert "qv: rank 4, alpha 8.0, q_proj, v_proj" in run("inspect", out).output
+    assert "qv: rank 4, alpha 8.0, changes q_proj, v_proj" in run("inspect", out).output
     llama = Llama.load(out)
     said = run("generate", out, PROMPT, "--adapter", "my own", "--max-new-tokens", 24)
     assert said.stdout == text(llama, "my own") + "\n" != text(llama) + "\n"
@@ -411,7 +411,7 @@ def test_keeping_nothing_is_a_wrong_call(source: Path, tmp_path: Path, verb: str
     out = [tmp_path / "out"] if verb == "export" else []
     said = run(verb, source, *out, "--keep-adapter")
     assert said.exit_code == 2
-    assert "--keep-adapter keeps what --adapter names: give at least one." in said.output
+    assert "--keep-adapter needs at least one --adapter to keep." in said.output
 
 
 # --- names --------------------------------------------------------------------------------

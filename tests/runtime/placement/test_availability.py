@@ -228,7 +228,7 @@ def test_inspect_with_a_provider_wants_a_package(tmp_path: Path, package: Path) 
     assert "is not a llama-onnx package" in result.stderr
     result = run("inspect", package, "--profile")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "need --provider" in result.stderr
+    assert "no effect without --provider" in result.stderr
 
 
 def test_inspect_names_the_nodes_of_a_partial_assignment(capsys: Any, tmp_path: Path) -> None:

@@ -361,7 +361,7 @@ def test_plan_reads_headers_and_can_do_without_the_rest(tmp_path: Path, name: st
         opened.truncate(size)
     plan = run("plan", source)
     assert plan.exit_code == 0, plan.output
-    assert "int4, blocks of 32" in plan.stdout
+    assert "int4 in blocks of 32" in plan.stdout
 
 
 class Stop(Silent):

@@ -1,0 +1,340 @@
+"""Turn a Llama checkpoint into an ONNX package, prove it, run it.
+
+    import llama_onnx
+
+    llama_onnx.export("Llama-3.2-1B-Instruct", "llama-int4", precision="int4")
+    llama_onnx.validate("llama-int4", "Llama-3.2-1B-Instruct", certify=True)
+    model = llama_onnx.Llama.load("llama-int4")
+    for piece in model.generate("The capital of France is"):
+        print(piece, end="", flush=True)
+
+The public API is the names in `__all__`, with the documented attributes and methods of the objects
+they return. Everything else, every module below `llama_onnx` included, is private and can change
+in any release.
+
+Importing this package loads the standard library alone. A function imports what it needs when it is
+called, and raises `MissingDependencyError` with the command to run if an extra is not installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+
+from llama_onnx.targets.errors import (
+    BusyError,
+    CheckpointError,
+    LlamaOnnxError,
+    MissingDependencyError,
+    PackageError,
+    ProviderError,
+    ResourceError,
+    UnsupportedError,
+    UsageError,
+)
+from llama_onnx.targets.registry import TARGETS
+
+if TYPE_CHECKING:
+    from llama_onnx.exporter.packaging.export import ExportResult
+    from llama_onnx.exporter.packaging.export import Progress as ExportProgress
+    from llama_onnx.exporter.packaging.plan import Plan
+    from llama_onnx.exporter.parity.measure.validate import ParityReport, Progress
+    from llama_onnx.runtime.llama.model import Llama
+    from llama_onnx.runtime.measure.verify import VerifyReport
+    from llama_onnx.targets.package import ModelPackage
+    from llama_onnx.targets.target import FloatName
+
+    __version__: str
+
+__all__ = [
+    "TARGETS",
+    "BusyError",
+    "CheckpointError",
+    "Llama",
+    "LlamaOnnxError",
+    "MissingDependencyError",
+    "PackageError",
+    "ProviderError",
+    "ResourceError",
+    "UnsupportedError",
+    "UsageError",
+    "__version__",
+    "export",
+    "open_package",
+    "plan",
+    "validate",
+    "verify",
+]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _needs(extras: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Make a function report a library that is not installed as the extras that bring it."""
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            try:
+                return function(*args, **kwargs)
+            except ModuleNotFoundError as error:
+                if str(error.name).startswith("llama_onnx"):
+                    raise  # our own mistake, not a missing extra
+                from llama_onnx.targets.extras import missing_extra
+
+                what = f"llama_onnx.{function.__name__}()"
+                raise missing_extra(what, error.name, extras) from None
+
+        return call
+
+    return decorate
+
+
+@_needs("export,cpu")
+def plan(
+    checkpoint: str | os.PathLike[str],
+    *,
+    target: str = "cpu",
+    precision: str | None = None,
+    activations: FloatName | None = None,
+    block_size: int = 32,
+    quantizer: str = "rtn",
+    embedding: str | None = None,
+    head: str | None = None,
+    accuracy_level: int | None = None,
+    fuse_gate_up: bool = False,
+    logits: Literal["all", "last"] = "all",
+    adapters: Sequence[str | os.PathLike[str]] = (),
+    kept_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+) -> Plan:
+    """Work out what an export would make and need. Reads headers, no weights.
+
+    Args:
+        checkpoint: Folder or .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub.
+        target: Where the package will run: a name in `TARGETS`.
+        precision: How weights are stored, one of `TARGETS[target].graph.precisions`. None: that of
+            a GPTQ or AWQ source, else the target's default.
+        activations: "fp32", "fp16" or "bf16" between the operators. None: the target decides.
+        block_size: Values that share one scale in a quantized matrix.
+        quantizer: How codes are chosen; "rtn" rounds to nearest.
+        embedding: How the embedding is stored. None: int8 with int4, else as `precision`.
+        head: How the output head is stored. None: as `precision`, or as the embedding if tied.
+        accuracy_level: 1 multiplies quantized matrices in fp32, 4 in int8. None: the target's.
+        fuse_gate_up: Store the MLP's gate and up projections as one matrix.
+        logits: For "all" positions, or for the "last" one only.
+        adapters: PEFT folders of LoRA adapters to merge, in order.
+        kept_adapters: PEFT folders by name, kept beside the base and swapped at run time.
+
+    Returns:
+        The plan: `parameters`, `data_bytes`, `peak_memory`, `bits_per_weight`, ...; sizes in bytes.
+
+    Raises:
+        UsageError: The target does not support an option.
+        CheckpointError: The checkpoint cannot be read, or (`UnsupportedError`) is not supported.
+
+    Example:
+        >>> plan = llama_onnx.plan("tiny-llama", precision="int4")
+        >>> plan.parameters
+        129472
+        >>> plan.recipe.embedding.name, plan.recipe.head.name
+        ('int8', 'int4')
+    """
+    given = dict(locals())
+    from llama_onnx import _calls
+
+    return _calls.plan(**given)
+
+
+@_needs("export,cpu")
+def export(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    target: str = "cpu",
+    precision: str | None = None,
+    activations: FloatName | None = None,
+    block_size: int = 32,
+    quantizer: str = "rtn",
+    embedding: str | None = None,
+    head: str | None = None,
+    accuracy_level: int | None = None,
+    fuse_gate_up: bool = False,
+    logits: Literal["all", "last"] = "all",
+    adapters: Sequence[str | os.PathLike[str]] = (),
+    kept_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    checksum: bool = True,
+    hash_source: bool = False,
+    progress: ExportProgress | None = None,
+) -> ExportResult:
+    """Write a checkpoint as a package. Memory use does not grow with the model.
+
+    The arguments from `target` to `kept_adapters` are those of `plan`, which explains them.
+
+    Args:
+        checkpoint: Folder or .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub.
+        out: Folder to write. The export works in `out.partial` and renames it at the end.
+        resume: Continue an interrupted export.
+        force: Replace `out`, or an unfinished export of it.
+        checksum: Compare the source with its checklist.chk, if it has one.
+        hash_source: Read the source once more, for the sha256 of its files in the manifest.
+        progress: Receives what is being written.
+
+    Returns:
+        The result: `package` (path), `plan`, `package_bytes`, `warnings`, ...
+
+    Raises:
+        UsageError: `out` exists, or the target does not support an option.
+        CheckpointError: The checkpoint cannot be read, or (`UnsupportedError`) is not supported.
+        ResourceError: The disk is full.
+
+    Example:
+        >>> llama_onnx.export("tiny-llama", "tiny-int8", precision="int8").package.name
+        'tiny-int8'
+    """
+    given = dict(locals())
+    from llama_onnx import _calls
+
+    return _calls.export(**given)
+
+
+@_needs("export,cpu")
+def validate(
+    package: str | os.PathLike[str],
+    reference: str | os.PathLike[str],
+    *,
+    adapters: Sequence[str | os.PathLike[str]] = (),
+    kept_adapter: tuple[str, str | os.PathLike[str]] | None = None,
+    texts: Sequence[str] | None = None,
+    tokens: int = 64,
+    prompt_tokens: int = 128,
+    max_kl: float | None = None,
+    thorough: bool = False,
+    certify: bool = False,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Prove a package against the checkpoint it was made from, each kind of error by itself.
+
+    Args:
+        package: The package's folder.
+        reference: The checkpoint: a path, or OWNER/NAME[@REVISION] on the Hugging Face hub.
+        adapters: PEFT folders of the LoRA adapters that were merged, in order.
+        kept_adapter: Name and PEFT folder of an adapter kept in the package, to be active.
+        texts: Texts to measure on. None: the built-in ones.
+        tokens: Greedy tokens after each prompt.
+        prompt_tokens: Longest prompt.
+        max_kl: Also fail above this mean KL divergence (nats) to the original weights.
+        thorough: Also run past positions 2047 to 2049 and to the end of the context.
+        certify: If every threshold holds, write the certificate that `verify` replays.
+        progress: Called with what is being done, steps done, and steps in all.
+
+    Returns:
+        The report; `passed` says whether every threshold holds, `to_json()` has all figures.
+
+    Raises:
+        UsageError: The package cannot be measured with these arguments.
+        PackageError: The package is damaged, or made from another model.
+        CheckpointError: The checkpoint cannot be read.
+
+    Example:
+        >>> report = llama_onnx.validate("tiny-int4", "tiny-llama", tokens=8, prompt_tokens=16)
+        >>> report.passed
+        True
+    """
+    given = dict(locals())
+    from llama_onnx import _calls
+
+    return _calls.validate(**given)
+
+
+@_needs("cpu")
+def verify(
+    package: str | os.PathLike[str],
+    *,
+    provider: str | None = None,
+    key: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    allow_fallback: bool = False,
+    files_only: bool = False,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Check every file of a package or bundle, then replay its certificate on this machine.
+
+    Needs neither the original weights nor PyTorch.
+
+    Args:
+        package: The folder of a package or bundle.
+        provider: "cpu", "cuda", "directml" or "webgpu". None: that of the package's target.
+        key: File with the ed25519 public key (PEM) that the signature must be of.
+        threads: Threads to compute with. None: the physical cores.
+        allow_fallback: Run on the CPU what the provider does not run, instead of refusing.
+        files_only: Check files and signature, compute nothing; needs no certificate.
+        progress: Called with what is being done, steps done, and steps in all.
+
+    Returns:
+        The report; `passed` is the verdict, `to_json()` has all figures.
+
+    Raises:
+        PackageError: The folder is not a package, or has no certificate.
+        ProviderError: The provider cannot run it here.
+        UsageError: `key` is not a public key, or `files_only` excludes another argument.
+
+    Example:
+        >>> llama_onnx.verify("tiny-int4", files_only=True).passed
+        True
+    """
+    given = dict(locals())
+    from llama_onnx import _calls
+
+    return _calls.verify(**given)
+
+
+def open_package(path: str | os.PathLike[str]) -> ModelPackage:
+    """Open a package and check that its files are there. Needs no extra.
+
+    Args:
+        path: The package's folder.
+
+    Returns:
+        The package: `target`, `precision`, `manifest`, `adapters`, ...; `verify()` hashes its
+        files.
+
+    Raises:
+        PackageError: The folder is not a package, or a file is missing or has another size.
+
+    Example:
+        >>> package = llama_onnx.open_package("tiny-int4")
+        >>> package.target, package.precision, package.verify()
+        ('cpu', 'int4', [])
+    """
+    from llama_onnx.targets.package import ModelPackage
+
+    return ModelPackage.open(os.fspath(path))
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)
+
+
+# Hidden from type checkers, to which a module's __getattr__ means that it has every name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Load what is not needed to import the package: numpy for `Llama`, package metadata."""
+        if name == "Llama":
+            from llama_onnx.runtime.llama.model import Llama
+
+            value: Any = Llama
+        elif name == "__version__":
+            from importlib.metadata import version
+
+            value = version("llama-onnx")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value

@@ -1,0 +1,169 @@
+"""What the public functions do. Heavy: imported when one of them is called.
+
+Each function here has the parameters of its namesake in `llama_onnx`, which documents them. The
+options that decide what a package holds go to `Options` as they come.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.providers import get_provider
+from llama_onnx.targets.registry import get_target
+
+if TYPE_CHECKING:
+    from llama_onnx.exporter.packaging.export import ExportResult
+    from llama_onnx.exporter.packaging.export import Progress as ExportProgress
+    from llama_onnx.exporter.packaging.plan import Plan
+    from llama_onnx.exporter.parity.measure.validate import ParityReport, Progress
+    from llama_onnx.runtime.measure.verify import VerifyReport
+
+StrPath = str | os.PathLike[str]
+
+
+def plan(
+    checkpoint: StrPath,
+    *,
+    target: str,
+    adapters: Sequence[StrPath],
+    kept_adapters: Mapping[str, StrPath] | None,
+    **options: Any,
+) -> Plan:
+    """Open the headers of `checkpoint` and plan its export."""
+    from llama_onnx.exporter.packaging.adapters import open_kept
+    from llama_onnx.exporter.packaging.plan import Options, make_plan
+    from llama_onnx.exporter.sources import open_checkpoint
+
+    with _headers(checkpoint) as folder:
+        opened = open_checkpoint(folder, _paths(adapters))
+        kept = open_kept(opened, _named(kept_adapters))
+        return make_plan(opened, get_target(target), Options(**options), os.cpu_count() or 1, kept)
+
+
+def export(
+    checkpoint: StrPath,
+    out: StrPath,
+    *,
+    target: str,
+    adapters: Sequence[StrPath],
+    kept_adapters: Mapping[str, StrPath] | None,
+    resume: bool,
+    force: bool,
+    checksum: bool,
+    hash_source: bool,
+    progress: ExportProgress | None,
+    **options: Any,
+) -> ExportResult:
+    """Export `checkpoint`, downloaded first if it is on the hub."""
+    from llama_onnx.exporter.checkpoints.hub import find_source
+    from llama_onnx.exporter.packaging.export import export_package
+    from llama_onnx.exporter.packaging.plan import Options
+
+    return export_package(
+        find_source(os.fspath(checkpoint)),
+        Path(out),
+        get_target(target),
+        Options(**options),
+        adapters=_paths(adapters),
+        kept=_named(kept_adapters),
+        resume=resume,
+        force=force,
+        checksum=checksum,
+        hash_source=hash_source,
+        progress=progress,
+    )
+
+
+def validate(
+    package: StrPath,
+    reference: StrPath,
+    *,
+    adapters: Sequence[StrPath],
+    kept_adapter: tuple[str, StrPath] | None,
+    texts: Sequence[str] | None,
+    tokens: int,
+    prompt_tokens: int,
+    max_kl: float | None,
+    thorough: bool,
+    certify: bool,
+    progress: Progress | None,
+) -> ParityReport:
+    """Open both sides and prove the package."""
+    from llama_onnx.exporter.checkpoints.download import local_copy
+    from llama_onnx.exporter.checkpoints.hub import find_source
+    from llama_onnx.exporter.parity.measure.prompts import TEXTS
+    from llama_onnx.exporter.parity.prove import prove
+    from llama_onnx.exporter.sources import open_checkpoint
+
+    original = open_checkpoint(local_copy(find_source(os.fspath(reference))), _paths(adapters))
+    return prove(
+        Path(package),
+        original,
+        texts=TEXTS if texts is None else texts,
+        tokens=tokens,
+        longest=prompt_tokens,
+        swapped=None if kept_adapter is None else (kept_adapter[0], Path(kept_adapter[1])),
+        max_kl=max_kl,
+        thorough=thorough,
+        certify=certify,
+        progress=progress,
+    )
+
+
+def verify(
+    package: StrPath,
+    *,
+    provider: str | None,
+    key: StrPath | None,
+    threads: int | None,
+    allow_fallback: bool,
+    files_only: bool,
+    progress: Progress | None,
+) -> VerifyReport:
+    """Check the files of `package`, and replay its certificate unless `files_only`."""
+    from llama_onnx.runtime.measure import verify as verifying
+
+    public = None if key is None else Path(key)
+    if files_only:
+        if provider is not None or threads is not None or allow_fallback:
+            raise UsageError(
+                "files_only computes nothing: leave provider, threads and allow_fallback out."
+            )
+        return verifying.verify_files(Path(package), key=public, progress=progress)
+    return verifying.verify(
+        Path(package),
+        None if provider is None else get_provider(provider),
+        key=public,
+        threads=threads,
+        allow_fallback=allow_fallback,
+        progress=progress,
+    )
+
+
+@contextmanager
+def _headers(checkpoint: StrPath) -> Iterator[Path]:
+    """Give the path of the checkpoint, or of a temporary copy of its headers from the hub."""
+    from llama_onnx.exporter.checkpoints.hub import find_source
+
+    source = find_source(os.fspath(checkpoint))
+    if isinstance(source, Path):
+        yield source
+        return
+    from llama_onnx.exporter.checkpoints.download import fetch_headers
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield fetch_headers(source, Path(folder))
+
+
+def _paths(values: Sequence[StrPath]) -> list[Path]:
+    return [Path(value) for value in values]
+
+
+def _named(values: Mapping[str, StrPath] | None) -> dict[str, Path]:
+    return {name: Path(value) for name, value in (values or {}).items()}

@@ -1,0 +1,94 @@
+"""What a user chooses of a package. Each option is written down once, here: the command line makes
+its options from these fields, and tests hold the parameters of `llama_onnx.export` against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llama_onnx.targets.target import FloatName
+
+if TYPE_CHECKING:
+    from llama_onnx.exporter.model.recipe import LogitsMode
+
+STORAGES = ("fp32", "fp16", "bf16", "int8", "int4")
+
+
+def _words(
+    help_text: str, *, choices: Sequence[str | int] = (), otherwise: str = ""
+) -> dict[str, Any]:
+    """Return a field's metadata for the command line.
+
+    `choices` are the values there are, if they do not depend on the target. `otherwise` says what
+    None means.
+    """
+    return {"help": help_text, "choices": tuple(choices), "otherwise": otherwise}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose; None means that the target or the recipe decides."""
+
+    precision: str | None = field(
+        default=None,
+        metadata=_words(
+            "How weights are stored: fp32, fp16, bf16, int8 or int4; `llama-onnx targets` lists "
+            "those of each target.",
+            otherwise="that of a GPTQ or AWQ source, else the target's",
+        ),
+    )
+    activations: FloatName | None = field(
+        default=None,
+        metadata=_words(
+            "Type of the values between the operators.",
+            choices=("fp32", "fp16", "bf16"),
+            otherwise="that of the weights if the target computes in it, else the target's",
+        ),
+    )
+    block_size: int = field(
+        default=32,
+        metadata=_words(
+            "Values that share a scale: 32 is closer to the original, 128 is smaller and faster. "
+            "The codes of a GPTQ or AWQ source keep their own block size.",
+        ),
+    )
+    quantizer: str = field(
+        default="rtn",
+        metadata=_words("How codes are chosen: rtn rounds to nearest.", choices=("rtn",)),
+    )
+    embedding: str | None = field(
+        default=None,
+        metadata=_words(
+            "How the embedding is stored.",
+            choices=STORAGES,
+            otherwise="int8 with int4, else the precision",
+        ),
+    )
+    head: str | None = field(
+        default=None,
+        metadata=_words(
+            "How the output head is stored.",
+            choices=STORAGES,
+            otherwise="as the embedding if tied to it, else the precision",
+        ),
+    )
+    accuracy_level: int | None = field(
+        default=None,
+        metadata=_words(
+            "Arithmetic of quantized matrices: 1 in fp32, 4 in int8.",
+            choices=(1, 4),
+            otherwise="the target's",
+        ),
+    )
+    fuse_gate_up: bool = field(
+        default=False, metadata=_words("Store the MLP's gate and up projections as one matrix.")
+    )
+    logits: LogitsMode = field(
+        default="all",
+        metadata=_words(
+            "Compute logits for all positions, or for the last only (faster prefill, no "
+            "speculation).",
+            choices=("all", "last"),
+        ),
+    )

@@ -1,0 +1,154 @@
+"""What `import llama_onnx` gives, with and without the extras."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomllib
+from click.testing import CliRunner
+
+import llama_onnx
+from llama_onnx.exporter.cli import main
+from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.targets.registry import get_target
+
+EXTRAS = (
+    *("cryptography", "gguf", "huggingface_hub", "jinja2", "ml_dtypes", "onnx", "onnx_ir"),
+    *("onnxruntime", "onnxruntime_genai", "onnxscript", "safetensors", "sentencepiece"),
+    *("tokenizers", "torch", "transformers"),
+)
+"""Libraries that a bare wheel does not bring."""
+
+
+def run(code: str, *, without: tuple[str, ...] = ()) -> str:
+    """What `code` prints in a process of its own, in which `without` cannot be imported."""
+    blocked = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in without)
+    return subprocess.check_output([sys.executable, "-c", blocked + code], text=True)
+
+
+def test_the_package_loads_the_standard_library_alone() -> None:
+    code = "before = set(sys.modules); import llama_onnx; print(*set(sys.modules) - before)"
+    loaded = {name.partition(".")[0] for name in run(code).split()}
+    assert "llama_onnx" in loaded
+    assert loaded <= {"llama_onnx", *sys.stdlib_module_names}
+
+
+def test_all_names_are_there_without_an_extra() -> None:
+    code = (
+        "import llama_onnx, pydoc\n"
+        "names = {name: getattr(llama_onnx, name) for name in llama_onnx.__all__}\n"
+        "assert names.pop('__version__')\n"
+        "print(*(pydoc.plain(pydoc.render_doc(value)) for value in names.values()))\n"
+        "print(pydoc.plain(pydoc.render_doc(llama_onnx)))\n"
+        "assert isinstance(llama_onnx.Llama, type)\n"
+    )
+    said = run(code, without=EXTRAS)
+    assert "accuracy_level: 1 multiplies" in said  # of `plan`
+    assert "class Llama" in said and "load(path" in said
+
+
+@pytest.mark.parametrize(
+    ("call", "extras"),
+    [
+        ("plan('tiny')", "export,cpu"),
+        ("export('tiny', 'out')", "export,cpu"),
+        ("validate('int4', 'tiny')", "export,cpu"),
+        ("verify('int4')", "cpu"),
+        ("Llama.load('int4')", "cpu"),
+    ],
+)
+def test_a_missing_extra_is_named(call: str, extras: str) -> None:
+    code = (
+        "import llama_onnx\n"
+        f"try: llama_onnx.{call}\n"
+        "except llama_onnx.MissingDependencyError as error: print(error)\n"
+    )
+    said = run(code, without=EXTRAS)
+    assert f'`python -m pip install ".[{extras}]"`' in said
+    assert "is not installed" in said
+
+
+def test_our_own_missing_module_is_not_taken_for_an_extra() -> None:
+    code = (
+        "import llama_onnx\n"
+        "try: llama_onnx.verify('int4')\n"
+        "except ModuleNotFoundError as error: print(error.name)\n"
+    )
+    broken = "llama_onnx.runtime.measure.verify"
+    assert run(code, without=(broken,)).strip() == broken
+
+
+@pytest.mark.parametrize("function", [llama_onnx.plan, llama_onnx.export])
+def test_the_options_are_those_of_the_exporter(function: Any) -> None:
+    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    known = {field.name: field.default for field in fields(Options)}
+    assert known.items() <= defaults.items()
+    assert [name for name in defaults if name in known] == list(known)
+
+
+def test_names() -> None:
+    content = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert llama_onnx.__version__ == tomllib.loads(content)["project"]["version"]
+    assert llama_onnx.Llama is Llama
+    assert llama_onnx.TARGETS["cuda"] is get_target("cuda")
+    assert dir(llama_onnx) == sorted(llama_onnx.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Lama'"):
+        llama_onnx.Lama  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_every_error_is_public() -> None:
+    def tree(kind: type[Exception]) -> set[str]:
+        return {kind.__name__}.union(*map(tree, kind.__subclasses__()))
+
+    ours = {name for name in tree(llama_onnx.LlamaOnnxError) if not name.startswith("_")}
+    assert ours == {name for name in llama_onnx.__all__ if name.endswith("Error")}
+
+
+def test_export_takes_what_the_command_takes(package: Path, tmp_path: Path) -> None:
+    source = package.parent / "checkpoint"
+    options: dict[str, Any] = {
+        "precision": "int4",
+        "block_size": 64,
+        "embedding": "fp16",
+        "head": "int8",
+        "accuracy_level": 1,
+        "logits": "last",
+    }
+    ours = llama_onnx.export(str(source), tmp_path / "api", fuse_gate_up=True, **options)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    arguments = ["export", str(source), str(tmp_path / "cli"), "--fuse-gate-up", *flags]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    recipes = [
+        json.loads((tmp_path / name / "manifest.json").read_text("utf-8"))["recipe"]
+        for name in ("api", "cli")
+    ]
+    assert recipes[0] == recipes[1]
+    default = llama_onnx.open_package(package).manifest["recipe"]
+    assert {key for key in default if default[key] != recipes[0][key]} >= {
+        *("linear", "embedding", "head", "accuracy_level", "logits", "fuse_gate_up"),
+    }
+    planned = llama_onnx.plan(source, fuse_gate_up=True, **options)
+    assert planned.to_json() == ours.plan.to_json()
+    with pytest.raises(llama_onnx.UsageError, match="exists already"):
+        llama_onnx.export(source, tmp_path / "api")
+
+
+def test_a_model_opens_on_a_provider_by_name(package: Path) -> None:
+    assert llama_onnx.Llama.load(package, provider="cpu").opened.provider.name == "cpu"
+    with pytest.raises(llama_onnx.UsageError, match="no provider 'tpu'"):
+        llama_onnx.Llama.load(package, provider="tpu")
+
+
+def test_verify_refuses_what_has_no_effect(package: Path) -> None:
+    assert llama_onnx.verify(package, files_only=True).passed
+    for unused in ({"provider": "cpu"}, {"threads": 1}, {"allow_fallback": True}):
+        with pytest.raises(llama_onnx.UsageError, match="files_only computes nothing"):
+            llama_onnx.verify(package, files_only=True, **unused)  # type: ignore[arg-type]

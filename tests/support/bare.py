@@ -1,0 +1,29 @@
+"""`import llama_onnx` from a bare wheel: run by `nox -s build` where no extra is installed."""
+
+from __future__ import annotations
+
+import pydoc
+from importlib.util import find_spec
+
+import llama_onnx
+
+
+def main() -> None:
+    """Look at every public name; call a function whose extra is missing."""
+    assert find_spec("onnxruntime") is None, "this is to run without the extras"
+    print(llama_onnx.__version__, llama_onnx.__all__)
+    assert isinstance(llama_onnx.Llama, type)
+    for name in ("Llama", "export", "plan", "validate", "verify"):
+        text = pydoc.plain(pydoc.render_doc(getattr(llama_onnx, name)))
+        assert ">>> " in text, f"help(llama_onnx.{name}) has no example"
+    for call in (llama_onnx.Llama.load, llama_onnx.plan, llama_onnx.verify):
+        try:
+            call("nothing")
+        except llama_onnx.MissingDependencyError as error:
+            assert "python -m pip install" in str(error), error
+        else:
+            raise AssertionError(f"{call} works without its extra")
+
+
+if __name__ == "__main__":
+    main()
