@@ -32,13 +32,8 @@ COMMAND_LIBRARIES = {"click", "rich"}
 """What modules in a `commands` folder may import as well."""
 
 
-TEMPLATES = ROOT / "runtime" / "bundles" / "templates"
-"""Files that bundles are filled with. They run elsewhere: here they are data."""
-
-
 def modules(house: str) -> list[Path]:
-    files = sorted((ROOT / house).rglob("*.py"))
-    return [path for path in files if TEMPLATES not in path.parents]
+    return sorted((ROOT / house).rglob("*.py"))
 
 
 def imports(path: Path) -> Iterator[str]:
