@@ -11,22 +11,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_onnx.runtime.bundles.bundle import Bundled, copy_package, make_bundle
 from llama_onnx.runtime.bundles.clouds import (
     REQUEST,
     Machine,
     check_cpu,
     choose_machine,
     copy_runtime,
-    copy_template,
-    fill_template,
     licence_files,
     requirements,
     service_name,
     what,
     write_requirements,
-    write_text,
 )
+from llama_onnx.runtime.bundles.make import Bundled, copy_package, make_bundle
+from llama_onnx.runtime.bundles.template_files import copy_template, fill_template, write_text
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.signature import Signer
 

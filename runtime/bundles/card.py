@@ -6,15 +6,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llama_onnx.runtime.bundles.clouds import TEMPLATES
+from llama_onnx.runtime.bundles.template_files import read_template
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.licences import PACKAGE_CARD, TERMS, of_kind, title
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.providers import CPU
 from llama_onnx.targets.registry import get_target
+
+if TYPE_CHECKING:
+    from llama_onnx.runtime.measure.certificate import Certificate
 
 CERTIFICATE = "parity/certificate.json"
 
@@ -43,11 +45,14 @@ _LOSSES = {
 }
 
 
-def write_card(package: ModelPackage, title: str, name: str) -> str:
-    """The text of README.md; raises `PackageError` for a certificate that is damaged or is about
-    other files."""
-    content = read_certificate(package)
-    return _template("README").substitute(
+def write_card(
+    package: ModelPackage, certificate: Certificate | None, title: str, name: str
+) -> str:
+    """Return the text of README.md for a repository called `name`.
+
+    Raises `PackageError` for a certificate without the figures that the card shows.
+    """
+    return read_template("hub", "README.md").substitute(
         metadata="\n".join(_metadata(package)),
         title=title,
         examples="".join(_examples(package, name)),
@@ -55,45 +60,24 @@ def write_card(package: ModelPackage, title: str, name: str) -> str:
         precision=package.precision,
         target=package.target,
         version=package.manifest.get("created_with", {}).get("llama-onnx", ""),
-        parity="\n".join(_parity(content)),
-        verify=_VERIFY if content else "",
+        parity="\n".join(_parity(package, certificate)),
+        verify=_VERIFY if certificate else "",
         licence=_licence(package),
     )
 
 
-def missing(package: ModelPackage) -> Iterator[str]:
-    """What people look for in a card, and this package does not know."""
+def missing(package: ModelPackage, certificate: Certificate | None) -> Iterator[str]:
+    """Yield a warning for each thing that readers expect in a card and the package lacks."""
     names = {line.partition(":")[0] for line in _metadata(package)}
     if "base_model" not in names:
         yield "The card names no base model: the package was not made from a model of the hub."
     if "language" not in names:
-        yield "The card names no language: add one to the head of README.md."
-    if not read_certificate(package):
+        yield "The card names no language: add one at the top of README.md."
+    if not certificate:
         yield (
-            "The card has no parity table, since the package has no certificate: "
-            "`llama-onnx validate --certify` makes one."
+            "The card has no parity table, because the package has no certificate: make one with "
+            "`llama-onnx validate --certify`."
         )
-
-
-def read_certificate(package: ModelPackage) -> Mapping[str, Any] | None:
-    """What the package's certificate says, None without one; raises `PackageError`."""
-    if CERTIFICATE not in package.manifest["files"]:
-        return None
-    file = package.path / CERTIFICATE
-    try:
-        content: Mapping[str, Any] = json.loads(file.read_text("utf-8"))
-        "\n".join(_parity(content))
-        about = dict(content["files"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PackageError(f"{file} is damaged: {error!r}.") from None
-    files = package.manifest["files"]
-    stale = [name for name in about if files.get(name, {}).get("sha256") != about[name]]
-    if stale:
-        raise PackageError(
-            f"{file} is about another {', '.join(stale)}: make it anew with `llama-onnx validate "
-            "--certify`."
-        )
-    return content
 
 
 # ---- metadata ------------------------------------------------------------------------------------
@@ -148,10 +132,17 @@ def _source(package: ModelPackage) -> str:
     return f"{name} (commit {source['commit']})" if "commit" in source else name
 
 
-def _parity(content: Mapping[str, Any] | None) -> Iterator[str]:
-    if content is None:
-        yield "This package has no certificate: how far it is from its original was not recorded."
-        return
+def _parity(package: ModelPackage, certificate: Certificate | None) -> list[str]:
+    if certificate is None:
+        return ["This package has no certificate: its distance from the original is not recorded."]
+    try:
+        return list(_figures(certificate.content))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        # The certificate's own reader needs none of these.
+        raise PackageError(f"{package.path / CERTIFICATE} is damaged: {error!r}.") from None
+
+
+def _figures(content: Mapping[str, Any]) -> Iterator[str]:
     report = content["validated"]
     figures = {(row["error"], row["situation"]): row["figures"] for row in report["measurements"]}
     versions = content["created_with"]
@@ -200,14 +191,10 @@ def _examples(package: ModelPackage, name: str) -> Iterator[str]:
     provider = target.session.provider
     # genai hands a graph of standard operators a mask that they do not take.
     if provider.genai_wheel and not target.graph.operators.standard:
-        yield _template("genai").substitute(name=name, wheel=provider.genai_wheel)
-        yield _template("llama_onnx").substitute(name=name)
+        yield read_template("hub", "genai.md").substitute(name=name, wheel=provider.genai_wheel)
+        yield read_template("hub", "llama_onnx.md").substitute(name=name)
     if provider == CPU:
-        yield _template("optimum").substitute(name=name)
-
-
-def _template(name: str) -> Template:
-    return Template((TEMPLATES / "hub" / f"{name}.md").read_text("utf-8"))
+        yield read_template("hub", "optimum.md").substitute(name=name)
 
 
 def _licence(package: ModelPackage) -> str:

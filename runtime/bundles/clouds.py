@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from string import Template
 
+from llama_onnx.runtime.bundles.template_files import template_path, write_text
 from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.licences import TERMS, of_kind
 from llama_onnx.targets.package import ModelPackage
 
-TEMPLATES = Path(__file__).parent / "templates"
 REQUEST = '{"prompt": "Once upon a time", "max_new_tokens": 32}\n'
 """An example request."""
 
 _LEFT_OUT = ("__pycache__", "bundles", "commands", "doctor", "kernels", "native", "*.typed")
+_SOURCES = {"runtime": Path(__file__).parents[1], "targets": Path(cpu.__file__).parent}
+"""The folders of this project that run a package."""
+
 _GIB = 2**30
 
 
@@ -71,7 +72,7 @@ def service_name(out: Path) -> str:
 
 def requirements(place: str) -> tuple[str, ...]:
     """The pinned requirements of a bundle for `place`."""
-    files = (TEMPLATES / "cloud" / "requirements.txt", TEMPLATES / place / "requirements.txt")
+    files = [template_path(folder, "requirements.txt") for folder in ("cloud", place)]
     return tuple(line for file in files for line in file.read_text("utf-8").splitlines())
 
 
@@ -80,37 +81,17 @@ def write_requirements(place: str, file: Path) -> None:
     write_text(file, "".join(f"{line}\n" for line in requirements(place)))
 
 
-def fill_template(place: str, name: str, folder: Path, values: Mapping[str, str]) -> None:
-    """Write the template `name` of `place` to `folder`, each $value replaced."""
-    template = Template((TEMPLATES / place / name).read_text("utf-8"))
-    write_text(folder / name, template.substitute(values))
-
-
-def copy_template(place: str, name: str, folder: Path) -> None:
-    """Copy the template `name` of `place` to `folder` as it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(TEMPLATES / place / name, folder / name)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write `text` with lines that end alike wherever the bundle is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(text.encode())
-
-
 def copy_runtime(folder: Path) -> None:
-    """Copy to `folder`/llama_onnx what opens and runs a package, with its licence."""
-    # Looked up by name: targets does not import runtime, it only ships it.
-    for house in ("runtime", "targets"):
-        spec = find_spec(f"llama_onnx.{house}")
-        assert spec is not None and spec.submodule_search_locations
-        source = Path(spec.submodule_search_locations[0])
-        ignored = shutil.ignore_patterns(*_LEFT_OUT)
+    """Copy the part of llama-onnx that opens and runs a package to `folder`/llama_onnx.
+
+    As source, with the license: llama-onnx is not on PyPI.
+    """
+    ignored = shutil.ignore_patterns(*_LEFT_OUT)
+    for house, source in _SOURCES.items():
         shutil.copytree(source, folder / "llama_onnx" / house, ignore=ignored)
     # A package, not a namespace: a llama_onnx that is installed there must not win over this one.
     write_text(folder / "llama_onnx" / "__init__.py", '"""What runs a package."""\n')
-    licence = Path(__file__).parents[1] / "native" / "LICENSE"
-    shutil.copyfile(licence, folder / "llama_onnx" / "LICENSE")
+    shutil.copyfile(_SOURCES["runtime"] / "native" / "LICENSE", folder / "llama_onnx" / "LICENSE")
 
 
 def licence_files(package: ModelPackage) -> str:

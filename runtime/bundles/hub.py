@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_onnx.runtime.bundles.bundle import Bundled, copy_package, make_bundle
 from llama_onnx.runtime.bundles.card import missing, write_card
-from llama_onnx.runtime.bundles.clouds import copy_template, service_name, write_text
+from llama_onnx.runtime.bundles.clouds import service_name
+from llama_onnx.runtime.bundles.make import Bundled, certificate_of, copy_package, make_bundle
+from llama_onnx.runtime.bundles.template_files import copy_template, write_text
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.signature import Signer
 
@@ -37,9 +38,11 @@ def bundle_hub(
         copy_package(package, folder)
         # Of what was copied and found intact.
         copied = ModelPackage(folder, package.manifest)
-        write_text(folder / "README.md", write_card(copied, out.name, service_name(out)))
+        certificate = certificate_of(copied)
+        card = write_card(copied, certificate, out.name, service_name(out))
+        write_text(folder / "README.md", card)
         copy_template(PLACE, ".gitattributes", folder)
-        return tuple(missing(copied))
+        return tuple(missing(copied, certificate))
 
     return make_bundle(
         package, out, PLACE, fill, licensed=licensed, force=force, as_zip=as_zip, sign=sign

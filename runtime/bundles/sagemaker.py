@@ -16,21 +16,19 @@ import tarfile
 from pathlib import Path
 from typing import IO
 
-from llama_onnx.runtime.bundles.bundle import Bundled, make_bundle
 from llama_onnx.runtime.bundles.clouds import (
     REQUEST,
     Machine,
     check_cpu,
     choose_machine,
     copy_runtime,
-    copy_template,
-    fill_template,
     licence_files,
     service_name,
     what,
     write_requirements,
-    write_text,
 )
+from llama_onnx.runtime.bundles.make import Bundled, make_bundle
+from llama_onnx.runtime.bundles.template_files import copy_template, fill_template, write_text
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import MANIFEST, SIGNATURE_SUFFIX, ModelPackage
 from llama_onnx.targets.signature import Signer

@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from llama_onnx.runtime.bundles.bundle import Bundled, copy_package, make_bundle, write_sums
+from llama_onnx.runtime.bundles.make import Bundled, certificate_of, copy_package, make_bundle
 from llama_onnx.runtime.bundles.selftest import SelfTest
+from llama_onnx.targets.bundle import write_sums
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage, hash_file
 from llama_onnx.targets.signature import Signer
@@ -134,7 +135,8 @@ def bundle_windows(
     `sign` makes the signature bundle.json.sig.
     Raises `PackageError`, `UsageError` or `MissingDependencyError`, and then leaves nothing behind.
     """
-    self_test = self_test or SelfTest.from_certificate(package.path)
+    if self_test is None and (certificate := certificate_of(package)):
+        self_test = SelfTest.from_certificate(certificate)
 
     def fill(folder: Path) -> tuple[str, ...]:
         copy_package(package, folder / "package")

@@ -14,8 +14,8 @@ import click
 from click.core import ParameterSource
 
 from llama_onnx.runtime.bundles.azureml import bundle_azureml
-from llama_onnx.runtime.bundles.bundle import Bundled
 from llama_onnx.runtime.bundles.hub import bundle_hub
+from llama_onnx.runtime.bundles.make import Bundled
 from llama_onnx.runtime.bundles.sagemaker import bundle_sagemaker
 from llama_onnx.runtime.bundles.selftest import SelfTest
 from llama_onnx.runtime.bundles.windows import (

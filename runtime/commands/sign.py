@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from llama_onnx.runtime.bundles.bundle import open_shipped
 from llama_onnx.runtime.commands.keys import sign_with
+from llama_onnx.targets.bundle import open_shipped
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage, remove_working_files
 from llama_onnx.targets.signature import write_signature

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from llama_onnx.runtime import ort
-from llama_onnx.runtime.bundles.bundle import Bundle, open_shipped
 from llama_onnx.runtime.measure.certificate import (
     Certificate,
     next_tokens,
@@ -46,6 +45,7 @@ from llama_onnx.runtime.measure.situations import (
 from llama_onnx.runtime.measure.thresholds import Check, check
 from llama_onnx.runtime.memory import forgetting_pages
 from llama_onnx.runtime.placement.session import open_session
+from llama_onnx.targets.bundle import Bundle, open_shipped
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import SILENT, Progress

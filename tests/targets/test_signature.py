@@ -20,7 +20,8 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.packaging.add_adapters import add_adapters
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
-from llama_onnx.runtime.bundles.bundle import new_folder, open_shipped, write_bundle
+from llama_onnx.runtime.bundles.make import new_folder
+from llama_onnx.targets.bundle import open_shipped, write_bundle
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import (
     MANIFEST,
@@ -309,7 +310,7 @@ def test_a_bundle_for_any_place_is_signed(
     done = run("verify", out, "--key", public_of(keys / "other.pem"))
     if place == "sagemaker":
         assert done.exit_code == 1
-        assert "holds its package in an archive, so that it cannot run" in done.stderr
+        assert "holds its package as an archive, which cannot run" in done.stderr
         shutil.unpack_archive(out / "model.tar.gz", tmp_path / "package")
         assert verify(tmp_path / "package", keys / "mine.pem").exit_code == 0
     else:
@@ -404,7 +405,7 @@ def test_a_bundle_signed_after_it_was_made_is_signed(bundle: Path, keys: Path) -
     ("content", "message"),
     [
         ("{}", "it has no format_version"),
-        ('{"format_version": 1, "files": {}}', "it does not say which package it has"),
+        ('{"format_version": 1, "files": {}}', "it does not name its package"),
         ('{"format_version": 1, "files": {"../x": {}}}', "its entry for '../x' makes no sense"),
     ],
 )

@@ -24,10 +24,10 @@ from benchmarks.trials.windows.wine import (
     compile_windows,
     windows_path,
 )
-from llama_onnx.runtime.bundles.bundle import write_sums
 from llama_onnx.runtime.bundles.selftest import SelfTest
 from llama_onnx.runtime.bundles.windows import bundle_windows, download_wheels
 from llama_onnx.runtime.genai import og
+from llama_onnx.targets.bundle import write_sums
 from llama_onnx.targets.package import ModelPackage
 from tests.support.packages import greedy, make_package
 from tests.support.tables import Case, Table, show

@@ -26,9 +26,9 @@ from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.bundles import azureml, sagemaker
 from llama_onnx.runtime.bundles.azureml import bundle_azureml
-from llama_onnx.runtime.bundles.bundle import Bundled
 from llama_onnx.runtime.bundles.clouds import Machine, choose_machine, service_name
 from llama_onnx.runtime.bundles.hub import bundle_hub
+from llama_onnx.runtime.bundles.make import Bundled
 from llama_onnx.runtime.bundles.sagemaker import bundle_sagemaker
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.targets.errors import PackageError, UsageError
@@ -426,7 +426,7 @@ def test_a_certificate_about_other_files_is_not_shown(
     certified: tuple[Path, ParityReport], out: Path, tmp_path: Path
 ) -> None:
     stale = altered(certified[0], tmp_path / "stale", tokenizer__json="{}")
-    with pytest.raises(PackageError, match=r"is about another tokenizer\.json"):
+    with pytest.raises(PackageError, match=r"was made for another tokenizer\.json"):
         bundle_hub(stale, out)
     assert left_over(out) == []
 
@@ -439,7 +439,7 @@ def test_a_certificate_that_makes_no_sense_is_one_sentence(
     (tmp_path / "copy" / "parity" / "certificate.json").write_text(text, "utf-8")
     manifest = json.loads((tmp_path / "copy" / MANIFEST).read_text("utf-8"))
     damaged = write_manifest(tmp_path / "copy", manifest)
-    with pytest.raises(PackageError, match=r"certificate\.json is damaged"):
+    with pytest.raises(PackageError, match=r"certificate\.json (is damaged|cannot be read)"):
         bundle_hub(damaged, out)
 
 

@@ -256,7 +256,7 @@ def test_the_library_is_built_where_there_is_a_compiler(
 def test_a_self_test_that_is_none(tmp_path: Path, text: str) -> None:
     file = tmp_path / "selftest.txt"
     file.write_text(text, "utf-8")
-    with pytest.raises(UsageError, match="is no self-test"):
+    with pytest.raises(UsageError, match="is not a self-test"):
         SelfTest.read(file)
 
 

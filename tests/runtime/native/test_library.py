@@ -18,8 +18,8 @@ import onnxruntime
 import onnxruntime_genai as og
 import pytest
 
-from llama_onnx.runtime.bundles.bundle import write_sums
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.targets.bundle import write_sums
 from tests.support.packages import alter_package, greedy
 
 ROOT = Path(__file__).parents[3]

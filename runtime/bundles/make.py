@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import zipfile
@@ -11,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from llama_onnx.targets.bundle import BUNDLE, list_files, write_bundle
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.licences import (
     file_start,
@@ -25,16 +25,11 @@ from llama_onnx.targets.package import (
     PARTIAL_SUFFIX,
     SIGNATURE_SUFFIX,
     ModelPackage,
-    altered_files,
-    hash_file,
-    read_index,
-    unnamed_files,
 )
-from llama_onnx.targets.signature import Signer, write_signature
+from llama_onnx.targets.signature import Signer
 
-BUNDLE = "bundle.json"
-SUMS = "SHA256SUMS"
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    from llama_onnx.runtime.measure.certificate import Certificate
 
 
 @dataclass(frozen=True)
@@ -75,62 +70,6 @@ def make_bundle(
     return Bundled(out, packed, tuple(warnings))
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A bundle on disk, opened: its bundle.json is read."""
-
-    path: Path
-    content: Mapping[str, Any]
-
-    @classmethod
-    def open(cls, path: Path) -> Bundle:
-        """Read bundle.json in `path`. Raises `PackageError`."""
-        content = read_index(path / BUNDLE, FORMAT_VERSION)
-        about = content.get("package")
-        if not (isinstance(about, dict) and isinstance(about.get("precision"), str)):
-            raise PackageError(f"{path / BUNDLE} is damaged: it does not say which package it has.")
-        return cls(path, content)
-
-    @property
-    def files(self) -> Mapping[str, Mapping[str, Any]]:
-        """What it names: file -> size and sha256."""
-        files: Mapping[str, Mapping[str, Any]] = self.content["files"]
-        return files
-
-    @property
-    def index(self) -> Path:
-        """The file that names all others, with their hashes: what a signature signs."""
-        return self.path / BUNDLE
-
-    @property
-    def precision(self) -> str:
-        """What the weights of its package are stored in."""
-        return str(self.content["package"]["precision"])
-
-    @property
-    def package(self) -> ModelPackage:
-        """The package in it; raises `PackageError` for a bundle that has it packed."""
-        for folder in (self.path, self.path / "package"):
-            if (folder / MANIFEST).is_file():
-                return ModelPackage.open(folder)
-        raise PackageError(
-            f"{self.path} holds its package in an archive, so that it cannot run: say --files-only."
-        )
-
-    def verify(self) -> list[str]:
-        """Read every file and return the names of those whose content is not what was written."""
-        return altered_files(self.path, self.files)
-
-    def unnamed(self) -> list[str]:
-        """Files that bundle.json does not name, so that nothing is known about them."""
-        return unnamed_files(self.index, self.files)
-
-
-def open_shipped(path: Path) -> ModelPackage | Bundle:
-    """Open what lies at `path`, a package or a bundle of one. Raises `PackageError`."""
-    return Bundle.open(path) if (path / BUNDLE).is_file() else ModelPackage.open(path)
-
-
 def check_licences(package: ModelPackage) -> None:
     """Raise `PackageError` for a package that lacks the licence files it must be passed on with.
 
@@ -150,6 +89,26 @@ def check_licences(package: ModelPackage) -> None:
         )
 
 
+def certificate_of(package: ModelPackage) -> Certificate | None:
+    """Return the package's certificate, or None if it has none.
+
+    Raises `PackageError` for a certificate that is damaged or was made for other files.
+    """
+    # Imported here because it needs numpy, which `bundle --help` does not.
+    from llama_onnx.runtime.measure import certificate as certificates
+
+    name = f"{certificates.FOLDER}/{certificates.CERTIFICATE}"
+    if name not in package.files:
+        return None
+    certificate = certificates.read_certificate(package.path)
+    if stale := certificates.stale_files(certificate, package):
+        raise PackageError(
+            f"{package.path / name} was made for another {', '.join(stale)}: make a new one with "
+            "`llama-onnx validate --certify`."
+        )
+    return certificate
+
+
 def copy_package(package: ModelPackage, folder: Path) -> None:
     """Copy a package's files to `folder`, manifest and signature too.
 
@@ -165,28 +124,6 @@ def copy_package(package: ModelPackage, folder: Path) -> None:
     damaged = ModelPackage(folder, package.manifest).verify()
     if damaged:
         raise PackageError(f"{package.path} is damaged: {damaged[0]} is not what was exported.")
-
-
-def write_sums(folder: Path) -> None:
-    """Write `folder`/SHA256SUMS as sha256sum does, of every other file in it."""
-    lines = [f"{hash_file(path)}  {name}\n" for name, path in _files(folder) if name != SUMS]
-    # Bytes, so that lines end alike wherever the bundle is made.
-    (folder / SUMS).write_bytes("".join(lines).encode())
-
-
-def write_bundle(folder: Path, content: Mapping[str, Any], sign: Signer | None = None) -> None:
-    """Write `folder`/bundle.json: `content`, plus size and sha256 of every other file; and its
-    signature, if there is something to `sign` with."""
-    files = {
-        name: {"size": path.stat().st_size, "sha256": hash_file(path)}
-        for name, path in _files(folder)
-        if name != BUNDLE
-    }
-    bundle = {"format_version": FORMAT_VERSION, **content, "files": files}
-    text = json.dumps(bundle, indent=2, ensure_ascii=False) + "\n"
-    (folder / BUNDLE).write_bytes(text.encode())
-    if sign:
-        write_signature(folder / BUNDLE, sign)
 
 
 @contextmanager
@@ -214,7 +151,7 @@ def write_zip(folder: Path, out: Path) -> None:
     temporary = out.with_name(out.name + PARTIAL_SUFFIX)
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, path in _files(folder):
+            for name, path in list_files(folder):
                 # Weights do not get smaller, only slower.
                 packed = path.suffix in (".data", ".gz")
                 stored = zipfile.ZIP_STORED if packed else zipfile.ZIP_DEFLATED
@@ -234,11 +171,6 @@ def _describe(package: ModelPackage, place: str) -> dict[str, Any]:
             "precision": package.precision,
         },
     }
-
-
-def _files(folder: Path) -> list[tuple[str, Path]]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return sorted((path.relative_to(folder).as_posix(), path) for path in paths)
 
 
 def _check_free(out: Path, force: bool) -> None:
