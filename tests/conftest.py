@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,45 +11,72 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.support.packages import make_package
+from tests.support.threads import limit_threads
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.llama.model import Llama
     from tests.support.parity import Make
 
 
+LIMIT = pytest.StashKey[pytest.MonkeyPatch]()
+
 # How long an example takes says something about the machine, nothing about the code.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: models this small only wait for one another's threads when tests run
-    side by side."""
-    import torch  # not at the top: some tests run where there is no torch
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    patch = pytest.MonkeyPatch()
+    limit_threads(patch)
+    config.stash[LIMIT] = patch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[LIMIT].undo()
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Imports make hundreds of thousands of objects that stay: no search for garbage meanwhile."""
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # Nor later among what was imported; and tests make many objects that only look like garbage.
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+    gc.enable()
+
+
+@pytest.fixture
+def default_threads(pytestconfig: pytest.Config) -> Iterator[None]:
+    """The number of threads that a session takes outside the tests."""
+    pytestconfig.stash[LIMIT].undo()
     yield
-    torch.set_num_threads(before)
+    limit_threads(pytestconfig.stash[LIMIT])
 
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An int4 package. Read only: alter a copy of it."""
+    from tests.support.packages import make_package
+
     return make_package(tmp_path_factory.mktemp("int4"), "int4")
 
 
 @pytest.fixture(scope="session")
 def package_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model in fp32. Read only."""
+    from tests.support.packages import make_package
+
     return make_package(tmp_path_factory.mktemp("fp32"), "fp32")
 
 
 @pytest.fixture(scope="session")
 def package_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model with weights in fp16, computed in fp32. Read only."""
+    from tests.support.packages import make_package
+
     return make_package(tmp_path_factory.mktemp("fp16"), "fp16")
 
 

@@ -18,9 +18,6 @@ HOUSES = ("api", "exporter", "runtime", "targets")
 OTHERS = ("benchmarks", "examples")
 """More folders with Python; `tests` is not among them."""
 
-TEMPLATES = "templates"
-"""Folders of files that bundles are filled with: they run elsewhere, and are data here."""
-
 FUNCTION_LINES, FILE_LINES = 60, 400
 
 Edges = Mapping[str, set[str]]
@@ -33,9 +30,8 @@ class Source:
         self.root = root
 
     def files(self, house: str) -> list[Path]:
-        """The Python files of a house, templates left out."""
-        found = sorted((self.root / house).rglob("*.py"))
-        return [file for file in found if TEMPLATES not in file.relative_to(self.root).parts]
+        """The Python files of a house."""
+        return sorted((self.root / house).rglob("*.py"))
 
     @cached_property
     def modules(self) -> Mapping[str, Path]:

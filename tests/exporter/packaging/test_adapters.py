@@ -62,8 +62,6 @@ IDS = np.random.default_rng(0).integers(3, 288, 40)
 MAX_ABS, RELATIVE = 1e-3, 1e-5
 PROMPT = "the quick brown fox"
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 EXPORTS = {
     "fp32": Options("fp32"),
     "fp16": Options("fp16"),

@@ -22,9 +22,6 @@ WIDE = replace(tiny.GQA, head_dim=32, num_key_value_heads=1, rope_theta=500000.0
 STORED = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def sequences(config: LlamaConfig) -> list[np.ndarray]:
     rng = np.random.default_rng(1)
     return [rng.integers(0, config.vocab_size, length) for length in (1, 7, 100)]

@@ -319,6 +319,7 @@ def test_a_session_that_is_open_computes(package_fp32: Path) -> None:
         assert np.abs(logits - expected).max() < 1e-4
 
 
+@pytest.mark.usefixtures("default_threads")
 @pytest.mark.parametrize(("threads", "count"), [(1, 1), (3, 3), (None, 0)])
 def test_the_number_of_threads(package: Path, threads: int | None, count: int) -> None:
     session = open_session(package / "model.onnx", CPU, threads=threads).session

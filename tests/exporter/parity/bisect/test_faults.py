@@ -27,8 +27,6 @@ from llama_onnx.targets.package import ModelPackage
 from tests.support.faults import FAULTS, Fault, edit, edit_graph, epsilon, node_of
 from tests.support.parity import Make, missed, report_on
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Every fault in one precision, each precision with every kind of them; `nox -s faults` runs all.
 CASES = [
     pytest.param(fault, fault.precisions[i % len(fault.precisions)], id=fault.name)

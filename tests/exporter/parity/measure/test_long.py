@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from click.testing import CliRunner
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
@@ -41,7 +40,6 @@ EDGES = [2046, 2047, 2048, CONTEXT - 3, CONTEXT - 2, CONTEXT - 1]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Package (int4, fp32 activations) and source."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("long")
     source = tiny.write_huggingface(folder / "source", CONFIG)
     options = Options("int4", accuracy_level=1)

@@ -41,8 +41,6 @@ from tests.support.faults import (
 )
 from tests.support.parity import EXPORTS, Make, figures, missed, missed_in, report_on
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["validate", *map(str, arguments)])
