@@ -38,12 +38,12 @@ from llama_onnx.targets.registry import TARGETS
 
 if TYPE_CHECKING:
     from llama_onnx.exporter.packaging.export import ExportResult
-    from llama_onnx.exporter.packaging.export import Progress as ExportProgress
     from llama_onnx.exporter.packaging.plan import Plan
-    from llama_onnx.exporter.parity.measure.validate import ParityReport, Progress
+    from llama_onnx.exporter.parity.measure.validate import ParityReport
     from llama_onnx.runtime.llama.model import Llama
     from llama_onnx.runtime.measure.verify import VerifyReport
     from llama_onnx.targets.package import ModelPackage
+    from llama_onnx.targets.progress import Progress
     from llama_onnx.targets.target import FloatName
 
     __version__: str
@@ -169,7 +169,7 @@ def export(
     force: bool = False,
     checksum: bool = True,
     hash_source: bool = False,
-    progress: ExportProgress | None = None,
+    progress: Progress | None = None,
 ) -> ExportResult:
     """Write a checkpoint as a package. Memory use does not grow with the model.
 
@@ -312,6 +312,7 @@ def open_package(path: str | os.PathLike[str]) -> ModelPackage:
         ('cpu', 'int4', [])
     """
     from llama_onnx.targets.package import ModelPackage
+    from llama_onnx.targets.progress import Progress
 
     return ModelPackage.open(os.fspath(path))
 

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.progress import SILENT
 from llama_onnx.targets.providers import get_provider
 from llama_onnx.targets.registry import get_target
 
 if TYPE_CHECKING:
     from llama_onnx.exporter.packaging.export import ExportResult
-    from llama_onnx.exporter.packaging.export import Progress as ExportProgress
     from llama_onnx.exporter.packaging.plan import Plan
-    from llama_onnx.exporter.parity.measure.validate import ParityReport, Progress
+    from llama_onnx.exporter.parity.measure.validate import ParityReport
     from llama_onnx.runtime.measure.verify import VerifyReport
+    from llama_onnx.targets.progress import Progress
 
 StrPath = str | os.PathLike[str]
 
@@ -37,7 +38,8 @@ def plan(
 ) -> Plan:
     """Open the headers of `checkpoint` and plan its export."""
     from llama_onnx.exporter.packaging.adapters import open_kept
-    from llama_onnx.exporter.packaging.plan import Options, make_plan
+    from llama_onnx.exporter.packaging.options import Options
+    from llama_onnx.exporter.packaging.plan import make_plan
     from llama_onnx.exporter.sources import open_checkpoint
 
     with _headers(checkpoint) as folder:
@@ -57,13 +59,13 @@ def export(
     force: bool,
     checksum: bool,
     hash_source: bool,
-    progress: ExportProgress | None,
+    progress: Progress | None,
     **options: Any,
 ) -> ExportResult:
     """Export `checkpoint`, downloaded first if it is on the hub."""
     from llama_onnx.exporter.checkpoints.hub import find_source
     from llama_onnx.exporter.packaging.export import export_package
-    from llama_onnx.exporter.packaging.plan import Options
+    from llama_onnx.exporter.packaging.options import Options
 
     return export_package(
         find_source(os.fspath(checkpoint)),
@@ -76,7 +78,7 @@ def export(
         force=force,
         checksum=checksum,
         hash_source=hash_source,
-        progress=progress,
+        progress=progress or SILENT,
     )
 
 
@@ -112,7 +114,7 @@ def validate(
         max_kl=max_kl,
         thorough=thorough,
         certify=certify,
-        progress=progress,
+        progress=progress or SILENT,
     )
 
 
@@ -135,14 +137,14 @@ def verify(
             raise UsageError(
                 "files_only computes nothing: leave provider, threads and allow_fallback out."
             )
-        return verifying.verify_files(Path(package), key=public, progress=progress)
+        return verifying.verify_files(Path(package), key=public, progress=progress or SILENT)
     return verifying.verify(
         Path(package),
         None if provider is None else get_provider(provider),
         key=public,
         threads=threads,
         allow_fallback=allow_fallback,
-        progress=progress,
+        progress=progress or SILENT,
     )
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from llama_onnx.exporter.model.config import MATRICES, LlamaConfig
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.genai import og
 from llama_onnx.runtime.placement.genai_model import open_model

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.prompts import make_prompts
 from llama_onnx.exporter.parity.measure.shipped import Asked
 from llama_onnx.exporter.parity.measure.validate import Greedy, Measurement, ParityReport, validate

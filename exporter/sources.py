@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.targets.errors import CheckpointError
 
@@ -34,9 +35,7 @@ def _open_base(path: Path) -> Checkpoint:
             )
         return _open_gguf(path)
     if (path / "config.json").exists():
-        from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
-
-        return HuggingFaceCheckpoint.open(path)
+        return _open_huggingface(path)
     if (path / "params.json").exists():
         from llama_onnx.exporter.checkpoints.meta import MetaCheckpoint
 
@@ -50,6 +49,17 @@ def _open_base(path: Path) -> Checkpoint:
     raise CheckpointError(
         f"{path} has no config.json, params.json or .gguf file: is this a checkpoint folder?"
     )
+
+
+def _open_huggingface(path: Path) -> Checkpoint:
+    from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
+    from llama_onnx.exporter.checkpoints.quantized.folder import open_quantized
+    from llama_onnx.exporter.checkpoints.quantized.settings import read_quantization
+
+    # Before the folder is opened: an unknown quantization is a better reason than odd tensors.
+    quantization = read_quantization(path, read_json(path / "config.json"))
+    plain = HuggingFaceCheckpoint.open(path)
+    return plain if quantization is None else open_quantized(plain, quantization)
 
 
 def _open_gguf(path: Path) -> Checkpoint:

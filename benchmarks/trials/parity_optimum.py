@@ -26,7 +26,7 @@ from rich.table import Table
 
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.targets.cpu import TARGET
 from tests.support import tiny

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.placement.profile import step_feeds

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llama_onnx.exporter.model.config import read_json
+from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 CONFIG_FILE = "adapter_config.json"

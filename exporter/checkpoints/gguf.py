@@ -18,14 +18,8 @@ from gguf.quants import dequantize
 
 from llama_onnx.exporter.checkpoints.gguf_rope import FREQUENCIES, rope_block
 from llama_onnx.exporter.formats.gguf import Header, TensorInfo, read_header
-from llama_onnx.exporter.model.checkpoint import (
-    Float32,
-    LazyTensor,
-    TensorsByName,
-    file_fingerprint,
-    find_licences,
-    read_values,
-)
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint, read_values
+from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
 from llama_onnx.exporter.model.config import Keys, LlamaConfig, check_config, rope_scaling
 from llama_onnx.exporter.model.interleaved import half_split_rows
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.exporter.formats.gguf import Header
-from llama_onnx.exporter.model.checkpoint import read_values
+from llama_onnx.exporter.formats.tensor import read_values
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 FREQUENCIES = "rope_freqs.weight"

@@ -1,45 +1,21 @@
 """Hugging Face folders: config.json, weights as safetensors or pytorch_model.bin (single or
-sharded), tokenizer.json or tokenizer.model.
-
-The safetensors header is read here rather than through the library: `safe_open` maps the whole file
-for as long as it is open and every page read stays resident, which would end the promise of
-bounded memory. The format (8-byte little-endian header length, JSON header, data) is published at
-https://github.com/huggingface/safetensors#format.
-"""
+sharded), tokenizer.json or tokenizer.model."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
-from llama_onnx.exporter.checkpoints.quantized.settings import read_quantization
-from llama_onnx.exporter.model.checkpoint import (
-    LazyTensor,
-    StoredTensor,
-    TensorsByName,
-    file_fingerprint,
-    find_licences,
-)
-from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface, read_json
+from llama_onnx.exporter.formats.json import read_json
+from llama_onnx.exporter.formats.state_dict import read_state_dict
+from llama_onnx.exporter.formats.tensor import LazyTensor, file_fingerprint
+from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
+from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.targets.errors import CheckpointError
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I32": np.dtype("<i4"),  # integers hold the codes of a quantized checkpoint
-    "I64": np.dtype("<i8"),
-}
-_MAX_HEADER = 100_000_000  # the format's own limit
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 """The file of a model in one piece, the format preferred first; sharded, it has an index instead:
 the same name and `.index.json`."""
@@ -72,21 +48,15 @@ class HuggingFaceCheckpoint(TensorsByName):
         generation_file = path / "generation_config.json"
         generation = read_json(generation_file) if generation_file.exists() else {}
         raw = read_json(path / "config.json")
-        quantization = read_quantization(path, raw)
         config = config_from_huggingface(raw, str(path / "config.json"), generation)
         shards = find_shards(path)
         tensors: dict[str, LazyTensor] = {}
         for shard in shards:
-            for name, tensor in read_weights(shard).items():
+            for name, tensor in read_state_dict(shard).items():
                 if name in tensors:
                     raise CheckpointError(f"{path}: the tensor {name} stands in two shards.")
                 tensors[name] = tensor
-        plain = cls(path, config, tensors, shards, generation)
-        if quantization is None:
-            return plain
-        from llama_onnx.exporter.checkpoints.quantized.folder import open_quantized
-
-        return open_quantized(plain, quantization)
+        return cls(path, config, tensors, shards, generation)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Copy tokenizer.json, its settings and the chat template, or make them from
@@ -135,62 +105,6 @@ def copy_tokenizer(source: Path, folder: Path) -> list[str]:
         (folder / "chat_template.jinja").write_bytes(template.encode("utf-8", "replace"))
         written.append("chat_template.jinja")
     return written
-
-
-def read_weights(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a safetensors file or of a pickled one, by its name's ending."""
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    from llama_onnx.exporter.formats.torch_file import read_torch_file
-
-    return read_torch_file(path)
-
-
-def read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Header of a safetensors file as lazy tensors; raises `CheckpointError` when damaged."""
-    return {name: stored.lazy() for name, stored in stored_tensors(path).items()}
-
-
-def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a safetensors file lies; raises `CheckpointError` when damaged."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            if length > min(_MAX_HEADER, size - 8):
-                raise CheckpointError(
-                    f"{path} is no whole safetensors file (its header ends behind the file's end): "
-                    "download it again."
-                )
-            header = json.loads(file.read(length))
-            if not isinstance(header, dict):
-                raise ValueError("not an object")
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except ValueError:
-        raise CheckpointError(
-            f"{path} is no safetensors file (its header is not JSON): download it again."
-        ) from None
-    header.pop("__metadata__", None)
-    return {name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()}
-
-
-def _stored(path: Path, name: str, entry: dict[str, Any], base: int, size: int) -> StoredTensor:
-    try:
-        code, shape = str(entry["dtype"]), tuple(int(dim) for dim in entry["shape"])
-        begin, end = (int(offset) for offset in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: the header's entry for {name} is damaged.") from None
-    if base + end > size:
-        raise CheckpointError(
-            f"{path} is truncated: {name} ends at byte {base + end:,}, the file at {size:,}. "
-            "Download it again."
-        )
-    dtype = _DTYPES.get(code)
-    if dtype is not None and end - begin != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-        raise CheckpointError(f"{path}: {name} has {end - begin:,} bytes, not those of its shape.")
-    return StoredTensor(path, name, shape, code, dtype, base + begin, end - begin)
 
 
 def find_shards(path: Path) -> tuple[Path, ...]:

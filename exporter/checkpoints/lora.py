@@ -22,14 +22,10 @@ from llama_onnx.exporter.checkpoints.adapter_config import (
     read_adapter_config,
     saves,
 )
-from llama_onnx.exporter.checkpoints.huggingface import copy_tokenizer, read_weights
-from llama_onnx.exporter.model.checkpoint import (
-    Checkpoint,
-    Float32,
-    LazyTensor,
-    file_fingerprint,
-    find_licences,
-)
+from llama_onnx.exporter.checkpoints.huggingface import copy_tokenizer
+from llama_onnx.exporter.formats.state_dict import read_state_dict
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint
+from llama_onnx.exporter.model.checkpoint import Checkpoint, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
@@ -189,7 +185,7 @@ def open_adapter(base: Checkpoint, folder: Path) -> LoraCheckpoint:
     another base, `UnsupportedError` for one that is not plain LoRA.
     """
     config = read_adapter_config(folder)
-    tensors = read_weights(_weights_file(folder))
+    tensors = read_state_dict(_weights_file(folder))
     # Every module has a head to change; a tied one is not tied afterwards.
     shapes = replace(base.config, tie_word_embeddings=False).tensor_shapes()
     modules = {name.removesuffix(".weight"): shape for name, shape in shapes.items()}

@@ -18,15 +18,11 @@ import numpy as np
 
 from llama_onnx.exporter.checkpoints.hub import source_name
 from llama_onnx.exporter.checkpoints.meta_params import ROTARY_BUFFER, config_from_params
+from llama_onnx.exporter.formats.json import read_json
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint
 from llama_onnx.exporter.formats.torch_file import read_torch_file
-from llama_onnx.exporter.model.checkpoint import (
-    Float32,
-    LazyTensor,
-    TensorsByName,
-    file_fingerprint,
-    find_licences,
-)
-from llama_onnx.exporter.model.config import LlamaConfig, read_json
+from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
+from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.interleaved import half_split_rows
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.licences import TERMS, kind_of

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.exporter.model.checkpoint import Float32, LazyTensor, widen
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, widen
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {

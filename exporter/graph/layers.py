@@ -16,7 +16,8 @@ from llama_onnx.exporter.graph.fused import MICROSOFT, Fused
 from llama_onnx.exporter.graph.operators import Dialect, Matrix, stamp, tokens
 from llama_onnx.exporter.graph.slots import FLOATS, Initializer, Slot
 from llama_onnx.exporter.graph.standard import Standard
-from llama_onnx.exporter.model.recipe import Blocks, Float, Recipe, Storage
+from llama_onnx.exporter.model.recipe import Recipe
+from llama_onnx.exporter.model.storage import Blocks, Float, Storage
 
 
 def dialect_of(recipe: Recipe) -> Dialect:

@@ -25,7 +25,8 @@ from llama_onnx.exporter.graph.operators import Batch, KeyValue, stamp
 from llama_onnx.exporter.graph.rotary import Table, rotary_tables
 from llama_onnx.exporter.graph.slots import FLOATS, Slot
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.recipe import Float, Recipe
+from llama_onnx.exporter.model.recipe import Recipe
+from llama_onnx.exporter.model.storage import Float
 
 OPSET = 23
 IR_VERSION = 10

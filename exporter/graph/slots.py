@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llama_onnx.exporter.model.recipe import Blocks, Float, Storage
+from llama_onnx.exporter.model.storage import Blocks, Float, Storage
 
 FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _SIGNED = {8: ir.DataType.INT8, 4: ir.DataType.INT4}

@@ -12,7 +12,7 @@ from onnxscript import OpBuilder
 
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.recipe import Blocks
+from llama_onnx.exporter.model.storage import Blocks
 
 
 @dataclass(frozen=True)

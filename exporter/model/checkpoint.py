@@ -14,34 +14,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.recipe import Blocks
+from llama_onnx.exporter.model.storage import Blocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.licences import kind_of
 
-Float32 = npt.NDArray[np.float32]
-
-_HALF_BITS = np.uint32(0x8FFFE000).astype(np.int32)
-"""Sign, exponent and fraction of a float16 that was sign-extended and moved up by 13 bits."""
-
 # Buffers some exporters save beside the weights; they carry nothing the config does not.
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
-
-
-@dataclass(frozen=True)
-class LazyTensor:
-    """A tensor on disk.
-
-    `rows(start, stop)` reads float32 rows `[start, stop)` of the first axis: shape
-    `(stop - start, *shape[1:])`. It may be called from several threads. `dtype` is the storage type
-    as the format names it ("F16", "BF16", "Q4_K"), `nbytes` the bytes it takes on disk.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
-    rows: Callable[[int, int], Float32]
 
 
 @dataclass(frozen=True)
@@ -182,80 +162,6 @@ def check_tensors(checkpoint: Checkpoint) -> None:
                 f"{checkpoint.path}: tensor {name} has shape {list(found)}, "
                 f"but the config asks for {list(shape)}."
             )
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where the numbers of a tensor lie in a file, row after row. `dtype` is numpy's, None for one
-    that is not known here; `code` is what the format calls it."""
-
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-    code: str
-    dtype: np.dtype[Any] | None
-    offset: int
-    nbytes: int
-
-    def read(self) -> npt.NDArray[Any]:
-        """All of it, in its own type."""
-        return self._values(0, self.shape[0])
-
-    def lazy(self) -> LazyTensor:
-        """As float32 rows, provided that it holds floats."""
-        return LazyTensor(self.name, self.shape, self.code, self.nbytes, self._rows)
-
-    def _rows(self, start: int, stop: int) -> Float32:
-        if self.dtype is None or self.dtype.kind == "i":
-            raise UnsupportedError(
-                f"{self.path}: {self.name} is stored as {self.code}, which is not supported."
-            )
-        return widen(self._values(start, stop))
-
-    def _values(self, start: int, stop: int) -> npt.NDArray[Any]:
-        assert self.dtype is not None
-        width = int(np.prod(self.shape[1:], dtype=np.int64))
-        offset = self.offset + start * width * self.dtype.itemsize
-        values = read_values(self.path, self.dtype, (stop - start) * width, offset, self.name)
-        return values.reshape(stop - start, *self.shape[1:])
-
-
-def read_values(
-    path: Path, dtype: np.dtype[Any], count: int, offset: int, name: str
-) -> npt.NDArray[Any]:
-    """`count` values of the tensor `name` at byte `offset` of `path`.
-
-    Read, not mapped: nothing stays resident, and a file cut short since it was opened is a
-    `CheckpointError`, not a crash of the process.
-    """
-    values = np.fromfile(path, dtype, count, offset=offset)
-    if values.size < count:
-        raise CheckpointError(f"{path} ends within {name}: it changed since it was opened.")
-    return values
-
-
-def widen(values: npt.NDArray[Any]) -> Float32:
-    """`values` of any float type as float32, exactly.
-
-    For float16 six times as fast as numpy: a number's bits are moved to where float32 has them, and
-    the exponent's bias is made up for by a multiplication, which serves subnormals too. Infinities
-    and NaN, which that makes 65536 and more, take the slow way.
-    """
-    if values.dtype != np.float16:
-        return values.astype(np.float32, copy=False)
-    bits = values.view(np.int16).astype(np.int32) << 13
-    bits &= _HALF_BITS
-    widened: Float32 = bits.view(np.float32)
-    widened *= np.float32(2.0**112)
-    if widened.size and (widened.max() >= 2.0**16 or widened.min() <= -(2.0**16)):
-        return values.astype(np.float32)
-    return widened
-
-
-def file_fingerprint(paths: Iterable[Path]) -> dict[str, str]:
-    """Size and modification time of each file: enough to notice that a source changed."""
-    stats = {path.name: path.stat() for path in sorted(paths)}
-    return {name: f"{stat.st_size} bytes, mtime {stat.st_mtime_ns}" for name, stat in stats.items()}
 
 
 def find_licences(folder: Path) -> list[Path]:

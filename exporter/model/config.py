@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llama_onnx.exporter.model.rope import ROPE_TYPES, RopeScaling
@@ -117,30 +115,6 @@ class LlamaConfig:
             "tie_word_embeddings": self.tie_word_embeddings,
             "vocab_size": self.vocab_size,
         }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from `path`; raises `CheckpointError` naming the file and the trouble."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}: is this a checkpoint folder?"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except UnicodeDecodeError:
-        raise CheckpointError(
-            f"{path} is not UTF-8 text: download it again or restore it from the source."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON (line {error.lineno}: {error.msg}): "
-            "download it again or restore it from the source."
-        ) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}, not a JSON object.")
-    return value
 
 
 def config_from_huggingface(

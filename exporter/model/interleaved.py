@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llama_onnx.exporter.model.checkpoint import Float32
+from llama_onnx.exporter.formats.tensor import Float32
 
 
 def half_split_rows(

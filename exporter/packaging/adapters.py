@@ -19,13 +19,8 @@ import numpy as np
 from llama_onnx.exporter.checkpoints.adapter_config import read_adapter_config
 from llama_onnx.exporter.checkpoints.hub import source_name
 from llama_onnx.exporter.checkpoints.lora import LowRank, adapter_files, open_adapter
-from llama_onnx.exporter.model.checkpoint import (
-    Checkpoint,
-    Float32,
-    LazyTensor,
-    file_fingerprint,
-    find_licences,
-)
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint
+from llama_onnx.exporter.model.checkpoint import Checkpoint, find_licences
 from llama_onnx.exporter.model.config import MATRICES
 from llama_onnx.runtime import ort
 from llama_onnx.targets.errors import (

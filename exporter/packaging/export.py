@@ -41,7 +41,8 @@ from llama_onnx.exporter.packaging.journal import (
     write_header,
 )
 from llama_onnx.exporter.packaging.licences import copy_licences
-from llama_onnx.exporter.packaging.plan import Options, Plan, make_plan, require_disk
+from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.plan import Plan, make_plan, require_disk
 from llama_onnx.exporter.packaging.provenance import source_hashes
 from llama_onnx.exporter.packaging.stream import slot_arrays
 from llama_onnx.exporter.reference.segments import open_graph, run_segments

@@ -20,7 +20,8 @@ from llama_onnx.exporter.graph.kernels import Structure, check_structure
 from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
-from llama_onnx.exporter.model.recipe import Blocks, Recipe, make_recipe
+from llama_onnx.exporter.model.recipe import Recipe, make_recipe
+from llama_onnx.exporter.model.storage import Blocks
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.options import Options

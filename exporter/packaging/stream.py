@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.graph.slots import Slot
-from llama_onnx.exporter.model.checkpoint import Checkpoint, CodedMatrix, HoldsCodes, LazyTensor
+from llama_onnx.exporter.model.checkpoint import Checkpoint, CodedMatrix, HoldsCodes
 from llama_onnx.exporter.model.dtypes import DTYPES
-from llama_onnx.exporter.model.recipe import Blocks, Float, Storage
+from llama_onnx.exporter.model.storage import Blocks, Float, Storage
 from llama_onnx.exporter.quantize.rtn import pack, quantize_rows, round_to_codes
 from llama_onnx.targets.errors import CheckpointError
 

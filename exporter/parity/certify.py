@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_onnx.exporter.model.checkpoint import Float32
+from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.measure.shipped import Asked

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.exporter.model.dtypes import DTYPES
-from llama_onnx.exporter.model.recipe import Blocks
+from llama_onnx.exporter.model.storage import Blocks
 
 Codes = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]

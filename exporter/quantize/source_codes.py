@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from llama_onnx.exporter.checkpoints.lora import LoraCheckpoint
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes
-from llama_onnx.exporter.model.recipe import Blocks, Recipe
+from llama_onnx.exporter.model.recipe import Recipe
+from llama_onnx.exporter.model.storage import Blocks
 from llama_onnx.targets.errors import UsageError
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32
+from llama_onnx.exporter.formats.tensor import Float32
+from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.reference.segments import moves_padding, run_segments
 from llama_onnx.runtime.measure.graph_session import Adapter
 from llama_onnx.runtime.measure.metrics import Ids

@@ -24,7 +24,8 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
-from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32, LazyTensor
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
+from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.targets.progress import SILENT, Progress
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from llama_onnx.exporter.model.config import read_json
+from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, set_ends
 from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
 from llama_onnx.targets.errors import CheckpointError

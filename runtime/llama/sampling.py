@@ -42,7 +42,7 @@ class Sampling:
         if self.seed is not None and self.seed < 0:
             raise UsageError(f"the seed must be 0 or more, not {self.seed}.")
 
-    def override(self, **given: float | None) -> Sampling:
+    def override(self, **given: Any) -> Sampling:
         """Return these parameters, replaced by those `given` that are not None."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import llama_onnx
 from llama_onnx.exporter.cli import main
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.targets.registry import get_target
 

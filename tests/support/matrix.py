@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType
 
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.rope import RopeScaling
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from tests.exporter.checkpoints import test_gguf
 from tests.exporter.tokenizer.test_tokenizers import model_named, spm_metadata
 from tests.support import meta_files, tiny

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.package import MANIFEST, write_manifest
 from llama_onnx.targets.progress import Silent, Unit
 from llama_onnx.targets.registry import get_target

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.package import MODEL_FILE
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny

@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.bundles.hub import bundle_hub
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.registry import get_target

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.trials.clouds import azureml, sagemaker
 from benchmarks.trials.clouds.server import run_place
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.bundles.azureml import bundle_azureml
 from llama_onnx.runtime.bundles.clouds import requirements
 from llama_onnx.runtime.bundles.sagemaker import bundle_sagemaker

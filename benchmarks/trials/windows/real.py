@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.trials.windows.run import Place, add_probe, smallest_lead
 from benchmarks.trials.windows.wine import COMPILER, Wine, windows_path
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.bundles.selftest import SelfTest
 from llama_onnx.runtime.bundles.windows import bundle_windows
 from llama_onnx.runtime.llama.model import Llama

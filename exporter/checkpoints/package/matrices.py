@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from llama_onnx.exporter.model.checkpoint import Float32
+from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.targets.errors import PackageError, UnsupportedError
 from llama_onnx.targets.package import MODEL_FILE
 

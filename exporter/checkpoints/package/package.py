@@ -18,15 +18,10 @@ from llama_onnx.exporter.checkpoints.package.matrices import (
     coded_rows,
     read_initializer,
 )
-from llama_onnx.exporter.model.checkpoint import (
-    Float32,
-    LazyTensor,
-    TensorsByName,
-    check_tensors,
-    file_fingerprint,
-    find_licences,
-)
-from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface, read_json
+from llama_onnx.exporter.formats.json import read_json
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint
+from llama_onnx.exporter.model.checkpoint import TensorsByName, check_tensors, find_licences
+from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.targets.errors import CheckpointError, PackageError
 from llama_onnx.targets.package import MODEL_FILE
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint, stored_tensors
+from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_onnx.exporter.checkpoints.quantized.awq import open_awq
 from llama_onnx.exporter.checkpoints.quantized.gptq import open_gptq
 from llama_onnx.exporter.checkpoints.quantized.packed import PackedMatrix, Parts
 from llama_onnx.exporter.checkpoints.quantized.settings import Quantization
-from llama_onnx.exporter.model.checkpoint import CodedMatrix, LazyTensor, StoredTensor
+from llama_onnx.exporter.formats.safetensors import stored_tensors
+from llama_onnx.exporter.formats.tensor import LazyTensor, StoredTensor
+from llama_onnx.exporter.model.checkpoint import CodedMatrix
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _OPEN = {"gptq": open_gptq, "awq": open_awq}

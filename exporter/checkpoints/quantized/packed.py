@@ -18,14 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.exporter.checkpoints.quantized.settings import WHOLE_ROW, Quantization
-from llama_onnx.exporter.model.checkpoint import (
-    CodedMatrix,
-    Float32,
-    LazyTensor,
-    StoredTensor,
-    widen,
-)
-from llama_onnx.exporter.model.recipe import BLOCK_SIZES, Blocks
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, StoredTensor, widen
+from llama_onnx.exporter.model.checkpoint import CodedMatrix
+from llama_onnx.exporter.model.storage import BLOCK_SIZES, Blocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 Words = npt.NDArray[np.uint32]

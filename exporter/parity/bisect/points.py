@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32
+from llama_onnx.exporter.formats.tensor import Float32
+from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.reference.walk import (
     Ids,
     decoder_layers,

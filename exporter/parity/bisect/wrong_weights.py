@@ -11,7 +11,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint, modules_holding
-from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32, LazyTensor
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
+from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.parity.bisect.values import module_of, scope_of
 from llama_onnx.exporter.parity.measure.weights import (
     block_errors,

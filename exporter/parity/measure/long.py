@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32
+from llama_onnx.exporter.formats.tensor import Float32
+from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.reference.lockstep import HEAD, lockstep
 from llama_onnx.runtime.measure.graph_session import Adapter, GraphSession
 from llama_onnx.runtime.measure.metrics import (

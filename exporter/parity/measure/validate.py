@@ -28,7 +28,8 @@ import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints.lora import adapters_of, open_adapter
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
-from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32
+from llama_onnx.exporter.formats.tensor import Float32
+from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.adapters import read_parameters
 from llama_onnx.exporter.parity.measure.about import About, describe
 from llama_onnx.exporter.parity.measure.long import LongContext, measure_long

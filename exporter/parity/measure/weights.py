@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
-from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32, LazyTensor
-from llama_onnx.exporter.model.config import read_json
+from llama_onnx.exporter.formats.json import read_json
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
+from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.targets.package import MANIFEST
 from llama_onnx.targets.progress import Progress
 

@@ -22,7 +22,7 @@ from llama_onnx.exporter.checkpoints.hub import HubId, Origin, hub_origin, sourc
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.commands.options import Source
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, LlamaOnnxError, UsageError
 from tests.exporter.tokenizer.test_tokenizers import model_named

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama_onnx.exporter.model.checkpoint import check_tensors, widen
+from llama_onnx.exporter.formats.tensor import widen
+from llama_onnx.exporter.model.checkpoint import check_tensors
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from tests.support import tiny

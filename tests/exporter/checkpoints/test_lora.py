@@ -24,7 +24,7 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.checkpoint import check_tensors
 from llama_onnx.exporter.model.config import MATRICES, LlamaConfig
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.reference.walk import reference_config
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.graph_session import GraphSession

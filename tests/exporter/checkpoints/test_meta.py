@@ -28,7 +28,7 @@ from llama_onnx.exporter.checkpoints.meta_params import config_from_params
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.checkpoint import check_tensors
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.exporter.tokenizer.model_file import ModelFileFacts
 from llama_onnx.targets.cpu import TARGET

@@ -15,7 +15,7 @@ import torch
 from llama_onnx.exporter.formats.torch_file import read_torch_file
 from llama_onnx.exporter.model.checkpoint import check_tensors
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError

@@ -17,7 +17,7 @@ import transformers
 from llama_onnx.exporter.graph.rotary import rotary_tables
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.cpu import TARGET
 from tests.support import tiny
 

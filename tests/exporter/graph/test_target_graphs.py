@@ -29,7 +29,7 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.graph.kernels import check_standard, check_structure, read_kernels
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.bisect.culprit import find_culprit
 from llama_onnx.exporter.parity.bisect.search import bisect
 from llama_onnx.exporter.parity.prove import prove

@@ -31,7 +31,8 @@ from llama_onnx.exporter.packaging import adapters as module
 from llama_onnx.exporter.packaging.adapters import named_adapters, open_kept, read_parameters
 from llama_onnx.exporter.packaging.add_adapters import add_adapters
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options, make_plan, require_disk
+from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.plan import make_plan, require_disk
 from llama_onnx.exporter.reference.walk import reference_config
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.llama.model import Llama

@@ -32,7 +32,8 @@ from llama_onnx.exporter.packaging.journal import (
     read_journal,
     write_header,
 )
-from llama_onnx.exporter.packaging.plan import Options, make_plan
+from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.plan import make_plan
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, PackageError, ResourceError, UsageError
@@ -143,7 +144,7 @@ def test_killed_and_resumed(source: Path, unbroken: Path, tmp_path: Path) -> Non
         "import sys, time; from pathlib import Path\n"
         "from llama_onnx.exporter.packaging.export import export_package\n"
         "from llama_onnx.targets.progress import Silent\n"
-        "from llama_onnx.exporter.packaging.plan import Options\n"
+        "from llama_onnx.exporter.packaging.options import Options\n"
         "from llama_onnx.targets.cpu import TARGET\n"
         "class Slow(Silent):\n"
         "    def update(self, *_): time.sleep(0.05)\n"

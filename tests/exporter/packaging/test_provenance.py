@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.cpu import TARGET
 from tests.exporter.checkpoints.test_gguf import write as write_gguf
 from tests.exporter.tokenizer.test_tokenizers import model_named, spm_metadata

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from llama_onnx.exporter.model.dtypes import DTYPES
-from llama_onnx.exporter.model.recipe import Blocks, Float, make_recipe, storage
+from llama_onnx.exporter.model.recipe import make_recipe
+from llama_onnx.exporter.model.storage import Blocks, Float, storage
 from llama_onnx.exporter.quantize.rtn import quantize_rows
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
-from llama_onnx.exporter.model.checkpoint import LazyTensor
+from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.reference import walk as walk_module
 from llama_onnx.exporter.reference.walk import decoder_layers, reference_config, walk

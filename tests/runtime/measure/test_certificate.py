@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.certificate import MAX_BYTES, read_certificate

@@ -30,7 +30,8 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.packaging.export import ExportResult, export_package
-from llama_onnx.exporter.packaging.plan import Options, make_plan
+from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.plan import make_plan
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.targets.cpu import TARGET

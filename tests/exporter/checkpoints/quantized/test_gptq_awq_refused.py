@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.errors import (
     CheckpointError,

@@ -17,7 +17,7 @@ from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.rope import RopeScaling
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.long import PIECE, LongContext, in_pieces, measure_long
 from llama_onnx.exporter.reference.segments import run_segments
 from llama_onnx.exporter.reference.walk import walk

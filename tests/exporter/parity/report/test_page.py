@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.packaging.export import export_package
-from llama_onnx.exporter.packaging.plan import Options
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.about import describe
 from llama_onnx.exporter.parity.measure.validate import LayerError, ParityReport
 from llama_onnx.exporter.parity.prove import prove
