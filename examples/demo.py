@@ -25,8 +25,8 @@ from rich.table import Table
 QUESTION = "What is 2 + 2?"
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROOF = ("--certify", "--tokens", "16")
-"""How the figures in README.md and docs/benchmarks.md are measured: over 407 positions, in about half
-the time that the default of 64 tokens takes. A mean over other positions is another figure."""
+"""How the figures in README.md and docs/benchmarks.md are measured: over 407 positions, in about
+half the time that the default of 64 tokens takes. A mean over other positions is another figure."""
 PROOFS = ("parity", "verified")
 
 
