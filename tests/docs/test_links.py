@@ -50,3 +50,26 @@ def test_a_dead_link_is_found(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert dead_links(page) == ["gone.md", "page.md#gone"]
+
+
+_PATH = re.compile(
+    r"(?<![\w/.-])((?:api|benchmarks|docs|examples|exporter|runtime|targets|tests)/[\w./-]*\w)"
+)
+PAGES = sorted([*(ROOT / name for name in FILES), *(ROOT / "docs").glob("*.md")])
+
+
+def missing_paths(text: str) -> list[str]:
+    """Paths of the repository that a page names in code, and that are not there."""
+    code = re.findall(r"`([^`\n]+)`", text)
+    named = {path for part in code for path in _PATH.findall(part)}
+    return sorted(path for path in named if not (ROOT / path).exists())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_named_in_code_exist(page: Path) -> None:
+    assert missing_paths(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_path_that_is_gone_is_found() -> None:
+    text = "`targets/cpu.py` and `python benchmarks/gone.py --x`, work/targets/gone, `a/docs/b`"
+    assert missing_paths(text) == ["benchmarks/gone.py"]
