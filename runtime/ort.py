@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from llama_onnx.targets.errors import (
     LlamaOnnxError,
-    MissingDependencyError,
     PackageError,
     ProviderError,
     ResourceError,
 )
+from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU
 
@@ -67,10 +67,7 @@ def load() -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"running a graph needs {error.name}, which is not installed: run "
-            '`pip install "llama-onnx[cpu]"`.'
-        ) from None
+        raise missing_extra("running a graph", error.name, "cpu") from None
     if quiet and hasattr(onnxruntime, "disable_telemetry_events"):
         onnxruntime.disable_telemetry_events()
     return onnxruntime

@@ -13,7 +13,7 @@ import click
 from llama_onnx.runtime.commands.console import introduce, note, stream, summary
 from llama_onnx.runtime.commands.options import (
     adapter_option,
-    answer_options,
+    sampling_options,
     package_argument,
     provider_options,
     threads_option,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @package_argument
 @click.option("--system", help="What the model is told before the conversation.")
 @adapter_option
-@answer_options(max_new_tokens=512)
+@sampling_options(max_new_tokens=512)
 @threads_option
 @provider_options
 def command(

@@ -12,7 +12,7 @@ import click
 from llama_onnx.runtime.commands.console import collect, introduce, note, stream, summary
 from llama_onnx.runtime.commands.options import (
     adapter_option,
-    answer_options,
+    sampling_options,
     package_argument,
     provider_options,
     threads_option,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("prompt")
 @click.option("--chat/--raw", help="PROMPT is a user's message / a text to continue (default).")
 @adapter_option
-@answer_options(max_new_tokens=256)
+@sampling_options(max_new_tokens=256)
 @threads_option
 @provider_options
 @click.option("--json", "as_json", is_flag=True, help="Print text and statistics as one object.")

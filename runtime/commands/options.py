@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import click
 
@@ -49,7 +49,7 @@ def _provider(_: click.Context, __: click.Parameter, name: str | None) -> Provid
     return None if name is None else get_provider(name)
 
 
-def answer_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
+def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
     """Add what `Llama.generate` and `Llama.chat` accept, by the same names.
 
     The fields of `Sampling` reach the command as one argument, `sampling`.
@@ -70,14 +70,15 @@ def answer_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
     )
 
     def decorate(command: _Command) -> _Command:
-        @functools.wraps(command)
-        def gathered(**values: Any) -> Any:
+        @wraps(command)
+        def checked(**values: Any) -> Any:
             sampling = Sampling(**{name: values.pop(name) for name in PARAMETERS})
             return command(sampling=sampling, **values)
 
-        decorated: Any = gathered
+        decorated: Any = checked
         for option in reversed(options):
             decorated = option(decorated)
-        return cast(_Command, decorated)
+        result: _Command = decorated
+        return result
 
     return decorate

@@ -9,7 +9,7 @@ from dataclasses import replace
 from llama_onnx.runtime.doctor.facts import Facts, Graphics, Libraries, Loaded, Tried, Wheels
 from llama_onnx.runtime.doctor.finding import Finding, Status
 from llama_onnx.runtime.doctor.requirements import numbers
-from llama_onnx.runtime.placement.wheels import install_command
+from llama_onnx.runtime.placement.wheels import install_wheels
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, CUDA, PROVIDERS
 
@@ -93,9 +93,9 @@ def judge_unused(graphics: Graphics, loaded: Loaded, wheels: Wheels) -> Finding 
     """Say that there is a device that the installed wheel leaves alone, and what would use it."""
     if not has_nvidia(graphics) or CUDA.ort_name in loaded.providers:
         return None
-    command = install_command(CUDA, {**wheels.onnxruntime, **wheels.genai})
+    install = install_wheels(CUDA, {**wheels.onnxruntime, **wheels.genai})
     found = "there is an NVIDIA device, and the wheels are those of another provider"
-    return Finding(f"provider {CUDA.name}", "warning", found, f"to use it, run `{command}`")
+    return Finding(f"provider {CUDA.name}", "warning", found, f"to use it, {install}")
 
 
 def _judge_gpus(graphics: Graphics, cuda: bool) -> Finding:
@@ -143,7 +143,7 @@ def _wrong(logits: Sequence[float], cpu: Sequence[float]) -> str | None:
 def _remedy(provider: Provider, wheels: Wheels) -> str:
     if provider != CPU:
         return "mend the libraries or the driver above, or take `--provider cpu`"
-    return f"run `{install_command(CPU, {**wheels.onnxruntime, **wheels.genai})}`"
+    return install_wheels(CPU, {**wheels.onnxruntime, **wheels.genai})
 
 
 def provider_names(platform: str, available: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from llama_onnx.runtime.doctor.facts import Encodings, Loaded, Python, Wheels
 from llama_onnx.runtime.doctor.finding import Finding
 from llama_onnx.runtime.doctor.requirements import distribution, numbers, unmet
-from llama_onnx.runtime.placement.wheels import install_command
+from llama_onnx.runtime.placement.wheels import install_wheels
+from llama_onnx.targets.extras import install_command
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, PROVIDERS
 
@@ -29,14 +30,14 @@ def judge_onnxruntime(wheels: Wheels, loaded: Loaded) -> Finding:
     """One flavour, new enough, whose files are its own, and that loads."""
     name, flavours = "onnxruntime", wheels.onnxruntime
     if not flavours:
-        return Finding(name, "trouble", "not installed", _run(install_command(CPU, ())))
+        return Finding(name, "trouble", "not installed", install_wheels(CPU))
     trouble = (
         _clash(flavours)
         or _broken(flavours, loaded)
         or _outdated(flavours, wheels.extras.get(wanted(wheels).extra, ()))
     )
     if trouble:
-        return Finding(name, "trouble", trouble, _run(_replace(wheels)))
+        return Finding(name, "trouble", trouble, _replace(wheels))
     return Finding(name, "ok", listed(flavours))
 
 
@@ -47,10 +48,10 @@ def judge_genai(wheels: Wheels, loaded: Loaded) -> Finding:
         found = "not installed: `generate` and `chat` need it"
         if provider.genai_wheel is None:
             return Finding(name, "warning", f"{found}, and none goes with {provider.wheel}")
-        return Finding(name, "trouble", found, _run(_replace(wheels)))
+        return Finding(name, "trouble", found, _replace(wheels))
     trouble = _clash(flavours) or _mismatch(wheels) or _broken(flavours, loaded)
     if trouble:
-        return Finding(name, "trouble", trouble, _run(_replace(wheels)))
+        return Finding(name, "trouble", trouble, _replace(wheels))
     return Finding(name, "ok", listed(flavours))
 
 
@@ -65,7 +66,8 @@ def judge_export(wheels: Wheels) -> Finding:
     if len(absent) == len(lacking):
         found = f"{here}, to run packages; `export` and `validate` need {', '.join(absent)} too"
         return Finding(name, "ok", found)
-    install = _run(f'pip install --upgrade "llama-onnx[export,{wanted(wheels).extra}]"')
+    command = install_command(f"export,{wanted(wheels).extra}")
+    install = f"run `{command} --upgrade` in a clone of llama-onnx"
     return Finding(name, "warning", f"{here}; `export` needs {', '.join(lacking)}", install)
 
 
@@ -145,11 +147,7 @@ def _mismatch(wheels: Wheels) -> str | None:
 
 
 def _replace(wheels: Wheels) -> str:
-    return install_command(wanted(wheels), {**wheels.onnxruntime, **wheels.genai})
-
-
-def _run(command: str) -> str:
-    return f"run `{command}`"
+    return install_wheels(wanted(wheels), {**wheels.onnxruntime, **wheels.genai})
 
 
 def _is_utf8(encoding: str) -> bool:

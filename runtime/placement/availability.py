@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Mapping
 
 from llama_onnx.runtime import ort
-from llama_onnx.runtime.placement.wheels import install_command, installed_flavours
+from llama_onnx.runtime.placement.wheels import install_wheels, installed_flavours
 from llama_onnx.targets.errors import ProviderError
 from llama_onnx.targets.provider import Library, Provider
 from llama_onnx.targets.providers import CPU
@@ -66,7 +66,7 @@ def _clash(provider: Provider, flavours: Mapping[str, str]) -> str | None:
         return None
     return (
         f"{' and '.join(sorted(flavours))} are installed at once and overwrite each other's files; "
-        f"run `{_replace(provider)}`"
+        f"{_replace(provider)}"
     )
 
 
@@ -78,13 +78,13 @@ def _no_wheel(
     there = " ".join(f"{name} {version}" for name, version in flavours.items())
     return (
         f"it needs the wheel {provider.wheel}, and {there or 'another onnxruntime'} is installed; "
-        f"run `{_replace(provider)}`"
+        f"{_replace(provider)}"
     )
 
 
 def _replace(provider: Provider) -> str:
     both = {**installed_flavours("onnxruntime"), **installed_flavours("onnxruntime_genai")}
-    return install_command(provider, both)
+    return install_wheels(provider, both)
 
 
 def _no_libraries(provider: Provider, missing: Collection[Library]) -> str | None:

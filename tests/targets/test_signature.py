@@ -436,7 +436,7 @@ def test_without_cryptography_the_extra_is_named(
     ):
         done = run(*arguments)
         assert done.exit_code == 1
-        assert 'pip install "llama-onnx[sign]"' in done.stderr
+        assert 'pip install ".[sign]"' in done.stderr
     assert verify(signed, None).exit_code == 0
 
 

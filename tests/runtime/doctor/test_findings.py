@@ -139,7 +139,10 @@ def test_a_32_bit_python() -> None:
 def test_no_onnxruntime_at_all() -> None:
     bare = replace(WHEELS, onnxruntime={}, genai={})
     finding = judge_onnxruntime(bare, Loaded(None))
-    assert (finding.status, finding.mend) == ("trouble", 'run `pip install "llama-onnx[cpu]"`')
+    assert (finding.status, finding.mend) == (
+        "trouble",
+        'run `python -m pip install ".[cpu]"` in a clone of llama-onnx',
+    )
     facts = replace(HEALTHY, wheels=bare, onnxruntime=Loaded(None), genai=Loaded(None), tried=())
     assert not_ok(facts) == {"onnxruntime": "trouble", "onnxruntime-genai": "trouble"}
 
@@ -150,8 +153,8 @@ def test_two_flavours_at_once_leave_the_one_that_was_wanted() -> None:
     assert finding.status == "trouble"
     assert "onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1 are installed at once" in finding.found
     assert finding.mend == (
-        "run `pip uninstall -y onnxruntime onnxruntime-genai onnxruntime-gpu && "
-        'pip install "llama-onnx[cuda]"`'
+        "run `python -m pip uninstall -y onnxruntime onnxruntime-genai onnxruntime-gpu && "
+        'python -m pip install ".[cuda]"` in a clone of llama-onnx'
     )
     genai = {"onnxruntime-genai": "0.18.0", "onnxruntime-genai-cuda": "0.18.0"}
     assert judge_genai(replace(WHEELS, genai=genai), GENAI).status == "trouble"
@@ -162,7 +165,7 @@ def test_what_one_flavour_leaves_behind_when_the_other_goes() -> None:
     finding = judge_onnxruntime(WHEELS, hollow)
     assert (finding.status, "does not load: AttributeError" in finding.found) == ("trouble", True)
     assert str(finding.mend).startswith(
-        "run `pip uninstall -y onnxruntime onnxruntime-genai && pip"
+        "run `python -m pip uninstall -y onnxruntime onnxruntime-genai && python -m pip"
     )
     other = judge_onnxruntime(WHEELS, replace(ORT, version="1.31.1"))
     assert (other.status, "what loads is 1.31.1" in other.found) == ("trouble", True)
@@ -209,7 +212,9 @@ def test_without_the_export_extra_packages_still_run() -> None:
     assert (finding.status, "need torch, ml-dtypes too" in finding.found) == ("ok", True)
     old = judge_export(replace(WHEELS, others={**WHEELS.others, "torch": "2.1.0"}))
     assert (old.status, "`export` needs torch>=2.7" in old.found) == ("warning", True)
-    assert old.mend == 'run `pip install --upgrade "llama-onnx[export,cpu]"`'
+    assert old.mend == (
+        'run `python -m pip install ".[export,cpu]" --upgrade` in a clone of llama-onnx'
+    )
     source = judge_export(replace(WHEELS, llama_onnx=None, extras={}))
     assert (source.status, "run from its source" in source.found) == ("ok", True)
 
@@ -261,7 +266,7 @@ def test_a_driver_that_crashes_while_its_libraries_load() -> None:
 def test_a_device_that_the_wheels_leave_alone() -> None:
     finding = named(replace(HEALTHY, graphics=CUDA_MACHINE.graphics))["provider cuda"]
     assert finding.status == "warning"
-    assert 'pip install "llama-onnx[cuda]"' in str(finding.mend)
+    assert 'pip install ".[cuda]"' in str(finding.mend)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +310,7 @@ def test_a_cpu_that_fails_is_no_reference() -> None:
     tried = [Tried("cpu", error="it crashes (SIGILL)"), Tried("cuda", 34, 0, (1.0, 2.0))]
     cpu, cuda = judge_tried(tried, WHEELS)
     assert (cpu.status, cpu.found, cuda.status) == ("trouble", "it crashes (SIGILL)", "ok")
-    assert str(cpu.mend).startswith("run `pip uninstall -y onnxruntime onnxruntime-genai")
+    assert str(cpu.mend).startswith("run `python -m pip uninstall -y onnxruntime onnxruntime-genai")
 
 
 # Hardware

@@ -326,7 +326,7 @@ def test_trouble_is_exit_1_and_a_command_can_be_copied(
     assert "it crashes (SIGILL)" in " ".join(result.stdout.split())
     (line,) = [line for line in result.stdout.splitlines() if "pip uninstall" in line]
     assert line.startswith("onnxruntime, onnxruntime-genai: run")
-    assert line.count("`") == 2 and 'pip install "llama-onnx[cpu]"' in line
+    assert line.count("`") == 2 and 'pip install ".[cpu]"' in line
     assert result.stdout.splitlines()[-1].startswith("2 troubles, ")
     assert "Traceback" not in result.output
 

@@ -54,8 +54,8 @@ def test_the_cpu_wheel_does_not_do_for_cuda(monkeypatch: pytest.MonkeyPatch) -> 
     machine(monkeypatch, {"onnxruntime": "1.32.0"}, {"onnxruntime-genai": "0.18.0"})
     assert refusal(HERE) == (
         "The provider cuda cannot run here: it needs the wheel onnxruntime-gpu, and "
-        "onnxruntime 1.32.0 is installed; run `pip uninstall -y onnxruntime onnxruntime-genai && "
-        'pip install "llama-onnx[cuda]"`.'
+        "onnxruntime 1.32.0 is installed; run `python -m pip uninstall -y onnxruntime "
+        'onnxruntime-genai && python -m pip install ".[cuda]"` in a clone of llama-onnx.'
     )
 
 
@@ -65,7 +65,10 @@ def test_two_flavours_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, both, {"onnxruntime-genai-cuda": "0.18.0"}, (CUDA.ort_name,))
     said = refusal(HERE)
     assert "onnxruntime and onnxruntime-gpu are installed at once" in said
-    assert "`pip uninstall -y onnxruntime onnxruntime-genai-cuda onnxruntime-gpu && pip" in said
+    assert (
+        "pip uninstall -y onnxruntime onnxruntime-genai-cuda onnxruntime-gpu && python -m pip"
+        in said
+    )
 
 
 def test_two_flavours_of_genai_matter_to_genai(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +165,7 @@ def test_asking_for_cuda_with_the_cpu_wheel_is_exit_1(
     result = run(verb[0], package, *verb[1:], "--provider", "cuda")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("Error: The provider cuda cannot run here: it needs the wheel")
-    assert 'pip install "llama-onnx[cuda]"`.' in result.stderr
+    assert 'pip install ".[cuda]"` in a clone of llama-onnx.' in result.stderr
     assert result.stderr.count("\n") == 1
 
 
