@@ -13,9 +13,9 @@ import click
 from llama_onnx.runtime.commands.console import introduce, note, stream, summary
 from llama_onnx.runtime.commands.options import (
     adapter_option,
-    sampling_options,
     package_argument,
     provider_options,
+    sampling_options,
     threads_option,
 )
 
