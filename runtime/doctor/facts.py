@@ -97,9 +97,26 @@ class Graphics:
 
 
 @dataclass(frozen=True)
+class Int4Kernels:
+    """The kernels that MatMulNBits uses on the CPU.
+
+    `name` is the instruction set they are written for, None where there are no fast ones or nothing
+    is known; `maybe` are better ones, of which the system does not report whether it has what they
+    need.
+    """
+
+    name: str | None = None
+    maybe: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Processor:
-    """`allowed`: logical processors this process may use. `quota`: how many of them its container
-    may keep busy. `features`: instruction set -> there or not."""
+    """The CPU.
+
+    `allowed` are the logical processors this process may use, `quota` how many of them its
+    container may keep busy. `features` maps instruction sets to whether they are there, `int4` is
+    what follows from them.
+    """
 
     name: str | None
     physical_cores: int | None
@@ -107,6 +124,7 @@ class Processor:
     allowed: int
     quota: float | None = None
     features: Mapping[str, bool | None] = field(default_factory=dict)
+    int4: Int4Kernels = Int4Kernels()
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from llama_onnx.runtime.doctor.facts import (
     Wheels,
     WindowsFacts,
 )
+from llama_onnx.runtime.doctor.int4 import int4_kernels
 from llama_onnx.runtime.doctor.requirements import distribution, normalize
 from llama_onnx.runtime.placement.wheels import installed_flavours
 from llama_onnx.targets.progress import SILENT, Progress
@@ -167,12 +168,13 @@ def gather_processor() -> Processor:
 
         name, cores = win32.processor_name(), win32.physical_cores()
         found = win32.features(platform.machine())
-        return Processor(name, cores, logical, logical, features=found)
+        int4 = int4_kernels(found)
+        return Processor(name, cores, logical, logical, features=found, int4=int4)
     elif sys.platform == "linux":  # noqa: RET505  mypy reads past a return, not into other branches
         name = linux.processor_name() or platform.machine()
         allowed, quota = len(os.sched_getaffinity(0)), linux.container_cores()
-        cores = linux.physical_cores()
-        return Processor(name, cores, logical, allowed, quota, linux.features())
+        cores, found = linux.physical_cores(), linux.features()
+        return Processor(name, cores, logical, allowed, quota, found, int4_kernels(found))
     else:
         return Processor(platform.processor() or None, None, logical, logical)
 

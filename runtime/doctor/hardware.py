@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from llama_onnx.runtime.doctor.facts import Disk, Memory, Processor
 from llama_onnx.runtime.doctor.finding import Finding
+from llama_onnx.runtime.doctor.int4 import judge_int4
 
 GB = 1e9
 
@@ -17,18 +18,10 @@ EXPORT_MEMORY, PACKAGE_DISK, SCRATCH_DISK, FULL_DISK = 1e9, 5e9, 1e9, 1e8
 
 
 def judge_processor(processor: Processor) -> Finding:
-    """Which of the fast int8 kernels, which int4 packages compute with, it can run."""
-    has = processor.features
-    there = [feature for feature, found in has.items() if found]
-    found = f"{processor.name or 'unknown'}{': ' if there else ''}{', '.join(there)}"
-    if has.get("AVX2") is False or has.get("dot product") is False:
-        lacking = "AVX2" if "AVX2" in has else "the dot product instructions"
-        slow = f"{found}; without {lacking} int4 has no fast kernels, and weights are unpacked anew"
-        mend = None
-        if "AVX2" in has:
-            mend = "in a virtual machine, pass the host's processor on, for QEMU `-cpu host`"
-        return Finding("processor", "warning", f"{slow} at every step", mend)
-    return Finding("processor", "ok", f"{found}; {_int4(has)}")
+    """Return its name and the instruction sets that matter; `judge_int4` says what they mean."""
+    there = [feature for feature, found in processor.features.items() if found]
+    named = processor.name or "unknown"
+    return Finding("processor", "ok", f"{named}: {', '.join(there)}" if there else named)
 
 
 def judge_cores(processor: Processor) -> Finding:
@@ -94,19 +87,10 @@ def judge_hardware(processor: Processor, memory: Memory | None, disks: tuple[Dis
                    platform: str) -> Iterator[Finding]:  # fmt: skip
     """Yield all findings about hardware."""
     yield judge_processor(processor)
+    yield judge_int4(processor)
     yield judge_cores(processor)
     yield judge_memory(memory)
     yield from (judge_disk(disk, platform) for disk in disks)
-
-
-def _int4(has: Mapping[str, bool | None]) -> str:
-    if not any(has.values()):
-        return "its instruction sets cannot be told here"
-    fast = "int4 computes in int8 (--accuracy-level 4)"
-    if has.get("VNNI") or has.get("AVX-VNNI") or has.get("dot product"):
-        return f"{fast} at full speed"
-    unknown = "VNNI" in has and has["VNNI"] is None
-    return f"{fast}; {'whether it has VNNI cannot be told here' if unknown else 'no VNNI'}"
 
 
 def _move_temp(platform: str) -> str:

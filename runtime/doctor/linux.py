@@ -8,8 +8,14 @@ from pathlib import Path
 ROOT = Path("/")
 
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
-_X86 = {"AVX2": "avx2", "AVX512": "avx512f", "VNNI": "avx512_vnni", "AVX-VNNI": "avx_vnni"}
-_ARM = {"dot product": "asimddp", "int8 matrix": "i8mm", "SVE": "sve"}
+_X86 = {
+    "AVX2": ("avx2", "fma"),
+    "AVX512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "VNNI": ("avx512_vnni",),
+    "AVX-VNNI": ("avx_vnni",),
+}
+_ARM = {"dot product": ("asimddp",), "int8 matrix": ("i8mm",), "SVE": ("sve",)}
+"""Instruction sets, by the names people use -> the kernel's flags for them."""
 
 
 def read(path: Path) -> str:
@@ -36,12 +42,12 @@ def physical_cores(root: Path = ROOT) -> int | None:
 
 
 def features(root: Path = ROOT) -> dict[str, bool | None]:
-    """Instruction sets that the int4 kernels ask for, by the names people use."""
+    """Return the instruction sets that int4 kernels need, by the names people use."""
     for cpu in _processors(root):
         for key, known in (("flags", _X86), ("Features", _ARM)):
             if key in cpu:
                 flags = set(cpu[key].split())
-                return {name: flag in flags for name, flag in known.items()}
+                return {name: flags.issuperset(needed) for name, needed in known.items()}
     return {}
 
 

@@ -55,11 +55,11 @@ def processor_name() -> str | None:
 
 
 def features(machine: str) -> dict[str, bool | None]:
-    """Instruction sets that the int4 kernels ask for. Windows does not tell of VNNI."""
+    """Return the instruction sets that int4 kernels need. Windows does not report VNNI."""
     known = _ARM if machine.lower() == "arm64" else _X86
     present = ctypes.windll.kernel32.IsProcessorFeaturePresent
     found: dict[str, bool | None] = {name: bool(present(n)) for name, n in known.items()}
-    return found if known is _ARM else {**found, "VNNI": None}
+    return found if known is _ARM else {**found, "VNNI": None, "AVX-VNNI": None}
 
 
 def physical_cores() -> int | None:

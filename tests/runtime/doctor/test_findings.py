@@ -15,6 +15,7 @@ from llama_onnx.runtime.doctor.facts import (
     Facts,
     Gpu,
     Graphics,
+    Int4Kernels,
     Libraries,
     Loaded,
     Memory,
@@ -31,6 +32,7 @@ from llama_onnx.runtime.doctor.hardware import (
     judge_memory,
     judge_processor,
 )
+from llama_onnx.runtime.doctor.int4 import int4_kernels, judge_int4
 from llama_onnx.runtime.doctor.requirements import unmet
 from llama_onnx.runtime.doctor.software import (
     judge_encodings,
@@ -69,7 +71,12 @@ ORT = Loaded("1.32.0", providers=("AzureExecutionProvider", CPU.ort_name))
 GENAI = Loaded("0.18.0")
 L40 = Gpu("NVIDIA L40", "580.82.07", 48 << 30, (8, 9))
 PROCESSOR = Processor(
-    "A processor", 8, 16, 16, features={"AVX2": True, "AVX512": True, "VNNI": True}
+    "A processor",
+    8,
+    16,
+    16,
+    features={"AVX2": True, "AVX512": True, "VNNI": True},
+    int4=Int4Kernels("AVX512-VNNI"),
 )
 HEALTHY = Facts(
     platform="linux",
@@ -316,22 +323,46 @@ def test_a_cpu_that_fails_is_no_reference() -> None:
 # Hardware
 
 
+X86 = {"AVX2": True, "AVX512": False, "VNNI": False, "AVX-VNNI": False}
+UNREPORTED = {"VNNI": None, "AVX-VNNI": None}  # as on Windows
+
+
+# The expected kernels are those that MLAS dispatches to (onnxruntime/core/mlas/lib/platform.cpp).
 @pytest.mark.parametrize(
-    ("features", "status", "said"),
+    ("features", "kernels", "status", "said"),
     [
-        ({"AVX2": True, "AVX512": True, "VNNI": True}, "ok", "AVX2, AVX512, VNNI; int4"),
-        ({"AVX2": True, "AVX512": False, "VNNI": False}, "ok", "no VNNI"),
-        ({"AVX2": True, "AVX512": True, "VNNI": None}, "ok", "VNNI cannot be told"),
-        ({"AVX2": True, "AVX512": False, "AVX-VNNI": True}, "ok", "full speed"),
-        ({"dot product": True}, "ok", "full speed"),
-        ({}, "ok", "cannot be told here"),
-        ({"AVX2": False, "AVX512": False}, "warning", "without AVX2"),
-        ({"dot product": False}, "warning", "without the dot product"),
+        (X86 | {"AVX512": True, "VNNI": True}, "AVX512-VNNI", "ok", "blocks of 128 are faster"),
+        (X86 | {"AVX512": True}, "AVX512", "ok", "without VNNI"),
+        (X86 | {"AVX-VNNI": True}, "AVX-VNNI", "ok", "blocks of 128 are faster"),
+        (X86, "AVX2", "ok", "AVX2 kernels, products in int8; without VNNI, blocks of 128 are hard"),
+        (X86 | {"AVX2": False}, None, "warning", "no fast kernels without AVX2"),
+        (
+            X86 | {"AVX512": True} | UNREPORTED,
+            "AVX512",
+            "ok",
+            "AVX512 kernels, products in int8, or on AVX512-VNNI: this system does not report it",
+        ),
+        (X86 | UNREPORTED, "AVX2", "ok", "or on AVX-VNNI: this system does not report it"),
+        ({"AVX2": False, "AVX512": False} | UNREPORTED, None, "warning", "without AVX2"),
+        ({"dot product": True, "int8 matrix": True, "SVE": True}, "NEON i8mm", "ok", "NEON i8mm"),
+        ({"dot product": True, "int8 matrix": False}, "NEON dot product", "ok", "NEON dot"),
+        ({"dot product": True}, "NEON dot product", "ok", "NEON dot product kernels"),
+        ({"dot product": False, "int8 matrix": False}, None, "warning", "without the dot product"),
+        ({}, None, "ok", "cannot be told here"),
     ],
 )
-def test_processor(features: dict[str, bool | None], status: str, said: str) -> None:
-    finding = judge_processor(replace(PROCESSOR, features=features))
-    assert (finding.status, said in finding.found) == (status, True)
+def test_what_int4_runs_on(
+    features: dict[str, bool | None], kernels: str | None, status: str, said: str
+) -> None:
+    int4 = int4_kernels(features)
+    assert int4.name == kernels
+    finding = judge_int4(replace(PROCESSOR, features=features, int4=int4))
+    assert (finding.status, said in finding.found) == (status, True), finding.found
+
+
+def test_a_processor_is_named_with_its_instruction_sets() -> None:
+    assert judge_processor(PROCESSOR).found == "A processor: AVX2, AVX512, VNNI"
+    assert judge_processor(replace(PROCESSOR, name=None, features={})).found == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -43,19 +43,19 @@ CPUINFO = """processor : 0
 model name\t: A Processor @ 2.00GHz
 physical id\t: 0
 core id\t: 0
-flags\t: fpu avx avx2 avx512f
+flags\t: fpu avx avx2 fma avx512f avx512bw avx512dq avx512vl
 
 processor : 1
 model name\t: A Processor @ 2.00GHz
 physical id\t: 0
 core id\t: 0
-flags\t: fpu avx avx2 avx512f
+flags\t: fpu avx avx2 fma avx512f avx512bw avx512dq avx512vl
 
 processor : 2
 model name\t: A Processor @ 2.00GHz
 physical id\t: 1
 core id\t: 0
-flags\t: fpu avx avx2 avx512f
+flags\t: fpu avx avx2 fma avx512f avx512bw avx512dq avx512vl
 """
 
 
