@@ -38,7 +38,7 @@ def judge_int4(processor: Processor) -> Finding:
     """Say what int4 packages compute with here, and what it means for the block size."""
     kernels, features = processor.int4, processor.features
     if kernels.name is None and not features:
-        return Finding("int4", "ok", "which kernels it runs on cannot be told here")
+        return Finding("int4", "ok", "which kernels it runs on cannot be determined here")
     if kernels.name is None and not kernels.maybe:
         return _without_kernels(features)
     return Finding("int4", "ok", "".join(_describe(kernels)))

@@ -27,10 +27,12 @@ class Sampling:
     llama_onnx.targets.errors.UsageError: top-p must be above 0 and at most 1 (off), not 2.0.
     """
 
-    temperature: float | None = _parameter(float, "Above 0: sample; 0: greedy.")
-    top_k: int | None = _parameter(int, "Sample among the K likeliest tokens; 0: all.")
-    top_p: float | None = _parameter(float, "Sample among the likeliest that sum up to P.")
-    seed: int | None = _parameter(int, "Make sampling repeatable.")
+    temperature: float | None = _parameter(float, "Sampling temperature; 0 is greedy.")
+    top_k: int | None = _parameter(int, "Sample from the K likeliest tokens; 0 is all.")
+    top_p: float | None = _parameter(
+        float, "Sample from the likeliest tokens whose probabilities sum to P."
+    )
+    seed: int | None = _parameter(int, "Seed that makes sampling repeatable.")
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0 <= self.temperature < float("inf"):

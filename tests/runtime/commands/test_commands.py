@@ -202,7 +202,7 @@ def test_chat_forgets_the_oldest_when_the_context_is_full(package: Path) -> None
     result = run("chat", package, "--max-new-tokens", "20", stdin="\n".join(lines))
     assert result.exit_code == 0
     assert result.stderr.count("answer 20 tokens") == len(lines)
-    assert "(The context of 256 tokens is full: the oldest 2 messages are forgotten.)" in (
+    assert "(The context of 256 tokens is full: the oldest 2 messages were dropped.)" in (
         result.stderr
     )
 

@@ -251,13 +251,13 @@ def test_a_gpu_wheel_without_a_driver() -> None:
     facts = replace(
         CUDA_MACHINE,
         libraries=(Libraries("cuda", libraries, cudnn=False),),
-        tried=(*HEALTHY.tried, Tried("cuda", error="The provider cuda cannot run here: no")),
+        tried=(*HEALTHY.tried, Tried("cuda", error="provider cuda cannot run here: no")),
         graphics=Graphics(),
     )
     assert not_ok(facts) == {"cuda libraries": "trouble", "provider cuda": "trouble"}
     assert named(facts)["provider cuda"].found == "does not run without its libraries"
     found = named(facts)["cuda libraries"]
-    assert found.found.startswith(f"0 of {len(libraries)} load; cuDNN 9 does not, which no Llama")
+    assert found.found.startswith(f"0 of {len(libraries)} load; cuDNN 9 does not, but no Llama")
     assert all(name in found.found for name in libraries)
     assert found.mend == (
         'install NVIDIA\'s driver, and run `pip install "onnxruntime-gpu[cuda,cudnn]"`'
@@ -279,7 +279,7 @@ def test_a_device_that_the_wheels_leave_alone() -> None:
 @pytest.mark.parametrize(
     ("graphics", "cuda", "status", "said"),
     [
-        (Graphics(), False, "ok", "no device seen"),
+        (Graphics(), False, "ok", "no device found"),
         (Graphics(("Intel",)), False, "ok", "Intel"),
         (Graphics(("NVIDIA",)), False, "warning", "without NVIDIA's driver"),
         (Graphics((), (), "580.1", "not found"), False, "warning", "nvidia-smi fails: not found"),
@@ -301,8 +301,8 @@ def test_graphics(graphics: Graphics, cuda: bool, status: str, said: str) -> Non
     ("logits", "said"),
     [
         ((1.02, 1.98), None),
-        ((2.0, 1.0), "computes something else than the CPU: relative L2 0.63"),
-        ((math.nan, 2.0), "no numbers"),
+        ((2.0, 1.0), "its logits differ from the CPU's: relative L2 0.63"),
+        ((math.nan, 2.0), "its logits hold NaN or infinity"),
     ],
 )
 def test_gibberish_is_not_a_provider_that_runs(logits: tuple[float, ...], said: str | None) -> None:
@@ -348,7 +348,7 @@ UNREPORTED = {"VNNI": None, "AVX-VNNI": None}  # as on Windows
         ({"dot product": True, "int8 matrix": False}, "NEON dot product", "ok", "NEON dot"),
         ({"dot product": True}, "NEON dot product", "ok", "NEON dot product kernels"),
         ({"dot product": False, "int8 matrix": False}, None, "warning", "without the dot product"),
-        ({}, None, "ok", "cannot be told here"),
+        ({}, None, "ok", "cannot be determined here"),
     ],
 )
 def test_what_int4_runs_on(
@@ -374,7 +374,7 @@ def test_a_container_that_allows_fewer_processors_than_cores(
 ) -> None:
     finding = judge_cores(replace(PROCESSOR, allowed=allowed, quota=quota))
     assert finding.status == ("ok" if threads is None else "warning")
-    assert threads is None or f"give `--threads {threads}`" in str(finding.mend)
+    assert threads is None or f"pass `--threads {threads}`" in str(finding.mend)
 
 
 def test_cores_that_cannot_be_counted() -> None:
