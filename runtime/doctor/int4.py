@@ -25,7 +25,7 @@ _KERNELS: Mapping[str, tuple[str, ...]] = {
 
 def int4_kernels(features: Mapping[str, bool | None]) -> Int4Kernels:
     """Return the kernels that a processor with `features` runs, and those it may run."""
-    maybe = []
+    maybe: list[str] = []
     for name, needed in _KERNELS.items():
         if all(features.get(feature) for feature in needed):
             return Int4Kernels(name, tuple(maybe))

@@ -46,7 +46,8 @@ class Sampling:
 
     def override(self, **given: float | None) -> Sampling:
         """Return these parameters, replaced by those `given` that are not None."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        values: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        return replace(self, **values)
 
     def to_json(self) -> dict[str, int | float]:
         """Return the parameters that are set, by name."""
