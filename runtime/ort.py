@@ -79,7 +79,7 @@ def version() -> str:
 
 
 def available_providers() -> list[str]:
-    """Return the execution providers that the installed wheel was built with, by ONNX Runtime's names."""
+    """Return the providers in the installed wheel, by ONNX Runtime's names."""
     return list(load().get_available_providers())
 
 
