@@ -1,22 +1,19 @@
 """The one door to onnxruntime-genai: import `og` from here, and its usage reports are off.
 
-Set ORT_DISABLE_TELEMETRY=0 to have them on.
+Set ORT_DISABLE_TELEMETRY=0 to turn them on.
 """
 
 from __future__ import annotations
 
 from llama_onnx.runtime.ort import disable_telemetry
-from llama_onnx.targets.errors import MissingDependencyError
+from llama_onnx.targets.extras import missing_extra
 
 _quiet = disable_telemetry()
 
 try:
     import onnxruntime_genai as og
 except ModuleNotFoundError as error:
-    raise MissingDependencyError(
-        f"Running a package needs {error.name}, which is not installed: "
-        'run `python -m pip install ".[cpu]"` in a clone of llama-onnx.'
-    ) from None
+    raise missing_extra("running a package", error.name, "cpu") from None
 
 if _quiet and hasattr(og, "disable_telemetry_events"):
     og.disable_telemetry_events()

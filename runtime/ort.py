@@ -1,7 +1,7 @@
 """The one door to onnxruntime: nothing else in `exporter` and `runtime` imports it.
 
-Hence its usage reports are off before it loads, every session is opened with the same care, and its
-exceptions become ours. Importing this module is cheap: onnxruntime loads at the first call.
+So its usage reports are off before it loads, all sessions are opened with the same settings, and
+its exceptions become ours. Importing this module is cheap: onnxruntime loads at the first call.
 
 Set ORT_DISABLE_TELEMETRY=0 to have the usage reports on.
 """
@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from llama_onnx.targets.errors import (
     LlamaOnnxError,
-    MissingDependencyError,
     PackageError,
     ProviderError,
     ResourceError,
 )
+from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU
 
@@ -67,10 +67,7 @@ def load() -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"running a graph needs {error.name}, which is not installed: run "
-            '`pip install "llama-onnx[cpu]"`.'
-        ) from None
+        raise missing_extra("running a graph", error.name, "cpu") from None
     if quiet and hasattr(onnxruntime, "disable_telemetry_events"):
         onnxruntime.disable_telemetry_events()
     return onnxruntime
@@ -82,7 +79,7 @@ def version() -> str:
 
 
 def available_providers() -> list[str]:
-    """Return the execution providers that the installed wheel was built with, by ONNX's names."""
+    """Return the providers in the installed wheel, by ONNX Runtime's names."""
     return list(load().get_available_providers())
 
 
@@ -241,7 +238,7 @@ def _config_entries(settings: Settings) -> Iterator[tuple[str, str]]:
     if not settings.prepack:
         yield "session.disable_prepacking", "1"
     if settings.weights is not None:
-        # Given as bytes, the graph has no folder of its own to find its data file in.
+        # A graph given as bytes has no folder in which to find its data file.
         yield "session.model_external_initializers_file_folder_path", str(settings.weights)
     if settings.exact:
         # ONNX Runtime turns DequantizeLinear and MatMul into a MatMulNBits that computes in int8.

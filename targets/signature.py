@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
+from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.package import SIGNATURE_SUFFIX
 
 if TYPE_CHECKING:
@@ -139,7 +140,4 @@ def _require_cryptography() -> None:
     try:
         import cryptography  # noqa: F401
     except ModuleNotFoundError:
-        raise MissingDependencyError(
-            "Signatures need the package cryptography, which is not installed: run "
-            '`pip install "llama-onnx[sign]"`.'
-        ) from None
+        raise missing_extra("signing", "cryptography", "sign") from None

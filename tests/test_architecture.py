@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.import_graph import FILE_LINES, FUNCTION_LINES, Source, components
+from tests.support.import_graph import FILE_LINES, FUNCTION_LINES, Source, components, report
 
 ROOT = Path(__file__).parent.parent
 SOURCE = Source(ROOT)
@@ -226,6 +226,17 @@ def test_the_guards_see_names_and_lengths(planted: Plant) -> None:
     assert SOURCE.names_used_twice() == {"x.py": ["exporter", "runtime"]}
     assert SOURCE.long_functions() == [("exporter/x.py: long", FUNCTION_LINES + 1)]
     assert SOURCE.long_files() == [("benchmarks/z.py", FILE_LINES + 1)]
+
+
+def test_the_figures_are_printed_with_what_they_count(planted: Plant) -> None:
+    planted({"runtime/a.py": "import llama_onnx.runtime.b.c", "runtime/b/c.py": "from .. import a"})
+    lines = list(report(SOURCE.root))
+    start = lines.index("module cycles: 1")
+    assert lines[start + 1] == "    llama_onnx.runtime.a, llama_onnx.runtime.b.c"
+    assert lines[start + 2 : start + 4] == [
+        "folder pairs that need each other: 1",
+        "    runtime <-> runtime/b",
+    ]
 
 
 def test_components_are_the_circles() -> None:

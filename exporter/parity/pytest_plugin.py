@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llama_onnx.targets.extras import missing_extra
+
 if TYPE_CHECKING:
     from llama_onnx.exporter.parity.measure.validate import ParityReport
 
@@ -48,11 +50,8 @@ class LlamaParity:
             from llama_onnx.exporter.parity.report.words import failure
             from llama_onnx.exporter.sources import open_checkpoint
         except ModuleNotFoundError as error:
-            pytest.fail(
-                f"llama_parity needs the package {error.name}, which is not installed: "
-                'run `pip install "llama-onnx[export,cpu]"`.',
-                pytrace=False,
-            )
+            missing = missing_extra("llama_parity", error.name, "export,cpu")
+            pytest.fail(str(missing), pytrace=False)
         from llama_onnx.targets.errors import LlamaOnnxError
 
         try:

@@ -1,4 +1,4 @@
-"""How fast a package is on this machine: medians of several runs, and how far they lie apart."""
+"""How fast a package is on this machine: medians of several runs, and their spread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMPT_TOKENS, NEW_TOKENS, REPEATS = 512, 64, 5
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of what was measured, and the extremes."""
+    """The median and the extremes of several measurements."""
 
     median: float
     least: float
@@ -31,19 +31,19 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Of at least one value."""
+        """Return the spread of `values`, of which there must be one or more."""
         measured = list(values)
         return cls(median(measured), min(measured), max(measured))
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured, with what.
+    """What was measured, and how.
 
     `prefill_rate` and `decode_rate` are tokens a second, `first_token_seconds` the wait from the
-    prompt to the first token. `load_seconds` is the one opening, with the files as far in the
-    system's cache as they were. `resident` and `peak` are this process's bytes after loading and at
-    most, mapped files included; None where the system does not tell.
+    prompt to the first token. `load_seconds` is the time of the one load; it depends on how much
+    of the files the system has cached. `resident` and `peak` are this process's bytes after loading
+    and at their highest, mapped files included; None where the system does not report them.
     """
 
     package: str
@@ -61,7 +61,7 @@ class Bench:
     peak: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as plain JSON values."""
+        """Return everything as JSON values."""
         return asdict(self)
 
 
@@ -76,14 +76,15 @@ def bench(
     allow_fallback: bool = False,
     progress: Progress = SILENT,
 ) -> Bench:
-    """Measure the package at `package` in onnxruntime-genai, after one run to warm up.
+    """Measure the package at `package` in onnxruntime-genai, after one warm-up run.
 
-    None for a number of tokens: `PROMPT_TOKENS` and `NEW_TOKENS`, fewer where the context is short.
-    Raises what `Llama.load` raises, and `UsageError` for numbers that mean nothing or do not fit.
+    `prompt_tokens` and `new_tokens` default to `PROMPT_TOKENS` and `NEW_TOKENS`, or to fewer where
+    the context is short. Raises what `Llama.load` raises, and `UsageError` for numbers below 1 or
+    more tokens than the context holds.
     """
     for what, number in (("repeats", repeats), ("prompt tokens", prompt_tokens)):
         if number is not None and number < 1:
-            raise UsageError(f"The number of {what} must be at least 1, not {number}.")
+            raise UsageError(f"the number of {what} must be at least 1, not {number}.")
     progress.step("loading")
     started = perf_counter()
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
@@ -113,12 +114,12 @@ def bench(
 
 
 def make_prompt(length: int, model: Llama) -> Tokens:
-    """Ids without meaning: what a step costs does not depend on them."""
+    """Return `length` random ids: the cost of a step does not depend on them."""
     return np.random.default_rng(0).integers(0, model.vocab_size, length, dtype=np.int32)
 
 
-def _fit(asked: int | None, usual: int, room: int) -> int:
-    return min(usual, room) if asked is None else asked
+def _fit(given: int | None, default: int, room: int) -> int:
+    return min(default, room) if given is None else given
 
 
 def _spreads(runs: Sequence[GenerationStats]) -> dict[str, Any]:

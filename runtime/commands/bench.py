@@ -1,4 +1,4 @@
-"""`llama-onnx bench`: how fast a package is here."""
+"""`llama-onnx bench`: measure how fast a package is on this machine."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @package_argument
-@click.option("--prompt-tokens", type=int, help="Length of the prompt.  [default: 512]")
+@click.option("--prompt-tokens", type=int, help="Tokens in the prompt.  [default: 512]")
 @click.option("--new-tokens", type=int, help="Tokens to generate.  [default: 64]")
 @click.option("--repeats", type=int, default=5, show_default=True, help="Runs to measure.")
 @threads_option
 @provider_options
-@click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON.")
 def command(
     package: Path,
     prompt_tokens: int | None,
@@ -36,9 +36,9 @@ def command(
     allow_fallback: bool,
     as_json: bool,
 ) -> None:
-    """Measure PACKAGE here: speed, time to the first token, memory.
+    """Measure PACKAGE on this machine: speed, time to the first token, memory.
 
-    Medians of several runs after one to warm up, in onnxruntime-genai, as `generate` runs it.
+    Prints medians of several runs after a warm-up, in onnxruntime-genai, as `generate` runs it.
     """
     from llama_onnx.runtime.bench.bench import bench
 
@@ -68,7 +68,7 @@ def _print(measured: Bench) -> None:
         f"answer {measured.new_tokens} tokens"
     )
     if measured.provider["fallback"]:
-        click.echo(f"{measured.provider['fallback']} So the CPU ran it.")
+        click.echo(f"{measured.provider['fallback']} The CPU ran it instead.")
     Console(highlight=False).print(_table(measured))
 
 

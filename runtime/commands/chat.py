@@ -1,4 +1,4 @@
-"""`llama-onnx chat`: a conversation in the terminal, or through a pipe."""
+"""`llama-onnx chat`: hold a conversation in the terminal or through a pipe."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import click
 from llama_onnx.runtime.commands.console import introduce, note, stream, summary
 from llama_onnx.runtime.commands.options import (
     adapter_option,
-    answer_options,
     package_argument,
     provider_options,
+    sampling_options,
     threads_option,
 )
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @click.command("chat")
 @package_argument
-@click.option("--system", help="What the model is told before the conversation.")
+@click.option("--system", help="System message at the start of the conversation.")
 @adapter_option
-@answer_options(max_new_tokens=512)
+@sampling_options(max_new_tokens=512)
 @threads_option
 @provider_options
 def command(
@@ -40,7 +40,7 @@ def command(
     allow_fallback: bool,
     **answering: Any,
 ) -> None:
-    """Talk with the model in PACKAGE.
+    """Chat with the model in PACKAGE.
 
     Ctrl-C ends an answer. Ctrl-C or Ctrl-D at the prompt, or /exit, ends the conversation. When
     stdin is not a terminal, each of its lines is a message.
@@ -49,12 +49,14 @@ def command(
 
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
     if adapter is not None:
-        model.package.adapter_path(adapter)  # refused now, not behind the first message
+        model.package.adapter_path(
+            adapter
+        )  # a wrong name is refused now, not after the first message
     introduce(model, adapter)
     history: list[Message] = [{"role": "system", "content": system}] if system else []
     for message in _messages():
-        asked = [*history, {"role": "user", "content": message}]
-        fitting = _fit(model, asked, answering["max_new_tokens"])
+        messages = [*history, {"role": "user", "content": message}]
+        fitting = _fit(model, messages, answering["max_new_tokens"])
         if fitting is None:
             continue
         answer = model.chat(fitting, adapter=adapter, **answering)
@@ -64,7 +66,7 @@ def command(
 
 
 def _messages() -> Iterator[str]:
-    """Yield what the user types, until they leave."""
+    """Yield each message that the user types, until they leave."""
     try:
         while (message := _read_line().strip()) != "/exit":
             if message:
@@ -84,10 +86,10 @@ def _read_line() -> str:
 
 
 def _fit(model: Llama, messages: Sequence[Message], max_new_tokens: int) -> list[Message] | None:
-    """Forget old messages until an answer has room; None if the new one alone is too long."""
+    """Drop old messages until an answer has room; return None if the new one alone is too long."""
     from llama_onnx.runtime.llama.conversation import trim_history
 
-    # A long `--max-new-tokens` must not cost the whole history: a quarter is room enough.
+    # A large `--max-new-tokens` must not cost the whole history: a quarter is enough room.
     room = min(max_new_tokens, model.context_length // 4)
 
     def fits(messages: Sequence[Message]) -> bool:
@@ -95,11 +97,11 @@ def _fit(model: Llama, messages: Sequence[Message], max_new_tokens: int) -> list
 
     kept = trim_history(messages, fits)
     if len(model.encode_chat(kept)) >= model.context_length:
-        note(f"(That does not fit into the context of {model.context_length:,} tokens.)")
+        note(f"(The message is longer than the context of {model.context_length:,} tokens.)")
         return None
-    if forgotten := len(messages) - len(kept):
+    if dropped := len(messages) - len(kept):
         note(
             f"(The context of {model.context_length:,} tokens is full: "
-            f"the oldest {forgotten} messages are forgotten.)"
+            f"the oldest {dropped} messages were dropped.)"
         )
     return kept

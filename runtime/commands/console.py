@@ -1,4 +1,4 @@
-"""Answers go to stdout, everything about them to stderr."""
+"""Prints answers to stdout, and everything about them to stderr."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def stream(answer: Generation) -> str:
-    """Print an answer while it comes, and return it."""
+    """Print an answer as it is generated, and return it."""
     text = collect(answer, lambda piece: click.echo(piece, nl=False))
     click.echo()
     return text
 
 
 def collect(answer: Generation, show: Callable[[str], None] = lambda _: None) -> str:
-    """Return an answer's text, shown as it comes. Ctrl-C ends the answer, not the program."""
+    """Return an answer's text; `show` gets each piece. Ctrl-C ends the answer, not the program."""
     text = ""
     try:
         for piece in answer:
@@ -35,15 +35,15 @@ def collect(answer: Generation, show: Callable[[str], None] = lambda _: None) ->
 
 
 def note(text: str) -> None:
-    """Say something about an answer."""
+    """Print a remark about an answer."""
     click.secho(text, dim=True, err=True)
 
 
 def introduce(model: Llama, adapter: str | None = None) -> None:
-    """Say what runs, on what, and why not on what was asked for."""
+    """Print which model runs on which provider, and why it is not the one asked for."""
     note(f"{model} · adapter {adapter}" if adapter else str(model))
     if model.opened.fallback:
-        note(f"{model.opened.fallback} So the CPU runs it, as --allow-fallback allows.")
+        note(f"{model.opened.fallback} The CPU runs it instead, as --allow-fallback allows.")
 
 
 def summary(stats: GenerationStats) -> str:

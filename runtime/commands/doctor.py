@@ -1,4 +1,4 @@
-"""`llama-onnx doctor`: what this machine can do, and what mends each trouble."""
+"""`llama-onnx doctor`: check what this machine can run, and how to fix what it cannot."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _STYLES = {"ok": "green", "warning": "yellow", "trouble": "bold red"}
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long onnxruntime and each provider may take to answer.",
+    help="Time limit for onnxruntime and for each provider.",
 )
 @click.pass_context
 def command(ctx: click.Context, as_json: bool, timeout: float) -> None:
-    """Say what this machine can do, and what mends each trouble.
+    """Check what this machine can run, and say how to fix what it cannot.
 
-    Each provider of the installed onnxruntime opens a small int4 Llama and runs it, in a process of
-    its own. Exit status 1 when something is in trouble, 0 with warnings alone.
+    Each provider of the installed onnxruntime opens and runs a small int4 Llama in a separate
+    process. Exits with 1 if anything is in trouble, with 0 if there are only warnings.
     """
     from llama_onnx.runtime.doctor.examine import examine
     from llama_onnx.runtime.doctor.finding import worst
@@ -58,14 +58,14 @@ def _print(findings: Sequence[Finding]) -> None:
 
     console = Console(highlight=False)
     console.print(_table(findings))
-    _print_mends(console, [finding for finding in findings if finding.mend])
+    _print_remedies(console, [finding for finding in findings if finding.mend])
     troubles, warnings = (
         sum(finding.status == status for finding in findings) for status in ("trouble", "warning")
     )
     if troubles or warnings:
         click.echo(f"{_count(troubles, 'trouble')}, {_count(warnings, 'warning')}.")
     else:
-        click.echo("Nothing to mend.")
+        click.echo("Nothing to fix.")
 
 
 def _table(findings: Sequence[Finding]) -> Table:
@@ -81,8 +81,8 @@ def _table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def _print_mends(console: Console, findings: Sequence[Finding]) -> None:
-    """Print what to do, each in one long line, so that a command can be copied."""
+def _print_remedies(console: Console, findings: Sequence[Finding]) -> None:
+    """Print each remedy on one long line, so that its command can be copied."""
     from rich.text import Text
 
     from llama_onnx.runtime.doctor.finding import worst

@@ -1,4 +1,4 @@
-"""`llama-onnx generate`: one prompt, one answer."""
+"""`llama-onnx generate`: answer one prompt."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import click
 from llama_onnx.runtime.commands.console import collect, introduce, note, stream, summary
 from llama_onnx.runtime.commands.options import (
     adapter_option,
-    answer_options,
     package_argument,
     provider_options,
+    sampling_options,
     threads_option,
 )
 
@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 @click.command("generate")
 @package_argument
 @click.argument("prompt")
-@click.option("--chat/--raw", help="PROMPT is a user's message / a text to continue (default).")
+@click.option(
+    "--chat/--raw",
+    help="Treat PROMPT as a user's message, or as a text to continue.  [default: raw]",
+)
 @adapter_option
-@answer_options(max_new_tokens=256)
+@sampling_options(max_new_tokens=256)
 @threads_option
 @provider_options
-@click.option("--json", "as_json", is_flag=True, help="Print text and statistics as one object.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print text and statistics as one JSON object."
+)
 def command(
     package: Path,
     prompt: str,
@@ -42,9 +47,9 @@ def command(
     as_json: bool,
     **answering: Any,
 ) -> None:
-    """Let the model in PACKAGE continue or answer PROMPT ("-": read it from stdin).
+    """Let the model in PACKAGE continue or answer PROMPT ("-" reads it from stdin).
 
-    The text goes to stdout as it comes, the statistics to stderr.
+    The text goes to stdout as it is generated, the statistics to stderr.
     """
     from llama_onnx.runtime.llama.model import Llama
 
@@ -66,5 +71,5 @@ def command(
 
 
 def _read_stdin() -> str:
-    # The newline that ends a piped line belongs to the shell, not to the prompt.
+    # The shell adds the newline at the end of a piped line; it is not part of the prompt.
     return sys.stdin.read().removesuffix("\n")

@@ -1,4 +1,4 @@
-"""Options that `generate` and `chat` share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import click
 
@@ -20,11 +20,11 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 package_argument = click.argument("package", type=click.Path(path_type=Path))
 
 threads_option = click.option(
-    "--threads", type=int, help="Threads to compute with.  [default: the physical cores]"
+    "--threads", type=int, help="Number of threads.  [default: one per physical core]"
 )
 
 adapter_option = click.option(
-    "--adapter", metavar="NAME", help="Answer with this adapter of the package, not the bare base."
+    "--adapter", metavar="NAME", help="Answer with this adapter of the package."
 )
 
 
@@ -43,13 +43,13 @@ def provider_options(command: _Command) -> _Command:
         click.option(
             "--allow-fallback",
             is_flag=True,
-            help="Run on the CPU what the provider does not run, instead of refusing.",
+            help="Let the CPU run what the provider cannot, instead of failing.",
         ),
         click.option(
             "--provider",
             callback=_provider,
             metavar="NAME",
-            help=f"What computes: {', '.join(PROVIDERS)}.  [default: the package's target]",
+            help=f"Execution provider: {', '.join(PROVIDERS)}.  [default: the target's]",
         ),
     ):
         decorated = option(decorated)
@@ -61,7 +61,7 @@ def _provider(_: click.Context, __: click.Parameter, name: str | None) -> Provid
     return None if name is None else get_provider(name)
 
 
-def answer_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
+def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
     """Add what `Llama.generate` and `Llama.chat` accept, by the same names.
 
     The fields of `Sampling` reach the command as one argument, `sampling`.
@@ -72,26 +72,29 @@ def answer_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
             type=int,
             default=max_new_tokens,
             show_default=True,
-            help="End an answer after this many tokens.",
+            help="Longest answer, in tokens.",
         ),
         *(
             click.option(f"--{name.replace('_', '-')}", type=known["type"], help=known["help"])
             for name, known in PARAMETERS.items()
         ),
-        click.option("--stop", multiple=True, help="End before this text. May be repeated."),
+        click.option(
+            "--stop", multiple=True, help="End the answer before this text; may be repeated."
+        ),
     )
 
     def decorate(command: _Command) -> _Command:
         @wraps(command)
-        def gathered(**values: Any) -> Any:
+        def checked(**values: Any) -> Any:
             sampling = Sampling(**{name: values.pop(name) for name in PARAMETERS})
             _refuse_greedy_sampling(values["package"], sampling)
             return command(sampling=sampling, **values)
 
-        decorated: Any = gathered
+        decorated: Any = checked
         for option in reversed(options):
             decorated = option(decorated)
-        return cast(_Command, decorated)
+        result: _Command = decorated
+        return result
 
     return decorate
 

@@ -1,4 +1,4 @@
-"""`llama-onnx verify`: is this the package that was made, and does it compute here as it should?"""
+"""`llama-onnx verify`: check a package's files, and that it computes here what it should."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     "--key",
     metavar="PUBLIC.pem",
     type=click.Path(path_type=Path),
-    help="Check the signature too, by the ed25519 public key of who signed.",
+    help="Also check the signature, with the signer's ed25519 public key.",
 )
-@click.option("--files-only", is_flag=True, help="Check files and signature, compute nothing.")
+@click.option("--files-only", is_flag=True, help="Check only files and signature; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def command(
@@ -44,15 +44,15 @@ def command(
 ) -> None:
     """Check every file of PACKAGE, then replay its certificate on this device.
 
-    Needs onnxruntime alone: neither the original weights nor PyTorch. Of a bundle all files are
-    checked, and the package in it is replayed. Exit status 1 when a file was altered, a signature
-    is not what --key says, or a threshold is missed.
+    Needs only onnxruntime: neither the original weights nor PyTorch. PACKAGE may be a bundle: all
+    its files are checked, and the package in it is replayed. Exits with 1 if a file was altered,
+    the signature is not that of --key, or a threshold is missed.
     """
     from llama_onnx.runtime.measure.jsontext import dumps
     from llama_onnx.runtime.measure.verify import verify, verify_files
 
     if files_only and (provider or threads is not None or allow_fallback):
-        raise click.UsageError("--files-only computes nothing: leave the provider's options out.")
+        raise click.UsageError("--files-only runs nothing: leave out the options of the provider.")
     with progress_line() as progress:
         if files_only:
             report = verify_files(package, key=key, progress=progress)
@@ -117,9 +117,9 @@ def _head(report: VerifyReport) -> Iterator[str]:
 
 def _signed(signature: Signature) -> str | None:
     if signature.checked:
-        return None if signature.problem else f"{signature.file} is that of the key"
+        return None if signature.problem else f"{signature.file} was made with the key"
     if signature.there:
-        return f"{signature.file} is there, but not checked: --key PUBLIC.pem does"
+        return f"{signature.file} is not checked: pass --key PUBLIC.pem to check it"
     return None
 
 
@@ -169,13 +169,13 @@ def _details(report: VerifyReport) -> Iterator[str]:
         )
     if report.divergences:
         same = sum(d is None for d in report.divergences)
-        yield f"greedy     {same} of {len(report.divergences)} continuations as they were written"
-    for index, parted in enumerate(report.divergences):
-        if parted is not None:
-            tie = ", a near-tie" if abs(parted.margin) <= NEAR_TIE else ""
+        yield f"greedy     {same} of {len(report.divergences)} continuations are the certificate's"
+    for index, found in enumerate(report.divergences):
+        if found is not None:
+            tie = ", a near-tie" if abs(found.margin) <= NEAR_TIE else ""
             yield (
-                f"  prompt {index + 1}: token {parted.step + 1} is {parted.chosen}, written was "
-                f"{parted.expected}, {parted.margin:.2g} logits ahead{tie}"
+                f"  prompt {index + 1}: token {found.step + 1} is {found.chosen}, not "
+                f"{found.expected}, which is {found.margin:.2g} logits ahead{tie}"
             )
 
 

@@ -1,1 +1,1 @@
-"""What this machine can do: facts gathered from it, findings judged from them, what mends each."""
+"""What this machine can do: facts gathered from it, and findings with remedies judged from them."""

@@ -1,4 +1,4 @@
-"""Runs a program with a time limit, and lives on whatever becomes of it."""
+"""Runs a program with a time limit, and survives its crash."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _START = (
 
 @dataclass(frozen=True)
 class Ended:
-    """What a program printed, and how it ended: `error` is None when it did well."""
+    """What a program printed, and how it ended: `error` is None if it succeeded."""
 
     stdout: str
     error: str | None
 
 
 def ask(*arguments: str, seconds: float) -> dict[str, Any]:
-    """What `probe` finds in a process of its own; `{"error": ...}` when it crashes or hangs."""
-    # With this process's own path: a folder called onnxruntime where somebody happens to stand,
-    # which `-m` would put first, is none of the installation's.
+    """Return what `probe` finds in a separate process: `{"error": ...}` if it crashes or hangs."""
+    # With this process's own path: `-m` would put the current folder first, and a folder called
+    # onnxruntime there is not the installed one.
     command = [sys.executable, "-c", _START, json.dumps(sys.path), *arguments]
     ended = run(command, seconds=seconds)
     for line in reversed(ended.stdout.splitlines()):
         if line.startswith(MARK):
             answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
             return answer
-    return {"error": ended.error or "it ends without a word"}
+    return {"error": ended.error or "it ends without an answer"}
 
 
 def run(command: Sequence[str], *, seconds: float) -> Ended:
-    """Run `command` for at most `seconds`."""
-    # Not pipes: what a driver starts in the background would hold them open.
+    """Run `command` for at most `seconds`, and return its output and how it ended."""
+    # Not pipes: a background process that a driver starts would hold them open.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors)
@@ -53,7 +53,7 @@ def run(command: Sequence[str], *, seconds: float) -> Ended:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.kill()
-            # Stuck in a driver it cannot even be killed; it must not take this process with it.
+            # A process stuck in a driver cannot be killed; do not wait for it.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2)
             return Ended("", f"no answer within {seconds:g} s")

@@ -1,4 +1,4 @@
-"""Judges providers by what ran, and the graphics hardware by its driver and libraries."""
+"""Judges providers by what ran, and graphics hardware by its driver and libraries."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import replace
 from llama_onnx.runtime.doctor.facts import Facts, Graphics, Libraries, Loaded, Tried, Wheels
 from llama_onnx.runtime.doctor.finding import Finding, Status
 from llama_onnx.runtime.doctor.requirements import numbers
-from llama_onnx.runtime.placement.wheels import install_command
+from llama_onnx.runtime.placement.wheels import install_wheels
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, CUDA, PROVIDERS
 
 CUDA_DRIVER = (580,)
 CUDA_CAPABILITY = (7, 5)
-"""What CUDA 13, with which onnxruntime-gpu 1.31 is built, asks of the driver and of the device."""
+"""The driver and the device that CUDA 13 needs, with which onnxruntime-gpu 1.31 is built."""
 
 SAME = 0.1
-"""Relative L2 between two providers' logits up to which they compute the same. Int8 activations,
-which some providers use and others do not, make 0.03 of it; gibberish makes more than 1."""
+"""Largest relative L2 difference between two providers' logits that counts as the same. Int8
+activations, which only some providers use, cause 0.03; wrong results cause more than 1."""
 
 
 def judge_devices(facts: Facts) -> Iterator[Finding]:
-    """Yield findings about graphics hardware, its libraries and every provider."""
+    """Yield findings about graphics hardware, its libraries and each provider."""
     loaded, graphics = facts.onnxruntime, facts.graphics
     yield judge_graphics(graphics, cuda=CUDA.ort_name in loaded.providers, platform=facts.platform)
     yield from (judge_libraries(libraries, facts.platform) for libraries in facts.libraries)
@@ -35,17 +35,17 @@ def judge_devices(facts: Facts) -> Iterator[Finding]:
 
 
 def judge_graphics(graphics: Graphics, *, cuda: bool, platform: str) -> Finding:
-    """The devices and their driver. `cuda`: onnxruntime has the provider that needs NVIDIA's."""
+    """Judge the devices and their driver; `cuda`: the installed onnxruntime needs NVIDIA's."""
     name = "graphics"
     seen = ", ".join(graphics.adapters)
     if graphics.gpus:
         return _judge_gpus(graphics, cuda)
     if not has_nvidia(graphics) and not graphics.driver:
-        return Finding(name, "ok", seen or "no device seen: the CPU computes")
+        return Finding(name, "ok", seen or "no device found: the CPU computes")
     if graphics.driver:
         why = graphics.error or "it shows no device"
         found = f"NVIDIA's driver {graphics.driver}, but nvidia-smi fails: {why}"
-        mend = "install NVIDIA's driver anew, and restart; in a container, pass the device on: "
+        mend = "reinstall NVIDIA's driver and restart; in a container, pass the device on: "
         return Finding(name, "warning", found, mend + "`docker run --gpus all`")
     mend = "install NVIDIA's driver from https://www.nvidia.com/drivers"
     if platform == "linux":
@@ -59,16 +59,16 @@ def has_nvidia(graphics: Graphics) -> bool:
 
 
 def judge_libraries(tried: Libraries, platform: str) -> Finding:
-    """Which of the libraries that a provider links are there."""
+    """Judge which of the libraries that a provider links with load."""
     name, missing = f"{tried.provider} libraries", tried.missing
     libraries = PROVIDERS[tried.provider].libraries.get(platform, ())
     if tried.error:
-        mend = "install the graphics driver anew, and restart"
+        mend = "reinstall the graphics driver and restart"
         return Finding(name, "trouble", f"loading them: {tried.error}", mend)
     there = [library.name for library in libraries if library.name not in missing]
     found = f"{len(there)} of {len(libraries)} load"
     if tried.cudnn is not None:
-        found += f"; cuDNN 9 {'too' if tried.cudnn else 'does not, which no Llama needs'}"
+        found += f"; cuDNN 9 {'too' if tried.cudnn else 'does not, but no Llama needs it'}"
     if not missing:
         return Finding(name, "ok", found)
     mends = dict.fromkeys(entry.mend for entry in libraries if entry.name in missing)
@@ -78,9 +78,9 @@ def judge_libraries(tried: Libraries, platform: str) -> Finding:
 def judge_tried(
     tried: Sequence[Tried], wheels: Wheels, lacking: Collection[str] = ()
 ) -> Iterator[Finding]:
-    """One finding a provider: whether it really computes, and the same as the CPU.
+    """Yield a finding for each provider: whether it runs, and computes the same as the CPU.
 
-    `lacking`: the providers whose libraries are in trouble, which their own finding has said.
+    `lacking` are the providers whose libraries are missing, which another finding reports.
     """
     cpu = next((entry.logits for entry in tried if entry.provider == CPU.name), ())
     for entry in tried:
@@ -90,12 +90,12 @@ def judge_tried(
 
 
 def judge_unused(graphics: Graphics, loaded: Loaded, wheels: Wheels) -> Finding | None:
-    """Say that there is a device that the installed wheel leaves alone, and what would use it."""
+    """Report a device that the installed wheels do not use, and how to use it."""
     if not has_nvidia(graphics) or CUDA.ort_name in loaded.providers:
         return None
-    command = install_command(CUDA, {**wheels.onnxruntime, **wheels.genai})
-    found = "there is an NVIDIA device, and the wheels are those of another provider"
-    return Finding(f"provider {CUDA.name}", "warning", found, f"to use it, run `{command}`")
+    install = install_wheels(CUDA, {**wheels.onnxruntime, **wheels.genai})
+    found = "there is an NVIDIA device, but the wheels are for another provider"
+    return Finding(f"provider {CUDA.name}", "warning", found, f"to use it, {install}")
 
 
 def _judge_gpus(graphics: Graphics, cuda: bool) -> Finding:
@@ -112,7 +112,7 @@ def _judge_gpus(graphics: Graphics, cuda: bool) -> Finding:
     if len(old) == len(graphics.gpus):
         oldest = ".".join(map(str, CUDA_CAPABILITY))
         too_old = f"{found}: CUDA 13 needs compute capability {oldest}"
-        return Finding(name, status, too_old, "take `--provider cpu`")
+        return Finding(name, status, too_old, "pass `--provider cpu`")
     return Finding(name, "ok", found)
 
 
@@ -121,7 +121,7 @@ def _judge_one(tried: Tried, expected: Sequence[float], wheels: Wheels) -> Findi
     if tried.error:
         return Finding(name, "trouble", tried.error, _remedy(provider, wheels))
     if wrong := _wrong(tried.logits, expected):
-        mend = "update the graphics driver, and take `--provider cpu` until this is gone"
+        mend = "update the graphics driver; until that helps, pass `--provider cpu`"
         return Finding(name, "trouble", wrong, _remedy(CPU, wheels) if provider == CPU else mend)
     on = f"{tried.nodes - tried.elsewhere} of {tried.nodes} nodes"
     found = f"runs an int4 Llama: {on}, opened and run in {tried.seconds:.2g} s"
@@ -129,25 +129,25 @@ def _judge_one(tried: Tried, expected: Sequence[float], wheels: Wheels) -> Findi
 
 
 def _wrong(logits: Sequence[float], cpu: Sequence[float]) -> str | None:
-    """What is wrong with logits beside the CPU's, which are () if the CPU has none."""
+    """Return what is wrong with logits compared with the CPU's, which are () if there are none."""
     if not all(map(math.isfinite, logits)):
-        return "runs, but what it computes are no numbers"
+        return "runs, but its logits hold NaN or infinity"
     if not cpu:
         return None
     apart = math.dist(logits, cpu) / math.hypot(*cpu)
     if apart <= SAME:
         return None
-    return f"runs, but computes something else than the CPU: relative L2 {apart:.2g}"
+    return f"runs, but its logits differ from the CPU's: relative L2 {apart:.2g}"
 
 
 def _remedy(provider: Provider, wheels: Wheels) -> str:
     if provider != CPU:
-        return "mend the libraries or the driver above, or take `--provider cpu`"
-    return f"run `{install_command(CPU, {**wheels.onnxruntime, **wheels.genai})}`"
+        return "fix the libraries or the driver above, or pass `--provider cpu`"
+    return install_wheels(CPU, {**wheels.onnxruntime, **wheels.genai})
 
 
 def provider_names(platform: str, available: Sequence[str]) -> tuple[str, ...]:
-    """Our names of the providers that onnxruntime says it has, the CPU first."""
+    """Return our names of the providers that onnxruntime reports, the CPU first."""
     known: Mapping[str, Provider] = PROVIDERS
     return tuple(
         name

@@ -1,4 +1,4 @@
-"""Every finding about a machine, from its facts alone."""
+"""Derives all findings about a machine from its facts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llama_onnx.runtime.doctor.windows import judge_windows
 
 
 def examine(facts: Facts) -> Iterator[Finding]:
-    """Yield what there is to say, what the rest depends on first."""
+    """Yield all findings, those that others depend on first."""
     yield judge_python(facts.python)
     yield judge_export(facts.wheels)
     if facts.windows:

@@ -1,6 +1,6 @@
-"""What is known about a machine. Plain data: `gather` fills it in, the judges read it.
+"""What is known about a machine: plain data that `gather` collects and the judges read.
 
-None is "cannot be told here", wherever a fact may be None. Sizes are bytes.
+Where a fact may be None, that means "not known on this system". Sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Python:
 
 @dataclass(frozen=True)
 class Wheels:
-    """What is installed, as its metadata says: distribution -> version.
+    """What is installed, by its metadata: distribution -> version.
 
-    `llama_onnx` is this project's own version. `requires` are the requirements of each
+    `llama_onnx` is the version of this project. `requires` are the requirements of each
     distribution of genai ("onnxruntime>=1.31.0"), `extras` those of this project by extra.
-    `others` are distributions that one of them names.
+    `others` are the installed distributions that those extras name.
     """
 
     llama_onnx: str | None
@@ -37,9 +37,9 @@ class Wheels:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What came of importing a module in a process of its own; `error` is None when it loads.
+    """The result of importing a module in a separate process; `error` is None if it loads.
 
-    `providers` are those onnxruntime says it has, by its names.
+    `providers` are those that onnxruntime reports, by its names.
     """
 
     version: str | None
@@ -49,7 +49,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Libraries:
-    """Which of a provider's libraries do not load, and whether cuDNN does."""
+    """The libraries of a provider that do not load, and whether cuDNN does."""
 
     provider: str
     missing: tuple[str, ...] = ()
@@ -59,10 +59,10 @@ class Libraries:
 
 @dataclass(frozen=True)
 class Tried:
-    """A small int4 Llama opened and run on a provider, in a process of its own.
+    """The result of opening and running a small int4 Llama on a provider, in a separate process.
 
-    `nodes` of the graph, `elsewhere` those of them on another provider, `logits` of the last
-    position. `error` is None when it ran.
+    `nodes` is the number of nodes in the graph, `elsewhere` that of nodes on other providers,
+    `logits` are those of the last position. `error` is None if it ran.
     """
 
     provider: str
@@ -75,7 +75,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device of NVIDIA's driver; `capability` is (8, 9) of an Ada, `memory` in bytes."""
+    """A device that NVIDIA's driver reports; `capability` is (8, 9) for an Ada, for example."""
 
     name: str
     driver: str
@@ -85,9 +85,9 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Graphics:
-    """Graphics hardware: `adapters` by the bus or the registry, `gpus` by NVIDIA's driver.
+    """Graphics hardware: `adapters` from the bus or the registry, `gpus` from NVIDIA's driver.
 
-    `driver` is the version of NVIDIA's kernel driver, `error` why nvidia-smi does not answer.
+    `driver` is the version of NVIDIA's kernel driver, `error` says why nvidia-smi fails.
     """
 
     adapters: tuple[str, ...] = ()
@@ -97,9 +97,26 @@ class Graphics:
 
 
 @dataclass(frozen=True)
+class Int4Kernels:
+    """The kernels that MatMulNBits uses on the CPU.
+
+    `name` is the instruction set they are written for, None where there are no fast ones or nothing
+    is known; `maybe` are better ones, of which the system does not report whether it has what they
+    need.
+    """
+
+    name: str | None = None
+    maybe: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Processor:
-    """`allowed`: logical processors this process may use. `quota`: how many of them its container
-    may keep busy. `features`: instruction set -> there or not."""
+    """The CPU.
+
+    `allowed` are the logical processors this process may use, `quota` how many of them its
+    container may keep busy. `features` maps instruction sets to whether they are there, `int4` is
+    what follows from them.
+    """
 
     name: str | None
     physical_cores: int | None
@@ -107,11 +124,12 @@ class Processor:
     allowed: int
     quota: float | None = None
     features: Mapping[str, bool | None] = field(default_factory=dict)
+    int4: Int4Kernels = Int4Kernels()
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Of the machine, and `limit` of the container. `available` respects both."""
+    """Memory of the machine, and the `limit` of the container; `available` respects both."""
 
     total: int
     available: int
@@ -120,7 +138,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Disk:
-    """A folder (`purpose`: "here" or "temp") and the room on its disk."""
+    """A folder (`purpose`: "here" or "temp") and the space on its disk."""
 
     purpose: str
     path: str
@@ -131,7 +149,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Encodings:
-    """Of what is printed, of files opened without one, and of file names."""
+    """The encodings of output, of files opened without naming one, and of file names."""
 
     stdout: str
     files: str
@@ -140,9 +158,11 @@ class Encodings:
 
 @dataclass(frozen=True)
 class WindowsFacts:
-    """`vc_runtime`: DLL -> its file version, None where it does not load. `libraries`: every
-    onnxruntime.dll in System32 and on PATH -> its file version. `long_paths`: the registry's
-    setting."""
+    """What only Windows has.
+
+    `vc_runtime`: DLL -> file version, None where it does not load. `libraries`: each
+    onnxruntime.dll in System32 and on PATH -> file version. `long_paths`: the registry's setting.
+    """
 
     vc_runtime: Mapping[str, str | None]
     libraries: Mapping[str, str | None]

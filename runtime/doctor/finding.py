@@ -1,4 +1,4 @@
-"""A finding: what `doctor` says about one thing."""
+"""A finding: what `doctor` says about one subject."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Status = Literal["ok", "warning", "trouble"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, how bad it is, and what mends it: a sentence with the command in backticks.
+    """What was found, how bad it is, and how to fix it (`mend`), with the command in backticks.
 
-    "trouble": something does not work. "warning": it works, but worse than it could, or something
-    else will not. `mend` is None where nothing needs mending, or nothing can.
+    "trouble": something does not work. "warning": it works, but not as well as it could, or
+    something related will fail. `mend` is None where nothing needs to be or can be fixed.
     """
 
     name: str
@@ -24,6 +24,6 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> Status:
-    """The worst status there is, "ok" of none."""
+    """Return the worst status of `findings`; "ok" if there are none."""
     found = {finding.status for finding in findings}
     return "trouble" if "trouble" in found else "warning" if "warning" in found else "ok"

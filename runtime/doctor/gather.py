@@ -1,4 +1,4 @@
-"""The one place where facts are taken from the system. Imports none of the runtimes itself."""
+"""Collects facts from the system; does not import the runtimes in this process."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from llama_onnx.runtime.doctor.facts import (
     Wheels,
     WindowsFacts,
 )
+from llama_onnx.runtime.doctor.int4 import int4_kernels
 from llama_onnx.runtime.doctor.requirements import distribution, normalize
 from llama_onnx.runtime.placement.wheels import installed_flavours
 from llama_onnx.targets.progress import SILENT, Progress
@@ -42,10 +43,7 @@ SMI_SECONDS = 30.0
 
 
 def gather(*, seconds: float, progress: Progress = SILENT) -> Facts:
-    """Ask the system everything. What may hang runs in a process of its own, `seconds` at most.
-
-    `progress` is told what is being asked.
-    """
+    """Collect all facts. What may hang runs in a separate process, for at most `seconds`."""
     progress.step("installed wheels")
     wheels = gather_wheels()
     progress.step("onnxruntime")
@@ -82,7 +80,7 @@ def gather(*, seconds: float, progress: Progress = SILENT) -> Facts:
 
 
 def gather_wheels() -> Wheels:
-    """Versions and requirements, from the metadata that pip left."""
+    """Return versions and requirements, from the metadata that pip wrote."""
     ort, genai = installed_flavours("onnxruntime"), installed_flavours("onnxruntime_genai")
     extras = _extras(_requires(PROJECT))
     wanted = {distribution(text) for texts in extras.values() for text in texts}
@@ -98,7 +96,7 @@ def gather_wheels() -> Wheels:
 
 
 def load(module: str, seconds: float) -> Loaded:
-    """Import "onnxruntime" or "genai" in a process of its own."""
+    """Import "onnxruntime" or "genai" in a separate process."""
     answer = ask(module, seconds=seconds)
     return Loaded(
         version=answer.get("version"),
@@ -108,13 +106,13 @@ def load(module: str, seconds: float) -> Loaded:
 
 
 def try_libraries(name: str, seconds: float) -> Libraries:
-    """Load the libraries of a provider in a process of its own."""
+    """Load the libraries of a provider in a separate process."""
     answer = ask("libraries", name, seconds=seconds)
     return Libraries(name, **{**answer, "missing": tuple(answer.get("missing", ()))})
 
 
 def try_provider(name: str, seconds: float) -> Tried:
-    """Open and run the small model on a provider, in a process of its own."""
+    """Open and run the small model on a provider, in a separate process."""
     answer = ask("open", name, seconds=seconds)
     if "error" in answer:
         return Tried(name, error=answer["error"])
@@ -122,7 +120,7 @@ def try_provider(name: str, seconds: float) -> Tried:
 
 
 def gather_graphics() -> Graphics:
-    """Adapters, and what NVIDIA's driver says about its devices."""
+    """Return display adapters, and what NVIDIA's driver reports of its devices."""
     adapters: tuple[str, ...] = ()
     if sys.platform == "win32":
         from llama_onnx.runtime.doctor import win32
@@ -141,7 +139,7 @@ def gather_graphics() -> Graphics:
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
-    """GPUs of nvidia-smi's rows: name, driver, memory in MiB, compute capability."""
+    """Parse nvidia-smi's rows: name, driver, memory in MiB, compute capability."""
     gpus = []
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         if len(row) == 4 and row[2].strip().isdecimal():
@@ -160,25 +158,26 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
 
 
 def gather_processor() -> Processor:
-    """Name, cores and instruction sets, and what of them this process may use."""
+    """Return name, cores and instruction sets, and how many processors this process may use."""
     logical = os.cpu_count() or 1
     if sys.platform == "win32":
         from llama_onnx.runtime.doctor import win32
 
         name, cores = win32.processor_name(), win32.physical_cores()
         found = win32.features(platform.machine())
-        return Processor(name, cores, logical, logical, features=found)
+        int4 = int4_kernels(found)
+        return Processor(name, cores, logical, logical, features=found, int4=int4)
     elif sys.platform == "linux":  # noqa: RET505  mypy reads past a return, not into other branches
         name = linux.processor_name() or platform.machine()
         allowed, quota = len(os.sched_getaffinity(0)), linux.container_cores()
-        cores = linux.physical_cores()
-        return Processor(name, cores, logical, allowed, quota, linux.features())
+        cores, found = linux.physical_cores(), linux.features()
+        return Processor(name, cores, logical, allowed, quota, found, int4_kernels(found))
     else:
         return Processor(platform.processor() or None, None, logical, logical)
 
 
 def gather_memory() -> Memory | None:
-    """Of the machine and of the container."""
+    """Return the memory of the machine and of the container."""
     if sys.platform == "win32":
         from llama_onnx.runtime.doctor import win32
 
@@ -196,7 +195,7 @@ def gather_memory() -> Memory | None:
 
 
 def gather_disk(purpose: str, folder: Path) -> Disk:
-    """The room where `folder` is."""
+    """Return the space on the disk of `folder`."""
     usage = shutil.disk_usage(folder)
     return Disk(purpose, str(folder), usage.free, usage.total, os.access(folder, os.W_OK))
 
@@ -204,7 +203,7 @@ def gather_disk(purpose: str, folder: Path) -> Disk:
 def _temp_folder() -> Path:
     try:
         return Path(tempfile.gettempdir())
-    except FileNotFoundError:  # it tries to write, and found nowhere to
+    except FileNotFoundError:  # it looks for a folder to write to, and found none
         return Path(os.environ.get("TMPDIR", os.sep))
 
 
@@ -232,7 +231,7 @@ def _requires(name: str) -> tuple[str, ...]:
 
 
 def _extras(requirements: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Requirements by extra: 'torch>=2.7; extra == "export"' is one of "export"."""
+    """Return requirements by extra: 'torch>=2.7; extra == "export"' belongs to "export"."""
     found: dict[str, list[Any]] = {}
     for text in requirements:
         requirement, _, marker = text.partition(";")

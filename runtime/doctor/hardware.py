@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from llama_onnx.runtime.doctor.facts import Disk, Memory, Processor
 from llama_onnx.runtime.doctor.finding import Finding
+from llama_onnx.runtime.doctor.int4 import judge_int4
 
 GB = 1e9
 
 INT4_BYTES = {"7B": 4.6e9, "13B": 8.9e9, "70B": 47.3e9}
-"""Memory for the weights of a Llama 2 in int4, blocks of 32 with a float32 scale, and a tenth more:
-parameters x 5.5 bits."""
+"""Memory to run a Llama 2 in int4, blocks of 32 with a float32 scale: parameters x 5.5 bits, which
+is the weights and a tenth more."""
 
 EXPORT_MEMORY, PACKAGE_DISK, SCRATCH_DISK, FULL_DISK = 1e9, 5e9, 1e9, 1e8
 
 
 def judge_processor(processor: Processor) -> Finding:
-    """Which of the fast int8 kernels, which int4 packages compute with, it can run."""
-    has = processor.features
-    there = [feature for feature, found in has.items() if found]
-    found = f"{processor.name or 'unknown'}{': ' if there else ''}{', '.join(there)}"
-    if has.get("AVX2") is False or has.get("dot product") is False:
-        lacking = "AVX2" if "AVX2" in has else "the dot product instructions"
-        slow = f"{found}; without {lacking} int4 has no fast kernels, and weights are unpacked anew"
-        mend = None
-        if "AVX2" in has:
-            mend = "in a virtual machine, pass the host's processor on, for QEMU `-cpu host`"
-        return Finding("processor", "warning", f"{slow} at every step", mend)
-    return Finding("processor", "ok", f"{found}; {_int4(has)}")
+    """Name the processor and its instruction sets; `judge_int4` says what they mean."""
+    there = [feature for feature, found in processor.features.items() if found]
+    named = processor.name or "unknown"
+    return Finding("processor", "ok", f"{named}: {', '.join(there)}" if there else named)
 
 
 def judge_cores(processor: Processor) -> Finding:
-    """Whether as many threads as ONNX Runtime starts are allowed to run."""
+    """Judge whether all the threads that ONNX Runtime starts may run at once."""
     usable = float(processor.allowed)
     if processor.quota is not None:
         usable = min(usable, processor.quota)
@@ -46,22 +39,22 @@ def judge_cores(processor: Processor) -> Finding:
     return Finding(
         "cores",
         "warning",
-        f"{found}: ONNX Runtime starts a thread for every core of the machine, and they would "
-        "wait for each other",
-        f"give `--threads {threads}`; for programs of your own, from ONNX Runtime 1.32 on, set "
+        f"{found}: ONNX Runtime starts a thread for every core of the machine, and they will wait "
+        "for each other",
+        f"pass `--threads {threads}`; for your own programs, with ONNX Runtime 1.32 or newer, set "
         f"`ORT_INTRA_OP_NUM_THREADS={threads}`",
     )
 
 
 def judge_memory(memory: Memory | None) -> Finding:
-    """Which Llama 2 the free memory holds in int4."""
+    """Judge which Llama 2 the free memory holds in int4."""
     if memory is None:
-        return Finding("memory", "ok", "cannot be told here")
+        return Finding("memory", "ok", "cannot be determined here")
     found = f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f} GB"
     if memory.limit is not None and memory.limit < memory.total:
         found += f", the container's limit is {memory.limit / GB:.1f} GB"
     if memory.available < EXPORT_MEMORY:
-        short = f"{found}: an export takes about 0.7 GB whatever the model's size, and running more"
+        short = f"{found}: an export of any model takes about 0.7 GB, and running one takes more"
         return Finding("memory", "warning", short, "close other programs, or raise the limit")
     sizes = [size for size, needed in INT4_BYTES.items() if needed <= memory.available]
     holds = f"Llama 2 {sizes[-1]} in int4" if sizes else "smaller models than Llama 2 7B"
@@ -69,12 +62,12 @@ def judge_memory(memory: Memory | None) -> Finding:
 
 
 def judge_disk(disk: Disk, platform: str) -> Finding:
-    """Whether there is room, for packages here and for scratch files in the temp folder."""
+    """Judge whether there is space for packages here and for scratch files in the temp folder."""
     name = "disk here" if disk.purpose == "here" else "temp folder"
     found = f"{disk.free / GB:.1f} GB free of {disk.total / GB:.1f} GB in {disk.path}"
     move = "go to a folder on another disk" if disk.purpose == "here" else _move_temp(platform)
     if not disk.writable:
-        return Finding(name, "warning", f"{found}, where nothing may be written", move)
+        return Finding(name, "warning", f"{found}, which is not writable", move)
     if disk.free < FULL_DISK:
         return Finding(name, "trouble", f"{found}: full", f"delete files, or {move}")
     if disk.purpose == "here" and disk.free < PACKAGE_DISK:
@@ -85,7 +78,7 @@ def judge_disk(disk: Disk, platform: str) -> Finding:
     if disk.purpose == "temp" and disk.free < SCRATCH_DISK:
         return Finding(name, "warning", f"{found}: too little for pip to unpack wheels", move)
     if platform == "win32" and disk.purpose == "temp" and not disk.path.isascii():
-        letters = f"{disk.path}: libraries that do not read Unicode paths fail there"
+        letters = f"{disk.path}: libraries without support for Unicode paths fail there"
         return Finding(name, "warning", letters, _move_temp(platform))
     return Finding(name, "ok", found)
 
@@ -94,22 +87,13 @@ def judge_hardware(processor: Processor, memory: Memory | None, disks: tuple[Dis
                    platform: str) -> Iterator[Finding]:  # fmt: skip
     """Yield all findings about hardware."""
     yield judge_processor(processor)
+    yield judge_int4(processor)
     yield judge_cores(processor)
     yield judge_memory(memory)
     yield from (judge_disk(disk, platform) for disk in disks)
 
 
-def _int4(has: Mapping[str, bool | None]) -> str:
-    if not any(has.values()):
-        return "its instruction sets cannot be told here"
-    fast = "int4 computes in int8 (--accuracy-level 4)"
-    if has.get("VNNI") or has.get("AVX-VNNI") or has.get("dot product"):
-        return f"{fast} at full speed"
-    unknown = "VNNI" in has and has["VNNI"] is None
-    return f"{fast}; {'whether it has VNNI cannot be told here' if unknown else 'no VNNI'}"
-
-
 def _move_temp(platform: str) -> str:
     if platform == "win32":
         return "run `setx TMP C:\\Temp` and `setx TEMP C:\\Temp`, and open a new terminal"
-    return "run `export TMPDIR=FOLDER`, a folder with room"
+    return "run `export TMPDIR=FOLDER`, with a folder that has space"

@@ -1,4 +1,4 @@
-"""What Linux says in its files, below `root`, which tests put elsewhere."""
+"""Reads facts from Linux's files, below `root`, which tests replace."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from pathlib import Path
 ROOT = Path("/")
 
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
-_X86 = {"AVX2": "avx2", "AVX512": "avx512f", "VNNI": "avx512_vnni", "AVX-VNNI": "avx_vnni"}
-_ARM = {"dot product": "asimddp", "int8 matrix": "i8mm", "SVE": "sve"}
+_X86 = {
+    "AVX2": ("avx2", "fma"),
+    "AVX512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "VNNI": ("avx512_vnni",),
+    "AVX-VNNI": ("avx_vnni",),
+}
+_ARM = {"dot product": ("asimddp",), "int8 matrix": ("i8mm",), "SVE": ("sve",)}
+"""Instruction sets, by the names people use -> the kernel's flags for them."""
 
 
 def read(path: Path) -> str:
-    """The text of a file, "" where there is none to read."""
+    """Return the text of a file; "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -21,12 +27,12 @@ def read(path: Path) -> str:
 
 
 def processor_name(root: Path = ROOT) -> str | None:
-    """The processor's name; ARM's kernels do not tell it."""
+    """Return the processor's name; kernels for ARM do not report it."""
     return next((cpu["model name"] for cpu in _processors(root) if "model name" in cpu), None)
 
 
 def physical_cores(root: Path = ROOT) -> int | None:
-    """Cores, threads of one counted once; None where the kernel does not tell."""
+    """Return the number of cores, not of threads; None where the kernel does not report it."""
     cores = {
         (cpu["physical id"], cpu["core id"])
         for cpu in _processors(root)
@@ -36,17 +42,17 @@ def physical_cores(root: Path = ROOT) -> int | None:
 
 
 def features(root: Path = ROOT) -> dict[str, bool | None]:
-    """Instruction sets that the int4 kernels ask for, by the names people use."""
+    """Return the instruction sets that int4 kernels need, by the names people use."""
     for cpu in _processors(root):
         for key, known in (("flags", _X86), ("Features", _ARM)):
             if key in cpu:
                 flags = set(cpu[key].split())
-                return {name: flag in flags for name, flag in known.items()}
+                return {name: flags.issuperset(needed) for name, needed in known.items()}
     return {}
 
 
 def memory(root: Path = ROOT) -> tuple[int, int] | None:
-    """Total and available bytes of the machine."""
+    """Return total and available bytes of the machine."""
     fields = dict(
         line.split(":", 1) for line in read(root / "proc/meminfo").splitlines() if ":" in line
     )
@@ -60,7 +66,7 @@ def memory(root: Path = ROOT) -> tuple[int, int] | None:
 
 
 def container_memory(root: Path = ROOT) -> tuple[int, int] | None:
-    """The tightest limit on this process's memory, and what is free below it, in bytes."""
+    """Return the tightest limit on this process's memory, and what is free below it, in bytes."""
     found = []
     for folder in _groups(root, "memory"):
         limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
@@ -74,7 +80,7 @@ def container_memory(root: Path = ROOT) -> tuple[int, int] | None:
 
 
 def container_cores(root: Path = ROOT) -> float | None:
-    """How many processors this process's container may keep busy; None: all of them."""
+    """Return how many processors this process's container may keep busy; None: all of them."""
     quotas = []
     for folder in _groups(root, "cpu"):
         files = [folder / "cpu.max", folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"]
@@ -85,13 +91,13 @@ def container_cores(root: Path = ROOT) -> float | None:
 
 
 def nvidia_driver(root: Path = ROOT) -> str | None:
-    """The version of NVIDIA's kernel module: "580.82.07"."""
+    """Return the version of NVIDIA's kernel module, such as "580.82.07"."""
     words = read(root / "proc/driver/nvidia/version").split()
     return next((word for word in words if word[0].isdecimal() and "." in word), None)
 
 
 def adapters(root: Path = ROOT) -> tuple[str, ...]:
-    """Vendors of the display adapters on the PCI bus."""
+    """Return the vendors of the display adapters on the PCI bus."""
     return tuple(
         _VENDORS.get(vendor, f"PCI vendor {vendor}")
         for folder in sorted((root / "sys/bus/pci/devices").glob("*"))
@@ -106,10 +112,10 @@ def _processors(root: Path) -> Iterator[dict[str, str]]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process's control group and those around it, versions 1 and 2.
+    """Yield the folders of this process's control group and its parents, versions 1 and 2.
 
     In a container the group's path may be the host's, while the folder at the top is the
-    container's own: what does not exist reads as empty.
+    container's; `read` returns "" for what does not exist.
     """
     for line in read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -122,7 +128,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _cached(stat: str) -> int:
-    """Bytes of files that the kernel gives back when they are wanted."""
+    """Return the bytes of cached files, which the kernel frees on demand."""
     fields = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
     return int(fields.get("total_inactive_file", fields.get("inactive_file", "0")))
 

@@ -1,7 +1,7 @@
-"""What a child process tries, since it may crash, hang, or fill the terminal with warnings.
+"""What doctor tries in a child process, since it may crash, hang, or print many warnings.
 
 `main` is called with `onnxruntime`, `genai`, `libraries NAME` or `open NAME`. It prints one line
-that begins with `MARK`, then JSON: what it found, or `{"error": ...}`.
+that starts with `MARK`, then JSON: what it found, or `{"error": ...}`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _CUDNN = {"linux": "libcudnn.so.9", "win32": "cudnn64_9.dll"}
 
 
 def main() -> None:
-    """Try what the command line names."""
+    """Try what the command line names, and print the answer."""
     try:
         answer = _try(*sys.argv[1:])
     except LlamaOnnxError as error:
         answer = {"error": str(error).rstrip(".")}
-    except Exception as error:  # whatever a broken installation raises is the answer
+    except Exception as error:  # the exception of a broken installation is the answer
         answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     sys.stdout.write(f"\n{MARK}{json.dumps(answer)}\n")
     sys.stdout.flush()
-    # A driver may crash while its libraries are unloaded; what it had to say is said.
+    # A driver may crash while its libraries unload; the answer is already printed.
     os._exit(0)
 
 
@@ -64,7 +64,7 @@ def _genai() -> dict[str, Any]:
 
 
 def _open(name: str) -> dict[str, Any]:
-    """Open the small model on a provider, and run a prefill and a step."""
+    """Open the small model on a provider; run a prefill and a decode step."""
     import numpy as np
 
     from llama_onnx.runtime.measure.graph_session import GraphSession

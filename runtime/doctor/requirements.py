@@ -1,4 +1,4 @@
-"""Requirements as wheels state them, as far as lower bounds go: "onnxruntime>=1.31.0"."""
+"""Checks the lower bounds of requirements in wheels' metadata, such as "onnxruntime>=1.31.0"."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ _REQUIREMENT = re.compile(
 
 
 def unmet(requirements: Iterable[str], installed: Mapping[str, str]) -> tuple[str, ...]:
-    """Those of `requirements` whose distribution is not in `installed`, or too old.
+    """Return those of `requirements` whose distribution is missing or too old.
 
-    `installed` is distribution -> version. Upper bounds and exclusions are not looked at, and a
-    requirement that only other platforms have (its marker names one) is taken as met.
+    `installed` is distribution -> version. Ignores upper bounds and exclusions; a requirement with
+    a marker that names a platform counts as met.
     """
     versions = {normalize(name): version for name, version in installed.items()}
     return tuple(text for text in requirements if not _met(text, versions))
 
 
 def distribution(requirement: str) -> str:
-    """The distribution a requirement names, normalized."""
+    """Return the name of the distribution in a requirement, normalized."""
     found = _REQUIREMENT.match(requirement)
     return normalize(found[1]) if found else ""
 
 
 def normalize(name: str) -> str:
-    """One spelling of a distribution's name: ml_dtypes, ml-dtypes and Ml.Dtypes are the same."""
+    """Return one spelling of a distribution's name: ml-dtypes for ml_dtypes and Ml.Dtypes."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -43,7 +43,7 @@ def _met(requirement: str, versions: Mapping[str, str]) -> bool:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The release of a version, comparable: (1, 31) of "1.31.0rc1", zeros at the end left out."""
+    """Return the release of a version, comparable: (1, 31) of "1.31.0rc1", trailing zeros cut."""
     release = re.match(r"\d+(?:\.\d+)*", version)
     parts = [int(part) for part in release[0].split(".")] if release else []
     while parts and parts[-1] == 0:

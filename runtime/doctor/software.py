@@ -1,4 +1,4 @@
-"""Judges Python and the wheels: flavours, versions, whether they fit and load."""
+"""Judges Python and the wheels: flavors, versions, whether they match and load."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from llama_onnx.runtime.doctor.facts import Encodings, Loaded, Python, Wheels
 from llama_onnx.runtime.doctor.finding import Finding
 from llama_onnx.runtime.doctor.requirements import distribution, numbers, unmet
-from llama_onnx.runtime.placement.wheels import install_command
+from llama_onnx.runtime.placement.wheels import install_wheels
+from llama_onnx.targets.extras import install_command
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, PROVIDERS
 
 
 def judge_python(python: Python) -> Finding:
-    """Whether there can be a wheel for this Python at all."""
+    """Judge whether there can be a wheel for this Python."""
     found = f"{python.version}, {python.bits}-bit, {python.machine}"
     if python.bits == 64:
         return Finding("Python", "ok", found)
@@ -21,41 +22,41 @@ def judge_python(python: Python) -> Finding:
         "Python",
         "trouble",
         f"{found}: onnxruntime has no 32-bit wheels",
-        "install a 64-bit Python from https://www.python.org/downloads and llama-onnx in it",
+        "install a 64-bit Python from https://www.python.org/downloads, and llama-onnx in it",
     )
 
 
 def judge_onnxruntime(wheels: Wheels, loaded: Loaded) -> Finding:
-    """One flavour, new enough, whose files are its own, and that loads."""
+    """Judge whether there is one flavor, new enough, not overwritten, and whether it loads."""
     name, flavours = "onnxruntime", wheels.onnxruntime
     if not flavours:
-        return Finding(name, "trouble", "not installed", _run(install_command(CPU, ())))
+        return Finding(name, "trouble", "not installed", install_wheels(CPU))
     trouble = (
         _clash(flavours)
         or _broken(flavours, loaded)
         or _outdated(flavours, wheels.extras.get(wanted(wheels).extra, ()))
     )
     if trouble:
-        return Finding(name, "trouble", trouble, _run(_replace(wheels)))
+        return Finding(name, "trouble", trouble, _replace(wheels))
     return Finding(name, "ok", listed(flavours))
 
 
 def judge_genai(wheels: Wheels, loaded: Loaded) -> Finding:
-    """The same of onnxruntime-genai, and whether its flavour is that of onnxruntime."""
+    """Judge the same of onnxruntime-genai, and whether its flavor is that of onnxruntime."""
     name, flavours, provider = "onnxruntime-genai", wheels.genai, wanted(wheels)
     if not flavours:
         found = "not installed: `generate` and `chat` need it"
         if provider.genai_wheel is None:
-            return Finding(name, "warning", f"{found}, and none goes with {provider.wheel}")
-        return Finding(name, "trouble", found, _run(_replace(wheels)))
+            return Finding(name, "warning", f"{found}, and there is none for {provider.wheel}")
+        return Finding(name, "trouble", found, _replace(wheels))
     trouble = _clash(flavours) or _mismatch(wheels) or _broken(flavours, loaded)
     if trouble:
-        return Finding(name, "trouble", trouble, _run(_replace(wheels)))
+        return Finding(name, "trouble", trouble, _replace(wheels))
     return Finding(name, "ok", listed(flavours))
 
 
 def judge_export(wheels: Wheels) -> Finding:
-    """Whether `export` can run here; running packages needs nothing of it."""
+    """Judge whether `export` can run here; running packages does not need that."""
     name, here = "llama-onnx", wheels.llama_onnx or "version unknown: run from its source"
     lacking = unmet(wheels.extras.get("export", ()), wheels.others)
     if not lacking:
@@ -65,21 +66,24 @@ def judge_export(wheels: Wheels) -> Finding:
     if len(absent) == len(lacking):
         found = f"{here}, to run packages; `export` and `validate` need {', '.join(absent)} too"
         return Finding(name, "ok", found)
-    install = _run(f'pip install --upgrade "llama-onnx[export,{wanted(wheels).extra}]"')
+    command = install_command(f"export,{wanted(wheels).extra}")
+    install = f"run `{command} --upgrade` in a clone of llama-onnx"
     return Finding(name, "warning", f"{here}; `export` needs {', '.join(lacking)}", install)
 
 
 def judge_telemetry(value: str | None) -> Finding:
-    """Whether ONNX Runtime reports its use; the value is that of ORT_DISABLE_TELEMETRY."""
+    """Judge whether ONNX Runtime sends usage reports; `value` is that of ORT_DISABLE_TELEMETRY."""
     if value is None:
-        found = "ORT_DISABLE_TELEMETRY is not set: llama-onnx sets it for itself, programs of "
-        return Finding("telemetry", "ok", found + "your own report to Microsoft unless they do")
+        found = (
+            "ORT_DISABLE_TELEMETRY is not set: llama-onnx sets it for itself, your own programs "
+        )
+        return Finding("telemetry", "ok", found + "report to Microsoft unless they set it to 1")
     state = "on, as you chose" if value == "0" else "off"
     return Finding("telemetry", "ok", f"{state} (ORT_DISABLE_TELEMETRY={value})")
 
 
 def judge_encodings(encodings: Encodings, platform: str) -> Finding:
-    """Whether every letter a model writes can be printed, and every path named."""
+    """Judge whether every character that a model generates can be printed, and every path named."""
     name = "text encoding"
     places = {"output": encodings.stdout, "files": encodings.files, "names": encodings.names}
     other = {place: found for place, found in places.items() if not _is_utf8(found)}
@@ -87,13 +91,13 @@ def judge_encodings(encodings: Encodings, platform: str) -> Finding:
         return Finding(name, "ok", "UTF-8")
     command = "setx PYTHONUTF8 1" if platform == "win32" else "export PYTHONUTF8=1 LC_ALL=C.UTF-8"
     said = ", ".join(f"{place} in {found}" for place, found in other.items())
-    lost = f"{said}: letters it lacks are printed as ?"
+    lost = f"{said}: characters it lacks are printed as ?"
     return Finding(name, "warning", lost, f"run `{command}` and open a new terminal"
                    if platform == "win32" else f"run `{command}`")  # fmt: skip
 
 
 def wanted(wheels: Wheels) -> Provider:
-    """The provider that somebody had in mind who installed these wheels."""
+    """Return the provider that these wheels are for."""
     installed = {*wheels.onnxruntime, *wheels.genai}
     for provider in PROVIDERS.values():
         if provider != CPU and installed & {provider.wheel, provider.genai_wheel}:
@@ -119,7 +123,7 @@ def _broken(flavours: Mapping[str, str], loaded: Loaded) -> str | None:
     if loaded.version and numbers(loaded.version) != numbers(version):
         return (
             f"{listed(flavours)} is installed, but what loads is {loaded.version}: "
-            "another wheel or folder lies over it"
+            "another wheel or folder hides it"
         )
     return None
 
@@ -127,7 +131,7 @@ def _broken(flavours: Mapping[str, str], loaded: Loaded) -> str | None:
 def _outdated(flavours: Mapping[str, str], requirements: tuple[str, ...]) -> str | None:
     own = [text for text in requirements if distribution(text) in flavours]
     lacking = unmet(own, flavours)
-    return f"{listed(flavours)}, and llama-onnx needs {', '.join(lacking)}" if lacking else None
+    return f"{listed(flavours)}, but llama-onnx needs {', '.join(lacking)}" if lacking else None
 
 
 def _mismatch(wheels: Wheels) -> str | None:
@@ -135,21 +139,17 @@ def _mismatch(wheels: Wheels) -> str | None:
     pairs = {provider.genai_wheel: provider.wheel for provider in PROVIDERS.values()}
     partner = pairs.get(genai)
     if wheels.onnxruntime and partner and partner not in wheels.onnxruntime:
-        return f"{genai} goes with {partner}, and {listed(wheels.onnxruntime)} is installed"
+        return f"{genai} goes with {partner}, but {listed(wheels.onnxruntime)} is installed"
     own = [text for text in wheels.requires.get(genai, ()) if distribution(text) == partner]
     lacking = unmet(own, wheels.onnxruntime) if wheels.onnxruntime else ()
     if lacking:
         there = listed(wheels.onnxruntime)
-        return f"{genai} {version} needs {', '.join(lacking)}, and {there} is installed"
+        return f"{genai} {version} needs {', '.join(lacking)}, but {there} is installed"
     return None
 
 
 def _replace(wheels: Wheels) -> str:
-    return install_command(wanted(wheels), {**wheels.onnxruntime, **wheels.genai})
-
-
-def _run(command: str) -> str:
-    return f"run `{command}`"
+    return install_wheels(wanted(wheels), {**wheels.onnxruntime, **wheels.genai})
 
 
 def _is_utf8(encoding: str) -> bool:

@@ -1,4 +1,4 @@
-"""What Windows says, asked through its own DLLs and the registry. Only Windows can import this."""
+"""Reads facts from Windows' DLLs and registry. Only Windows can import this module."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _MemoryStatus(ctypes.Structure):
 
 
 def gather() -> WindowsFacts:
-    """What only Windows has."""
+    """Return what only Windows has."""
     system = _system_folder()
     strays = [system, *(Path(folder) for folder in os.environ["PATH"].split(";") if folder)]
     libraries = {str(path / "onnxruntime.dll") for path in strays}
@@ -49,21 +49,21 @@ def gather() -> WindowsFacts:
 
 
 def processor_name() -> str | None:
-    """The processor's name."""
+    """Return the processor's name."""
     name = _registry(_PROCESSOR, "ProcessorNameString")
     return str(name).strip() if name else None
 
 
 def features(machine: str) -> dict[str, bool | None]:
-    """Instruction sets that the int4 kernels ask for. Windows does not tell of VNNI."""
+    """Return the instruction sets that int4 kernels need. Windows does not report VNNI."""
     known = _ARM if machine.lower() == "arm64" else _X86
     present = ctypes.windll.kernel32.IsProcessorFeaturePresent
     found: dict[str, bool | None] = {name: bool(present(n)) for name, n in known.items()}
-    return found if known is _ARM else {**found, "VNNI": None}
+    return found if known is _ARM else {**found, "VNNI": None, "AVX-VNNI": None}
 
 
 def physical_cores() -> int | None:
-    """Cores, threads of one counted once."""
+    """Return the number of cores, not of threads."""
     ask = ctypes.windll.kernel32.GetLogicalProcessorInformationEx
     size = wintypes.DWORD(0)
     relation_processor_core = 0
@@ -72,14 +72,14 @@ def physical_cores() -> int | None:
     if not ask(relation_processor_core, buffer, ctypes.byref(size)):
         return None
     cores = offset = 0
-    while offset < size.value:  # records of a relation (4 bytes), their own size (4), and more
+    while offset < size.value:  # records: relation (4 bytes), size of the record (4), more
         offset += max(8, int.from_bytes(buffer.raw[offset + 4 : offset + 8], "little"))
         cores += 1
     return cores or None
 
 
 def memory() -> tuple[int, int] | None:
-    """Total and available bytes."""
+    """Return total and available bytes."""
     status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
     if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
         return None
@@ -87,7 +87,7 @@ def memory() -> tuple[int, int] | None:
 
 
 def adapters() -> tuple[str, ...]:
-    """Display adapters with the versions of their drivers."""
+    """Return display adapters with the versions of their drivers."""
     found = []
     for index in range(16):
         key = rf"{_DISPLAYS}\{index:04}"
@@ -104,7 +104,7 @@ def _system_folder() -> Path:
 
 
 def _loaded_version(name: str) -> str | None:
-    """The version of the DLL that the loader finds by this name, None if it finds none."""
+    """Return the version of the DLL that the loader finds by this name; None if it finds none."""
     try:
         handle = ctypes.WinDLL(name)._handle
     except OSError:
@@ -116,7 +116,7 @@ def _loaded_version(name: str) -> str | None:
 
 
 def _file_version(path: Path) -> str | None:
-    """The version in a DLL's resources, None where it has none."""
+    """Return the version in a DLL's resources; None where it has none."""
     library = ctypes.WinDLL("version.dll")
     size = library.GetFileVersionInfoSizeW(str(path), None)
     data = ctypes.create_string_buffer(size)

@@ -1,4 +1,4 @@
-"""LoRA adapters beside a package's base, swapped from answer to answer."""
+"""LoRA adapters in a package, any of which an answer may use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llama_onnx.targets.package import ModelPackage
 
 
 class Adapters:
-    """The adapters of an open package; each is loaded when it is first asked for, and stays."""
+    """The adapters of an open package. Each is loaded at its first use and stays loaded."""
 
     def __init__(self, package: ModelPackage, model: Any) -> None:
         self._package, self._model = package, model
@@ -18,10 +18,9 @@ class Adapters:
         self._loaded: set[str] = set()
 
     def activate(self, generator: Any, name: str) -> None:
-        """Let `generator`, which has not read its prompt yet, use the adapter `name`.
+        """Activate the adapter `name` in `generator`, before it reads its prompt.
 
-        Raises `UsageError` when the package has none of that name, `PackageError` when its file is
-        damaged.
+        Raises `UsageError` for a name the package does not have, `PackageError` for a damaged file.
         """
         path = self._package.adapter_path(name)
         if self._native is None:

@@ -1,4 +1,4 @@
-"""A conversation that has to fit into a context."""
+"""Shortens a conversation until it fits into a context."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from llama_onnx.runtime.llama.model import Message
 def trim_history(
     messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]
 ) -> list[Message]:
-    """Forget the oldest exchanges until the rest `fits`; a system message and the last stay."""
+    """Return `messages` without the oldest exchanges, as many as it takes until the rest `fits`.
+
+    A system message at the start and the last message always stay.
+    """
     kept = list(messages)
     first = 1 if kept and kept[0]["role"] == "system" else 0
     while len(kept) > first + 1 and not fits(kept):

@@ -1,4 +1,4 @@
-"""An answer while it is made: text, piece by piece, and what making it took."""
+"""An answer as it is generated: text, piece by piece, and the time it took."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ FinishReason = Literal["stop", "length", "interrupted"]
 
 @dataclass(frozen=True)
 class GenerationStats:
-    """What an answer took. `new_tokens` counts the end token too: it costs a step like the others.
+    """Token counts and times of an answer.
 
-    `first_token_seconds` is the wait for the first token, prefill included; `decode_seconds` the
-    time of all the steps after it. The time that the reader of the text takes is in none of them.
+    `new_tokens` includes the end token, which costs a step like the others. `first_token_seconds`
+    is the time to the first token, prefill included; `decode_seconds` that of all later steps. No
+    figure includes time spent by the code that iterates over the text.
     """
 
     prompt_tokens: int
@@ -33,16 +34,16 @@ class GenerationStats:
 
     @property
     def prefill_rate(self) -> float | None:
-        """Prompt tokens a second, None if the prompt was not read."""
+        """Prompt tokens per second; None if the prompt was not read."""
         return _rate(self.prompt_tokens, self.prefill_seconds)
 
     @property
     def decode_rate(self) -> float | None:
-        """New tokens a second after the first, None if there are fewer than two."""
+        """New tokens per second after the first; None if there are fewer than two."""
         return _rate(self.new_tokens - 1, self.decode_seconds)
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, the rates included."""
+        """Return all figures, rates included."""
         return {**asdict(self), "prefill_rate": self.prefill_rate, "decode_rate": self.decode_rate}
 
 
@@ -51,9 +52,10 @@ def _rate(tokens: int, seconds: float) -> float | None:
 
 
 class Generation(Iterator[str]):
-    """Iterate for the text; `stats` is valid at any time, and final at the end.
+    """An iterator over the pieces of an answer's text.
 
-    `close()` ends an answer early and frees its cache.
+    `stats` can be read at any time and is final at the end. `close()` ends the answer early and
+    frees its cache.
     """
 
     def __init__(
@@ -68,8 +70,8 @@ class Generation(Iterator[str]):
         self._prefill_seconds = 0.0
         self._step_seconds: list[float] = []
         self._finish_reason: FinishReason = "interrupted"
-        # The native generator, and with it the KV cache, lives in this frame only: it goes when the
-        # answer ends, however long somebody keeps its statistics.
+        # Only this frame refers to the native generator and its KV cache: both are freed when the
+        # answer ends, even if the statistics are kept.
         self._pieces = self._run(generator, stream, prompt, end_tokens, StopFilter(stop))
 
     def __next__(self) -> str:
@@ -77,12 +79,12 @@ class Generation(Iterator[str]):
         return next(self._pieces)
 
     def close(self) -> None:
-        """End the answer here."""
+        """End the answer and free its cache."""
         self._pieces.close()
 
     @property
     def stats(self) -> GenerationStats:
-        """What the answer took so far."""
+        """The statistics so far."""
         return GenerationStats(
             prompt_tokens=self._prompt_tokens,
             new_tokens=len(self._step_seconds),

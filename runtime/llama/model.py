@@ -91,7 +91,7 @@ class Llama:
         context_length = int(settings["context_length"])
         if max_length is not None:
             if max_length < 2:
-                raise UsageError(f"The context must hold at least 2 tokens, not {max_length}.")
+                raise UsageError(f"the context must hold at least 2 tokens, not {max_length}.")
             context_length = min(context_length, max_length)
         opened = open_model(
             package.path,
@@ -120,11 +120,13 @@ class Llama:
         stop: Sequence[str] = (),
         adapter: str | None = None,
     ) -> Generation:
-        """Continue `prompt`. What is None is as the package says, which is greedy by default.
+        """Continue `prompt` by at most `max_new_tokens`.
 
-        `adapter` names one of `package.adapters` to answer with, for this answer alone; None is the
-        bare base. Nothing runs before the first piece is asked for. Raises `UsageError` for a
-        prompt that the context does not hold, and for an adapter that is not there.
+        `sampling` says how to choose tokens; `temperature`, `top_k`, `top_p` and `seed` override
+        its fields. What remains None is up to the package, which is greedy by default. The answer
+        ends before any text in `stop`. `adapter` names one of `package.adapters`, used for this
+        answer only. The model runs when the first piece is asked for. Raises `UsageError` for a
+        value out of range, a prompt longer than the context, or an unknown adapter.
         """
         sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stream = self._tokenizer.create_stream()
@@ -144,11 +146,14 @@ class Llama:
         stop: Sequence[str] = (),
         adapter: str | None = None,
     ) -> Generation:
-        """Answer the last of `messages`, put into the model's own chat template."""
+        """Answer the last of `messages`, formatted by the model's chat template.
+
+        The other arguments and errors are those of `generate`.
+        """
         sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stream = self._tokenizer.create_stream()
-        # An answer is a text of its own, not the prompt's continuation. A special token tells the
-        # stream so, and it drops the space that SentencePiece puts before the first word of a text.
+        # An answer starts a new text. A special token tells the stream so: it then drops the space
+        # that SentencePiece puts before the first word of a text.
         for token in list(self._end_tokens)[:1]:
             stream.decode(token)
         prompt = self.encode_chat(messages)
@@ -156,13 +161,15 @@ class Llama:
         return self._start(prompt, stream, max_new_tokens, search, stop, adapter)
 
     def measure(self, prompt: Tokens, new_tokens: int) -> GenerationStats:
-        """What it takes to continue `prompt` greedily by `new_tokens`, whatever they say: an end
-        token ends nothing. Raises `UsageError` when the context does not hold both."""
+        """Continue `prompt` greedily by exactly `new_tokens`, end tokens ignored, and time it.
+
+        Raises `UsageError` when the context does not hold both.
+        """
         length = total_length(len(prompt), new_tokens, self.context_length)
         if length < len(prompt) + new_tokens:
             raise UsageError(
-                f"{len(prompt):,} and {new_tokens:,} tokens are more than the context of "
-                f"{self.context_length:,} holds: ask for fewer."
+                f"a prompt of {len(prompt):,} and {new_tokens:,} new tokens are more than the "
+                f"context of {self.context_length:,} tokens holds: ask for fewer."
             )
         search = {"do_sample": False, "min_length": length}
         answer = self._start(
@@ -174,45 +181,46 @@ class Llama:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens the tokenizer knows, added ones included."""
+        """The number of tokens in the tokenizer, added tokens included."""
         return self._encoder.get_vocab_size()
 
     def encode(self, text: str) -> Tokens:
-        """Tokens of a plain text, with the start token if the model wants one, never twice."""
+        """Return the tokens of a plain text, with one start token if the model uses one."""
         tokens = self._encode(text, special_tokens=False)
         if len(tokens) and tokens[0] == self._bos_token:
             return tokens
         return self._encode(text, special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Message]) -> Tokens:
-        """Tokens of a conversation, as far as the beginning of the answer.
+        """Return the tokens of a conversation up to the start of the answer.
 
-        Raises `UsageError` when the model has no chat template, or when its template refuses.
+        Raises `UsageError` when the model has no chat template, or when the template refuses the
+        messages.
         """
         # The template writes the special tokens itself, the start token included.
         return self._encode(self._apply_template(messages), special_tokens=False)
 
     def _encode(self, text: str, *, special_tokens: bool) -> Tokens:
-        # Not by genai's own tokenizer: 0.18 cuts runs of spaces and digits of SentencePiece
-        # vocabularies, Llama 2's among them, in other places than the model was trained on.
+        # Not genai's own tokenizer: with SentencePiece vocabularies, such as Llama 2's, 0.18 splits
+        # runs of spaces and digits differently from the tokenizer the model was trained with.
         try:
             ids = self._encoder.encode(text, add_special_tokens=special_tokens).ids
         except (TypeError, UnicodeEncodeError):
-            raise UsageError("The text holds bytes that are not UTF-8: convert it first.") from None
+            raise UsageError("the text has bytes that are not UTF-8: convert it first.") from None
         return np.asarray(ids, dtype=np.int32)
 
     def _apply_template(self, messages: Sequence[Message]) -> str:
         if not _has_chat_template(self.package.path):
             raise UsageError(
-                f"{self.package.path} has no chat template, so it is no chat model: "
-                "let it continue a plain prompt instead."
+                f"{self.package.path} has no chat template, so it is not a chat model: "
+                "give it a plain prompt to continue."
             )
         conversation = json.dumps([dict(message) for message in messages])
         try:
             return str(self._tokenizer.apply_chat_template(conversation))
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise UsageError(f"The model's chat template refuses the messages: {reason}") from None
+            raise UsageError(f"the model's chat template refuses the messages: {reason}") from None
 
     def _start(
         self,
@@ -226,7 +234,7 @@ class Llama:
         from llama_onnx.runtime.genai import og
 
         params = og.GeneratorParams(self._model)
-        # genai sets the KV cache aside for `max_length` tokens: no more than this answer can need.
+        # genai allocates the KV cache for `max_length` tokens: no more than this answer can need.
         length = total_length(len(prompt), max_new_tokens, self.context_length)
         try:
             params.set_search_options(max_length=length, **search)
@@ -234,7 +242,8 @@ class Llama:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise PackageError(
-                f"{self.package.path / 'genai_config.json'} asks for what cannot be: {reason}"
+                f"{self.package.path / 'genai_config.json'} has settings that genai refuses: "
+                f"{reason}"
             ) from None
         if adapter is not None:
             self._adapters.activate(generator, adapter)
@@ -242,14 +251,17 @@ class Llama:
 
 
 def total_length(prompt_tokens: int, max_new_tokens: int, context_length: int) -> int:
-    """Tokens that prompt and answer take together at most; raises `UsageError` if that is none."""
+    """Return the most tokens that prompt and answer can take together.
+
+    Raises `UsageError` for an empty prompt, one that leaves no room, or no new tokens.
+    """
     if max_new_tokens < 1:
-        raise UsageError(f"The number of new tokens must be at least 1, not {max_new_tokens}.")
+        raise UsageError(f"the number of new tokens must be at least 1, not {max_new_tokens}.")
     if prompt_tokens == 0:
-        raise UsageError("The prompt is empty, and this model has no start token to begin with.")
+        raise UsageError("the prompt is empty, and this model has no start token: give it a text.")
     if prompt_tokens >= context_length:
         raise UsageError(
-            f"The prompt has {prompt_tokens:,} tokens, but the context holds {context_length:,} "
+            f"the prompt has {prompt_tokens:,} tokens, but the context holds {context_length:,} "
             "and an answer needs room too: shorten the prompt."
         )
     return min(prompt_tokens + max_new_tokens, context_length)

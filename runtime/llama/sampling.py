@@ -27,10 +27,12 @@ class Sampling:
     llama_onnx.targets.errors.UsageError: top-p must be above 0 and at most 1 (off), not 2.0.
     """
 
-    temperature: float | None = _parameter(float, "Above 0: sample; 0: greedy.")
-    top_k: int | None = _parameter(int, "Sample among the K likeliest tokens; 0: all.")
-    top_p: float | None = _parameter(float, "Sample among the likeliest that sum up to P.")
-    seed: int | None = _parameter(int, "Make sampling repeatable.")
+    temperature: float | None = _parameter(float, "Sampling temperature; 0 is greedy.")
+    top_k: int | None = _parameter(int, "Sample from the K likeliest tokens; 0 is all.")
+    top_p: float | None = _parameter(
+        float, "Sample from the likeliest tokens whose probabilities sum to P."
+    )
+    seed: int | None = _parameter(int, "Seed that makes sampling repeatable.")
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0 <= self.temperature < float("inf"):
@@ -44,7 +46,8 @@ class Sampling:
 
     def override(self, **given: Any) -> Sampling:
         """Return these parameters, replaced by those `given` that are not None."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        values: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        return replace(self, **values)
 
     def to_json(self) -> dict[str, int | float]:
         """Return the parameters that are set, by name."""

@@ -1,4 +1,4 @@
-"""Stop strings in a stream of text pieces."""
+"""Finds stop strings in a stream of text pieces."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 
 class StopFilter:
-    """Passes text on up to the first stop string, of which nothing is ever passed on.
+    """Passes text on up to the first stop string, and nothing of that string.
 
-    What could be the start of a stop string is held back until that is decided. Which stop string
-    comes first is a matter of where it ends, so that the result does not depend on how the text was
-    cut into pieces.
+    Text that may be the start of a stop string is held back until more is known. The first stop
+    string is the one that ends first, so the result does not depend on how the text was split.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -19,7 +18,7 @@ class StopFilter:
         self.stopped = False
 
     def feed(self, piece: str) -> str:
-        """Take in the next piece; returns the text that can be shown by now."""
+        """Add the next piece and return the text that can be shown now."""
         text = self._held + piece
         matches = [(i + len(stop), i) for stop in self._stops if (i := text.find(stop)) >= 0]
         if matches:
@@ -30,12 +29,12 @@ class StopFilter:
         return text[:shown]
 
     def flush(self) -> str:
-        """Return what is still held back: the text ended, so it is no stop string after all."""
+        """Return what is still held back; call it when the text has ended without a stop string."""
         held, self._held = self._held, ""
         return held
 
     def _partial_match(self, text: str) -> int:
-        """Length of the longest end of `text` that starts a stop string."""
+        """Return the length of the longest end of `text` that may start a stop string."""
         longest = max((len(stop) - 1 for stop in self._stops), default=0)
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):

@@ -1,1 +1,1 @@
-"""What parity means, and the replay of a package's certificate: numpy and onnxruntime."""
+"""What parity means, and the replay of a package's certificate, with numpy and onnxruntime."""

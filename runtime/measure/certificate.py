@@ -1,8 +1,8 @@
-"""The proof that a package carries: what its weights compute, on any device, without the weights.
+"""The certificate in a package: the reference's logits, to check the package against anywhere.
 
-`parity/certificate.json` says what was measured when the package was made, what has to hold, and
-which files it is about; `parity/reference.safetensors` holds the reference's logits, cut down to
-the likeliest tokens. docs/parity.md describes the format.
+`parity/certificate.json` has what was measured when the package was made, the thresholds, and the
+hashes of the files it covers; `parity/reference.safetensors` has the reference's logits, cut down
+to the likeliest tokens. docs/parity.md describes the format.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ FORMAT_VERSION = 1
 FOLDER = "parity"
 CERTIFICATE, REFERENCE = "certificate.json", "reference.safetensors"
 MAX_BYTES = 2_000_000
-"""What both files may take together."""
+"""The most bytes that both files may take together."""
 
 ABOUT = (MODEL_FILE, DATA_FILE, "tokenizer.json", "genai_config.json")
-"""The files a certificate speaks of, of those that a package has."""
+"""The files that a certificate covers, as far as the package has them."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -45,11 +45,12 @@ class FullRows:
 
 @dataclass(frozen=True)
 class Certificate:
-    """`package` and `original` are the reference's logits at every position of every passage: on
-    the package's own weights, and on those it was made from. `full` are some of the former whole.
+    """What a package is checked against.
 
-    `content` is the rest of certificate.json: precision, activations, what was measured, versions,
-    hashes, thresholds.
+    `package` and `original` are the reference's logits at every position of every passage, with the
+    package's weights and with the original weights. `full` has complete rows of some of the former.
+    `content` is certificate.json: precision, activations, measurements, versions, hashes,
+    thresholds.
     """
 
     content: Mapping[str, Any]
@@ -61,19 +62,22 @@ class Certificate:
 
     @property
     def thresholds(self) -> tuple[Threshold, ...]:
-        """What has to hold, for packages and providers of every kind; select with `applies`."""
+        """The thresholds for all kinds of packages and providers; select with `applies`."""
         return tuple(Threshold.from_row(row) for row in self.content["thresholds"])
 
 
 def next_tokens(passage: Passage) -> Ids:
-    """The next token [N] at each position of the prompt: what follows it is no text to predict."""
+    """Return the next token [N] at each position of the prompt, and `NO_TARGET` after it.
+
+    What follows the prompt was generated, so it is not a text to predict.
+    """
     targets = np.full(len(passage.ids), NO_TARGET)
     targets[: passage.prompt - 1] = passage.ids[1 : passage.prompt]
     return targets
 
 
 def to_arrays(certificate: Certificate) -> Arrays:
-    """The arrays of reference.safetensors, by name."""
+    """Return the arrays of reference.safetensors, by name."""
     arrays: Arrays = {}
     for index, passage in enumerate(certificate.passages):
         arrays[f"{index}.ids"] = passage.ids.astype(np.int32)
@@ -90,33 +94,33 @@ def to_arrays(certificate: Certificate) -> Arrays:
 
 
 def read_certificate(package: Path) -> Certificate:
-    """The certificate in `package`; raises `PackageError` for one missing, damaged or too new."""
+    """Read the certificate in `package`; raise `PackageError` if missing, damaged or too new."""
     folder = package / FOLDER
     try:
         content = json.loads((folder / CERTIFICATE).read_text("utf-8"))
     except FileNotFoundError:
         raise PackageError(
             f"{package} has no certificate: make one with `llama-onnx validate --certify`, or "
-            "export the package with --prove; `verify --files-only` does without."
+            "export the package with --prove; `verify --files-only` needs none."
         ) from None
     except (OSError, ValueError) as error:
         raise PackageError(f"{folder / CERTIFICATE} cannot be read: {error}.") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise PackageError(
-            f"{folder / CERTIFICATE} has format {version}, but this llama-onnx reads format "
-            f"{FORMAT_VERSION} at most: upgrade llama-onnx."
+            f"{folder / CERTIFICATE} has format {version}, but this llama-onnx reads up to format "
+            f"{FORMAT_VERSION}: upgrade llama-onnx."
         )
     try:
         return _parse(content, _read_arrays(folder / REFERENCE, content["reference"]["sha256"]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise PackageError(
-            f"{folder / CERTIFICATE} is damaged: {error!r} does not belong there or is missing."
+            f"{folder / CERTIFICATE} is damaged: {error!r} is missing or wrong."
         ) from None
 
 
 def stale_files(certificate: Certificate, package: ModelPackage) -> list[str]:
-    """The files of `package` that are other ones than the certificate was made for."""
+    """Return the files of `package` that differ from those the certificate was made for."""
     return [
         name
         for name, sha256 in certificate.content["files"].items()
@@ -129,7 +133,9 @@ def _read_arrays(path: Path, sha256: str) -> Arrays:
     from safetensors.numpy import load_file
 
     if not path.is_file() or hash_file(path) != sha256:
-        raise PackageError(f"{path} is missing or is not the one of the certificate beside it.")
+        raise PackageError(
+            f"{path} is missing, or is not the file that the certificate beside it names."
+        )
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -168,7 +174,7 @@ def _kept(arrays: Arrays, prefix: str) -> TopK:
 
 
 def _check_sizes(certificate: Certificate, vocab_size: int) -> None:
-    """Raise `ValueError` unless everything has as many positions, and ids of the vocabulary."""
+    """Raise `ValueError` unless all arrays have equal lengths and all ids are in the vocabulary."""
     for passage, *sides in zip(
         certificate.passages, certificate.package, certificate.original, strict=True
     ):

@@ -1,4 +1,4 @@
-"""A package's graph run step by step by plain onnxruntime, as the measuring instrument needs it."""
+"""Runs a package's graph step by step in plain onnxruntime, for measurements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Cache = Mapping[str, npt.NDArray[Any]]
 """`past_key_values.{i}.key` and `.value`, [B, kv_heads, past, head_dim] each."""
 
 Adapter = Mapping[str, npt.NDArray[Any]]
-"""Parameters of a LoRA adapter by the names of the graph's inputs; what is left out has rank 0."""
+"""Parameters of a LoRA adapter by graph input; inputs that are left out get rank 0."""
 
 _WHAT = "while it runs the graph"
 
@@ -43,16 +43,16 @@ class GraphSession:
 
     @classmethod
     def open(cls, package: Path, adapter: Adapter | None = None) -> GraphSession:
-        """Open the graph of `package` on the CPU, to take no more memory than it must.
+        """Open the graph of `package` on the CPU, in as little memory as possible.
 
-        Raises `PackageError` in onnxruntime's words.
+        Raises `PackageError` when onnxruntime refuses the graph.
         """
         with forgetting_pages(package / DATA_FILE):
             opened = open_session(package / MODEL_FILE, CPU, arena=False)
         return cls(opened.session, adapter, shares_buffer=opened.shares_buffer)
 
     def empty_cache(self, batch: int = 1, length: int = 0) -> dict[str, npt.NDArray[Any]]:
-        """A cache of `length` positions, all of them zero."""
+        """Return a cache of `length` positions, all zero."""
         return {
             name: np.zeros(
                 (batch, entry.shape[1], length, entry.shape[3]), ort.numpy_dtype(entry.type)
@@ -61,15 +61,17 @@ class GraphSession:
         }
 
     def step(self, ids: Ids, cache: Cache | None = None) -> tuple[Logits, Cache]:
-        """Logits [S, V] (or [1, V], of a graph for the last position only) behind `ids` [S], and
-        the cache that includes them."""
+        """Return the logits for `ids` [S] after `cache`, and the cache that includes them.
+
+        Logits are float32 [S, V], or [1, V] from a graph that computes the last position only.
+        """
         past = 0 if cache is None else next(iter(cache.values())).shape[2]
         mask = np.ones((1, past + len(ids)), np.int64)
         logits, cache = self.batch_step(ids[None], mask, cache)
         return logits[0], cache
 
     def batch_step(self, ids: Ids, mask: Ids, cache: Cache | None = None) -> tuple[Logits, Cache]:
-        """Logits [B, S, V] behind `ids` [B, S] under `mask` [B, past + S], and the next cache."""
+        """Return logits [B, S, V] for `ids` [B, S] and `mask` [B, past + S], and the next cache."""
         if cache is None:
             cache = self.empty_cache(len(ids))
         feeds = {"input_ids": ids, "attention_mask": mask, **cache, **self.adapter}
@@ -81,7 +83,7 @@ class GraphSession:
         }
 
     def greedy(self, prompt: Ids, count: int) -> list[int]:
-        """The `count` tokens that greedily follow `prompt` [P]; an end token ends nothing."""
+        """Return the `count` tokens that greedily follow `prompt` [P], end tokens ignored."""
         cache, ids = GrowingCache(self), prompt
         tokens: list[int] = []
         while len(tokens) < count:
@@ -91,27 +93,26 @@ class GraphSession:
 
 
 class GrowingCache:
-    """A cache of one sequence that is a new one at every step."""
+    """A cache of one sequence that grows: every step returns a new one."""
 
     def __init__(self, graph: GraphSession) -> None:
         self._graph = graph
         self._cache: Cache | None = None
 
     def step(self, ids: Ids) -> Logits:
-        """Logits [S, V] behind `ids` [S], which follow those of the steps before."""
+        """Return logits [S, V] for `ids` [S], which follow those of the steps before."""
         logits, self._cache = self._graph.step(ids, self._cache)
         return logits
 
 
 class SharedBuffer:
-    """A cache of one sequence whose past and present are the same memory of fixed length, as
-    onnxruntime-genai runs a graph."""
+    """A cache of one sequence in one buffer of fixed length, past and present, as genai runs it."""
 
     def __init__(self, graph: GraphSession, length: int) -> None:
         self._session = graph.raw
         self._binding = graph.raw.io_binding()
         self._filled = 0
-        self._buffers = []  # a binding points at the arrays behind its values, but keeps none
+        self._buffers = []  # a binding uses the arrays of its values without keeping them alive
         provider = provider_of(graph.raw.get_providers()[0])
         device = provider.ort_device if provider else "cpu"
         for name, zeros in graph.empty_cache(length=length).items():
@@ -120,20 +121,20 @@ class SharedBuffer:
             self._binding.bind_ortvalue_input(name, buffer)
             present = name.replace("past_key_values.", "present.")
             self._binding.bind_ortvalue_output(present, buffer)
-        # onnxruntime drops an adapter that the options of a bound run name, so it is bound too.
+        # onnxruntime ignores an adapter in the run options of a bound run, so it is bound as well.
         for name, value in graph.adapter.items():
             parameter = ort.to_device(value, device)
             self._buffers += [value, parameter]
             self._binding.bind_ortvalue_input(name, parameter)
-        self._binding.bind_output("logits")  # the last one, so get_outputs() has it there
+        self._binding.bind_output("logits")  # last, so that get_outputs() has it last
 
     def step(self, ids: Ids) -> Logits:
-        """Logits [S, V] behind `ids` [S], which follow those of the steps before."""
+        """Return logits [S, V] for `ids` [S], which follow those of the steps before."""
         self._filled += len(ids)
         batch, mask = np.ascontiguousarray(ids[None]), np.ones((1, self._filled), np.int64)
         self._binding.bind_cpu_input("input_ids", batch)
         self._binding.bind_cpu_input("attention_mask", mask)
-        self._binding.bind_output("logits")  # anew: its shape is another one every time
+        self._binding.bind_output("logits")  # again: its shape differs in every step
         with ort.running(_WHAT):
             self._session.run_with_iobinding(self._binding)
         logits = self._binding.get_outputs()[-1].numpy()[0]

@@ -1,4 +1,4 @@
-"""JSON that every reader takes."""
+"""JSON that every parser accepts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def dumps(content: Any) -> str:
-    """`content` as JSON text; a number that is not finite becomes null."""
+    """Return `content` as JSON text; a number that is not finite becomes null."""
     return json.dumps(_finite(content), indent=1, ensure_ascii=False)
 
 

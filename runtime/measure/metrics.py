@@ -1,12 +1,12 @@
-"""How far a candidate's logits are from a reference's: pure functions in float64.
+"""Compares a candidate's logits with a reference's: pure functions in float64.
 
 Logits are [S, V] (positions, vocabulary), finite, of any float dtype. Differences are in logits,
-divergences in nats, probabilities between 0 and 1. A NaN on either side makes every figure it
-enters NaN, and no limit holds then.
+divergences in nats, probabilities between 0 and 1. A NaN on either side makes every figure that
+uses it NaN, which is never within a limit.
 
-A reference may be whole (`Logits`) or cut down to its likeliest tokens (`TopK`), as a certificate
-keeps it. Then every figure of probabilities that needs no more is exact, the KL divergence lies
-between two bounds, and the figures of logits are those of the tokens kept.
+A reference may be complete (`Logits`) or cut down to its likeliest tokens (`TopK`), as in a
+certificate. Then top-1, top-5 and next-token figures are still exact, the KL divergence is given as
+two bounds, and the figures of logits are those of the tokens kept.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 NO_TARGET = -1
-"""Marks a position without a next token to predict."""
+"""Marks a position that has no next token to predict."""
 
 NEAR_TIE = 2e-3
-"""Logits. Two candidates this close may change places within a sound graph's limit of 1e-3."""
+"""In logits. Two tokens this close may swap ranks within the graph's limit of 1e-3."""
 
 TOP = 5
-"""Tokens whose overlap is counted, beside the likeliest one."""
+"""The number of likeliest tokens whose overlap is counted."""
 
-_ROWS = 8  # positions in float64 at a time: few enough to stay in the processor's cache
+_ROWS = 8  # positions in float64 at a time: few enough for the processor's cache
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The `k` largest logits at each position, largest first, and what the others amount to.
+    """The `k` largest logits at each position, largest first, and the log-sum-exp of all.
 
-    `target_logits` are the logits of the true next tokens, NaN where there is none.
+    `target_logits` are the logits of the true next tokens, NaN where there is no next token.
     """
 
     ids: npt.NDArray[np.int32]  # [S, k]
@@ -49,7 +49,7 @@ class TopK:
 
     @classmethod
     def of(cls, logits: Logits, targets: Ids, k: int) -> TopK:
-        """Cut `logits` [S, V] down to the `k` largest; all of them where V is smaller."""
+        """Cut `logits` [S, V] down to the `k` largest, or to all where V is smaller."""
         k = min(k, logits.shape[-1])
         ids = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
         rows = np.arange(len(logits))
@@ -73,18 +73,17 @@ Reference = Logits | TopK
 
 @dataclass(frozen=True)
 class Comparison:
-    """A candidate's logits against a reference's, over all positions of all sequences.
+    """A candidate's logits compared with a reference's, over all positions of all sequences.
 
-    `mean_kl`, `p99_kl`, `max_kl` are of KL(reference || candidate); against a reference cut down to
-    its likeliest tokens they are lower bounds, and `mean_kl_bound` is the upper one of the mean.
+    `mean_kl`, `p99_kl` and `max_kl` are of KL(reference || candidate); with a reference cut down to
+    its likeliest tokens they are lower bounds, and `mean_kl_bound` is an upper bound of the mean.
     `same_top1` is the share of positions where both have the same likeliest token, `top5_overlap`
-    the share of the reference's five likeliest that are among the candidate's five.
+    the share of the reference's five likeliest tokens that are among the candidate's five.
 
-    The remaining figures are about the true next token, None where no position has one:
-    `mean_dp`, `rms_dp` and the percentiles `p1_dp`, `p99_dp` of the change of its probability
-    (candidate minus reference), `perplexity_ratio` of the candidate's perplexity to the
-    reference's, and `perplexity_ratio_error`, its standard error (paired over positions, delta
-    method).
+    The other figures are about the true next token, None where no position has one: `mean_dp`,
+    `rms_dp` and the percentiles `p1_dp` and `p99_dp` of the change of its probability (candidate
+    minus reference), `perplexity_ratio` (candidate to reference), and `perplexity_ratio_error`, its
+    standard error (paired over positions, delta method).
     """
 
     positions: int
@@ -107,10 +106,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Divergence:
-    """A greedily chosen token that is not the one `expected`.
+    """A greedily chosen token that is not the `expected` one.
 
-    `margin` is the reference's logit of the one expected minus that of the one chosen. A reference
-    cut down to its likeliest tokens counts any other as if it were the last one it kept.
+    `margin` is the reference's logit of the expected token minus that of the chosen one. A
+    reference cut down to its likeliest tokens counts every other token like the last one it kept.
     """
 
     step: int
@@ -121,10 +120,12 @@ class Divergence:
 
 @dataclass(frozen=True)
 class PositionFigures:
-    """What a `Comparison` is made of, [S] each; `squares` and `reference_squares` are sums over the
-    vocabulary, `mean_abs` is a mean over it. `dp` and `surprise`, the change of the next token's
-    probability and the nats it costs the candidate more than the reference, mean something where
-    a next token is `known`."""
+    """The figures at each position, [S] each, that a `Comparison` sums up.
+
+    `squares` and `reference_squares` are sums over the vocabulary, `mean_abs` is a mean over it.
+    `dp` is the change of the next token's probability, `surprise` its negative log-probability for
+    the candidate minus that for the reference, in nats; both are valid where the token is `known`.
+    """
 
     max_abs: Floats
     mean_abs: Floats
@@ -140,23 +141,23 @@ class PositionFigures:
 
 
 def logsumexp(logits: Logits) -> Floats:
-    """log(sum(exp(logits))) [S] in float64, by the usual shift by each row's maximum."""
+    """Return log(sum(exp(logits))) [S] in float64, shifted by each row's maximum."""
     shift = logits.max(axis=-1).astype(np.float64)
     total = np.exp(logits.astype(np.float64) - shift[..., None]).sum(axis=-1)
     return np.asarray(np.log(total) + shift)
 
 
 def log_softmax(logits: Logits) -> Floats:
-    """Log-probabilities [S, V] in float64."""
+    """Return log-probabilities [S, V] in float64."""
     return np.asarray(logits.astype(np.float64) - logsumexp(logits)[..., None])
 
 
 def first_divergence(reference: Reference, tokens: Sequence[int]) -> Divergence | None:
-    """The first of `tokens` that is not the reference's greedy choice, or None.
+    """Return the first of `tokens` that is not the reference's greedy choice, or None.
 
     `reference` [n, ...] are the reference's logits at the positions where the n tokens were chosen,
-    given the very same tokens before them (teacher forcing): None proves that the reference, left
-    to itself, would have written the same.
+    given the same tokens before them (teacher forcing). So None proves that the reference would
+    have generated the same tokens by itself.
     """
     for step, (token, expected) in enumerate(zip(tokens, likeliest(reference), strict=True)):
         if token != expected:
@@ -167,34 +168,37 @@ def first_divergence(reference: Reference, tokens: Sequence[int]) -> Divergence 
 
 
 def margin(row: Reference, expected: int, chosen: int) -> float:
-    """By how many logits the one position `row` [1, ...] prefers `expected` to `chosen`."""
+    """Return by how many logits the position `row` [1, ...] prefers `expected` to `chosen`."""
     return _logit(row, int(expected)) - _logit(row, int(chosen))
 
 
 def likeliest(reference: Reference) -> Ids:
-    """The likeliest token [S] at each position."""
+    """Return the likeliest token [S] at each position."""
     if isinstance(reference, TopK):
         return reference.ids[:, 0].astype(np.int64)
     return np.asarray(reference.argmax(axis=-1), np.int64)
 
 
 def compare(pairs: Iterable[tuple[Reference, Logits, Ids]]) -> Comparison:
-    """All figures over several sequences: (reference, candidate, true next tokens or `NO_TARGET`)
-    of as many positions each. Float64, in bounded pieces."""
+    """Return all figures over several sequences.
+
+    Each of `pairs` is (reference, candidate, true next tokens or `NO_TARGET`), equally long.
+    Computes in float64, a few positions at a time.
+    """
     return summarize(figures for pair in pairs for figures in figures_in_pieces(*pair))
 
 
 def figures_in_pieces(
     reference: Reference, candidate: Logits, targets: Ids
 ) -> Iterator[PositionFigures]:
-    """`position_figures`, some positions at a time: float64 is large."""
+    """Yield `position_figures` of a few positions at a time, since float64 is large."""
     for start in range(0, len(targets), _ROWS):
         rows = slice(start, start + _ROWS)
         yield position_figures(reference[rows], candidate[rows], targets[rows])
 
 
 def summarize(pieces: Iterable[PositionFigures]) -> Comparison:
-    """The figures of all positions in all `pieces`."""
+    """Return the figures over all positions of all `pieces`."""
     listed = list(pieces)
     all_ = {
         field.name: np.concatenate([getattr(piece, field.name) for piece in listed])
@@ -224,7 +228,7 @@ def summarize(pieces: Iterable[PositionFigures]) -> Comparison:
 
 
 def position_figures(reference: Reference, candidate: Logits, targets: Ids) -> PositionFigures:
-    """The figures at each position of `candidate` [S, V]; `targets` [S] as in `compare`."""
+    """Return the figures at each position of `candidate` [S, V]; `targets` [S] as in `compare`."""
     q = log_softmax(candidate)
     rows, chosen = np.arange(len(targets)), np.maximum(targets, 0)
     if isinstance(reference, TopK):
@@ -258,12 +262,12 @@ def position_figures(reference: Reference, candidate: Logits, targets: Ids) -> P
 
 
 def _kl_bounds(p: Floats, q: Floats, ids: Ids) -> tuple[Floats, Floats]:
-    """Between what the divergence lies, of log-probabilities `q` [S, V] from a reference of which
-    only those of the tokens `ids`, `p` [S, k], are known.
+    """Return a lower and an upper bound [S] of KL(reference || candidate).
 
-    With P and Q the mass of both outside those tokens, the divergence there is at least
-    P log(P / Q) (log sum inequality). It is at most what it would be if that mass stood where the
-    candidate is least likely, no token likelier than the k-th.
+    `q` [S, V] are the candidate's log-probabilities; of the reference's only those of the tokens
+    `ids`, `p` [S, k], are known. With P and Q the mass of both outside those tokens, the divergence
+    there is at least P log(P / Q) (log sum inequality). It is largest if the reference's mass P is
+    on the tokens that the candidate finds least likely, none of them likelier than the k-th.
     """
     head = (np.exp(p) * (p - np.take_along_axis(q, ids, axis=-1))).sum(axis=-1)
     if ids.shape == q.shape:
@@ -277,10 +281,12 @@ def _kl_bounds(p: Floats, q: Floats, ids: Ids) -> tuple[Floats, Floats]:
 
 
 def _worst_rest(q: Floats, mass: Floats, largest: Floats) -> Floats:
-    """The largest sum of p log(p / q) over tokens of which each has at most exp(`largest`), and all
-    together `mass`: a convex function, so it is reached where as few as possible have any."""
+    """Return the largest sum of p log(p / q) where p <= exp(`largest`) and all p sum to `mass`.
+
+    The function is convex, so it is largest where as few tokens as possible have any mass.
+    """
     share = np.exp(largest)[:, None]
-    # So many tokens share the mass; a whole vocabulary takes long to sort.
+    # Only so many tokens can share the mass; sorting the whole vocabulary would take long.
     few = min(int(np.ceil((mass / share[:, 0]).max())) + 1, q.shape[-1])
     q = np.sort(np.partition(q, few - 1, axis=-1)[:, :few], axis=-1)  # the least likely first
     taken = np.minimum(share, np.clip(mass[:, None] - share * np.arange(q.shape[-1]), 0, None))

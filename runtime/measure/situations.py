@@ -1,8 +1,8 @@
-"""The ways in which an application feeds a graph. Whatever the way, a position means the same.
+"""The ways in which an application feeds a graph; all must give the same logits at a position.
 
 A situation turns passages of known ids into steps, which are data: a whole session can run them,
-and so can the pieces of a graph one after the other. The logits at each position have to be those
-that a reference gives in one pass.
+and so can the pieces of a graph one after the other. At each position the logits must be those
+that a reference computes in one pass.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from llama_onnx.runtime.memory import trim_heap
 from llama_onnx.targets.errors import PackageError
 
 LENGTHS = (1, 2, 31, 32, 33, 127, 128, 129)
-"""Around the edges of the blocks that kernels work in."""
+"""Lengths around the edges of the blocks that kernels work in."""
 
 LONG = (2047, 2048, 2049)
-"""Around the length that Llama 1 was trained on, and that many a kernel's tables are made for."""
+"""Lengths around 2048, which Llama 1 was trained on and many kernels' tables are made for."""
 
-_BATCH_LENGTH = 48  # longest row of a batch, and of what runs side by side
+_BATCH_LENGTH = 48  # longest row of a batch, and of concurrent conversations
 _BATCH_STEPS = 3
 _CHUNKS = (1, 2, 31, 33)
 _TWO_STEPS = 4
-_TRIM = 16  # steps between two clean-ups
+_TRIM = 16  # steps between two calls of trim_heap
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Token ids [N] known beforehand; the first `prompt` of them are a prompt, the others follow it
-    one by one."""
+    """Token ids [N]: the first `prompt` are a prompt, the others follow it one by one."""
 
     ids: Ids
     prompt: int
@@ -42,8 +41,10 @@ class Passage:
 
 @dataclass(frozen=True)
 class Row:
-    """Of the logits of one row of a step's batch: those at `outputs` stand behind the positions
-    that begin with `first` of passage number `passage`."""
+    """The logits to look at in row `batch` of a step: those at `outputs`.
+
+    They belong to positions `first` and following of passage number `passage`.
+    """
 
     passage: int
     batch: int
@@ -53,8 +54,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Step:
-    """Feed `ids` [B, S] under `mask` [B, T], behind the cache of step `past` (an index), of which
-    the first `keep` positions count (None: all). `rows` are the logits that somebody looks at."""
+    """A call of the graph: `ids` [B, S] with `mask` [B, T], after the cache of step `past`.
+
+    `past` is an index of the program, None for an empty cache. Of that cache the first `keep`
+    positions are used (None: all). `rows` are the logits to look at.
+    """
 
     ids: Ids
     mask: Ids
@@ -65,7 +69,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Observation:
-    """Logits [n, V] behind the `positions` [n] of passage number `passage`."""
+    """Logits [n, V] at the `positions` [n] of passage number `passage`."""
 
     passage: int
     positions: Ids
@@ -77,8 +81,10 @@ Runner = Callable[[GraphSession, Program], Iterator[Observation]]
 
 
 def observe(step: Step, logits: Logits) -> Iterator[Observation]:
-    """What the rows of `step` say, given its logits [B, S, V], or [B, 1, V] from a graph that gives
-    those of the last position alone."""
+    """Yield the logits that the rows of `step` look at, of its logits [B, S, V].
+
+    A graph that computes the last position only gives [B, 1, V].
+    """
     length = step.ids.shape[1]
     for row in step.rows:
         start, stop, _ = row.outputs.indices(length)
@@ -93,19 +99,19 @@ def observe(step: Step, logits: Logits) -> Iterator[Observation]:
 
 
 def run_plainly(graph: GraphSession, program: Program) -> Iterator[Observation]:
-    """One step after the other; a cache is forgotten behind the last step that reads it."""
+    """Run one step after the other; drop each cache after the last step that reads it."""
     caches = Caches(program)
     for index, step in enumerate(program):
         logits, present = graph.batch_step(step.ids, step.mask, caches.before(index))
         caches.put(index, present)
         del present
-        if index % _TRIM == _TRIM - 1:  # caches that grow leave holes behind
+        if index % _TRIM == _TRIM - 1:  # growing caches leave holes in the heap
             trim_heap()
         yield from observe(step, logits)
 
 
 class Caches:
-    """The caches that the steps of a program still need, while it runs."""
+    """The caches that later steps of a running program need."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -113,7 +119,7 @@ class Caches:
         self._kept: dict[int, Cache] = {}
 
     def before(self, index: int) -> Cache | None:
-        """What step number `index` finds in front of it; None: nothing."""
+        """Return the cache that step number `index` starts from; None for an empty one."""
         step = self._program[index]
         if step.past is None:
             return None
@@ -122,7 +128,7 @@ class Caches:
             del self._kept[step.past]
         if step.keep is None:
             return cache
-        # Copied a layer at a time, each let go at once: together both would be in memory.
+        # Copied a layer at a time, each freed at once, so that memory never holds both in full.
         whole = dict(cache)
         del cache
         return {
@@ -130,13 +136,13 @@ class Caches:
         }
 
     def put(self, index: int, cache: Cache) -> None:
-        """Keep what step number `index` leaves behind, if another one reads it."""
+        """Keep the cache that step number `index` returned, if a later step reads it."""
         if index in self._last_use:
             self._kept[index] = cache
 
 
 def run_in_two_threads(graph: GraphSession, program: Program) -> Iterator[Observation]:
-    """The passages of a program side by side, each in a thread of its own."""
+    """Run the passages of a program concurrently, each in its own thread."""
     passages = sorted({row.passage for step in program for row in step.rows})
     parts = [_only(program, passage) for passage in passages]
     with ThreadPoolExecutor(len(parts)) as pool:
@@ -145,7 +151,7 @@ def run_in_two_threads(graph: GraphSession, program: Program) -> Iterator[Observ
 
 
 def run_in_one_buffer(graph: GraphSession, program: Program) -> Iterator[Observation]:
-    """Conversations one after the other, past and present of each one's cache in one buffer."""
+    """Run conversations one after the other, each with past and present in one buffer."""
     longest = max(step.mask.shape[1] for step in program)
     for step in program:
         if step.past is None:
@@ -154,7 +160,7 @@ def run_in_one_buffer(graph: GraphSession, program: Program) -> Iterator[Observa
 
 
 def _only(program: Program, passage: int) -> Program:
-    """The steps of one passage, with `past` counted among them."""
+    """Return the steps of one passage, `past` renumbered among them."""
     chosen = [i for i, step in enumerate(program) if step.rows[0].passage == passage]
     steps = (program[i] for i in chosen)
     return [replace(s, past=None if s.past is None else chosen.index(s.past)) for s in steps]
@@ -164,30 +170,30 @@ def _only(program: Program, passage: int) -> Program:
 
 
 def prefill(passages: Sequence[Passage]) -> Program:
-    """Each passage in one pass."""
+    """Return a program that reads each passage in one pass."""
     return [_pass(index, p.ids) for index, p in enumerate(passages)]
 
 
 def decode(passages: Sequence[Passage]) -> Program:
-    """The prompt in one pass, then what follows it one token at a time."""
+    """Return a program that reads each prompt in one pass, then one token at a time."""
     return join(_pieces(i, p.ids, _singles(p.prompt, len(p.ids))) for i, p in enumerate(passages))
 
 
 def chunks(passages: Sequence[Passage]) -> Program:
-    """In pieces of several lengths, each behind the cache of those before."""
+    """Return a program that reads the longest passage in pieces of several lengths."""
     index, ids = _longest(passages)
     bounds = [int(bound) for bound in np.cumsum(_CHUNKS) if bound < len(ids)]
     return _pieces(index, ids, [*bounds, len(ids)])
 
 
 def lengths(passages: Sequence[Passage]) -> Program:
-    """Beginnings of 1, 2, 31, 32, 33, 127, 128 and 129 tokens, each in a pass of its own."""
+    """Return a program that reads beginnings of `LENGTHS` tokens, each in one pass."""
     index, ids = _longest(passages)
     return [_pass(index, ids[:length]) for length in LENGTHS if length <= len(ids)]
 
 
 def rewind(passages: Sequence[Passage]) -> Program:
-    """All read, the cache cut back to one half, and the other half read again."""
+    """Return a program that reads all, cuts the cache to one half, and reads the rest again."""
     index, ids = _longest(passages)
     half = len(ids) // 2
     whole = _pass(index, ids)
@@ -198,7 +204,7 @@ def rewind(passages: Sequence[Passage]) -> Program:
 
 
 def two_at_once(passages: Sequence[Passage]) -> Program:
-    """The beginnings of two conversations, their last tokens one at a time."""
+    """Return a program of the beginnings of two conversations, each ending in single steps."""
     beginnings = [p.ids[:_BATCH_LENGTH] for p in passages[:2]]
     return join(
         _pieces(i, ids, _singles(max(1, len(ids) - _TWO_STEPS), len(ids)))
@@ -207,13 +213,13 @@ def two_at_once(passages: Sequence[Passage]) -> Program:
 
 
 def one_conversation(passages: Sequence[Passage]) -> Program:
-    """The longest passage, decoded."""
+    """Return a program that decodes the longest passage."""
     index, ids = _longest(passages)
     return _pieces(index, ids, _singles(passages[index].prompt, len(ids)))
 
 
 def long(passages: Sequence[Passage]) -> Program:
-    """Past positions 2047, 2048, 2049 and up to the context's end, each crossed by single steps."""
+    """Return a program that crosses positions `LONG` and the context's end in single steps."""
     index, ids = _longest(passages)
     ends = sorted({e for e in (*LONG, *range(len(ids) - 2, len(ids) + 1)) if 0 < e <= len(ids)})
     return [
@@ -223,18 +229,18 @@ def long(passages: Sequence[Passage]) -> Program:
 
 
 def left_padding(passages: Sequence[Passage]) -> Program:
-    """All in one batch, the shorter ones padded on the left; a few steps together."""
+    """Return a program of one batch padded on the left, then a few steps."""
     return _batch(passages, left=True)
 
 
 def right_padding(passages: Sequence[Passage]) -> Program:
-    """All in one batch, the shorter ones padded on the right; a few steps together."""
+    """Return a program of one batch padded on the right, then a few steps."""
     return _batch(passages, left=False)
 
 
 @dataclass(frozen=True)
 class Situation:
-    """`program` makes the steps, `run` takes them through a session; `meaning` is for people."""
+    """A way to feed a graph: `program` makes the steps, `run` runs them; `meaning` describes it."""
 
     name: str
     meaning: str
@@ -245,7 +251,7 @@ class Situation:
 PREFILL = Situation("prefill", "one pass", prefill)
 DECODE = Situation("decode", "token by token", decode)
 WHOLE = (PREFILL, DECODE)
-"""Those that look at every position of every passage."""
+"""The situations that look at every position of every passage."""
 
 LONG_CONTEXT = Situation("long", "up to the context's end", long)
 SITUATIONS = (
@@ -259,14 +265,14 @@ SITUATIONS = (
     Situation("two_at_once", "two at once", two_at_once, run_in_two_threads),
     Situation("shared_buffer", "shared KV buffer", one_conversation, run_in_one_buffer),
 )
-"""What every package is tried in; `LONG_CONTEXT` takes longer, and a passage of its own."""
+"""The situations to try every package in. `LONG_CONTEXT` takes longer and needs a long passage."""
 
 
 def situations_of(*, shared_buffer: bool, continues: bool = True) -> tuple[Situation, ...]:
-    """Those of `SITUATIONS` that mean something where past and present can share a buffer, or not.
+    """Return the situations that apply, depending on whether past and present can share a buffer.
 
-    Where attention does not continue a cache by several tokens at once, that leaves a prompt in one
-    pass and token by token, in one buffer.
+    Where attention cannot add several tokens to a cache (not `continues`), only `WHOLE` apply, in
+    one buffer.
     """
     if not continues:
         return tuple(replace(situation, run=run_in_one_buffer) for situation in WHOLE)
@@ -274,14 +280,14 @@ def situations_of(*, shared_buffer: bool, continues: bool = True) -> tuple[Situa
 
 
 def looks_everywhere(situation: Situation) -> bool:
-    """Whether it looks at every position of every passage, as `WHOLE` do."""
+    """Whether `situation` is one of `WHOLE`, which look at every position of every passage."""
     return situation.name in {whole.name for whole in WHOLE}
 
 
 def try_situation(
     situation: Situation, graph: GraphSession, passages: Sequence[Passage]
 ) -> Iterator[Observation]:
-    """Run `situation`; a `PackageError` says in which situation the graph gave up."""
+    """Run `situation`; a `PackageError` names the situation in which the graph failed."""
     try:
         yield from situation.run(graph, situation.program(passages))
     except PackageError as error:
@@ -293,7 +299,7 @@ def _pass(index: int, ids: Ids) -> Step:
 
 
 def _pieces(index: int, ids: Ids, ends: Sequence[int]) -> list[Step]:
-    """`ids` in pieces that end before the positions `ends`, each behind the ones before it."""
+    """Return steps over `ids` in pieces that end at `ends`, each continuing the one before."""
     starts = [0, *ends[:-1]]
     return [
         Step(
@@ -311,7 +317,7 @@ def _singles(prompt: int, length: int) -> list[int]:
 
 
 def join(programs: Iterable[Program]) -> Program:
-    """One program that does what all of them do, one after the other."""
+    """Return one program that runs all `programs`, one after the other."""
     joined: list[Step] = []
     for program in programs:
         base = len(joined)
@@ -321,7 +327,7 @@ def join(programs: Iterable[Program]) -> Program:
 
 def _batch(passages: Sequence[Passage], *, left: bool) -> Program:
     rows = [p.ids[:_BATCH_LENGTH] for p in passages]
-    # Different lengths, and room for some steps: every row is padded by another number.
+    # Different lengths, and room for some steps: every row gets a different padding.
     lengths = [max(1, len(row) - _BATCH_STEPS - i) for i, row in enumerate(rows)]
     width = max(lengths)
     ids = np.zeros((len(rows), width), np.int64)

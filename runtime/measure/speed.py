@@ -1,4 +1,4 @@
-"""How fast an open graph reads a prompt and writes tokens, by the clock on the wall."""
+"""Measures how fast an open graph reads a prompt and generates tokens, in wall-clock time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llama_onnx.runtime.measure.metrics import Ids
 
 @dataclass(frozen=True)
 class Speed:
-    """One pass over `prompt_tokens`, then `new_tokens` steps of one; rates in tokens a second."""
+    """Rates, in tokens per second, of a pass over `prompt_tokens` and of `new_tokens` steps."""
 
     prompt_tokens: int
     new_tokens: int
@@ -20,10 +20,10 @@ class Speed:
 
 
 def measure_speed(graph: GraphSession, ids: Ids, prompt: int) -> Speed:
-    """Time `graph` on `ids` [N]: the first `prompt` in one pass, the others (1 or more) one by one.
+    """Time `graph` on `ids` [N]: the first `prompt` in one pass, the rest (1 or more) one by one.
 
-    The cache is one buffer, as in onnxruntime-genai, if the graph lets it be. A first pass that
-    warms up is not counted.
+    The cache is one buffer, as in onnxruntime-genai, if the graph allows it. An untimed pass before
+    warms up.
     """
     for _ in range(2):
         buffer = SharedBuffer(graph, len(ids)) if graph.shares_buffer else GrowingCache(graph)

@@ -1,4 +1,4 @@
-"""What parity must hold: one row a limit, in thresholds.csv, each with the reason for its value."""
+"""The limits of parity: rows of thresholds.csv, each with the reason for its value."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EVERY = "every"
 class Threshold:
     """`metric` of `measure` must be at most `limit`.
 
-    For packages of `precision` whose `activations` are kept in "fp32", "fp16" or "int8", on
-    `provider`. `measure` is what was measured: "weights", "graph", "quantization", "total"
-    and "greedy" by `validate`, "shipped" by `validate` and `verify`.
+    It is for packages of `precision` with `activations` in "fp32", "fp16" or "int8", on
+    `provider`. `measure` is what was measured: "weights", "graph", "quantization", "total" and
+    "greedy" by `validate`, "shipped" by `validate` and `verify`.
     """
 
     precision: str
@@ -30,23 +30,27 @@ class Threshold:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Threshold:
-        """A row of the table, or of a certificate; raises `ValueError` or `KeyError`."""
+        """Read a row of the table or of a certificate; raise `ValueError` or `KeyError`."""
         texts = {key: str(row[key]) for key in cls.__dataclass_fields__ if key != "limit"}
         return cls(**texts, limit=float(row["limit"]))
 
     def to_json(self) -> dict[str, Any]:
-        """The row as a mapping, which `from_row` reads."""
+        """Return the row as a mapping, which `from_row` reads."""
         return asdict(self)
 
     def applies(self, precision: str, activations: str, provider: str) -> bool:
-        """Whether the row is meant for such a package on such a provider."""
-        asked = (self.precision, precision), (self.activations, activations)
-        return all(mine in (EVERY, its) for mine, its in (*asked, (self.provider, provider)))
+        """Whether the row applies to such a package on such a provider."""
+        pairs = (
+            (self.precision, precision),
+            (self.activations, activations),
+            (self.provider, provider),
+        )
+        return all(mine in (EVERY, its) for mine, its in pairs)
 
 
 @dataclass(frozen=True)
 class Check:
-    """A threshold held against what was measured in one `situation` ("" where there are none)."""
+    """A threshold, and the value measured in one `situation` ("" where there are none)."""
 
     threshold: Threshold
     situation: str
@@ -54,17 +58,17 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the limit holds; a NaN never passes."""
+        """Whether the value is within the limit; NaN never is."""
         return self.value <= self.threshold.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, the verdict included."""
+        """Return everything, the verdict included."""
         row = self.threshold.to_json()
         return {**row, "situation": self.situation, "value": self.value, "passed": self.passed}
 
 
 def all_thresholds() -> tuple[Threshold, ...]:
-    """Every row of thresholds.csv."""
+    """Return every row of thresholds.csv."""
     text = files(__package__).joinpath("thresholds.csv").read_text("utf-8")
     return tuple(Threshold.from_row(row) for row in csv.DictReader(text.splitlines()))
 
@@ -72,8 +76,11 @@ def all_thresholds() -> tuple[Threshold, ...]:
 def thresholds(
     precision: str, activations: str, provider: str, max_kl: float | None = None
 ) -> tuple[Threshold, ...]:
-    """The rows for such a package; `max_kl` adds the user's own limit, in nats, on what is lost
-    against the original weights: by the weights alone, and by the package as it ships."""
+    """Return the rows for such a package.
+
+    `max_kl` adds the user's limit, in nats, on the KL divergence from the original weights: of the
+    package's weights, and of the package as it ships.
+    """
     rows = tuple(t for t in all_thresholds() if t.applies(precision, activations, provider))
     if max_kl is None:
         return rows
@@ -87,7 +94,7 @@ def thresholds(
 def check(
     rows: Iterable[Threshold], values: Mapping[tuple[str, str, str], float]
 ) -> tuple[Check, ...]:
-    """Hold every row against all `values` it is meant for, by (measure, situation, metric)."""
+    """Check every row against all `values`, by (measure, situation, metric), it applies to."""
     return tuple(
         Check(row, situation, value)
         for row in rows

@@ -1,5 +1,7 @@
-"""Is this the package that was made, by whom, and does it compute here what its weights say? Checks
-signature and files, and replays the certificate: onnxruntime and numpy alone."""
+"""Checks a package's signature and files, and replays its certificate here.
+
+Needs onnxruntime and numpy, and neither PyTorch nor the original weights.
+"""
 
 from __future__ import annotations
 
@@ -54,16 +56,16 @@ from llama_onnx.targets.registry import get_target
 from llama_onnx.targets.signature import Signature, check_signature
 
 Rows = Mapping[tuple[int, int], Logits]
-"""The logits [V] of a situation, by passage number and position."""
+"""(passage number, position) -> logits [V], of one situation."""
 
 
 @dataclass(frozen=True)
 class Integrity:
     """Whether the files are those that were written.
 
-    `altered` are not as the manifest says, `stale` are other ones than the certificate is about.
-    `tokens` is whether tokenizer.json still cuts the certificate's texts into its ids; None where
-    the `tokenizers` library is not installed, or the certificate was not asked for.
+    `altered` differ from the manifest, `stale` differ from those the certificate was made for.
+    `tokens` is whether tokenizer.json still encodes the certificate's texts to its ids; None where
+    the library tokenizers is not installed or no certificate was read.
     """
 
     files: int
@@ -73,14 +75,17 @@ class Integrity:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether all is as it was written."""
         return not self.altered and not self.stale and self.tokens is not False
 
 
 @dataclass(frozen=True)
 class SituationFigures:
-    """`shipped` is what runs here against the package's own weights, `total` against the original
-    ones (in one pass and token by token; None elsewhere); see `exporter.parity.validate`."""
+    """What runs here compared with the references.
+
+    `shipped` is against the package's weights, `total` against the original weights, which only the
+    situations in `WHOLE` have; None elsewhere.
+    """
 
     situation: str
     meaning: str
@@ -90,8 +95,11 @@ class SituationFigures:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was found. Without a session (the files alone were asked for, or they are not those that
-    were written or signed) there are no figures, and `activations` and `provider` are None."""
+    """What was found.
+
+    Nothing is replayed if only the files are checked, or if they are not those that were written
+    and signed: then there are no figures, and `activations` and `provider` are None.
+    """
 
     package: str
     precision: str
@@ -111,16 +119,16 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Whether the package is intact, signed if that was asked, and every threshold holds."""
+        """Whether files and signature are in order, and every threshold holds."""
         return self.intact and all(check.passed for check in self.checks)
 
     @property
     def intact(self) -> bool:
-        """Whether nothing is wrong with the files and the signature."""
+        """Whether files and signature are in order."""
         return self.integrity.passed and self.signature.passed
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, the verdict first."""
+        """Return everything as JSON values, the verdict first."""
         content = asdict(self)
         content["integrity"]["passed"] = self.integrity.passed
         content["signature"]["passed"] = self.signature.passed
@@ -138,13 +146,19 @@ def verify(
     situations: Sequence[Situation] | None = None,
     progress: Progress = SILENT,
 ) -> VerifyReport:
-    """Check every file of the package at `path`, then replay its certificate on `provider` (None:
-    that of its target), in all situations that mean something to its graph unless other ones are
-    given. Of a bundle all files are checked, and the package in it is replayed.
+    """Check every file of the package at `path`, then replay its certificate.
 
-    `key` is a file with the public key of who signed it. Raises `PackageError` for a package
-    without a certificate or one that does not run, `ProviderError` when `provider` does not run it,
-    `UsageError` for a `key` that is none.
+    Args:
+        path: a package, or a bundle: then all its files are checked and its package is replayed.
+        provider: the execution provider to use instead of the target's.
+        key: a file with the signer's public key; None: the signature is not checked.
+        threads: threads to compute with; None: one per physical core.
+        allow_fallback: let the CPU run what the provider cannot.
+        situations: the situations to replay; None: all that apply to the graph.
+        progress: is told what is being done.
+
+    Raises `PackageError` for a package that has no certificate or does not run, `ProviderError`
+    when `provider` cannot run it, `UsageError` for a `key` that is not a public key.
     """
     shipped = open_shipped(path)
     package = _package_of(shipped)
@@ -190,10 +204,10 @@ def verify(
 def verify_files(
     path: Path, *, key: Path | None = None, progress: Progress = SILENT
 ) -> VerifyReport:
-    """Check every file of the package or bundle at `path`, and its signature if there is a `key`.
+    """Check every file of the package or bundle at `path`, and its signature if `key` is given.
 
-    Nothing is computed, and no certificate is needed. Raises `PackageError` for what is none,
-    `UsageError` for a `key` that is none.
+    Runs nothing and needs no certificate. Raises `PackageError` if `path` is neither a package nor
+    a bundle, `UsageError` for a `key` that is not a public key.
     """
     return _check_files(open_shipped(path), None, key, progress)
 
@@ -208,7 +222,7 @@ def _check_files(
     key: Path | None,
     progress: Progress,
 ) -> VerifyReport:
-    # The key first: a wrong one is known before minutes of hashing.
+    # The key first, so that a wrong one is reported before minutes of hashing.
     signature = check_signature(shipped.index, shipped.unnamed() if key else (), key)
     started = perf_counter()
     integrity = _check_integrity(shipped, certificate, progress)
@@ -223,7 +237,7 @@ def _check_files(
 
 
 def versions() -> dict[str, str]:
-    """What runs here."""
+    """Return the versions of what runs here."""
     return {
         "onnxruntime": ort.version(),
         "numpy": np.__version__,
@@ -291,8 +305,10 @@ def _rows(found: Sequence[Observation]) -> Rows:
 
 
 def _full_rows(certificate: Certificate, found: Rows) -> tuple[Comparison | None, float | None]:
-    """The figures at the positions of which all logits are known, and how far the mean KL from the
-    likeliest tokens is from the true one there."""
+    """Return the figures at the positions with complete rows, and the error of the mean KL there.
+
+    The error is the mean KL with all logits minus that with only the likeliest tokens.
+    """
     whole: list[PositionFigures] = []
     cut: list[PositionFigures] = []
     for rows in certificate.full:
@@ -310,16 +326,16 @@ def _full_rows(certificate: Certificate, found: Rows) -> tuple[Comparison | None
 
 
 def _divergences(certificate: Certificate, found: Rows) -> tuple[Divergence | None, ...]:
-    """Where the tokens chosen here first part from those the exporter's machine wrote."""
+    """Return the first token of each passage that differs from the certificate's, or None."""
     return tuple(
-        _first_parting(index, passage, kept, found)
+        _first_difference(index, passage, kept, found)
         for index, (passage, kept) in enumerate(
             zip(certificate.passages, certificate.package, strict=True)
         )
     )
 
 
-def _first_parting(index: int, passage: Passage, kept: TopK, found: Rows) -> Divergence | None:
+def _first_difference(index: int, passage: Passage, kept: TopK, found: Rows) -> Divergence | None:
     for step, written in enumerate(passage.ids[passage.prompt :].tolist()):
         position = passage.prompt - 1 + step
         row = found.get((index, position))

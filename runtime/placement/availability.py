@@ -1,4 +1,4 @@
-"""Whether a provider can run on this machine, and if not, why, and what mends it."""
+"""Whether a provider can run on this machine; if not, why, and what to do about it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Mapping
 
 from llama_onnx.runtime import ort
-from llama_onnx.runtime.placement.wheels import install_command, installed_flavours
+from llama_onnx.runtime.placement.wheels import install_wheels, installed_flavours
 from llama_onnx.targets.errors import ProviderError
 from llama_onnx.targets.provider import Library, Provider
 from llama_onnx.targets.providers import CPU
@@ -18,10 +18,10 @@ _SYSTEMS = {"linux": "Linux", "win32": "Windows", "darwin": "macOS"}
 
 
 def require(provider: Provider, *, genai: bool = False) -> None:
-    """Raise `ProviderError`, one sentence, when `provider` cannot run here.
+    """Raise `ProviderError` when `provider` cannot run here.
 
-    `genai`: onnxruntime-genai is to run it, not ONNX Runtime alone. Loads the provider's libraries,
-    also those in NVIDIA's wheels, where neither runtime would look by itself.
+    `genai`: onnxruntime-genai has to run it, not only ONNX Runtime. Loads the provider's libraries,
+    including those in NVIDIA's wheels, where neither runtime looks by itself.
     """
     if provider == CPU:
         return
@@ -34,14 +34,14 @@ def require(provider: Provider, *, genai: bool = False) -> None:
         or _no_libraries(provider, missing_libraries(provider))
     )
     if reason:
-        raise ProviderError(f"The provider {provider.name} cannot run here: {reason}.")
+        raise ProviderError(f"provider {provider.name} cannot run here: {reason}.")
 
 
 def missing_libraries(provider: Provider) -> tuple[Library, ...]:
-    """Those of the provider's libraries that do not load on this machine."""
+    """Return those of the provider's libraries that do not load on this machine."""
     wanted = provider.libraries.get(sys.platform, ())
     if wanted:
-        # Finds CUDA in NVIDIA's wheels. It prints what it does not find; we name that ourselves.
+        # It prints what it does not find; our own error names that.
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_libraries()
     return tuple(library for library in wanted if not _loads(library.name))
@@ -52,13 +52,13 @@ def _wrong_platform(provider: Provider) -> str | None:
         return None
     here = _SYSTEMS.get(sys.platform, sys.platform)
     there = " and ".join(_SYSTEMS[platform] for platform in provider.platforms)
-    return f"its wheels exist for {there}, and this is {here}; take --provider cpu"
+    return f"its wheels exist for {there}, and this is {here}; pass --provider cpu"
 
 
 def _no_genai(provider: Provider, genai: bool) -> str | None:
     if not genai or provider.genai_wheel is not None:
         return None
-    return "there is no onnxruntime-genai that goes with it; take another --provider"
+    return "there is no onnxruntime-genai for it; pass another --provider"
 
 
 def _clash(provider: Provider, flavours: Mapping[str, str]) -> str | None:
@@ -66,7 +66,7 @@ def _clash(provider: Provider, flavours: Mapping[str, str]) -> str | None:
         return None
     return (
         f"{' and '.join(sorted(flavours))} are installed at once and overwrite each other's files; "
-        f"run `{_replace(provider)}`"
+        f"{_replace(provider)}"
     )
 
 
@@ -78,13 +78,13 @@ def _no_wheel(
     there = " ".join(f"{name} {version}" for name, version in flavours.items())
     return (
         f"it needs the wheel {provider.wheel}, and {there or 'another onnxruntime'} is installed; "
-        f"run `{_replace(provider)}`"
+        f"{_replace(provider)}"
     )
 
 
 def _replace(provider: Provider) -> str:
     both = {**installed_flavours("onnxruntime"), **installed_flavours("onnxruntime_genai")}
-    return install_command(provider, both)
+    return install_wheels(provider, both)
 
 
 def _no_libraries(provider: Provider, missing: Collection[Library]) -> str | None:

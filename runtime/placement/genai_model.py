@@ -1,4 +1,4 @@
-"""Opens a package in onnxruntime-genai on a provider, and checks that it is the one that runs."""
+"""Opens a package in onnxruntime-genai, and checks that the provider asked for is in use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from llama_onnx.targets.providers import CPU
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model open in genai: `provider` is the one that runs, `asked` the one that was asked for.
+    """A model open in genai, on `provider`, where `asked` was asked for.
 
-    `fallback` is why the two differ, None if they do not.
+    `fallback` says why the two differ; None if they do not.
     """
 
     model: Any
@@ -27,7 +27,7 @@ class OpenModel:
     fallback: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What runs the model, and how far that was verified."""
+        """Return what runs the model, and how that was verified."""
         return {
             "name": self.provider.name,
             "asked": self.asked.name,
@@ -45,11 +45,11 @@ def open_model(
     threads: int | None = None,
     allow_fallback: bool = False,
 ) -> OpenModel:
-    """Open the model in `folder` on `provider`, on `threads` threads instead of its own number.
+    """Open the model in `folder` on `provider`, with `threads` threads if given.
 
-    Raises `ProviderError` when another provider would run it, unless `allow_fallback`: then the CPU
+    Raises `ProviderError` when the provider cannot run it, unless `allow_fallback`: then the CPU
     does, and the result says why. Raises `PackageError` when the model does not open, and
-    `UsageError` for a senseless number of threads.
+    `UsageError` for fewer than one thread.
     """
     try:
         require(provider, genai=True)
@@ -69,12 +69,12 @@ def _open(folder: Path, provider: Provider, threads: int | None) -> Any:
             raise PackageError(f"{folder} does not open in onnxruntime-genai: {reason}") from None
         raise ProviderError(
             f"{folder} does not open in onnxruntime-genai on {provider.name}: "
-            f"{reason.rstrip('.')}; take --provider cpu."
+            f"{reason.rstrip('.')}; pass --provider cpu to run it there."
         ) from None
     if str(model.device_type).casefold() != provider.device.casefold():
         raise ProviderError(
-            f"{folder} was to run on {provider.ort_name}, but onnxruntime-genai opened it on "
-            f"{model.device_type}; is {provider.genai_wheel} the one that is installed?"
+            f"onnxruntime-genai opened {folder} on {model.device_type} instead of "
+            f"{provider.ort_name}; check that {provider.genai_wheel} is installed."
         )
     return model
 
@@ -92,11 +92,11 @@ def _configure(folder: Path, provider: Provider, threads: int | None) -> Any:
 
 
 def session_options(provider: Provider, threads: int | None) -> dict[str, int | str]:
-    """genai's session options for a provider, with the number of threads if one is asked for."""
+    """Return genai's session options for a provider, with `threads` if given."""
     if threads is None:
         return dict(provider.session_options)
     if threads < 1:
-        raise UsageError(f"The number of threads must be at least 1, not {threads}.")
+        raise UsageError(f"the number of threads must be at least 1, not {threads}.")
     return {**provider.session_options, "intra_op_num_threads": threads}
 
 
@@ -104,6 +104,6 @@ def _verified(provider: Provider) -> str:
     if provider == CPU:
         return "it is the only provider in the session"
     return (
-        "onnxruntime-genai reports its device, and has no API that says where each node runs: "
-        f"`llama-onnx inspect PACKAGE --provider {provider.name}` does"
+        "onnxruntime-genai reports its device but not where each node runs: "
+        f"`llama-onnx inspect PACKAGE --provider {provider.name}` shows that"
     )

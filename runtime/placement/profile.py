@@ -1,4 +1,4 @@
-"""What ONNX Runtime really executed: its own profile of one step, beside what it had assigned."""
+"""Compares what ONNX Runtime executed, by its profile of one step, with what it had assigned."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from llama_onnx.targets.errors import ProviderError
 from llama_onnx.targets.provider import Provider
 
 TOKENS = 4
-"""Tokens of the prefill that is profiled."""
+"""Tokens in the prefill that is profiled."""
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What ran on one provider: kernels, after fusion and with copies between devices counted in,
-    and the time they took, in microseconds."""
+    """What ran on one provider: kernels after fusion, and their time in microseconds.
+
+    `count` includes `copies`, the copies between devices.
+    """
 
     provider: str
     count: int
@@ -35,14 +37,17 @@ class Kernels:
 
 @dataclass(frozen=True)
 class Profile:
-    """A step as it ran. `moved` are nodes that ran on another provider than they were assigned to:
-    name -> the provider that ran them."""
+    """A step as it ran.
+
+    `moved` are the nodes that ran on another provider than they were assigned to, each with the
+    provider that ran it.
+    """
 
     kernels: tuple[Kernels, ...]
     moved: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for scripts."""
+        """Return everything as JSON values."""
         return {
             "tokens": TOKENS,
             "kernels": [vars(kernels) for kernels in self.kernels],
@@ -70,7 +75,7 @@ def profile_step(
         except Exception as error:  # onnxruntime's exceptions have no common base class
             reason = " ".join(str(error).split())
             raise ProviderError(
-                f"{provider.name} opens {model}, but does not run it: {reason}"
+                f"{provider.name} opens {model} but does not run it: {reason}"
             ) from None
         file = Path(opened.session.end_profiling())
         events = json.loads(file.read_text(encoding="utf-8"))
@@ -78,7 +83,7 @@ def profile_step(
 
 
 def step_feeds(session: Session, tokens: int) -> dict[str, npt.NDArray[Any]]:
-    """Inputs of a prefill of `tokens` tokens, batch 1, the cache empty."""
+    """Return the inputs of a prefill of `tokens` tokens: batch 1, empty cache."""
     feeds: dict[str, npt.NDArray[Any]] = {
         "input_ids": np.arange(tokens, dtype=np.int64)[None],
         "attention_mask": np.ones((1, tokens), np.int64),
@@ -91,7 +96,7 @@ def step_feeds(session: Session, tokens: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def read_profile(events: Iterable[Mapping[str, Any]], placement: Placement) -> Profile:
-    """Make a `Profile` of the events in ONNX Runtime's profile of one run."""
+    """Return the `Profile` that the events of ONNX Runtime's profile of one run make."""
     assigned = {node.name: node.provider for node in placement.nodes}
     ran: dict[str, list[tuple[str, int]]] = {}
     moved = {}

@@ -1,4 +1,4 @@
-"""A package's graph opened by plain ONNX Runtime, and the truth about where its nodes run."""
+"""Opens a package's graph in plain ONNX Runtime, and reports where its nodes run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from llama_onnx.targets.providers import CPU
 
 @dataclass(frozen=True)
 class OpenSession:
-    """An open graph.
+    """An open graph: `session` is an `onnxruntime.InferenceSession`.
 
-    `session` is an `onnxruntime.InferenceSession`. `fallback` says why the provider asked for does
-    not run it at all; it is None when it does, as it always is unless a fallback was allowed.
+    `fallback` says why the provider asked for does not run the graph at all. It is None when it
+    does, and always unless a fallback was allowed.
     """
 
     session: ort.Session
@@ -27,7 +27,7 @@ class OpenSession:
 
     @property
     def shares_buffer(self) -> bool:
-        """Whether past and present of its cache can be one buffer: GroupQueryAttention's can."""
+        """Whether past and present cache can be one buffer, as GroupQueryAttention's can."""
         return any(node.op_type == "GroupQueryAttention" for node in self.placement.nodes)
 
 
@@ -41,31 +41,28 @@ def open_session(
     arena: bool = True,
     profile: Path | None = None,
 ) -> OpenSession:
-    """Open the graph at `model` on `provider`, and learn from ONNX Runtime which node runs where.
+    """Open the graph at `model` on `provider`, and ask ONNX Runtime which node runs where.
 
-    Small nodes (shapes, masks) may run on the CPU whatever the provider. A node with weights, or an
-    attention, that is not on `provider` is an error unless `allow_fallback`; so is a provider that
-    does not run here at all. `threads` None: as many as there are physical cores. `prepack` False
-    opens faster, without a second copy of the weights, for a session that is not going to run.
-    `arena` False gives memory back after each run. `profile`: ONNX Runtime writes its profile to
-    files that begin so.
+    Small nodes (shapes, masks) may always run on the CPU. A node with weights, or an attention,
+    that is not on `provider` is an error unless `allow_fallback`; so is a provider that does not
+    run here at all. `threads`, `prepack`, `arena` and `profile` are those of `ort.Settings`.
 
-    Raises `ProviderError`, `UsageError` for a senseless number of threads, and `PackageError` when
-    ONNX Runtime refuses the graph.
+    Raises `ProviderError`, `UsageError` for fewer than one thread, and `PackageError` when ONNX
+    Runtime refuses the graph.
     """
     settings = _settings(threads, prepack, arena, profile)
     costs = read_costs(model)
     session, fallback = _open(model, provider, settings, allow_fallback)
     if not hasattr(session, "get_provider_graph_assignment_info"):
         raise ProviderError(
-            f"onnxruntime {ort.version()} cannot say where the nodes of a graph run: 1.24 or "
-            "newer is needed; run `pip install --upgrade onnxruntime`."
+            f"onnxruntime {ort.version()} cannot say where the nodes of a graph run: 1.24 or newer "
+            "is needed; run `python -m pip install --upgrade onnxruntime`."
         )
     placement = place(provider.ort_name, session.get_provider_graph_assignment_info(), costs)
     if placement.heavy_elsewhere and not allow_fallback:
         raise ProviderError(
             f"{provider.name} does not run all of {model}: {summarize(placement.heavy_elsewhere)}; "
-            "take --provider cpu, or accept it with --allow-fallback."
+            "pass --provider cpu, or accept it with --allow-fallback."
         )
     return OpenSession(session, placement, fallback)
 
@@ -73,7 +70,7 @@ def open_session(
 def _open(
     model: Path, provider: Provider, settings: ort.Settings, allow_fallback: bool
 ) -> tuple[ort.Session, str | None]:
-    """An open session, and why it is not on `provider` if it is not."""
+    """Return an open session, and why it is not on `provider` if it is not."""
     try:
         require(provider)
         return ort.create_session(model, provider, settings), None
@@ -87,7 +84,7 @@ def _settings(
     threads: int | None, prepack: bool, arena: bool, profile: Path | None
 ) -> ort.Settings:
     if threads is not None and threads < 1:
-        raise UsageError(f"The number of threads must be at least 1, not {threads}.")
+        raise UsageError(f"the number of threads must be at least 1, not {threads}.")
     return ort.Settings(
         threads=threads, prepack=prepack, arena=arena, assignment=True, profile=profile
     )

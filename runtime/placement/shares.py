@@ -22,7 +22,7 @@ HEAVY_OPERATORS = {
     "MatMulNBits",
     "MultiHeadAttention",
 }
-"""What makes a node heavy where no table says what it costs."""
+"""Operators of heavy nodes, for packages without a table of costs."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class GraphCosts:
-    """The exporter's table: what the nodes that do the work cost, by name.
+    """The exporter's table of costs: node name -> cost, of the nodes that do the work.
 
-    `context` is the number of cached positions at which attention was counted.
+    `context` is the number of cached positions for which attention was counted.
     """
 
     context: int
@@ -46,7 +46,7 @@ class GraphCosts:
 
 @dataclass(frozen=True)
 class AssignedNode:
-    """A node and the execution provider (ONNX Runtime's name) that ONNX Runtime gave it to."""
+    """A node and the provider (by ONNX Runtime's name) that it is assigned to."""
 
     name: str
     op_type: str
@@ -55,7 +55,7 @@ class AssignedNode:
 
 @dataclass(frozen=True)
 class Share:
-    """What a provider has of the graph; bytes and MACs are None without the exporter's table."""
+    """A provider's share of the graph; bytes and MACs are None without the exporter's table."""
 
     provider: str
     nodes: int
@@ -65,10 +65,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where each node runs, as ONNX Runtime assigned it, seen from the provider asked for.
+    """Where ONNX Runtime assigned each node, compared with the provider asked for.
 
-    Nodes that ONNX Runtime folded away or merged into others when it opened the graph are in no
-    share; `unplaced` names those of them that had weights.
+    Nodes that ONNX Runtime folded away or merged when it opened the graph are in no share;
+    `unplaced` names those that had weights.
     """
 
     asked: str
@@ -77,37 +77,37 @@ class Placement:
 
     @property
     def shares(self) -> tuple[Share, ...]:
-        """One of each provider that has nodes, the one asked for first."""
+        """The share of each provider that has nodes; that of the one asked for comes first."""
         counts = Counter(node.provider for node in self.nodes)
         providers = sorted(counts, key=lambda name: (name != self.asked, -counts[name]))
         return tuple(self._share(provider) for provider in providers)
 
     @property
     def elsewhere(self) -> tuple[AssignedNode, ...]:
-        """The nodes that are not on the provider asked for."""
+        """The nodes on other providers than the one asked for."""
         return tuple(node for node in self.nodes if node.provider != self.asked)
 
     @property
     def heavy_elsewhere(self) -> tuple[AssignedNode, ...]:
-        """Those of them that have weights or do attention: the work the user wanted there."""
+        """Those of `elsewhere` that have weights or do attention."""
         return tuple(node for node in self.elsewhere if self.is_heavy(node))
 
     @property
     def unplaced(self) -> tuple[str, ...]:
-        """Nodes with weights that ONNX Runtime did not assign under their own name."""
+        """Nodes with weights that ONNX Runtime did not assign under their name."""
         if self.costs is None:
             return ()
         assigned = {node.name for node in self.nodes}
         return tuple(name for name in self.costs.nodes if name not in assigned)
 
     def is_heavy(self, node: AssignedNode) -> bool:
-        """Whether `node` reads weights or does attention, by the table or else by its operator."""
+        """Whether `node` reads weights or does attention, by the table or by its operator."""
         if self.costs is None:
             return node.op_type in HEAVY_OPERATORS
         return node.name in self.costs.nodes
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for scripts: `fraction`s are of what the whole graph has."""
+        """Return everything as JSON values; each `fraction` is one of the whole graph."""
         return {
             "asked": self.asked,
             "source": "onnxruntime's own assignment",
@@ -126,7 +126,7 @@ class Placement:
         }
 
     def __str__(self) -> str:
-        """Return a few lines: a share each, then what is not where it was asked to be."""
+        """Return a line for each share, then what is not on the provider asked for."""
         lines = [self._share_text(share) for share in self.shares]
         if self.elsewhere:
             lines.append(f"not on {self.asked}: {summarize(self.elsewhere)}")
@@ -177,9 +177,9 @@ class Placement:
 
 
 def read_costs(model: Path) -> GraphCosts | None:
-    """The table in the manifest beside the graph at `model`; None where there is none.
+    """Return the table of costs in the manifest beside `model`; None where there is none.
 
-    Raises `PackageError` when the table makes no sense.
+    Raises `PackageError` when the table is damaged.
     """
     file = model.parent / MANIFEST
     try:
@@ -196,11 +196,13 @@ def read_costs(model: Path) -> GraphCosts | None:
         }
         return GraphCosts(int(table["context"]), nodes)
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise PackageError(f'{file} is damaged: its "graph" makes no sense.') from None
+        raise PackageError(
+            f'{file} is damaged: "graph" is not a table of costs; export the package again.'
+        ) from None
 
 
 def place(asked: str, subgraphs: Iterable[Any], costs: GraphCosts | None) -> Placement:
-    """Make a placement of ONNX Runtime's `get_provider_graph_assignment_info()`."""
+    """Return the placement that a session's `get_provider_graph_assignment_info()` describes."""
     nodes = tuple(
         AssignedNode(node.name, node.op_type, subgraph.ep_name)
         for subgraph in subgraphs
@@ -210,7 +212,7 @@ def place(asked: str, subgraphs: Iterable[Any], costs: GraphCosts | None) -> Pla
 
 
 def summarize(nodes: Sequence[AssignedNode]) -> str:
-    """Say which nodes they are: how many of each operator, and on which provider."""
+    """Return how many nodes of each operator there are, and on which provider."""
     parts = []
     for provider in dict.fromkeys(node.provider for node in nodes):
         counts = Counter(node.op_type for node in nodes if node.provider == provider)
@@ -220,7 +222,7 @@ def summarize(nodes: Sequence[AssignedNode]) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """Return a fraction for people: no part is called 0.0 %, and only a whole one 100 %."""
+    """Return a percentage for people: 0.0 % is exactly nothing, and 100.0 % exactly all."""
     if fraction is None:
         return "-"
     if 0 < fraction < 0.001:

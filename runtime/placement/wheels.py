@@ -1,17 +1,19 @@
-"""Which wheels are installed, by their metadata; the command that puts others in their place."""
+"""Which wheels of the runtimes are installed, by their metadata, and how to replace them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from importlib.metadata import distributions
 
+from llama_onnx.targets.extras import install_command
 from llama_onnx.targets.provider import Provider
 
 
 def installed_flavours(module: str) -> dict[str, str]:
-    """Distribution -> version of everything installed that owns `module`.
+    """Return distribution -> version of everything installed that owns `module`.
 
-    `module` is "onnxruntime" or "onnxruntime_genai". More than one overwrite each other's files.
+    `module` is "onnxruntime" or "onnxruntime_genai". Several distributions of one module overwrite
+    each other's files.
     """
     found = {}
     for distribution in distributions():
@@ -24,7 +26,15 @@ def installed_flavours(module: str) -> dict[str, str]:
     return found
 
 
-def install_command(provider: Provider, installed: Collection[str]) -> str:
-    """The command that puts the provider's wheels in the place of those that are `installed`."""
-    install = f'pip install "llama-onnx[{provider.extra}]"'
-    return f"pip uninstall -y {' '.join(sorted(installed))} && {install}" if installed else install
+def install_wheels(provider: Provider, installed: Collection[str] = ()) -> str:
+    """Return how to replace the `installed` distributions with the provider's wheels.
+
+    >>> from llama_onnx.targets.providers import CUDA
+    >>> print(install_wheels(CUDA, ["onnxruntime"]))  # doctest: +NORMALIZE_WHITESPACE
+    run `python -m pip uninstall -y onnxruntime && python -m pip install ".[cuda]"`
+    in a clone of llama-onnx
+    """
+    install = install_command(provider.extra)
+    if installed:
+        install = f"python -m pip uninstall -y {' '.join(sorted(installed))} && {install}"
+    return f"run `{install}` in a clone of llama-onnx"

@@ -1,1 +1,1 @@
-"""One model for many callers: requests as JSON, answered one after the other."""
+"""Serves one model to many callers: JSON requests, answered one at a time."""

@@ -1,4 +1,4 @@
-"""What a caller may ask of a model, as JSON; checked before it costs anything."""
+"""A caller's request as JSON, checked before the model runs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from llama_onnx.runtime.llama.model import Llama
 
 MAX_NEW_TOKENS = 256
-"""Where a request does not say."""
+"""The default of a request."""
 
 _LARGEST = 2**31 - 1  # onnxruntime-genai's options are 32-bit integers
 
 
 @dataclass(frozen=True)
 class Request:
-    """Either `prompt`, a text to continue, or `messages`, a conversation whose last one to answer.
+    """A `prompt` to continue, or `messages`, a conversation whose last message to answer.
 
     `stream` asks for the answer in pieces; the other fields are arguments of `Llama.generate` and
     `Llama.chat`.
@@ -38,26 +38,26 @@ class Request:
 
     @classmethod
     def parse(cls, body: str | bytes) -> Request:
-        """Read a request's body; raises `UsageError`, one sentence for whoever sent it."""
+        """Read a request's body; raise `UsageError`, with a sentence for the caller."""
         try:
             content = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"The request is not valid JSON: {error}.") from None
+            raise UsageError(f"the request is not valid JSON: {error}.") from None
         return cls.from_json(content)
 
     @classmethod
     def from_json(cls, content: Any) -> Request:
-        """Check what JSON held; raises `UsageError`."""
+        """Check decoded JSON; raise `UsageError`, with a sentence for the caller."""
         if not isinstance(content, dict):
-            raise UsageError('The request must be an object, such as {"prompt": "Once"}.')
+            raise UsageError('the request must be an object, such as {"prompt": "Once"}.')
         for name, value in content.items():
             if name not in _FIELDS:
-                raise UsageError(f"There is no field {name!r}; there are {', '.join(_FIELDS)}.")
+                raise UsageError(f"unknown field {name!r}: use {', '.join(_FIELDS)}.")
             holds, meaning = _FIELDS[name]
             if not holds(value):
                 raise UsageError(f"{name!r} must be {meaning}.")
         if ("prompt" in content) == ("messages" in content):
-            raise UsageError("The request needs either 'prompt' or 'messages'.")
+            raise UsageError("the request needs either 'prompt' or 'messages'.")
         return cls(
             prompt=content.get("prompt"),
             messages=tuple(content.get("messages", ())),
@@ -69,7 +69,7 @@ class Request:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
+        """Return what `from_json` reads."""
         return {
             **({"messages": list(self.messages)} if self.messages else {"prompt": self.prompt}),
             **self.sampling.to_json(),
@@ -80,7 +80,7 @@ class Request:
         }
 
     def start(self, model: Llama) -> Generation:
-        """Have `model` begin; raises `UsageError` for what this model cannot do."""
+        """Start an answer of `model`; raise `UsageError` for what this model cannot do."""
         options: dict[str, Any] = {
             name: getattr(self, name) for name in ("sampling", "max_new_tokens", "stop", "adapter")
         }
@@ -131,4 +131,4 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "adapter": (_is_text, "the name of an adapter"),
     "stream": (lambda value: isinstance(value, bool), "true or false"),
 }
-"""Field -> whether a value is one, and what it must be."""
+"""Field -> a check of its value, and what the value must be."""

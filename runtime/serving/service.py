@@ -1,4 +1,4 @@
-"""The model's process seen from a server: who waits, who is refused, and what runs."""
+"""Runs the model's process for a server: queues requests, and refuses what is too much."""
 
 from __future__ import annotations
 
@@ -17,39 +17,41 @@ from llama_onnx.targets.errors import BusyError, LlamaOnnxError, PackageError, U
 from llama_onnx.targets.package import MANIFEST
 
 MAX_WAITING = 8
-"""Requests that may wait for their turn; further ones are refused."""
+"""Requests that may wait; further ones are refused."""
 
 
 class Service:
-    """A package that answers one request at a time; others wait for a lock, in no promised order.
+    """A package that answers one request at a time; others wait, in no particular order.
 
-    `about` says which model it is and which provider runs it. The process is started again if it
-    ended, before the next answer.
+    `about` says which model it is and which provider runs it. A process that has ended is started
+    again before the next answer.
     """
 
     def __init__(self, package: Path, *, max_waiting: int = MAX_WAITING) -> None:
-        """Open `package`; raises `LlamaOnnxError` if its provider does not run it."""
+        """Open `package`; raise `LlamaOnnxError` if its provider does not run it."""
         self._package = package
         self._turn = Lock()
         self._room = BoundedSemaphore(max_waiting + 1)
         self._process, self.about = _open(package)
 
     def __str__(self) -> str:
-        """Return what runs, on what, and how far that was verified."""
+        """Return the model, its process, and how its provider was verified."""
         provider = self.about["provider"]
         return f"{self.about['model']} (process {self._process.pid}): {provider['verified']}"
 
     def answer(self, request: Request) -> dict[str, Any]:
-        """The whole answer: `text` and `stats`. Raises `UsageError`, `BusyError`, or
-        `LlamaOnnxError` when the answer failed."""
+        """Return the whole answer: `text` and `stats`.
+
+        Raises `UsageError`, `BusyError`, or `LlamaOnnxError` when the answer fails.
+        """
         messages = list(self.stream(request))
         text = "".join(message["text"] for message in messages[:-1])
         return {"text": text, **messages[-1]}
 
     def stream(self, request: Request) -> Generator[dict[str, Any], None, None]:
-        """The answer in pieces, each a `text`, and `stats` at the end.
+        """Return the answer in pieces, each a `text`, with `stats` at the end.
 
-        Waits for its turn, and raises here whatever `answer` raises before the first piece.
+        Waits for its turn, and raises immediately what `answer` would raise before the first piece.
         `close()` ends the answer early.
         """
         messages = self._ask(request)
@@ -63,7 +65,7 @@ class Service:
     @contextmanager
     def _take_turn(self) -> Iterator[None]:
         if not self._room.acquire(blocking=False):
-            raise BusyError("Too many requests are waiting already: try again later.")
+            raise BusyError("too many requests are waiting: try again later.")
         try:
             with self._turn:
                 yield
@@ -88,19 +90,19 @@ class Service:
 
 
 def find_package(folder: Path) -> Path:
-    """The package that `folder` is or holds; raises `PackageError` unless there is just one."""
+    """Return the package that `folder` is or holds; raise `PackageError` unless there is one."""
     places = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
     found = [path for path in places if (path / MANIFEST).is_file()]
     if len(found) != 1:
         raise PackageError(
-            f"{folder} must be a package or hold one, and {len(found)} were found: put the files "
-            f"beside {MANIFEST} there."
+            f"{folder} must be a package or hold exactly one, but {len(found)} were found: put the "
+            f"files beside {MANIFEST} there."
         )
     return found[0]
 
 
 def http_status(error: LlamaOnnxError) -> int:
-    """The status that says whose fault it is: the caller's 400, 503 when busy, otherwise 500."""
+    """Return the HTTP status: 400 for the caller's mistake, 503 when busy, otherwise 500."""
     if isinstance(error, UsageError):
         return 400
     return 503 if isinstance(error, BusyError) else 500
@@ -108,7 +110,7 @@ def http_status(error: LlamaOnnxError) -> int:
 
 def _open(package: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """Start the model's process and wait until it has opened `package`."""
-    # It has to find what this process found, wherever that was put on the path.
+    # The child must find the same modules as this process, however they came onto its path.
     path = os.pathsep.join(filter(None, sys.path))
     process = subprocess.Popen(
         [sys.executable, "-m", "llama_onnx.runtime.serving.worker", str(package)],
@@ -143,13 +145,13 @@ def _receive(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End the answer that is being made, if there still is one."""
+    """End the current answer, if there still is one."""
     try:
         _send(process, None)
         while not _is_last(_receive(process)):
             pass
     except LlamaOnnxError:
-        pass  # a process that ended makes no answer
+        pass  # the process has ended, and the answer with it
 
 
 def _is_last(message: dict[str, Any]) -> bool:
@@ -162,6 +164,6 @@ def _error(message: dict[str, Any]) -> LlamaOnnxError:
 
 def _ended(process: subprocess.Popen[str]) -> LlamaOnnxError:
     return LlamaOnnxError(
-        f"The model's process ended with status {process.wait()}: its log says why; -9 is mostly "
-        "too little memory."
+        f"the model's process ended with status {process.wait()}: see its log; -9 mostly means "
+        "that memory ran out."
     )

@@ -1,10 +1,10 @@
 """The process that holds the model: `python -m llama_onnx.runtime.serving.worker PACKAGE`.
 
-onnxruntime-genai 0.18 keeps Python's global lock while it reads a prompt, so that nothing else in
-its process answers, a health check included. Hence a process of its own, which speaks JSON lines:
+onnxruntime-genai 0.18 holds Python's global lock while it reads a prompt, so nothing else in its
+process can answer, not even a health check. Hence a separate process, which speaks JSON lines:
 
     out  {"ready": {...}}                      once; or an error, and the end
-    in   a request                             null ends the answer that is being made
+    in   a request                             null ends the current answer
     out  {"started": true}  {"text": ...}*     the pieces
     out  {"stats": {...}}  or  {"error": ..., "usage": ...}    the end of an answer
 """
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 Send = Callable[[dict[str, Any]], None]
 Inbox = SimpleQueue[str]
-"""Lines from outside; "" is their end."""
+"""Lines from the server; "" is their end."""
 
 
 def work(package: Path, lines: IO[str], send: Send) -> int:
-    """Open `package` and answer `lines` until they end; returns the exit status."""
+    """Open `package`, answer `lines` until they end, and return the exit status."""
     from llama_onnx.runtime.llama.model import Llama
 
     try:
@@ -57,16 +57,16 @@ def _answer(model: Llama, content: Any, inbox: Inbox) -> Iterator[dict[str, Any]
         yield {"started": True}
         for piece in answer:
             yield {"text": piece}
-            # Nobody asks anything before the end, so whatever has come says stop.
+            # The server sends nothing before the end of an answer, except to stop it.
             if not inbox.empty():
                 break
         answer.close()
         yield {"stats": answer.stats.to_json()}
     except LlamaOnnxError as error:
         yield _describe(error)
-    except Exception as error:  # whatever a library raises ends this answer, not the service
+    except Exception as error:  # a library's error ends this answer, not the service
         traceback.print_exc()
-        yield {"error": f"The answer failed: {error!r}.", "usage": False}
+        yield {"error": f"the answer failed: {error!r}.", "usage": False}
 
 
 def _describe(error: LlamaOnnxError) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def _read(lines: IO[str], inbox: Inbox) -> None:
 
 
 def main() -> int:
-    """Answer on stdout what comes on stdin."""
-    # Whatever a library prints goes to stderr; the answers have the true stdout to themselves.
+    """Answer requests from stdin on stdout."""
+    # Anything that a library prints goes to stderr; only answers go to the real stdout.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

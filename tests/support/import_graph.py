@@ -40,7 +40,7 @@ class Source:
 
     def imports(self, file: Path) -> Iterator[str]:
         """Dotted names that a file imports, at its top or in a function; relative ones resolved."""
-        package = ["llama_onnx", *file.relative_to(self.root).with_suffix("").parts[:-1]]
+        package = ["llama_onnx", *self._parts(file)[:-1]]
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
@@ -118,9 +118,12 @@ class Source:
         yield from sorted(self.root.glob("*.py"))
 
     def _dotted(self, file: Path) -> str:
-        parts = file.relative_to(self.root).with_suffix("").parts
-        parts = parts[1:] if parts[0] == "api" else parts
+        parts = self._parts(file)
         return ".".join(["llama_onnx", *(part for part in parts if part != "__init__")])
+
+    def _parts(self, file: Path) -> tuple[str, ...]:
+        parts = file.relative_to(self.root).with_suffix("").parts
+        return parts[1:] if parts[0] == "api" else parts
 
     def _resolve(self, text: str) -> str | None:
         """The module that a dotted name is, or is in."""

@@ -18,6 +18,7 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.commands import chat as chat_module
 from llama_onnx.runtime.llama.generation import Generation
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.llama.sampling import Sampling
 from tests.support.fakes import generation, interrupt_at
 from tests.support.packages import alter_package
 
@@ -89,10 +90,7 @@ def test_generate_hands_every_option_on(package: Path, monkeypatch: pytest.Monke
     assert run("generate", package, PROMPT, *options, "--threads", "1").stdout == "ok\n"
     assert seen == {
         "max_new_tokens": 9,
-        "temperature": 0.5,
-        "top_k": 4,
-        "top_p": 0.9,
-        "seed": 7,
+        "sampling": Sampling(temperature=0.5, top_k=4, top_p=0.9, seed=7),
         "stop": ("one", "two"),
         "adapter": "mine",
     }
@@ -202,7 +200,7 @@ def test_chat_forgets_the_oldest_when_the_context_is_full(package: Path) -> None
     result = run("chat", package, "--max-new-tokens", "20", stdin="\n".join(lines))
     assert result.exit_code == 0
     assert result.stderr.count("answer 20 tokens") == len(lines)
-    assert "(The context of 256 tokens is full: the oldest 2 messages are forgotten.)" in (
+    assert "(The context of 256 tokens is full: the oldest 2 messages were dropped.)" in (
         result.stderr
     )
 

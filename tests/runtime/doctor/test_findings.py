@@ -15,6 +15,7 @@ from llama_onnx.runtime.doctor.facts import (
     Facts,
     Gpu,
     Graphics,
+    Int4Kernels,
     Libraries,
     Loaded,
     Memory,
@@ -31,6 +32,7 @@ from llama_onnx.runtime.doctor.hardware import (
     judge_memory,
     judge_processor,
 )
+from llama_onnx.runtime.doctor.int4 import int4_kernels, judge_int4
 from llama_onnx.runtime.doctor.requirements import unmet
 from llama_onnx.runtime.doctor.software import (
     judge_encodings,
@@ -69,7 +71,12 @@ ORT = Loaded("1.32.0", providers=("AzureExecutionProvider", CPU.ort_name))
 GENAI = Loaded("0.18.0")
 L40 = Gpu("NVIDIA L40", "580.82.07", 48 << 30, (8, 9))
 PROCESSOR = Processor(
-    "A processor", 8, 16, 16, features={"AVX2": True, "AVX512": True, "VNNI": True}
+    "A processor",
+    8,
+    16,
+    16,
+    features={"AVX2": True, "AVX512": True, "VNNI": True},
+    int4=Int4Kernels("AVX512-VNNI"),
 )
 HEALTHY = Facts(
     platform="linux",
@@ -139,7 +146,10 @@ def test_a_32_bit_python() -> None:
 def test_no_onnxruntime_at_all() -> None:
     bare = replace(WHEELS, onnxruntime={}, genai={})
     finding = judge_onnxruntime(bare, Loaded(None))
-    assert (finding.status, finding.mend) == ("trouble", 'run `pip install "llama-onnx[cpu]"`')
+    assert (finding.status, finding.mend) == (
+        "trouble",
+        'run `python -m pip install ".[cpu]"` in a clone of llama-onnx',
+    )
     facts = replace(HEALTHY, wheels=bare, onnxruntime=Loaded(None), genai=Loaded(None), tried=())
     assert not_ok(facts) == {"onnxruntime": "trouble", "onnxruntime-genai": "trouble"}
 
@@ -150,8 +160,8 @@ def test_two_flavours_at_once_leave_the_one_that_was_wanted() -> None:
     assert finding.status == "trouble"
     assert "onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1 are installed at once" in finding.found
     assert finding.mend == (
-        "run `pip uninstall -y onnxruntime onnxruntime-genai onnxruntime-gpu && "
-        'pip install "llama-onnx[cuda]"`'
+        "run `python -m pip uninstall -y onnxruntime onnxruntime-genai onnxruntime-gpu && "
+        'python -m pip install ".[cuda]"` in a clone of llama-onnx'
     )
     genai = {"onnxruntime-genai": "0.18.0", "onnxruntime-genai-cuda": "0.18.0"}
     assert judge_genai(replace(WHEELS, genai=genai), GENAI).status == "trouble"
@@ -162,7 +172,7 @@ def test_what_one_flavour_leaves_behind_when_the_other_goes() -> None:
     finding = judge_onnxruntime(WHEELS, hollow)
     assert (finding.status, "does not load: AttributeError" in finding.found) == ("trouble", True)
     assert str(finding.mend).startswith(
-        "run `pip uninstall -y onnxruntime onnxruntime-genai && pip"
+        "run `python -m pip uninstall -y onnxruntime onnxruntime-genai && python -m pip"
     )
     other = judge_onnxruntime(WHEELS, replace(ORT, version="1.31.1"))
     assert (other.status, "what loads is 1.31.1" in other.found) == ("trouble", True)
@@ -209,7 +219,9 @@ def test_without_the_export_extra_packages_still_run() -> None:
     assert (finding.status, "need torch, ml-dtypes too" in finding.found) == ("ok", True)
     old = judge_export(replace(WHEELS, others={**WHEELS.others, "torch": "2.1.0"}))
     assert (old.status, "`export` needs torch>=2.7" in old.found) == ("warning", True)
-    assert old.mend == 'run `pip install --upgrade "llama-onnx[export,cpu]"`'
+    assert old.mend == (
+        'run `python -m pip install ".[export,cpu]" --upgrade` in a clone of llama-onnx'
+    )
     source = judge_export(replace(WHEELS, llama_onnx=None, extras={}))
     assert (source.status, "run from its source" in source.found) == ("ok", True)
 
@@ -239,13 +251,13 @@ def test_a_gpu_wheel_without_a_driver() -> None:
     facts = replace(
         CUDA_MACHINE,
         libraries=(Libraries("cuda", libraries, cudnn=False),),
-        tried=(*HEALTHY.tried, Tried("cuda", error="The provider cuda cannot run here: no")),
+        tried=(*HEALTHY.tried, Tried("cuda", error="provider cuda cannot run here: no")),
         graphics=Graphics(),
     )
     assert not_ok(facts) == {"cuda libraries": "trouble", "provider cuda": "trouble"}
     assert named(facts)["provider cuda"].found == "does not run without its libraries"
     found = named(facts)["cuda libraries"]
-    assert found.found.startswith(f"0 of {len(libraries)} load; cuDNN 9 does not, which no Llama")
+    assert found.found.startswith(f"0 of {len(libraries)} load; cuDNN 9 does not, but no Llama")
     assert all(name in found.found for name in libraries)
     assert found.mend == (
         'install NVIDIA\'s driver, and run `pip install "onnxruntime-gpu[cuda,cudnn]"`'
@@ -261,13 +273,13 @@ def test_a_driver_that_crashes_while_its_libraries_load() -> None:
 def test_a_device_that_the_wheels_leave_alone() -> None:
     finding = named(replace(HEALTHY, graphics=CUDA_MACHINE.graphics))["provider cuda"]
     assert finding.status == "warning"
-    assert 'pip install "llama-onnx[cuda]"' in str(finding.mend)
+    assert 'pip install ".[cuda]"' in str(finding.mend)
 
 
 @pytest.mark.parametrize(
     ("graphics", "cuda", "status", "said"),
     [
-        (Graphics(), False, "ok", "no device seen"),
+        (Graphics(), False, "ok", "no device found"),
         (Graphics(("Intel",)), False, "ok", "Intel"),
         (Graphics(("NVIDIA",)), False, "warning", "without NVIDIA's driver"),
         (Graphics((), (), "580.1", "not found"), False, "warning", "nvidia-smi fails: not found"),
@@ -289,8 +301,8 @@ def test_graphics(graphics: Graphics, cuda: bool, status: str, said: str) -> Non
     ("logits", "said"),
     [
         ((1.02, 1.98), None),
-        ((2.0, 1.0), "computes something else than the CPU: relative L2 0.63"),
-        ((math.nan, 2.0), "no numbers"),
+        ((2.0, 1.0), "its logits differ from the CPU's: relative L2 0.63"),
+        ((math.nan, 2.0), "its logits hold NaN or infinity"),
     ],
 )
 def test_gibberish_is_not_a_provider_that_runs(logits: tuple[float, ...], said: str | None) -> None:
@@ -305,28 +317,52 @@ def test_a_cpu_that_fails_is_no_reference() -> None:
     tried = [Tried("cpu", error="it crashes (SIGILL)"), Tried("cuda", 34, 0, (1.0, 2.0))]
     cpu, cuda = judge_tried(tried, WHEELS)
     assert (cpu.status, cpu.found, cuda.status) == ("trouble", "it crashes (SIGILL)", "ok")
-    assert str(cpu.mend).startswith("run `pip uninstall -y onnxruntime onnxruntime-genai")
+    assert str(cpu.mend).startswith("run `python -m pip uninstall -y onnxruntime onnxruntime-genai")
 
 
 # Hardware
 
 
+X86 = {"AVX2": True, "AVX512": False, "VNNI": False, "AVX-VNNI": False}
+UNREPORTED = {"VNNI": None, "AVX-VNNI": None}  # as on Windows
+
+
+# The expected kernels are those that MLAS dispatches to (onnxruntime/core/mlas/lib/platform.cpp).
 @pytest.mark.parametrize(
-    ("features", "status", "said"),
+    ("features", "kernels", "status", "said"),
     [
-        ({"AVX2": True, "AVX512": True, "VNNI": True}, "ok", "AVX2, AVX512, VNNI; int4"),
-        ({"AVX2": True, "AVX512": False, "VNNI": False}, "ok", "no VNNI"),
-        ({"AVX2": True, "AVX512": True, "VNNI": None}, "ok", "VNNI cannot be told"),
-        ({"AVX2": True, "AVX512": False, "AVX-VNNI": True}, "ok", "full speed"),
-        ({"dot product": True}, "ok", "full speed"),
-        ({}, "ok", "cannot be told here"),
-        ({"AVX2": False, "AVX512": False}, "warning", "without AVX2"),
-        ({"dot product": False}, "warning", "without the dot product"),
+        (X86 | {"AVX512": True, "VNNI": True}, "AVX512-VNNI", "ok", "blocks of 128 are faster"),
+        (X86 | {"AVX512": True}, "AVX512", "ok", "without VNNI"),
+        (X86 | {"AVX-VNNI": True}, "AVX-VNNI", "ok", "blocks of 128 are faster"),
+        (X86, "AVX2", "ok", "AVX2 kernels, products in int8; without VNNI, blocks of 128 are hard"),
+        (X86 | {"AVX2": False}, None, "warning", "no fast kernels without AVX2"),
+        (
+            X86 | {"AVX512": True} | UNREPORTED,
+            "AVX512",
+            "ok",
+            "AVX512 kernels, products in int8, or on AVX512-VNNI: this system does not report it",
+        ),
+        (X86 | UNREPORTED, "AVX2", "ok", "or on AVX-VNNI: this system does not report it"),
+        ({"AVX2": False, "AVX512": False} | UNREPORTED, None, "warning", "without AVX2"),
+        ({"dot product": True, "int8 matrix": True, "SVE": True}, "NEON i8mm", "ok", "NEON i8mm"),
+        ({"dot product": True, "int8 matrix": False}, "NEON dot product", "ok", "NEON dot"),
+        ({"dot product": True}, "NEON dot product", "ok", "NEON dot product kernels"),
+        ({"dot product": False, "int8 matrix": False}, None, "warning", "without the dot product"),
+        ({}, None, "ok", "cannot be determined here"),
     ],
 )
-def test_processor(features: dict[str, bool | None], status: str, said: str) -> None:
-    finding = judge_processor(replace(PROCESSOR, features=features))
-    assert (finding.status, said in finding.found) == (status, True)
+def test_what_int4_runs_on(
+    features: dict[str, bool | None], kernels: str | None, status: str, said: str
+) -> None:
+    int4 = int4_kernels(features)
+    assert int4.name == kernels
+    finding = judge_int4(replace(PROCESSOR, features=features, int4=int4))
+    assert (finding.status, said in finding.found) == (status, True), finding.found
+
+
+def test_a_processor_is_named_with_its_instruction_sets() -> None:
+    assert judge_processor(PROCESSOR).found == "A processor: AVX2, AVX512, VNNI"
+    assert judge_processor(replace(PROCESSOR, name=None, features={})).found == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -338,7 +374,7 @@ def test_a_container_that_allows_fewer_processors_than_cores(
 ) -> None:
     finding = judge_cores(replace(PROCESSOR, allowed=allowed, quota=quota))
     assert finding.status == ("ok" if threads is None else "warning")
-    assert threads is None or f"give `--threads {threads}`" in str(finding.mend)
+    assert threads is None or f"pass `--threads {threads}`" in str(finding.mend)
 
 
 def test_cores_that_cannot_be_counted() -> None:

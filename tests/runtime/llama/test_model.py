@@ -492,7 +492,7 @@ def test_a_provider_that_genai_lacks_is_an_error_not_a_fallback(
     monkeypatch.setattr(providers_module, "require", lambda provider, genai: None)
     lacking = replace(WEBGPU, genai_name="no such thing")
     with pytest.raises(
-        ProviderError, match=r"on webgpu: Unknown provider name .*; take --provider"
+        ProviderError, match=r"on webgpu: Unknown provider name .*; pass --provider"
     ):
         open_model(package, lacking)
     opened = open_model(package, lacking, allow_fallback=True)

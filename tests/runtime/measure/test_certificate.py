@@ -210,7 +210,7 @@ def test_a_reference_changed_behind_the_certificate_is_refused(
 ) -> None:
     package = copy("fp32")
     flip(package / "parity" / "reference.safetensors", 5000)
-    with pytest.raises(PackageError, match="not the one of the certificate beside it"):
+    with pytest.raises(PackageError, match="is not the file that the certificate"):
         verify(package, CPU)
 
 
@@ -321,7 +321,7 @@ def test_the_command_prints_a_verdict(packages: dict[str, Path]) -> None:
         result.stdout
     )
     assert "batch, padded left" in result.stdout
-    assert "4 of 4 continuations as they were written" in result.stdout
+    assert "4 of 4 continuations are the certificate's" in result.stdout
     assert "passed: the package is the one that was made" in result.stdout
     assert result.stderr == ""
 

@@ -53,9 +53,9 @@ def test_the_cpu_needs_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_cpu_wheel_does_not_do_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, {"onnxruntime": "1.32.0"}, {"onnxruntime-genai": "0.18.0"})
     assert refusal(HERE) == (
-        "The provider cuda cannot run here: it needs the wheel onnxruntime-gpu, and "
-        "onnxruntime 1.32.0 is installed; run `pip uninstall -y onnxruntime onnxruntime-genai && "
-        'pip install "llama-onnx[cuda]"`.'
+        "provider cuda cannot run here: it needs the wheel onnxruntime-gpu, and "
+        "onnxruntime 1.32.0 is installed; run `python -m pip uninstall -y onnxruntime "
+        'onnxruntime-genai && python -m pip install ".[cuda]"` in a clone of llama-onnx.'
     )
 
 
@@ -65,7 +65,10 @@ def test_two_flavours_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, both, {"onnxruntime-genai-cuda": "0.18.0"}, (CUDA.ort_name,))
     said = refusal(HERE)
     assert "onnxruntime and onnxruntime-gpu are installed at once" in said
-    assert "`pip uninstall -y onnxruntime onnxruntime-genai-cuda onnxruntime-gpu && pip" in said
+    assert (
+        "pip uninstall -y onnxruntime onnxruntime-genai-cuda onnxruntime-gpu && python -m pip"
+        in said
+    )
 
 
 def test_two_flavours_of_genai_matter_to_genai(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +90,7 @@ def test_missing_libraries_are_named_with_what_brings_them(monkeypatch: pytest.M
         "libno.so",
     ]
     assert refusal(lacking) == (
-        "The provider cuda cannot run here: libno-driver.so, libno.so cannot be loaded; "
+        "provider cuda cannot run here: libno-driver.so, libno.so cannot be loaded; "
         "install a driver, and pray."
     )
     require(replace(HERE, libraries={sys.platform: (there,)}))
@@ -104,15 +107,15 @@ def test_what_onnxruntime_prints_about_libraries_stays_out_of_stdout(
 def test_a_platform_without_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     assert refusal(DIRECTML) == (
-        "The provider directml cannot run here: its wheels exist for Windows, and this is Linux; "
-        "take --provider cpu."
+        "provider directml cannot run here: its wheels exist for Windows, and this is Linux; "
+        "pass --provider cpu."
     )
 
 
 def test_a_provider_without_a_genai(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, {"onnxruntime-webgpu": "1.27.0"}, {}, (WEBGPU.ort_name,))
     require(replace(WEBGPU, libraries={}))
-    assert "no onnxruntime-genai that goes with it" in refusal(WEBGPU, genai=True)
+    assert "no onnxruntime-genai for it" in refusal(WEBGPU, genai=True)
 
 
 def install(folder: Path, name: str, files: tuple[str, ...]) -> None:
@@ -161,8 +164,8 @@ def test_asking_for_cuda_with_the_cpu_wheel_is_exit_1(
     pretend_cpu_wheels(monkeypatch)
     result = run(verb[0], package, *verb[1:], "--provider", "cuda")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("Error: The provider cuda cannot run here: it needs the wheel")
-    assert 'pip install "llama-onnx[cuda]"`.' in result.stderr
+    assert result.stderr.startswith("Error: provider cuda cannot run here: it needs the wheel")
+    assert 'pip install ".[cuda]"` in a clone of llama-onnx.' in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -176,11 +179,11 @@ def test_a_fallback_is_the_user_s_choice_and_is_said(
     result = run("generate", package, "hello", "--max-new-tokens", "5", *allowed)
     assert result.exit_code == 0
     assert result.stdout == plain.stdout
-    assert "So the CPU runs it, as --allow-fallback allows." in result.stderr
+    assert "The CPU runs it instead, as --allow-fallback allows." in result.stderr
     said = json.loads(run("generate", package, "hello", "--json", *allowed).stdout)["provider"]
     assert (said["name"], said["asked"], said["device"]) == ("cpu", "cuda", "CPU")
     assert "onnxruntime-gpu" in said["fallback"]
-    assert "So the CPU runs it" in run("chat", package, *allowed).stderr
+    assert "The CPU runs it instead" in run("chat", package, *allowed).stderr
 
 
 @pytest.mark.parametrize("verb", [("generate", "hello"), ("chat",), ("inspect",)])

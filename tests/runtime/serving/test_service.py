@@ -61,7 +61,7 @@ def ask(prompt: str = PROMPT, **options: Any) -> Request:
         (b'{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "either 'prompt'"),
         (b'{"prompt": 3}', "'prompt' must be a text"),
         (b'{"prompt": null}', "'prompt' must be a text"),
-        (b'{"promt": "a"}', "no field 'promt'; there are prompt, messages"),
+        (b'{"promt": "a"}', "unknown field 'promt': use prompt, messages"),
         (b'{"messages": []}', "'messages' must be a list"),
         (b'{"messages": [{"role": "user"}]}', "'messages' must be a list"),
         (b'{"messages": [{"role": "user", "content": 1}]}', "'messages' must be a list"),
@@ -277,7 +277,7 @@ def test_what_a_library_raises_ends_the_answer_alone(
 
     sent = run_worker(monkeypatch, iter(lines), at_step)
     assert sent[-1] == {
-        "error": "The answer failed: RuntimeError('bad allocation').",
+        "error": "the answer failed: RuntimeError('bad allocation').",
         "usage": False,
     }
     assert "Traceback" in capsys.readouterr().err
