@@ -120,6 +120,7 @@ def test_the_guard_sees_a_heavy_library(tmp_path: Path, monkeypatch: pytest.Monk
         ),
         ("llama_onnx.runtime.commands.generate", "torch transformers onnx onnxruntime_genai numpy"),
         ("llama_onnx.runtime.commands.chat", "torch transformers onnx onnxruntime_genai numpy"),
+        ("llama_onnx.runtime.commands.bundle", "torch transformers onnx onnxruntime numpy"),
         ("llama_onnx.runtime.llama.model", "torch transformers onnx click rich"),
         ("llama_onnx.targets.package", "torch transformers onnx onnxruntime numpy click rich"),
         ("llama_onnx.targets.signature", "cryptography numpy click rich"),

@@ -57,7 +57,7 @@ class Place(ABC):
         return
 
     def content(self) -> Mapping[str, Any]:
-        """Return what bundle.json has to record besides what every bundle records."""
+        """Return more entries for bundle.json than every bundle has."""
         return {}
 
     @abstractmethod

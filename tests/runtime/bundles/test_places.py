@@ -40,7 +40,7 @@ from tests.support.packages import make_package
 Bundle = Callable[..., Bundled]
 
 
-def bundle_for(place: str, package: ModelPackage, out: Path, **settings: bool) -> Bundled:
+def bundle_for(place: str, package: ModelPackage, out: Path, **settings: Any) -> Bundled:
     return make_bundle(package, out, get_place(place), Settings(**settings))
 
 
@@ -510,6 +510,21 @@ def test_an_invalid_certificate_is_refused(
     damaged = write_manifest(tmp_path / "copy", manifest)
     with pytest.raises(PackageError, match=r"certificate\.json (is damaged|cannot be read)"):
         bundle_hub(damaged, out)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("files", []), ("validated", {}), ("validated", {"measurements": 1})]
+)
+def test_a_certificate_with_an_invalid_part_is_refused(
+    certified: tuple[Path, ParityReport], out: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    copy = Path(shutil.copytree(certified[0], tmp_path / "copy"))
+    file = copy / "parity" / "certificate.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {key: value}), "utf-8")
+    damaged = write_manifest(copy, json.loads((copy / MANIFEST).read_text("utf-8")))
+    with pytest.raises(PackageError, match=r"certificate\.json is damaged: "):
+        bundle_hub(damaged, out)
+    assert left_over(out) == []
 
 
 def test_what_the_hub_gets_is_a_package_and_its_examples_run(

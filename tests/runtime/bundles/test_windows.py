@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -35,7 +36,7 @@ def bundle_windows(
     libraries: tuple[Libraries, ...] = (CPU, DIRECTML),
     self_test: SelfTest | None = None,
     compiler: str | None = None,
-    **settings: bool,
+    **settings: Any,
 ) -> Bundled:
     place = Windows(wheels, libraries, self_test, compiler)
     return make_bundle(package, out, place, Settings(**settings))
