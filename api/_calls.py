@@ -135,7 +135,7 @@ def verify(
     if files_only:
         if provider is not None or threads is not None or allow_fallback:
             raise UsageError(
-                "files_only computes nothing: leave provider, threads and allow_fallback out."
+                "files_only runs nothing: leave provider, threads and allow_fallback out."
             )
         return verifying.verify_files(Path(package), key=public, progress=progress or SILENT)
     return verifying.verify(

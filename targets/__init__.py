@@ -1,1 +1,1 @@
-"""Where a package goes: the targets, the package folder itself and the errors. Stdlib only."""
+"""Targets, providers, the formats of packages and bundles, and errors. Standard library only."""

@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs."""
+"""NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TARGET = Target(
     name="cuda",
     description="NVIDIA GPUs",
     graph=Graph(
-        # No fp32: GroupQueryAttention has kernels for half precision alone.
+        # No fp32: GroupQueryAttention has kernels for half precision only.
         precisions=("fp16", "bf16", "int8", "int4"),
         default_precision="int4",
         activations=("fp16", "bf16"),

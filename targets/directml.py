@@ -1,4 +1,4 @@
-"""GPUs and NPUs of any maker on Windows."""
+"""GPUs and NPUs of all vendors on Windows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ TARGET = Target(
         default_precision="int4",
         activations=("fp16",),
         accuracy_level=0,
-        # Its GroupQueryAttention reads query, key, value, cache and lengths: neither a packed
-        # matrix nor rotary tables, which it would leave out without a word.
+        # Its GroupQueryAttention reads query, key, value, cache and lengths only: it would silently
+        # ignore a packed matrix and rotary tables.
         operators=Operators(
             packed_qkv=False, inner_rotary=False, rms_normalization=False, gather_blocks=False
         ),

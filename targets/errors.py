@@ -1,39 +1,39 @@
-"""The one tree of errors, for people.
+"""All errors that this project raises on purpose.
 
     LlamaOnnxError                 exit 1   base: one sentence - what is wrong, where, what to do
-    ├── UsageError                 exit 2   the call itself cannot be carried out as asked
-    ├── CheckpointError            exit 1   the source cannot be read, or contradicts itself
-    │   └── UnsupportedError       exit 1   the source is sound, but has a feature named here
-    ├── PackageError               exit 1   a package is missing something, or is damaged
-    ├── ResourceError              exit 1   disk or memory does not suffice
-    ├── ProviderError              exit 1   the execution provider asked for does not run
-    ├── BusyError                  exit 1   a server has more requests waiting than it takes
+    ├── UsageError                 exit 2   the call is wrong, whatever the files contain
+    ├── CheckpointError            exit 1   a checkpoint is missing, damaged or inconsistent
+    │   └── UnsupportedError       exit 1   a sound checkpoint has an unsupported feature
+    ├── PackageError               exit 1   a package is incomplete or damaged
+    ├── ResourceError              exit 1   there is not enough disk space or memory
+    ├── ProviderError              exit 1   the chosen execution provider cannot run the package
+    ├── BusyError                  exit 1   too many requests are waiting for a server
     └── MissingDependencyError     exit 1   an optional library is not installed
 
-Raised anywhere; turned into click's exceptions at the command line's edge only.
+They are turned into click's exceptions only in the command line's root.
 """
 
 from __future__ import annotations
 
 
 class LlamaOnnxError(Exception):
-    """Base of every error this project raises on purpose; `str()` is one clear sentence."""
+    """Base class of this project's errors; `str()` is one sentence."""
 
     exit_code = 1
 
 
 class UsageError(LlamaOnnxError):
-    """What was asked for cannot be done, whatever the files hold."""
+    """The call is wrong, whatever the files contain."""
 
     exit_code = 2
 
 
 class CheckpointError(LlamaOnnxError):
-    """A source checkpoint is missing, damaged or inconsistent."""
+    """A checkpoint is missing, damaged or inconsistent."""
 
 
 class UnsupportedError(CheckpointError):
-    """A source checkpoint uses a feature that is refused by name rather than ignored."""
+    """A checkpoint uses a feature that is not supported; the message names it."""
 
 
 class PackageError(LlamaOnnxError):
@@ -41,7 +41,7 @@ class PackageError(LlamaOnnxError):
 
 
 class ResourceError(LlamaOnnxError):
-    """The machine cannot hold the result."""
+    """There is not enough disk space or memory."""
 
 
 class ProviderError(LlamaOnnxError):
@@ -49,8 +49,8 @@ class ProviderError(LlamaOnnxError):
 
 
 class BusyError(LlamaOnnxError):
-    """More requests are waiting than a server takes; nothing is wrong with this one."""
+    """Too many requests are waiting for a server; this one can be repeated later."""
 
 
 class MissingDependencyError(LlamaOnnxError):
-    """An optional library is needed for this command and is not installed."""
+    """An optional library that is needed here is not installed."""

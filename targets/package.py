@@ -1,4 +1,4 @@
-"""A model package: the folder that ships. Its manifest names every file, with size and hash."""
+"""A model package: a folder whose manifest lists every file with its size and hash."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from llama_onnx.targets.errors import PackageError, UsageError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SIGNATURE_SUFFIX = ".sig"
-"""Of the file beside a manifest, or a bundle.json, that signs it."""
+"""Appended to the name of a manifest or bundle.json: its signature."""
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 ADAPTER_FOLDER, ADAPTER_SUFFIX = "adapters", ".onnx_adapter"
 PARTIAL_SUFFIX = ".partial"
-"""An export in progress writes to `OUT.partial` and renames it when it is done."""
+"""An export writes to `OUT.partial` and renames it at the end."""
 
 BESIDE = ("SHA256SUMS", "selftest.txt", "README.md")
-"""Files that bundles put into a package, beside what its manifest names."""
+"""Files that bundles add to a package and its manifest does not list."""
 
 WORKING_FILES = ("journal.jsonl", "journal.jsonl.tmp", "journal.lock")
-"""What an export in progress keeps in its folder: never part of a package. A kill between the last
-rename and their removal leaves them in a finished one."""
+"""Files that an export keeps in its folder while it runs; never part of a package. They remain in a
+finished one if the export was killed between the last rename and their removal."""
 
 _TYPES = {"target": str, "precision": str, "recipe": dict, "source": dict}
 
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """A package on disk, opened: its manifest is read and its files are there."""
+    """An opened package: its manifest was read, and every file exists with the right size."""
 
     path: Path
     manifest: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: str | Path) -> ModelPackage:
-        """Read the manifest in `path` and check that each file it names is there in full.
+        """Read the manifest in the folder `path` and check the size of every file it lists.
 
-        Contents are not read: that is what `verify` does. Raises `PackageError`.
+        `verify` checks the contents. Raises `PackageError`.
         """
         path = Path(path)
         package = cls(path, _read_manifest(path))
@@ -51,43 +51,43 @@ class ModelPackage:
 
     @property
     def files(self) -> Mapping[str, Mapping[str, Any]]:
-        """What it names: file -> size and sha256."""
+        """The files that the manifest lists: name -> size in bytes and sha256."""
         files: Mapping[str, Mapping[str, Any]] = self.manifest["files"]
         return files
 
     @property
     def index(self) -> Path:
-        """The file that names all others, with their hashes: what a signature signs."""
+        """The manifest, which lists every other file by hash: a signature signs this one."""
         return self.path / MANIFEST
 
     @property
     def target(self) -> str:
-        """Name of the target that the package was made for."""
+        """The name of the target that the package was made for."""
         return str(self.manifest["target"])
 
     @property
     def precision(self) -> str:
-        """What the weights are stored in: "fp32", "fp16", "int8" or "int4"."""
+        """How the weights are stored: "fp32", "fp16", "bf16", "int8" or "int4"."""
         return str(self.manifest["precision"])
 
     @property
     def model_path(self) -> Path:
-        """The graph."""
+        """The file of the graph."""
         return self.path / MODEL_FILE
 
     @property
     def data_path(self) -> Path:
-        """The weights."""
+        """The file of the weights."""
         return self.path / DATA_FILE
 
     @property
     def adapters(self) -> Mapping[str, Mapping[str, Any]]:
-        """The LoRA adapters that can be swapped at run time: name -> rank, alpha, targets ..."""
+        """The LoRA adapters that can be swapped at run time: name -> rank, alpha and more."""
         adapters: Mapping[str, Mapping[str, Any]] = self.manifest.get("adapters", {})
         return adapters
 
     def adapter_path(self, name: str) -> Path:
-        """The file of the adapter `name`; raises `UsageError` naming those there are."""
+        """Return the file of the adapter `name`. Raises `UsageError`, listing the existing ones."""
         if name in self.adapters:
             return self.path / str(self.adapters[name]["file"])
         known = ", ".join(self.adapters)
@@ -95,11 +95,11 @@ class ModelPackage:
         raise UsageError(f"{self.path} has no adapter {name!r}: {there}.")
 
     def verify(self) -> list[str]:
-        """Read every file and return the names of those whose content is not what was written."""
+        """Read every file and return the names of those that are missing or were changed."""
         return altered_files(self.path, self.files)
 
     def unnamed(self) -> list[str]:
-        """Files that the manifest does not name, so that nothing is known about them."""
+        """Return the files that the manifest does not list, so that no hash vouches for them."""
         return unnamed_files(self.index, {*self.files, *BESIDE})
 
 
@@ -108,12 +108,11 @@ def write_manifest(
     content: Mapping[str, Any],
     hashes: Mapping[str, str] | None = None,
 ) -> ModelPackage:
-    """Write `folder`'s manifest: `content`, plus size and sha256 of every file in the folder.
+    """Write the manifest of `folder`: `content`, plus the size and sha256 of every file in it.
 
-    A signature of an older manifest goes.
-
-    `hashes` holds the sha256 of files whose hash is already known, by name: a data file of many
-    gigabytes need not be read again. The manifest appears whole or not at all.
+    `hashes` maps names to sha256 values that are known already, so that a data file of many
+    gigabytes is not read again. The manifest is written completely or not at all; the signature of
+    an older one is removed.
     """
     known = hashes or {}
     signature = folder / (MANIFEST + SIGNATURE_SUFFIX)
@@ -136,10 +135,10 @@ def write_manifest(
 def renew_manifest(
     package: ModelPackage, *, rewritten: Collection[str] = (), **content: Any
 ) -> ModelPackage:
-    """Write the manifest of `package` anew after files were added to it: `content` replaces keys.
+    """Write a new manifest after files were added to `package`; `content` replaces its keys.
 
-    Files that it names already keep their hash unless they are `rewritten`: they are not read.
-    Raises `UsageError` for a package that is signed.
+    Files that are already listed keep their hash and are not read, except those in `rewritten`.
+    Raises `UsageError` for a signed package.
     """
     check_unsigned(package)
     remove_working_files(package.path)
@@ -152,23 +151,23 @@ def renew_manifest(
 
 
 def remove_working_files(folder: Path) -> None:
-    """Remove from a finished package what an export kept there while it ran."""
+    """Remove the files that an export left in a finished package."""
     for name in WORKING_FILES:
         (folder / name).unlink(missing_ok=True)
 
 
 def check_unsigned(package: ModelPackage) -> None:
-    """Raise `UsageError` for a signed package, whose signature a change would make void."""
+    """Raise `UsageError` for a signed package: a change would make its signature invalid."""
     signature = package.index.with_name(MANIFEST + SIGNATURE_SUFFIX)
     if signature.exists():
         raise UsageError(
-            f"{package.path} is signed, and would not be what was signed: delete {signature.name}, "
-            "repeat the call, and sign the package anew."
+            f"{package.path} is signed, and a change would make the signature invalid: delete "
+            f"{signature.name}, repeat the call, then sign the package again."
         )
 
 
 def is_package(path: Path) -> bool:
-    """Whether `path` is a folder with a manifest of ours, however damaged the rest may be."""
+    """Return whether `path` is a folder with a valid manifest; other files are not looked at."""
     try:
         _read_manifest(path)
     except PackageError:
@@ -177,7 +176,7 @@ def is_package(path: Path) -> bool:
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 of a file's content, in hexadecimal."""
+    """Return the sha256 of the file `path`, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -186,14 +185,15 @@ def hash_file(path: Path) -> str:
 
 
 def altered_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Read all `files` in `folder` and return the names of those without the sha256 given there."""
+    """Read all `files` in `folder` and return the names of those whose sha256 differs."""
     return [name for name in files if not _is_intact(folder / name, files[name]["sha256"])]
 
 
 def unnamed_files(index: Path, named: Collection[str]) -> list[str]:
-    """Files beside `index` or below, besides itself and its signature, that are not `named`.
+    """Return the files in the folder of `index`, or below, that are not `named`, sorted.
 
-    Those with a dot in front, which systems and version control leave, are not looked at.
+    `index` and its signature are left out, and names with a leading dot, which operating systems
+    and version control create.
     """
     known = {*named, index.name, index.name + SIGNATURE_SUFFIX}
     there = (path.relative_to(index.parent) for path in index.parent.rglob("*") if path.is_file())
@@ -202,9 +202,9 @@ def unnamed_files(index: Path, named: Collection[str]) -> list[str]:
 
 
 def read_index(file: Path, format_version: int) -> dict[str, Any]:
-    """Read a file that names all others beside it by size and sha256, and check that it does.
+    """Read a JSON file that lists all files beside it with size and sha256, and check its form.
 
-    Raises `PackageError`; also for one with a format above `format_version`.
+    Raises `PackageError`, also for a format newer than `format_version`.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -255,7 +255,7 @@ def _check_index(content: Any, file: Path, format_version: int) -> None:
     _check_type(content, "files", dict, file)
     for name, entry in content["files"].items():
         if not (_is_inside(name) and _is_entry(entry)):
-            raise PackageError(f"{file} is damaged: its entry for {name!r} makes no sense.")
+            raise PackageError(f"{file} is damaged: its entry for {name!r} is invalid.")
 
 
 def _check_manifest(manifest: dict[str, Any], file: Path) -> None:
@@ -266,13 +266,13 @@ def _check_manifest(manifest: dict[str, Any], file: Path) -> None:
 
 def _check_type(content: dict[str, Any], key: str, kind: type, file: Path) -> None:
     if not isinstance(content.get(key), kind):
-        raise PackageError(f"{file} is damaged: {key!r} is missing or not what it should be.")
+        raise PackageError(f"{file} is damaged: {key!r} is missing or has the wrong type.")
 
 
 def _check_adapters(manifest: dict[str, Any], file: Path) -> None:
     adapters = manifest.get("adapters", {})
     if not isinstance(adapters, dict):
-        raise PackageError(f"{file} is damaged: 'adapters' is not what it should be.")
+        raise PackageError(f"{file} is damaged: 'adapters' has the wrong type.")
     for name, entry in adapters.items():
         its_file = entry.get("file") if isinstance(entry, dict) else None
         if not isinstance(its_file, str) or its_file not in manifest["files"]:
@@ -288,7 +288,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _is_inside(name: str) -> bool:
-    # A manifest comes from a stranger: it must not make us read outside of its folder.
+    # A manifest may come from a stranger: it must not make us read outside its folder.
     path = PurePosixPath(name)
     return not (path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name)
 
@@ -299,9 +299,7 @@ def _check_size(path: Path, expected: int) -> None:
     except OSError:
         raise PackageError(f"{path.parent} is incomplete: {path.name} is missing.") from None
     if size != expected:
-        raise PackageError(
-            f"{path} is damaged: it has {size:,} bytes, but {expected:,} were written."
-        )
+        raise PackageError(f"{path} is damaged: it has {size:,} bytes instead of {expected:,}.")
 
 
 def _is_intact(path: Path, sha256: str) -> bool:

@@ -1,4 +1,4 @@
-"""Any runtime that conforms to ONNX opset 23: no operator of `com.microsoft`."""
+"""Any runtime that conforms to ONNX opset 23: no operators of `com.microsoft`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An execution provider: everything known about one, as data."""
+"""An execution provider, as data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Library:
-    """A shared library by the name the loader is asked for, and what a person does to have it."""
+    """A shared library, by the name that the loader looks for, and how to install it."""
 
     name: str
     mend: str
@@ -16,24 +16,23 @@ class Library:
 
 @dataclass(frozen=True)
 class Provider:
-    """What runs the operators.
+    """An execution provider of ONNX Runtime.
 
-    `name` is what people write, `ort_name` ONNX Runtime's name. `genai_name` is the one that
-    onnxruntime-genai's configuration uses (None: it needs no entry), `device` what genai reports
-    of an open model: anything else means that it fell back.
+    `name` is the name on our command line, `ort_name` ONNX Runtime's. `genai_name` is the name in
+    onnxruntime-genai's configuration (None: no entry is needed), `device` the one that genai
+    reports for an open model; any other value means that it fell back.
 
-    `wheel` and `genai_wheel` are the distributions of onnxruntime and onnxruntime-genai that carry
-    it (None: no genai fits), `extra` this project's optional dependency that brings them; wheels of
-    one module exclude each other. `platforms` are the values
-    of `sys.platform` the wheels exist for, `libraries` what must load there besides, by platform,
-    each after what it needs.
+    `wheel` and `genai_wheel` are the distributions of onnxruntime and onnxruntime-genai that
+    contain it (None: no genai wheel fits), and `extra` is the extra of this project that installs
+    them. Wheels of the same module exclude each other. `platforms` are the values of `sys.platform`
+    that have such wheels; `libraries` lists, by platform, what else must load, dependencies first.
 
-    `ort_device` is where ONNX Runtime's Python puts a value for it. `continues`: its attention
-    takes several tokens behind a cache that holds some already; otherwise these must come one by
-    one, and past and present must be one buffer.
+    `ort_device` is the device name for values in ONNX Runtime's Python API. `continues` says that
+    its attention accepts several tokens after a cache that is not empty; without it they must come
+    one by one, and past and present must share one buffer.
 
-    `session_options` are onnxruntime-genai's, `provider_options` the provider's own, wherever a
-    package is opened.
+    `session_options` are onnxruntime-genai's, `provider_options` the provider's own; both apply
+    whenever a package is opened.
     """
 
     name: str

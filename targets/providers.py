@@ -1,4 +1,4 @@
-"""The execution providers there are. A new one is one more entry here."""
+"""The execution providers. A new one is one more entry here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CPU = Provider(
     genai_wheel="onnxruntime-genai",
     extra="cpu",
     platforms=("linux", "win32", "darwin"),
-    # 0 lets ONNX Runtime count the physical cores. Without an entry genai takes half of the
-    # logical ones, which is half of the machine where there is no hyper-threading.
+    # 0 makes ONNX Runtime count the physical cores. By default genai uses half of the logical ones,
+    # which is half of a machine without hyper-threading.
     session_options={"intra_op_num_threads": 0},
 )
 
@@ -32,8 +32,8 @@ CUDA = Provider(
     extra="cuda",
     platforms=("linux", "win32"),
     ort_device="cuda",
-    # What the libraries of onnxruntime-gpu 1.31 and onnxruntime-genai-cuda 0.18 are linked with
-    # (CUDA 13). cuDNN is loaded only when an operator wants it, and none of a Llama does.
+    # The libraries that onnxruntime-gpu 1.31 and onnxruntime-genai-cuda 0.18 are linked with
+    # (CUDA 13). cuDNN is loaded when an operator needs it, and no operator of a Llama does.
     libraries={
         "linux": (
             Library("libcuda.so.1", _DRIVER),
@@ -59,12 +59,12 @@ DIRECTML = Provider(
     genai_name="dml",
     device="DirectML",
     wheel="onnxruntime-directml",
-    # onnxruntime-genai-directml asks for an onnxruntime-directml that was never published.
+    # onnxruntime-genai-directml needs an onnxruntime-directml that was never published.
     genai_wheel="onnxruntime-genai-winml",
     extra="directml",
     platforms=("win32",),
     ort_device="dml",
-    # DmlOperatorGroupQueryAttention takes the cache to be empty when there is more than one token.
+    # DmlOperatorGroupQueryAttention assumes an empty cache when there is more than one token.
     continues=False,
     libraries={"win32": (Library("d3d12.dll", "update Windows and the graphics driver"),)},
 )
@@ -75,7 +75,7 @@ WEBGPU = Provider(
     genai_name="webgpu",
     device="WebGPU",
     wheel="onnxruntime-webgpu",
-    # onnxruntime-genai asks for the CPU wheel of onnxruntime, which would overwrite this one.
+    # onnxruntime-genai depends on the CPU wheel of onnxruntime, which would overwrite this one.
     genai_wheel=None,
     extra="webgpu",
     platforms=("linux", "win32", "darwin"),
@@ -86,19 +86,19 @@ WEBGPU = Provider(
 )
 
 PROVIDERS = {provider.name: provider for provider in (CPU, CUDA, DIRECTML, WEBGPU)}
-"""User's name -> provider."""
+"""Name on the command line -> provider."""
 
 
 def provider_of(ort_name: str) -> Provider | None:
-    """The provider that ONNX Runtime calls `ort_name`; None for one that is none of ours."""
+    """Return the provider that ONNX Runtime calls `ort_name`, or None if it is not known here."""
     return next((one for one in PROVIDERS.values() if one.ort_name == ort_name), None)
 
 
 def get_provider(name: str) -> Provider:
-    """Return the provider called `name`; raises `UsageError` naming the known ones."""
+    """Return the provider called `name`. Raises `UsageError`, listing the known ones."""
     try:
         return PROVIDERS[name]
     except KeyError:
         raise UsageError(
-            f"There is no provider {name!r}; the known ones are: {', '.join(PROVIDERS)}."
+            f"there is no provider {name!r}: choose one of {', '.join(PROVIDERS)}."
         ) from None

@@ -1,4 +1,4 @@
-"""The targets there are. A new one is a new file, and one more line here."""
+"""The targets. A new one is a new file, and one more line here."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TARGETS: dict[str, Target] = {
 
 
 def get_target(name: str) -> Target:
-    """Return the target called `name`; raises `UsageError` naming the known ones."""
+    """Return the target called `name`. Raises `UsageError`, listing the known ones."""
     try:
         return TARGETS[name]
     except KeyError:
         raise UsageError(
-            f"There is no target {name!r}; the known ones are: {', '.join(TARGETS)}."
+            f"there is no target {name!r}: choose one of {', '.join(TARGETS)}."
         ) from None

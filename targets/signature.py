@@ -1,7 +1,8 @@
-"""Who made this? An ed25519 signature of the file that names all others by their sha256.
+"""Ed25519 signatures of the file that lists all others by sha256: who made this package.
 
-It stands beside that file (`manifest.json.sig`, `bundle.json.sig`): the 64 bytes of RFC 8032, as
-`openssl pkeyutl` makes and checks them. Keys are PEM files, as `openssl genpkey` writes them.
+A signature is a file beside the signed one (`manifest.json.sig`, `bundle.json.sig`) with the 64
+bytes of RFC 8032, as `openssl pkeyutl` writes and checks them. Keys are PEM files, as
+`openssl genpkey` writes them.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 Signer = Callable[[bytes], bytes]
-"""Bytes -> their signature."""
+"""A function that returns the signature of some bytes."""
 
-_NEW_KEY = "`openssl genpkey -algorithm ed25519 -out KEY.pem` makes one"
-_PUBLIC_KEY = "`openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem` makes one of the private one"
+_NEW_KEY = "make one with `openssl genpkey -algorithm ed25519 -out KEY.pem`"
+_PUBLIC_KEY = "make one with `openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem`"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What is known of the signature in `file`: whether it is there, whether it was checked, and
-    what is wrong with it."""
+    """The state of the signature in the file called `file`.
+
+    `there`: it exists; `checked`: it was compared with a key; `problem`: what is wrong with it.
+    """
 
     file: str
     there: bool
@@ -37,15 +40,15 @@ class Signature:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong with it; one that was not asked for cannot be."""
+        """Whether no problem was found; a signature that was not checked has none."""
         return self.problem is None
 
 
 def read_signer(file: Path, ask_password: Callable[[], str]) -> Signer:
-    """What signs with the private key in `file`; `ask_password` is called if it is protected.
+    """Return a function that signs with the private key in `file`.
 
-    Raises `UsageError` for a file that is no such key or another password,
-    `MissingDependencyError` without `cryptography`.
+    `ask_password` is called if the key is protected. Raises `UsageError` for a file that is not an
+    ed25519 key and for a wrong password, `MissingDependencyError` without `cryptography`.
     """
     _require_cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -59,15 +62,15 @@ def read_signer(file: Path, ask_password: Callable[[], str]) -> Signer:
         key = load_pem_private_key(content, password)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         if password is not None:
-            raise UsageError(f"{file} cannot be read with this password: give its own.") from None
-        raise UsageError(f"{file} is no private key in PEM form: {_NEW_KEY}.") from None
+            raise UsageError(f"{file} cannot be read with this password.") from None
+        raise UsageError(f"{file} is not a private key in PEM format: {_NEW_KEY}.") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{file} is a key of another kind, not ed25519: {_NEW_KEY}.")
+        raise UsageError(f"{file} is not an ed25519 key: {_NEW_KEY}.")
     return key.sign
 
 
 def write_signature(index: Path, sign: Signer) -> Path:
-    """Sign `index` and return the file with the signature, which appears whole or not at all."""
+    """Sign `index` and return the signature's file, which is written completely or not at all."""
     file = _signature_of(index)
     temporary = file.with_name(file.name + ".tmp")
     temporary.write_bytes(sign(index.read_bytes()))
@@ -76,10 +79,11 @@ def write_signature(index: Path, sign: Signer) -> Path:
 
 
 def check_signature(index: Path, unnamed: Sequence[str], key: Path | None) -> Signature:
-    """Check the signature of `index` by the public key in the file `key`, if there is one.
+    """Check the signature of `index` with the public key in the file `key`, if a key is given.
 
-    `unnamed` are files beside it that it does not name: nobody has signed those. Raises
-    `UsageError` for a `key` that is none, `MissingDependencyError` without `cryptography`.
+    `unnamed` are files beside `index` that it does not list: they are not signed, which is a
+    problem. Raises `UsageError` for a `key` that is not an ed25519 public key,
+    `MissingDependencyError` without `cryptography`.
     """
     file = _signature_of(index)
     if key is None:
@@ -87,7 +91,7 @@ def check_signature(index: Path, unnamed: Sequence[str], key: Path | None) -> Si
     public = _read_public(key)
     problem = _problem(index, file, public, key)
     if problem is None and unnamed:
-        problem = f"{', '.join(unnamed)}: not in {index.name}, so nobody has signed it"
+        problem = f"{', '.join(unnamed)}: not listed in {index.name}, so not signed"
     return Signature(file.name, file.exists(), checked=True, problem=problem)
 
 
@@ -104,8 +108,8 @@ def _problem(index: Path, file: Path, public: Ed25519PublicKey, key: Path) -> st
         public.verify(signature, index.read_bytes())
     except InvalidSignature:
         return (
-            f"{file.name} is no signature of {index.name} by {key}: the file was changed after it "
-            "was signed, or another key signed it"
+            f"{file.name} is not a signature of {index.name} by {key}: the file was changed after "
+            "it was signed, or another key signed it"
         )
     return None
 
@@ -119,9 +123,9 @@ def _read_public(file: Path) -> Ed25519PublicKey:
     try:
         key = load_pem_public_key(_read_key(file))
     except (ValueError, UnsupportedAlgorithm):
-        raise UsageError(f"{file} is no public key in PEM form: {_PUBLIC_KEY}.") from None
+        raise UsageError(f"{file} is not a public key in PEM format: {_PUBLIC_KEY}.") from None
     if not isinstance(key, Ed25519PublicKey):
-        raise UsageError(f"{file} is a key of another kind, not ed25519: {_PUBLIC_KEY}.")
+        raise UsageError(f"{file} is not an ed25519 key: {_PUBLIC_KEY}.")
     return key
 
 

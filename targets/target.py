@@ -1,4 +1,4 @@
-"""A target: what the exporter must emit for a place to run, and how the runtime opens it there."""
+"""A target: what the exporter emits for a kind of device, and how the runtime opens it there."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ FloatName = Literal["fp32", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class Operators:
-    """Which operators the graph may be made of.
+    """Which operators the graph may contain.
 
-    `standard`: ONNX's own alone, none of `com.microsoft`; the other fields mean nothing then.
-    `packed_qkv`: GroupQueryAttention takes query, key and value as one matrix; `inner_rotary`: it
-    rotates them itself. Whether there are kernels for: `fused_matmul` FusedMatMul, which multiplies
-    by a transposed matrix; `rms_normalization` ONNX's RMSNormalization; `gather_blocks`
-    GatherBlockQuantized, which reads rows of a quantized embedding.
+    `standard`: only ONNX's own, none of `com.microsoft`; the other fields are then unused.
+    `packed_qkv`: GroupQueryAttention accepts query, key and value as one matrix; `inner_rotary`: it
+    applies the rotary embedding itself. The others say whether there are kernels: `fused_matmul`
+    for FusedMatMul, which multiplies by a transposed matrix; `rms_normalization` for ONNX's
+    RMSNormalization; `gather_blocks` for GatherBlockQuantized, which reads rows of a quantized
+    embedding.
     """
 
     standard: bool = False
@@ -32,12 +33,12 @@ class Operators:
 
 @dataclass(frozen=True)
 class Graph:
-    """What the exporter emits. Data, passed as an argument to whoever builds the graph.
+    """What the exporter emits.
 
-    `precisions` are what the weights can be stored in; `activations` are the dtypes that can flow
-    between the operators whatever the weights are, the first one unless another is asked for.
-    `accuracy_level` is `MatMulNBits`' own: 4 computes in int8, 1 in fp32; where activations are
-    half precision there is nothing to choose.
+    `precisions` are the ways to store the weights. `activations` are the dtypes that can flow
+    between operators, whatever the weights are; the first one is the default. `accuracy_level` is
+    the attribute of `MatMulNBits`: 4 computes in int8, 1 in fp32; with activations in half
+    precision it has no effect.
     """
 
     precisions: tuple[str, ...]
@@ -49,10 +50,10 @@ class Graph:
 
 @dataclass(frozen=True)
 class Session:
-    """How the runtime opens a package: the provider, and what this target asks beyond its options.
+    """How the runtime opens a package: the provider, and options of this target.
 
-    `options` are onnxruntime-genai's session options. `shared_buffer`: the cache is one buffer of
-    the whole length that past and present share; otherwise it grows by a copy at every step.
+    `options` are session options of onnxruntime-genai. `shared_buffer`: past and present share one
+    cache buffer of full length; otherwise the cache is copied and grows at every step.
     """
 
     provider: Provider
@@ -62,7 +63,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Target:
-    """A place where a package runs."""
+    """A kind of device or runtime that packages are made for."""
 
     name: str
     description: str

@@ -1,4 +1,4 @@
-"""GPUs through WebGPU: Direct3D 12, Vulkan or Metal beneath."""
+"""GPUs through WebGPU, which uses Direct3D 12, Vulkan or Metal."""
 
 from __future__ import annotations
 

@@ -260,6 +260,7 @@ def test_components_are_the_circles() -> None:
             "torch transformers onnx onnxruntime onnxruntime_genai tokenizers click rich",
         ),
         ("llama_onnx.runtime.ort", "torch transformers onnx onnxruntime click rich"),
+        ("llama_onnx.runtime.commands.bundle", "torch transformers onnx onnxruntime numpy"),
         ("llama_onnx.targets.package", "torch transformers onnx onnxruntime numpy click rich"),
         ("llama_onnx.targets.signature", "cryptography numpy click rich"),
     ],

@@ -2,14 +2,17 @@
 
 OUT/
   package/                                the model
-  code/                                   score.py and llama_onnx/, the part of it that it runs
+  code/                                   score.py, and the part of llama_onnx/ that it runs
   endpoint.yml  deployment.yml  environment.yml  conda.yml  requirements.txt
   request.json  README.md  bundle.json
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from llama_onnx.runtime.bundles.clouds import (
     REQUEST,
@@ -17,18 +20,16 @@ from llama_onnx.runtime.bundles.clouds import (
     check_cpu,
     choose_machine,
     copy_runtime,
+    describe_package,
     licence_files,
     requirements,
     service_name,
-    what,
     write_requirements,
 )
-from llama_onnx.runtime.bundles.make import Bundled, copy_package, make_bundle
+from llama_onnx.runtime.bundles.make import copy_package
+from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.runtime.bundles.template_files import copy_template, fill_template, write_text
 from llama_onnx.targets.package import ModelPackage
-from llama_onnx.targets.signature import Signer
-
-PLACE = "azureml"
 
 MACHINES = (
     Machine("Standard_DS3_v2", 14),
@@ -38,41 +39,36 @@ MACHINES = (
     Machine("Standard_E32s_v3", 256),
 )
 
+_FILLED = ("endpoint.yml", "deployment.yml", "environment.yml", "conda.yml", "README.md")
 
-def bundle_azureml(
-    package: ModelPackage,
-    out: Path,
-    *,
-    licensed: bool = False,
-    force: bool = False,
-    as_zip: bool = False,
-    sign: Signer | None = None,
-) -> Bundled:
-    """Make the folder `out` of `package`; raises and promises what `make_bundle` does.
 
-    The endpoint is called after the folder, as far as Azure's rules for names allow.
-    """
-    check_cpu(package, PLACE)
-    need = choose_machine(package, MACHINES)
-    values = {
-        "name": service_name(out),
-        "model": what(package),
-        "memory": need.reason,
-        "instance": need.machine.name,
-        "licences": licence_files(package),
-        "requirements": "\n".join(f"      - {line}" for line in requirements(PLACE)),
-    }
+@dataclass(frozen=True)
+class AzureML(Place):
+    """A managed online endpoint, named after the bundle as far as Azure allows the name."""
 
-    def fill(folder: Path) -> tuple[str, ...]:
+    name: ClassVar[str] = "azureml"
+    summary: ClassVar[str] = "a managed online endpoint of Azure Machine Learning"
+
+    def check(self, package: ModelPackage) -> None:
+        """Raise `PackageError` for a package that is not for the CPU."""
+        check_cpu(package, self.name)
+
+    def fill(self, package: ModelPackage, folder: Path, name: str) -> Sequence[str]:
+        """Write the package, the scoring script and what Azure is to create."""
+        need = choose_machine(package, MACHINES)
+        values = {
+            "name": service_name(name),
+            "model": describe_package(package),
+            "memory": need.reason,
+            "instance": need.machine.name,
+            "licences": licence_files(package),
+            "requirements": "\n".join(f"      - {line}" for line in requirements(self.name)),
+        }
         copy_package(package, folder / "package")
-        copy_template(PLACE, "score.py", folder / "code")
+        copy_template(self.name, "score.py", folder / "code")
         copy_runtime(folder / "code")
-        for name in ("endpoint.yml", "deployment.yml", "environment.yml", "conda.yml", "README.md"):
-            fill_template(PLACE, name, folder, values)
-        write_requirements(PLACE, folder / "requirements.txt")
+        for file in _FILLED:
+            fill_template(self.name, file, folder, values)
+        write_requirements(self.name, folder / "requirements.txt")
         write_text(folder / "request.json", REQUEST)
         return ()
-
-    return make_bundle(
-        package, out, PLACE, fill, licensed=licensed, force=force, as_zip=as_zip, sign=sign
-    )

@@ -1,4 +1,4 @@
-"""A model card for the Hugging Face hub: what a package says of itself, and nothing more."""
+"""The model card of a package for the Hugging Face hub; it says only what the package records."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _CARRIED = re.compile(
     rf"({_SCALAR}|\[[^\[\]{{}}#&*\n]*\]|(?:\n[ \t]*- *{_SCALAR})+)[ \t]*$",
     re.MULTILINE,
 )
-"""Lines of a source's own card that hold for the package too, in plain YAML."""
+"""Lines of the source's own card that apply to the package too, in plain YAML."""
 
 _LOSSES = {
-    "quantization alone": ("quantization", ""),
-    "all, one pass": ("total", "prefill"),
-    "all, token by token": ("total", "decode"),
+    "quantization only": ("quantization", ""),
+    "everything, one pass": ("total", "prefill"),
+    "everything, token by token": ("total", "decode"),
 }
 
 
@@ -153,14 +153,14 @@ def _figures(content: Mapping[str, Any]) -> Iterator[str]:
         "KL is in nats."
     )
     yield ""
-    yield "| what is lost | mean KL | p99 KL | same top-1 | same top-5 | perplexity ratio |"
+    yield "| loss | mean KL | p99 KL | same top-1 | same top-5 | perplexity ratio |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     for label, key in _LOSSES.items():
         yield f"| {label} | {_losses(figures[key])} |"
     graph = [values for (error, _), values in figures.items() if error == "graph"]
     yield ""
     yield (
-        "The graph alone, on the package's own weights in fp32, in the worst of "
+        "The graph alone, with the package's weights in fp32, in the worst of "
         f"{len(graph)} situations: largest difference of a logit "
         f"{max(values['max_abs'] for values in graph):.1e}, relative L2 "
         f"{max(values['relative_l2'] for values in graph):.1e}."
@@ -169,7 +169,7 @@ def _figures(content: Mapping[str, Any]) -> Iterator[str]:
         if row["name"] == "shipped":
             yield (
                 f"Of {len(row['divergences'])} greedy continuations of {row['tokens']} tokens, "
-                f"{row['identical']} are the original's."
+                f"{row['identical']} are identical to the original's."
             )
 
 
@@ -186,10 +186,10 @@ def _losses(figures: Mapping[str, Any]) -> str:
 
 
 def _examples(package: ModelPackage, name: str) -> Iterator[str]:
-    """How to run it, with whatever opens packages for its target."""
+    """Yield an example for each library that can run packages for this target."""
     target = get_target(package.target)
     provider = target.session.provider
-    # genai hands a graph of standard operators a mask that they do not take.
+    # genai passes a mask that a graph of standard operators does not accept.
     if provider.genai_wheel and not target.graph.operators.standard:
         yield read_template("hub", "genai.md").substitute(name=name, wheel=provider.genai_wheel)
         yield read_template("hub", "llama_onnx.md").substitute(name=name)
@@ -200,13 +200,13 @@ def _examples(package: ModelPackage, name: str) -> Iterator[str]:
 def _licence(package: ModelPackage) -> str:
     files = of_kind(package.files, *TERMS)
     if not files:
-        return "The package came without a licence file; the terms of the original model hold."
+        return "The package has no license file; the terms of the original model apply."
     links = ", ".join(f"[{name}]({name})" for name in files)
-    return f"The model's own, which travels with it: {links}."
+    return f"The license of the model, which is part of the package: {links}."
 
 
 _VERIFY = """\
-The certificate in `parity/` is replayed on any device, without the original:
+Check the package on your own device with the certificate in `parity/`; the original is not needed:
 
 ```
 llama-onnx verify FOLDER

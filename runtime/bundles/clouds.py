@@ -1,7 +1,4 @@
-"""What the bundles for clouds share: templates, the runtime's source, names, machines.
-
-llama-onnx is not on PyPI, so a bundle brings the part of it that runs there, as source.
-"""
+"""What the bundles for clouds share: the runtime's source, requirements, names, machines."""
 
 from __future__ import annotations
 
@@ -37,47 +34,51 @@ class Machine:
 
 @dataclass(frozen=True)
 class Need:
-    """The machine for a package, and why."""
+    """The machine for a package, and the reason as part of a sentence."""
 
     machine: Machine
     reason: str
 
 
 def check_cpu(package: ModelPackage, place: str) -> None:
-    """Raise `PackageError` for a package that was made for another target than the CPU."""
+    """Raise `PackageError` for a package whose target is not cpu."""
     if package.target != cpu.TARGET.name:
         raise PackageError(
-            f"{package.path} was made for {package.target}, and the bundle for {place} runs on the "
-            "CPU alone: export it with --target cpu."
+            f"{package.path} was made for {package.target}, but a bundle for {place} runs on the "
+            "CPU only: export the package with --target cpu."
         )
 
 
 def choose_machine(package: ModelPackage, machines: Sequence[Machine]) -> Need:
-    """The smallest of `machines`, in order, that holds `package`, or else the largest."""
-    # ONNX Runtime maps the weights and keeps them once more, packed for its kernels.
+    """Return the first of `machines`, which ascend, with enough memory, or else the last."""
+    # ONNX Runtime maps the weights and keeps a second copy, packed for its kernels.
     files = sum(entry["size"] for entry in package.manifest["files"].values())
     needed = 2 * files / _GIB + 2
     fitting = [machine for machine in machines if machine.memory >= needed]
     machine = fitting[0] if fitting else machines[-1]
-    says = f"needs about {needed:.0f} GiB of memory, twice its weights and 2; {machine.name} has"
-    return Need(machine, f"{says} {machine.memory}")
+    reason = f"it needs about {needed:.0f} GiB of memory, twice its size plus 2 GiB, and"
+    return Need(machine, f"{reason} {machine.name} has {machine.memory} GiB")
 
 
-def service_name(out: Path) -> str:
-    """A name that Azure and AWS take, from the name of the bundle's folder: 3 to 32 characters."""
-    name = re.sub(r"[^a-z0-9]+", "-", out.name.lower()).strip("-")
+def service_name(name: str) -> str:
+    """Turn the name of a bundle into one that Azure and AWS accept: 3 to 32 characters.
+
+    >>> service_name("Llama 2, 7B")
+    'llama-2-7b'
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     name = re.sub(r"^[^a-z]+", "", name)[:32].strip("-")
     return name if len(name) >= 3 else "llama-onnx"
 
 
 def requirements(place: str) -> tuple[str, ...]:
-    """The pinned requirements of a bundle for `place`."""
+    """Return the pinned requirements of a bundle for `place`, one a line."""
     files = [template_path(folder, "requirements.txt") for folder in ("cloud", place)]
     return tuple(line for file in files for line in file.read_text("utf-8").splitlines())
 
 
 def write_requirements(place: str, file: Path) -> None:
-    """Write the requirements of `place` to `file`, for pip."""
+    """Write the requirements of `place` to `file`, in pip's format."""
     write_text(file, "".join(f"{line}\n" for line in requirements(place)))
 
 
@@ -100,7 +101,7 @@ def licence_files(package: ModelPackage) -> str:
     return ", ".join(f"`{name}`" for name in names) or "none came with it"
 
 
-def what(package: ModelPackage) -> str:
-    """The package in a few words."""
+def describe_package(package: ModelPackage) -> str:
+    """Return the source and precision of `package`, as part of a sentence."""
     source = str(package.manifest["source"].get("name", "a model"))
     return f"{source}, {package.precision}, by ONNX Runtime on the CPU"

@@ -1,49 +1,43 @@
-"""A package made ready for the Hugging Face hub: `huggingface_hub.upload_folder` takes it as it is.
+"""A package made ready for the Hugging Face hub; `huggingface_hub.upload_folder` uploads it.
 
 OUT/
-  README.md  .gitattributes               the model card, and what is stored as large files
+  README.md  .gitattributes               the model card, and which files Git LFS stores
   model.onnx ...                          the package's own files
   bundle.json
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from llama_onnx.runtime.bundles.card import missing, write_card
 from llama_onnx.runtime.bundles.clouds import service_name
-from llama_onnx.runtime.bundles.make import Bundled, certificate_of, copy_package, make_bundle
+from llama_onnx.runtime.bundles.make import certificate_of, copy_package
+from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.runtime.bundles.template_files import copy_template, write_text
 from llama_onnx.targets.package import ModelPackage
-from llama_onnx.targets.signature import Signer
-
-PLACE = "hub"
 
 
-def bundle_hub(
-    package: ModelPackage,
-    out: Path,
-    *,
-    licensed: bool = False,
-    force: bool = False,
-    as_zip: bool = False,
-    sign: Signer | None = None,
-) -> Bundled:
-    """Make the folder `out` of `package`; raises and promises what `make_bundle` does.
+@dataclass(frozen=True)
+class Hub(Place):
+    """A model repository on the Hugging Face hub."""
 
-    Raises `PackageError` also for a certificate that is about other files.
-    """
+    name: ClassVar[str] = "hub"
+    summary: ClassVar[str] = "a repository for the Hugging Face hub, with a model card"
 
-    def fill(folder: Path) -> tuple[str, ...]:
+    def fill(self, package: ModelPackage, folder: Path, name: str) -> Sequence[str]:
+        """Write the package and its card.
+
+        Raises `PackageError` for a certificate that is damaged or was made for other files.
+        """
         copy_package(package, folder)
-        # Of what was copied and found intact.
+        # The card is written from the copy, whose hashes have been checked.
         copied = ModelPackage(folder, package.manifest)
         certificate = certificate_of(copied)
-        card = write_card(copied, certificate, out.name, service_name(out))
+        card = write_card(copied, certificate, name, service_name(name))
         write_text(folder / "README.md", card)
-        copy_template(PLACE, ".gitattributes", folder)
+        copy_template(self.name, ".gitattributes", folder)
         return tuple(missing(copied, certificate))
-
-    return make_bundle(
-        package, out, PLACE, fill, licensed=licensed, force=force, as_zip=as_zip, sign=sign
-    )

@@ -1,17 +1,18 @@
-"""What every bundle has in common: licences, hashes, a folder that appears whole or not at all."""
+"""Make a bundle: check licenses, fill a folder for a place, and rename it when it is complete."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.targets.bundle import BUNDLE, list_files, write_bundle
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.licences import (
@@ -33,8 +34,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How a bundle is made, whatever its place.
+
+    `licensed`: the license files that a model must be passed on with may be missing. `force`:
+    replace an older bundle. `as_zip`: also pack the bundle into OUT.zip. `sign`: sign bundle.json.
+    """
+
+    licensed: bool = False
+    force: bool = False
+    as_zip: bool = False
+    sign: Signer | None = None
+
+
+DEFAULTS = Settings()
+
+
+@dataclass(frozen=True)
 class Bundled:
-    """A finished bundle: its folder, its zip file if one was asked for, and what to know."""
+    """A finished bundle: its folder, its zip file if there is one, and warnings for people."""
 
     path: Path
     zip: Path | None
@@ -42,29 +60,21 @@ class Bundled:
 
 
 def make_bundle(
-    package: ModelPackage,
-    out: Path,
-    place: str,
-    fill: Callable[[Path], Sequence[str]],
-    *,
-    content: Mapping[str, Any] | None = None,
-    licensed: bool = False,
-    force: bool = False,
-    as_zip: bool = False,
-    sign: Signer | None = None,
+    package: ModelPackage, out: Path, place: Place, settings: Settings = DEFAULTS
 ) -> Bundled:
-    """Make the folder `out` of `package` for `place`: `fill` writes it and returns warnings.
+    """Make `package` ready for `place` in the new folder `out`.
 
-    `content` is what bundle.json says besides. `licensed` says that the licence files a model has
-    to be passed on with may be missing. `sign` makes the signature bundle.json.sig. Raises
-    `PackageError` or `UsageError`, and then leaves nothing behind.
+    Raises `PackageError` for a damaged package, one that cannot run there and one that lacks its
+    license files, `UsageError` if `out` exists, and what `place.fill` raises; nothing is left then.
     """
-    if not licensed:
+    place.check(package)
+    if not settings.licensed:
         check_licences(package)
-    with new_folder(out, force=force) as folder:
-        warnings = fill(folder)
-        write_bundle(folder, {**_describe(package, place), **(content or {})}, sign)
-    packed = out.with_name(out.name + ".zip") if as_zip else None
+    with new_folder(out, force=settings.force) as folder:
+        warnings = place.fill(package, folder, out.name)
+        content = {**_describe(package, place.name), **place.content()}
+        write_bundle(folder, content, settings.sign)
+    packed = out.with_name(out.name + ".zip") if settings.as_zip else None
     if packed:
         write_zip(out, packed)
     return Bundled(out, packed, tuple(warnings))
@@ -110,9 +120,9 @@ def certificate_of(package: ModelPackage) -> Certificate | None:
 
 
 def copy_package(package: ModelPackage, folder: Path) -> None:
-    """Copy a package's files to `folder`, manifest and signature too.
+    """Copy the files of `package` to `folder`, manifest and signature included.
 
-    Raises `PackageError` if a file is not what the manifest says.
+    Raises `PackageError` if a file differs from the manifest.
     """
     signature = MANIFEST + SIGNATURE_SUFFIX
     signed = [signature] if (package.path / signature).is_file() else []
@@ -120,17 +130,17 @@ def copy_package(package: ModelPackage, folder: Path) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(package.path / name, target)
-    # What was copied is what has to be right; the original may change in the meantime.
+    # The copy is checked, not the original, which may change in the meantime.
     damaged = ModelPackage(folder, package.manifest).verify()
     if damaged:
-        raise PackageError(f"{package.path} is damaged: {damaged[0]} is not what was exported.")
+        raise PackageError(f"{package.path} is damaged: {damaged[0]} has changed since the export.")
 
 
 @contextmanager
 def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a folder that takes the name `out` when the block ends, and goes when it fails.
+    """Yield an empty folder that is renamed to `out` after the block, or removed if that fails.
 
-    Raises `UsageError` if `out` is there, unless `force` is given and it is a bundle of ours.
+    Raises `UsageError` if `out` exists, unless it is a bundle and `force` is true.
     """
     _check_free(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -147,12 +157,12 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def write_zip(folder: Path, out: Path) -> None:
-    """Pack `folder` into the zip file `out`, as one folder of the same name."""
+    """Pack `folder`, as a folder of that name, into the zip file `out`."""
     temporary = out.with_name(out.name + PARTIAL_SUFFIX)
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, path in list_files(folder):
-                # Weights do not get smaller, only slower.
+                # Weights do not compress.
                 packed = path.suffix in (".data", ".gz")
                 stored = zipfile.ZIP_STORED if packed else zipfile.ZIP_DEFLATED
                 archive.write(path, f"{folder.name}/{name}", compress_type=stored)
@@ -177,6 +187,8 @@ def _check_free(out: Path, force: bool) -> None:
     if not out.exists():
         return
     if not force:
-        raise UsageError(f"{out} is there already: choose another name, or replace it by --force.")
+        raise UsageError(f"{out} exists already: choose another name or pass --force.")
     if not (out / BUNDLE).is_file():
-        raise UsageError(f"{out} is no bundle, so --force does not replace it: remove it yourself.")
+        raise UsageError(
+            f"{out} is not a bundle, so --force does not replace it: remove it yourself."
+        )

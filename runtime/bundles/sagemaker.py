@@ -2,7 +2,7 @@
 
 OUT/
   model.tar.gz                            the model, for /opt/ml/model
-  container/                              Dockerfile, serve.py and llama_onnx/, the part it runs
+  container/                              Dockerfile, serve.py, and the part of llama_onnx/ it runs
   deploy.py                               the calls that create the endpoint
   request.json  README.md  bundle.json
 """
@@ -13,8 +13,10 @@ import gzip
 import hashlib
 import io
 import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 from llama_onnx.runtime.bundles.clouds import (
     REQUEST,
@@ -22,18 +24,15 @@ from llama_onnx.runtime.bundles.clouds import (
     check_cpu,
     choose_machine,
     copy_runtime,
+    describe_package,
     licence_files,
     service_name,
-    what,
     write_requirements,
 )
-from llama_onnx.runtime.bundles.make import Bundled, make_bundle
+from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.runtime.bundles.template_files import copy_template, fill_template, write_text
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import MANIFEST, SIGNATURE_SUFFIX, ModelPackage
-from llama_onnx.targets.signature import Signer
-
-PLACE = "sagemaker"
 
 MACHINES = (
     Machine("ml.m5.xlarge", 16),
@@ -44,62 +43,61 @@ MACHINES = (
 )
 
 
-def bundle_sagemaker(
-    package: ModelPackage,
-    out: Path,
-    *,
-    licensed: bool = False,
-    force: bool = False,
-    as_zip: bool = False,
-    sign: Signer | None = None,
-) -> Bundled:
-    """Make the folder `out` of `package`; raises and promises what `make_bundle` does.
+@dataclass(frozen=True)
+class SageMaker(Place):
+    """A real-time endpoint, named after the bundle as far as AWS allows the name."""
 
-    The endpoint is called after the folder, as far as AWS's rules for names allow.
-    """
-    check_cpu(package, PLACE)
-    need = choose_machine(package, MACHINES)
-    values = {"name": service_name(out), "instance": need.machine.name}
-    said = {"model": what(package), "memory": need.reason, "licences": licence_files(package)}
+    name: ClassVar[str] = "sagemaker"
+    summary: ClassVar[str] = "a container for Amazon SageMaker, and the calls that deploy it"
 
-    def fill(folder: Path) -> tuple[str, ...]:
+    def check(self, package: ModelPackage) -> None:
+        """Raise `PackageError` for a package that is not for the CPU."""
+        check_cpu(package, self.name)
+
+    def fill(self, package: ModelPackage, folder: Path, name: str) -> Sequence[str]:
+        """Write the model's archive, the container's sources and the deployment script."""
+        need = choose_machine(package, MACHINES)
+        values = {"name": service_name(name), "instance": need.machine.name}
+        details = {
+            "model": describe_package(package),
+            "memory": need.reason,
+            "licences": licence_files(package),
+        }
         write_model_archive(package, folder / "model.tar.gz")
         container = folder / "container"
-        copy_template(PLACE, "Dockerfile", container)
-        copy_template(PLACE, "serve.py", container)
-        write_requirements(PLACE, container / "requirements.txt")
+        copy_template(self.name, "Dockerfile", container)
+        copy_template(self.name, "serve.py", container)
+        write_requirements(self.name, container / "requirements.txt")
         copy_runtime(container)
-        fill_template(PLACE, "deploy.py", folder, values)
-        fill_template(PLACE, "README.md", folder, values | said)
+        fill_template(self.name, "deploy.py", folder, values)
+        fill_template(self.name, "README.md", folder, values | details)
         write_text(folder / "request.json", REQUEST)
         return ()
 
-    return make_bundle(
-        package, out, PLACE, fill, licensed=licensed, force=force, as_zip=as_zip, sign=sign
-    )
-
 
 def write_model_archive(package: ModelPackage, file: Path) -> None:
-    """Pack the files of `package` into the tar file `file`; the same package, the same bytes.
+    """Pack the files of `package` into the archive `file`: the same package gives the same bytes.
 
-    Raises `PackageError` if a file is not what the manifest says.
+    Raises `PackageError` if a file differs from the manifest.
     """
     with (
         file.open("wb") as raw,
-        # Weights hardly get smaller, so the fastest level; no name and no time in the header.
+        # Weights hardly compress, so the fastest level; the header has neither name nor time.
         gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w") as archive,
     ):
         for name, entry in sorted(package.manifest["files"].items()):
             if _add(archive, package.path / name, name) != entry["sha256"]:
-                raise PackageError(f"{package.path} is damaged: {name} is not what was exported.")
+                raise PackageError(
+                    f"{package.path} is damaged: {name} has changed since the export."
+                )
         for name in (MANIFEST, MANIFEST + SIGNATURE_SUFFIX):
             if (package.path / name).is_file():
                 _add(archive, package.path / name, name)
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str) -> str:
-    """Add a file to the archive; returns the sha256 of what went in."""
+    """Add a file to the archive and return the sha256 of the bytes that were packed."""
     entry = tarfile.TarInfo(name)
     entry.size = path.stat().st_size
     with path.open("rb") as file:
@@ -109,7 +107,7 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> str:
 
 
 class _HashingReader(io.RawIOBase):
-    """Passes a file on and hashes it: what was packed is what has to be right."""
+    """Hashes a file while it is read: the check must cover the bytes that were packed."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

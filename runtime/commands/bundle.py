@@ -1,102 +1,64 @@
-"""`llama-onnx bundle PACKAGE OUT --for PLACE`: a package made ready for a place."""
+"""`llama-onnx bundle PACKAGE OUT --for PLACE`: make a package ready for a place."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from llama_onnx.runtime.bundles.azureml import bundle_azureml
-from llama_onnx.runtime.bundles.hub import bundle_hub
-from llama_onnx.runtime.bundles.make import Bundled
-from llama_onnx.runtime.bundles.sagemaker import bundle_sagemaker
-from llama_onnx.runtime.bundles.selftest import SelfTest
-from llama_onnx.runtime.bundles.windows import (
-    COMPILER,
-    CPU,
-    DIRECTML,
-    bundle_windows,
-    download_wheels,
-)
+from llama_onnx.runtime.bundles.make import Bundled, Settings, make_bundle
+from llama_onnx.runtime.bundles.place import Option
+from llama_onnx.runtime.bundles.places import OPTIONS, PLACES, get_place, places_with
 from llama_onnx.runtime.commands.keys import sign_with
-from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage
 
-_Existing = click.Path(exists=True, path_type=Path)
-_Folder = click.Path(exists=True, file_okay=False, path_type=Path)
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_EXISTING = click.Path(exists=True, path_type=Path)
+_TYPES = {"file": _EXISTING, "folder": click.Path(exists=True, file_okay=False, path_type=Path)}
+
+_SUMMARIES = "\n".join(f"  {place.name:<9}  {place.summary}" for place in PLACES.values())
+
+_HELP = f"""Make PACKAGE ready for a place, as the new folder OUT.
+
+OUT holds everything that the place needs, licenses included. Places:
+
+\b
+{_SUMMARIES}
+"""
 
 
-@dataclass(frozen=True)
-class Place:
-    """A place to make bundles for: what makes them, and the options that only it takes."""
-
-    make: Callable[..., Bundled]
-    options: Collection[str] = ()
-
-
-def _make_windows(
-    package: ModelPackage,
-    out: Path,
-    *,
-    wheels: Path | None,
-    cpu_only: bool,
-    self_test: Path | None,
-    **common: Any,
-) -> Bundled:
-    libraries = (CPU,) if cpu_only else (CPU, DIRECTML)
-    test = SelfTest.read(self_test) if self_test else None
-    with tempfile.TemporaryDirectory() as temporary:
-        if wheels is None:
-            wheels = Path(temporary)
-            download_wheels(wheels, libraries)
-        return bundle_windows(
-            package,
-            out,
-            wheels,
-            libraries=libraries,
-            self_test=test,
-            compiler=shutil.which(COMPILER),
-            **common,
-        )
+def _place_options(command: _Command) -> _Command:
+    """Add the options that only some places take; their help names those places."""
+    for option in reversed(OPTIONS.values()):
+        command = _click_option(option)(command)
+    return command
 
 
-PLACES = {
-    "windows": Place(_make_windows, ("wheels", "cpu_only", "self_test")),
-    "azureml": Place(bundle_azureml),
-    "sagemaker": Place(bundle_sagemaker),
-    "hub": Place(bundle_hub),
-}
-"""What `--for` takes. A new place is a new file, and one more line here."""
+def _click_option(option: Option) -> Callable[[_Command], _Command]:
+    text = f"[{', '.join(places_with(option.name))}] {option.help}"
+    if option.kind == "flag":
+        return click.option(option.flag, option.name, is_flag=True, help=text)
+    return click.option(option.flag, option.name, type=_TYPES[option.kind], help=text)
 
 
-@click.command("bundle")
-@click.argument("package", type=_Existing)
+@click.command("bundle", help=_HELP, short_help="Make a package ready for Windows, a cloud, a hub.")
+@click.argument("package", type=_EXISTING)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--for", "place", type=click.Choice(list(PLACES)), required=True, help="The place.")
-@click.option(
-    "--wheels", type=_Folder, help="windows: folder of its wheels; otherwise pip gets them."
-)
-@click.option("--cpu-only", is_flag=True, help="windows: leave DirectML's libraries out.")
-@click.option(
-    "--self-test",
-    type=_Existing,
-    help="windows: prompt and expected ids to prove DirectML by; otherwise of the certificate.",
-)
-@click.option("--zip", "as_zip", is_flag=True, help="Make OUT.zip of it as well.")
-@click.option("--sign", "key", type=_Existing, help="Sign it with this ed25519 key, a PEM file.")
+@_place_options
+@click.option("--zip", "as_zip", is_flag=True, help="Also pack the bundle into OUT.zip.")
+@click.option("--sign", "key", type=_EXISTING, help="Sign with this ed25519 key, a PEM file.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 @click.option(
     "--i-have-the-licence",
     "licensed",
     is_flag=True,
-    help="Go on without the model's LICENSE and USE_POLICY.",
+    help="Continue without the model's LICENSE and USE_POLICY.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
@@ -108,32 +70,22 @@ def command(
     place: str,
     key: Path | None,
     as_json: bool,
+    as_zip: bool,
+    force: bool,
+    licensed: bool,
     **options: Any,
 ) -> None:
-    """Make the folder OUT of PACKAGE, ready for a place, with all licences.
-
-    windows: libraries, a C interface and samples for an app. azureml: a managed online endpoint.
-    sagemaker: a container and the calls that deploy it. hub: a model card with the parity table.
-    """
-    _refuse_foreign(context, place)
-    foreign = {name for other in PLACES.values() for name in other.options}
-    own = PLACES[place].options
-    taken = {name: value for name, value in options.items() if name in own or name not in foreign}
-    taken["sign"] = sign_with(key) if key else None
-    made = PLACES[place].make(ModelPackage.open(package), out, **taken)
+    """Make a bundle; `options` are those that only some places take."""
+    given = {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    settings = Settings(licensed, force, as_zip, sign_with(key) if key else None)
+    made = make_bundle(ModelPackage.open(package), out, get_place(place, given), settings)
     for warning in made.warnings:
         click.echo(f"Warning: {warning}", err=True)
     _report(made, as_json)
-
-
-def _refuse_foreign(context: click.Context, place: str) -> None:
-    """Raise `UsageError` for an option that was given and is another place's."""
-    for name, other in PLACES.items():
-        for option in other.options:
-            given = context.get_parameter_source(option) == ParameterSource.COMMANDLINE
-            if given and option not in PLACES[place].options:
-                flag = f"--{option.replace('_', '-')}"
-                raise UsageError(f"{flag} goes with --for {name} alone: leave it out.")
 
 
 def _report(made: Bundled, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The key that signs, its password, and where that comes from."""
+"""Private keys and their passwords."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ PASSWORD_VARIABLE = "LLAMA_ONNX_KEY_PASSWORD"
 
 
 def sign_with(key: Path) -> Signer:
-    """What signs with the key in the file `key`.
+    """Return a function that signs with the private key in the file `key`.
 
-    The password of one that has one is that in the environment, or asked for. Raises `UsageError`,
-    also where there is nobody to ask.
+    The password of a protected key comes from LLAMA_ONNX_KEY_PASSWORD or the terminal. Raises
+    `UsageError` for a file that is not such a key, and without a terminal to read a password from.
     """
 
     def ask() -> str:
         if (given := os.environ.get(PASSWORD_VARIABLE)) is not None:
             return given
         if not sys.stdin.isatty():
-            raise UsageError(f"{key} is protected by a password: set {PASSWORD_VARIABLE} to it.")
+            raise UsageError(f"{key} is protected by a password: set {PASSWORD_VARIABLE}.")
         password: str = click.prompt(f"Password of {key}", hide_input=True, err=True)
         return password
 

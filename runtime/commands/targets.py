@@ -1,4 +1,4 @@
-"""`llama-onnx targets`: what packages can be made for."""
+"""`llama-onnx targets`: list what packages can be made for."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from llama_onnx.targets.registry import TARGETS
 from llama_onnx.targets.target import Target
 
 
-@click.command("targets")
-@click.option("--json", "as_json", is_flag=True, help="Print everything known, as JSON.")
+@click.command("targets", short_help="List targets, their precisions and what to install.")
+@click.option("--json", "as_json", is_flag=True, help="Print all details as JSON.")
 def command(as_json: bool) -> None:
-    """List the targets, their precisions and what to install."""
+    """List the targets, their precisions and what to install.
+
+    The last column is for pip, in a clone of this repository.
+    """
     if as_json:
         click.echo(json.dumps([asdict(target) for target in TARGETS.values()], indent=2))
     else:
@@ -34,6 +37,6 @@ def _table() -> Table:
 
 def _row(target: Target) -> tuple[str, ...]:
     graph = target.graph
-    extra = escape(f"llama-onnx[{target.session.provider.extra}]")
+    extra = escape(f".[{target.session.provider.extra}]")
     precisions = ", ".join(graph.precisions)
     return target.name, target.description, precisions, graph.default_precision, extra

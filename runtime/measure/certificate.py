@@ -160,7 +160,9 @@ def _parse(content: Mapping[str, Any], arrays: Arrays) -> Certificate:
         ),
     )
     _check_sizes(certificate, int(content["vocab_size"]))
-    _ = certificate.thresholds, content["precision"], content["activations"], content["files"]
+    if not isinstance(content["files"], dict):
+        raise TypeError("files")
+    _ = certificate.thresholds, content["precision"], content["activations"]
     return certificate
 
 

@@ -1,4 +1,4 @@
-/* The part of onnxruntime-genai's C API that is used; the library is loaded at run time. */
+/* The functions of onnxruntime-genai's C API that we use; the library is loaded at run time. */
 #ifndef LLAMA_ONNX_GENAI_H
 #define LLAMA_ONNX_GENAI_H
 

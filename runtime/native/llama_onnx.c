@@ -1,4 +1,4 @@
-/* See llama_onnx.h. C11; builds with MSVC, MinGW and gcc without further libraries of its own. */
+/* See llama_onnx.h. C11 without further libraries; builds with MSVC, MinGW and gcc. */
 #ifdef _WIN32
 #define _CRT_SECURE_NO_WARNINGS
 #else
@@ -16,15 +16,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* genai's name of the provider that is tried first, where find_device() finds something for it. */
+/* genai's name of the provider that is tried first, if find_device() finds a device for it. */
 #ifndef ACCELERATOR
 #define ACCELERATOR "DML"
 #endif
 
-/* A text file in each set of libraries: the version of ONNX Runtime that belongs to it. */
+/* A text file in each set of libraries with the version of its ONNX Runtime. */
 #define VERSION_FILE "onnxruntime.version"
 
-/* ---- a package, opened ------------------------------------------------------------------------ */
+/* ---- an opened package ------------------------------------------------------------------------ */
 
 struct llama_onnx {
     api oga;
@@ -36,7 +36,7 @@ struct llama_onnx {
     const char *provider;
     char reason[1024];
     char error[2048];
-    mutex lock; /* guards the three below, which llama_onnx_cancel() reads from other threads */
+    mutex lock; /* guards the next three, which llama_onnx_cancel() uses from other threads */
     OgaGenerator *generator;
     bool busy, cancelled;
 };
@@ -49,9 +49,9 @@ static int fail(llama_onnx *self, const char *format, ...) {
     return LLAMA_ONNX_FAILED;
 }
 
-static int out_of_memory(llama_onnx *self) { return fail(self, "There is not enough memory."); }
+static int out_of_memory(llama_onnx *self) { return fail(self, "there is not enough memory."); }
 
-/* genai's own message, its first line, behind ours. */
+/* On failure, the error is `what` and the first line of genai's message. */
 static int check(llama_onnx *self, OgaResult *result, const char *what) {
     if (!result) return LLAMA_ONNX_OK;
     const char *text = self->oga.OgaResultGetError(result);
@@ -75,7 +75,7 @@ static bool is_file(const char *folder, const char *name) {
     return file != NULL;
 }
 
-/* A small text file; NULL if it cannot be read. */
+/* Reads a small text file; NULL if it cannot be read. */
 static char *read_text(const char *folder, const char *name) {
     const size_t limit = 1 << 22;
     char *path = join(folder, name);
@@ -107,18 +107,19 @@ static int hash_file(llama_onnx *self, const char *name, char hex[65]) {
     return fail(self, "%s is incomplete: %s is missing or cannot be read.", self->package, name);
 }
 
-/* `line` is "<64 hexadecimal digits>  <name>", as sha256sum writes it. */
+/* Checks a line "<64 hexadecimal digits>  <name>", the format of sha256sum. */
 static int check_line(llama_onnx *self, const char *line) {
     char hex[65];
     const char *name = line + 66;
     bool sound = strspn(line, "0123456789abcdef") == 64 && strncmp(line + 64, "  ", 2) == 0;
-    /* The list came with the package: it must not make us read outside of it. */
+    /* The list came with the package: it must not make us read outside the package. */
     if (!sound || !*name || *name == '/' || strpbrk(name, "\\:") || strstr(name, "..")) {
-        return fail(self, "%s: a line of SHA256SUMS makes no sense: %s", self->package, line);
+        return fail(self, "%s is damaged: SHA256SUMS has the invalid line \"%s\".", self->package,
+                    line);
     }
     if (hash_file(self, name, hex)) return LLAMA_ONNX_FAILED;
     if (memcmp(hex, line, 64) == 0) return LLAMA_ONNX_OK;
-    return fail(self, "%s is damaged: %s is not the file that SHA256SUMS was written for.",
+    return fail(self, "%s is damaged: the hash of %s differs from SHA256SUMS.",
                 self->package, name);
 }
 
@@ -126,19 +127,19 @@ static int check_hashes(llama_onnx *self) {
     char *list = read_text(self->package, "SHA256SUMS");
     int status = LLAMA_ONNX_OK, lines = 0;
     if (!list) {
-        return fail(self, "%s has no SHA256SUMS to check it by: bundle it anew.", self->package);
+        return fail(self, "%s has no SHA256SUMS to check: make a new bundle.", self->package);
     }
     for (char *line = strtok(list, "\r\n"); line && !status; line = strtok(NULL, "\r\n"), lines++) {
         status = check_line(self, line);
     }
     free(list);
-    if (!lines) return fail(self, "%s: SHA256SUMS is empty.", self->package);
+    if (!lines) return fail(self, "%s is damaged: SHA256SUMS is empty.", self->package);
     return status;
 }
 
 /* ---- libraries -------------------------------------------------------------------------------- */
 
-/* The version that the loaded ONNX Runtime says it has. */
+/* The version that the loaded ONNX Runtime reports. */
 static const char *ort_version(module ort) {
     typedef struct {
         const void *(CALL *GetApi)(uint32_t);
@@ -156,29 +157,29 @@ static int check_version(llama_onnx *self, const char *folder) {
     char *expected = read_text(folder, VERSION_FILE);
     int status = LLAMA_ONNX_OK;
     if (!expected) {
-        return fail(self, "%s%s" VERSION_FILE " is missing: put the bundle's own file back.",
+        return fail(self, "%s%s" VERSION_FILE " is missing: restore it from the bundle.",
                     folder, SEPARATOR);
     }
     expected[strcspn(expected, " \r\n")] = 0;
     if (strcmp(version, expected) != 0) {
         status = fail(self,
-                      "%s%s" ORT_LIBRARY " is ONNX Runtime %s, but %s belongs there: put the "
-                      "bundle's own file back.",
+                      "%s%s" ORT_LIBRARY " is ONNX Runtime %s instead of %s: restore it from the "
+                      "bundle.",
                       folder, SEPARATOR, version, expected);
     }
     free(expected);
     return status;
 }
 
-/* What genai will be given when it asks for ONNX Runtime has to be the one that we loaded. */
+/* genai must get the ONNX Runtime that we loaded, not one that was there before. */
 static int check_only_one(llama_onnx *self, const char *folder) {
     module given = loaded_module(ORT_LIBRARY);
     if (!given || given == self->ort) return LLAMA_ONNX_OK;
     char *other = module_path(given);
     fail(self,
-         "This program has already loaded another ONNX Runtime, %s, so that the one in %s cannot "
-         "be used: open the package before anything else loads " ORT_LIBRARY ".",
-         other ? other : "from somewhere", folder);
+         "the program has already loaded another ONNX Runtime, %s, so the one in %s cannot be "
+         "used: open the package before anything else loads " ORT_LIBRARY ".",
+         other ? other : "from an unknown path", folder);
     free(other);
     return LLAMA_ONNX_FAILED;
 }
@@ -187,7 +188,7 @@ static int load_library(llama_onnx *self, const char *folder, const char *name, 
     char why[512], *path = join(folder, name);
     if (!path) return out_of_memory(self);
     if (!is_file(folder, name)) {
-        fail(self, "%s is missing: put the bundle's own file back.", path);
+        fail(self, "%s is missing: restore it from the bundle.", path);
     } else if ((*out = load_module(path)) == NULL) {
         load_error(why, sizeof why);
         fail(self, "%s cannot be loaded: %s.", path, why);
@@ -200,8 +201,8 @@ static int load_api(llama_onnx *self, const char *folder) {
     for (size_t i = 0; i < sizeof api_members / sizeof *api_members; i++) {
         void *found = symbol(self->genai, api_members[i].name);
         if (!found) {
-            return fail(self, "%s%s%s is of another version: it has no %s.", folder, SEPARATOR,
-                        GENAI_LIBRARY, api_members[i].name);
+            return fail(self, "%s%s%s has another version, without %s: restore it from the bundle.",
+                        folder, SEPARATOR, GENAI_LIBRARY, api_members[i].name);
         }
         memcpy((char *)&self->oga + api_members[i].offset, &found, sizeof found);
     }
@@ -216,8 +217,8 @@ static void unload(llama_onnx *self) {
     self->genai = self->ort = self->directml = NULL;
 }
 
-/* ONNX Runtime before genai and DirectML before ONNX Runtime: each finds what it asks for by name
- * already there, and so cannot take another one from elsewhere. */
+/* Loads ONNX Runtime before genai, and DirectML before ONNX Runtime: each library then finds what
+ * it needs already loaded and does not look for it elsewhere. */
 static int load_libraries(llama_onnx *self, const char *folder, bool directml) {
     int status = LLAMA_ONNX_OK;
     telemetry_off();
@@ -233,7 +234,7 @@ static int load_libraries(llama_onnx *self, const char *folder, bool directml) {
 
 /* ---- generating ------------------------------------------------------------------------------- */
 
-typedef struct sink { /* where new tokens go: to `ids`, or as text to `callback` */
+typedef struct sink { /* receives new tokens: in `ids`, or as text through `callback` */
     int32_t *ids;
     size_t room, count;
     OgaTokenizerStream *stream;
@@ -247,10 +248,10 @@ static int deliver(llama_onnx *self, sink *to, int32_t id) {
     to->count++;
     if (!to->stream) return LLAMA_ONNX_OK;
     if (check(self, self->oga.OgaTokenizerStreamDecode(to->stream, id, &piece),
-              "A token could not be made text")) {
+              "a token could not be decoded")) {
         return LLAMA_ONNX_FAILED;
     }
-    /* Nothing comes out before a character is whole. */
+    /* A piece is empty until a character is complete. */
     return *piece && to->callback && to->callback(piece, to->user) ? LLAMA_ONNX_CANCELLED
                                                                    : LLAMA_ONNX_OK;
 }
@@ -262,8 +263,8 @@ static bool is_cancelled(llama_onnx *self) {
     return cancelled;
 }
 
-/* Under the lock, because IsDone throws a C++ exception once llama_onnx_cancel() has cut the
- * generator short, and no exception may leave it. */
+/* Holds the lock, because IsDone throws a C++ exception, which must not leave it, after
+ * llama_onnx_cancel() has terminated the generator. */
 static bool is_over(llama_onnx *self, OgaGenerator *generator) {
     mutex_lock(&self->lock);
     bool over = self->cancelled || self->oga.OgaGenerator_IsDone(generator);
@@ -275,10 +276,10 @@ static int generate_next(llama_onnx *self, OgaGenerator *generator, sink *to) {
     const int32_t *next;
     size_t count;
     int status = check(self, self->oga.OgaGenerator_GenerateNextToken(generator),
-                       "The next token could not be computed");
+                       "the next token could not be computed");
     if (!status) {
         status = check(self, self->oga.OgaGenerator_GetNextTokens(generator, &next, &count),
-                       "The next token could not be read");
+                       "the next token could not be read");
     }
     return status ? status : deliver(self, to, next[0]);
 }
@@ -286,11 +287,11 @@ static int generate_next(llama_onnx *self, OgaGenerator *generator, sink *to) {
 static int run_generator(llama_onnx *self, OgaGenerator *generator, const int32_t *prompt,
                          size_t count, sink *to) {
     int status = check(self, self->oga.OgaGenerator_AppendTokens(generator, prompt, count),
-                       "The prompt could not be read");
+                       "the prompt could not be processed");
     while (!status && to->count < to->room && !is_over(self, generator)) {
         status = generate_next(self, generator, to);
     }
-    /* Before the status: a computation that was cut short reports an error of its own. */
+    /* Checked before the status, because a terminated computation reports an error. */
     return is_cancelled(self) ? LLAMA_ONNX_CANCELLED : status;
 }
 
@@ -305,15 +306,15 @@ static int generate(llama_onnx *self, const int32_t *prompt, size_t count, sink 
     OgaGeneratorParams *params = NULL;
     OgaGenerator *generator = NULL;
     size_t context = (size_t)self->context_length;
-    if (!count) return fail(self, "The prompt is empty.");
+    if (!count) return fail(self, "the prompt is empty.");
     if (count >= context) {
-        return fail(self, "The prompt has %zu tokens, but the model holds %zu and an answer needs "
-                          "room too: shorten the prompt.", count, context);
+        return fail(self, "the prompt has %zu tokens, but prompt and answer together may have %zu: "
+                          "shorten the prompt.", count, context);
     }
     if (to->room > context - count) to->room = context - count;
     int status = check(self, oga->OgaCreateGeneratorParams(self->model, &params), self->package);
     if (!status) {
-        /* The cache is as long as prompt and answer can become, no longer. */
+        /* The cache gets the largest length of prompt and answer, not that of the model. */
         status = check(self, oga->OgaGeneratorParamsSetSearchNumber(params, "max_length",
                                                                     (double)(count + to->room)),
                        self->package);
@@ -330,7 +331,7 @@ static int generate(llama_onnx *self, const int32_t *prompt, size_t count, sink 
     return status;
 }
 
-/* True if the caller may generate now; it calls end() afterwards. */
+/* Returns whether the caller may generate now; if so, it must call end() afterwards. */
 static bool begin(llama_onnx *self) {
     mutex_lock(&self->lock);
     bool free = !self->busy;
@@ -352,27 +353,29 @@ static int end(llama_onnx *self, int status) {
 
 static int encode(llama_onnx *self, const char *text, bool special, OgaSequences **out) {
     const char *keys[] = {"add_special_tokens"}, *values[] = {special ? "true" : "false"};
-    int status = check(self, self->oga.OgaCreateSequences(out), "The prompt could not be encoded");
+    const char *what = "the prompt could not be tokenized";
+    int status = check(self, self->oga.OgaCreateSequences(out), what);
     if (!status) {
         status = check(self, self->oga.OgaUpdateTokenizerOptions(self->tokenizer, keys, values, 1),
-                       "The tokenizer does not take its options");
+                       "the tokenizer rejects its options");
     }
-    if (!status) status = check(self, self->oga.OgaTokenizerEncode(self->tokenizer, text, *out),
-                                "The prompt could not be encoded");
+    if (!status) {
+        status = check(self, self->oga.OgaTokenizerEncode(self->tokenizer, text, *out), what);
+    }
     return status;
 }
 
-/* An answer is a text of its own, not the prompt's continuation. A special token tells the stream
- * so, and it drops the space that SentencePiece puts before the first word of a text. */
+/* Makes the stream drop the space that SentencePiece puts before the first word of a text, by
+ * decoding a special token first: an answer is a new text, not the continuation of the prompt. */
 static int start_answer(llama_onnx *self, OgaTokenizerStream *stream) {
     const int32_t *ends;
     const char *nothing;
     size_t count;
     int status = check(self, self->oga.OgaTokenizerGetEosTokenIds(self->tokenizer, &ends, &count),
-                       "The tokenizer names no end token");
+                       "the tokenizer has no end token");
     if (status || !count) return status;
     return check(self, self->oga.OgaTokenizerStreamDecode(stream, ends[0], &nothing),
-                 "The answer could not be begun");
+                 "the answer could not be started");
 }
 
 static int generate_text(llama_onnx *self, const char *prompt, bool chat, int max_new_tokens,
@@ -381,8 +384,8 @@ static int generate_text(llama_onnx *self, const char *prompt, bool chat, int ma
     OgaSequences *tokens = NULL;
     sink to = {.room = (size_t)max_new_tokens, .callback = callback, .user = user};
     int status = check(self, oga->OgaCreateTokenizerStream(self->tokenizer, &to.stream),
-                       "No text could be begun");
-    /* A chat template writes the special tokens itself, the start token included. */
+                       "decoding could not be started");
+    /* A chat template adds the special tokens itself, the start token included. */
     if (!status) status = encode(self, prompt, !chat, &tokens);
     if (!status && chat) status = start_answer(self, to.stream);
     if (!status) {
@@ -395,9 +398,9 @@ static int generate_text(llama_onnx *self, const char *prompt, bool chat, int ma
 }
 
 static int check_call(llama_onnx *self, const void *prompt, int max_new_tokens) {
-    if (!self->model) return fail(self, "There is no model: opening it has failed.");
-    if (!prompt) return fail(self, "The prompt is NULL.");
-    if (max_new_tokens < 1) return fail(self, "The number of new tokens must be at least 1.");
+    if (!self->model) return fail(self, "there is no model, because opening it failed.");
+    if (!prompt) return fail(self, "the prompt is NULL.");
+    if (max_new_tokens < 1) return fail(self, "the number of new tokens must be at least 1.");
     return LLAMA_ONNX_OK;
 }
 
@@ -418,7 +421,7 @@ int llama_onnx_chat(llama_onnx *self, const char *messages, int max_new_tokens,
         status = check(self,
                        self->oga.OgaTokenizerApplyChatTemplate(self->tokenizer, NULL, messages,
                                                                NULL, true, &prompt),
-                       "The model's chat template does not take these messages");
+                       "the model's chat template does not accept these messages");
     }
     if (!status) status = generate_text(self, prompt, true, max_new_tokens, callback, user);
     if (prompt) self->oga.OgaDestroyString(prompt);
@@ -442,7 +445,7 @@ void llama_onnx_cancel(llama_onnx *self) {
     if (self->generator) {
         OgaResult *result =
             self->oga.OgaGenerator_SetRuntimeOption(self->generator, "terminate_session", "1");
-        if (result) self->oga.OgaDestroyResult(result); /* then it ends after this token */
+        if (result) self->oga.OgaDestroyResult(result); /* it then stops after this token */
     }
     mutex_unlock(&self->lock);
 }
@@ -455,7 +458,7 @@ static int read_context_length(llama_onnx *self) {
     bool found = key && sscanf(key, "\"context_length\" : %d", &self->context_length) == 1;
     free(text);
     if (found && self->context_length > 1) return LLAMA_ONNX_OK;
-    return fail(self, "%s%sgenai_config.json is damaged: it gives no context length.",
+    return fail(self, "%s%sgenai_config.json is damaged: it has no context length.",
                 self->package, SEPARATOR);
 }
 
@@ -470,7 +473,7 @@ static int check_device(llama_onnx *self, const char *device) {
     const char *given = NULL;
     int status = check(self, self->oga.OgaModelGetDeviceType(self->model, &given), self->package);
     if (!status && strcmp(given, device) != 0) {
-        status = fail(self, "%s was to run on %s, but onnxruntime-genai opened it on %s.",
+        status = fail(self, "%s should run on %s, but onnxruntime-genai opened it on %s.",
                       self->package, device, given);
     }
     if (given) self->oga.OgaDestroyString(given);
@@ -503,7 +506,7 @@ typedef struct self_test {
     size_t prompt_count, count;
 } self_test;
 
-/* Numbers behind `key` at the beginning of a line. */
+/* Reads the numbers after `key` on its line and returns how many there are. */
 static size_t read_numbers(const char *text, const char *key, int32_t *out) {
     const char *line = strstr(text, key);
     size_t count = 0;
@@ -525,21 +528,21 @@ static bool read_self_test(llama_onnx *self, self_test *test) {
     return test->prompt_count && test->count;
 }
 
-/* The device has to give the tokens that the package's reference gave. */
+/* Checks that the device reproduces the expected tokens. */
 static int run_self_test(llama_onnx *self, const self_test *test) {
     int32_t ids[TEST_ROOM];
     sink to = {.ids = ids, .room = test->count};
     if (generate(self, test->prompt, test->prompt_count, &to)) return LLAMA_ONNX_FAILED;
     for (size_t i = 0; i < test->count; i++) {
         if (i >= to.count || ids[i] != test->expected[i]) {
-            return fail(self, "its self-test failed: token %zu of %zu is not the expected one",
+            return fail(self, "the self-test failed: token %zu of %zu is not the expected one",
                         i + 1, test->count);
         }
     }
     return LLAMA_ONNX_OK;
 }
 
-/* On failure self->error says why not, to be put behind "DirectML is not used: ". */
+/* On failure, self->error is the part of a sentence after "DirectML is not used: ". */
 static int open_directml(llama_onnx *self, const char *libraries, bool required) {
     char device[256] = "";
     self_test test;
@@ -547,9 +550,9 @@ static int open_directml(llama_onnx *self, const char *libraries, bool required)
     char *folder = join(libraries, "directml");
     int status = folder ? LLAMA_ONNX_OK : out_of_memory(self);
     if (!status && !is_file(folder, GENAI_LIBRARY)) {
-        status = fail(self, "there are no libraries for it in %s", folder);
+        status = fail(self, "%s does not contain its libraries", folder);
     } else if (!status && !has_test && !required) {
-        status = fail(self, "%s has no selftest.txt to prove the device by", self->package);
+        status = fail(self, "%s has no selftest.txt to test the device with", self->package);
     } else if (!status && !find_device(device, sizeof device)) {
         status = fail(self, "this machine has no graphics device with Direct3D 12");
     }
@@ -563,14 +566,14 @@ static int open_directml(llama_onnx *self, const char *libraries, bool required)
     }
     self->provider = "DirectML";
     snprintf(self->reason, sizeof self->reason, has_test
-        ? "%s gave the expected tokens in the package's self-test."
-        : "It was asked for; the package has no self-test to prove %s by.", device);
+        ? "%s reproduced the tokens of the package's self-test."
+        : "The program chose it; the package has no self-test for %s.", device);
     return LLAMA_ONNX_OK;
 }
 
 static int open_cpu(llama_onnx *self, const char *libraries) {
     int status = LLAMA_ONNX_OK;
-    if (!self->genai) { /* DirectML's libraries, if they are loaded, can do this too */
+    if (!self->genai) { /* DirectML's libraries, if they are loaded, include the CPU */
         char *folder = join(libraries, "cpu");
         status = folder ? load_libraries(self, folder, false) : out_of_memory(self);
         free(folder);
@@ -583,19 +586,19 @@ static int open_cpu(llama_onnx *self, const char *libraries) {
 static int open_provider(llama_onnx *self, const char *libraries, const char *provider) {
     bool required = strcmp(provider, "directml") == 0, automatic = strcmp(provider, "auto") == 0;
     if (!required && !automatic && strcmp(provider, "cpu") != 0) {
-        return fail(self, "There is no provider '%s': it is auto, cpu or directml.", provider);
+        return fail(self, "there is no provider '%s': choose auto, cpu or directml.", provider);
     }
     if (required || automatic) {
         if (open_directml(self, libraries, required) == LLAMA_ONNX_OK) return LLAMA_ONNX_OK;
         snprintf(self->reason, sizeof self->reason, "DirectML is not used: %.900s.", self->error);
         if (required) return fail(self, "%s", self->reason);
     } else {
-        snprintf(self->reason, sizeof self->reason, "It was asked for.");
+        snprintf(self->reason, sizeof self->reason, "The program chose it.");
     }
     return open_cpu(self, libraries);
 }
 
-/* The folder given, or the one that this library lies in; full path. */
+/* The full path of `given`, or of the folder that contains this library. */
 static char *libraries_folder(const char *given) {
     if (given) return absolute(given);
     char *own = own_path(), *end = own ? strrchr(own, SEPARATOR[0]) : NULL;
@@ -607,15 +610,15 @@ static char *libraries_folder(const char *given) {
 
 static int open_package(llama_onnx *self, const char *package, const llama_onnx_options *options) {
     self->package = absolute(package);
-    if (!self->package) return fail(self, "The path of the package is not UTF-8.");
+    if (!self->package) return fail(self, "the path of the package is not UTF-8.");
     if (!is_file(self->package, "genai_config.json")) {
-        return fail(self, "%s is not a package: it does not exist, or has no genai_config.json.",
+        return fail(self, "%s is not a package: it does not exist or has no genai_config.json.",
                     self->package);
     }
     if (options->check_hashes && check_hashes(self)) return LLAMA_ONNX_FAILED;
     if (read_context_length(self)) return LLAMA_ONNX_FAILED;
     char *libraries = libraries_folder(options->libraries);
-    if (!libraries) return fail(self, "The path of the libraries' folder is not UTF-8.");
+    if (!libraries) return fail(self, "the path of the libraries is not UTF-8.");
     int status = open_provider(self, libraries, options->provider ? options->provider : "auto");
     free(libraries);
     return status;
@@ -627,7 +630,7 @@ int llama_onnx_open(const char *package, const llama_onnx_options *options, llam
     if (!self) return LLAMA_ONNX_FAILED;
     mutex_init(&self->lock);
     self->provider = "";
-    if (!package) return fail(self, "The path of the package is NULL.");
+    if (!package) return fail(self, "the path of the package is NULL.");
     int status = open_package(self, package, options ? options : &defaults);
     if (!status) self->error[0] = 0;
     return status;
@@ -636,14 +639,14 @@ int llama_onnx_open(const char *package, const llama_onnx_options *options, llam
 void llama_onnx_close(llama_onnx *self) {
     if (!self) return;
     close_model(self);
-    /* The libraries stay loaded: ONNX Runtime keeps threads, and cannot be unloaded safely. */
+    /* The libraries stay loaded: ONNX Runtime keeps threads and cannot be unloaded safely. */
     mutex_destroy(&self->lock);
     free(self->package);
     free(self);
 }
 
 const char *llama_onnx_error(const llama_onnx *self) {
-    return self ? self->error : "There is not enough memory.";
+    return self ? self->error : "there is not enough memory.";
 }
 
 const char *llama_onnx_provider(const llama_onnx *self) { return self->provider; }

@@ -1,11 +1,11 @@
-/* Text from a llama-onnx package, for any program that can call C.
+/* Generates text with a llama-onnx package, for any program that can call C.
  *
- * A thin layer over onnxruntime-genai, whose libraries are loaded at run time from a folder of your
- * own, never from System32 or PATH. All text is UTF-8 and NUL-terminated, paths included.
+ * This is a thin layer over onnxruntime-genai. Its libraries are loaded at run time from your own
+ * folder, never from System32 or PATH. All strings, paths included, are NUL-terminated UTF-8.
  *
- * Prompts are cut into tokens by onnxruntime-genai. For SentencePiece vocabularies (Llama 2) its
- * version 0.18 cuts runs of several spaces elsewhere than the model was trained on; everything else
- * is cut as it should be. llama_onnx_generate_ids() takes tokens that you have made yourself.
+ * onnxruntime-genai tokenizes the prompts. With SentencePiece vocabularies (Llama 2), version 0.18
+ * splits runs of several spaces differently from the tokenizer that the model was trained with; all
+ * other text is tokenized correctly. llama_onnx_generate_ids() accepts your own tokens.
  */
 #ifndef LLAMA_ONNX_H
 #define LLAMA_ONNX_H
@@ -25,69 +25,69 @@
 extern "C" {
 #endif
 
-/* A package, opened. One answer at a time; several may be open at once. */
+/* An opened package. It generates one answer at a time; several packages may be open at once. */
 typedef struct llama_onnx llama_onnx;
 
-/* What every function that can fail returns. */
+/* The status that every function returns that can fail. */
 enum {
     LLAMA_ONNX_OK = 0,
-    LLAMA_ONNX_FAILED = 1,    /* llama_onnx_error() says what and why */
-    LLAMA_ONNX_CANCELLED = 2, /* by llama_onnx_cancel(), or because a callback asked for it */
+    LLAMA_ONNX_FAILED = 1,    /* llama_onnx_error() returns the reason */
+    LLAMA_ONNX_CANCELLED = 2, /* by llama_onnx_cancel() or by the callback */
     LLAMA_ONNX_BUSY = 3       /* another thread is generating with the same llama_onnx */
 };
 
 typedef struct llama_onnx_options {
-    /* Folder whose subfolders `cpu` and `directml` hold one set of libraries each. NULL: the folder
-     * that this library itself lies in. */
+    /* Folder whose subfolders `cpu` and `directml` each contain a set of libraries. NULL: the
+     * folder that contains this library. */
     const char *libraries;
-    /* "cpu", "directml", or "auto" (as is NULL): DirectML where its libraries are there, the
-     * machine has a device for it and that device gives the tokens of the package's selftest.txt;
-     * otherwise the CPU. */
+    /* "cpu", "directml" or "auto". NULL is "auto": DirectML if its libraries exist, the machine has
+     * a device for it and that device reproduces the tokens in the package's selftest.txt, or else
+     * the CPU. */
     const char *provider;
-    /* Not 0: compare every file of the package with its SHA256SUMS first. */
+    /* Not 0: first compare every file of the package with its SHA256SUMS. */
     int check_hashes;
 } llama_onnx_options;
 
-/* Called with each piece of an answer: whole characters, valid until it returns. It runs in the
- * thread that generates. Return 0 to go on, anything else to stop. */
+/* Receives each piece of an answer, in the thread that generates. `text` contains whole characters
+ * and is valid until the callback returns. Return 0 to continue, any other value to stop. */
 typedef int (*llama_onnx_callback)(const char *text, void *user);
 
 /* Opens the package in the folder `package`. `options` may be NULL.
- * *out is set even when opening fails, so that llama_onnx_error() can say why, and is then good for
- * nothing else; close it either way. It is NULL only when there is no memory at all.
- * Sets the environment variable ORT_DISABLE_TELEMETRY to 1 unless it has a value already. */
+ * *out is set even if opening fails; it is then only good for llama_onnx_error(). Close it in
+ * either case. It is NULL only if there is no memory for it.
+ * Sets the environment variable ORT_DISABLE_TELEMETRY to 1 unless it is set already. */
 LLAMA_ONNX_API int llama_onnx_open(const char *package, const llama_onnx_options *options,
                                    llama_onnx **out);
 
-/* Continues `prompt` by `max_new_tokens` tokens at most. Sampling is as genai_config.json says,
- * which is greedy unless the model's makers chose otherwise. */
+/* Continues `prompt` with at most `max_new_tokens` tokens. genai_config.json sets the sampling,
+ * which is greedy unless the model's authors chose otherwise. */
 LLAMA_ONNX_API int llama_onnx_generate(llama_onnx *self, const char *prompt, int max_new_tokens,
                                        llama_onnx_callback callback, void *user);
 
-/* Answers a conversation, put into the model's own chat template. `messages` is JSON:
+/* Answers a conversation, formatted with the model's chat template. `messages` is JSON:
  * [{"role": "user", "content": "Hello"}]; roles are system, user and assistant. */
 LLAMA_ONNX_API int llama_onnx_chat(llama_onnx *self, const char *messages, int max_new_tokens,
                                    llama_onnx_callback callback, void *user);
 
-/* The same on tokens: `*count` is the room in `ids` on the way in and the number of new tokens on
- * the way out, whatever is returned. An end token, if one is reached, is among them. */
+/* Continues tokens with tokens. `*count` is the capacity of `ids` on input and the number of new
+ * tokens on output, whatever the status. They include the end token if it was reached. */
 LLAMA_ONNX_API int llama_onnx_generate_ids(llama_onnx *self, const int32_t *prompt,
                                            size_t prompt_count, int32_t *ids, size_t *count);
 
-/* Ends the answer in progress, from any thread, even while a long prompt is read. Without one it
- * does nothing. */
+/* Stops the answer in progress, from any thread, even while a long prompt is being processed. Does
+ * nothing if there is none. */
 LLAMA_ONNX_API void llama_onnx_cancel(llama_onnx *self);
 
-/* Frees everything. No other call may be in progress: cancel, wait for it to return, then close. */
+/* Frees the model. No other call may be in progress: cancel it, wait for its return, then close. */
 LLAMA_ONNX_API void llama_onnx_close(llama_onnx *self);
 
-/* The last failure in one sentence, "" if there was none. Valid until the next call. */
+/* The reason of the last failure, as a sentence, or "". Valid until the next call. */
 LLAMA_ONNX_API const char *llama_onnx_error(const llama_onnx *self);
 
-/* What runs the model: "DirectML" or "CPU". */
+/* The provider that runs the model: "DirectML" or "CPU". */
 LLAMA_ONNX_API const char *llama_onnx_provider(const llama_onnx *self);
 
-/* Why it is that one, in a sentence for people. */
+/* Why that provider was chosen, as a sentence for people. */
 LLAMA_ONNX_API const char *llama_onnx_provider_reason(const llama_onnx *self);
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-/* SHA-256, as FIPS 180-4 defines it. */
+/* SHA-256, as defined in FIPS 180-4. */
 #ifndef LLAMA_ONNX_SHA256_H
 #define LLAMA_ONNX_SHA256_H
 

@@ -1,4 +1,4 @@
-/* What llama_onnx.c needs of the operating system: Windows, or anything with POSIX and dlopen. */
+/* What llama_onnx.c needs from the operating system: Windows, or POSIX with dlopen. */
 #ifndef LLAMA_ONNX_SYSTEM_H
 #define LLAMA_ONNX_SYSTEM_H
 
@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char own_address = 0; /* lies in this library, whatever it is linked into */
+static const char own_address = 0; /* an address in this library, whatever it is linked into */
 
 #ifdef _WIN32
 typedef HMODULE module;
@@ -26,14 +26,14 @@ typedef SRWLOCK mutex;
 #define ORT_LIBRARY "onnxruntime.dll"
 #define GENAI_LIBRARY "onnxruntime-genai.dll"
 #define SEPARATOR "\\"
-#define LONG_PATH 200 /* from here on with the prefix that lifts the limit of 260 characters */
+#define LONG_PATH 200 /* longer paths get the prefix that lifts the limit of 260 characters */
 
 static void mutex_init(mutex *m) { InitializeSRWLock(m); }
 static void mutex_lock(mutex *m) { AcquireSRWLockExclusive(m); }
 static void mutex_unlock(mutex *m) { ReleaseSRWLockExclusive(m); }
 static void mutex_destroy(mutex *m) { (void)m; }
 
-/* NULL if `text` is not UTF-8, or there is no memory. */
+/* NULL if `text` is not UTF-8 or there is no memory. */
 static wchar_t *to_wide(const char *text) {
     int size = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, text, -1, NULL, 0);
     wchar_t *out = size ? malloc((size_t)size * sizeof *out) : NULL;
@@ -48,15 +48,15 @@ static char *to_utf8(const wchar_t *text) {
     return out;
 }
 
-/* The full path, without a separator at its end, so that it can be joined with a name; NULL if
- * `path` is not UTF-8. */
+/* The full path without a trailing separator, ready to be joined with a name; NULL if `path` is not
+ * UTF-8. */
 static char *absolute(const char *path) {
     char *out = NULL;
     wchar_t *given = to_wide(path);
     DWORD size = given ? GetFullPathNameW(given, 0, NULL, NULL) : 0;
     wchar_t *full = size ? calloc(size + 8, sizeof *full) : NULL;
     if (full) {
-        wchar_t *start = full + 8; /* leaves room for the prefix in front */
+        wchar_t *start = full + 8; /* leaves room for the prefix */
         size = GetFullPathNameW(given, size, start, NULL);
         while (size > 3 && start[size - 1] == L'\\') start[--size] = 0;
         if (size >= LONG_PATH && start[0] == L'\\' && start[1] == L'\\' && start[2] != L'?') {
@@ -80,8 +80,8 @@ static FILE *open_file(const char *path) {
     return file;
 }
 
-/* Beside itself, then System32 for what belongs to Windows: no application folder, no current
- * folder, no PATH. */
+/* Loads a library. Its dependencies are searched for beside it, then in System32 for those of
+ * Windows, but not in the folder of the program, the current folder or PATH. */
 static module load_module(const char *path) {
     wchar_t *name = to_wide(path);
     module loaded = NULL;
@@ -95,7 +95,7 @@ static module load_module(const char *path) {
 
 static void unload_module(module m) { FreeLibrary(m); }
 
-/* The module of this process that another library gets when it asks for `name`; NULL if none. */
+/* The loaded module that another library gets when it asks for `name`; NULL if there is none. */
 static module loaded_module(const char *name) {
     wchar_t *wide = to_wide(name);
     module found = wide ? GetModuleHandleW(wide) : NULL;
@@ -126,10 +126,10 @@ static char *own_path(void) {
 static void load_error(char *out, size_t size) {
     DWORD code = GetLastError();
     if (code == ERROR_MOD_NOT_FOUND) {
-        snprintf(out, size, "a library that it needs is missing, most often Microsoft's Visual C++ "
+        snprintf(out, size, "a library that it needs is missing, usually Microsoft's Visual C++ "
                             "Redistributable: install it");
     } else if (code == ERROR_BAD_EXE_FORMAT) {
-        snprintf(out, size, "it is damaged, or made for another kind of processor");
+        snprintf(out, size, "it is damaged or built for another kind of processor");
     } else {
         snprintf(out, size, "Windows error %lu", (unsigned long)code);
     }
@@ -140,7 +140,7 @@ static void telemetry_off(void) {
     const wchar_t *name = L"ORT_DISABLE_TELEMETRY";
     if (GetEnvironmentVariableW(name, NULL, 0)) return;
     SetEnvironmentVariableW(name, L"1");
-    /* The C runtime of the libraries keeps a copy of its own if it has started already. */
+    /* The libraries' C runtime keeps its own copy if it has already started. */
     module crt = GetModuleHandleW(L"ucrtbase.dll");
     void *found = crt ? symbol(crt, "_wputenv_s") : NULL;
     put put_environment;
@@ -153,7 +153,7 @@ static bool telemetry_wanted(void) {
     return GetEnvironmentVariableW(L"ORT_DISABLE_TELEMETRY", value, 2) == 1 && value[0] == L'0';
 }
 
-/* Writes the name of the first graphics device with Direct3D 12 that is no emulation. */
+/* Writes the name of the first graphics device with Direct3D 12 that is not an emulation. */
 static bool find_device(char *name, size_t size) {
     typedef HRESULT(WINAPI * create_factory)(REFIID, void **);
     typedef HRESULT(WINAPI * create_device)(IUnknown *, int, REFIID, void **);
@@ -228,10 +228,10 @@ static char *own_path(void) { return address_path(&own_address); }
 
 static void load_error(char *out, size_t size) {
     const char *text = dlerror();
-    snprintf(out, size, "%s", text ? text : "the system does not say why");
+    snprintf(out, size, "%s", text ? text : "the system gives no reason");
 }
 
-/* There is no DirectML here; the tests of what follows from it define TEST_DEVICE. */
+/* There is no DirectML here; tests of the code around it define TEST_DEVICE. */
 static bool find_device(char *name, size_t size) {
 #ifdef TEST_DEVICE
     return snprintf(name, size, "%s", TEST_DEVICE) > 0;

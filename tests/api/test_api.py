@@ -150,5 +150,5 @@ def test_a_model_opens_on_a_provider_by_name(package: Path) -> None:
 def test_verify_refuses_what_has_no_effect(package: Path) -> None:
     assert llama_onnx.verify(package, files_only=True).passed
     for unused in ({"provider": "cpu"}, {"threads": 1}, {"allow_fallback": True}):
-        with pytest.raises(llama_onnx.UsageError, match="files_only computes nothing"):
+        with pytest.raises(llama_onnx.UsageError, match="files_only runs nothing"):
             llama_onnx.verify(package, files_only=True, **unused)  # type: ignore[arg-type]

@@ -107,4 +107,4 @@ def test_files_only_takes_no_option_of_the_replay(package: Path) -> None:
     for options in (("--threads", "0"), ("--threads", "2"), ("--provider", "cpu")):
         result = run("verify", package, "--files-only", *options)
         assert result.exit_code == 2
-        assert "--files-only computes nothing" in result.stderr
+        assert "--files-only runs nothing" in result.stderr

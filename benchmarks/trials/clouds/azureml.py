@@ -1,4 +1,4 @@
-"""Azure ML: its own loaders read the YAML, its own inference server runs the scoring script."""
+"""Azure ML: its loaders read the YAML, and its inference server runs the scoring script."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SERVER = Path(sys.executable).parent / "azmlinfsrv"
 
 
 def place(bundle: Path) -> Place:
-    """How Azure runs the scoring script: the model's folder lies in AZUREML_MODEL_DIR."""
+    """How Azure runs the scoring script: AZUREML_MODEL_DIR contains the folder of the model."""
     settings = yaml.safe_load((bundle / "deployment.yml").read_text("utf-8"))
 
     def start(package: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -39,7 +39,7 @@ def place(bundle: Path) -> Place:
 
 
 def loader_cases(bundle: Path) -> Iterator[Case]:
-    """What azure-ai-ml makes of the four YAML files."""
+    """Load the four YAML files with azure-ai-ml."""
     from azure.ai.ml import load_environment, load_online_deployment, load_online_endpoint
 
     endpoint: Any = load_online_endpoint(source=bundle / "endpoint.yml")

@@ -1,4 +1,4 @@
-"""The card's example for optimum, run as it stands there; a part of `nox -s parity-optimum`.
+"""Run the card's example for optimum unchanged; part of `nox -s parity-optimum`.
 
 python -m benchmarks.trials.clouds.hub
 """
@@ -14,17 +14,18 @@ from unittest.mock import patch
 
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
-from llama_onnx.runtime.bundles.hub import bundle_hub
+from llama_onnx.runtime.bundles.hub import Hub
+from llama_onnx.runtime.bundles.make import make_bundle
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.registry import get_target
 from tests.support.packages import greedy, make_package
 
 CASES = (("cpu", "int4"), ("portable", "fp32"))
-"""Target and precision; the same weights in a package for the CPU give the expected ids."""
+"""Target and precision; a package for the CPU with the same weights gives the expected ids."""
 
 
 def main() -> None:
-    """Exit status 1 unless optimum gives onnxruntime-genai's tokens."""
+    """Exit with status 1 unless optimum generates the tokens of onnxruntime-genai."""
     for target, precision in CASES:
         with tempfile.TemporaryDirectory(prefix="ä 日本 ") as temporary:
             given, prompt, expected = run(Path(temporary), target, precision)
@@ -36,12 +37,12 @@ def main() -> None:
 
 
 def run(folder: Path, target: str, precision: str) -> tuple[list[int], list[int], list[int]]:
-    """The ids that the card's example gives, those of its prompt, and those expected."""
+    """Return the ids that the card's example generates, its prompt's, and the expected ones."""
     reference = make_package(folder, precision)
     package = folder / "package"
     source = folder / "checkpoint"
     export_package(source, package, get_target(target), Options(precision=precision))
-    bundle = bundle_hub(ModelPackage.open(package), folder / "hub").path
+    bundle = make_bundle(ModelPackage.open(package), folder / "hub", Hub()).path
     text = (bundle / "README.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (block,) = (block for block in blocks if "optimum" in block)

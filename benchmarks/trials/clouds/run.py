@@ -1,8 +1,8 @@
-"""`nox -s clouds`: the bundles for Azure ML, SageMaker and the hub, with those places' own tools.
+"""`nox -s clouds`: the bundles for Azure ML and SageMaker, with the tools of those places.
 
 python -m benchmarks.trials.clouds.run WORK_FOLDER
 
-Prints its tables and puts them into docs/clouds.md; exit status 1 when a line does not hold.
+Prints its tables and writes them to docs/clouds.md; exits with status 1 if a case fails.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from benchmarks.trials.clouds import azureml, sagemaker
 from benchmarks.trials.clouds.server import run_place
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
-from llama_onnx.runtime.bundles.azureml import bundle_azureml
+from llama_onnx.runtime.bundles.azureml import AzureML
 from llama_onnx.runtime.bundles.clouds import requirements
-from llama_onnx.runtime.bundles.sagemaker import bundle_sagemaker
+from llama_onnx.runtime.bundles.make import make_bundle
+from llama_onnx.runtime.bundles.sagemaker import SageMaker
 from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny
@@ -40,11 +41,11 @@ SLOW = replace(
     head_dim=64,
     max_position_embeddings=4096,
 )
-"""Takes seconds for a long prompt, where the others take milliseconds."""
+"""A model that needs seconds for a long prompt; the others need milliseconds."""
 
 
 def make_slow(folder: Path) -> Path:
-    """An int4 package that takes its time, and never says the end token."""
+    """Make a slow int4 package that never generates the end token."""
     tensors = tiny.weights(SLOW)
     tensors["lm_head.weight"][list(SLOW.eos_token_ids)] = 0
     source = tiny.write_huggingface(folder / "slow checkpoint", SLOW, tensors=tensors)
@@ -53,7 +54,7 @@ def make_slow(folder: Path) -> Path:
 
 
 def make_foreign(package: Path, out: Path) -> Path:
-    """The same package, said to be made for CUDA."""
+    """Copy a package and change its target to cuda."""
     shutil.copytree(package, out)
     manifest = json.loads((out / MANIFEST).read_text("utf-8"))
     write_manifest(out, manifest | {"target": "cuda"})
@@ -61,7 +62,7 @@ def make_foreign(package: Path, out: Path) -> Path:
 
 
 def pin_case(place: str) -> Case:
-    """What is tested is what a bundle installs."""
+    """Check that the tested versions are those that a bundle installs."""
     pins = dict(line.split("==") for line in requirements(place))
     other = [f"{name} {version(name)}" for name in pins if version(name) != pins[name]]
     said = f"other ones: {', '.join(other)}" if other else f"{len(pins)} as pinned"
@@ -69,16 +70,17 @@ def pin_case(place: str) -> Case:
 
 
 def azure_cases(folder: Path, package: Path, slow: Path, foreign: Path) -> Iterator[Case]:
-    """Azure ML."""
-    bundle = bundle_azureml(ModelPackage.open(package), folder / "azureml ä ü 日本").path
+    """Make the bundle for Azure ML and yield its cases."""
+    bundle = make_bundle(ModelPackage.open(package), folder / "azureml ä ü 日本", AzureML()).path
     yield pin_case("azureml")
     yield from azureml.loader_cases(bundle)
     yield from run_place(azureml.place(bundle), bundle / "package", slow, foreign, folder)
 
 
 def sagemaker_cases(folder: Path, package: Path, slow: Path, foreign: Path) -> Iterator[Case]:
-    """SageMaker."""
-    bundle = bundle_sagemaker(ModelPackage.open(package), folder / "sagemaker ä ü 日本").path
+    """Make the bundle for SageMaker and yield its cases."""
+    out = folder / "sagemaker ä ü 日本"
+    bundle = make_bundle(ModelPackage.open(package), out, SageMaker()).path
     yield pin_case("sagemaker")
     yield sagemaker.docker_case(bundle)
     yield from sagemaker.deploy_cases(bundle)
@@ -88,7 +90,7 @@ def sagemaker_cases(folder: Path, package: Path, slow: Path, foreign: Path) -> I
 
 
 def main() -> None:
-    """Make the packages and run each place's cases."""
+    """Make the packages and run the cases of each place."""
     folder = Path(sys.argv[1]).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -99,7 +101,7 @@ def main() -> None:
         ("SageMaker | what happened", list(sagemaker_cases(*arguments))),
     ]
     if not show(DOCS, "clouds", tables, [str(folder)]):
-        sys.exit("A line does not hold.")
+        sys.exit("a case failed.")
 
 
 if __name__ == "__main__":

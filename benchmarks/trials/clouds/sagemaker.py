@@ -1,4 +1,4 @@
-"""SageMaker: the container's server without a container, deploy.py against moto, the Dockerfile."""
+"""SageMaker: the server outside its container, deploy.py with moto, and the Dockerfile."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ AWS = {
 
 
 def unpack(bundle: Path, folder: Path) -> Path:
-    """What SageMaker does with model.tar.gz."""
+    """Unpack model.tar.gz, as SageMaker does."""
     with tarfile.open(bundle / "model.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     return folder
 
 
 def place(bundle: Path) -> Place:
-    """How the image runs: ENTRYPOINT and the argument "serve", which SageMaker adds."""
+    """How the image runs: its ENTRYPOINT with the argument "serve", which SageMaker adds."""
 
     def start(package: Path, log: Path) -> subprocess.Popen[bytes]:
         with log.open("wb") as file:
@@ -50,7 +50,7 @@ def place(bundle: Path) -> Place:
 
 
 def stream_cases(server: Server) -> Iterator[Case]:
-    """Answers in pieces, and a caller who hangs up."""
+    """Stream answers, and disconnect during one."""
     request = {"prompt": "the quick", "max_new_tokens": 40}
     whole = server.ask(request)[1]["text"]
     connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=60)
@@ -58,7 +58,7 @@ def stream_cases(server: Server) -> Iterator[Case]:
     lines = [json.loads(line) for line in connection.getresponse()]
     text = "".join(line["text"] for line in lines[:-1])
     holds = text == whole and "stats" in lines[-1]
-    yield Case("an answer in pieces", holds, f"the same text in {len(lines) - 1} pieces")
+    yield Case("a streamed answer", holds, f"the same text in {len(lines) - 1} pieces")
     long = {"prompt": "the quick", "max_new_tokens": 1000, "stream": True}
     started = time.monotonic()
     connection.request("POST", "/invocations", json.dumps(long))
@@ -72,14 +72,14 @@ def stream_cases(server: Server) -> Iterator[Case]:
     server.ask({**long, "stream": False})
     full = time.monotonic() - started
     said = f"next answer after {took:.1f} s; the whole one takes {full:.1f} s"
-    yield Case("a caller hangs up", status == 200 and took < full / 2, said)
+    yield Case("a client disconnects", status == 200 and took < full / 2, said)
     connection.request("POST", "/invocations", json.dumps({"prompt": 3, "stream": True}))
     refused = connection.getresponse().status
-    yield Case("a stream that makes no sense", refused == 400, str(refused))
+    yield Case("an invalid request to stream", refused == 400, str(refused))
 
 
 def docker_case(bundle: Path) -> Case:
-    """The Dockerfile as hadolint sees it; there is no engine here to build it."""
+    """Check the Dockerfile with hadolint; there is no engine here to build it."""
     linter = Path(sys.executable).parent / "hadolint"
     done = subprocess.run(
         [str(linter), "Dockerfile"], cwd=bundle / "container", capture_output=True, text=True
@@ -89,7 +89,7 @@ def docker_case(bundle: Path) -> Case:
 
 
 def deploy_cases(bundle: Path) -> Iterator[Case]:
-    """deploy.py as it is, against moto's server."""
+    """Run deploy.py unchanged with moto's server."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0)

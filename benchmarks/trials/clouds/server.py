@@ -1,4 +1,4 @@
-"""A bundle's server, started as its README says, and what every one of them has to do."""
+"""A bundle's server, started as its README says, and the cases that every server must pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.tables import Case
 PROMPTS = ("the quick brown fox", "and the capital of", "Ünïcödé 日本")
 MESSAGES = [{"role": "user", "content": "Where is Paris?"}]
 PING_LIMIT = 2.0
-"""Seconds: SageMaker's limit for a health check, and the default of a probe of Azure ML's."""
+"""Seconds: SageMaker's limit for a health check, and the default for a probe in Azure ML."""
 
 WRONG = (
     b"",
@@ -43,7 +43,7 @@ WRONG = (
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs: where it answers, where it says that it lives, and its log."""
+    """A running server: its URLs for requests and for health checks, and its log."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -51,13 +51,13 @@ class Server:
     log: Path
 
     def ask(self, content: Any) -> tuple[int, Any]:
-        """Status and JSON of the reply; bytes are sent as they are."""
+        """Return status and JSON of the reply; bytes are sent unchanged."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         return fetch(self.url, body)
 
     @property
     def said(self) -> str:
-        """Its log so far."""
+        """The log so far."""
         return self.log.read_text("utf-8", "replace")
 
     @property
@@ -67,12 +67,12 @@ class Server:
 
 
 Start = Callable[[Path, Path], "subprocess.Popen[bytes]"]
-"""Starts the server for the package in a folder, with its log in a file."""
+"""Start a server: arguments are the folder of the package and the file of the log."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """How a place runs a bundle: what starts it, and the paths it asks on a port."""
+    """How a place runs a bundle: the start command, the port, and the paths that it requests."""
 
     name: str
     start: Start
@@ -82,7 +82,7 @@ class Place:
 
 
 def fetch(url: str, body: bytes | None = None) -> tuple[int, Any]:
-    """Status and JSON of the reply to GET, or to POST with a body."""
+    """Return status and JSON of the reply to a GET, or to a POST if there is a body."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=120) as reply:
@@ -100,7 +100,7 @@ def _parse(body: bytes) -> Any:
 
 @contextmanager
 def running(place: Place, package: Path, log: Path) -> Iterator[Server]:
-    """The server of `place`, up and healthy, ended by SIGTERM."""
+    """Run the server of `place`, wait until it is healthy, and end it with SIGTERM."""
     process = place.start(package, log)
     base = f"http://127.0.0.1:{place.port}"
     server = Server(process, base + place.answers, base + place.health, log)
@@ -126,19 +126,19 @@ def _await_health(server: Server) -> None:
                 return
         except OSError:
             time.sleep(0.2)
-    raise RuntimeError(f"the server does not come up: {server.said[-2000:]}")
+    raise RuntimeError(f"the server does not become healthy: {server.said[-2000:]}")
 
 
 def environment(**more: str) -> Mapping[str, str]:
-    """This process's environment without anything that would help to find llama_onnx."""
+    """Return this process's environment without PYTHONPATH, which could lead to llama_onnx."""
     return {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, **more}
 
 
-# ---- what has to hold ----------------------------------------------------------------------------
+# ---- cases ---------------------------------------------------------------------------------------
 
 
 def answer_cases(server: Server, package: Path) -> Iterator[Case]:
-    """Answers, refusals, the provider, telemetry, a process that dies."""
+    """Answers, refusals, the provider, telemetry, a killed process."""
     model = Llama.load(package)
     provider = re.findall(r"runs (.*)", server.said)
     runs = re.sub(r" \(process \d+\)", "", provider[-1]) if provider else "nothing"
@@ -163,20 +163,20 @@ def answer_cases(server: Server, package: Path) -> Iterator[Case]:
 
 
 def refusals(server: Server) -> Case:
-    """Every wrong request gets 400 and a sentence, and the server goes on."""
+    """Check that every invalid request gets status 400 and a sentence."""
     replies = [server.ask(body) for body in WRONG]
     wrong = [
         f"{body[:40]!r}: {status} {reply!r}"
         for body, (status, reply) in zip(WRONG, replies, strict=True)
-        # Azure's server refuses by itself, with "message", what is not UTF-8.
+        # Azure's server itself refuses what is not UTF-8, with "message".
         if status != 400 or not isinstance(reply, dict) or reply.keys() - {"error", "message"}
     ]
     said = "; ".join(wrong) or f"{len(WRONG)} of {len(WRONG)}: 400 and a sentence"
-    return Case("requests that make no sense", not wrong, said)
+    return Case("invalid requests", not wrong, said)
 
 
 def load_cases(server: Server) -> Iterator[Case]:
-    """Health while a long prompt is read; more requests at once than are taken."""
+    """Health checks during a long prompt; more simultaneous requests than are accepted."""
     long = {"prompt": "7" * 4000, "max_new_tokens": 4}
     with ThreadPoolExecutor(1) as pool:
         started = time.monotonic()
@@ -187,9 +187,9 @@ def load_cases(server: Server) -> Iterator[Case]:
         took = time.monotonic() - started
     slowest = max(pings)
     said = f"{slowest:.2f} s at most, {len(pings)} times in the {took:.1f} s of an answer"
-    # With the model in the server's own process the slowest takes nearly as long as the answer.
+    # If the model ran in the server's process, the slowest would take nearly as long as the answer.
     holds = answer.result()[0] == 200 and slowest < min(PING_LIMIT, took / 4)
-    yield Case("health while a long prompt is read", holds, said)
+    yield Case("health checks during a long prompt", holds, said)
     short = {"prompt": "7" * 400, "max_new_tokens": 8}
     alone = server.ask(short)[1]["text"]
     with ThreadPoolExecutor(12) as pool:
@@ -210,7 +210,7 @@ def _time_ping(server: Server) -> float:
 
 
 def end_case(server: Server) -> Case:
-    """SIGTERM ends the server, and the model's process with it."""
+    """Check that SIGTERM ends the server and the process of the model."""
     pid = server.model_process
     started = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
@@ -224,7 +224,7 @@ def end_case(server: Server) -> Case:
 
 
 def foreign_case(place: Place, package: Path, log: Path) -> Case:
-    """A package for a device that is not there must not start on the CPU."""
+    """Check that a package for a missing device does not start on the CPU."""
     process = place.start(package, log)
     try:
         status = process.wait(60)
@@ -232,14 +232,14 @@ def foreign_case(place: Place, package: Path, log: Path) -> Case:
         process.kill()
         return Case("a package for cuda on this machine", False, "it runs")
     lines = [line for line in log.read_text("utf-8").splitlines() if "cuda" in line]
-    said = lines[-1].rpartition("Error: ")[2] if lines else "no word about cuda"
+    said = lines[-1].rpartition("Error: ")[2] if lines else "cuda is not mentioned"
     return Case("a package for cuda on this machine", bool(status and lines), f"ends: {said}")
 
 
 def run_place(
     place: Place, package: Path, slow: Path, foreign: Path, logs: Path, more: Sequence[Any] = ()
 ) -> Iterator[Case]:
-    """All of it; `more` are functions of a server with the slow package that yield cases."""
+    """Yield all cases; `more` are functions that yield cases of a server with the slow package."""
     with running(place, package, logs / f"{place.name}.log") as server:
         yield from answer_cases(server, package)
         yield end_case(server)

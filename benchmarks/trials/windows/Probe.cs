@@ -1,4 +1,4 @@
-// What an app may do with LlamaOnnx.cs, for `nox -s windows -- --csharp`: one fact a line.
+// Uses LlamaOnnx.cs as an app would, for `nox -s windows -- --csharp`; prints one fact per line.
 using System;
 using System.Linq;
 using System.Threading;
@@ -13,7 +13,7 @@ internal static class Probe
         Console.WriteLine($"provider {model.Provider}");
         Console.WriteLine($"cancelled {await CancelAfter(model, 3)}");
         Console.WriteLine($"left {await LeaveAfter(model, 2)}");
-        // Two at once: the second waits for the first.
+        // Two answers at once: the second waits for the first.
         var counts = await Task.WhenAll(Count(model), Count(model));
         Console.WriteLine($"waited {counts[0] == counts[1] && counts[0] > 3}");
         try

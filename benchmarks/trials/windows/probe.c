@@ -1,10 +1,10 @@
-/* Drives llama_onnx.dll for `nox -s windows`: prints what happened, one fact a line.
+/* Drives llama_onnx.dll for `nox -s windows` and prints one fact per line.
  *
  *     probe PACKAGE LIBRARIES PROVIDER CHECK_HASHES COUNT IDS [PRELOAD]
  *     probe PACKAGE LIBRARIES PROVIDER CHECK_HASHES -COUNT TEXT
  *
- * IDS are numbers with commas; a negative COUNT generates text and cancels after that many pieces.
- * PRELOAD is a library that the program has loaded before, as another part of an app might.
+ * IDS are numbers separated by commas; a negative COUNT generates text and cancels it after that many
+ * pieces. PRELOAD is a library to load first, as another part of an app might do.
  */
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
@@ -31,7 +31,7 @@ static DWORD WINAPI cancel(void *model) {
     return 0;
 }
 
-/* Cancelled from another thread, as by a button. */
+/* Cancels from another thread, as a button would. */
 static int watch(const char *text, void *user) {
     watcher *w = user;
     (void)text;

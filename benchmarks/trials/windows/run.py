@@ -1,8 +1,8 @@
-"""The bundle for Windows, under Wine: the genuine DLLs, the tokens of Linux, and what goes wrong.
+"""The bundle for Windows under Wine: the real DLLs, the tokens of Linux, and failures.
 
 python -m benchmarks.trials.windows.run WORK_FOLDER [--wheels DIR] [--csharp] [--python] [--real]
 
-Prints its tables and puts them into docs/windows.md; exit status 1 when a line does not hold.
+Prints its tables and writes them to docs/windows.md; exits with status 1 if a case fails.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from benchmarks.trials.windows.wine import (
     compile_windows,
     windows_path,
 )
+from llama_onnx.runtime.bundles.make import make_bundle
 from llama_onnx.runtime.bundles.selftest import SelfTest
-from llama_onnx.runtime.bundles.windows import bundle_windows, download_wheels
+from llama_onnx.runtime.bundles.windows import Windows
+from llama_onnx.runtime.bundles.windows_libraries import download_wheels
 from llama_onnx.runtime.genai import og
 from llama_onnx.targets.bundle import write_sums
 from llama_onnx.targets.package import ModelPackage
@@ -46,7 +48,7 @@ NEW_TOKENS = 40
 
 @dataclass(frozen=True)
 class Place:
-    """A bundle, and what drives it."""
+    """A bundle, packages, and the Wine prefix that runs them."""
 
     wine: Wine
     bundle: Path
@@ -69,7 +71,7 @@ class Place:
         path: Path | None = None,
         cwd: Path | None = None,
     ) -> dict[str, str]:
-        """Run benchmarks/trials/windows/probe.c; returns its facts by name."""
+        """Run benchmarks/trials/windows/probe.c and return its facts by name."""
         ids = text if isinstance(text, str) else ",".join(map(str, text))
         program = windows_path(self.libraries / "probe.exe")
         where = windows_path(libraries or self.libraries)
@@ -85,7 +87,7 @@ class Place:
 
 
 def make_place(work: Path, wheels: Path, wine: Wine) -> Place:
-    """Tiny packages of each precision, bundled in a folder with a name that programs stumble on."""
+    """Make tiny packages of each precision and a bundle, in a folder with an awkward name."""
     folder = work / "ä ü 日本"
     for old in (folder, work / "packages"):
         shutil.rmtree(old, ignore_errors=True)
@@ -95,13 +97,9 @@ def make_place(work: Path, wheels: Path, wine: Wine) -> Place:
         source.mkdir(parents=True)
         made[name] = make_package(source, precision, target)
     bundle = folder / "bundle"
-    bundle_windows(
-        ModelPackage.open(made["int4"]),
-        bundle,
-        wheels,
-        self_test=find_self_test(made["int4"]),
-        compiler=shutil.which(COMPILER),
-    )
+    test = find_self_test(made["int4"])
+    place = Windows(wheels, self_test=test, compiler=shutil.which(COMPILER))
+    make_bundle(ModelPackage.open(made["int4"]), bundle, place)
     packages = {}
     for name, package in made.items():
         packages[name] = Path(shutil.copytree(package, folder / name.replace(", ", " ")))
@@ -124,14 +122,14 @@ def add_probe(bundle: Path) -> None:
 
 
 def find_self_test(package: Path, length: int = 16) -> SelfTest:
-    """Of a few prompts, the one whose tokens lead the second likeliest by most."""
+    """Make a self-test of the prompt in `PROMPTS` whose next tokens have the widest lead."""
     tried = [(smallest_lead(package, prompt, length), prompt) for prompt in PROMPTS]
     prompt = max(tried)[1]
     return SelfTest(tuple(prompt), tuple(greedy(package, prompt, length)))
 
 
 def smallest_lead(package: Path, prompt: Sequence[int], count: int) -> float:
-    """The least difference of the first two logits over a greedy continuation."""
+    """Return the smallest difference of the two largest logits over a greedy continuation."""
     model = og.Model(str(package))
     params = og.GeneratorParams(model)
     params.set_search_options(max_length=len(prompt) + count, do_sample=False)
@@ -166,24 +164,24 @@ def token_cases(place: Place) -> Iterator[Case]:
             yield Case(f"{precision} | {name}", equal == total > 0, said)
 
 
-# ---- what goes wrong -----------------------------------------------------------------------------
+# ---- failures ------------------------------------------------------------------------------------
 
 
 def refused(what: str, facts: dict[str, str], message: str) -> Case:
-    """A package that must not open, with a sentence that says `message`."""
+    """Check that a package does not open, with an error that contains `message`."""
     holds = facts["opened"] == "1" and message in facts["error"]
     return Case(what, holds, facts["error"])
 
 
 def answered(what: str, facts: dict[str, str], place: Place, said: str = "") -> Case:
-    """A call that must give Linux's tokens all the same."""
+    """Check that a call still generates the tokens of Linux."""
     expected = " ".join(map(str, greedy(place.packages["int4"], PROMPTS[0], 8)))
     holds = facts.get("ids") == expected
     return Case(what, holds, facts["error"] or said or "the same tokens")
 
 
 def library_cases(place: Place) -> Iterator[Case]:
-    """DLLs that are missing, wrong, or somebody else's."""
+    """DLLs that are missing, wrong, or of another program."""
     package, work = place.packages["int4"], place.bundle.parent
     other = place.other_ort
     for name in ("onnxruntime.dll", "onnxruntime-genai.dll"):
@@ -194,7 +192,7 @@ def library_cases(place: Place) -> Iterator[Case]:
     libraries = copy_libraries(place, work / "wrong version")
     shutil.copyfile(other, libraries / "cpu" / "onnxruntime.dll")
     facts = place.probe(package, libraries=libraries)
-    yield refused("another onnxruntime.dll in our folder", facts, "is ONNX Runtime 1.2.3, but")
+    yield refused("another onnxruntime.dll in our folder", facts, "is ONNX Runtime 1.2.3")
     facts = place.probe(package, path=other.parent)
     yield answered("another onnxruntime.dll first on PATH", facts, place)
     facts = place.probe(package, cwd=other.parent)
@@ -220,18 +218,20 @@ def package_cases(place: Place) -> Iterator[Case]:
     data = bytearray((damaged / "model.onnx.data").read_bytes())
     data[len(data) // 2] ^= 1
     (damaged / "model.onnx.data").write_bytes(data)
-    yield refused("one bit of the weights flipped", place.probe(damaged), "is damaged: model.onnx")
+    yield refused(
+        "one bit of the weights flipped", place.probe(damaged), "is damaged: the hash of model.onnx"
+    )
     program = windows_path(place.libraries / "llama_onnx_chat.exe")
     done = place.wine.call([program, windows_path(damaged), "the quick"])
     said = done.stderr.decode().strip()
-    holds = done.returncode == 1 and "is damaged: model.onnx.data" in said
+    holds = done.returncode == 1 and "is damaged: the hash of model.onnx.data" in said
     yield Case("the same, opened by llama_onnx_chat.exe", holds, said)
     (damaged / "model.onnx.data").unlink()
     yield refused("the weights missing", place.probe(damaged), "model.onnx.data is missing")
 
 
 def use_cases(place: Place) -> Iterator[Case]:
-    """What an app does with it."""
+    """What an app does with the library."""
     package = place.packages["int4"]
     facts = place.probe(package, "the quick brown", count=-5)
     holds = facts["status"] == "2" and facts["pieces"] == "5" and not facts["error"]
@@ -252,17 +252,17 @@ def use_cases(place: Place) -> Iterator[Case]:
 
 
 def long_package(place: Place, package: Path) -> Case:
-    """Wine 8's GetFinalPathNameByHandleW ends at 260 characters, and ONNX Runtime calls it."""
+    """ONNX Runtime calls GetFinalPathNameByHandleW, which in Wine 8 fails above 260 characters."""
     facts = place.probe(package)
     what = "a package in a path of more than 260 characters"
     if "Failed to get the weakly canonical path" in facts["error"]:
-        said = "opened by us, refused by Wine 8 (its GetFinalPathNameByHandleW); not seen to work"
+        said = "opened by us, refused by Wine 8 (its GetFinalPathNameByHandleW); not verified"
         return Case(what, True, said)
     return answered(what, facts, place)
 
 
 def double_click(place: Place) -> Case:
-    """The sample without arguments, from elsewhere: it finds the package beside its folder."""
+    """Run the sample without arguments in another folder: it finds the package beside its own."""
     program = windows_path(place.libraries / "llama_onnx_chat.exe")
     done = place.wine.call([program], cwd=Path("/"), given="ä 日本\n\n".encode())
     said = done.stderr.decode().splitlines()[0]
@@ -271,7 +271,7 @@ def double_click(place: Place) -> Case:
 
 
 def cmake_case(place: Place) -> Case:
-    """The sample's CMakeLists.txt, with MinGW."""
+    """Build the sample with its CMakeLists.txt and MinGW."""
     what = "CMake builds llama_onnx.dll and the C sample with MinGW"
     if shutil.which("cmake") is None:
         return Case(what, True, "not tried: CMake is not installed")
@@ -294,7 +294,7 @@ def cmake_case(place: Place) -> Case:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of each file: what must not change where a program may not write."""
+    """Return the size and time of each file, which must not change in a read-only folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
@@ -305,10 +305,10 @@ def read_only(folder: Path) -> None:
 
 
 def run_tiny(work: Path, wheels: Path, wine: Wine) -> list[Table]:
-    """Everything on tiny packages."""
+    """Run all cases on tiny packages."""
     place = make_place(work, wheels, wine)
     cases = [*library_cases(place), *package_cases(place), *use_cases(place)]
-    # Last, so that the cases before could put a wrong DLL beside the program.
+    # Last, because the other cases put wrong DLLs beside the program.
     watched = (place.bundle, *place.packages.values())
     for folder in watched:
         read_only(folder)
@@ -326,10 +326,10 @@ def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--wheels", type=Path, help="Windows wheels; otherwise pip gets them")
+    parser.add_argument("--wheels", type=Path, help="Windows wheels; default: downloaded")
     parser.add_argument("--csharp", action="store_true", help="the C# sample, with npm's .NET SDK")
     parser.add_argument("--python", action="store_true", help="our own commands in Windows' Python")
-    parser.add_argument("--real", action="store_true", help="SmolLM2-135M too")
+    parser.add_argument("--real", action="store_true", help="also SmolLM2-135M")
     arguments = parser.parse_args()
     check_tools()
     work: Path = arguments.work.absolute()
@@ -342,7 +342,7 @@ def main() -> None:
     private = [windows_path(work), "\\\\?\\" + windows_path(work)]
     try:
         holds = show(DOCS, "tiny", run_tiny(work, wheels, wine), private)
-        # Each is imported when it is asked for: they need more than the rest.
+        # Imported only on request: these need more software than the rest.
         if arguments.csharp:
             from benchmarks.trials.windows import csharp
 
@@ -358,7 +358,7 @@ def main() -> None:
     finally:
         wine.close()
     if not holds:
-        sys.exit("A line does not hold.")
+        sys.exit("a case failed.")
 
 
 if __name__ == "__main__":

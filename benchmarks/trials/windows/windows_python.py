@@ -1,8 +1,8 @@
-"""Our own commands in Windows' Python under Wine, with the genuine Windows wheels.
+"""Our commands in Python for Windows under Wine, with the real Windows wheels.
 
-The wheel of Panda3D carries python311.dll and its extension modules for Windows. With the standard
-library of this Python 3.11, a program that calls Py_Main, and a python3.dll that hands on to
-python311.dll, that is a whole Python.
+The wheel of Panda3D contains python311.dll and its extension modules for Windows. Together with the
+standard library of this Python 3.11, a program that calls Py_Main, and a python3.dll that forwards
+to python311.dll, this is a complete Python.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def make_certified(folder: Path) -> Path:
 
 
 def make_python(folder: Path, wheels: Path) -> Path:
-    """Put a Python for Windows together in `folder`; returns python.exe."""
+    """Assemble a Python for Windows in `folder` and return the path of python.exe."""
     shutil.rmtree(folder, ignore_errors=True)
     packages = folder / "Lib" / "site-packages"
     ignored = shutil.ignore_patterns("site-packages", "__pycache__", "test", "lib-dynload")
@@ -90,14 +90,14 @@ def make_python(folder: Path, wheels: Path) -> Path:
 
 
 def pip(command: str, *arguments: str) -> None:
-    """pip for Windows' Python 3.11."""
+    """Run pip for Python 3.11 on Windows."""
     place = ("--platform", "win_amd64", "--python-version", "3.11", "--implementation", "cp")
     options = ("--quiet", "--no-deps", "--only-binary=:all:", *place)
     subprocess.run([sys.executable, "-m", "pip", command, *options, *arguments], check=True)
 
 
 def write_stable_abi(folder: Path) -> None:
-    """python3.dll: every name of python311.dll, handed on to it."""
+    """Build python3.dll, which forwards every name to python311.dll."""
     objdump = COMPILER.replace("gcc", "objdump")
     command = [objdump, "-p", str(folder / "python311.dll")]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -112,7 +112,7 @@ def write_stable_abi(folder: Path) -> None:
 
 
 def cases(wine: Wine, python: Path, package: Path, other: Path) -> Iterator[Case]:
-    """Each command, and what it says. `other` is a folder with another onnxruntime.dll."""
+    """Run each command. `other` is a folder with another onnxruntime.dll."""
     here = [sys.executable, "-m", "llama_onnx.exporter.cli"]
     where = windows_path(package)
     said = call(wine, python, "--help")
@@ -137,7 +137,7 @@ def cases(wine: Wine, python: Path, package: Path, other: Path) -> Iterator[Case
 
 
 def verify_damaged(wine: Wine, python: Path, package: Path) -> Case:
-    """One bit of the weights flipped."""
+    """Verify a package after flipping one bit of its weights."""
     damaged = Path(shutil.copytree(package, package.with_name("damaged"), dirs_exist_ok=True))
     data = bytearray((damaged / "model.onnx.data").read_bytes())
     data[len(data) // 2] ^= 1
@@ -147,8 +147,8 @@ def verify_damaged(wine: Wine, python: Path, package: Path) -> Case:
 
 
 def doctor_cases(wine: Wine, python: Path, other: Path) -> Iterator[Case]:
-    """What `doctor` finds of Windows' own, that the CPU computes, and somebody else's library in
-    the folder `other` on PATH."""
+    """Check what `doctor` reports about Windows, about the CPU, and about another library in the
+    folder `other` on PATH."""
     for name, found in doctor(wine, python).items():
         if name in ("provider cpu", "VC runtime", "onnxruntime.dll"):
             yield Case(f"doctor: {name}", found["status"] == "ok", found["found"])
@@ -158,13 +158,13 @@ def doctor_cases(wine: Wine, python: Path, other: Path) -> Iterator[Case]:
 
 
 def doctor(wine: Wine, python: Path, path: Path | None = None) -> dict[str, dict[str, str]]:
-    """Findings by name."""
+    """Return the findings by name."""
     report = json.loads(call(wine, python, "doctor", "--json", path=path))
     return {entry["name"]: entry for entry in report["findings"]}
 
 
 def call(wine: Wine, python: Path, *arguments: str, path: Path | None = None) -> str:
-    """What `llama-onnx` prints."""
+    """Return the output of `llama-onnx`."""
     environment = {"PYTHONHOME": windows_path(python.parent), "PYTHONUTF8": "1", "COLUMNS": "100"}
     environment["PYTHONPATH"] = ""
     command = [windows_path(python), "-m", "llama_onnx.exporter.cli", *arguments]

@@ -1,4 +1,4 @@
-"""Windows programs under Wine: what has to be installed, a prefix of its own, one call."""
+"""Windows programs under Wine: required tools, a separate prefix, and calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 APT = "apt-get install wine wine64 gcc-mingw-w64-x86-64"
 COMPILER = "x86_64-w64-mingw32-gcc"
 
-# Wine 8 has no bcryptprimitives.dll, which genai's DLL imports this one function of.
+# Wine 8 lacks bcryptprimitives.dll, from which genai's DLL imports this one function.
 _PRNG = """
 #include <windows.h>
 BOOLEAN NTAPI SystemFunction036(PVOID, ULONG);
@@ -24,21 +24,21 @@ __declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE data, SIZE_T size)
 
 
 def check_tools() -> None:
-    """End the program with the line that installs what is missing."""
+    """Exit with the command that installs what is missing."""
     missing = [name for name in ("wine", COMPILER) if shutil.which(name) is None]
     if missing:
         sys.exit(f"{' and '.join(missing)} missing: run `{APT}` (Debian, as root).")
 
 
 def compile_windows(source: Path, out: Path, *flags: str) -> Path:
-    """Build a program or, with -shared, a DLL."""
+    """Build a program, or a DLL with -shared."""
     common = ("-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-static-libgcc")
     subprocess.run([COMPILER, *common, str(source), "-o", str(out), *flags], check=True)
     return out
 
 
 def windows_path(path: Path) -> str:
-    """The path as a Windows program sees it."""
+    """Return the path as a Windows program sees it."""
     return "Z:" + str(path.absolute()).replace("/", "\\")
 
 
@@ -50,7 +50,7 @@ class Wine:
 
     @classmethod
     def make(cls, folder: Path) -> Wine:
-        """Make a prefix in `folder`, with what Wine 8 lacks."""
+        """Make a prefix in `folder` and add what Wine 8 lacks."""
         wine = cls(folder / "prefix")
         shutil.rmtree(wine.prefix, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,9 +72,9 @@ class Wine:
         environment: Mapping[str, str] | None = None,
         pipes: bool = False,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a Windows program; `path` is put on its PATH, `given` is what it reads.
+        """Run a Windows program with `path` on its PATH and `given` as its input.
 
-        `pipes` is for Python, which under Wine refuses to write to a file.
+        `pipes` is for Python, which cannot write to a file under Wine.
         """
         variables = {**self.environment(), **(environment or {})}
         if path:
@@ -89,7 +89,7 @@ class Wine:
                 timeout=300,
                 check=False,
             )
-        # Not pipes: the services that Wine starts would hold them open for seconds.
+        # Not pipes: the services that Wine starts would keep them open for seconds.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
             done = subprocess.run(
                 ["wine", *command],
@@ -107,8 +107,8 @@ class Wine:
         return done
 
     def environment(self) -> dict[str, str]:
-        """The environment of a program in this prefix."""
-        # No ORT_DISABLE_TELEMETRY: that the library sets it is part of what is tested.
+        """Return the environment of a program in this prefix."""
+        # Without ORT_DISABLE_TELEMETRY, because a case checks that the library sets it.
         inherited = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
         return inherited | {
             "WINEPREFIX": str(self.prefix.absolute()),
@@ -117,7 +117,7 @@ class Wine:
         }
 
     def close(self) -> None:
-        """End what Wine leaves running in this prefix."""
+        """End what Wine left running in this prefix."""
         server = shutil.which("wineserver") or "/usr/lib/wine/wineserver64"
         if Path(server).exists():
             subprocess.run([server, "-k"], env=self.environment(), check=False)

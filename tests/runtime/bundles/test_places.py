@@ -1,7 +1,8 @@
-"""Bundles for Azure ML, SageMaker and the hub: what is in them, what is refused, what holds."""
+"""Bundles for Azure ML, SageMaker and the hub: their contents, and what is refused."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -10,9 +11,11 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import huggingface_hub
 import pytest
@@ -25,18 +28,26 @@ from llama_onnx.exporter.parity.measure.validate import ParityReport
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.bundles import azureml, sagemaker
-from llama_onnx.runtime.bundles.azureml import bundle_azureml
 from llama_onnx.runtime.bundles.clouds import Machine, choose_machine, service_name
-from llama_onnx.runtime.bundles.hub import bundle_hub
-from llama_onnx.runtime.bundles.make import Bundled
-from llama_onnx.runtime.bundles.sagemaker import bundle_sagemaker
+from llama_onnx.runtime.bundles.make import Bundled, Settings, make_bundle
+from llama_onnx.runtime.bundles.place import Option, Place
+from llama_onnx.runtime.bundles.places import PLACES, get_place
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest
 from tests.support.packages import make_package
 
 Bundle = Callable[..., Bundled]
-BUNDLES = {"azureml": bundle_azureml, "sagemaker": bundle_sagemaker, "hub": bundle_hub}
+
+
+def bundle_for(place: str, package: ModelPackage, out: Path, **settings: Any) -> Bundled:
+    return make_bundle(package, out, get_place(place), Settings(**settings))
+
+
+BUNDLES: dict[str, Bundle] = {
+    place: partial(bundle_for, place) for place in ("azureml", "sagemaker", "hub")
+}
+bundle_azureml, bundle_sagemaker, bundle_hub = BUNDLES.values()
 every_place = pytest.mark.parametrize("bundle", BUNDLES.values(), ids=BUNDLES)
 CLOUD_FOLDERS = {"azureml": "code", "sagemaker": "container"}
 
@@ -48,7 +59,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ParityReport]:
-    """A certified package, and the report its certificate was made of. Read only."""
+    """A certified package, and the report that its certificate was made from. Read only."""
     folder = tmp_path_factory.mktemp("certified ä")
     package = make_package(folder, "int4")
     source = open_checkpoint(folder / "checkpoint")
@@ -63,8 +74,7 @@ def altered(
     target: str = "cpu",
     **files: str | None,
 ) -> ModelPackage:
-    """A copy of a package with other files (None: without), other entries of its source, and said
-    to be made for `target`."""
+    """Copy a package with other files (None: removed), source entries and target."""
     shutil.copytree(package, folder)
     for name, text in files.items():
         path = folder / name.replace("__", ".")
@@ -102,7 +112,7 @@ def test_bundle_json_names_every_file(package: Path, out: Path, bundle: Bundle) 
 
 
 @every_place
-def test_a_model_without_its_licence_is_refused_unless_its_owner_says_so(
+def test_a_model_without_its_license_needs_an_option(
     package: Path, out: Path, tmp_path: Path, bundle: Bundle
 ) -> None:
     opened = altered(package, tmp_path / "copy", {"name": "Llama-2-7b"}, USE_POLICY__md=None)
@@ -120,21 +130,21 @@ def test_a_damaged_package_is_refused(
     data = bytearray((copy / "model.onnx.data").read_bytes())
     data[100] ^= 1
     (copy / "model.onnx.data").write_bytes(data)
-    with pytest.raises(PackageError, match=r"damaged: model\.onnx\.data is not what was exported"):
+    with pytest.raises(PackageError, match=r"damaged: model\.onnx\.data has changed"):
         bundle(ModelPackage.open(copy), out)
     assert left_over(out) == []
 
 
 @every_place
-def test_only_a_bundle_is_replaced_and_only_when_told(
+def test_only_a_bundle_is_replaced_and_only_with_force(
     package: Path, out: Path, bundle: Bundle
 ) -> None:
     opened = ModelPackage.open(package)
     out.mkdir(parents=True)
     (out / "mine").touch()
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         bundle(opened, out)
-    with pytest.raises(UsageError, match="is no bundle"):
+    with pytest.raises(UsageError, match="is not a bundle"):
         bundle(opened, out, force=True)
     (out / "bundle.json").touch()
     bundle(opened, out, force=True)
@@ -168,7 +178,7 @@ def test_the_command(package: Path, out: Path, place: str) -> None:
     }
     again = run(package, out, "--for", place)
     assert again.exit_code == 2
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
 
 
 @pytest.mark.parametrize("place", BUNDLES)
@@ -178,8 +188,53 @@ def test_options_of_windows_are_refused_elsewhere(
 ) -> None:
     done = run(package, out, "--for", place, *option)
     assert done.exit_code == 2
-    assert f"{option[0]} goes with --for windows alone: leave it out." in done.stderr
+    sentence = f"{option[0]} is not used by the place {place}, only by windows: leave it out."
+    assert sentence in done.stderr
     assert left_over(out) == []
+
+
+def test_a_place_or_an_option_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UsageError, match="no place 'moon': choose one of windows, azureml, "):
+        get_place("moon")
+    with pytest.raises(UsageError, match="heat is not used by the place hub: leave it out"):
+        get_place("hub", {"heat": True})
+
+
+@dataclass(frozen=True)
+class Moon(Place):
+    name: ClassVar[str] = "moon"
+    summary: ClassVar[str] = "a place for tests"
+    options: ClassVar[tuple[Option, ...]] = (Option("crater", "file", "Where."),)
+
+    crater: str = ""
+
+    def check(self, package: ModelPackage) -> None:
+        if not self.crater:
+            raise PackageError(f"{package.path} is too hot.")
+
+    def content(self) -> dict[str, str]:
+        return {"crater": self.crater}
+
+    def fill(self, package: ModelPackage, folder: Path, name: str) -> list[str]:
+        (folder / "flag").touch()
+        return [f"{name} is cold."]
+
+
+def test_a_new_place_is_a_class_and_a_line_in_the_registry(
+    package: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PLACES, "moon", Moon)
+    opened = ModelPackage.open(package)
+    made = make_bundle(opened, out, get_place("moon", {"crater": "Tycho"}))
+    assert made.warnings == (f"{out.name} is cold.",)
+    described = json.loads((out / "bundle.json").read_text("utf-8"))
+    assert (described["for"], described["crater"]) == ("moon", "Tycho")
+    assert list(described["files"]) == ["flag"]
+    with pytest.raises(UsageError, match="crater is not used by the place hub, only by moon"):
+        get_place("hub", {"crater": "Tycho"})
+    with pytest.raises(PackageError, match="too hot"):
+        make_bundle(opened, out.with_name("sun"), get_place("moon"))
+    assert left_over(out) == [out.name]
 
 
 # ---- clouds --------------------------------------------------------------------------------------
@@ -221,6 +276,20 @@ def test_only_what_runs_there_is_shipped(package: Path, out: Path, place: str, f
     assert not [name for name in names if any(part in name for part in unwanted)]
 
 
+@pytest.mark.parametrize(("place", "folder"), CLOUD_FOLDERS.items())
+def test_what_is_shipped_imports_only_what_is_shipped(
+    package: Path, out: Path, place: str, folder: str
+) -> None:
+    BUNDLES[place](ModelPackage.open(package), out)
+    modules = sorted((out / folder).rglob("*.py"))
+    assert len(modules) > 10
+    for module in modules:
+        for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("llama_onnx."):
+                source = (out / folder).joinpath(*str(node.module).split("."))
+                assert source.with_suffix(".py").exists() or source.is_dir(), (module, node.module)
+
+
 def test_azure_gets_one_name_and_pinned_requirements(package: Path, out: Path) -> None:
     bundle_azureml(ModelPackage.open(package), out)
     read = {
@@ -247,7 +316,7 @@ def test_a_package_for_another_target_is_refused(
 ) -> None:
     opened = altered(package, tmp_path / "copy", target=target)
     for bundle in (bundle_azureml, bundle_sagemaker):
-        with pytest.raises(PackageError, match="runs on the CPU alone: export it with"):
+        with pytest.raises(PackageError, match="runs on the CPU only: export the package with"):
             bundle(opened, out)
     assert left_over(out) == []
 
@@ -263,8 +332,8 @@ def test_a_package_for_another_target_is_refused(
         ("--a--b--c--", "a-b-c"),
     ],
 )
-def test_names_that_clouds_take(folder: str, name: str) -> None:
-    assert service_name(Path(folder)) == name
+def test_names_that_clouds_accept(folder: str, name: str) -> None:
+    assert service_name(folder) == name
     assert re.fullmatch(r"[a-z][a-z0-9-]{1,30}[a-z0-9]", name)
 
 
@@ -286,7 +355,7 @@ def test_the_machine_has_room_for_the_weights_twice(
     assert tuple(need.machine.name for need in chosen) == names
 
 
-def test_machines_stand_in_order() -> None:
+def test_machines_are_sorted_by_memory() -> None:
     for place in (azureml, sagemaker):
         machines: tuple[Machine, ...] = place.MACHINES
         assert list(machines) == sorted(machines, key=lambda machine: machine.memory)
@@ -359,18 +428,18 @@ def test_a_card_of_a_package_that_knows_little(package: Path, out: Path) -> None
         ("my own words", "other"),
     ],
 )
-def test_a_licence_is_known_by_its_text(
+def test_a_license_is_recognized_by_its_text(
     package: Path, out: Path, tmp_path: Path, text: str, expected: str
 ) -> None:
     opened = altered(package, tmp_path / "copy", LICENSE__txt=text)
     assert card_of(opened, out)[0]["license"] == expected
 
 
-def test_a_package_without_a_licence_claims_none(package: Path, out: Path, tmp_path: Path) -> None:
+def test_a_package_without_a_license_claims_none(package: Path, out: Path, tmp_path: Path) -> None:
     opened = altered(package, tmp_path / "copy", LICENSE__txt=None, USE_POLICY__md=None)
     metadata, text = card_of(opened, out)
     assert metadata["license"] == "unknown"
-    assert "without a licence file" in text
+    assert "has no license file" in text
 
 
 def test_a_model_of_the_hub_is_the_base_model(package: Path, out: Path, tmp_path: Path) -> None:
@@ -387,13 +456,13 @@ def test_a_model_of_the_hub_is_the_base_model(package: Path, out: Path, tmp_path
         ("license: llama2\nlanguage:\n- en\n- 'no'", ("llama2", ["en", "no"])),
         ("language: en\nlicense: apache-2.0\nbase_model: other/one", ("apache-2.0", "en")),
         ('language: [en, de]\nlicense: "mit"', ("mit", ["en", "de"])),
-        # What is not plain is not carried: its card may break on what this one leaves out.
+        # Only plain YAML is copied: the rest may refer to lines that are left out.
         ("language: &anchor en\nlicense: !!python/object mit", ("other", None)),
         ("language: |\n  en\nlicense: >\n  mit", ("other", None)),
         ("licence", ("other", None)),
     ],
 )
-def test_what_the_source_s_card_says_is_carried_on(
+def test_plain_lines_of_the_source_s_card_are_copied(
     package: Path, out: Path, tmp_path: Path, head: str, expected: tuple[str, Any]
 ) -> None:
     card_file = f"---\n{head}\n---\n# A model\n\nlanguage: klingon\n"
@@ -422,7 +491,7 @@ def test_the_table_is_the_certificate_s(certified: tuple[Path, ParityReport], ou
     assert "llama-onnx verify FOLDER" in text
 
 
-def test_a_certificate_about_other_files_is_not_shown(
+def test_a_certificate_for_other_files_is_refused(
     certified: tuple[Path, ParityReport], out: Path, tmp_path: Path
 ) -> None:
     stale = altered(certified[0], tmp_path / "stale", tokenizer__json="{}")
@@ -432,7 +501,7 @@ def test_a_certificate_about_other_files_is_not_shown(
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"validated": {}}', "ä"])
-def test_a_certificate_that_makes_no_sense_is_one_sentence(
+def test_an_invalid_certificate_is_refused(
     certified: tuple[Path, ParityReport], out: Path, tmp_path: Path, text: str
 ) -> None:
     shutil.copytree(certified[0], tmp_path / "copy")
@@ -441,6 +510,21 @@ def test_a_certificate_that_makes_no_sense_is_one_sentence(
     damaged = write_manifest(tmp_path / "copy", manifest)
     with pytest.raises(PackageError, match=r"certificate\.json (is damaged|cannot be read)"):
         bundle_hub(damaged, out)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("files", []), ("validated", {}), ("validated", {"measurements": 1})]
+)
+def test_a_certificate_with_an_invalid_part_is_refused(
+    certified: tuple[Path, ParityReport], out: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    copy = Path(shutil.copytree(certified[0], tmp_path / "copy"))
+    file = copy / "parity" / "certificate.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {key: value}), "utf-8")
+    damaged = write_manifest(copy, json.loads((copy / MANIFEST).read_text("utf-8")))
+    with pytest.raises(PackageError, match=r"certificate\.json is damaged: "):
+        bundle_hub(damaged, out)
+    assert left_over(out) == []
 
 
 def test_what_the_hub_gets_is_a_package_and_its_examples_run(

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_onnx.runtime.bundles.azureml import bundle_azureml
+from llama_onnx.runtime.bundles.azureml import AzureML
+from llama_onnx.runtime.bundles.make import make_bundle
 from llama_onnx.runtime.bundles.template_files import TEMPLATES
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.targets.package import ModelPackage
@@ -51,7 +52,7 @@ def test_a_script_compiles_and_imports_what_there_is(script: Path) -> None:
 
 
 def test_azure_s_script_answers_in_its_bundle(package: Path, tmp_path: Path) -> None:
-    out = bundle_azureml(ModelPackage.open(package), tmp_path / "out").path
+    out = make_bundle(ModelPackage.open(package), tmp_path / "out", AzureML()).path
     module = tmp_path / "azure" / "azureml_inference_server_http" / "api" / "aml_response.py"
     module.parent.mkdir(parents=True)
     module.write_text(AZURE)

@@ -1,4 +1,4 @@
-"""Bundles: what is in them, what is refused, and that nothing half-made is left."""
+"""Bundles for Windows: their contents, what is refused, and that failures leave nothing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.bundles import windows
+from llama_onnx.runtime.bundles.make import Bundled, Settings, make_bundle
 from llama_onnx.runtime.bundles.selftest import SelfTest
-from llama_onnx.runtime.bundles.windows import CPU, DIRECTML, Libraries, bundle_windows
-from llama_onnx.runtime.commands import bundle as command_module
+from llama_onnx.runtime.bundles.windows import Windows
+from llama_onnx.runtime.bundles.windows_libraries import CPU, DIRECTML, Libraries
 from llama_onnx.runtime.measure.verify import verify_files
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest
@@ -26,8 +28,22 @@ from tests.support.keys import public_of, write_key
 ROOT = Path(__file__).parents[3]
 
 
+def bundle_windows(
+    package: ModelPackage,
+    out: Path,
+    wheels: Path,
+    *,
+    libraries: tuple[Libraries, ...] = (CPU, DIRECTML),
+    self_test: SelfTest | None = None,
+    compiler: str | None = None,
+    **settings: Any,
+) -> Bundled:
+    place = Windows(wheels, libraries, self_test, compiler)
+    return make_bundle(package, out, place, Settings(**settings))
+
+
 def fake_wheels(folder: Path, sets: Sequence[Libraries]) -> tuple[Path, tuple[Libraries, ...]]:
-    """Wheels with small files in the true places, and the sets that expect just those."""
+    """Make wheels with small files in the real places, and sets of DLLs that expect those."""
     folder.mkdir()
     made = []
     for part in sets:
@@ -62,7 +78,7 @@ def left_over(out: Path) -> list[str]:
 def without(
     package: Path, folder: Path, *patterns: str, source: str = "checkpoint"
 ) -> ModelPackage:
-    """A copy of a package that lacks some files, and whose source is called otherwise."""
+    """Copy a package without some files, and rename its source."""
     shutil.copytree(package, folder)
     for pattern in patterns:
         for file in folder.glob(pattern):
@@ -129,7 +145,7 @@ def test_the_package_has_its_sums_and_its_self_test(
         (["LICENSE*", "USE_POLICY*"], "Llama-2-7b", "no license .* and no use policy"),
     ],
 )
-def test_a_model_without_its_licence_is_refused_unless_its_owner_says_so(
+def test_a_model_without_its_license_needs_an_option(
     package: Path,
     sets: tuple[Path, tuple[Libraries, ...]],
     out: Path,
@@ -146,14 +162,14 @@ def test_a_model_without_its_licence_is_refused_unless_its_owner_says_so(
     assert out.is_dir()
 
 
-def test_a_model_that_is_no_llama_needs_no_policy(
+def test_a_model_that_is_not_a_llama_needs_no_policy(
     package: Path, sets: tuple[Path, tuple[Libraries, ...]], out: Path, tmp_path: Path
 ) -> None:
     opened = without(package, tmp_path / "copy", "USE_POLICY*", source="smollm2")
     bundle_windows(opened, out, sets[0], libraries=sets[1])
 
 
-def test_a_notice_tells_a_llama_whatever_its_source_is_called(
+def test_a_notice_identifies_a_llama(
     package: Path, sets: tuple[Path, tuple[Libraries, ...]], out: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(package, tmp_path / "noticed"))
@@ -170,7 +186,7 @@ def test_a_damaged_package_is_refused(
     data = bytearray((copy / "model.onnx.data").read_bytes())
     data[100] ^= 1
     (copy / "model.onnx.data").write_bytes(data)
-    with pytest.raises(PackageError, match=r"damaged: model\.onnx\.data is not what was exported"):
+    with pytest.raises(PackageError, match=r"damaged: model\.onnx\.data has changed"):
         bundle_windows(ModelPackage.open(copy), out, sets[0], libraries=sets[1])
     assert left_over(out) == []
 
@@ -189,7 +205,7 @@ def test_a_wheel_that_is_missing_or_broken(
     opened, (wheels, libraries) = ModelPackage.open(package), sets
     (genai,) = wheels.glob("onnxruntime_genai-*.whl")
     genai.write_bytes(b"no zip")
-    with pytest.raises(PackageError, match=r"genai-.*\.whl is damaged or another wheel"):
+    with pytest.raises(PackageError, match=r"genai-.*\.whl is damaged or is another wheel"):
         bundle_windows(opened, out, wheels, libraries=libraries)
     genai.unlink()
     with pytest.raises(UsageError, match=r"has no onnxruntime_genai-0\.18\.0-\*-win_amd64\.whl"):
@@ -197,15 +213,15 @@ def test_a_wheel_that_is_missing_or_broken(
     assert left_over(out) == []
 
 
-def test_only_a_bundle_is_replaced_and_only_when_told(
+def test_only_a_bundle_is_replaced_and_only_with_force(
     package: Path, sets: tuple[Path, tuple[Libraries, ...]], out: Path
 ) -> None:
     opened = ModelPackage.open(package)
     out.mkdir(parents=True)
     (out / "mine").touch()
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         bundle_windows(opened, out, sets[0], libraries=sets[1])
-    with pytest.raises(UsageError, match="is no bundle, so --force does not replace it"):
+    with pytest.raises(UsageError, match="is not a bundle, so --force does not replace it"):
         bundle_windows(opened, out, sets[0], libraries=sets[1], force=True)
     assert (out / "mine").exists()
     (out / "bundle.json").touch()
@@ -229,7 +245,7 @@ def test_the_zip_file_holds_the_folder(
     assert sorted(left_over(out)) == sorted([out.name, made.zip.name])
 
 
-def test_what_is_not_there_is_said(
+def test_warnings_name_what_is_missing(
     package: Path, sets: tuple[Path, tuple[Libraries, ...]], out: Path
 ) -> None:
     made = bundle_windows(ModelPackage.open(package), out, sets[0], libraries=sets[1])
@@ -253,7 +269,7 @@ def test_the_library_is_built_where_there_is_a_compiler(
 @pytest.mark.parametrize(
     "text", ["", "prompt 1\n", "prompt 1\nexpected\n", "prompt x\nexpected 1\n", "ä"]
 )
-def test_a_self_test_that_is_none(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_self_test(tmp_path: Path, text: str) -> None:
     file = tmp_path / "selftest.txt"
     file.write_text(text, "utf-8")
     with pytest.raises(UsageError, match="is not a self-test"):
@@ -270,19 +286,19 @@ def test_the_command(
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(command_module, "CPU", sets[1][0])
-    monkeypatch.setattr(command_module, "COMPILER", "no-such-compiler")
+    monkeypatch.setattr(windows, "CPU", sets[1][0])
+    monkeypatch.setattr(windows, "COMPILER", "no-such-compiler")
     arguments = (package, out, "--for", "windows", "--wheels", sets[0], "--cpu-only", "--json")
     done = run(*arguments)
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert result["bundle"] == str(out)
     assert result["bytes"] == sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    assert "Warning: x86_64-w64-mingw32-gcc is not installed" in done.stderr
+    assert "Warning: no-such-compiler is not installed" in done.stderr
     assert not (out / "bin" / "directml").exists()
     again = run(*arguments)
     assert again.exit_code == 2
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
 
 
 def test_the_command_signs(
@@ -292,8 +308,8 @@ def test_the_command_signs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(command_module, "CPU", sets[1][0])
-    monkeypatch.setattr(command_module, "COMPILER", "no-such-compiler")
+    monkeypatch.setattr(windows, "CPU", sets[1][0])
+    monkeypatch.setattr(windows, "COMPILER", "no-such-compiler")
     model = Path(shutil.copytree(package, tmp_path / "model"))
     theirs, ours = write_key(tmp_path, "theirs"), write_key(tmp_path, "ours")
     assert CliRunner().invoke(main, ["sign", str(model), "--key", str(theirs)]).exit_code == 0
@@ -318,7 +334,7 @@ def test_the_command_without_a_network(
     done = run(package, out, "--for", "windows")
     assert done.exit_code == 1
     assert "pip could not download onnxruntime==1.32.0 and onnxruntime-genai==0.18.0" in done.stderr
-    assert "--wheels DIR" in done.stderr
+    assert "--wheels FOLDER" in done.stderr
     assert left_over(out) == []
 
 
@@ -327,5 +343,5 @@ def test_the_command_knows_its_places(package: Path, out: Path) -> None:
     assert done.exit_code == 2
 
 
-def test_the_licence_in_the_bundle_is_the_project_s() -> None:
+def test_the_license_in_the_bundle_is_the_project_s() -> None:
     assert (windows.NATIVE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

@@ -1,5 +1,7 @@
-"""The C library, built for this machine and driven through its Python sample; Windows' DLLs are
-what `nox -s windows` is for."""
+"""The C library, built for this machine and used through its Python sample.
+
+`nox -s windows` tests it with the DLLs for Windows.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def compile_library(source: Path, out: Path, *flags: str) -> Path:
 
 
 def link_libraries(folder: Path) -> Path:
-    """A set of libraries in `folder`: the wheels' own, by the names that are looked for."""
+    """Link the libraries of the wheels in `folder`, with the names that the C library loads."""
     folder.mkdir(parents=True)
     (ort,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.1.*")
     (folder / "libonnxruntime.so.1").symlink_to(ort)
@@ -63,7 +65,7 @@ def sample() -> Any:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle's `bin` for Linux: the library, and a set for the CPU."""
+    """The folder `bin` of a bundle for Linux: the library, and a set of libraries for the CPU."""
     folder = tmp_path_factory.mktemp("native") / "bin ä ü 日本"
     link_libraries(folder / "cpu")
     name = folder / "libllama_onnx.so"
@@ -73,7 +75,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def with_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a set for `directml` and a device for it, which is the CPU once more."""
+    """The same with a set for `directml`, and a device for it that is really the CPU."""
     folder = tmp_path_factory.mktemp("device")
     link_libraries(folder / "cpu")
     directml = link_libraries(folder / "directml")
@@ -137,9 +139,9 @@ def test_a_start_token_is_written_where_the_tokenizer_wants_one(
         assert "".join(opened.generate("the", 30)) == expected
 
 
-def test_the_app_is_told_what_runs_and_why(model: Any) -> None:
+def test_the_app_learns_what_runs_and_why(model: Any) -> None:
     assert model.provider == "CPU"
-    assert "there are no libraries for it" in model.provider_reason
+    assert "does not contain its libraries" in model.provider_reason
 
 
 def test_usage_reports_are_off(sample: Any, built: Path, package: Path) -> None:
@@ -185,12 +187,12 @@ def test_cancel_without_an_answer_does_nothing(model: Any) -> None:
 @pytest.mark.parametrize(
     ("prompt", "count", "message"),
     [
-        ([], 5, "The prompt is empty"),
-        ([1] * 256, 5, "The prompt has 256 tokens, but the model holds 256"),
+        ([], 5, "the prompt is empty"),
+        ([1] * 256, 5, "the prompt has 256 tokens, but prompt and answer together may have 256"),
         ([1], 0, "must be at least 1"),
     ],
 )
-def test_a_call_that_cannot_be(model: Any, prompt: list[int], count: int, message: str) -> None:
+def test_an_invalid_call(model: Any, prompt: list[int], count: int, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         model.generate_ids(prompt, count)
     assert len(model.generate_ids(PROMPT, 5)) == 5
@@ -200,8 +202,8 @@ def test_an_answer_ends_with_the_context(model: Any) -> None:
     assert len(model.generate_ids([1] * 250, 100)) == 6
 
 
-def test_messages_that_are_none(model: Any) -> None:
-    with pytest.raises(RuntimeError, match="chat template does not take these messages"):
+def test_invalid_messages(model: Any) -> None:
+    with pytest.raises(RuntimeError, match="chat template does not accept these messages"):
         list(model._stream(model._api.llama_onnx_chat, "not JSON", 5))
 
 
@@ -217,7 +219,7 @@ def test_a_missing_package(sample: Any, built: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_provider(sample: Any, built: Path, package: Path) -> None:
-    fails(sample, built, package, "no provider 'cuda': it is auto, cpu or", provider="cuda")
+    fails(sample, built, package, "no provider 'cuda': choose auto, cpu or", provider="cuda")
 
 
 def test_libraries_that_are_missing(
@@ -228,7 +230,7 @@ def test_libraries_that_are_missing(
         sample, built, package, r"nowhere/cpu/libonnxruntime\.so\.1 is missing", libraries="nowhere"
     )
     (folder / "cpu" / "libonnxruntime-genai.so").unlink()
-    fails(sample, folder, package, r"libonnxruntime-genai\.so is missing: put the bundle's own")
+    fails(sample, folder, package, r"libonnxruntime-genai\.so is missing: restore it")
     (folder / "cpu" / "libonnxruntime-genai.so").write_bytes(b"no library")
     fails(sample, folder, package, r"libonnxruntime-genai\.so cannot be loaded: ")
     (folder / "cpu" / "onnxruntime.version").unlink()
@@ -240,7 +242,7 @@ def test_a_library_of_the_wrong_version(
 ) -> None:
     folder = Path(shutil.copytree(built, tmp_path / "bin", symlinks=True))
     (folder / "cpu" / "onnxruntime.version").write_text("1.2.3\n")
-    message = rf"is ONNX Runtime {onnxruntime.__version__}, but 1\.2\.3 belongs there"
+    message = rf"is ONNX Runtime {onnxruntime.__version__} instead of 1\.2\.3"
     fails(sample, folder, package, message)
 
 
@@ -258,7 +260,7 @@ def test_an_onnx_runtime_that_another_part_of_the_program_has_loaded(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f"already loaded another ONNX Runtime, {other}" in done.stderr
-    # On the search path alone it does no harm.
+    # On the search path only, it does no harm.
     code = code.replace(f"ctypes.CDLL({str(other)!r})", "")
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
@@ -280,7 +282,7 @@ def flip_a_bit(file: Path) -> None:
 
 def test_a_flipped_bit(sample: Any, built: Path, copy: Path) -> None:
     flip_a_bit(copy / "model.onnx.data")
-    message = r"is damaged: model\.onnx\.data is not the file"
+    message = r"is damaged: the hash of model\.onnx\.data differs"
     fails(sample, built, copy, message, check_hashes=True)
 
 
@@ -292,20 +294,20 @@ def test_a_file_that_is_missing(sample: Any, built: Path, copy: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["", "no hash  model.onnx", "0" * 64 + "  ../x", "0" * 64 + "  /x", "0" * 64 + "  "]
 )
-def test_sums_that_make_no_sense(sample: Any, built: Path, copy: Path, line: str) -> None:
+def test_invalid_sums(sample: Any, built: Path, copy: Path, line: str) -> None:
     (copy / "SHA256SUMS").write_text(line + "\n")
-    message = "makes no sense" if line else r"SHA256SUMS is empty"
+    message = "has the invalid line" if line else r"SHA256SUMS is empty"
     with pytest.raises(RuntimeError, match=message):
         sample.Model(copy, library=built / "libllama_onnx.so", check_hashes=True)
 
 
-def test_sums_that_are_missing(sample: Any, built: Path, package: Path) -> None:
+def test_missing_sums(sample: Any, built: Path, package: Path) -> None:
     fails(sample, built, package, "has no SHA256SUMS", check_hashes=True)
 
 
 def test_a_damaged_configuration(sample: Any, built: Path, copy: Path) -> None:
     (copy / "genai_config.json").write_text("{")
-    fails(sample, built, copy, r"genai_config\.json is damaged: it gives no context length")
+    fails(sample, built, copy, r"genai_config\.json is damaged: it has no context length")
 
 
 def test_a_damaged_graph(sample: Any, built: Path, copy: Path) -> None:
@@ -329,7 +331,7 @@ def test_a_device_is_used_when_it_gives_the_expected_tokens(
     with sample.Model(copy, library=with_device / "libllama_onnx.so") as opened:
         assert opened.provider == "DirectML"
         assert opened.provider_reason == (
-            "a test device gave the expected tokens in the package's self-test."
+            "a test device reproduced the tokens of the package's self-test."
         )
         assert opened.generate_ids(PROMPT, 20) == greedy(copy, PROMPT, 20)
 
@@ -342,22 +344,22 @@ def test_a_device_that_gives_other_tokens_is_not_used(
     with sample.Model(copy, library=with_device / "libllama_onnx.so") as opened:
         assert opened.provider == "CPU"
         assert opened.provider_reason == (
-            "DirectML is not used: its self-test failed: token 20 of 20 is not the expected one."
+            "DirectML is not used: the self-test failed: token 20 of 20 is not the expected one."
         )
         assert opened.generate_ids(PROMPT, 20) == expected
-    fails(sample, with_device, copy, "its self-test failed", provider="directml")
+    fails(sample, with_device, copy, "the self-test failed", provider="directml")
 
 
-def test_a_device_that_cannot_be_proved_is_used_only_when_asked_for(
+def test_a_device_without_a_self_test_is_used_only_on_request(
     sample: Any, with_device: Path, package: Path
 ) -> None:
     library = with_device / "libllama_onnx.so"
     with sample.Model(package, library=library) as opened:
         assert opened.provider == "CPU"
-        assert "has no selftest.txt to prove the device by" in opened.provider_reason
+        assert "has no selftest.txt to test the device with" in opened.provider_reason
     with sample.Model(package, library=library, provider="directml") as opened:
         assert opened.provider == "DirectML"
-        assert "no self-test to prove a test device by" in opened.provider_reason
+        assert "no self-test for a test device" in opened.provider_reason
 
 
 def test_a_machine_without_a_device(sample: Any, built: Path, copy: Path, tmp_path: Path) -> None:
@@ -387,7 +389,7 @@ def test_the_c_sample_answers(built: Path, copy: Path, tmp_path: Path, llama: Ll
     flip_a_bit(copy / "model.onnx.data")
     refused = subprocess.run([program, copy, "the quick"], capture_output=True, text=True)
     assert (refused.returncode, refused.stdout) == (1, "\n")
-    assert "is damaged: model.onnx.data is not the file that SHA256SUMS" in refused.stderr
+    assert "is damaged: the hash of model.onnx.data differs from SHA256SUMS" in refused.stderr
 
 
 def test_the_header_is_c_plus_plus_too(tmp_path: Path) -> None:

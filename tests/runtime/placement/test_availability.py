@@ -190,7 +190,7 @@ def test_a_fallback_is_the_user_s_choice_and_is_said(
 def test_an_unknown_provider_is_a_wrong_call(package: Path, verb: tuple[str, ...]) -> None:
     result = run(verb[0], package, *verb[1:], "--provider", "gpu")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "no provider 'gpu'; the known ones are: cpu, cuda, directml, webgpu" in result.stderr
+    assert "no provider 'gpu': choose one of cpu, cuda, directml, webgpu" in result.stderr
 
 
 def inspect_json(*arguments: str | Path) -> dict[str, Any]:

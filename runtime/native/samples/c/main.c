@@ -1,8 +1,8 @@
-/* A conversation, or one answer, on the console.
+/* A chat, or one answer, in the console.
  *
- *     llama_onnx_chat                          talks with ..\package, the bundle's own
- *     llama_onnx_chat PACKAGE                  talks with another one
- *     llama_onnx_chat PACKAGE "Some prompt"    continues the prompt, and ends
+ *     llama_onnx_chat                          chats with the bundle's package, ..\package
+ *     llama_onnx_chat PACKAGE                  chats with another package
+ *     llama_onnx_chat PACKAGE "Some prompt"    continues the prompt and exits
  */
 #ifdef _WIN32
 #define _CRT_SECURE_NO_WARNINGS
@@ -18,7 +18,7 @@
 
 enum { LINE = 8192, CONVERSATION = 1 << 20, ANSWER = 2048 };
 
-/* ---- JSON, as far as a conversation needs it ---- */
+/* ---- writing the JSON of a conversation ---- */
 
 typedef struct conversation {
     char json[CONVERSATION];
@@ -27,7 +27,7 @@ typedef struct conversation {
 
 static void append(conversation *to, const char *text, size_t size) {
     if (to->size + size + 2 > sizeof to->json) { /* room for the closing bracket */
-        fprintf(stderr, "The conversation is too long for this sample.\n");
+        fprintf(stderr, "Error: the conversation is too long for this sample.\n");
         exit(1);
     }
     memcpy(to->json + to->size, text, size);
@@ -54,7 +54,7 @@ static void begin_message(conversation *to, const char *role) {
     append_text(to, "\", \"content\": \"");
 }
 
-/* ---- the two ways to use it ---- */
+/* ---- chat, and one answer ---- */
 
 static int print_piece(const char *text, void *user) {
     (void)user;
@@ -85,7 +85,7 @@ static int chat(llama_onnx *model) {
         append_escaped(&talk, line);
         append_text(&talk, "\"}");
         memcpy(talk.json + talk.size, "]", 2);
-        /* The messages are read before the first piece arrives, so it may follow them here. */
+        /* The answer is appended to `talk` while it arrives, so the call gets a copy. */
         char *messages = malloc(talk.size + 2);
         if (!messages) return LLAMA_ONNX_FAILED;
         memcpy(messages, talk.json, talk.size + 2);
@@ -126,7 +126,7 @@ static char *to_utf8(const wchar_t *text) {
     return out;
 }
 
-/* A console hands out UTF-16 alone without loss; a file or pipe is taken to be UTF-8. */
+/* Only as UTF-16 does a console return every character; a file or pipe is read as UTF-8. */
 static int read_line(char *line, int size) {
     HANDLE console = GetStdHandle(STD_INPUT_HANDLE);
     DWORD mode, count;
@@ -144,7 +144,7 @@ static int read_line(char *line, int size) {
     return *line != 0 && *line != 0x1a;
 }
 
-/* `package` beside the folder that this program lies in. */
+/* The folder `package` beside the one that contains this program. */
 static char *own_package(void) {
     static wchar_t path[32768];
     wchar_t *end;
@@ -154,7 +154,7 @@ static char *own_package(void) {
     return to_utf8(path);
 }
 
-/* Not main: its arguments are in the machine's code page, which cannot hold every name. */
+/* Not main, whose arguments are in the machine's code page, which lacks characters. */
 int wmain(int argc, wchar_t **argv) {
     SetConsoleOutputCP(CP_UTF8);
     char *package = argc > 1 ? to_utf8(argv[1]) : own_package();

@@ -1,10 +1,10 @@
-// Text from a llama-onnx package, piece by piece, without blocking the thread that asks.
+// Generates text with a llama-onnx package, piece by piece, without blocking the calling thread.
 //
 //     using var model = await Model.OpenAsync(package);
 //     await foreach (var piece in model.ChatAsync(messages, cancellationToken: stop.Token))
-//         Answer.Text += piece;   // in WinUI and WPF this runs in the UI thread that awaits
+//         Answer.Text += piece;   // in WinUI and WPF this runs in the UI thread
 //
-// C# 8 and .NET Core 3.1 or later. llama_onnx.dll is looked for beside the program first.
+// C# 8 and .NET Core 3.1 or later. llama_onnx.dll is first searched for beside the program.
 #nullable enable
 using System;
 using System.Collections.Concurrent;
@@ -19,7 +19,7 @@ using System.Threading.Tasks;
 
 namespace LlamaOnnx
 {
-    /// <summary>What llama_onnx_error() says.</summary>
+    /// <summary>A failure, with the message of llama_onnx_error().</summary>
     public sealed class ModelException : Exception
     {
         public ModelException(string message) : base(message) { }
@@ -38,16 +38,16 @@ namespace LlamaOnnx
         }
     }
 
-    /// <summary>A package, opened. One answer at a time.</summary>
+    /// <summary>An opened package. It generates one answer at a time.</summary>
     public sealed class Model : IDisposable
     {
         private readonly SemaphoreSlim _free = new SemaphoreSlim(1, 1);
         private IntPtr _handle;
 
-        /// <summary>"DirectML" or "CPU".</summary>
+        /// <summary>The provider that runs the model: "DirectML" or "CPU".</summary>
         public string Provider { get; }
 
-        /// <summary>Why it is that one, in a sentence.</summary>
+        /// <summary>Why that provider was chosen, as a sentence.</summary>
         public string ProviderReason { get; }
 
         private Model(IntPtr handle)
@@ -57,8 +57,8 @@ namespace LlamaOnnx
             ProviderReason = Native.Text(Native.llama_onnx_provider_reason(handle));
         }
 
-        /// <summary>Opens the package; `provider` is auto, cpu or directml.</summary>
-        /// <exception cref="ModelException">It does not open.</exception>
+        /// <summary>Opens a package; `provider` is auto, cpu or directml.</summary>
+        /// <exception cref="ModelException">The package cannot be opened.</exception>
         public static Task<Model> OpenAsync(
             string package, string provider = "auto", bool checkHashes = false) =>
             Task.Run(() => Open(package, provider, checkHashes));
@@ -90,7 +90,7 @@ namespace LlamaOnnx
             string prompt, int maxNewTokens = 256, CancellationToken cancellationToken = default) =>
             StreamAsync(Native.llama_onnx_generate, prompt, maxNewTokens, cancellationToken);
 
-        /// <summary>Answers the last of the messages.</summary>
+        /// <summary>Answers the last message.</summary>
         public IAsyncEnumerable<string> ChatAsync(
             IEnumerable<Message> messages, int maxNewTokens = 256,
             CancellationToken cancellationToken = default)
@@ -104,8 +104,8 @@ namespace LlamaOnnx
             return StreamAsync(Native.llama_onnx_chat, json, maxNewTokens, cancellationToken);
         }
 
-        // The native call returns at the answer's end, so it runs in a thread of the pool and hands
-        // its pieces over.
+        // The native call returns at the end of the answer, so it runs in a thread of the pool and
+        // passes its pieces on through a queue.
         private async IAsyncEnumerable<string> StreamAsync(
             Native.Generate generate, string text, int maxNewTokens,
             [EnumeratorCancellation] CancellationToken cancellationToken)
@@ -120,7 +120,7 @@ namespace LlamaOnnx
                 arrived.Release();
                 return stop.IsCancellationRequested ? 1 : 0;
             }
-            Native.Callback callback = Receive; // held here, or it would be collected
+            Native.Callback callback = Receive; // kept alive here, or it would be collected
             var answer = Task.Run(() =>
             {
                 var status =
@@ -145,7 +145,7 @@ namespace LlamaOnnx
             }
             finally
             {
-                stop.Cancel(); // the reader may have left before the end
+                stop.Cancel(); // the reader may have stopped early
                 await answer;
                 GC.KeepAlive(callback);
                 _free.Release();

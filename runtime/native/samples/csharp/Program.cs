@@ -1,5 +1,5 @@
-// dotnet run -- PACKAGE             talks with a package
-// dotnet run -- PACKAGE "A prompt"  continues the prompt, and ends
+// dotnet run -- PACKAGE             chats with a package
+// dotnet run -- PACKAGE "A prompt"  continues the prompt and exits
 using System;
 using System.Collections.Generic;
 using System.IO;
@@ -15,7 +15,7 @@ internal static class Program
         UseUtf8();
         if (arguments.Length < 1)
         {
-            Console.Error.WriteLine("Say which package: LlamaOnnxChat PACKAGE [PROMPT]");
+            Console.Error.WriteLine("Usage: LlamaOnnxChat PACKAGE [PROMPT]");
             return 2;
         }
         try
@@ -33,7 +33,7 @@ internal static class Program
         }
     }
 
-    // The encoding of a console can be set, that of a file or pipe cannot.
+    // Only a console has an encoding that can be set; files and pipes need new streams.
     private static void UseUtf8()
     {
         var utf8 = new UTF8Encoding(false);
@@ -62,7 +62,7 @@ internal static class Program
                 e.Cancel = true;
                 stop.Cancel();
             }
-            Console.CancelKeyPress += Cancel; // Ctrl+C ends the answer, not the program
+            Console.CancelKeyPress += Cancel; // Ctrl+C stops the answer, not the program
             try
             {
                 var answer = await Print(model.ChatAsync(messages, 2048, stop.Token));

@@ -1,4 +1,4 @@
-"""Text from a llama-onnx package through its C library: no Python package is needed.
+"""Generate text with a llama-onnx package through the C library, without any Python package.
 
 python llama_onnx.py PACKAGE "The capital of France is"
 """
@@ -22,7 +22,7 @@ LIBRARY = (
     .parents[3]
     .joinpath("bin", "llama_onnx.dll" if os.name == "nt" else "libllama_onnx.so")
 )
-"""Where the bundle has it."""
+"""Where a bundle has the library."""
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
@@ -36,7 +36,7 @@ class _Options(ctypes.Structure):
 
 
 class Model:
-    """A package, opened. `provider` and `provider_reason` say what runs it, and why."""
+    """An opened package. `provider` is "DirectML" or "CPU", `provider_reason` says why."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Model:
         provider: str = "auto",
         check_hashes: bool = False,
     ) -> None:
-        """Open `package`; the rest is as llama_onnx_options says. Raises RuntimeError."""
+        """Open `package`; llama_onnx.h describes the options. Raises RuntimeError."""
         self._api = _load(library)
         self._handle = ctypes.c_void_p()
         folder = _utf8(libraries) if libraries is not None else None
@@ -75,7 +75,7 @@ class Model:
 
     @property
     def error(self) -> str:
-        """The last failure, in a sentence."""
+        """The reason of the last failure, as a sentence."""
         return str(self._api.llama_onnx_error(self._handle).decode(errors="replace"))
 
     def generate(self, prompt: str, max_new_tokens: int = 256) -> Iterator[str]:
@@ -85,12 +85,12 @@ class Model:
     def chat(
         self, messages: Sequence[Mapping[str, str]], max_new_tokens: int = 256
     ) -> Iterator[str]:
-        """Answer `messages`, as in `[{"role": "user", "content": "Hello"}]`."""
+        """Answer messages such as `[{"role": "user", "content": "Hello"}]`, piece by piece."""
         text = json.dumps([dict(message) for message in messages])
         return self._stream(self._api.llama_onnx_chat, text, max_new_tokens)
 
     def generate_ids(self, prompt: Sequence[int], max_new_tokens: int = 256) -> list[int]:
-        """Tokens for tokens."""
+        """Continue the tokens `prompt` with at most `max_new_tokens` tokens."""
         ids = (ctypes.c_int32 * max_new_tokens)()
         count = ctypes.c_size_t(max_new_tokens)
         given = (ctypes.c_int32 * len(prompt))(*prompt)
@@ -101,7 +101,7 @@ class Model:
         return ids[: count.value]
 
     def cancel(self) -> None:
-        """End the answer in progress; from any thread."""
+        """Stop the answer in progress; may be called from any thread."""
         self._api.llama_onnx_cancel(self._handle)
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class Model:
         self._handle = ctypes.c_void_p()
 
     def _stream(self, call: Callable[..., int], text: str, max_new_tokens: int) -> Iterator[str]:
-        # The C call returns at the answer's end, so it runs in a thread and hands over pieces.
+        # The C call returns at the end of the answer: it runs in a thread that queues the pieces.
         pieces: queue.SimpleQueue[str | int] = queue.SimpleQueue()
         stop = threading.Event()
 
@@ -134,7 +134,7 @@ class Model:
 
     def _check(self, status: int) -> None:
         if status in (FAILED, BUSY):
-            raise RuntimeError(self.error if status == FAILED else "The model is busy.")
+            raise RuntimeError(self.error if status == FAILED else "the model is busy.")
 
 
 def _utf8(path: str | Path) -> bytes:
