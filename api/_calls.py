@@ -37,7 +37,8 @@ def plan(
 ) -> Plan:
     """Open the headers of `checkpoint` and plan its export."""
     from llama_onnx.exporter.packaging.adapters import open_kept
-    from llama_onnx.exporter.packaging.plan import Options, make_plan
+    from llama_onnx.exporter.packaging.options import Options
+    from llama_onnx.exporter.packaging.plan import make_plan
     from llama_onnx.exporter.sources import open_checkpoint
 
     with _headers(checkpoint) as folder:
@@ -63,7 +64,7 @@ def export(
     """Export `checkpoint`, downloaded first if it is on the hub."""
     from llama_onnx.exporter.checkpoints.hub import find_source
     from llama_onnx.exporter.packaging.export import export_package
-    from llama_onnx.exporter.packaging.plan import Options
+    from llama_onnx.exporter.packaging.options import Options
 
     return export_package(
         find_source(os.fspath(checkpoint)),
