@@ -24,7 +24,7 @@ from llama_onnx.exporter.model.recipe import Recipe, make_recipe
 from llama_onnx.exporter.model.storage import Blocks
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
-from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.options import Options as Options
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_tensors, tensor_arrays
 from llama_onnx.exporter.quantize.source_codes import innermost, native_precision, take_over
 from llama_onnx.targets.errors import ResourceError, UsageError
