@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[LIMIT].undo()
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Imports make hundreds of thousands of objects that stay: no search for garbage meanwhile."""
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # Nor later among what was imported; and tests make many objects that only look like garbage.
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture
