@@ -312,7 +312,6 @@ def open_package(path: str | os.PathLike[str]) -> ModelPackage:
         ('cpu', 'int4', [])
     """
     from llama_onnx.targets.package import ModelPackage
-    from llama_onnx.targets.progress import Progress
 
     return ModelPackage.open(os.fspath(path))
 
