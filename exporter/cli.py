@@ -15,6 +15,7 @@ from llama_onnx.targets.errors import LlamaOnnxError, MissingDependencyError
 _COMMANDS = {
     "export": "llama_onnx.exporter.commands.export",
     "plan": "llama_onnx.exporter.commands.plan",
+    "adapter": "llama_onnx.exporter.commands.adapter",
     "inspect": "llama_onnx.exporter.commands.inspect",
     "validate": "llama_onnx.exporter.commands.validate",
     "verify": "llama_onnx.runtime.commands.verify",
