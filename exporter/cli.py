@@ -33,6 +33,9 @@ _SECTIONS = {
             "llama_onnx.exporter.commands.plan", "Show what an export would make and need."
         ),
         "export": _Verb("llama_onnx.exporter.commands.export", "Write a checkpoint as a package."),
+        "adapter": _Verb(
+            "llama_onnx.exporter.commands.adapter", "Add LoRA adapters to a finished package."
+        ),
     },
     "Prove a package": {
         "validate": _Verb(

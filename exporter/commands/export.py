@@ -16,7 +16,6 @@ from llama_onnx.exporter.commands.options import (
     adapter_option,
     export_options,
     gigabytes,
-    headers_of,
     keep_option,
     sort_adapters,
 )
@@ -37,9 +36,7 @@ if TYPE_CHECKING:
 @adapter_option
 @keep_option
 @export_options
-@click.option(
-    "--add", is_flag=True, help="Put the kept adapters into OUT, a package that stands already."
-)
+@click.option("--add", is_flag=True, hidden=True)
 @click.option("--resume", is_flag=True, help="Continue an export that was interrupted.")
 @click.option("--force", is_flag=True, help="Replace OUT, or an unfinished export of it.")
 @click.option(
@@ -80,12 +77,12 @@ def command(
     """
     from llama_onnx.exporter.packaging.export import export_package
 
-    merged, kept = sort_adapters(adapters, keep=keep_adapter)
     if add:
-        if not kept or resume or force or prove:
-            raise UsageError("--add goes with --keep-adapter, without --resume, --force, --prove.")
-        _add(source, out, kept, as_json=as_json)
-        return
+        raise UsageError(
+            f"export makes new packages: use `llama-onnx adapter add {out} NAME=DIR --base "
+            f"{source}`."
+        )
+    merged, kept = sort_adapters(adapters, keep=keep_adapter)
     try:
         with progress_line() as progress:
             result = export_package(
@@ -139,18 +136,6 @@ def _tried(result: ExportResult) -> str:
         )
     on_cpu = " on the CPU" if result.plan.structure else ""
     return f"opened and ran a step{on_cpu}"
-
-
-def _add(source: Path | HubId, out: Path, kept: dict[str, Path], *, as_json: bool) -> None:
-    from llama_onnx.exporter.packaging.add_adapters import add_adapters
-    from llama_onnx.exporter.sources import open_checkpoint
-
-    for warning in add_adapters(out, open_checkpoint(headers_of(source)), kept):
-        click.echo(f"Warning: {warning}", err=True)
-    if as_json:
-        click.echo(json.dumps({"package": str(out), "added": list(kept)}))
-        return
-    click.echo(f"{out} has {', '.join(kept)} too; opened and ran a step with each.")
 
 
 def _prove(source: Path, adapters: Sequence[Path], package: Path) -> ParityReport:

@@ -1,8 +1,8 @@
 """LoRA adapters kept beside their base, for the runtime to swap while the model stays loaded.
 
-The graph has A and B of every matrix that may change as inputs (`graph.layers.low_rank`); an
-adapter file gives them values, in the format that onnxruntime and onnxruntime-genai load. Nothing
-is rounded: an adapter is float32 whatever the base is stored as.
+The graph has A and B of every matrix that may change as inputs; an adapter file gives them values,
+in the format that onnxruntime and onnxruntime-genai load. Nothing is rounded: an adapter is
+float32, also where the base is quantized.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from llama_onnx.targets.errors import (
 from llama_onnx.targets.package import ADAPTER_FOLDER, ADAPTER_SUFFIX
 
 WRITING_MEMORY = 2.5
-"""Memory that writing an adapter takes, in sizes of its file: onnxruntime builds it as a whole
-behind a copy of the values (2.33 measured)."""
+"""Memory that writing an adapter takes, in sizes of its file: onnxruntime builds the whole file
+next to a copy of the values (2.33 measured)."""
 
 MAX_BYTES = (1 << 31) - (1 << 20)
-"""Beyond 2 GiB onnxruntime writes, without a word, a file that it cannot read."""
+"""Beyond 2 GiB onnxruntime writes a file that it cannot read, and reports no error."""
 
 _KINDS = tuple(name.rpartition(".")[2] for name in MATRICES)
 
-# What every system takes for a file's name, Windows included.
+# Names of files that every system accepts, Windows included.
 _NAME = re.compile(r"""(?![ .])[^<>:"/\\|?*\x00-\x1f\ud800-\udfff]{1,60}(?<![ .])""")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -54,12 +54,12 @@ class KeptAdapter:
 
     @property
     def file(self) -> str:
-        """Its place in the package."""
+        """Its file in the package, as a relative path."""
         return f"{ADAPTER_FOLDER}/{self.name}{ADAPTER_SUFFIX}"
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of matrices it changes, in the order in which a layer has them."""
+        """The kinds of matrices it changes ("q_proj"), in the order in which a layer has them."""
         changed = {module.rpartition(".")[2] for module in self.changes}
         return tuple(kind for kind in _KINDS if kind in changed)
 
@@ -70,26 +70,26 @@ class KeptAdapter:
         return 4 * sum(math.prod(side.shape) for side in sides)
 
     def fingerprint(self) -> dict[str, str]:
-        """Size and modification time of its files."""
+        """Return size and modification time of its files."""
         return file_fingerprint(adapter_files(self.folder))
 
     def licence_files(self) -> Sequence[Path]:
-        """Licence, use policy, notice and model card beside it."""
+        """License, use policy, notice and model card beside it."""
         return find_licences(self.folder)
 
     def tokenizer_warning(self, package: Path) -> list[str]:
-        """For people: that the tokenizer saved with it is not the one of `package`."""
+        """Return a warning if the tokenizer saved with it is not the one of `package`."""
         own = self.folder / "tokenizer.json"
         if not own.exists() or own.read_bytes() == (package / "tokenizer.json").read_bytes():
             return []
         return [
-            f"{own} is not the base's, which the package has for all: if the adapter {self.name} "
-            "needs its own, merge it into a package of its own."
+            f"{own} differs from the package's tokenizer, which serves all its adapters: if the "
+            f"adapter {self.name} needs {own.name}, merge it into a separate package."
         ]
 
     def describe(self) -> dict[str, Any]:
-        """Its entry in the manifest; rank and alpha are adapter_config.json's own, `ranks` those
-        of the matrices."""
+        """Return its entry in the manifest: `rank` and `alpha` from adapter_config.json, `ranks`
+        those that its matrices have."""
         config = read_adapter_config(self.folder)
         return {
             "file": self.file,
@@ -104,12 +104,12 @@ class KeptAdapter:
     def write(self, package: Path) -> None:
         """Write its file into `package`, whole or not at all.
 
-        Takes memory of `WRITING_MEMORY` times its size. Raises `CheckpointError` for a value that
-        is not finite, `ResourceError` when the disk does not take the file.
+        Needs memory of `WRITING_MEMORY` times its size. Raises `CheckpointError` for a value that
+        is not finite, `ResourceError` when the file cannot be written.
         """
         values = {}
         for module, change in self.changes.items():
-            # A is scaled, as it is where an adapter is merged.
+            # A is scaled rather than B, as where an adapter is merged.
             a = _values(change.right) * np.float32(change.scaling)
             for part, value in (("lora_A", a), ("lora_B", _values(change.left))):
                 values[f"{module}.{part}.weight"] = value
@@ -119,23 +119,23 @@ class KeptAdapter:
 
 
 def open_kept(base: Checkpoint, folders: Mapping[str, Path]) -> tuple[KeptAdapter, ...]:
-    """Open the PEFT adapters in `folders`, by the names they are to have. Reads headers only.
+    """Open the PEFT adapters in `folders`, by name. Reads headers only.
 
     Raises what `open_adapter` raises, `UnsupportedError` for an adapter that changes what cannot be
-    swapped, and `UsageError` for names that cannot be a file's.
+    swapped, and `UsageError` for a name that cannot be a file's.
     """
     _check_names(folders)
     return tuple(_open(base, name, folder) for name, folder in folders.items())
 
 
 def swappable_kinds(adapters: Sequence[KeptAdapter]) -> tuple[str, ...]:
-    """The kinds of matrices that a graph has to offer for all of `adapters`."""
+    """Return the kinds of matrices that a graph must offer as swappable for all of `adapters`."""
     wanted = {kind for adapter in adapters for kind in adapter.kinds}
     return tuple(kind for kind in _KINDS if kind in wanted)
 
 
 def named_adapters(values: Sequence[str]) -> dict[str, Path]:
-    """Folders by name, from `DIR` (called as the folder is) or `NAME=DIR`.
+    """Return folders by name, from `NAME=DIR` or `DIR`, which is named after its folder.
 
     Raises `UsageError` when two have one name.
     """
@@ -146,8 +146,7 @@ def named_adapters(values: Sequence[str]) -> dict[str, Path]:
             name, rest = source_name(Path(value)).rpartition("/")[2], value
         if name in folders:
             raise UsageError(
-                f"two adapters are called {name!r}: give one a name of its own, "
-                f"--adapter NAME={rest}."
+                f"two adapters are called {name!r}: give one another name, NAME={rest}."
             )
         folders[name] = Path(rest)
     return folders
@@ -166,7 +165,7 @@ def _open(base: Checkpoint, name: str, folder: Path) -> KeptAdapter:
             how = "replaces" if change.whole else "changes"
             raise UnsupportedError(
                 f"{folder} {how} {module}, which cannot be swapped at run time: merge this adapter "
-                "into a package of its own, without --keep-adapter."
+                "into a separate package, without --keep-adapter."
             )
         changes[module] = change.low_rank
     adapter = KeptAdapter(name, folder, changes)
@@ -182,8 +181,7 @@ def _values(tensor: LazyTensor) -> Float32:
     values = tensor.rows(0, tensor.shape[0])
     if not np.isfinite(values).all():
         raise CheckpointError(
-            f"{tensor.name} holds NaN or infinity: the adapter is damaged, or its training "
-            "diverged."
+            f"{tensor.name} holds NaN or infinity: the adapter is damaged or its training diverged."
         )
     return np.ascontiguousarray(values)
 
@@ -193,12 +191,12 @@ def _check_names(folders: Mapping[str, Path]) -> None:
     for name, folder in folders.items():
         if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name):
             raise UsageError(
-                f"{name!r} cannot be the name of an adapter's file: give it another one, "
-                f"--adapter NAME={folder}."
+                f"{name!r} cannot be the name of an adapter's file: use NAME={folder} with another "
+                "name."
             )
-        # One file on a system that does not tell capitals from small letters.
+        # Both would be one file on a system that ignores case.
         other = seen.setdefault(name.casefold(), name)
         if other != name:
             raise UsageError(
-                f"the names {other!r} and {name!r} differ in capitals alone: give one another name."
+                f"the names {other!r} and {name!r} differ in case only: give one another name."
             )

@@ -1,4 +1,4 @@
-"""A further adapter for a package that stands: its graph and weights stay as they are."""
+"""Further adapters for a finished package, whose graph and weights stay as they are."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.adapters import KeptAdapter, open_kept
-from llama_onnx.exporter.packaging.export import try_package
-from llama_onnx.exporter.packaging.licences import package_file
+from llama_onnx.exporter.packaging.provenance import package_file
+from llama_onnx.exporter.packaging.trial import try_package
 from llama_onnx.exporter.parity.measure.validate import check_same_model
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage, check_unsigned, renew_manifest
 
 
 def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> list[str]:
-    """Put the PEFT adapters in `folders`, by name, beside those that the package at `path` has.
+    """Add the PEFT adapters in `folders`, by name, to those of the package at `path`.
 
-    `base` is the checkpoint it was made from. Each adapter runs a step before the manifest names
-    it; until then the package is what it was. Returns warnings for people. Raises `UsageError` when
-    the package is signed, was made from another model, has an adapter of that name, or a graph
-    without a place for what one changes.
+    `base` is the checkpoint the package was made from. Each adapter runs a step before the manifest
+    names it; if one fails, the package is left unchanged. Returns warnings for people. Raises
+    `UsageError` when the package is signed, was made from another model, has an adapter of that
+    name already, or has a graph without a place for a matrix that an adapter changes.
     """
     package = ModelPackage.open(path)
     check_unsigned(package)
@@ -51,7 +51,7 @@ def _check_room(package: ModelPackage, adapters: Sequence[KeptAdapter]) -> None:
         if adapter.name.casefold() in taken:
             raise UsageError(
                 f"{package.path} has an adapter {adapter.name!r} already: give another name, "
-                f"--adapter NAME={adapter.folder}."
+                f"NAME={adapter.folder}."
             )
         missing = [kind for kind in adapter.kinds if kind not in offered]
         if missing:
@@ -62,6 +62,6 @@ def _check_room(package: ModelPackage, adapters: Sequence[KeptAdapter]) -> None:
 
 
 def _copy_licences(adapter: KeptAdapter, package: Path) -> None:
-    """Under the adapter's name, since the base has files called so too."""
+    # Under the adapter's name, since the base has files of the same names.
     for file in adapter.licence_files():
         shutil.copyfile(file, package / package_file(file, f"-{adapter.name}"))

@@ -1,14 +1,16 @@
-"""What the source's files hash to, for the manifest.
+"""Where a package comes from: hashes of the source's files, and the license files that come along.
 
-Whoever publishes a model has hashed it: the hub names its large files by their sha256, Meta's
-download brings md5 sums that the export compares anyway. Where nobody has, reading all of a source
-once more is for the caller to ask for.
+Publishers hash their models: the hub names large files by their sha256, Meta's download has md5
+sums that the export compares anyway. For other sources the caller decides whether all files are
+read once more.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,22 @@ from llama_onnx.exporter.checkpoints.hub import hub_origin
 from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.licences import (
+    PACKAGE_CARD,
+    kind_of,
+    llama_generation,
+    of_kind,
+    required_kinds,
+)
 from llama_onnx.targets.package import hash_file
 
 _SHA256 = re.compile("[0-9a-f]{64}")
+
+LLAMA_2_NOTICE = (
+    "Llama 2 is licensed under the LLAMA 2 Community License, "
+    "Copyright (c) Meta Platforms, Inc. All Rights Reserved.\n"
+)
+"""What the Llama 2 Community License (1.b.iii) asks to be kept in a NOTICE file."""
 
 
 def source_hashes(
@@ -28,9 +43,11 @@ def source_hashes(
     read: bool,
     step: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """Hashes of the source's files by name, and `from` where they are known: by having `read` them
-    now, from the hub, or from the checklist that was `verified` (md5 by name). None when nobody
-    knows any."""
+    """Return hashes of the source's files by name, and in `from` how they are known: `read` now,
+    from the hub, or from the checklist that was `verified` (md5 by name). None when none is known.
+
+    `step` is told which file is being read. Raises `CheckpointError` for one that cannot be read.
+    """
     if read:
         names = list(checkpoint.fingerprint())
         return {"from": "read", "sha256": {name: _read(checkpoint, name, step) for name in names}}
@@ -40,8 +57,8 @@ def source_hashes(
 
 
 def _hub_hashes(checkpoint: Checkpoint) -> dict[str, str]:
-    """In the hub's cache a large file is a link to a blob named by its sha256; a small one's blob
-    is named by git, which hashes otherwise."""
+    # In the hub's cache a large file is a link to a blob named by its sha256; the blob of a small
+    # file is named by git, which hashes differently.
     if hub_origin(checkpoint.path) is None:
         return {}
     blobs = {path.name: path.resolve().name for path in sorted(checkpoint.path.iterdir())}
@@ -59,12 +76,64 @@ def _read(checkpoint: Checkpoint, name: str, step: Callable[[str], None]) -> str
 
 
 def _path(checkpoint: Checkpoint, name: str) -> Path:
-    """The file that `fingerprint` calls `name`."""
+    """Return the file that `fingerprint` calls `name`."""
     adapter = re.fullmatch(r"adapter (\d+)/(.+)", name)
     if adapter:
         return adapters_of(checkpoint)[int(adapter[1]) - 1] / adapter[2]
     if checkpoint.path.is_file():
         return checkpoint.path
-    # Meta's download of several models keeps their tokenizer a folder above.
+    # Meta's download of several models keeps their tokenizer in the folder above.
     beside, above = checkpoint.path / name, checkpoint.path.resolve().parent / name
     return above if above.exists() and not beside.exists() else beside
+
+
+def copy_licences(
+    checkpoint: Checkpoint, folder: Path, others: Sequence[Path] = ()
+) -> tuple[str, ...]:
+    """Copy license, use policy, notice and model card to `folder`, then `others`, the files of
+    adapters that the package holds too; return warnings for people.
+
+    A Llama 2 without a NOTICE gets the one its license asks for.
+    """
+    files = checkpoint.licence_files()
+    _copy_files([*files, *others], folder)
+    names = [file.name for file in files]
+    generation = llama_generation(model_name(checkpoint.path), files)
+    if generation == 2 and not of_kind(names, "notice"):
+        (folder / "NOTICE").write_bytes(LLAMA_2_NOTICE.encode())
+    missing = [kind for kind in required_kinds(generation) if not of_kind(names, kind)]
+    if not missing:
+        return ()
+    what = " and ".join(missing)
+    return (
+        f"{checkpoint.path} has no {what} file, so the package has none: add the model's {what} "
+        "before you pass the package on.",
+    )
+
+
+def model_name(path: Path) -> str:
+    """Return what a checkpoint is called: its hub name, or the names of its file or folder and of
+    the folder above, since downloads often end in one called `snapshot` or `hf`."""
+    origin = hub_origin(path)
+    return origin.repo if origin else " ".join(path.resolve().parts[-2:])
+
+
+def package_file(file: Path, suffix: str = "") -> str:
+    """Return the name that the license file or model card `file` gets in a package, with `suffix`
+    before its extension.
+
+    >>> package_file(Path("LICENSE.txt"), "-2"), package_file(Path("README.md"))
+    ('LICENSE-2.txt', 'MODEL_CARD.md')
+    """
+    name = Path(PACKAGE_CARD if kind_of(file.name) == "model card" else file.name)
+    return f"{name.stem}{suffix}{name.suffix}"
+
+
+def _copy_files(files: Sequence[Path], folder: Path) -> None:
+    seen: Counter[str] = Counter()
+    for file in files:
+        # An adapter has a license too, often under the same name as the base's.
+        name = package_file(file)
+        seen[name] += 1
+        suffix = f"-{seen[name]}" if seen[name] > 1 else ""
+        shutil.copyfile(file, folder / package_file(file, suffix))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
-from llama_onnx.exporter.packaging.export import WITHOUT_KERNELS
+from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS
 from llama_onnx.exporter.parity.certify import certificate_prompts, write_certificate
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.measure.shipped import NOTHING, Asked

@@ -430,9 +430,9 @@ def test_names_are_the_folders_unless_given(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["a/last", "b/last"], r"two adapters are called 'last': .* --adapter NAME=b/last"),
-        (["x=a", "x=b"], r"two adapters are called 'x': .* --adapter NAME=b\."),
-        (["x=a", "X=b"], r"the names 'x' and 'X' differ in capitals alone"),
+        (["a/last", "b/last"], r"two adapters are called 'last': .* NAME=b/last"),
+        (["x=a", "x=b"], r"two adapters are called 'x': .* NAME=b\."),
+        (["x=a", "X=b"], r"the names 'x' and 'X' differ in case only"),
         (["=a"], r"'' cannot be the name of an adapter's file"),
         (["a/b=a"], r"'a/b' cannot be the name"),
         (["a\\b=a"], r"cannot be the name"),
@@ -584,13 +584,13 @@ def test_adapters_can_be_added_and_the_rest_stays_as_it_is(
     folder = folders["qv"]
     (folder / "README.md").write_text("a card", encoding="utf-8")
     try:
-        choices = ("--adapter", folder, "--adapter", folders["few"], "--keep-adapter", "--add")
-        said = run("export", source, half, *choices)
+        choices = (f"qv={folder}", folders["few"], "--base", source)
+        said = run("adapter", "add", half, *choices)
     finally:
         (folder / "README.md").unlink()
     assert (said.exit_code, said.output) == (
         0,
-        f"{half} has qv, few too; opened and ran a step with each.\n",
+        f"{half} now has qv, few too; opened and ran a step with each.\n",
     )
     changed = {file.name for file, time in before.items() if file.stat().st_mtime_ns != time}
     assert changed == {"manifest.json"}
@@ -652,12 +652,25 @@ def test_a_graph_without_a_place_for_an_adapter_says_so(
         add_adapters(out, open_checkpoint(larger), {"qv": folders["qv"]})
 
 
-@pytest.mark.parametrize("others", [[], ["--keep-adapter", "--force"]])
-def test_adding_goes_with_kept_adapters_alone(
-    half: Path, source: Path, folders: dict[str, Path], others: list[str]
-) -> None:
-    said = run("export", source, half, "--adapter", folders["qv"], "--add", *others)
-    assert said.exit_code == 2 and "--add goes with --keep-adapter" in said.output
+def test_added_as_json(half: Path, source: Path, folders: dict[str, Path]) -> None:
+    said = run("adapter", "add", half, f"x={folders['few']}", "--base", source, "--json")
+    assert (said.exit_code, json.loads(said.stdout)) == (
+        0,
+        {"package": str(half), "added": ["x"], "warnings": []},
+    )
+
+
+def test_the_old_call_names_the_new_one(half: Path, source: Path, folders: dict[str, Path]) -> None:
+    before = (half / "manifest.json").read_bytes()
+    said = run("export", source, half, "--adapter", folders["qv"], "--keep-adapter", "--add")
+    assert said.exit_code == 2
+    assert f"use `llama-onnx adapter add {half} NAME=DIR --base {source}`" in said.output
+    assert (half / "manifest.json").read_bytes() == before
+
+
+def test_an_adapter_can_only_be_added_to_a_package(source: Path, folders: dict[str, Path]) -> None:
+    said = run("adapter", "add", source, f"x={folders['few']}", "--base", source)
+    assert said.exit_code == 1 and "is not a llama-onnx package" in said.output
 
 
 def test_a_full_disk_is_said_to_be_one(

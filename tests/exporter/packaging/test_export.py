@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from llama_onnx.exporter.packaging import export as export_module
+from llama_onnx.exporter.packaging import compile as compile_module
+from llama_onnx.exporter.packaging import destination as destination_module
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.journal import (
@@ -298,9 +300,11 @@ def test_two_exports_to_one_place(source: Path, tmp_path: Path) -> None:
     assert export_package(source, out, TARGET, INT4, resume=True).resumed_bytes > 0
 
 
-@pytest.mark.parametrize("step", ["_write_manifest", "_publish"])
+@pytest.mark.parametrize(
+    ("module", "step"), [(compile_module, "write_manifest"), (destination_module, "_publish")]
+)
 def test_killed_at_the_very_end_loses_nothing(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
 ) -> None:
     out = tmp_path / "out"
 
@@ -308,7 +312,7 @@ def test_killed_at_the_very_end_loses_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(export_module, step, killed)
+        patch.setattr(module, step, killed)
         export(source, out)
     result = export_package(source, out, TARGET, INT4, resume=True)
     assert result.resumed_bytes == result.plan.data_bytes
@@ -325,7 +329,7 @@ def test_killed_before_the_journal_was_removed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(export_module, "remove_working_files", killed)
+        patch.setattr(destination_module, "remove_working_files", killed)
         export(source, out)
     assert (out / JOURNAL_FILE).exists()
     opened = ModelPackage.open(out)
@@ -466,12 +470,12 @@ def test_a_graph_that_overflows_is_not_published(tmp_path: Path) -> None:
 def test_a_graph_onnxruntime_refuses_is_not_published(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serialize = export_module._serialize
+    serialize = compile_module._serialize
 
     def broken(built: Any) -> bytes:
         return serialize(built).replace(b"num_heads", b"num_headz")
 
-    monkeypatch.setattr(export_module, "_serialize", broken)
+    monkeypatch.setattr(compile_module, "_serialize", broken)
     with pytest.raises(PackageError, match=r"onnxruntime refuses .*model\.onnx"):
         export(source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llama_onnx.exporter.packaging.export import ExportResult, export_package
-from llama_onnx.exporter.packaging.licences import LLAMA_2_NOTICE, model_name
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.provenance import LLAMA_2_NOTICE, model_name
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.licences import llama_generation
 from tests.support import tiny

@@ -1,0 +1,133 @@
+"""A plan and a checkpoint -> a folder with everything a package has, tried and with a manifest."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from llama_onnx.exporter.graph.layout import PlacedSlot
+from llama_onnx.exporter.graph.model import BuiltModel
+from llama_onnx.exporter.packaging.genai_config import check_search, genai_config
+from llama_onnx.exporter.packaging.job import Job
+from llama_onnx.exporter.packaging.journal import (
+    JOURNAL_FILE,
+    DataWriter,
+    read_journal,
+    write_header,
+)
+from llama_onnx.exporter.packaging.manifest import manifest_content
+from llama_onnx.exporter.packaging.plan import require_disk
+from llama_onnx.exporter.packaging.provenance import copy_licences
+from llama_onnx.exporter.packaging.stream import slot_arrays
+from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS, try_package
+from llama_onnx.exporter.tokenizer.files import check_tokenizer
+from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, write_manifest
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What filling the folder took: bytes that were there already, seconds, warnings for people."""
+
+    resumed_bytes: int
+    write_seconds: float
+    warnings: tuple[str, ...]
+
+
+def compile_package(job: Job, *, resuming: bool) -> Compiled:
+    """Make `job.folder` a whole package, with the journal still in it.
+
+    Everything small is written first, so that a source without a usable tokenizer is refused at
+    once and not after hours of writing weights. `resuming` keeps the weights that are there.
+    """
+    journal, identity = job.folder / JOURNAL_FILE, job.identity()
+    require_disk(job.plan, job.folder, _size(job.folder / DATA_FILE))
+    if not resuming:
+        write_header(journal, identity)
+    entries = read_journal(journal, identity)
+    warnings = _write_small_files(job)
+    started = time.perf_counter()
+    with DataWriter(job.folder, DATA_FILE) as writer:
+        total = job.plan.data_bytes
+        writer.recover(entries, lambda n: job.progress.update("checking", n, total, "bytes"))
+        resumed = writer.position
+        _write_slots(writer, job)
+        job.progress.step("flushing to disk")
+        writer.sync()
+        data_sha256 = writer.sha256()
+    seconds = time.perf_counter() - started
+    job.progress.step("running a step")
+    kept = [adapter.file for adapter in job.kept]
+    exact = job.plan.recipe.activations in WITHOUT_KERNELS
+    try_package(job.folder, job.checkpoint.config, kept, exact=exact)
+    write_manifest(job.folder, manifest_content(job), {DATA_FILE: data_sha256})
+    return Compiled(resumed, seconds, warnings)
+
+
+def _write_slots(writer: DataWriter, job: Job) -> None:
+    done = set(writer.finished)
+    with ThreadPoolExecutor(job.workers) as pool:
+        for placed in job.plan.placed:
+            if placed.slot.name not in done:
+                _write_slot(writer, placed, job, pool)
+
+
+def _write_slot(writer: DataWriter, placed: PlacedSlot, job: Job, pool: ThreadPoolExecutor) -> None:
+    name, total = placed.slot.name, job.plan.data_bytes
+    arrays = slot_arrays(placed.slot, job.checkpoint, pool, job.workers)
+    for place, parts in zip(placed.places, arrays, strict=True):
+        writer.pad_to(place.offset)
+        job.progress.update(name, writer.position, total, "bytes")
+        for part in parts:
+            # `<` because the file is little-endian on every machine.
+            data = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<"))
+            writer.write(data.view(np.uint8).data.cast("B"))
+            job.progress.update(name, writer.position, total, "bytes")
+        assert writer.position == place.end, f"{place.initializer.name} has the wrong size"
+    writer.finish_slot(name)
+
+
+def _write_small_files(job: Job) -> tuple[str, ...]:
+    """Write everything but the weights and the manifest; return warnings for people."""
+    folder, checkpoint = job.folder, job.checkpoint
+    config = checkpoint.config
+    (folder / MODEL_FILE).write_bytes(_serialize(job.plan.built))
+    search = check_search(checkpoint.search_defaults(), str(checkpoint.path))
+    activations = job.plan.recipe.activations
+    settings = genai_config(config, search, job.target.session, MODEL_FILE, activations)
+    _write_json(folder / "genai_config.json", settings)
+    _write_json(folder / "config.json", config.to_huggingface())
+    checkpoint.write_tokenizer(folder)
+    check_tokenizer(folder / "tokenizer.json", config.vocab_size, str(checkpoint.path))
+    licences = [file for adapter in job.kept for file in adapter.licence_files()]
+    warnings = copy_licences(checkpoint, folder, licences)
+    return (*warnings, *_write_adapters(job))
+
+
+def _write_adapters(job: Job) -> list[str]:
+    """Write the adapters that are kept; return warnings for people."""
+    warnings: list[str] = []
+    for adapter in job.kept:
+        job.progress.step(f"writing the adapter {adapter.name}")
+        adapter.write(job.folder)
+        warnings += adapter.tokenizer_warning(job.folder)
+    return warnings
+
+
+def _serialize(built: BuiltModel) -> bytes:
+    proto: bytes = ir.to_proto(built.ir).SerializeToString()
+    return proto
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

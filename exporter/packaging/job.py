@@ -1,0 +1,43 @@
+"""What every step of one export needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.exporter.packaging.adapters import KeptAdapter
+from llama_onnx.exporter.packaging.plan import Plan
+from llama_onnx.targets.progress import Progress
+from llama_onnx.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export: `checkpoint` goes to `folder` as `plan` says, for `target`.
+
+    `hashes` are those of the source's files, as the manifest has them. `workers` is the number of
+    threads that convert weights.
+    """
+
+    checkpoint: Checkpoint
+    kept: tuple[KeptAdapter, ...]
+    hashes: dict[str, Any] | None
+    target: Target
+    plan: Plan
+    folder: Path
+    workers: int
+    progress: Progress
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must not change before the export is resumed; messages name its keys."""
+        return {
+            "version": version("llama-onnx"),
+            "source": self.checkpoint.fingerprint(),
+            "adapters": {adapter.name: adapter.fingerprint() for adapter in self.kept},
+            "target": self.target.name,
+            "options": self.plan.recipe.to_json(),
+            "config": asdict(self.checkpoint.config),
+        }
