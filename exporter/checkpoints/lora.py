@@ -76,7 +76,8 @@ class LowRank:
             with np.errstate(invalid="ignore", over="ignore"):
                 return tensor.rows(start, stop) + left.rows(start, stop) @ scaled()
 
-        return replace(tensor, nbytes=tensor.nbytes + left.nbytes + right.nbytes, rows=rows)
+        nbytes = tensor.nbytes + left.nbytes + right.nbytes
+        return replace(tensor, nbytes=nbytes, rows=rows, codes=None)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -18,8 +19,34 @@ from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 Float32 = npt.NDArray[np.float32]
 
+_FLOATS: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
 _HALF_BITS = np.uint32(0x8FFFE000).astype(np.int32)
 """Sign, exponent and fraction of a float16 that was sign-extended and moved up by 13 bits."""
+
+
+@dataclass(frozen=True)
+class BlockCodes:
+    """Codes of `bits` each; `block_size` neighbours of a row share a scale."""
+
+    bits: int
+    block_size: int
+
+    def num_blocks(self, columns: int) -> int:
+        """Return the number of blocks in a row of `columns`; the last one may be partial."""
+        return -(-columns // self.block_size)
+
+    def step(self, values: Float32) -> Float32:
+        """Return the quantization step at each of `values` [R, K]: the largest magnitude of its
+        block over 2^(bits-1)."""
+        columns = values.shape[1]
+        padded = np.pad(np.abs(values), ((0, 0), (0, -columns % self.block_size)))
+        largest = padded.reshape(len(values), -1, self.block_size).max(axis=2)  # [R, blocks]
+        return np.repeat(largest / 2 ** (self.bits - 1), self.block_size, axis=1)[:, :columns]
 
 
 @dataclass(frozen=True)
@@ -28,7 +55,8 @@ class LazyTensor:
 
     `rows(start, stop)` reads float32 rows `[start, stop)` of the first axis: shape
     `(stop - start, *shape[1:])`. It may be called from several threads. `dtype` is the storage type
-    as the format names it ("F16", "BF16", "Q4_K"), `nbytes` the bytes it takes on disk.
+    as people know it ("F16", "BF16", "Q4_K", "INT4/32"), `nbytes` the bytes it takes on disk.
+    `codes`: bits and blocks, of a matrix whose values are codes times the scale of a block.
     """
 
     name: str
@@ -36,6 +64,29 @@ class LazyTensor:
     dtype: str
     nbytes: int
     rows: Callable[[int, int], Float32]
+    codes: BlockCodes | None = None
+
+    def step(self, values: Float32) -> Float32:
+        """Return the distance of neighbouring values where each of `values` [R, K] (or [K]) lies
+        when it is stored as this tensor is: 0 for float32.
+
+        Raises `UnsupportedError` for a tensor that is neither codes in blocks nor floats.
+        """
+        if self.codes is not None:
+            return self.codes.step(values)
+        if self.dtype not in _FLOATS:
+            raise UnsupportedError(f"{self.name} is stored as {self.dtype}, whose steps vary.")
+        return float_step(values, _FLOATS[self.dtype])
+
+
+def float_step(values: Float32, dtype: np.dtype[Any]) -> Float32:
+    """Return the distance of neighbouring numbers of `dtype` at each of `values`; 0 for float32,
+    as which the values are exact."""
+    if dtype == np.float32:
+        return np.zeros_like(values)
+    with np.errstate(over="ignore"):
+        rounded = np.abs(values).astype(dtype)
+    return np.spacing(rounded).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
+from llama_onnx.exporter.formats.tensor import BlockCodes
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.storage import Blocks
 from llama_onnx.targets.target import Operators
 
 MICROSOFT = "com.microsoft"
@@ -124,28 +124,29 @@ class Fused:
 
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Rows of `matrix` by token id; the quantized ones by `GatherBlockQuantized`."""
-        storage, width = matrix.slot.storage, matrix.slot.shape[1]
-        if not isinstance(storage, Blocks):
+        codes, width = matrix.slot.storage.codes, matrix.slot.shape[1]
+        if codes is None:
             found = op.Gather(matrix.values["weight"], ids, axis=0)
             return stamp(cast(op, found, dtype), *tokens(width), dtype=dtype)
         hidden = op.GatherBlockQuantized(
             matrix.values["qweight"],
             ids,
             matrix.values["scales"],
-            bits=storage.bits,
-            block_size=storage.block_size,
+            bits=codes.bits,
+            block_size=codes.block_size,
             gather_axis=0,
             quantize_axis=1,
             _domain=MICROSOFT,
         )
-        if width % storage.block_size:  # the last block's padding is no channel
+        if width % codes.block_size:  # the last block's padding is no channel
             hidden = op.Slice(stamp(hidden, *tokens("padded"), dtype=dtype), [0], [width], [2])
         return stamp(hidden, *tokens(width), dtype=dtype)
 
     def matmul(self, op: OpBuilder, x: ir.Value, matrix: Matrix) -> ir.Value:
         """x @ W.T: floats [N, K] need no transposed copy, neither on disk nor in memory."""
-        if isinstance(matrix.slot.storage, Blocks):
-            out = self._matmul_blocks(op, x, matrix, matrix.slot.storage)
+        codes = matrix.slot.storage.codes
+        if codes is not None:
+            out = self._matmul_blocks(op, x, matrix, codes)
         else:
             assert x.dtype is not None
             weight = cast(op, matrix.values["weight"], x.dtype)
@@ -156,7 +157,7 @@ class Fused:
         return stamp(out, *tokens(matrix.slot.shape[0]), like=x)
 
     def _matmul_blocks(
-        self, op: OpBuilder, x: ir.Value, matrix: Matrix, storage: Blocks
+        self, op: OpBuilder, x: ir.Value, matrix: Matrix, codes: BlockCodes
     ) -> ir.Value:
         """Symmetric without zero points; `order` [K] is the channel of x that each column of the
         codes belongs to."""
@@ -173,8 +174,8 @@ class Fused:
             *zeros,
             N=rows,
             K=columns,
-            bits=storage.bits,
-            block_size=storage.block_size,
+            bits=codes.bits,
+            block_size=codes.block_size,
             accuracy_level=self.accuracy_level,
             _domain=MICROSOFT,
         )

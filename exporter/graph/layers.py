@@ -14,10 +14,10 @@ from onnxscript import OpBuilder, nn
 
 from llama_onnx.exporter.graph.fused import MICROSOFT, Fused
 from llama_onnx.exporter.graph.operators import Dialect, Matrix, stamp, tokens
-from llama_onnx.exporter.graph.slots import FLOATS, Initializer, Slot
+from llama_onnx.exporter.graph.slots import DATA_TYPES, Initializer, Slot
 from llama_onnx.exporter.graph.standard import Standard
 from llama_onnx.exporter.model.recipe import Recipe
-from llama_onnx.exporter.model.storage import Blocks, Float, Storage
+from llama_onnx.exporter.model.storage import Floats, Storage
 
 
 def dialect_of(recipe: Recipe) -> Dialect:
@@ -35,12 +35,12 @@ class Weighted(nn.Module):
         super().__init__()
         self.slot = slot
         for initializer in slot.initializers():
-            setattr(self, _short(initializer), _parameter(initializer))
+            setattr(self, initializer.part, _parameter(initializer))
 
     @property
     def matrix(self) -> Matrix:
         """The slot, and its initializers as values."""
-        names = map(_short, self.slot.initializers())
+        names = [initializer.part for initializer in self.slot.initializers()]
         return Matrix(self.slot, {name: getattr(self, name) for name in names})
 
 
@@ -50,7 +50,7 @@ class RMSNorm(Weighted):
     weight: nn.Parameter
 
     def __init__(self, name: str, hidden_size: int, eps: float, recipe: Recipe) -> None:
-        gain = Slot(name, (f"{name}.weight",), (hidden_size,), Float(recipe.activations))
+        gain = Slot(name, (f"{name}.weight",), (hidden_size,), Floats(recipe.activations))
         super().__init__(gain)
         self.eps, self.dialect = eps, dialect_of(recipe)
 
@@ -79,7 +79,8 @@ class Linear(Weighted):
         self.parts = packed or {name: rows}
         sources = tuple(f"{part}.weight" for part in self.parts)
         stored = recipe.storage_of(sources, storage or recipe.linear)
-        super().__init__(Slot(name, sources, (rows, columns), stored))
+        keeps = recipe.keeps_codes(sources)
+        super().__init__(Slot(name, sources, (rows, columns), stored, keeps_codes=keeps))
         self.dialect = dialect_of(recipe)
         kinds = {part.rpartition(".")[2] for part in self.parts}
         self.swappable = not kinds.isdisjoint(recipe.swappable)
@@ -102,7 +103,7 @@ class Embedding(Weighted):
 
     def __init__(self, slot: Slot, recipe: Recipe) -> None:
         super().__init__(slot)
-        self.dialect, self.dtype = dialect_of(recipe), FLOATS[recipe.activations]
+        self.dialect, self.dtype = dialect_of(recipe), DATA_TYPES[recipe.activations]
 
     def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
         """[B, S] int64 -> [B, S, H]."""
@@ -122,13 +123,10 @@ class TiedHead(nn.Module):
         super().__init__()
         self.slot = replace(embedding.slot, gathered=False)
         self.shared = (embedding,)  # in a tuple, lest it be registered as a child of the head
-        self.own: tuple[str, ...] = ()
-        storage = self.slot.storage
-        if isinstance(storage, Blocks):
-            self.own = ("qweight", "scales") if storage.columnwise else ("qweight",)
+        self.own = self.slot.storage.unshared
         for initializer in self.slot.initializers():
-            if _short(initializer) in self.own:
-                setattr(self, _short(initializer), _parameter(initializer))
+            if initializer.part in self.own:
+                setattr(self, initializer.part, _parameter(initializer))
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """[B, S, H] -> [B, S, V]."""
@@ -162,7 +160,3 @@ def _optional_input(op: OpBuilder, name: str, *shape: int | str) -> ir.Value:
 
 def _parameter(initializer: Initializer) -> nn.Parameter:
     return nn.Parameter(initializer.shape, initializer.dtype)
-
-
-def _short(initializer: Initializer) -> str:
-    return initializer.name.rsplit(".", 1)[1]

@@ -23,10 +23,10 @@ from llama_onnx.exporter.graph.layers import (
 )
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, stamp
 from llama_onnx.exporter.graph.rotary import Table, rotary_tables
-from llama_onnx.exporter.graph.slots import FLOATS, Slot
+from llama_onnx.exporter.graph.slots import DATA_TYPES, Slot
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe
-from llama_onnx.exporter.model.storage import Float
+from llama_onnx.exporter.model.storage import Floats
 
 OPSET = 23
 IR_VERSION = 10
@@ -50,7 +50,7 @@ class RotaryTable(Weighted):
     weight: nn.Parameter
 
     def __init__(self, name: str, table: Table, recipe: Recipe) -> None:
-        super().__init__(Slot(name, (), table.shape, Float(recipe.activations), table))
+        super().__init__(Slot(name, (), table.shape, Floats(recipe.activations), table))
 
     def forward(self, op: OpBuilder) -> ir.Value:
         """[max_position_embeddings, head_dim / 2]."""
@@ -131,7 +131,7 @@ def build_model(config: LlamaConfig, recipe: Recipe) -> BuiltModel:
     mask = builder.input(
         "attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"]
     )
-    dtype = FLOATS[recipe.activations]
+    dtype = DATA_TYPES[recipe.activations]
     past = [_past(builder, config, dtype, index) for index in range(config.num_hidden_layers)]
     logits, present = model(builder.op, input_ids, mask, past)
     length = 1 if recipe.logits == "last" else "sequence_length"

@@ -12,7 +12,6 @@ from onnxscript import OpBuilder
 
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.storage import Blocks
 
 
 @dataclass(frozen=True)
@@ -100,24 +99,24 @@ class Standard:
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Rows of the embedding. Quantized, it stands as the head of a tied model reads it, so they
         are columns: those of the tokens are taken, then dequantized, then turned."""
-        storage, width = matrix.slot.storage, matrix.slot.shape[1]
-        if not isinstance(storage, Blocks):
+        stored, width = matrix.slot.storage.codes, matrix.slot.shape[1]
+        if stored is None:
             found = op.Gather(matrix.values["weight"], ids, axis=0)
             return stamp(cast(op, found, dtype), *tokens(width), dtype=dtype)
         codes = op.Gather(matrix.values["qweight"], ids, axis=1)  # [H, B, S]
         scales = op.Gather(matrix.values["scales"], ids, axis=1)  # [blocks, B, S]
-        columns = op.DequantizeLinear(codes, scales, axis=0, block_size=storage.block_size)
+        columns = op.DequantizeLinear(codes, scales, axis=0, block_size=stored.block_size)
         return stamp(op.Transpose(columns, perm=[1, 2, 0]), *tokens(width), dtype=dtype)
 
     def matmul(self, op: OpBuilder, x: ir.Value, matrix: Matrix) -> ir.Value:
         """x @ W.T. ONNX Runtime makes one operator of either pair of nodes."""
-        storage = matrix.slot.storage
-        if isinstance(storage, Blocks):
+        codes = matrix.slot.storage.codes
+        if codes is not None:
             weight = op.DequantizeLinear(
                 matrix.values["qweight"],
                 matrix.values["scales"],
                 axis=0,
-                block_size=storage.block_size,
+                block_size=codes.block_size,
             )
         else:
             assert x.dtype is not None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.storage import Blocks
+from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 LICENCE_PATTERNS = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*", "README.md")
@@ -38,7 +38,7 @@ class CodedMatrix:
 
     name: str
     shape: tuple[int, ...]
-    storage: Blocks
+    storage: RowBlocks
     order: npt.NDArray[np.int64] | None
     blocks: Callable[[int, int], tuple[npt.NDArray[Any], ...]]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from llama_onnx.exporter.model.storage import Blocks, Storage, storage
+from llama_onnx.exporter.model.storage import RowBlocks, Storage, make_storage
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName, Operators
 
@@ -18,7 +18,7 @@ LogitsMode = Literal["all", "last"]
 class Recipe:
     """Everything that decides a package's content besides the weights themselves.
 
-    `taken_over` names the tensors whose codes are the source's own, and how they are stored.
+    `source_codes` names the tensors whose codes are the source's own, and how these are stored.
     `swappable` are the kinds of matrices (`q_proj`) that take a LoRA adapter at run time, in every
     layer. `activations` is what flows between the `operators`.
     """
@@ -31,19 +31,24 @@ class Recipe:
     accuracy_level: int = 4
     fuse_gate_up: bool = False
     logits: LogitsMode = "all"
-    taken_over: Mapping[str, Blocks] = field(default_factory=dict)
+    source_codes: Mapping[str, RowBlocks] = field(default_factory=dict)
     swappable: tuple[str, ...] = ()
     activations: FloatName = "fp32"
     operators: Operators = field(default_factory=Operators)
 
     def storage_of(self, tensors: Sequence[str], otherwise: Storage) -> Storage:
-        """How the rows of `tensors` are stored in one matrix: as they come, or `otherwise`."""
+        """Return how the rows of `tensors` are stored in one matrix: as the source's own codes, or
+        `otherwise`."""
         assert self.fit_together(tensors)
-        return self.taken_over.get(tensors[0], otherwise)
+        return self.source_codes.get(tensors[0], otherwise)
+
+    def keeps_codes(self, tensors: Sequence[str]) -> bool:
+        """Whether the matrix made of `tensors` is stored as the source's own codes."""
+        return tensors[0] in self.source_codes
 
     def fit_together(self, tensors: Sequence[str]) -> bool:
         """Whether the rows of `tensors` can stand in one matrix."""
-        return len({self.taken_over.get(name) for name in tensors}) == 1
+        return len({self.source_codes.get(name) for name in tensors}) == 1
 
     def packs(self, projections: Sequence[str]) -> bool:
         """Whether query, key and value stand in one matrix: the attention has to take it so, and a
@@ -52,14 +57,18 @@ class Recipe:
         return together and self.fit_together(projections)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values, for the manifest and the journal; of the tensors taken over how
-        many are stored in which way."""
-        ways = Counter((b.bits, b.block_size, bool(b.order)) for b in self.taken_over.values())
+        """Return it as plain JSON values, for the manifest and the journal: of the source's own
+        codes how many tensors are stored in which way."""
+        ways = Counter((b.bits, b.block_size, bool(b.order)) for b in self.source_codes.values())
         counts = [
             {"bits": bits, "block_size": size, "reordered": reordered, "tensors": count}
             for (bits, size, reordered), count in sorted(ways.items())
         ]
-        return {**asdict(replace(self, taken_over={})), "taken_over": counts}
+        values = asdict(replace(self, source_codes={}))
+        del values["source_codes"]
+        storages = {"linear": self.linear, "embedding": self.embedding, "head": self.head}
+        values |= {name: storage.to_json() for name, storage in storages.items()}
+        return {**values, "taken_over": counts}
 
 
 def make_recipe(
@@ -97,7 +106,7 @@ def make_recipe(
         )
 
     def stored(name: str) -> Storage:
-        return storage(name, block_size, scales=activations, columnwise=operators.standard)
+        return make_storage(name, block_size, scales=activations, columnwise=operators.standard)
 
     return Recipe(
         precision=precision,

@@ -45,6 +45,7 @@ from llama_onnx.exporter.packaging.licences import copy_licences
 from llama_onnx.exporter.packaging.plan import Options, Plan, make_plan, require_disk
 from llama_onnx.exporter.packaging.provenance import source_hashes
 from llama_onnx.exporter.packaging.stream import slot_arrays
+from llama_onnx.exporter.quantize.rtn import RoundToNearest
 from llama_onnx.exporter.reference.segments import open_graph, run_segments
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.exporter.tokenizer.files import check_tokenizer
@@ -336,7 +337,7 @@ def _write_slot(
     writer: DataWriter, placed: PlacedSlot, job: _Job, pool: ThreadPoolExecutor
 ) -> None:
     name = placed.slot.name
-    arrays = slot_arrays(placed.slot, job.checkpoint, pool, job.workers)
+    arrays = slot_arrays(placed.slot, job.checkpoint, RoundToNearest().quantize, pool, job.workers)
     for place, parts in zip(placed.places, arrays, strict=True):
         job.progress.advance(name, place.offset - writer.position)
         writer.pad_to(place.offset)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from llama_onnx.exporter.checkpoints.lora import LoraCheckpoint
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes
 from llama_onnx.exporter.model.recipe import Recipe
-from llama_onnx.exporter.model.storage import Blocks
 from llama_onnx.targets.errors import UsageError
 
 
@@ -29,7 +28,7 @@ def native_precision(checkpoint: Checkpoint) -> str | None:
     return f"int{source.native_bits}" if isinstance(source, HoldsCodes) else None
 
 
-def take_over(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
+def keep_source_codes(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
     """`recipe` with the matrices whose codes are stored as they come.
 
     Raises `UsageError` where codes had to change to do what was asked for: an adapter merged into
@@ -53,9 +52,9 @@ def take_over(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
     for name in checkpoint.config.tensor_shapes():
         bits = checkpoint.bits_of(name)
         wanted = recipe.head if name == "lm_head.weight" else recipe.linear
-        if isinstance(wanted, Blocks) and bits and wanted.name in (f"int{bits}", native):
+        if bits and wanted.name in (f"int{bits}", native):
             found[name] = replace(checkpoint.coded(name).storage, scales=recipe.activations)
-    result = replace(recipe, taken_over=found)
+    result = replace(recipe, source_codes=found)
     _check_fusion(checkpoint, result)
     return result
 

@@ -19,7 +19,7 @@ from llama_onnx.exporter.checkpoints.package.matrices import (
     read_initializer,
 )
 from llama_onnx.exporter.formats.json import read_json
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint
+from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, file_fingerprint
 from llama_onnx.exporter.model.checkpoint import TensorsByName, check_tensors, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.targets.errors import CheckpointError, PackageError
@@ -35,7 +35,7 @@ _FUSED = {
 }
 
 _FLOAT_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_PRECISION_OF = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "INT8": "int8", "INT4": "int4"}
+_PRECISION_OF = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 _HALF = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
 
@@ -98,8 +98,8 @@ class PackageCheckpoint(TensorsByName):
     @property
     def precision(self) -> str:
         """The coarsest of `PRECISIONS` that a matrix of the package is stored in."""
-        codes = {t.dtype.partition("/")[0] for t in self.tensors.values() if len(t.shape) == 2}
-        return min((_PRECISION_OF[code] for code in codes), key=PRECISIONS.index)
+        matrices = [tensor for tensor in self.tensors.values() if len(tensor.shape) == 2]
+        return min(map(_precision_of, matrices), key=PRECISIONS.index)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Copy the tokenizer's files."""
@@ -122,6 +122,10 @@ class PackageCheckpoint(TensorsByName):
         """Size and modification time of config, graph and data."""
         files = [self.path / "config.json", *self.path.glob(f"{MODEL_FILE}*")]
         return file_fingerprint(files)
+
+
+def _precision_of(tensor: LazyTensor) -> str:
+    return f"int{tensor.codes.bits}" if tensor.codes else _PRECISION_OF[tensor.dtype]
 
 
 def load_model(package: Path) -> onnx.ModelProto:
@@ -210,5 +214,6 @@ def _quantized(
     def rows(start: int, stop: int) -> Float32:
         return matrix.rows(first + start, first + stop, shape[1])
 
-    nbytes = matrix.nbytes * shape[0] // total
-    return LazyTensor(name, shape, f"INT{matrix.bits}/{matrix.block_size}", nbytes, rows)
+    nbytes, codes = matrix.nbytes * shape[0] // total, BlockCodes(matrix.bits, matrix.block_size)
+    dtype = f"INT{codes.bits}/{codes.block_size}"
+    return LazyTensor(name, shape, dtype, nbytes, rows, codes)

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.exporter.checkpoints.quantized.settings import WHOLE_ROW, Quantization
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, StoredTensor, widen
+from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, StoredTensor, widen
 from llama_onnx.exporter.model.checkpoint import CodedMatrix
-from llama_onnx.exporter.model.storage import BLOCK_SIZES, Blocks
+from llama_onnx.exporter.model.storage import BLOCK_SIZES, RowBlocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 Words = npt.NDArray[np.uint32]
@@ -110,13 +110,14 @@ class PackedMatrix:
             return values
 
         dtype = f"INT{self.bits}/{self.group_size}"
-        return LazyTensor(self.name, self.shape, dtype, self.parts.nbytes, rows)
+        codes = BlockCodes(self.bits, self.group_size)
+        return LazyTensor(self.name, self.shape, dtype, self.parts.nbytes, rows, codes)
 
     def coded(self) -> CodedMatrix:
         """Its codes, scales and zero points, as blocks of a package."""
         columns, order = self.shape[1], self._order()
         label = "" if order is None else hashlib.sha256(order.tobytes()).hexdigest()[:16]
-        storage = Blocks(self.bits, self._block_size(), zero_points=True, order=label)
+        storage = RowBlocks(self.bits, self._block_size(), zero_points=True, order=label)
         starts = np.arange(storage.num_blocks(columns)) * storage.block_size
         group = starts // self.group_size  # [blocks]: a group may be several blocks
         contents = functools.cache(self._read)

@@ -11,13 +11,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint, modules_holding
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
+from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.parity.bisect.values import module_of, scope_of
 from llama_onnx.exporter.parity.measure.weights import (
     block_errors,
     in_chunks,
-    measured_as,
     original_of,
     quantizer_of,
     steps_apart,
@@ -43,7 +42,7 @@ class WrongWeights:
     [R] and `columns` [K] have some. `place` is the first of them."""
 
     tensor: str
-    dtype: str
+    codes: BlockCodes | None
     count: int
     rows: Mask
     columns: Mask
@@ -92,18 +91,17 @@ def _wrong_in(
         columns[: flat.shape[-1]] |= flat.any(axis=0)
     if first is None:
         return None
-    return WrongWeights(name, tensor.dtype, count, np.concatenate(rows), columns, *first)
+    return WrongWeights(name, tensor.codes, count, np.concatenate(rows), columns, *first)
 
 
 def _wrong_cells(
     found: Float32, expected: Float32, tensor: LazyTensor, original: LazyTensor, limits: Limits
 ) -> Mask:
-    steps = steps_apart(found, expected, measured_as(tensor, original))
+    steps = steps_apart(found, expected, tensor, original)
     wrong: Mask = ~(steps <= limits.steps)
-    blocks = ~(block_errors(found, expected, tensor.dtype) <= limits.block_maximum)
-    if blocks.shape[-1]:
-        size = int(tensor.dtype.rpartition("/")[2])
-        wrong |= np.repeat(blocks, size, axis=1)[:, : wrong.shape[1]]
+    blocks = ~(block_errors(found, expected, tensor.codes) <= limits.block_maximum)
+    if tensor.codes:
+        wrong |= np.repeat(blocks, tensor.codes.block_size, axis=1)[:, : wrong.shape[1]]
     return wrong
 
 

@@ -309,7 +309,7 @@ def test_other_precisions_dequantize(tmp_path: Path, precision: str) -> None:
 def test_at_eight_bits_a_mixed_models_eight_bits_stay(tmp_path: Path) -> None:
     source, _ = make(tmp_path / "source", "gptq mixed")
     result = export(source, tmp_path / "out", Options(precision="int8"))
-    assert result.plan.recipe.taken_over.keys() == {
+    assert result.plan.recipe.source_codes.keys() == {
         f"model.layers.{layer}.self_attn.v_proj.weight" for layer in range(3)
     }
     assert missed(report_on(tmp_path / "out", source)) == set()
@@ -322,15 +322,15 @@ def test_the_precision_is_the_sources_own_by_default(
     source, _ = make(tmp_path, name)
     plan = make_plan(open_checkpoint(source), TARGET, Options(), 2)
     assert plan.recipe.precision == precision
-    assert len(plan.recipe.taken_over) == 21
+    assert len(plan.recipe.source_codes) == 21
 
 
 def test_a_head_goes_its_own_way_when_asked(tmp_path: Path) -> None:
     source, _ = make(tmp_path / "source", "gptq head")
     plan = make_plan(open_checkpoint(source), TARGET, Options(head="int8"), 2)
-    assert "lm_head.weight" not in plan.recipe.taken_over
+    assert "lm_head.weight" not in plan.recipe.source_codes
     plan = make_plan(open_checkpoint(source), TARGET, Options(), 2)
-    assert "lm_head.weight" in plan.recipe.taken_over
+    assert "lm_head.weight" in plan.recipe.source_codes
 
 
 def test_plan_and_inspect_say_what_it_is(tmp_path: Path) -> None:
