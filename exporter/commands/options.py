@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from llama_onnx.exporter.checkpoints.hub import HubId
+from llama_onnx.exporter.quantize.registry import QUANTIZERS
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import TARGETS
 
@@ -77,7 +78,7 @@ _OPTIONS = (
     ),
     click.option(
         "--quantizer",
-        type=click.Choice(["rtn"]),
+        type=click.Choice(list(QUANTIZERS)),
         default="rtn",
         show_default=True,
         help="How codes are chosen: rtn rounds to nearest.",

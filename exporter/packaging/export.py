@@ -45,7 +45,8 @@ from llama_onnx.exporter.packaging.licences import copy_licences
 from llama_onnx.exporter.packaging.plan import Options, Plan, make_plan, require_disk
 from llama_onnx.exporter.packaging.provenance import source_hashes
 from llama_onnx.exporter.packaging.stream import slot_arrays
-from llama_onnx.exporter.quantize.rtn import RoundToNearest
+from llama_onnx.exporter.quantize.base import Quantizer
+from llama_onnx.exporter.quantize.registry import get_quantizer
 from llama_onnx.exporter.reference.segments import open_graph, run_segments
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.exporter.tokenizer.files import check_tokenizer
@@ -327,17 +328,22 @@ def _identity(job: _Job) -> dict[str, Any]:
 
 def _write_slots(writer: DataWriter, job: _Job) -> None:
     done = set(writer.finished)
+    quantizer = get_quantizer(job.plan.recipe.quantizer)
     with ThreadPoolExecutor(job.workers) as pool:
         for placed in job.plan.placed:
             if placed.slot.name not in done:
-                _write_slot(writer, placed, job, pool)
+                _write_slot(writer, placed, job, quantizer, pool)
 
 
 def _write_slot(
-    writer: DataWriter, placed: PlacedSlot, job: _Job, pool: ThreadPoolExecutor
+    writer: DataWriter,
+    placed: PlacedSlot,
+    job: _Job,
+    quantizer: Quantizer,
+    pool: ThreadPoolExecutor,
 ) -> None:
     name = placed.slot.name
-    arrays = slot_arrays(placed.slot, job.checkpoint, RoundToNearest().quantize, pool, job.workers)
+    arrays = slot_arrays(placed.slot, job.checkpoint, quantizer.quantize, pool, job.workers)
     for place, parts in zip(placed.places, arrays, strict=True):
         job.progress.advance(name, place.offset - writer.position)
         writer.pad_to(place.offset)

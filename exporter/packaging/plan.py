@@ -23,7 +23,7 @@ from llama_onnx.exporter.model.recipe import LogitsMode, Recipe, make_recipe
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
-from llama_onnx.exporter.quantize.rtn import RoundToNearest
+from llama_onnx.exporter.quantize.registry import get_quantizer
 from llama_onnx.exporter.quantize.source_codes import innermost, keep_source_codes, native_precision
 from llama_onnx.targets.errors import ResourceError, UsageError
 from llama_onnx.targets.target import FloatName, Target
@@ -168,7 +168,7 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
         precision,
         tied=tied,
         block_size=options.block_size,
-        quantizer=options.quantizer,
+        quantizer=get_quantizer(options.quantizer).name,
         embedding=options.embedding,
         head=options.head,
         accuracy_level=target.graph.accuracy_level if level is None else level,
@@ -260,7 +260,7 @@ def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
     workers = os.cpu_count() or 1
     slots = [placed.slot for placed in plan.placed if placed.slot.sources]
     largest = max(slots, key=lambda slot: slot.nbytes)
-    source = slot_sources(largest, checkpoint, RoundToNearest().quantize)[0]
+    source = slot_sources(largest, checkpoint, get_quantizer(plan.recipe.quantizer).quantize)[0]
     width = source.shape[1] if len(source.shape) > 1 else 1
     rows = min(source.shape[0], max(1, SAMPLE_VALUES // width))
     sample = replace(source, shape=(rows, *source.shape[1:]))
