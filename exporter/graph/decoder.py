@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
 from llama_onnx.exporter.graph.layers import Linear, RMSNorm, dialect_of
+from llama_onnx.exporter.graph.names import layer_module
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, stamp, tokens
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe
@@ -80,7 +81,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, index: int, config: LlamaConfig, recipe: Recipe) -> None:
         super().__init__()
-        name, eps = f"model.layers.{index}", config.rms_norm_eps
+        name, eps = layer_module(index), config.rms_norm_eps
         self.input_layernorm = RMSNorm(f"{name}.input_layernorm", config.hidden_size, eps, recipe)
         self.self_attn = Attention(f"{name}.self_attn", config, recipe)
         self.post_attention_layernorm = RMSNorm(

@@ -13,6 +13,7 @@ from onnxscript import OpBuilder
 from llama_onnx.exporter.formats.tensor import BlockCodes
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.storage import ORDER, QWEIGHT, SCALES, WEIGHT, ZERO_POINTS
 from llama_onnx.targets.target import Operators
 
 MICROSOFT = "com.microsoft"
@@ -126,12 +127,12 @@ class Fused:
         """Rows of `matrix` by token id; the quantized ones by `GatherBlockQuantized`."""
         codes, width = matrix.slot.storage.codes, matrix.slot.shape[1]
         if codes is None:
-            found = op.Gather(matrix.values["weight"], ids, axis=0)
+            found = op.Gather(matrix.values[WEIGHT], ids, axis=0)
             return stamp(cast(op, found, dtype), *tokens(width), dtype=dtype)
         hidden = op.GatherBlockQuantized(
-            matrix.values["qweight"],
+            matrix.values[QWEIGHT],
             ids,
-            matrix.values["scales"],
+            matrix.values[SCALES],
             bits=codes.bits,
             block_size=codes.block_size,
             gather_axis=0,
@@ -149,7 +150,7 @@ class Fused:
             out = self._matmul_blocks(op, x, matrix, codes)
         else:
             assert x.dtype is not None
-            weight = cast(op, matrix.values["weight"], x.dtype)
+            weight = cast(op, matrix.values[WEIGHT], x.dtype)
             if self.operators.fused_matmul:
                 out = op.FusedMatMul(x, weight, transB=1, _domain=MICROSOFT)
             else:
@@ -163,14 +164,14 @@ class Fused:
         codes belongs to."""
         rows, columns = matrix.slot.shape
         values = matrix.values
-        if "order" in values:
+        if ORDER in values:
             # The operator's own g_idx is over a hundred times slower, and wrong with zero points.
-            x = stamp(op.Gather(x, values["order"], axis=-1), *tokens(columns), like=x)
-        zeros = [values["zero_points"]] if "zero_points" in values else []
+            x = stamp(op.Gather(x, values[ORDER], axis=-1), *tokens(columns), like=x)
+        zeros = [values[ZERO_POINTS]] if ZERO_POINTS in values else []
         return op.MatMulNBits(
             x,
-            values["qweight"],
-            values["scales"],
+            values[QWEIGHT],
+            values[SCALES],
             *zeros,
             N=rows,
             K=columns,

@@ -8,7 +8,6 @@ outside, which work out positions and padding, may run on the CPU as ONNX Runtim
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from llama_onnx.exporter.graph.names import layer_of
 from llama_onnx.runtime.placement.shares import HEAVY_OPERATORS
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.target import Target
@@ -32,7 +32,6 @@ _TYPES = {
     ir.DataType.INT8: "int8",
     ir.DataType.UINT8: "uint8",
 }
-_LAYER = re.compile(r"^model/layers\.")
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def check_structure(model: ir.Model, target: Target) -> Structure | None:
         why = _refusal(node, known, model.graph.opset_imports)
         if why is None:
             continue
-        if _LAYER.match(node.name or "") or node.op_type in HEAVY_OPERATORS:
+        if layer_of(node.name or "") is not None or node.op_type in HEAVY_OPERATORS:
             raise PackageError(
                 f"the graph cannot run on {provider}: {node.op_type} ({node.name}): {why}."
             )

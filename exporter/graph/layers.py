@@ -18,6 +18,7 @@ from llama_onnx.exporter.graph.slots import DATA_TYPES, Initializer, Slot
 from llama_onnx.exporter.graph.standard import Standard
 from llama_onnx.exporter.model.recipe import Recipe
 from llama_onnx.exporter.model.storage import Floats, Storage
+from llama_onnx.targets.graph_names import LORA_A, LORA_B, adapter_name
 
 
 def dialect_of(recipe: Recipe) -> Dialect:
@@ -144,8 +145,8 @@ def low_rank(op: OpBuilder, x: ir.Value, module: str, rows: int, columns: int) -
     0 then, and the product is zero. Each matrix has a rank of its own.
     """
     rank = f"{module}.rank"
-    a = _optional_input(op, f"{module}.lora_A.weight", rank, columns)
-    b = _optional_input(op, f"{module}.lora_B.weight", rows, rank)
+    a = _optional_input(op, adapter_name(module, LORA_A), rank, columns)
+    b = _optional_input(op, adapter_name(module, LORA_B), rows, rank)
     down = op.FusedMatMul(x, a, transB=1, _domain=MICROSOFT)
     stamp(down, *tokens(rank), like=x)
     up = op.FusedMatMul(down, b, transB=1, _domain=MICROSOFT)

@@ -21,12 +21,29 @@ from llama_onnx.exporter.graph.layers import (
     Weighted,
     dialect_of,
 )
+from llama_onnx.exporter.graph.names import (
+    COS_CACHE,
+    EMBEDDING,
+    HEAD,
+    NORM,
+    SIN_CACHE,
+    initializer_name,
+)
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, stamp
 from llama_onnx.exporter.graph.rotary import Table, rotary_tables
 from llama_onnx.exporter.graph.slots import DATA_TYPES, Slot
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe
 from llama_onnx.exporter.model.storage import Floats
+from llama_onnx.targets.graph_names import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    KEY,
+    LOGITS,
+    VALUE,
+    past_name,
+    present_name,
+)
 
 OPSET = 23
 IR_VERSION = 10
@@ -64,8 +81,8 @@ class LlamaModel(nn.Module):
         super().__init__()
         self.embed_tokens = Embedding(
             Slot(
-                "model.embed_tokens",
-                ("model.embed_tokens.weight",),
+                EMBEDDING,
+                (f"{EMBEDDING}.weight",),
                 (config.vocab_size, config.hidden_size),
                 recipe.embedding,
                 gathered=not recipe.operators.standard,
@@ -73,12 +90,12 @@ class LlamaModel(nn.Module):
             recipe,
         )
         cos, sin = rotary_tables(config)
-        self.cos_cache = RotaryTable("model.cos_cache", cos, recipe)
-        self.sin_cache = RotaryTable("model.sin_cache", sin, recipe)
+        self.cos_cache = RotaryTable(COS_CACHE, cos, recipe)
+        self.sin_cache = RotaryTable(SIN_CACHE, sin, recipe)
         self.layers = nn.ModuleList(
             [DecoderLayer(index, config, recipe) for index in range(config.num_hidden_layers)]
         )
-        self.norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps, recipe)
+        self.norm = RMSNorm(NORM, config.hidden_size, config.rms_norm_eps, recipe)
 
     def forward(
         self, op: OpBuilder, ids: ir.Value, batch: Batch, past: list[KeyValue]
@@ -108,7 +125,7 @@ class LlamaForCausalLM(nn.Module):
             self.lm_head = TiedHead(self.model.embed_tokens)
         else:
             self.lm_head = Linear(
-                "lm_head", config.vocab_size, config.hidden_size, recipe, storage=recipe.head
+                HEAD, config.vocab_size, config.hidden_size, recipe, storage=recipe.head
             )
 
     def forward(
@@ -127,35 +144,30 @@ def build_model(config: LlamaConfig, recipe: Recipe) -> BuiltModel:
     graph = ir.Graph([], [], nodes=[], opset_imports=opsets, name="llama")
     builder = GraphBuilder(graph)
     model = LlamaForCausalLM(config, recipe)
-    input_ids = builder.input("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
-    mask = builder.input(
-        "attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"]
-    )
+    input_ids = builder.input(INPUT_IDS, ir.DataType.INT64, ["batch_size", "sequence_length"])
+    mask = builder.input(ATTENTION_MASK, ir.DataType.INT64, ["batch_size", "total_sequence_length"])
     dtype = DATA_TYPES[recipe.activations]
     past = [_past(builder, config, dtype, index) for index in range(config.num_hidden_layers)]
     logits, present = model(builder.op, input_ids, mask, past)
     length = 1 if recipe.logits == "last" else "sequence_length"
     logits = stamp(logits, "batch_size", length, config.vocab_size, dtype=dtype)
-    builder.add_output(logits, "logits")
+    builder.add_output(logits, LOGITS)
     for index, key_value in enumerate(present):
-        for part, value in (("key", key_value.key), ("value", key_value.value)):
+        for part, value in ((KEY, key_value.key), (VALUE, key_value.value)):
             stamp(value, *_cache_shape(config, "total_sequence_length"), dtype=dtype)
-            builder.add_output(value, f"present.{index}.{part}")
+            builder.add_output(value, present_name(index, part))
     slots = tuple(module.slot for module in model.modules() if isinstance(module, Weighted))
     head = model.lm_head
     own = head.own if isinstance(head, TiedHead) else ()
-    aliases = {f"lm_head.{name}": f"model.embed_tokens.{name}" for name in own}
+    aliases = {initializer_name(HEAD, p): initializer_name(EMBEDDING, p) for p in own}
     ir_model = ir.Model(graph, ir_version=IR_VERSION, producer_name="llama-onnx")
     return BuiltModel(ir_model, slots, aliases)
 
 
 def _past(builder: GraphBuilder, config: LlamaConfig, dtype: ir.DataType, index: int) -> KeyValue:
     shape = _cache_shape(config, "past_sequence_length")
-    name = f"past_key_values.{index}"
-    return KeyValue(
-        builder.input(f"{name}.key", dtype, shape),
-        builder.input(f"{name}.value", dtype, shape),
-    )
+    key, value = (builder.input(past_name(index, part), dtype, shape) for part in (KEY, VALUE))
+    return KeyValue(key, value)
 
 
 def _cache_shape(config: LlamaConfig, length: str) -> tuple[int | str, ...]:

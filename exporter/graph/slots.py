@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llama_onnx.exporter.graph.names import initializer_name
 from llama_onnx.exporter.model.storage import Storage
 
 DATA_TYPES = {
@@ -64,7 +65,7 @@ class Slot:
         """Return the initializers this slot fills, in the order of their bytes in the data file."""
         parts = self.storage.parts(self.shape, gathered=self.gathered)
         return tuple(
-            Initializer(f"{self.name}.{p.name}", p.name, DATA_TYPES[p.dtype], p.shape)
+            Initializer(initializer_name(self.name, p.name), p.name, DATA_TYPES[p.dtype], p.shape)
             for p in parts
         )
 

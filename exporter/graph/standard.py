@@ -12,6 +12,7 @@ from onnxscript import OpBuilder
 
 from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.storage import QWEIGHT, SCALES, WEIGHT
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,10 @@ class Standard:
         are columns: those of the tokens are taken, then dequantized, then turned."""
         stored, width = matrix.slot.storage.codes, matrix.slot.shape[1]
         if stored is None:
-            found = op.Gather(matrix.values["weight"], ids, axis=0)
+            found = op.Gather(matrix.values[WEIGHT], ids, axis=0)
             return stamp(cast(op, found, dtype), *tokens(width), dtype=dtype)
-        codes = op.Gather(matrix.values["qweight"], ids, axis=1)  # [H, B, S]
-        scales = op.Gather(matrix.values["scales"], ids, axis=1)  # [blocks, B, S]
+        codes = op.Gather(matrix.values[QWEIGHT], ids, axis=1)  # [H, B, S]
+        scales = op.Gather(matrix.values[SCALES], ids, axis=1)  # [blocks, B, S]
         columns = op.DequantizeLinear(codes, scales, axis=0, block_size=stored.block_size)
         return stamp(op.Transpose(columns, perm=[1, 2, 0]), *tokens(width), dtype=dtype)
 
@@ -113,14 +114,14 @@ class Standard:
         codes = matrix.slot.storage.codes
         if codes is not None:
             weight = op.DequantizeLinear(
-                matrix.values["qweight"],
-                matrix.values["scales"],
+                matrix.values[QWEIGHT],
+                matrix.values[SCALES],
                 axis=0,
                 block_size=codes.block_size,
             )
         else:
             assert x.dtype is not None
-            weight = op.Transpose(cast(op, matrix.values["weight"], x.dtype), perm=[1, 0])
+            weight = op.Transpose(cast(op, matrix.values[WEIGHT], x.dtype), perm=[1, 0])
         return stamp(op.MatMul(x, weight), *tokens(matrix.slot.shape[0]), like=x)
 
     def rms_norm(

@@ -1,6 +1,6 @@
 """LoRA adapters kept beside their base, for the runtime to swap while the model stays loaded.
 
-The graph has A and B of every matrix that may change as inputs (`graph.layers.low_rank`); an
+The graph has A and B of every matrix that may change as inputs (`graph.layers.Linear`); an
 adapter file gives them values, in the format that onnxruntime and onnxruntime-genai load. Nothing
 is rounded: an adapter is float32 whatever the base is stored as.
 """
@@ -28,6 +28,7 @@ from llama_onnx.targets.errors import (
     UnsupportedError,
     UsageError,
 )
+from llama_onnx.targets.graph_names import LORA_A, LORA_B, adapter_name
 from llama_onnx.targets.package import ADAPTER_FOLDER, ADAPTER_SUFFIX
 
 WRITING_MEMORY = 2.5
@@ -113,8 +114,9 @@ class KeptAdapter:
         for module, change in self.changes.items():
             # A is scaled, as it is where an adapter is merged.
             a = _values(change.right) * np.float32(change.scaling)
-            for part, value in (("lora_A", a), ("lora_B", _values(change.left))):
-                values[f"{module}.{part}.weight"] = ort.OrtValue.ortvalue_from_numpy(value)
+            for side, value in ((LORA_A, a), (LORA_B, _values(change.left))):
+                name = adapter_name(module, side)
+                values[name] = ort.OrtValue.ortvalue_from_numpy(value)
         file = ort.AdapterFormat()
         file.set_adapter_version(1)
         file.set_model_version(1)

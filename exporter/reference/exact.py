@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from llama_onnx.exporter.graph.names import COS_CACHE, SIN_CACHE, initializer_name, scope_of
 from llama_onnx.exporter.graph.rotary import rotary_tables
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.storage import WEIGHT
 
 _FP32_ARITHMETIC = 1  # MatMulNBits' accuracy_level; 4 rounds activations to int8 blocks
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_TABLES = ("model.cos_cache.weight", "model.sin_cache.weight")
+_TABLES = tuple(initializer_name(module, WEIGHT) for module in (COS_CACHE, SIN_CACHE))
 
 
 def compute_in_float32(model: ir.Model, config: LlamaConfig) -> None:
@@ -47,7 +49,7 @@ def compute_in_float32(model: ir.Model, config: LlamaConfig) -> None:
 def _widen(value: ir.Value) -> None:
     """Put a Cast between the initializer `value` and each node that reads it."""
     for node, index in list(value.uses()):
-        scope = (node.name or "").rpartition("/")[0]
+        scope = scope_of(node.name or "")
         cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT})
         cast.name = f"{scope}/widen_{value.name}"
         (wide,) = cast.outputs

@@ -6,7 +6,6 @@ the package; but only one layer's weights are in memory at once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,22 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
+from llama_onnx.exporter.graph.names import layer_of
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.runtime.measure.graph_session import ARRAY_DTYPES
 from llama_onnx.runtime.measure.situations import Caches, Program
 from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.graph_names import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    is_past,
+    is_present,
+    past_of,
+    present_of,
+)
 
 Array = npt.NDArray[Any]
-_LAYER = re.compile(r"^model/layers\.(\d+)/")
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,9 @@ def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
     groups: dict[int, list[ir.Node]] = {}
     current = -1
     for node in model.graph:
-        match = _LAYER.match(node.name or "")
-        if match:
-            current = int(match[1])
+        layer = layer_of(node.name or "")
+        if layer is not None:
+            current = layer
         elif current >= 0:
             current = 1 << 30
         groups.setdefault(current, []).append(node)
@@ -119,7 +126,7 @@ def run_segments(
     if exact:
         compute_in_float32(model, config)
     environments: list[dict[str, Array]] = [
-        {"input_ids": step.ids, "attention_mask": step.mask, **(adapter or {})} for step in program
+        {INPUT_IDS: step.ids, ATTENTION_MASK: step.mask, **(adapter or {})} for step in program
     ]
     cuts = list(segments(model, adapter or ()))
     for number, segment in enumerate(cuts, start=1):
@@ -136,8 +143,7 @@ def run_segments(
 def _check_cache(segment: Segment, path: Path) -> None:
     """Raise `PackageError` if `segment` reads keys or values that it does not write."""
     for name in segment.inputs:
-        written = name.replace("past_key_values.", "present.", 1)
-        if name != written and written not in segment.outputs:
+        if is_past(name) and present_of(name) not in segment.outputs:
             raise PackageError(
                 f"{path}: {segment.label} reads {name}, the cache of another layer: export the "
                 "package again."
@@ -160,7 +166,7 @@ def _run_segment(
         past = caches.before(index) or {}
         feeds = {
             name: past.get(name, np.zeros(shape, ARRAY_DTYPES[dtypes[name]]))
-            if name.startswith("past_key_values.")
+            if is_past(name)
             else environment[name]
             for name in segment.inputs
         }
@@ -172,11 +178,7 @@ def _run_segment(
         outputs = dict(zip(segment.outputs, values, strict=True))
         caches.put(
             index,
-            {
-                name.replace("present.", "past_key_values.", 1): value
-                for name, value in outputs.items()
-                if name.startswith("present.")
-            },
+            {past_of(name): value for name, value in outputs.items() if is_present(name)},
         )
         everything = environment | outputs
         environments[index] = {n: v for n, v in everything.items() if n in needed}

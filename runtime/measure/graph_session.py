@@ -13,6 +13,14 @@ import numpy.typing as npt
 from llama_onnx.runtime.measure.metrics import Ids, Logits
 from llama_onnx.runtime.memory import forgetting_pages
 from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.graph_names import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    is_past,
+    past_of,
+    present_of,
+)
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
 from llama_onnx.targets.providers import CPU, provider_of
 
@@ -40,7 +48,7 @@ class GraphSession:
         self.shares_buffer = shares_buffer
         self.adapter = adapter or {}
         self._outputs = [output.name for output in session.get_outputs()]
-        self._past = {i.name: i for i in session.get_inputs() if i.name.startswith("past_key")}
+        self._past = {i.name: i for i in session.get_inputs() if is_past(i.name)}
 
     @classmethod
     def open(cls, package: Path, adapter: Adapter | None = None) -> GraphSession:
@@ -75,12 +83,12 @@ class GraphSession:
         """Logits [B, S, V] behind `ids` [B, S] under `mask` [B, past + S], and the next cache."""
         if cache is None:
             cache = self.empty_cache(len(ids))
-        feeds = {"input_ids": ids, "attention_mask": mask, **cache, **self.adapter}
+        feeds = {INPUT_IDS: ids, ATTENTION_MASK: mask, **cache, **self.adapter}
         with _in_words():
             outputs = self.raw.run(self._outputs, feeds)
         named = dict(zip(self._outputs, outputs, strict=True))
-        return named.pop("logits").astype(np.float32, copy=False), {
-            name.replace("present.", "past_key_values."): value for name, value in named.items()
+        return named.pop(LOGITS).astype(np.float32, copy=False), {
+            past_of(name): value for name, value in named.items()
         }
 
     def greedy(self, prompt: Ids, count: int) -> list[int]:
@@ -123,22 +131,21 @@ class SharedBuffer:
             buffer = ort.OrtValue.ortvalue_from_numpy(zeros, device, 0)
             self._buffers += [zeros, buffer]
             self._binding.bind_ortvalue_input(name, buffer)
-            present = name.replace("past_key_values.", "present.")
-            self._binding.bind_ortvalue_output(present, buffer)
+            self._binding.bind_ortvalue_output(present_of(name), buffer)
         # onnxruntime drops an adapter that the options of a bound run name, so it is bound too.
         for name, value in graph.adapter.items():
             parameter = ort.OrtValue.ortvalue_from_numpy(value, device, 0)
             self._buffers += [value, parameter]
             self._binding.bind_ortvalue_input(name, parameter)
-        self._binding.bind_output("logits")  # the last one, so get_outputs() has it there
+        self._binding.bind_output(LOGITS)  # the last one, so get_outputs() has it there
 
     def step(self, ids: Ids) -> Logits:
         """Logits [S, V] behind `ids` [S], which follow those of the steps before."""
         self._filled += len(ids)
         batch, mask = np.ascontiguousarray(ids[None]), np.ones((1, self._filled), np.int64)
-        self._binding.bind_cpu_input("input_ids", batch)
-        self._binding.bind_cpu_input("attention_mask", mask)
-        self._binding.bind_output("logits")  # anew: its shape is another one every time
+        self._binding.bind_cpu_input(INPUT_IDS, batch)
+        self._binding.bind_cpu_input(ATTENTION_MASK, mask)
+        self._binding.bind_output(LOGITS)  # anew: its shape is another one every time
         with _in_words():
             self._session.run_with_iobinding(self._binding)
         logits = self._binding.get_outputs()[-1].numpy()[0]

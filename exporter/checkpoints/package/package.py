@@ -20,9 +20,11 @@ from llama_onnx.exporter.checkpoints.package.matrices import (
 )
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, file_fingerprint
+from llama_onnx.exporter.graph.names import HEAD, is_of, matrix_names
 from llama_onnx.exporter.model.checkpoint import TensorsByName, check_tensors, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.targets.errors import CheckpointError, PackageError
+from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.package import MODEL_FILE
 
 PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
@@ -85,7 +87,7 @@ class PackageCheckpoint(TensorsByName):
             for found in (coded_rows(node, stored, made_by, path) for node in graph.node)
             if found
         }
-        has_head = any(name.startswith("lm_head.") for name in stored)
+        has_head = any(is_of(HEAD, name) for name in stored)
         config = replace(config, tie_word_embeddings=not has_head)
         tensors = {
             name: _tensor(name, config, stored, blocks, path) for name in config.tensor_shapes()
@@ -145,7 +147,7 @@ def _activations(graph: onnx.GraphProto) -> str:
     """Half precision if that is what the graph gives; else from MatMulNBits' accuracy_level: 4
     allows int8, 2 and 3 half precision, 1 neither. ONNX Runtime makes one of level 4 out of a
     DequantizeLinear in front of a MatMul."""
-    logits = next(value for value in graph.output if value.name == "logits")
+    logits = next(value for value in graph.output if value.name == LOGITS)
     half = _HALF.get(logits.type.tensor_type.elem_type)
     if half is not None:
         return half
@@ -168,10 +170,11 @@ def _tensor(
     for module, parts in modules_holding(name.removesuffix(".weight")):
         rows = [shapes[f"{part}.weight"][0] for part in parts]
         first = sum(rows[: parts.index(name.removesuffix(".weight"))])
-        if f"{module}.qweight" in blocks:
-            return _quantized(name, shapes[name], blocks[f"{module}.qweight"], first, sum(rows))
-        if f"{module}.weight" in stored:
-            return _float(name, shapes[name], stored[f"{module}.weight"], first, sum(rows))
+        floats, codes = matrix_names(module)
+        if codes in blocks:
+            return _quantized(name, shapes[name], blocks[codes], first, sum(rows))
+        if floats in stored:
+            return _float(name, shapes[name], stored[floats], first, sum(rows))
     raise PackageError(f"{path}: the graph has no weights for {name}: export the package again.")
 
 

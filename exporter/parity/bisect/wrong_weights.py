@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint, modules_holding
 from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor
+from llama_onnx.exporter.graph.names import matrix_names
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.parity.bisect.values import module_of, scope_of
 from llama_onnx.exporter.parity.measure.weights import (
@@ -154,7 +155,7 @@ def _readers(
     """The nodes of the module that reads tensor `name`, and the first of its rows there."""
     shapes = package.config.tensor_shapes()
     for module, parts in modules_holding(name):
-        stored = {f"{module}.weight", f"{module}.qweight"} & set(model.graph.initializers)
+        stored = set(matrix_names(module)) & set(model.graph.initializers)
         readers = [n for n in model.graph if any(v and v.name in stored for v in n.inputs)]
         if readers:
             scope = scope_of(readers[0])
