@@ -5,13 +5,22 @@ Their contracts: https://github.com/microsoft/onnxruntime/blob/main/docs/Contrib
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from llama_onnx.exporter.formats.tensor import BlockCodes
-from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
+from llama_onnx.exporter.graph.operators import (
+    Batch,
+    KeyValue,
+    Matrix,
+    cast,
+    rows_of,
+    stamp,
+    tokens,
+)
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.storage import ORDER, QWEIGHT, SCALES, WEIGHT, ZERO_POINTS
 from llama_onnx.targets.target import Operators
@@ -100,6 +109,11 @@ class Fused:
     operators: Operators
     accuracy_level: int
 
+    @property
+    def domains(self) -> Mapping[str, int]:
+        """ONNX Runtime's own."""
+        return {MICROSOFT: 1}
+
     def batch(
         self,
         op: OpBuilder,
@@ -150,12 +164,19 @@ class Fused:
             out = self._matmul_blocks(op, x, matrix, codes)
         else:
             assert x.dtype is not None
-            weight = cast(op, matrix.values[WEIGHT], x.dtype)
-            if self.operators.fused_matmul:
-                out = op.FusedMatMul(x, weight, transB=1, _domain=MICROSOFT)
-            else:
-                out = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
+            out = self._times(op, x, cast(op, matrix.values[WEIGHT], x.dtype))
         return stamp(out, *tokens(matrix.slot.shape[0]), like=x)
+
+    def low_rank(self, op: OpBuilder, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Two products as of float matrices."""
+        down = stamp(self._times(op, x, a), *tokens(rows_of(a)), like=x)
+        return stamp(self._times(op, down, b), *tokens(rows_of(b)), like=x)
+
+    def _times(self, op: OpBuilder, x: ir.Value, weight: ir.Value) -> ir.Value:
+        """x @ W.T of floats [N, K]."""
+        if self.operators.fused_matmul:
+            return op.FusedMatMul(x, weight, transB=1, _domain=MICROSOFT)
+        return op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
 
     def _matmul_blocks(
         self, op: OpBuilder, x: ir.Value, matrix: Matrix, codes: BlockCodes

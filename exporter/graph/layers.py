@@ -12,20 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from llama_onnx.exporter.graph.fused import MICROSOFT, Fused
 from llama_onnx.exporter.graph.operators import Dialect, Matrix, stamp, tokens
-from llama_onnx.exporter.graph.slots import DATA_TYPES, Initializer, Slot
-from llama_onnx.exporter.graph.standard import Standard
+from llama_onnx.exporter.graph.slots import Initializer, Slot
 from llama_onnx.exporter.model.recipe import Recipe
 from llama_onnx.exporter.model.storage import Floats, Storage
 from llama_onnx.targets.graph_names import LORA_A, LORA_B, adapter_name
-
-
-def dialect_of(recipe: Recipe) -> Dialect:
-    """The operators that `recipe` asks for."""
-    if recipe.operators.standard:
-        return Standard()
-    return Fused(recipe.operators, recipe.accuracy_level)
 
 
 class Weighted(nn.Module):
@@ -50,10 +41,12 @@ class RMSNorm(Weighted):
 
     weight: nn.Parameter
 
-    def __init__(self, name: str, hidden_size: int, eps: float, recipe: Recipe) -> None:
+    def __init__(
+        self, name: str, hidden_size: int, eps: float, recipe: Recipe, dialect: Dialect
+    ) -> None:
         gain = Slot(name, (f"{name}.weight",), (hidden_size,), Floats(recipe.activations))
         super().__init__(gain)
-        self.eps, self.dialect = eps, dialect_of(recipe)
+        self.eps, self.dialect = eps, dialect
 
     def forward(
         self, op: OpBuilder, x: ir.Value, residual: ir.Value | None
@@ -72,6 +65,7 @@ class Linear(Weighted):
         rows: int,
         columns: int,
         recipe: Recipe,
+        dialect: Dialect,
         packed: Mapping[str, int] | None = None,
         storage: Storage | None = None,
     ) -> None:
@@ -82,7 +76,7 @@ class Linear(Weighted):
         stored = recipe.storage_of(sources, storage or recipe.linear)
         keeps = recipe.keeps_codes(sources)
         super().__init__(Slot(name, sources, (rows, columns), stored, keeps_codes=keeps))
-        self.dialect = dialect_of(recipe)
+        self.dialect = dialect
         kinds = {part.rpartition(".")[2] for part in self.parts}
         self.swappable = not kinds.isdisjoint(recipe.swappable)
 
@@ -93,7 +87,10 @@ class Linear(Weighted):
 
     def _plus_adapter(self, op: OpBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
         rows, columns = self.slot.shape
-        changes = [low_rank(op, x, part, size, columns) for part, size in self.parts.items()]
+        changes = []
+        for part, size in self.parts.items():
+            a, b = _adapter_inputs(op, part, size, columns)
+            changes.append(self.dialect.low_rank(op, x, a, b))
         change = changes[0] if len(changes) == 1 else op.Concat(*changes, axis=-1)
         total = op.Add(y, stamp(change, *tokens(rows), like=x))
         return stamp(total, *tokens(rows), like=x)
@@ -102,9 +99,9 @@ class Linear(Weighted):
 class Embedding(Weighted):
     """Rows of the embedding matrix by token id."""
 
-    def __init__(self, slot: Slot, recipe: Recipe) -> None:
+    def __init__(self, slot: Slot, dialect: Dialect, dtype: ir.DataType) -> None:
         super().__init__(slot)
-        self.dialect, self.dtype = dialect_of(recipe), DATA_TYPES[recipe.activations]
+        self.dialect, self.dtype = dialect, dtype
 
     def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
         """[B, S] int64 -> [B, S, H]."""
@@ -137,20 +134,18 @@ class TiedHead(nn.Module):
         return embedding.dialect.matmul(op, x, Matrix(self.slot, values))
 
 
-def low_rank(op: OpBuilder, x: ir.Value, module: str, rows: int, columns: int) -> ir.Value:
-    """x @ A.T @ B.T with A [rank, columns] and B [rows, rank], the active adapter's change of
-    `module`.
+def _adapter_inputs(
+    op: OpBuilder, module: str, rows: int, columns: int
+) -> tuple[ir.Value, ir.Value]:
+    """Return A [rank, columns] and B [rows, rank], the active adapter's change of `module`.
 
-    A and B are inputs of the graph, under PEFT's own names, that need not be given: they have rank
-    0 then, and the product is zero. Each matrix has a rank of its own.
+    They are inputs of the graph, under PEFT's own names, that need not be given: they have rank 0
+    then, and the product is zero. Each matrix has a rank of its own.
     """
     rank = f"{module}.rank"
     a = _optional_input(op, adapter_name(module, LORA_A), rank, columns)
     b = _optional_input(op, adapter_name(module, LORA_B), rows, rank)
-    down = op.FusedMatMul(x, a, transB=1, _domain=MICROSOFT)
-    stamp(down, *tokens(rank), like=x)
-    up = op.FusedMatMul(down, b, transB=1, _domain=MICROSOFT)
-    return stamp(up, *tokens(rows), like=x)
+    return a, b
 
 
 def _optional_input(op: OpBuilder, name: str, *shape: int | str) -> ir.Value:

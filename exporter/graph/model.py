@@ -12,14 +12,13 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
 
 from llama_onnx.exporter.graph.decoder import DecoderLayer
-from llama_onnx.exporter.graph.fused import MICROSOFT
+from llama_onnx.exporter.graph.dialects import dialect_of
 from llama_onnx.exporter.graph.layers import (
     Embedding,
     Linear,
     RMSNorm,
     TiedHead,
     Weighted,
-    dialect_of,
 )
 from llama_onnx.exporter.graph.names import (
     COS_CACHE,
@@ -29,7 +28,7 @@ from llama_onnx.exporter.graph.names import (
     SIN_CACHE,
     initializer_name,
 )
-from llama_onnx.exporter.graph.operators import Batch, KeyValue, stamp
+from llama_onnx.exporter.graph.operators import Batch, Dialect, KeyValue, stamp
 from llama_onnx.exporter.graph.rotary import Table, rotary_tables
 from llama_onnx.exporter.graph.slots import DATA_TYPES, Slot
 from llama_onnx.exporter.model.config import LlamaConfig
@@ -77,7 +76,7 @@ class RotaryTable(Weighted):
 class LlamaModel(nn.Module):
     """Embedding, decoder layers and final norm."""
 
-    def __init__(self, config: LlamaConfig, recipe: Recipe) -> None:
+    def __init__(self, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
         self.embed_tokens = Embedding(
             Slot(
@@ -87,15 +86,19 @@ class LlamaModel(nn.Module):
                 recipe.embedding,
                 gathered=not recipe.operators.standard,
             ),
-            recipe,
+            dialect,
+            DATA_TYPES[recipe.activations],
         )
         cos, sin = rotary_tables(config)
         self.cos_cache = RotaryTable(COS_CACHE, cos, recipe)
         self.sin_cache = RotaryTable(SIN_CACHE, sin, recipe)
         self.layers = nn.ModuleList(
-            [DecoderLayer(index, config, recipe) for index in range(config.num_hidden_layers)]
+            [
+                DecoderLayer(index, config, recipe, dialect)
+                for index in range(config.num_hidden_layers)
+            ]
         )
-        self.norm = RMSNorm(NORM, config.hidden_size, config.rms_norm_eps, recipe)
+        self.norm = RMSNorm(NORM, config.hidden_size, config.rms_norm_eps, recipe, dialect)
 
     def forward(
         self, op: OpBuilder, ids: ir.Value, batch: Batch, past: list[KeyValue]
@@ -115,17 +118,17 @@ class LlamaModel(nn.Module):
 class LlamaForCausalLM(nn.Module):
     """The model with its head."""
 
-    def __init__(self, config: LlamaConfig, recipe: Recipe) -> None:
+    def __init__(self, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
         self.config, self.logits = config, recipe.logits
-        self.dialect = dialect_of(recipe)
-        self.model = LlamaModel(config, recipe)
+        self.dialect = dialect
+        self.model = LlamaModel(config, recipe, dialect)
         self.lm_head: nn.Module
         if config.tie_word_embeddings:
             self.lm_head = TiedHead(self.model.embed_tokens)
         else:
             self.lm_head = Linear(
-                HEAD, config.vocab_size, config.hidden_size, recipe, storage=recipe.head
+                HEAD, config.vocab_size, config.hidden_size, recipe, dialect, storage=recipe.head
             )
 
     def forward(
@@ -140,10 +143,11 @@ class LlamaForCausalLM(nn.Module):
 
 def build_model(config: LlamaConfig, recipe: Recipe) -> BuiltModel:
     """Build the graph of `config` as `recipe` stores it. No weight is read."""
-    opsets = {"": OPSET} if recipe.operators.standard else {"": OPSET, MICROSOFT: 1}
+    dialect = dialect_of(recipe)
+    opsets = {"": OPSET, **dialect.domains}
     graph = ir.Graph([], [], nodes=[], opset_imports=opsets, name="llama")
     builder = GraphBuilder(graph)
-    model = LlamaForCausalLM(config, recipe)
+    model = LlamaForCausalLM(config, recipe, dialect)
     input_ids = builder.input(INPUT_IDS, ir.DataType.INT64, ["batch_size", "sequence_length"])
     mask = builder.input(ATTENTION_MASK, ir.DataType.INT64, ["batch_size", "total_sequence_length"])
     dtype = DATA_TYPES[recipe.activations]

@@ -62,6 +62,11 @@ class Batch(Protocol):
 class Dialect(Protocol):
     """The operators a graph is made of."""
 
+    @property
+    def domains(self) -> Mapping[str, int]:
+        """Operator sets it needs besides ONNX's own: domain -> version."""
+        ...
+
     def batch(
         self,
         op: OpBuilder,
@@ -76,6 +81,10 @@ class Dialect(Protocol):
 
     def matmul(self, op: OpBuilder, x: ir.Value, matrix: Matrix) -> ir.Value:
         """x @ W.T, [B, S, in_features] -> [B, S, out_features]."""
+
+    def low_rank(self, op: OpBuilder, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """x @ A.T @ B.T with floats A [rank, in_features] and B [out_features, rank],
+        [B, S, in_features] -> [B, S, out_features]."""
 
     def rms_norm(
         self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, gain: ir.Value, eps: float
@@ -104,6 +113,13 @@ def stamp(
 def tokens(*channels: int | str) -> tuple[int | str, ...]:
     """The shape [B, S, ...] of what there is for every new token."""
     return ("batch_size", "sequence_length", *channels)
+
+
+def rows_of(matrix: ir.Value) -> int | str:
+    """The first size of a matrix of the graph, or the name of it."""
+    assert matrix.shape is not None
+    size = matrix.shape[0]
+    return size if isinstance(size, int) else str(size)
 
 
 def cast(op: OpBuilder, value: ir.Value, dtype: ir.DataType) -> ir.Value:

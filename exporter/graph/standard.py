@@ -5,12 +5,21 @@ Their contracts: https://onnx.ai/onnx/operators/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
+from llama_onnx.exporter.graph.operators import (
+    Batch,
+    KeyValue,
+    Matrix,
+    cast,
+    rows_of,
+    stamp,
+    tokens,
+)
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.storage import QWEIGHT, SCALES, WEIGHT
 
@@ -73,6 +82,11 @@ class Masked:
 class Standard:
     """A `Dialect`."""
 
+    @property
+    def domains(self) -> Mapping[str, int]:
+        """None."""
+        return {}
+
     def batch(
         self,
         op: OpBuilder,
@@ -123,6 +137,13 @@ class Standard:
             assert x.dtype is not None
             weight = op.Transpose(cast(op, matrix.values[WEIGHT], x.dtype), perm=[1, 0])
         return stamp(op.MatMul(x, weight), *tokens(matrix.slot.shape[0]), like=x)
+
+    def low_rank(self, op: OpBuilder, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Two products."""
+        for matrix in (a, b):
+            product = op.MatMul(x, op.Transpose(matrix, perm=[1, 0]))
+            x = stamp(product, *tokens(rows_of(matrix)), like=x)
+        return x
 
     def rms_norm(
         self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, gain: ir.Value, eps: float
