@@ -91,7 +91,7 @@ def float_step(values: Float32, dtype: np.dtype[Any]) -> Float32:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where the numbers of a tensor lie in a file, row after row. `dtype` is numpy's, None for one
+    """The place of a tensor's numbers in a file, row after row. `dtype` is numpy's, None for one
     that is not known here; `code` is what the format calls it."""
 
     path: Path
@@ -103,11 +103,12 @@ class StoredTensor:
     nbytes: int
 
     def read(self) -> npt.NDArray[Any]:
-        """All of it, in its own type."""
+        """Read all of it, in its own type."""
         return self._values(0, self.shape[0])
 
     def lazy(self) -> LazyTensor:
-        """As float32 rows, provided that it holds floats."""
+        """Return it as float32 rows; reading them raises `UnsupportedError` unless it is of
+        floats."""
         return LazyTensor(self.name, self.shape, self.code, self.nbytes, self._rows)
 
     def _rows(self, start: int, stop: int) -> Float32:
@@ -128,7 +129,7 @@ class StoredTensor:
 def read_values(
     path: Path, dtype: np.dtype[Any], count: int, offset: int, name: str
 ) -> npt.NDArray[Any]:
-    """`count` values of the tensor `name` at byte `offset` of `path`.
+    """Read `count` values of the tensor `name` at byte `offset` of `path`.
 
     Read, not mapped: nothing stays resident, and a file cut short since it was opened is a
     `CheckpointError`, not a crash of the process.
@@ -140,11 +141,11 @@ def read_values(
 
 
 def widen(values: npt.NDArray[Any]) -> Float32:
-    """`values` of any float type as float32, exactly.
+    """Return `values` of any float type as float32, exactly.
 
-    For float16 six times as fast as numpy: a number's bits are moved to where float32 has them, and
-    the exponent's bias is made up for by a multiplication, which serves subnormals too. Infinities
-    and NaN, which that makes 65536 and more, take the slow way.
+    For float16 this is six times as fast as numpy: the bits are moved to where float32 has them,
+    and a multiplication corrects the exponent's bias, for subnormals too. Infinities and NaN, which
+    become 65536 and more that way, are converted by numpy.
     """
     if values.dtype != np.float16:
         return values.astype(np.float32, copy=False)
@@ -158,6 +159,6 @@ def widen(values: npt.NDArray[Any]) -> Float32:
 
 
 def file_fingerprint(paths: Iterable[Path]) -> dict[str, str]:
-    """Size and modification time of each file: enough to notice that a source changed."""
+    """Return size and modification time of each file: enough to notice that a source changed."""
     stats = {path.name: path.stat() for path in sorted(paths)}
     return {name: f"{stat.st_size} bytes, mtime {stat.st_mtime_ns}" for name, stat in stats.items()}

@@ -13,7 +13,7 @@ from llama_onnx.exporter.model.recipe import Recipe
 
 
 class Attention(nn.Module):
-    """Self-attention with rotary embeddings; how, its batch knows."""
+    """Self-attention with rotary embeddings; the batch computes it (`Batch.attend`)."""
 
     def __init__(self, name: str, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class MLP(nn.Module):
 
 class DecoderLayer(nn.Module):
     """Pre-norm attention and MLP. The residual travels beside x, so that each add fuses with the
-    norm behind it."""
+    norm after it."""
 
     def __init__(self, index: int, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()

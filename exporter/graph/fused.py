@@ -32,9 +32,9 @@ MICROSOFT = "com.microsoft"
 class Window:
     """The new positions of a batch, with the padding of each row worked out.
 
-    GroupQueryAttention wants each row's valid positions in front (right padding, as genai pads);
-    most Python code pads on the left. Rows that are padded on the left are rotated to the front on
-    the way in and back on the way out: token ids and hidden states, both small, instead of a mask
+    GroupQueryAttention wants each row's valid positions first (right padding, as genai pads);
+    most Python code pads on the left. Rows that are padded on the left are rotated on the way in
+    and back on the way out: token ids and hidden states, both small, instead of a mask
     of [B, S, T] in every layer.
     """
 
@@ -43,17 +43,17 @@ class Window:
     seqlens_k: ir.Value  # [B] int32: index of each row's last valid position
     total_sequence_length: ir.Value  # scalar int32: T
     valid: ir.Value  # [B, 1] int64: valid positions among the S new ones
-    front: ir.Value  # [B, S] int64: where position s of the rotated row stood
+    front: ir.Value  # [B, S] int64: where position s of the rotated row was
     back: ir.Value  # [B, S] int64: the inverse
     position_ids: ir.Value | None  # [B, S] int64, for a rotation outside of the attention
     tables: tuple[ir.Value, ...] = ()  # cos and sin, [max_position_embeddings, head_dim / 2]
 
     def arrange(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
-        """Rotate token ids [B, S] so that valid ones stand in front."""
+        """Rotate token ids [B, S] so that valid ones come first."""
         return op.GatherElements(input_ids, self.front, axis=1)
 
     def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """Rotate hidden states [B, S, H] back to where their tokens stood."""
+        """Rotate hidden states [B, S, H] back to where their tokens were."""
         return op.GatherND(hidden, op.Unsqueeze(self.back, [2]), batch_dims=1)
 
     def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
@@ -62,7 +62,7 @@ class Window:
         return op.GatherND(hidden, index, batch_dims=1)
 
     def rotating(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
-        """The same with the tables."""
+        """Return it with the tables."""
         return replace(self, tables=tables)
 
     def attend(
@@ -127,7 +127,7 @@ class Fused:
         total = op.Cast(op.Squeeze(op.Shape(mask, start=1, end=2), [0]), to=ir.DataType.INT32)
         size = op.Shape(input_ids, start=1, end=2)  # [1]
         new = op.Slice(mask, op.Neg(size), [2**31 - 1], [1])  # [B, S]
-        padding = op.ArgMax(new, axis=1, keepdims=1)  # [B, 1] zeros in front of the first one
+        padding = op.ArgMax(new, axis=1, keepdims=1)  # [B, 1] zeros before the first one
         steps = op.Range(0, op.Squeeze(size, [0]), 1)  # [S]
         front = op.Mod(op.Add(steps, padding), size)
         back = op.Mod(op.Sub(op.Add(steps, size), padding), size)
@@ -153,7 +153,7 @@ class Fused:
             quantize_axis=1,
             _domain=MICROSOFT,
         )
-        if width % codes.block_size:  # the last block's padding is no channel
+        if width % codes.block_size:  # the last block's padding is not a channel
             hidden = op.Slice(stamp(hidden, *tokens("padded"), dtype=dtype), [0], [width], [2])
         return stamp(hidden, *tokens(width), dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""Layers that hold weights, whatever the operators are.
+"""Layers that hold weights, for any set of operators.
 
 Shapes: B batch, S new positions, T past and new positions, H hidden_size, V vocab_size.
 """
@@ -37,7 +37,7 @@ class Weighted(nn.Module):
 
 
 class RMSNorm(Weighted):
-    """y = x / sqrt(mean(x^2) + eps) * gain (Zhang and Sennrich, 2019), residual add in front."""
+    """y = x / sqrt(mean(x^2) + eps) * gain (Zhang and Sennrich, 2019), after the residual add."""
 
     weight: nn.Parameter
 
@@ -56,7 +56,7 @@ class RMSNorm(Weighted):
 
 
 class Linear(Weighted):
-    """x @ W.T with W [out_features, in_features], whatever W is stored as; plus the low-rank
+    """x @ W.T with W [out_features, in_features] in any storage; plus the low-rank
     product of the active adapter, where the recipe makes the matrix swappable."""
 
     def __init__(
@@ -69,8 +69,8 @@ class Linear(Weighted):
         packed: Mapping[str, int] | None = None,
         storage: Storage | None = None,
     ) -> None:
-        """`packed`: the projections whose rows stand one after the other, when more than one, with
-        the number of rows of each."""
+        """`packed`: the projections whose rows follow one another, when more than one, with the
+        number of rows of each."""
         self.parts = packed or {name: rows}
         sources = tuple(f"{part}.weight" for part in self.parts)
         stored = recipe.storage_of(sources, storage or recipe.linear)
@@ -111,10 +111,10 @@ class Embedding(Weighted):
 class TiedHead(nn.Module):
     """The head of a model that ties it to the embedding: the same bytes, read as a matrix.
 
-    Quantized, it has initializers of its own that point at the embedding's places in the data file,
+    Quantized, it has its own initializers, which point at the embedding's places in the data file,
     so the file holds them once. `GatherBlockQuantized` wants codes [V, bytes] and `MatMulNBits`
-    [V, blocks, bytes]; and ONNX Runtime fuses a DequantizeLinear with a MatMul only if nobody else
-    reads what it reads.
+    [V, blocks, bytes]; and ONNX Runtime fuses a DequantizeLinear with a MatMul only if no
+    other node reads what it reads.
     """
 
     def __init__(self, embedding: Embedding) -> None:
@@ -140,7 +140,7 @@ def _adapter_inputs(
     """Return A [rank, columns] and B [rows, rank], the active adapter's change of `module`.
 
     They are inputs of the graph, under PEFT's own names, that need not be given: they have rank 0
-    then, and the product is zero. Each matrix has a rank of its own.
+    then, and the product is zero. Ranks differ from matrix to matrix.
     """
     rank = f"{module}.rank"
     a = _optional_input(op, adapter_name(module, LORA_A), rank, columns)

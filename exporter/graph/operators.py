@@ -1,4 +1,4 @@
-"""What the layers ask of a set of operators, and how values are marked.
+"""What the layers need of a set of operators, and how values get their types and shapes.
 
 Shapes: B batch, S new positions, T past and new positions, H hidden_size, V vocab_size.
 """
@@ -40,7 +40,7 @@ class Batch(Protocol):
         """Token ids [B, S] in the order in which the layers want them."""
 
     def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """Hidden states [B, S, H] back where their tokens stood."""
+        """Hidden states [B, S, H] back where their tokens were."""
 
     def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
         """Hidden state of each row's last valid position, [B, 1, H]."""
@@ -101,7 +101,7 @@ def stamp(
     like: ir.Value | None = None,
     dtype: ir.DataType | None = None,
 ) -> ir.Value:
-    """Write shape and dtype (that of `like`) on `value`: behind a contrib operator the builder
+    """Write shape and dtype (that of `like`) on `value`: after a contrib operator the builder
     cannot infer them."""
     found = dtype or (like.dtype if like is not None else None)
     assert found is not None, "one of the two is given"
@@ -111,17 +111,17 @@ def stamp(
 
 
 def tokens(*channels: int | str) -> tuple[int | str, ...]:
-    """The shape [B, S, ...] of what there is for every new token."""
+    """Return the shape [B, S, ...] of a value for every new token."""
     return ("batch_size", "sequence_length", *channels)
 
 
 def rows_of(matrix: ir.Value) -> int | str:
-    """The first size of a matrix of the graph, or the name of it."""
+    """Return the first size of a matrix of the graph: a number, or the name of an unknown one."""
     assert matrix.shape is not None
     size = matrix.shape[0]
     return size if isinstance(size, int) else str(size)
 
 
 def cast(op: OpBuilder, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """`value` as `dtype`. ONNX Runtime folds the cast of a weight when it loads."""
+    """Return `value` as `dtype`. ONNX Runtime folds the cast of a weight when it loads."""
     return value if value.dtype == dtype else op.Cast(value, to=dtype)

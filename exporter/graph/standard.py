@@ -35,11 +35,11 @@ class Masked:
     tables: tuple[ir.Value, ...] = ()  # cos and sin, [max_position_embeddings, head_dim / 2]
 
     def arrange(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
-        """As they are."""
+        """Return them unchanged."""
         return input_ids
 
     def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """As they are."""
+        """Return them unchanged."""
         return hidden
 
     def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
@@ -48,7 +48,7 @@ class Masked:
         return op.GatherND(hidden, op.Unsqueeze(last, [2]), batch_dims=1)
 
     def rotating(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
-        """The same with the tables."""
+        """Return it with the tables."""
         return replace(self, tables=tables)
 
     def attend(
@@ -96,8 +96,8 @@ class Standard:
     ) -> Batch:
         """Positions count what is valid; a token sees what is valid up to itself.
 
-        It sees itself even where it is padding: a row of the softmax with nothing in it would be
-        NaN, which spreads from the cache to every token.
+        It sees itself even where it is padding: an empty row of the softmax would be NaN, which
+        spreads from the cache to every token.
         """
         size = op.Shape(input_ids, start=1, end=2)  # [1]
         total = op.Shape(mask, start=1, end=2)  # [1]
@@ -112,8 +112,8 @@ class Standard:
         return Masked(config, positions, visible, new)
 
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Rows of the embedding. Quantized, it stands as the head of a tied model reads it, so they
-        are columns: those of the tokens are taken, then dequantized, then turned."""
+        """Rows of the embedding. Quantized, it is stored as the head of a tied model reads it, so
+        they are columns: those of the tokens are gathered, dequantized, then transposed."""
         stored, width = matrix.slot.storage.codes, matrix.slot.shape[1]
         if stored is None:
             found = op.Gather(matrix.values[WEIGHT], ids, axis=0)

@@ -1,4 +1,4 @@
-"""Which matrix is stored how. A recipe is plain data: it goes into the manifest as it is."""
+"""How each matrix is stored. A recipe is plain data and goes into the manifest."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Recipe:
     """Everything that decides a package's content besides the weights themselves.
 
     `source_codes` names the tensors whose codes are the source's own, and how these are stored.
-    `swappable` are the kinds of matrices (`q_proj`) that take a LoRA adapter at run time, in every
-    layer. `activations` is what flows between the `operators`.
+    `swappable` are the kinds of matrices (`q_proj`) that accept a LoRA adapter at run time, in
+    every layer. `activations` is what flows between the `operators`.
     """
 
     precision: str
@@ -47,12 +47,12 @@ class Recipe:
         return tensors[0] in self.source_codes
 
     def fit_together(self, tensors: Sequence[str]) -> bool:
-        """Whether the rows of `tensors` can stand in one matrix."""
+        """Whether the rows of `tensors` can be stored in one matrix."""
         return len({self.source_codes.get(name) for name in tensors}) == 1
 
     def packs(self, projections: Sequence[str]) -> bool:
-        """Whether query, key and value stand in one matrix: the attention has to take it so, and a
-        source's own codes may differ from one projection to the next."""
+        """Whether query, key and value share one matrix: the attention operator has to accept
+        that, and a source's own codes may differ from one projection to the next."""
         together = self.operators.packed_qkv and not self.operators.standard
         return together and self.fit_together(projections)
 
@@ -85,7 +85,8 @@ def make_recipe(
     activations: FloatName = "fp32",
     operators: Operators = Operators(),  # noqa: B008
 ) -> Recipe:
-    """Fill in what the user left open. `tied`: embedding and head are one matrix, stored once.
+    """Return the recipe, with defaults for what is None. `tied`: embedding and head are one matrix,
+    stored once.
 
     Raises `UsageError` for an unknown precision or block size, when a tied model is asked to store
     its one matrix in two ways, or for an embedding that `operators` cannot read.
@@ -93,16 +94,16 @@ def make_recipe(
     if tied and embedding and head and embedding != head:
         raise UsageError(
             f"the model ties embedding and head, so they cannot be stored as {embedding} and "
-            f"{head}: give one of the two options."
+            f"{head}: pass only one of the two options."
         )
     if tied:
         embedding = head = embedding or head
-    careful = _careful(precision, activations, operators)
+    default = _default_embedding(precision, activations, operators)
     readable = _readable(operators)
     if embedding and embedding.startswith("int") and embedding not in readable:
-        known = ", ".join(readable) or "none that is quantized"
+        known = ", ".join(readable) or "fp32, fp16 or bf16"
         raise UsageError(
-            f"the target has no operator that reads an embedding of {embedding}: it reads {known}."
+            f"the target has no operator that reads an embedding of {embedding}: use {known}."
         )
 
     def stored(name: str) -> Storage:
@@ -112,8 +113,8 @@ def make_recipe(
         precision=precision,
         quantizer=quantizer,
         linear=stored(precision),
-        embedding=stored(embedding or careful),
-        head=stored(head or (careful if tied else precision)),
+        embedding=stored(embedding or default),
+        head=stored(head or (default if tied else precision)),
         accuracy_level=accuracy_level,
         fuse_gate_up=fuse_gate_up,
         logits=logits,
@@ -122,8 +123,8 @@ def make_recipe(
     )
 
 
-def _careful(precision: str, activations: FloatName, operators: Operators) -> str:
-    """How the embedding is stored if nobody says. It is the model's input and is read a row at a
+def _default_embedding(precision: str, activations: FloatName, operators: Operators) -> str:
+    """Return how the embedding is stored by default. It is the model's input and is read a row at a
     time: eight bits cost no time there. A separate head is read whole for every token, so it is
     stored like the other matrices."""
     if not precision.startswith("int"):
@@ -132,7 +133,7 @@ def _careful(precision: str, activations: FloatName, operators: Operators) -> st
 
 
 def _readable(operators: Operators) -> tuple[str, ...]:
-    """The quantized types of which single rows can be read."""
+    """Return the quantized types whose single rows can be read."""
     if operators.standard:
         return ("int8",)  # Gather has no type of four bits
     return ("int8", "int4") if operators.gather_blocks else ()

@@ -1,7 +1,7 @@
 """A slot's bytes, a few rows at a time: read, checked, encoded, in the order of the data file.
 
 Rows are worked on in parallel and come out in order. At no moment are more than a handful of chunks
-in memory, whatever the matrix's size.
+in memory, even of a large matrix.
 """
 
 from __future__ import annotations

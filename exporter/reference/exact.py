@@ -1,7 +1,7 @@
-"""A package's own graph, computing in float32: what is off then is the graph's own error.
+"""A package's graph, computing in float32: what differs then is an error of the graph itself.
 
-Nodes, weights and their order stay as they are. Int8 arithmetic is switched off; values in half
-precision become float32, and their weights are widened in front of the first node that reads them.
+Nodes, weights and their order do not change. Int8 arithmetic is switched off; values in half
+precision become float32, and their weights are widened before the node that reads them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _TABLES = tuple(initializer_name(module, WEIGHT) for module in (COS_CACHE, SIN_C
 def compute_in_float32(model: ir.Model, config: LlamaConfig) -> None:
     """Change `model`, a package's graph, in place.
 
-    Rotary tables in half precision give way to exact ones: PyTorch has no others to compare with,
-    and `parity.rotary` looks at the package's own.
+    Rotary tables in half precision are replaced with exact ones: PyTorch has no others to compare
+    with, and the package's own are checked in `parity.measure.rotary`.
     """
     for node in model.graph:
         if node.op_type == "MatMulNBits":

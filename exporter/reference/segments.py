@@ -1,7 +1,7 @@
 """Run a package's own graph a piece at a time: embedding, each decoder layer, head.
 
-The pieces are cut from the very model.onnx that ships and read the very data file, so what runs is
-the package; but only one layer's weights are in memory at once.
+The pieces are cut from the model.onnx that ships and read its data file, so what runs is the
+package; but only one layer's weights are in memory at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Segment:
-    """A cut of the graph with its inputs and outputs by name; `label` names it for people."""
+    """A piece of the graph with its inputs and outputs by name; `label` names it for people."""
 
     label: str
     nodes: tuple[ir.Node, ...]
@@ -60,7 +60,7 @@ def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
     """Cut `model` into what precedes the layers, each layer, and what follows them.
 
     `fed` are initializers that are given another value: inputs of the segments that read them.
-    Raises `PackageError` if a node stands before one that it reads from.
+    Raises `PackageError` if a node comes before one that it reads from.
     """
     _check_order(model)
     groups: dict[int, list[ir.Node]] = {}
@@ -89,7 +89,7 @@ def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
 
 
 def moves_padding(model: ir.Model) -> bool:
-    """Whether the layers of `model` have each row's valid positions in front."""
+    """Whether the layers of `model` move each row's valid positions to the front."""
     return any(node.op_type == "GroupQueryAttention" for node in model.graph)
 
 
@@ -101,7 +101,7 @@ def _check_order(model: ir.Model) -> None:
             maker = value.producer() if value is not None else None
             if maker is not None and maker not in seen:
                 raise PackageError(
-                    f"The graph's nodes are out of order: {node.name} reads {maker.name}, which "
+                    f"the graph's nodes are out of order: {node.name} reads {maker.name}, which "
                     "comes later; export the package again."
                 )
         seen.add(node)
@@ -118,9 +118,9 @@ def run_segments(
     """Run `program` through each segment of the model at `path` in turn.
 
     Yields, for each segment, its label and an iterator over its outputs by value name, those of
-    every step of the program; what of it is not consumed is run before the next segment comes.
-    `exact`: everything is computed in float32, whatever the package ships with. `adapter` has the
-    parameters of the active LoRA adapter by name, None for the bare base.
+    every step of the program; what is not consumed is run before the next segment.
+    `exact`: everything is computed in float32, even if the package computes in another type.
+    `adapter` has the parameters of the active LoRA adapter by name, None for the bare base.
     """
     model = ir.load(path)
     if exact:
@@ -172,7 +172,7 @@ def _run_segment(
         }
         try:
             values = session.run(list(segment.outputs), feeds)
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        except Exception as error:  # onnxruntime's exceptions share no base class
             reason = str(error).strip().splitlines()[0]
             raise PackageError(f"onnxruntime fails in {segment.label}: {reason}") from error
         outputs = dict(zip(segment.outputs, values, strict=True))
@@ -194,9 +194,9 @@ def open_segment(
     proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
     options = _quiet()
     if exact:
-        # Of DequantizeLinear and MatMul ONNX Runtime makes a MatMulNBits, of int8 by itself.
+        # ONNX Runtime fuses DequantizeLinear and MatMul into a MatMulNBits, in int8 by default.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    # Given as bytes, the graph has no folder of its own to find its data file in.
+    # Given as bytes, the graph has no folder to find its data file in.
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder)
     )

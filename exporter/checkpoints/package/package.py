@@ -30,7 +30,7 @@ from llama_onnx.targets.package import MODEL_FILE
 PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
 """From the coarsest to the finest."""
 
-# Matrices the graph multiplies by in one go: their rows stand one behind the other.
+# Matrices the graph multiplies by at once: their rows follow one another.
 _FUSED = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
@@ -53,20 +53,20 @@ _TOKENIZER_FILES = (
 class PackageCheckpoint(TensorsByName):
     """A package folder; `tensors` maps Hugging Face names to dequantized, lazy rows.
 
-    `config.tie_word_embeddings` is False as soon as the graph has a head of its own, even over the
-    same bytes: what is compared is what each operator reads.
+    `config.tie_word_embeddings` is False as soon as the graph has its own initializers for the
+    head, even over the same bytes: what each operator reads is compared.
     """
 
     path: Path
     config: LlamaConfig
     tensors: dict[str, LazyTensor]
     activations: str = "fp32"
-    """What they are in "fp16" or "bf16", or else what they are rounded to in front of a quantized
-    matrix: "fp32" (not at all), "int8"."""
+    """Their type if it is "fp16" or "bf16", else what they are rounded to before a quantized
+    matrix: "fp32" (not at all) or "int8"."""
     ragged: bool = True
-    """Whether each row of a batch has a cache as long as the row itself, its valid positions in
-    front, in a buffer that past and present can share (GroupQueryAttention); or else padding stays
-    where it is, and the cache grows by it."""
+    """Whether each row of a batch has a cache as long as the row itself, its valid positions first,
+    in a buffer that past and present can share (GroupQueryAttention). Otherwise padding stays where
+    it is, and the cache grows by it."""
     format: str = "package"
 
     @classmethod
@@ -146,7 +146,7 @@ def load_model(package: Path) -> onnx.ModelProto:
 def _activations(graph: onnx.GraphProto) -> str:
     """Half precision if that is what the graph gives; else from MatMulNBits' accuracy_level: 4
     allows int8, 2 and 3 half precision, 1 neither. ONNX Runtime makes one of level 4 out of a
-    DequantizeLinear in front of a MatMul."""
+    DequantizeLinear before a MatMul."""
     logits = next(value for value in graph.output if value.name == LOGITS)
     half = _HALF.get(logits.type.tensor_type.elem_type)
     if half is not None:
