@@ -86,7 +86,8 @@ def float_step(values: Float32, dtype: np.dtype[Any]) -> Float32:
         return np.zeros_like(values)
     with np.errstate(over="ignore"):
         rounded = np.abs(values).astype(dtype)
-    return np.spacing(rounded).astype(np.float32)
+    step: Float32 = np.spacing(rounded).astype(np.float32)
+    return step
 
 
 @dataclass(frozen=True)

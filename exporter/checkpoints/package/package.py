@@ -77,7 +77,7 @@ class PackageCheckpoint(TensorsByName):
         where the config asks for them; `UnsupportedError` for a quantization not known here.
         """
         if not (path / MODEL_FILE).is_file():
-            raise PackageError(f"{path} has no {MODEL_FILE}: is this a model package?")
+            raise PackageError(f"{path} has no {MODEL_FILE}: name the folder of a model package.")
         config = config_from_huggingface(read_json(path / "config.json"), str(path / "config.json"))
         graph = load_model(path).graph
         stored = {i.name: read_initializer(path, i) for i in graph.initializer}
@@ -136,7 +136,9 @@ def load_model(package: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path, load_external_data=False)
     except FileNotFoundError:
-        raise PackageError(f"{package} has no {MODEL_FILE}: is this a model package?") from None
+        raise PackageError(
+            f"{package} has no {MODEL_FILE}: name the folder of a model package."
+        ) from None
     except OSError as error:
         raise PackageError(f"{path} cannot be read: {error.strerror or error}.") from None
     except DecodeError:
