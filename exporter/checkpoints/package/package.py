@@ -25,7 +25,7 @@ from llama_onnx.exporter.model.checkpoint import TensorsByName, check_tensors, f
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.targets.errors import CheckpointError, PackageError
 from llama_onnx.targets.graph_names import LOGITS
-from llama_onnx.targets.package import MODEL_FILE
+from llama_onnx.targets.package import MANIFEST, MODEL_FILE
 
 PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
 """From the coarsest to the finest."""
@@ -67,6 +67,9 @@ class PackageCheckpoint(TensorsByName):
     """Whether each row of a batch has a cache as long as the row itself, its valid positions first,
     in a buffer that past and present can share (GroupQueryAttention). Otherwise padding stays where
     it is, and the cache grows by it."""
+    keeps_codes: bool = True
+    """Whether codes of a quantized source may be in it unchanged: not if its manifest says that all
+    matrices were quantized anew."""
     format: str = "package"
 
     @classmethod
@@ -93,7 +96,7 @@ class PackageCheckpoint(TensorsByName):
             name: _tensor(name, config, stored, blocks, path) for name in config.tensor_shapes()
         }
         ragged = any(node.op_type == "GroupQueryAttention" for node in graph.node)
-        checkpoint = cls(path, config, tensors, _activations(graph), ragged)
+        checkpoint = cls(path, config, tensors, _activations(graph), ragged, _keeps_codes(path))
         check_tensors(checkpoint)
         return checkpoint
 
@@ -124,6 +127,13 @@ class PackageCheckpoint(TensorsByName):
         """Size and modification time of config, graph and data."""
         files = [self.path / "config.json", *self.path.glob(f"{MODEL_FILE}*")]
         return file_fingerprint(files)
+
+
+def _keeps_codes(path: Path) -> bool:
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return True
+    return bool(read_json(manifest).get("recipe", {}).get("taken_over"))
 
 
 def _precision_of(tensor: LazyTensor) -> str:

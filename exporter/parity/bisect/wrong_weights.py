@@ -71,7 +71,7 @@ def _of_quantizer(package: PackageCheckpoint, limits: Limits) -> Limits:
 def _wrong_in(
     name: str, package: PackageCheckpoint, reference: Checkpoint, limits: Limits
 ) -> WrongWeights | None:
-    tensor, original = package.tensor(name), original_of(name, reference)
+    tensor, original = package.tensor(name), original_of(name, package, reference)
     rows: list[Mask] = []
     columns = np.zeros(tensor.shape[-1], bool)
     count, first = 0, None
@@ -128,7 +128,7 @@ def probe(
     gain."""
     nodes, first_row = _readers(model, wrong.tensor.removesuffix(".weight"), package)
     inputs, output = _ends(model, nodes)
-    original = original_of(wrong.tensor, reference)
+    original = original_of(wrong.tensor, package, reference)
     if len(original.shape) == 1:
         gain = original.rows(0, len(wrong.columns)) / np.sqrt(1 + package.config.rms_norm_eps)
         zeros = {name: np.zeros((1, 1, len(gain)), np.float32) for name in inputs}

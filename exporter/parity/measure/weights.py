@@ -7,7 +7,7 @@ mixed up; the distance of each weight from its original can.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ def compare_weights(
     to_nearest = quantizer_of(package.path) == "rtn"
     steps, blocks = {names[0]: 0.0}, dict[str, float]()
     for index, name in enumerate(names):
-        found, original = package.tensor(name), original_of(name, reference)
+        found, original = package.tensor(name), original_of(name, package, reference)
         farthest, largest = [0.0], [0.0]
         for rows, expected in in_chunks(found, original):
             farthest.append(float(steps_apart(rows, expected, found, original).max()))
@@ -67,11 +67,13 @@ def compare_weights(
     return WeightError(steps[worst], worst, blocks[scaled], scaled)
 
 
-def original_of(name: str, reference: Checkpoint) -> LazyTensor:
-    """What tensor `name` of a package was made from."""
+def original_of(name: str, package: PackageCheckpoint, reference: Checkpoint) -> LazyTensor:
+    """What tensor `name` of `package` was made from: as codes only if the package may have kept
+    them, else as the values they stand for."""
     # A package stores tied weights once, but its graph reads them twice.
     tied = name == "lm_head.weight" and reference.config.tie_word_embeddings
-    return reference.tensor("model.embed_tokens.weight" if tied else name)
+    original = reference.tensor("model.embed_tokens.weight" if tied else name)
+    return original if package.keeps_codes else replace(original, codes=None)
 
 
 def quantizer_of(package: Path) -> str:
