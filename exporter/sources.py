@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any format: told apart by what lies at the path."""
+"""Opens a checkpoint of any format, which the files at the path tell."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def open_checkpoint(path: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
 
 def _open_base(path: Path) -> Checkpoint:
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist: give a checkpoint's folder or .gguf file.")
+        raise CheckpointError(f"{path} does not exist: name a checkpoint's folder or .gguf file.")
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise CheckpointError(
-                f"{path} is a file, but not a .gguf: give the folder that holds the checkpoint."
+                f"{path} is a file, but not a .gguf: name the folder that holds the checkpoint."
             )
         return _open_gguf(path)
     if (path / "config.json").exists():
@@ -47,7 +47,7 @@ def _open_base(path: Path) -> Checkpoint:
         names = ", ".join(file.name for file in ggufs)
         raise CheckpointError(f"{path} holds several GGUF files ({names}): name one of them.")
     raise CheckpointError(
-        f"{path} has no config.json, params.json or .gguf file: is this a checkpoint folder?"
+        f"{path} has no config.json, params.json or .gguf file: name a checkpoint folder."
     )
 
 

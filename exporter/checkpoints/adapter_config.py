@@ -2,7 +2,7 @@
 
 The rules of matching are PEFT's own (`check_target_module_exists` and `get_pattern_key` in
 https://github.com/huggingface/peft). What would change the weights in another way than plain LoRA
-is refused by name.
+is refused, and named.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 CONFIG_FILE = "adapter_config.json"
 
-# These leave the base as it is; the others (PiSSA, OLoRA, LoftQ ...) move a part of the base into
+# These leave the base unchanged; the others (PiSSA, OLoRA, LoftQ ...) move a part of the base into
 # the adapter, which is then wrong on the original weights.
 _INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
@@ -97,7 +97,8 @@ class AdapterConfig:
 
 
 def saves(name: str, module: str) -> bool:
-    """Whether `name` in modules_to_save means `module`: its end, or something it stands in."""
+    """Whether `name` in modules_to_save means `module`: by the end of its name, or as a
+    module around it."""
     return module.endswith(name) or f".{name}." in f".{module}."
 
 
@@ -200,7 +201,7 @@ def _pattern(value: str, key: str, where: Path) -> str:
     try:
         re.compile(value)
     except re.error as error:
-        raise CheckpointError(f"{where}: {key} {value!r} is no pattern: {error}.") from None
+        raise CheckpointError(f"{where}: {key} {value!r} is not a pattern: {error}.") from None
     return value
 
 

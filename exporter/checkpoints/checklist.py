@@ -1,4 +1,4 @@
-"""`checklist.chk`: the md5 of every file of Meta's download, a line each as `md5sum` writes it."""
+"""`checklist.chk`: the md5 of every file of Meta's download, one a line as `md5sum` writes it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _BLOCK = 1 << 20
 
 def verify_checklists(folder: Path, step: Callable[[str], None]) -> dict[str, str]:
     """Hash every file that a checklist in `folder` names; `step` is told which one is being read.
-    Returns the md5 sums by name.
+    Return the md5 sums by name.
 
-    Raises `CheckpointError` for a file that is missing or differs. No checklist, no check.
+    Raises `CheckpointError` for a file that is missing or differs. Nothing is read without a
+    checklist.
     """
     sums = {}
     for checklist in _checklists(folder):
@@ -24,7 +25,7 @@ def verify_checklists(folder: Path, step: Callable[[str], None]) -> dict[str, st
             if _md5(path) != md5:
                 raise CheckpointError(
                     f"{path} does not have the checksum in {checklist.name}: download it again, "
-                    "or skip the check by --no-checksum if you changed it."
+                    "or pass --no-checksum if you changed it."
                 )
             sums[path.name] = md5
     return sums
@@ -47,7 +48,7 @@ def _entries(checklist: Path) -> Iterator[tuple[str, Path]]:
         md5, _, name = line.partition(" ")
         name = name.strip().removeprefix("*")
         if len(md5) != 32 or not name or Path(name).name != name:
-            raise CheckpointError(f"{checklist} has a line that is no checksum: {line[:80]!r}.")
+            raise CheckpointError(f"{checklist} has a line that is not a checksum: {line[:80]!r}.")
         yield md5.lower(), checklist.with_name(name)
 
 

@@ -45,7 +45,7 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
 
 
 def local_copy(source: Path | HubId) -> Path:
-    """`source` itself if it lies here, or where it was downloaded to."""
+    """Return `source` if it is a path, or the folder it was downloaded to."""
     return source if isinstance(source, Path) else fetch(source)
 
 
@@ -111,9 +111,9 @@ def _fetch_weights(source: HubId, folder: Path) -> None:
             snapshot_download(source.repo, revision=folder.name, allow_patterns=[_META_SHARDS])
             return
         raise CheckpointError(
-            f"{source} has no config.json and no params.json, so it is no checkpoint that can be "
-            f"read; one of its GGUF files can: fetch it by `hf download {source.repo} FILE`, and "
-            "give its path."
+            f"{source} has no config.json and no params.json, so it is not a checkpoint that can "
+            "be read; one of its GGUF files can: fetch it with "
+            f"`hf download {source.repo} FILE` and give its path."
         )
     for single in SINGLES:
         index = folder / f"{single}.index.json"
@@ -145,7 +145,7 @@ def _write_holes(path: Path, metadata: SafetensorsFileMetadata) -> None:
 
 @contextmanager
 def _explained(source: HubId) -> Iterator[None]:
-    """Whatever huggingface_hub raises, as one sentence that says what to do."""
+    """Turn errors of huggingface_hub into one sentence that says what to do."""
     try:
         yield
     except LlamaOnnxError:
@@ -171,12 +171,12 @@ def _explanation(source: HubId, error: Exception) -> LlamaOnnxError:
         )
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return UsageError(
-            f"{source} is no file or folder here, and {hub} has no such model for you: check the "
-            "spelling; a private model needs `hf auth login`."
+            f"{source} is not a file or folder here, and {hub} has no such model for you: check "
+            "the spelling; a private model needs `hf auth login`."
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return CheckpointError(
-            f"{source} is no file or folder here, and {hub} cannot be reached "
+            f"{source} is not a file or folder here, and {hub} cannot be reached "
             f"({_reason(error.__cause__ or error)}): check the connection, or give the folder of "
             "a copy."
         )

@@ -1,7 +1,7 @@
 """GGUF files: one file with config, tokenizer and (mostly quantized) weights of a Llama.
 
 llama.cpp's converter reorders the rows of q and k inside each head, from the half-split rotary
-embedding of Hugging Face to the interleaved one; `rows()` hands them out in Hugging Face's order.
+embedding of Hugging Face to the interleaved one; `rows()` gives them in Hugging Face's order.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class GGUFCheckpoint(TensorsByName):
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Make the tokenizer's files from the metadata."""
-        # Read again rather than kept: a vocabulary of 128,000 strings is large, and needed once.
+        # Read again rather than kept: 128,000 strings are large, and needed once.
         from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
 
         metadata = read_header(self.path).metadata
@@ -147,7 +147,7 @@ def _config(path: Path, header: Header) -> LlamaConfig:
         pad_token_id=keys.token_id("padding_token_id"),
         rope_scaling=rope_scaling(rope_block(path, header, theta, head_dim), context, where),
     )
-    # Before anybody counts to what a damaged file claims.
+    # Checked first: a damaged file may claim millions of layers.
     if config.num_hidden_layers > len(header.tensors):
         raise CheckpointError(
             f"{where}: llama.block_count is {config.num_hidden_layers:,}, but the file has "
@@ -191,7 +191,7 @@ def _lazy(path: Path, info: TensorInfo, config: LlamaConfig) -> LazyTensor:
         "attn_q": config.num_attention_heads,
         "attn_k": config.num_key_value_heads,
     }.get(_layer_part(info.name))
-    # A wrong number of rows is the business of check_tensors, which says so by name.
+    # check_tensors reports a wrong number of rows, with the tensor's name.
     if heads is not None and info.shape[0] == heads * config.head_dim:
         rows = partial(half_split_rows, rows, config.head_dim)
     return LazyTensor(_huggingface_name(info.name), info.shape, info.type.name, info.nbytes, rows)
@@ -220,7 +220,7 @@ def _read_rows(path: Path, info: TensorInfo, start: int, stop: int) -> Float32:
 
 
 class _Keys(Keys):
-    """Reads typed values out of the metadata, with the file's name in every complaint."""
+    """Reads typed values from the metadata; every error names the file."""
 
     def has(self, key: str) -> bool:
         return key in self._raw

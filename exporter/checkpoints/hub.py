@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub by name, and the folders of its cache they lie in."""
+"""Models on the Hugging Face hub by name, and their folders in its cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class HubId:
 
     @classmethod
     def parse(cls, text: str) -> HubId | None:
-        """The id that `text` spells, or None: a file's name and `./folder` are none."""
+        """Return the id that `text` spells; None for a file's name or `./folder`."""
         match = _ID.fullmatch(text)
         if match is None or match["repo"].lower().endswith(".gguf"):
             return None
@@ -56,7 +56,7 @@ def hub_origin(path: Path) -> Origin | None:
 
 
 def source_name(path: Path) -> str:
-    """What the folder or file `path` is called: `owner/name` for a snapshot of the hub, whose
+    """Return the name of the folder or file `path`: `owner/name` for a snapshot of the hub, whose
     folder is named by a commit."""
     origin = hub_origin(path)
     return origin.repo if origin else path.resolve().name

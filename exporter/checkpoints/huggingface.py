@@ -54,7 +54,9 @@ class HuggingFaceCheckpoint(TensorsByName):
         for shard in shards:
             for name, tensor in read_state_dict(shard).items():
                 if name in tensors:
-                    raise CheckpointError(f"{path}: the tensor {name} stands in two shards.")
+                    raise CheckpointError(
+                        f"{path}: the tensor {name} is in two shards: remove one of them."
+                    )
                 tensors[name] = tensor
         return cls(path, config, tensors, shards, generation)
 

@@ -62,7 +62,7 @@ class LowRank:
         return (self.left.shape[1 - side], self.right.shape[side])
 
     def added_to(self, tensor: LazyTensor) -> LazyTensor:
-        """`tensor` plus this; what is read whole is read once and goes with the result."""
+        """Return `tensor` plus this; what is read whole is read once and kept by the result."""
         left, right = self.left, self.right
         if self.transposed:
             left, right = _transposed(left), _transposed(right)
@@ -72,11 +72,12 @@ class LowRank:
             return right.rows(0, right.shape[0]) * np.float32(self.scaling)
 
         def rows(start: int, stop: int) -> Float32:
-            # Whoever reads the rows looks for NaN and can say where; numpy cannot.
+            # The reader of the rows looks for NaN and can say where; numpy cannot.
             with np.errstate(invalid="ignore", over="ignore"):
                 return tensor.rows(start, stop) + left.rows(start, stop) @ scaled()
 
-        return replace(tensor, nbytes=tensor.nbytes + left.nbytes + right.nbytes, rows=rows)
+        nbytes = tensor.nbytes + left.nbytes + right.nbytes
+        return replace(tensor, nbytes=nbytes, rows=rows, codes=None)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class LoraCheckpoint:
 
     @property
     def path(self) -> Path:
-        """Where the base lies."""
+        """The base's folder or file."""
         return self.base.path
 
     @property
@@ -121,8 +122,8 @@ class LoraCheckpoint:
         return {*self.base.names(), *head}
 
     def tensor(self, name: str) -> LazyTensor:
-        """Tensor `name`, merged. What the adapter makes NaN or infinite of sound rows is a
-        `CheckpointError` that names it."""
+        """Tensor `name`, merged. If the adapter makes NaN or infinity of finite rows, reading
+        them raises a `CheckpointError` that names it."""
         tensor = self._original(name)
         if name not in self.changes:
             return tensor
@@ -186,7 +187,7 @@ def open_adapter(base: Checkpoint, folder: Path) -> LoraCheckpoint:
     """
     config = read_adapter_config(folder)
     tensors = read_state_dict(_weights_file(folder))
-    # Every module has a head to change; a tied one is not tied afterwards.
+    # Every base has a head to change; a tied one is not tied afterwards.
     shapes = replace(base.config, tie_word_embeddings=False).tensor_shapes()
     modules = {name.removesuffix(".weight"): shape for name, shape in shapes.items()}
     changes = {}
@@ -281,7 +282,7 @@ def _check_low_rank(
 ) -> None:
     folder = config.where.parent
     if len(found.left.shape) != 2 or len(found.right.shape) != 2:
-        raise CheckpointError(f"{folder} is damaged: the change of {module} is no two matrices.")
+        raise CheckpointError(f"{folder} is damaged: the change of {module} is not two matrices.")
     if found.shape != shape:
         raise CheckpointError(
             f"{folder} changes a {module} of shape {list(found.shape)}, the base's is "
@@ -297,7 +298,7 @@ def _check_low_rank(
 
 
 def _check_names(config: AdapterConfig, modules: dict[str, tuple[int, ...]]) -> None:
-    """Refuse a name that means no module: what it stands for would be left out in silence."""
+    """Refuse a name that matches no module: its change would be left out silently."""
     matrices = [module for module, shape in modules.items() if len(shape) == 2]
     for name in () if isinstance(config.targets, str) else config.targets:
         if not any(f".{module}".endswith(f".{name}") for module in matrices):

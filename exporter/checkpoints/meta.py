@@ -2,7 +2,7 @@
 
 Meta cuts every matrix along the axis that its model-parallel layer splits, and every shard holds a
 piece of each; here the pieces are joined again as rows are read. Queries and keys have the rows of
-a head interleaved for the rotary embedding; `rows()` hands them out in Hugging Face's order.
+a head interleaved for the rotary embedding; `rows()` gives them in Hugging Face's order.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _find_shards(path: Path) -> dict[int, Path]:
 
 
 def _require_all(path: Path, shards: dict[int, Shard]) -> None:
-    """Any shard tells how many there are: it has its share of the embedding's columns, and a whole
+    """Any shard shows how many there are: it has its share of the embedding's columns, and a whole
     norm."""
     for number, shard in shards.items():
         try:
@@ -205,7 +205,7 @@ def _translate(name: str) -> tuple[str, str]:
 
 
 def _stacked_rows(parts: Sequence[LazyTensor], start: int, stop: int) -> Float32:
-    """Rows of shards that stand one below another."""
+    """Rows of shards that are stacked."""
     height = parts[0].shape[0]
     spans = [
         (max(start - i * height, 0), min(stop - i * height, height)) for i in range(len(parts))
@@ -215,7 +215,7 @@ def _stacked_rows(parts: Sequence[LazyTensor], start: int, stop: int) -> Float32
 
 
 def _adjoined_rows(parts: Sequence[LazyTensor], start: int, stop: int) -> Float32:
-    """Rows of shards that stand side by side."""
+    """Rows of shards that are side by side."""
     return np.concatenate([part.rows(start, stop) for part in parts], axis=1)
 
 
@@ -236,7 +236,7 @@ def _same_rows(
 def _half_split(tensor: LazyTensor, config: LlamaConfig) -> LazyTensor:
     part = tensor.name.removesuffix("_proj.weight").rpartition(".")[2]
     size = {"q": config.q_size, "k": config.kv_size}.get(part)
-    # A wrong number of rows is the business of check_tensors, which says so by name.
+    # check_tensors reports a wrong number of rows, with the tensor's name.
     if len(tensor.shape) != 2 or tensor.shape[0] != size:
         return tensor
     return replace(tensor, rows=partial(half_split_rows, tensor.rows, config.head_dim))

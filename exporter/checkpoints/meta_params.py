@@ -35,7 +35,7 @@ def config_from_params(
     heads = keys.integer("n_heads")
     _agree(where, "dim", keys.integer("dim"), dim)
     _agree(where, "n_layers", keys.integer("n_layers"), _layers(shapes))
-    if raw.get("vocab_size") not in (None, -1):  # -1 stands for the tokenizer's
+    if raw.get("vocab_size") not in (None, -1):  # -1 means the tokenizer's
         _agree(where, "vocab_size", keys.integer("vocab_size"), vocab_size)
     if dim % heads:
         raise CheckpointError(f"{where}: dim {dim} is not a multiple of n_heads {heads}.")
@@ -69,7 +69,7 @@ def config_from_params(
 def _shape(shapes: Shapes, name: str, where: str) -> tuple[int, int]:
     shape = shapes.get(name, ())
     if len(shape) != 2:
-        raise CheckpointError(f"{where} stands beside shards without the matrix {name}.")
+        raise CheckpointError(f"{where} is beside shards that lack the matrix {name}.")
     return shape[0], shape[1]
 
 

@@ -1,4 +1,4 @@
-"""The head of a GGUF file: metadata and where each tensor lies.
+"""The header of a GGUF file: metadata and the place of each tensor.
 
 Read here rather than through `gguf.GGUFReader`: that one maps the whole file, keeps a view of every
 tensor and trusts each length it finds, so that a damaged count sends it into an endless loop. The
@@ -56,7 +56,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read the head of the GGUF file `path`.
+    """Read the header of the GGUF file `path`.
 
     Raises `CheckpointError` when it is not a whole GGUF file, `UnsupportedError` for a version or a
     tensor type this tool does not know.
@@ -69,7 +69,7 @@ def read_header(path: Path) -> Header:
 
 
 class _Cursor:
-    """Reads forward and never past the end of the file, whatever lengths the file claims."""
+    """Reads forward and never past the end of the file, even if the lengths in it are wrong."""
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
         self._file, self.path, self.size = file, path, size

@@ -10,12 +10,12 @@ from llama_onnx.targets.errors import CheckpointError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from `path`; raises `CheckpointError` naming the file and the trouble."""
+    """Read a JSON object from `path`; raises `CheckpointError`, which names the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path.parent} has no {path.name}: is this a checkpoint folder?"
+            f"{path.parent} has no {path.name}: name the folder of a checkpoint."
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None

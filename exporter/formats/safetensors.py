@@ -1,4 +1,4 @@
-"""Safetensors files: where each tensor lies in them.
+"""Safetensors files: the place of each tensor in them.
 
 The header is read here rather than through the library: `safe_open` maps the whole file for as long
 as it is open, and every page read stays resident, so memory would grow with the model. The format
@@ -31,12 +31,14 @@ _MAX_HEADER = 100_000_000  # the format's own limit
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Header of a safetensors file as lazy tensors; raises `CheckpointError` when damaged."""
+    """Return the tensors of a safetensors file, none of them read; raises `CheckpointError` for a
+    damaged header."""
     return {name: stored.lazy() for name, stored in stored_tensors(path).items()}
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a safetensors file lies; raises `CheckpointError` when damaged."""
+    """Return the place of each tensor of a safetensors file; raises `CheckpointError` for a damaged
+    header."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -44,8 +46,8 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
             if length > min(_MAX_HEADER, size - 8):
                 raise CheckpointError(
-                    f"{path} is no whole safetensors file (its header ends behind the file's end): "
-                    "download it again."
+                    f"{path} is not a whole safetensors file (its header ends after the file's "
+                    "end): download it again."
                 )
             header = json.loads(file.read(length))
             if not isinstance(header, dict):
@@ -54,7 +56,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
     except ValueError:
         raise CheckpointError(
-            f"{path} is no safetensors file (its header is not JSON): download it again."
+            f"{path} is not a safetensors file (its header is not JSON): download it again."
         ) from None
     header.pop("__metadata__", None)
     return {name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()}
@@ -68,8 +70,8 @@ def _stored(path: Path, name: str, entry: dict[str, Any], base: int, size: int) 
         raise CheckpointError(f"{path}: the header's entry for {name} is damaged.") from None
     if base + end > size:
         raise CheckpointError(
-            f"{path} is truncated: {name} ends at byte {base + end:,}, the file at {size:,}. "
-            "Download it again."
+            f"{path} is truncated: {name} ends at byte {base + end:,}, the file at {size:,}; "
+            "download it again."
         )
     dtype = _DTYPES.get(code)
     if dtype is not None and end - begin != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -18,8 +19,34 @@ from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 Float32 = npt.NDArray[np.float32]
 
+_FLOATS: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
 _HALF_BITS = np.uint32(0x8FFFE000).astype(np.int32)
 """Sign, exponent and fraction of a float16 that was sign-extended and moved up by 13 bits."""
+
+
+@dataclass(frozen=True)
+class BlockCodes:
+    """Codes of `bits` each; `block_size` neighbours of a row share a scale."""
+
+    bits: int
+    block_size: int
+
+    def num_blocks(self, columns: int) -> int:
+        """Return the number of blocks in a row of `columns`; the last one may be partial."""
+        return -(-columns // self.block_size)
+
+    def step(self, values: Float32) -> Float32:
+        """Return the quantization step at each of `values` [R, K]: the largest magnitude of its
+        block over 2^(bits-1)."""
+        columns = values.shape[1]
+        padded = np.pad(np.abs(values), ((0, 0), (0, -columns % self.block_size)))
+        largest = padded.reshape(len(values), -1, self.block_size).max(axis=2)  # [R, blocks]
+        return np.repeat(largest / 2 ** (self.bits - 1), self.block_size, axis=1)[:, :columns]
 
 
 @dataclass(frozen=True)
@@ -28,7 +55,8 @@ class LazyTensor:
 
     `rows(start, stop)` reads float32 rows `[start, stop)` of the first axis: shape
     `(stop - start, *shape[1:])`. It may be called from several threads. `dtype` is the storage type
-    as the format names it ("F16", "BF16", "Q4_K"), `nbytes` the bytes it takes on disk.
+    as people know it ("F16", "BF16", "Q4_K", "INT4/32"), `nbytes` the bytes it takes on disk.
+    `codes`: bits and blocks, of a matrix whose values are codes times the scale of a block.
     """
 
     name: str
@@ -36,11 +64,35 @@ class LazyTensor:
     dtype: str
     nbytes: int
     rows: Callable[[int, int], Float32]
+    codes: BlockCodes | None = None
+
+    def step(self, values: Float32) -> Float32:
+        """Return the distance of neighbouring values where each of `values` [R, K] (or [K]) lies
+        when it is stored as this tensor is: 0 for float32.
+
+        Raises `UnsupportedError` for a tensor that is neither codes in blocks nor floats.
+        """
+        if self.codes is not None:
+            return self.codes.step(values)
+        if self.dtype not in _FLOATS:
+            raise UnsupportedError(f"{self.name} is stored as {self.dtype}, whose steps vary.")
+        return float_step(values, _FLOATS[self.dtype])
+
+
+def float_step(values: Float32, dtype: np.dtype[Any]) -> Float32:
+    """Return the distance of neighbouring numbers of `dtype` at each of `values`; 0 for float32,
+    as which the values are exact."""
+    if dtype == np.float32:
+        return np.zeros_like(values)
+    with np.errstate(over="ignore"):
+        rounded = np.abs(values).astype(dtype)
+    step: Float32 = np.spacing(rounded).astype(np.float32)
+    return step
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where the numbers of a tensor lie in a file, row after row. `dtype` is numpy's, None for one
+    """The place of a tensor's numbers in a file, row after row. `dtype` is numpy's, None for one
     that is not known here; `code` is what the format calls it."""
 
     path: Path
@@ -52,11 +104,12 @@ class StoredTensor:
     nbytes: int
 
     def read(self) -> npt.NDArray[Any]:
-        """All of it, in its own type."""
+        """Read all of it, in its own type."""
         return self._values(0, self.shape[0])
 
     def lazy(self) -> LazyTensor:
-        """As float32 rows, provided that it holds floats."""
+        """Return it as float32 rows; reading them raises `UnsupportedError` unless it is of
+        floats."""
         return LazyTensor(self.name, self.shape, self.code, self.nbytes, self._rows)
 
     def _rows(self, start: int, stop: int) -> Float32:
@@ -77,7 +130,7 @@ class StoredTensor:
 def read_values(
     path: Path, dtype: np.dtype[Any], count: int, offset: int, name: str
 ) -> npt.NDArray[Any]:
-    """`count` values of the tensor `name` at byte `offset` of `path`.
+    """Read `count` values of the tensor `name` at byte `offset` of `path`.
 
     Read, not mapped: nothing stays resident, and a file cut short since it was opened is a
     `CheckpointError`, not a crash of the process.
@@ -89,11 +142,11 @@ def read_values(
 
 
 def widen(values: npt.NDArray[Any]) -> Float32:
-    """`values` of any float type as float32, exactly.
+    """Return `values` of any float type as float32, exactly.
 
-    For float16 six times as fast as numpy: a number's bits are moved to where float32 has them, and
-    the exponent's bias is made up for by a multiplication, which serves subnormals too. Infinities
-    and NaN, which that makes 65536 and more, take the slow way.
+    For float16 this is six times as fast as numpy: the bits are moved to where float32 has them,
+    and a multiplication corrects the exponent's bias, for subnormals too. Infinities and NaN, which
+    become 65536 and more that way, are converted by numpy.
     """
     if values.dtype != np.float16:
         return values.astype(np.float32, copy=False)
@@ -107,6 +160,6 @@ def widen(values: npt.NDArray[Any]) -> Float32:
 
 
 def file_fingerprint(paths: Iterable[Path]) -> dict[str, str]:
-    """Size and modification time of each file: enough to notice that a source changed."""
+    """Return size and modification time of each file: enough to notice that a source changed."""
     stats = {path.name: path.stat() for path in sorted(paths)}
     return {name: f"{stat.st_size} bytes, mtime {stat.st_mtime_ns}" for name, stat in stats.items()}

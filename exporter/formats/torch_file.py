@@ -1,4 +1,4 @@
-"""Files of `torch.save`: where each tensor lies in them, learnt without reading or running any.
+"""Files of `torch.save`: the place of each tensor, found without reading or running any of it.
 
 Such a file is a zip of uncompressed records: a pickle that describes the tensors, and the bytes of
 each storage. The pickle is read by `torch.load` with `weights_only=True`, whose unpickler knows
@@ -42,22 +42,22 @@ def read_torch_file(path: Path) -> dict[str, LazyTensor]:
     content = _unpickle(path)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
-            f"{path} holds {type(content).__name__} instead of a dict of tensors: it is no state "
-            "dict."
+            f"{path} holds {type(content).__name__} instead of a dict of tensors: it is not a "
+            "state dict."
         )
     return {str(name): _tensor(path, str(name), value) for name, value in content.items()}
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse what is no whole zip of plain records, before torch sees it."""
+    """Refuse what is not a whole zip of plain records, before torch sees it."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(_ZIP_MAGIC))
         if magic != _ZIP_MAGIC:
             raise UnsupportedError(
-                f"{path} is no zip file of torch.save: either it is damaged, or it was saved in "
+                f"{path} is not a zip file of torch.save: either it is damaged, or it was saved in "
                 "the format before PyTorch 1.6, which cannot be read without loading it whole; "
-                "load it with torch.load(..., weights_only=True) and torch.save it anew."
+                "load it with torch.load(..., weights_only=True) and torch.save it again."
             )
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
@@ -67,7 +67,7 @@ def _check_zip(path: Path) -> None:
     except (zipfile.BadZipFile, NotImplementedError, EOFError):
         raise CheckpointError(f"{path} is truncated or damaged: download it again.") from None
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise UnsupportedError(f"{path} is compressed, which torch.save never does: save it anew.")
+        raise UnsupportedError(f"{path} is compressed, which torch.save never does: save it again.")
     if any(text != b"little" for text in order):
         raise UnsupportedError(f"{path} is big-endian: save it on another machine.")
 
@@ -83,7 +83,7 @@ def _unpickle(path: Path) -> Any:
             # mapping larger than the memory is refused by the system.
             with FakeTensorMode():
                 return torch.load(path, map_location="cpu", weights_only=True)
-    # Whatever a damaged pickle brings about: KeyError, IndexError, RuntimeError, UnicodeError...
+    # A damaged pickle raises KeyError, IndexError, RuntimeError, UnicodeError and more.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CheckpointError(
@@ -100,7 +100,7 @@ def _tensor(path: Path, name: str, value: Any) -> LazyTensor:
 
     if not isinstance(value, torch.Tensor):
         raise CheckpointError(
-            f"{path}: {name} is {type(value).__name__}, not a tensor: the file is no state dict."
+            f"{path}: {name} is {type(value).__name__}, not a tensor: the file is not a state dict."
         )
     if value.layout != torch.strided or value.is_quantized or value.is_conj() or value.is_neg():
         raise UnsupportedError(f"{path}: {name} is not stored as plain numbers: save it dense.")
@@ -113,8 +113,8 @@ def _tensor(path: Path, name: str, value: Any) -> LazyTensor:
     size = path.stat().st_size
     if end > size:
         raise CheckpointError(
-            f"{path} is truncated: {name} ends at byte {end:,}, the file at {size:,}. "
-            "Download it again."
+            f"{path} is truncated: {name} ends at byte {end:,}, the file at {size:,}; "
+            "download it again."
         )
     nbytes = value.numel() * value.element_size()
     if dtype is None:
@@ -139,8 +139,8 @@ def _read_rows(
     start: int,
     stop: int,
 ) -> Float32:
-    """Rows [start, stop) of a tensor whose first number stands at byte `begin`. A transposed one is
-    read from its first column to its last: its rows lie scattered over all of it."""
+    """Read rows [start, stop) of a tensor whose first number is at byte `begin`. Rows of a
+    transposed one are scattered over all of it, so it is read from its first column to its last."""
     wanted = (stop - start, *shape[1:])
     count = _span(wanted, strides)
     offset = begin + start * strides[0] * dtype.itemsize

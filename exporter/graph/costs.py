@@ -25,8 +25,8 @@ def graph_costs(built: BuiltModel) -> dict[str, Any]:
     """The manifest's "graph": how many nodes, and what those that do the work cost.
 
     `costs` maps a node's name to its operator, the `weight_bytes` it reads and its
-    `macs_per_token`: multiply-accumulates for one new token behind `context` cached ones. Rotary
-    tables are no weights. A matrix that two nodes read, as a tied head does, counts for both.
+    `macs_per_token`: multiply-accumulates for one new token after `context` cached ones. Rotary
+    tables are not weights. A matrix that two nodes read, as a tied head does, counts for both.
     """
     weights = _weights(built)
     costs = {}

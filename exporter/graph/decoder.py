@@ -5,28 +5,29 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from llama_onnx.exporter.graph.layers import Linear, RMSNorm, dialect_of
-from llama_onnx.exporter.graph.operators import Batch, KeyValue, stamp, tokens
+from llama_onnx.exporter.graph.layers import Linear, RMSNorm
+from llama_onnx.exporter.graph.names import layer_module
+from llama_onnx.exporter.graph.operators import Batch, Dialect, KeyValue, stamp, tokens
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe
 
 
 class Attention(nn.Module):
-    """Self-attention with rotary embeddings; how, its batch knows."""
+    """Self-attention with rotary embeddings; the batch computes it (`Batch.attend`)."""
 
-    def __init__(self, name: str, config: LlamaConfig, recipe: Recipe) -> None:
+    def __init__(self, name: str, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
         hidden, rows = config.hidden_size, config.q_size + 2 * config.kv_size
         sizes = {"q": config.q_size, "k": config.kv_size, "v": config.kv_size}
         packed = {f"{name}.{part}_proj": size for part, size in sizes.items()}
         self.packed = recipe.packs([f"{part}.weight" for part in packed])
         if self.packed:
-            self.qkv_proj = Linear(f"{name}.qkv_proj", rows, hidden, recipe, packed)
+            self.qkv_proj = Linear(f"{name}.qkv_proj", rows, hidden, recipe, dialect, packed)
         else:
             self.q_proj, self.k_proj, self.v_proj = (
-                Linear(part, size, hidden, recipe) for part, size in packed.items()
+                Linear(part, size, hidden, recipe, dialect) for part, size in packed.items()
             )
-        self.o_proj = Linear(f"{name}.o_proj", hidden, config.q_size, recipe)
+        self.o_proj = Linear(f"{name}.o_proj", hidden, config.q_size, recipe, dialect)
 
     def forward(
         self, op: OpBuilder, x: ir.Value, past: KeyValue, batch: Batch
@@ -46,20 +47,20 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU (Shazeer, 2020): down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, name: str, config: LlamaConfig, recipe: Recipe) -> None:
+    def __init__(self, name: str, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
-        self.config, self.dialect = config, dialect_of(recipe)
+        self.config, self.dialect = config, dialect
         self.fused = recipe.fuse_gate_up
         hidden, inner = config.hidden_size, config.intermediate_size
         gate, up = f"{name}.gate_proj", f"{name}.up_proj"
         if self.fused:
             self.gate_up_proj = Linear(
-                f"{name}.gate_up_proj", 2 * inner, hidden, recipe, {gate: inner, up: inner}
+                f"{name}.gate_up_proj", 2 * inner, hidden, recipe, dialect, {gate: inner, up: inner}
             )
         else:
-            self.gate_proj = Linear(gate, inner, hidden, recipe)
-            self.up_proj = Linear(up, inner, hidden, recipe)
-        self.down_proj = Linear(f"{name}.down_proj", hidden, inner, recipe)
+            self.gate_proj = Linear(gate, inner, hidden, recipe, dialect)
+            self.up_proj = Linear(up, inner, hidden, recipe, dialect)
+        self.down_proj = Linear(f"{name}.down_proj", hidden, inner, recipe, dialect)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """[B, S, H] -> [B, S, H]."""
@@ -76,17 +77,19 @@ class MLP(nn.Module):
 
 class DecoderLayer(nn.Module):
     """Pre-norm attention and MLP. The residual travels beside x, so that each add fuses with the
-    norm behind it."""
+    norm after it."""
 
-    def __init__(self, index: int, config: LlamaConfig, recipe: Recipe) -> None:
+    def __init__(self, index: int, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
-        name, eps = f"model.layers.{index}", config.rms_norm_eps
-        self.input_layernorm = RMSNorm(f"{name}.input_layernorm", config.hidden_size, eps, recipe)
-        self.self_attn = Attention(f"{name}.self_attn", config, recipe)
-        self.post_attention_layernorm = RMSNorm(
-            f"{name}.post_attention_layernorm", config.hidden_size, eps, recipe
+        name, eps = layer_module(index), config.rms_norm_eps
+        self.input_layernorm = RMSNorm(
+            f"{name}.input_layernorm", config.hidden_size, eps, recipe, dialect
         )
-        self.mlp = MLP(f"{name}.mlp", config, recipe)
+        self.self_attn = Attention(f"{name}.self_attn", config, recipe, dialect)
+        self.post_attention_layernorm = RMSNorm(
+            f"{name}.post_attention_layernorm", config.hidden_size, eps, recipe, dialect
+        )
+        self.mlp = MLP(f"{name}.mlp", config, recipe, dialect)
 
     def forward(
         self,

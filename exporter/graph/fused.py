@@ -5,14 +5,24 @@ Their contracts: https://github.com/microsoft/onnxruntime/blob/main/docs/Contrib
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
+from llama_onnx.exporter.formats.tensor import BlockCodes
+from llama_onnx.exporter.graph.operators import (
+    Batch,
+    KeyValue,
+    Matrix,
+    cast,
+    rows_of,
+    stamp,
+    tokens,
+)
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.storage import Blocks
+from llama_onnx.exporter.model.storage import ORDER, QWEIGHT, SCALES, WEIGHT, ZERO_POINTS
 from llama_onnx.targets.target import Operators
 
 MICROSOFT = "com.microsoft"
@@ -22,9 +32,9 @@ MICROSOFT = "com.microsoft"
 class Window:
     """The new positions of a batch, with the padding of each row worked out.
 
-    GroupQueryAttention wants each row's valid positions in front (right padding, as genai pads);
-    most Python code pads on the left. Rows that are padded on the left are rotated to the front on
-    the way in and back on the way out: token ids and hidden states, both small, instead of a mask
+    GroupQueryAttention wants each row's valid positions first (right padding, as genai pads);
+    most Python code pads on the left. Rows that are padded on the left are rotated on the way in
+    and back on the way out: token ids and hidden states, both small, instead of a mask
     of [B, S, T] in every layer.
     """
 
@@ -33,17 +43,17 @@ class Window:
     seqlens_k: ir.Value  # [B] int32: index of each row's last valid position
     total_sequence_length: ir.Value  # scalar int32: T
     valid: ir.Value  # [B, 1] int64: valid positions among the S new ones
-    front: ir.Value  # [B, S] int64: where position s of the rotated row stood
+    front: ir.Value  # [B, S] int64: where position s of the rotated row was
     back: ir.Value  # [B, S] int64: the inverse
     position_ids: ir.Value | None  # [B, S] int64, for a rotation outside of the attention
     tables: tuple[ir.Value, ...] = ()  # cos and sin, [max_position_embeddings, head_dim / 2]
 
     def arrange(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
-        """Rotate token ids [B, S] so that valid ones stand in front."""
+        """Rotate token ids [B, S] so that valid ones come first."""
         return op.GatherElements(input_ids, self.front, axis=1)
 
     def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """Rotate hidden states [B, S, H] back to where their tokens stood."""
+        """Rotate hidden states [B, S, H] back to where their tokens were."""
         return op.GatherND(hidden, op.Unsqueeze(self.back, [2]), batch_dims=1)
 
     def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
@@ -52,7 +62,7 @@ class Window:
         return op.GatherND(hidden, index, batch_dims=1)
 
     def rotating(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
-        """The same with the tables."""
+        """Return it with the tables."""
         return replace(self, tables=tables)
 
     def attend(
@@ -99,6 +109,11 @@ class Fused:
     operators: Operators
     accuracy_level: int
 
+    @property
+    def domains(self) -> Mapping[str, int]:
+        """ONNX Runtime's own."""
+        return {MICROSOFT: 1}
+
     def batch(
         self,
         op: OpBuilder,
@@ -112,7 +127,7 @@ class Fused:
         total = op.Cast(op.Squeeze(op.Shape(mask, start=1, end=2), [0]), to=ir.DataType.INT32)
         size = op.Shape(input_ids, start=1, end=2)  # [1]
         new = op.Slice(mask, op.Neg(size), [2**31 - 1], [1])  # [B, S]
-        padding = op.ArgMax(new, axis=1, keepdims=1)  # [B, 1] zeros in front of the first one
+        padding = op.ArgMax(new, axis=1, keepdims=1)  # [B, 1] zeros before the first one
         steps = op.Range(0, op.Squeeze(size, [0]), 1)  # [S]
         front = op.Mod(op.Add(steps, padding), size)
         back = op.Mod(op.Sub(op.Add(steps, size), padding), size)
@@ -124,57 +139,65 @@ class Fused:
 
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Rows of `matrix` by token id; the quantized ones by `GatherBlockQuantized`."""
-        storage, width = matrix.slot.storage, matrix.slot.shape[1]
-        if not isinstance(storage, Blocks):
-            found = op.Gather(matrix.values["weight"], ids, axis=0)
+        codes, width = matrix.slot.storage.codes, matrix.slot.shape[1]
+        if codes is None:
+            found = op.Gather(matrix.values[WEIGHT], ids, axis=0)
             return stamp(cast(op, found, dtype), *tokens(width), dtype=dtype)
         hidden = op.GatherBlockQuantized(
-            matrix.values["qweight"],
+            matrix.values[QWEIGHT],
             ids,
-            matrix.values["scales"],
-            bits=storage.bits,
-            block_size=storage.block_size,
+            matrix.values[SCALES],
+            bits=codes.bits,
+            block_size=codes.block_size,
             gather_axis=0,
             quantize_axis=1,
             _domain=MICROSOFT,
         )
-        if width % storage.block_size:  # the last block's padding is no channel
+        if width % codes.block_size:  # the last block's padding is not a channel
             hidden = op.Slice(stamp(hidden, *tokens("padded"), dtype=dtype), [0], [width], [2])
         return stamp(hidden, *tokens(width), dtype=dtype)
 
     def matmul(self, op: OpBuilder, x: ir.Value, matrix: Matrix) -> ir.Value:
         """x @ W.T: floats [N, K] need no transposed copy, neither on disk nor in memory."""
-        if isinstance(matrix.slot.storage, Blocks):
-            out = self._matmul_blocks(op, x, matrix, matrix.slot.storage)
+        codes = matrix.slot.storage.codes
+        if codes is not None:
+            out = self._matmul_blocks(op, x, matrix, codes)
         else:
             assert x.dtype is not None
-            weight = cast(op, matrix.values["weight"], x.dtype)
-            if self.operators.fused_matmul:
-                out = op.FusedMatMul(x, weight, transB=1, _domain=MICROSOFT)
-            else:
-                out = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
+            out = self._times(op, x, cast(op, matrix.values[WEIGHT], x.dtype))
         return stamp(out, *tokens(matrix.slot.shape[0]), like=x)
 
+    def low_rank(self, op: OpBuilder, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Two products as of float matrices."""
+        down = stamp(self._times(op, x, a), *tokens(rows_of(a)), like=x)
+        return stamp(self._times(op, down, b), *tokens(rows_of(b)), like=x)
+
+    def _times(self, op: OpBuilder, x: ir.Value, weight: ir.Value) -> ir.Value:
+        """x @ W.T of floats [N, K]."""
+        if self.operators.fused_matmul:
+            return op.FusedMatMul(x, weight, transB=1, _domain=MICROSOFT)
+        return op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
+
     def _matmul_blocks(
-        self, op: OpBuilder, x: ir.Value, matrix: Matrix, storage: Blocks
+        self, op: OpBuilder, x: ir.Value, matrix: Matrix, codes: BlockCodes
     ) -> ir.Value:
         """Symmetric without zero points; `order` [K] is the channel of x that each column of the
         codes belongs to."""
         rows, columns = matrix.slot.shape
         values = matrix.values
-        if "order" in values:
+        if ORDER in values:
             # The operator's own g_idx is over a hundred times slower, and wrong with zero points.
-            x = stamp(op.Gather(x, values["order"], axis=-1), *tokens(columns), like=x)
-        zeros = [values["zero_points"]] if "zero_points" in values else []
+            x = stamp(op.Gather(x, values[ORDER], axis=-1), *tokens(columns), like=x)
+        zeros = [values[ZERO_POINTS]] if ZERO_POINTS in values else []
         return op.MatMulNBits(
             x,
-            values["qweight"],
-            values["scales"],
+            values[QWEIGHT],
+            values[SCALES],
             *zeros,
             N=rows,
             K=columns,
-            bits=storage.bits,
-            block_size=storage.block_size,
+            bits=codes.bits,
+            block_size=codes.block_size,
             accuracy_level=self.accuracy_level,
             _domain=MICROSOFT,
         )

@@ -1,14 +1,13 @@
-"""Can the provider of a target run this graph? Held against the kernels it is known to have.
+"""Whether the provider of a target can run a graph, by the kernels it is known to have.
 
 For a target whose device is elsewhere this is what can be known before a session opens there. Nodes
-inside of a layer must have a kernel: each one on the CPU would be two copies a layer. The few
+in a layer must have a kernel: each one on the CPU would be two copies a layer. The few
 outside, which work out positions and padding, may run on the CPU as ONNX Runtime likes.
 """
 
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from llama_onnx.exporter.graph.names import layer_of
 from llama_onnx.runtime.placement.shares import HEAVY_OPERATORS
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.target import Target
@@ -32,7 +32,6 @@ _TYPES = {
     ir.DataType.INT8: "int8",
     ir.DataType.UINT8: "uint8",
 }
-_LAYER = re.compile(r"^model/layers\.")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Kernel:
     types: Mapping[str, frozenset[str]]
 
     def refusal(self, node: ir.Node) -> str | None:
-        """Why the kernel does not take `node`; None if it does."""
+        """Return why the kernel does not accept `node`; None if it does."""
         bound: dict[str, str] = {}
         for index, value in enumerate(node.inputs):
             if value is None:
@@ -86,7 +85,7 @@ class Structure:
 
 
 def check_structure(model: ir.Model, target: Target) -> Structure | None:
-    """Hold `model` against the kernels of `target`'s provider; None where there is nothing to ask,
+    """Compare `model` with the kernels of `target`'s provider; None where there is no need to,
     because the graph was run on it or is made of ONNX's own operators.
 
     Raises `PackageError` naming the first node with weights, or inside of a layer, without one.
@@ -103,7 +102,7 @@ def check_structure(model: ir.Model, target: Target) -> Structure | None:
         why = _refusal(node, known, model.graph.opset_imports)
         if why is None:
             continue
-        if _LAYER.match(node.name or "") or node.op_type in HEAVY_OPERATORS:
+        if layer_of(node.name or "") is not None or node.op_type in HEAVY_OPERATORS:
             raise PackageError(
                 f"the graph cannot run on {provider}: {node.op_type} ({node.name}): {why}."
             )
@@ -120,7 +119,7 @@ def check_standard(model: ir.Model) -> None:
         raise PackageError(f"the graph has operators that are not ONNX's: {', '.join(foreign)}.")
     try:
         proto = ir.to_proto(model)
-        # What lies in the data file is not there yet, and is of no interest.
+        # The data file does not exist yet, and its content does not matter here.
         del proto.graph.initializer[:]
         proto.graph.input.extend(_as_inputs(model))
         onnx.checker.check_model(proto)

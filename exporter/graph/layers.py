@@ -1,4 +1,4 @@
-"""Layers that hold weights, whatever the operators are.
+"""Layers that hold weights, for any set of operators.
 
 Shapes: B batch, S new positions, T past and new positions, H hidden_size, V vocab_size.
 """
@@ -12,19 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from llama_onnx.exporter.graph.fused import MICROSOFT, Fused
 from llama_onnx.exporter.graph.operators import Dialect, Matrix, stamp, tokens
-from llama_onnx.exporter.graph.slots import FLOATS, Initializer, Slot
-from llama_onnx.exporter.graph.standard import Standard
+from llama_onnx.exporter.graph.slots import Initializer, Slot
 from llama_onnx.exporter.model.recipe import Recipe
-from llama_onnx.exporter.model.storage import Blocks, Float, Storage
-
-
-def dialect_of(recipe: Recipe) -> Dialect:
-    """The operators that `recipe` asks for."""
-    if recipe.operators.standard:
-        return Standard()
-    return Fused(recipe.operators, recipe.accuracy_level)
+from llama_onnx.exporter.model.storage import Floats, Storage
+from llama_onnx.targets.graph_names import LORA_A, LORA_B, adapter_name
 
 
 class Weighted(nn.Module):
@@ -35,24 +27,26 @@ class Weighted(nn.Module):
         super().__init__()
         self.slot = slot
         for initializer in slot.initializers():
-            setattr(self, _short(initializer), _parameter(initializer))
+            setattr(self, initializer.part, _parameter(initializer))
 
     @property
     def matrix(self) -> Matrix:
         """The slot, and its initializers as values."""
-        names = map(_short, self.slot.initializers())
+        names = [initializer.part for initializer in self.slot.initializers()]
         return Matrix(self.slot, {name: getattr(self, name) for name in names})
 
 
 class RMSNorm(Weighted):
-    """y = x / sqrt(mean(x^2) + eps) * gain (Zhang and Sennrich, 2019), residual add in front."""
+    """y = x / sqrt(mean(x^2) + eps) * gain (Zhang and Sennrich, 2019), after the residual add."""
 
     weight: nn.Parameter
 
-    def __init__(self, name: str, hidden_size: int, eps: float, recipe: Recipe) -> None:
-        gain = Slot(name, (f"{name}.weight",), (hidden_size,), Float(recipe.activations))
+    def __init__(
+        self, name: str, hidden_size: int, eps: float, recipe: Recipe, dialect: Dialect
+    ) -> None:
+        gain = Slot(name, (f"{name}.weight",), (hidden_size,), Floats(recipe.activations))
         super().__init__(gain)
-        self.eps, self.dialect = eps, dialect_of(recipe)
+        self.eps, self.dialect = eps, dialect
 
     def forward(
         self, op: OpBuilder, x: ir.Value, residual: ir.Value | None
@@ -62,7 +56,7 @@ class RMSNorm(Weighted):
 
 
 class Linear(Weighted):
-    """x @ W.T with W [out_features, in_features], whatever W is stored as; plus the low-rank
+    """x @ W.T with W [out_features, in_features] in any storage; plus the low-rank
     product of the active adapter, where the recipe makes the matrix swappable."""
 
     def __init__(
@@ -71,16 +65,18 @@ class Linear(Weighted):
         rows: int,
         columns: int,
         recipe: Recipe,
+        dialect: Dialect,
         packed: Mapping[str, int] | None = None,
         storage: Storage | None = None,
     ) -> None:
-        """`packed`: the projections whose rows stand one after the other, when more than one, with
-        the number of rows of each."""
+        """`packed`: the projections whose rows follow one another, when more than one, with the
+        number of rows of each."""
         self.parts = packed or {name: rows}
         sources = tuple(f"{part}.weight" for part in self.parts)
         stored = recipe.storage_of(sources, storage or recipe.linear)
-        super().__init__(Slot(name, sources, (rows, columns), stored))
-        self.dialect = dialect_of(recipe)
+        keeps = recipe.keeps_codes(sources)
+        super().__init__(Slot(name, sources, (rows, columns), stored, keeps_codes=keeps))
+        self.dialect = dialect
         kinds = {part.rpartition(".")[2] for part in self.parts}
         self.swappable = not kinds.isdisjoint(recipe.swappable)
 
@@ -91,7 +87,10 @@ class Linear(Weighted):
 
     def _plus_adapter(self, op: OpBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
         rows, columns = self.slot.shape
-        changes = [low_rank(op, x, part, size, columns) for part, size in self.parts.items()]
+        changes = []
+        for part, size in self.parts.items():
+            a, b = _adapter_inputs(op, part, size, columns)
+            changes.append(self.dialect.low_rank(op, x, a, b))
         change = changes[0] if len(changes) == 1 else op.Concat(*changes, axis=-1)
         total = op.Add(y, stamp(change, *tokens(rows), like=x))
         return stamp(total, *tokens(rows), like=x)
@@ -100,9 +99,9 @@ class Linear(Weighted):
 class Embedding(Weighted):
     """Rows of the embedding matrix by token id."""
 
-    def __init__(self, slot: Slot, recipe: Recipe) -> None:
+    def __init__(self, slot: Slot, dialect: Dialect, dtype: ir.DataType) -> None:
         super().__init__(slot)
-        self.dialect, self.dtype = dialect_of(recipe), FLOATS[recipe.activations]
+        self.dialect, self.dtype = dialect, dtype
 
     def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
         """[B, S] int64 -> [B, S, H]."""
@@ -112,23 +111,20 @@ class Embedding(Weighted):
 class TiedHead(nn.Module):
     """The head of a model that ties it to the embedding: the same bytes, read as a matrix.
 
-    Quantized, it has initializers of its own that point at the embedding's places in the data file,
+    Quantized, it has its own initializers, which point at the embedding's places in the data file,
     so the file holds them once. `GatherBlockQuantized` wants codes [V, bytes] and `MatMulNBits`
-    [V, blocks, bytes]; and ONNX Runtime fuses a DequantizeLinear with a MatMul only if nobody else
-    reads what it reads.
+    [V, blocks, bytes]; and ONNX Runtime fuses a DequantizeLinear with a MatMul only if no
+    other node reads what it reads.
     """
 
     def __init__(self, embedding: Embedding) -> None:
         super().__init__()
         self.slot = replace(embedding.slot, gathered=False)
         self.shared = (embedding,)  # in a tuple, lest it be registered as a child of the head
-        self.own: tuple[str, ...] = ()
-        storage = self.slot.storage
-        if isinstance(storage, Blocks):
-            self.own = ("qweight", "scales") if storage.columnwise else ("qweight",)
+        self.own = self.slot.storage.unshared
         for initializer in self.slot.initializers():
-            if _short(initializer) in self.own:
-                setattr(self, _short(initializer), _parameter(initializer))
+            if initializer.part in self.own:
+                setattr(self, initializer.part, _parameter(initializer))
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """[B, S, H] -> [B, S, V]."""
@@ -138,20 +134,18 @@ class TiedHead(nn.Module):
         return embedding.dialect.matmul(op, x, Matrix(self.slot, values))
 
 
-def low_rank(op: OpBuilder, x: ir.Value, module: str, rows: int, columns: int) -> ir.Value:
-    """x @ A.T @ B.T with A [rank, columns] and B [rows, rank], the active adapter's change of
-    `module`.
+def _adapter_inputs(
+    op: OpBuilder, module: str, rows: int, columns: int
+) -> tuple[ir.Value, ir.Value]:
+    """Return A [rank, columns] and B [rows, rank], the active adapter's change of `module`.
 
-    A and B are inputs of the graph, under PEFT's own names, that need not be given: they have rank
-    0 then, and the product is zero. Each matrix has a rank of its own.
+    They are inputs of the graph, under PEFT's own names, that need not be given: they have rank 0
+    then, and the product is zero. Ranks differ from matrix to matrix.
     """
     rank = f"{module}.rank"
-    a = _optional_input(op, f"{module}.lora_A.weight", rank, columns)
-    b = _optional_input(op, f"{module}.lora_B.weight", rows, rank)
-    down = op.FusedMatMul(x, a, transB=1, _domain=MICROSOFT)
-    stamp(down, *tokens(rank), like=x)
-    up = op.FusedMatMul(down, b, transB=1, _domain=MICROSOFT)
-    return stamp(up, *tokens(rows), like=x)
+    a = _optional_input(op, adapter_name(module, LORA_A), rank, columns)
+    b = _optional_input(op, adapter_name(module, LORA_B), rows, rank)
+    return a, b
 
 
 def _optional_input(op: OpBuilder, name: str, *shape: int | str) -> ir.Value:
@@ -162,7 +156,3 @@ def _optional_input(op: OpBuilder, name: str, *shape: int | str) -> ir.Value:
 
 def _parameter(initializer: Initializer) -> nn.Parameter:
     return nn.Parameter(initializer.shape, initializer.dtype)
-
-
-def _short(initializer: Initializer) -> str:
-    return initializer.name.rsplit(".", 1)[1]

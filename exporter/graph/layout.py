@@ -1,4 +1,4 @@
-"""Where every initializer stands in the external data file, known before a weight is read."""
+"""The place of every initializer in the external data file, known before a weight is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Place:
 
     @property
     def end(self) -> int:
-        """First byte behind the initializer."""
+        """First byte after the initializer."""
         return self.offset + self.initializer.nbytes
 
 
@@ -37,12 +37,12 @@ class PlacedSlot:
 
     @property
     def end(self) -> int:
-        """First byte behind the slot."""
+        """First byte after the slot."""
         return self.places[-1].end
 
 
 def lay_out(slots: Sequence[Slot]) -> tuple[PlacedSlot, ...]:
-    """Give every slot its place, in order, each initializer page-aligned."""
+    """Return the slots with their places, in order, each initializer page-aligned."""
     placed, offset = [], 0
     for slot in slots:
         places = []

@@ -12,21 +12,37 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
 
 from llama_onnx.exporter.graph.decoder import DecoderLayer
-from llama_onnx.exporter.graph.fused import MICROSOFT
+from llama_onnx.exporter.graph.dialects import dialect_of
 from llama_onnx.exporter.graph.layers import (
     Embedding,
     Linear,
     RMSNorm,
     TiedHead,
     Weighted,
-    dialect_of,
 )
-from llama_onnx.exporter.graph.operators import Batch, KeyValue, stamp
+from llama_onnx.exporter.graph.names import (
+    COS_CACHE,
+    EMBEDDING,
+    HEAD,
+    NORM,
+    SIN_CACHE,
+    initializer_name,
+)
+from llama_onnx.exporter.graph.operators import Batch, Dialect, KeyValue, stamp
 from llama_onnx.exporter.graph.rotary import Table, rotary_tables
-from llama_onnx.exporter.graph.slots import FLOATS, Slot
+from llama_onnx.exporter.graph.slots import DATA_TYPES, Slot
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe
-from llama_onnx.exporter.model.storage import Float
+from llama_onnx.exporter.model.storage import Floats
+from llama_onnx.targets.graph_names import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    KEY,
+    LOGITS,
+    VALUE,
+    past_name,
+    present_name,
+)
 
 OPSET = 23
 IR_VERSION = 10
@@ -50,7 +66,7 @@ class RotaryTable(Weighted):
     weight: nn.Parameter
 
     def __init__(self, name: str, table: Table, recipe: Recipe) -> None:
-        super().__init__(Slot(name, (), table.shape, Float(recipe.activations), table))
+        super().__init__(Slot(name, (), table.shape, Floats(recipe.activations), table))
 
     def forward(self, op: OpBuilder) -> ir.Value:
         """[max_position_embeddings, head_dim / 2]."""
@@ -60,25 +76,29 @@ class RotaryTable(Weighted):
 class LlamaModel(nn.Module):
     """Embedding, decoder layers and final norm."""
 
-    def __init__(self, config: LlamaConfig, recipe: Recipe) -> None:
+    def __init__(self, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
         self.embed_tokens = Embedding(
             Slot(
-                "model.embed_tokens",
-                ("model.embed_tokens.weight",),
+                EMBEDDING,
+                (f"{EMBEDDING}.weight",),
                 (config.vocab_size, config.hidden_size),
                 recipe.embedding,
                 gathered=not recipe.operators.standard,
             ),
-            recipe,
+            dialect,
+            DATA_TYPES[recipe.activations],
         )
         cos, sin = rotary_tables(config)
-        self.cos_cache = RotaryTable("model.cos_cache", cos, recipe)
-        self.sin_cache = RotaryTable("model.sin_cache", sin, recipe)
+        self.cos_cache = RotaryTable(COS_CACHE, cos, recipe)
+        self.sin_cache = RotaryTable(SIN_CACHE, sin, recipe)
         self.layers = nn.ModuleList(
-            [DecoderLayer(index, config, recipe) for index in range(config.num_hidden_layers)]
+            [
+                DecoderLayer(index, config, recipe, dialect)
+                for index in range(config.num_hidden_layers)
+            ]
         )
-        self.norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps, recipe)
+        self.norm = RMSNorm(NORM, config.hidden_size, config.rms_norm_eps, recipe, dialect)
 
     def forward(
         self, op: OpBuilder, ids: ir.Value, batch: Batch, past: list[KeyValue]
@@ -98,17 +118,17 @@ class LlamaModel(nn.Module):
 class LlamaForCausalLM(nn.Module):
     """The model with its head."""
 
-    def __init__(self, config: LlamaConfig, recipe: Recipe) -> None:
+    def __init__(self, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
         self.config, self.logits = config, recipe.logits
-        self.dialect = dialect_of(recipe)
-        self.model = LlamaModel(config, recipe)
+        self.dialect = dialect
+        self.model = LlamaModel(config, recipe, dialect)
         self.lm_head: nn.Module
         if config.tie_word_embeddings:
             self.lm_head = TiedHead(self.model.embed_tokens)
         else:
             self.lm_head = Linear(
-                "lm_head", config.vocab_size, config.hidden_size, recipe, storage=recipe.head
+                HEAD, config.vocab_size, config.hidden_size, recipe, dialect, storage=recipe.head
             )
 
     def forward(
@@ -123,39 +143,35 @@ class LlamaForCausalLM(nn.Module):
 
 def build_model(config: LlamaConfig, recipe: Recipe) -> BuiltModel:
     """Build the graph of `config` as `recipe` stores it. No weight is read."""
-    opsets = {"": OPSET} if recipe.operators.standard else {"": OPSET, MICROSOFT: 1}
+    dialect = dialect_of(recipe)
+    opsets = {"": OPSET, **dialect.domains}
     graph = ir.Graph([], [], nodes=[], opset_imports=opsets, name="llama")
     builder = GraphBuilder(graph)
-    model = LlamaForCausalLM(config, recipe)
-    input_ids = builder.input("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
-    mask = builder.input(
-        "attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"]
-    )
-    dtype = FLOATS[recipe.activations]
+    model = LlamaForCausalLM(config, recipe, dialect)
+    input_ids = builder.input(INPUT_IDS, ir.DataType.INT64, ["batch_size", "sequence_length"])
+    mask = builder.input(ATTENTION_MASK, ir.DataType.INT64, ["batch_size", "total_sequence_length"])
+    dtype = DATA_TYPES[recipe.activations]
     past = [_past(builder, config, dtype, index) for index in range(config.num_hidden_layers)]
     logits, present = model(builder.op, input_ids, mask, past)
     length = 1 if recipe.logits == "last" else "sequence_length"
     logits = stamp(logits, "batch_size", length, config.vocab_size, dtype=dtype)
-    builder.add_output(logits, "logits")
+    builder.add_output(logits, LOGITS)
     for index, key_value in enumerate(present):
-        for part, value in (("key", key_value.key), ("value", key_value.value)):
+        for part, value in ((KEY, key_value.key), (VALUE, key_value.value)):
             stamp(value, *_cache_shape(config, "total_sequence_length"), dtype=dtype)
-            builder.add_output(value, f"present.{index}.{part}")
+            builder.add_output(value, present_name(index, part))
     slots = tuple(module.slot for module in model.modules() if isinstance(module, Weighted))
     head = model.lm_head
     own = head.own if isinstance(head, TiedHead) else ()
-    aliases = {f"lm_head.{name}": f"model.embed_tokens.{name}" for name in own}
+    aliases = {initializer_name(HEAD, p): initializer_name(EMBEDDING, p) for p in own}
     ir_model = ir.Model(graph, ir_version=IR_VERSION, producer_name="llama-onnx")
     return BuiltModel(ir_model, slots, aliases)
 
 
 def _past(builder: GraphBuilder, config: LlamaConfig, dtype: ir.DataType, index: int) -> KeyValue:
     shape = _cache_shape(config, "past_sequence_length")
-    name = f"past_key_values.{index}"
-    return KeyValue(
-        builder.input(f"{name}.key", dtype, shape),
-        builder.input(f"{name}.value", dtype, shape),
-    )
+    key, value = (builder.input(past_name(index, part), dtype, shape) for part in (KEY, VALUE))
+    return KeyValue(key, value)
 
 
 def _cache_shape(config: LlamaConfig, length: str) -> tuple[int | str, ...]:

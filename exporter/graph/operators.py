@@ -1,4 +1,4 @@
-"""What the layers ask of a set of operators, and how values are marked.
+"""What the layers need of a set of operators, and how values get their types and shapes.
 
 Shapes: B batch, S new positions, T past and new positions, H hidden_size, V vocab_size.
 """
@@ -40,7 +40,7 @@ class Batch(Protocol):
         """Token ids [B, S] in the order in which the layers want them."""
 
     def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """Hidden states [B, S, H] back where their tokens stood."""
+        """Hidden states [B, S, H] back where their tokens were."""
 
     def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
         """Hidden state of each row's last valid position, [B, 1, H]."""
@@ -62,6 +62,11 @@ class Batch(Protocol):
 class Dialect(Protocol):
     """The operators a graph is made of."""
 
+    @property
+    def domains(self) -> Mapping[str, int]:
+        """Operator sets it needs besides ONNX's own: domain -> version."""
+        ...
+
     def batch(
         self,
         op: OpBuilder,
@@ -76,6 +81,10 @@ class Dialect(Protocol):
 
     def matmul(self, op: OpBuilder, x: ir.Value, matrix: Matrix) -> ir.Value:
         """x @ W.T, [B, S, in_features] -> [B, S, out_features]."""
+
+    def low_rank(self, op: OpBuilder, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """x @ A.T @ B.T with floats A [rank, in_features] and B [out_features, rank],
+        [B, S, in_features] -> [B, S, out_features]."""
 
     def rms_norm(
         self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, gain: ir.Value, eps: float
@@ -92,7 +101,7 @@ def stamp(
     like: ir.Value | None = None,
     dtype: ir.DataType | None = None,
 ) -> ir.Value:
-    """Write shape and dtype (that of `like`) on `value`: behind a contrib operator the builder
+    """Write shape and dtype (that of `like`) on `value`: after a contrib operator the builder
     cannot infer them."""
     found = dtype or (like.dtype if like is not None else None)
     assert found is not None, "one of the two is given"
@@ -102,10 +111,17 @@ def stamp(
 
 
 def tokens(*channels: int | str) -> tuple[int | str, ...]:
-    """The shape [B, S, ...] of what there is for every new token."""
+    """Return the shape [B, S, ...] of a value for every new token."""
     return ("batch_size", "sequence_length", *channels)
 
 
+def rows_of(matrix: ir.Value) -> int | str:
+    """Return the first size of a matrix of the graph: a number, or the name of an unknown one."""
+    assert matrix.shape is not None
+    size = matrix.shape[0]
+    return size if isinstance(size, int) else str(size)
+
+
 def cast(op: OpBuilder, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """`value` as `dtype`. ONNX Runtime folds the cast of a weight when it loads."""
+    """Return `value` as `dtype`. ONNX Runtime folds the cast of a weight when it loads."""
     return value if value.dtype == dtype else op.Cast(value, to=dtype)

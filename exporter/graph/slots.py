@@ -13,17 +13,27 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llama_onnx.exporter.model.storage import Blocks, Float, Storage
+from llama_onnx.exporter.graph.names import initializer_name
+from llama_onnx.exporter.model.storage import Storage
 
-FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-_SIGNED = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
+DATA_TYPES = {
+    "fp32": ir.DataType.FLOAT,
+    "fp16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+    "uint8": ir.DataType.UINT8,
+    "int8": ir.DataType.INT8,
+    "int4": ir.DataType.INT4,
+    "int64": ir.DataType.INT64,
+}
+"""ONNX's types by the names that a storage gives them."""
 
 
 @dataclass(frozen=True)
 class Initializer:
-    """Name, type and shape of one initializer."""
+    """Name, type and shape of one initializer; `part` is its name within its matrix."""
 
     name: str
+    part: str
     dtype: ir.DataType
     shape: tuple[int, ...]
 
@@ -38,9 +48,9 @@ class Slot:
     """One matrix (or norm gain) of the graph.
 
     `sources` are Hugging Face tensor names, concatenated along rows; `shape` is the result's.
-    A slot with `table` takes its values from there instead (the rotary tables). `gathered`: its
-    codes are read by `GatherBlockQuantized`, which wants them [rows, bytes] rather than
-    [rows, blocks, bytes].
+    `keeps_codes`: the sources are quantized already, and their own codes are stored.
+    A slot with `table` takes its values from there instead (the rotary tables). `gathered`: it is
+    read row by row by `GatherBlockQuantized`.
     """
 
     name: str
@@ -49,35 +59,14 @@ class Slot:
     storage: Storage
     table: npt.NDArray[np.float32] | None = None
     gathered: bool = False
+    keeps_codes: bool = False
 
     def initializers(self) -> tuple[Initializer, ...]:
-        """The initializers this slot fills, in the order of their bytes in the data file."""
-        if isinstance(self.storage, Float):
-            dtype = FLOATS[self.storage.name]
-            return (Initializer(f"{self.name}.weight", dtype, self.shape),)
-        if self.storage.columnwise:
-            return self._columnwise(self.storage)
-        rows, columns = self.shape
-        blocks = self.storage.num_blocks(columns)
-        width = self.storage.block_bytes
-        codes = (rows, blocks * width) if self.gathered else (rows, blocks, width)
-        found = [
-            Initializer(f"{self.name}.qweight", ir.DataType.UINT8, codes),
-            Initializer(f"{self.name}.scales", FLOATS[self.storage.scales], (rows, blocks)),
-        ]
-        if self.storage.zero_points:
-            zeros = (rows, self.storage.zero_bytes(columns))
-            found.append(Initializer(f"{self.name}.zero_points", ir.DataType.UINT8, zeros))
-        if self.storage.order:
-            found.append(Initializer(f"{self.name}.order", ir.DataType.INT64, (columns,)))
-        return tuple(found)
-
-    def _columnwise(self, storage: Blocks) -> tuple[Initializer, ...]:
-        rows, columns = self.shape
-        scales = (storage.num_blocks(columns), rows)
-        return (
-            Initializer(f"{self.name}.qweight", _SIGNED[storage.bits], (columns, rows)),
-            Initializer(f"{self.name}.scales", FLOATS[storage.scales], scales),
+        """Return the initializers this slot fills, in the order of their bytes in the data file."""
+        parts = self.storage.parts(self.shape, gathered=self.gathered)
+        return tuple(
+            Initializer(initializer_name(self.name, p.name), p.name, DATA_TYPES[p.dtype], p.shape)
+            for p in parts
         )
 
     @property

@@ -5,14 +5,23 @@ Their contracts: https://onnx.ai/onnx/operators/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from llama_onnx.exporter.graph.operators import Batch, KeyValue, Matrix, cast, stamp, tokens
+from llama_onnx.exporter.graph.operators import (
+    Batch,
+    KeyValue,
+    Matrix,
+    cast,
+    rows_of,
+    stamp,
+    tokens,
+)
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.storage import Blocks
+from llama_onnx.exporter.model.storage import QWEIGHT, SCALES, WEIGHT
 
 
 @dataclass(frozen=True)
@@ -26,11 +35,11 @@ class Masked:
     tables: tuple[ir.Value, ...] = ()  # cos and sin, [max_position_embeddings, head_dim / 2]
 
     def arrange(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
-        """As they are."""
+        """Return them unchanged."""
         return input_ids
 
     def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """As they are."""
+        """Return them unchanged."""
         return hidden
 
     def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
@@ -39,7 +48,7 @@ class Masked:
         return op.GatherND(hidden, op.Unsqueeze(last, [2]), batch_dims=1)
 
     def rotating(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
-        """The same with the tables."""
+        """Return it with the tables."""
         return replace(self, tables=tables)
 
     def attend(
@@ -73,6 +82,11 @@ class Masked:
 class Standard:
     """A `Dialect`."""
 
+    @property
+    def domains(self) -> Mapping[str, int]:
+        """None."""
+        return {}
+
     def batch(
         self,
         op: OpBuilder,
@@ -82,8 +96,8 @@ class Standard:
     ) -> Batch:
         """Positions count what is valid; a token sees what is valid up to itself.
 
-        It sees itself even where it is padding: a row of the softmax with nothing in it would be
-        NaN, which spreads from the cache to every token.
+        It sees itself even where it is padding: an empty row of the softmax would be NaN, which
+        spreads from the cache to every token.
         """
         size = op.Shape(input_ids, start=1, end=2)  # [1]
         total = op.Shape(mask, start=1, end=2)  # [1]
@@ -98,31 +112,38 @@ class Standard:
         return Masked(config, positions, visible, new)
 
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Rows of the embedding. Quantized, it stands as the head of a tied model reads it, so they
-        are columns: those of the tokens are taken, then dequantized, then turned."""
-        storage, width = matrix.slot.storage, matrix.slot.shape[1]
-        if not isinstance(storage, Blocks):
-            found = op.Gather(matrix.values["weight"], ids, axis=0)
+        """Rows of the embedding. Quantized, it is stored as the head of a tied model reads it, so
+        they are columns: those of the tokens are gathered, dequantized, then transposed."""
+        stored, width = matrix.slot.storage.codes, matrix.slot.shape[1]
+        if stored is None:
+            found = op.Gather(matrix.values[WEIGHT], ids, axis=0)
             return stamp(cast(op, found, dtype), *tokens(width), dtype=dtype)
-        codes = op.Gather(matrix.values["qweight"], ids, axis=1)  # [H, B, S]
-        scales = op.Gather(matrix.values["scales"], ids, axis=1)  # [blocks, B, S]
-        columns = op.DequantizeLinear(codes, scales, axis=0, block_size=storage.block_size)
+        codes = op.Gather(matrix.values[QWEIGHT], ids, axis=1)  # [H, B, S]
+        scales = op.Gather(matrix.values[SCALES], ids, axis=1)  # [blocks, B, S]
+        columns = op.DequantizeLinear(codes, scales, axis=0, block_size=stored.block_size)
         return stamp(op.Transpose(columns, perm=[1, 2, 0]), *tokens(width), dtype=dtype)
 
     def matmul(self, op: OpBuilder, x: ir.Value, matrix: Matrix) -> ir.Value:
         """x @ W.T. ONNX Runtime makes one operator of either pair of nodes."""
-        storage = matrix.slot.storage
-        if isinstance(storage, Blocks):
+        codes = matrix.slot.storage.codes
+        if codes is not None:
             weight = op.DequantizeLinear(
-                matrix.values["qweight"],
-                matrix.values["scales"],
+                matrix.values[QWEIGHT],
+                matrix.values[SCALES],
                 axis=0,
-                block_size=storage.block_size,
+                block_size=codes.block_size,
             )
         else:
             assert x.dtype is not None
-            weight = op.Transpose(cast(op, matrix.values["weight"], x.dtype), perm=[1, 0])
+            weight = op.Transpose(cast(op, matrix.values[WEIGHT], x.dtype), perm=[1, 0])
         return stamp(op.MatMul(x, weight), *tokens(matrix.slot.shape[0]), like=x)
+
+    def low_rank(self, op: OpBuilder, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Two products."""
+        for matrix in (a, b):
+            product = op.MatMul(x, op.Transpose(matrix, perm=[1, 0]))
+            x = stamp(product, *tokens(rows_of(matrix)), like=x)
+        return x
 
     def rms_norm(
         self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, gain: ir.Value, eps: float

@@ -1,7 +1,7 @@
 """What every checkpoint format gives: config, tensors by Hugging Face name, files beside them.
 
-A format is a class that satisfies `Checkpoint`. Tensors are lazy: a `LazyTensor` knows its shape
-and hands out rows on demand, so that whoever reads a 70B model holds a few rows of it at a time.
+A format is a class that satisfies `Checkpoint`. Its tensors are lazy (`LazyTensor`): a reader of a
+70B model holds a few rows of it at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.storage import Blocks
+from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.licences import kind_of
 
@@ -26,27 +26,27 @@ _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
 @dataclass(frozen=True)
 class CodedMatrix:
-    """A matrix [N, K] that its checkpoint holds as codes which a package can take over.
+    """A matrix [N, K] that its checkpoint holds as codes, which a package can keep.
 
     `blocks(start, stop)` gives rows `[start, stop)` as `storage` lays them out: packed codes
     [R, blocks, block bytes] uint8, scales [R, blocks] float32, zero points [R, bytes] uint8. It may
     be called from several threads. `order` [K] int64: the input channel that each column of the
-    codes belongs to; None when they stand in their own order.
+    codes belongs to; None when the columns are in the channels' order.
     """
 
     name: str
     shape: tuple[int, ...]
-    storage: Blocks
+    storage: RowBlocks
     order: npt.NDArray[np.int64] | None
     blocks: Callable[[int, int], tuple[npt.NDArray[Any], ...]]
 
 
 class Checkpoint(Protocol):
-    """A model somebody hands us, opened but not read."""
+    """A source model, opened but not read."""
 
     @property
     def path(self) -> Path:
-        """Where it lies: a folder or a file."""
+        """Its folder or file."""
         ...
 
     @property
@@ -64,7 +64,7 @@ class Checkpoint(Protocol):
         ...
 
     def tensor(self, name: str) -> LazyTensor:
-        """Tensor `name`; raises `CheckpointError` when there is none."""
+        """Return tensor `name`; raises `CheckpointError` when there is none."""
         ...
 
     def write_tokenizer(self, folder: Path) -> list[str]:
@@ -74,7 +74,7 @@ class Checkpoint(Protocol):
         ...
 
     def licence_files(self) -> Sequence[Path]:
-        """Licence, use policy, notice and model card found beside the weights."""
+        """Return license, use policy, notice and model card found beside the weights."""
         ...
 
     def search_defaults(self) -> dict[str, Any]:
@@ -82,13 +82,13 @@ class Checkpoint(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, str]:
-        """What identifies the source's content: file name -> size and modification time."""
+        """Return what identifies the source's content: file name -> size and modification time."""
         ...
 
 
 @runtime_checkable
 class HoldsCodes(Protocol):
-    """A checkpoint that has matrices as codes, besides handing out all of them as float32 rows."""
+    """A checkpoint that holds matrices as codes, and gives all of them as float32 rows too."""
 
     @property
     def native_bits(self) -> int:
@@ -96,20 +96,21 @@ class HoldsCodes(Protocol):
         ...
 
     def describe(self) -> str:
-        """How it is quantized, for people."""
+        """Return how it is quantized, for people."""
         ...
 
     def bits_of(self, name: str) -> int | None:
-        """Bits of a code of tensor `name`; None when it is stored as floats."""
+        """Return the bits of a code of tensor `name`; None when it is stored as floats."""
         ...
 
     def coded(self, name: str) -> CodedMatrix:
-        """Matrix `name` as codes; raises `UnsupportedError` when no package could hold them."""
+        """Return matrix `name` as codes; raises `UnsupportedError` when no package could hold
+        them."""
         ...
 
 
 class TensorsByName:
-    """`names` and `tensor` for the checkpoints that keep their lazy tensors in a dictionary."""
+    """`names` and `tensor` for checkpoints that keep their lazy tensors in a dictionary."""
 
     path: Path
     tensors: dict[str, LazyTensor]
@@ -130,14 +131,15 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     """Compare a checkpoint's tensors with what its config asks for, before anything is read.
 
     Raises `CheckpointError` for a tensor that is missing or of the wrong shape, `UnsupportedError`
-    for one that plain Llama does not have (a bias, say) and that must not be dropped in silence.
+    for one that plain Llama does not have (a bias, for example): without it the model would
+    be another.
     """
     present = set(checkpoint.names())
     layers = checkpoint.config.num_hidden_layers
     if layers > len(present):  # before a list of millions of names is made
         raise CheckpointError(
             f"{checkpoint.path}: the config has {layers} layers, but there are only "
-            f"{len(present)} tensors: config and weights are of different models."
+            f"{len(present)} tensors: config and weights belong to different models."
         )
     expected = checkpoint.config.tensor_shapes()
     missing = [name for name in expected if name not in present]
@@ -145,9 +147,9 @@ def check_tensors(checkpoint: Checkpoint) -> None:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(
             f"{checkpoint.path} lacks the tensor {missing[0]}{more}: "
-            "a file is missing, or config and weights are of different models."
+            "a file is missing, or config and weights belong to different models."
         )
-    # A tied model may save its head all the same; the embedding is what counts.
+    # A tied model may save its head as well; the embedding is what counts.
     allowed = expected.keys() | {"lm_head.weight"}
     for name in sorted(present - allowed):
         if not name.endswith(_IGNORED_SUFFIXES):

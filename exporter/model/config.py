@@ -1,4 +1,4 @@
-"""The numbers of a Llama architecture, whatever file they came from."""
+"""The numbers of a Llama architecture, and how they are read from config.json."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class LlamaConfig:
         return self.num_key_value_heads * self.head_dim
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor such a model has, by Hugging Face name, with its shape."""
+        """Return the shape of every tensor of such a model, by Hugging Face name."""
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
         }
@@ -205,12 +205,12 @@ def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
 
 
 def _rope_block(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Everything config.json says of the rotary embedding, in transformers 5's form."""
+    """Return what config.json says about the rotary embedding, in the form of transformers 5."""
     for name in ("rope_parameters", "rope_scaling"):
         if not isinstance(raw.get(name) or {}, Mapping):
             raise CheckpointError(f"{where}: {name} must be an object, not {raw[name]!r}.")
     # transformers 5 writes rope_parameters; 4.x wrote rope_theta and rope_scaling at the top, and
-    # where there is such a rope_scaling, 5 takes it and nothing of rope_parameters.
+    # where there is a rope_scaling, 5 uses it and ignores rope_parameters.
     block = {"rope_theta": 10000.0, **_set(raw, "rope_theta")}
     block |= raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if block.get("factor", 1) != 1 and not block.keys() & {"rope_type", "type"}:
@@ -268,7 +268,7 @@ def _token_id(raw: Mapping[str, Any], key: str, where: str) -> int | None:
 
 
 class Keys:
-    """Reads typed values out of a mapping, with the file's name in every complaint."""
+    """Reads typed values from a mapping; every error names the file."""
 
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
         self._raw, self._where = raw, where
@@ -294,7 +294,7 @@ class Keys:
         return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:
-        """True or false, and nothing that Python takes for it."""
+        """The boolean at `key`; raises `CheckpointError` for anything else, 0 and 1 included."""
         value = self._get(key, default)
         if not isinstance(value, bool):
             raise CheckpointError(f"{self._where}: {key} must be true or false, not {value!r}.")

@@ -12,7 +12,7 @@ from llama_onnx.exporter.formats.tensor import Float32
 def half_split_rows(
     rows: Callable[[int, int], Float32], head_dim: int, start: int, stop: int
 ) -> Float32:
-    """Rows [start, stop) in Hugging Face's order, where a row's partner stands half a head away.
+    """Return rows [start, stop) in Hugging Face's order, where a row's partner is half a head away.
 
     `rows` reads them interleaved, partner beside partner. Whole heads are read, reordered, cut.
     """

@@ -1,4 +1,4 @@
-"""Which matrix is stored how. A recipe is plain data: it goes into the manifest as it is."""
+"""How each matrix is stored. A recipe is plain data and goes into the manifest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from llama_onnx.exporter.model.storage import Blocks, Storage, storage
+from llama_onnx.exporter.model.storage import RowBlocks, Storage, make_storage
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName, Operators
 
@@ -18,9 +18,9 @@ LogitsMode = Literal["all", "last"]
 class Recipe:
     """Everything that decides a package's content besides the weights themselves.
 
-    `taken_over` names the tensors whose codes are the source's own, and how they are stored.
-    `swappable` are the kinds of matrices (`q_proj`) that take a LoRA adapter at run time, in every
-    layer. `activations` is what flows between the `operators`.
+    `source_codes` names the tensors whose codes are the source's own, and how these are stored.
+    `swappable` are the kinds of matrices (`q_proj`) that accept a LoRA adapter at run time, in
+    every layer. `activations` is what flows between the `operators`.
     """
 
     precision: str
@@ -31,35 +31,44 @@ class Recipe:
     accuracy_level: int = 4
     fuse_gate_up: bool = False
     logits: LogitsMode = "all"
-    taken_over: Mapping[str, Blocks] = field(default_factory=dict)
+    source_codes: Mapping[str, RowBlocks] = field(default_factory=dict)
     swappable: tuple[str, ...] = ()
     activations: FloatName = "fp32"
     operators: Operators = field(default_factory=Operators)
 
     def storage_of(self, tensors: Sequence[str], otherwise: Storage) -> Storage:
-        """How the rows of `tensors` are stored in one matrix: as they come, or `otherwise`."""
+        """Return how the rows of `tensors` are stored in one matrix: as the source's own codes, or
+        `otherwise`."""
         assert self.fit_together(tensors)
-        return self.taken_over.get(tensors[0], otherwise)
+        return self.source_codes.get(tensors[0], otherwise)
+
+    def keeps_codes(self, tensors: Sequence[str]) -> bool:
+        """Whether the matrix made of `tensors` is stored as the source's own codes."""
+        return tensors[0] in self.source_codes
 
     def fit_together(self, tensors: Sequence[str]) -> bool:
-        """Whether the rows of `tensors` can stand in one matrix."""
-        return len({self.taken_over.get(name) for name in tensors}) == 1
+        """Whether the rows of `tensors` can be stored in one matrix."""
+        return len({self.source_codes.get(name) for name in tensors}) == 1
 
     def packs(self, projections: Sequence[str]) -> bool:
-        """Whether query, key and value stand in one matrix: the attention has to take it so, and a
-        source's own codes may differ from one projection to the next."""
+        """Whether query, key and value share one matrix: the attention operator has to accept
+        that, and a source's own codes may differ from one projection to the next."""
         together = self.operators.packed_qkv and not self.operators.standard
         return together and self.fit_together(projections)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values, for the manifest and the journal; of the tensors taken over how
-        many are stored in which way."""
-        ways = Counter((b.bits, b.block_size, bool(b.order)) for b in self.taken_over.values())
+        """Return it as plain JSON values, for the manifest and the journal: of the source's own
+        codes how many tensors are stored in which way."""
+        ways = Counter((b.bits, b.block_size, bool(b.order)) for b in self.source_codes.values())
         counts = [
             {"bits": bits, "block_size": size, "reordered": reordered, "tensors": count}
             for (bits, size, reordered), count in sorted(ways.items())
         ]
-        return {**asdict(replace(self, taken_over={})), "taken_over": counts}
+        values = asdict(replace(self, source_codes={}))
+        del values["source_codes"]
+        storages = {"linear": self.linear, "embedding": self.embedding, "head": self.head}
+        values |= {name: storage.to_json() for name, storage in storages.items()}
+        return {**values, "taken_over": counts}
 
 
 def make_recipe(
@@ -76,7 +85,8 @@ def make_recipe(
     activations: FloatName = "fp32",
     operators: Operators = Operators(),  # noqa: B008
 ) -> Recipe:
-    """Fill in what the user left open. `tied`: embedding and head are one matrix, stored once.
+    """Return the recipe, with defaults for what is None. `tied`: embedding and head are one matrix,
+    stored once.
 
     Raises `UsageError` for an unknown precision or block size, when a tied model is asked to store
     its one matrix in two ways, or for an embedding that `operators` cannot read.
@@ -84,27 +94,27 @@ def make_recipe(
     if tied and embedding and head and embedding != head:
         raise UsageError(
             f"the model ties embedding and head, so they cannot be stored as {embedding} and "
-            f"{head}: give one of the two options."
+            f"{head}: pass only one of the two options."
         )
     if tied:
         embedding = head = embedding or head
-    careful = _careful(precision, activations, operators)
+    default = _default_embedding(precision, activations, operators)
     readable = _readable(operators)
     if embedding and embedding.startswith("int") and embedding not in readable:
-        known = ", ".join(readable) or "none that is quantized"
+        known = ", ".join(readable) or "fp32, fp16 or bf16"
         raise UsageError(
-            f"the target has no operator that reads an embedding of {embedding}: it reads {known}."
+            f"the target has no operator that reads an embedding of {embedding}: use {known}."
         )
 
     def stored(name: str) -> Storage:
-        return storage(name, block_size, scales=activations, columnwise=operators.standard)
+        return make_storage(name, block_size, scales=activations, columnwise=operators.standard)
 
     return Recipe(
         precision=precision,
         quantizer=quantizer,
         linear=stored(precision),
-        embedding=stored(embedding or careful),
-        head=stored(head or (careful if tied else precision)),
+        embedding=stored(embedding or default),
+        head=stored(head or (default if tied else precision)),
         accuracy_level=accuracy_level,
         fuse_gate_up=fuse_gate_up,
         logits=logits,
@@ -113,8 +123,8 @@ def make_recipe(
     )
 
 
-def _careful(precision: str, activations: FloatName, operators: Operators) -> str:
-    """How the embedding is stored if nobody says. It is the model's input and is read a row at a
+def _default_embedding(precision: str, activations: FloatName, operators: Operators) -> str:
+    """Return how the embedding is stored by default. It is the model's input and is read a row at a
     time: eight bits cost no time there. A separate head is read whole for every token, so it is
     stored like the other matrices."""
     if not precision.startswith("int"):
@@ -123,7 +133,7 @@ def _careful(precision: str, activations: FloatName, operators: Operators) -> st
 
 
 def _readable(operators: Operators) -> tuple[str, ...]:
-    """The quantized types of which single rows can be read."""
+    """Return the quantized types whose single rows can be read."""
     if operators.standard:
         return ("int8",)  # Gather has no type of four bits
     return ("int8", "int4") if operators.gather_blocks else ()

@@ -28,6 +28,7 @@ from llama_onnx.targets.errors import (
     UnsupportedError,
     UsageError,
 )
+from llama_onnx.targets.graph_names import LORA_A, LORA_B, adapter_name
 from llama_onnx.targets.package import ADAPTER_FOLDER, ADAPTER_SUFFIX
 
 WRITING_MEMORY = 2.5
@@ -111,8 +112,8 @@ class KeptAdapter:
         for module, change in self.changes.items():
             # A is scaled rather than B, as where an adapter is merged.
             a = _values(change.right) * np.float32(change.scaling)
-            for part, value in (("lora_A", a), ("lora_B", _values(change.left))):
-                values[f"{module}.{part}.weight"] = value
+            for side, value in ((LORA_A, a), (LORA_B, _values(change.left))):
+                values[adapter_name(module, side)] = value
         path = package / self.file
         path.parent.mkdir(exist_ok=True)
         ort.write_adapter(path, values)

@@ -27,6 +27,8 @@ from llama_onnx.exporter.packaging.plan import require_disk
 from llama_onnx.exporter.packaging.provenance import copy_licences
 from llama_onnx.exporter.packaging.stream import slot_arrays
 from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS, try_package
+from llama_onnx.exporter.quantize.base import Quantizer
+from llama_onnx.exporter.quantize.registry import get_quantizer
 from llama_onnx.exporter.tokenizer.files import check_tokenizer
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, write_manifest
 
@@ -72,15 +74,22 @@ def compile_package(job: Job, *, resuming: bool) -> Compiled:
 
 def _write_slots(writer: DataWriter, job: Job) -> None:
     done = set(writer.finished)
+    quantizer = get_quantizer(job.plan.recipe.quantizer)
     with ThreadPoolExecutor(job.workers) as pool:
         for placed in job.plan.placed:
             if placed.slot.name not in done:
-                _write_slot(writer, placed, job, pool)
+                _write_slot(writer, placed, job, quantizer, pool)
 
 
-def _write_slot(writer: DataWriter, placed: PlacedSlot, job: Job, pool: ThreadPoolExecutor) -> None:
+def _write_slot(
+    writer: DataWriter,
+    placed: PlacedSlot,
+    job: Job,
+    quantizer: Quantizer,
+    pool: ThreadPoolExecutor,
+) -> None:
     name, total = placed.slot.name, job.plan.data_bytes
-    arrays = slot_arrays(placed.slot, job.checkpoint, pool, job.workers)
+    arrays = slot_arrays(placed.slot, job.checkpoint, quantizer.quantize, pool, job.workers)
     for place, parts in zip(placed.places, arrays, strict=True):
         writer.pad_to(place.offset)
         job.progress.update(name, writer.position, total, "bytes")

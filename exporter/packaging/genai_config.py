@@ -7,6 +7,15 @@ from typing import Any
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.dtypes import DTYPES
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.graph_names import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    KEY,
+    LOGITS,
+    PAST,
+    PRESENT,
+    VALUE,
+)
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.target import FloatName, Session
 
@@ -65,15 +74,15 @@ def genai_config(
                 "provider_options": _provider_options(provider),
             },
             "inputs": {
-                "input_ids": "input_ids",
-                "attention_mask": "attention_mask",
-                "past_key_names": "past_key_values.%d.key",
-                "past_value_names": "past_key_values.%d.value",
+                "input_ids": INPUT_IDS,
+                "attention_mask": ATTENTION_MASK,
+                "past_key_names": PAST + KEY,
+                "past_value_names": PAST + VALUE,
             },
             "outputs": {
-                "logits": "logits",
-                "present_key_names": "present.%d.key",
-                "present_value_names": "present.%d.value",
+                "logits": LOGITS,
+                "present_key_names": PRESENT + KEY,
+                "present_value_names": PRESENT + VALUE,
             },
         },
     }

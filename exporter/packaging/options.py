@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from llama_onnx.exporter.quantize.registry import QUANTIZERS
 from llama_onnx.targets.target import FloatName
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Options:
     )
     quantizer: str = field(
         default="rtn",
-        metadata=_words("How codes are chosen: rtn rounds to nearest.", choices=("rtn",)),
+        metadata=_words("How codes are chosen: rtn rounds to nearest.", choices=tuple(QUANTIZERS)),
     )
     embedding: str | None = field(
         default=None,

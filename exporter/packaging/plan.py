@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shutil
 import sys
@@ -21,12 +20,12 @@ from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
 from llama_onnx.exporter.model.recipe import Recipe, make_recipe
-from llama_onnx.exporter.model.storage import Blocks
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
-from llama_onnx.exporter.packaging.options import Options as Options
-from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_tensors, tensor_arrays
-from llama_onnx.exporter.quantize.source_codes import innermost, native_precision, take_over
+from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
+from llama_onnx.exporter.quantize.registry import get_quantizer
+from llama_onnx.exporter.quantize.source_codes import innermost, keep_source_codes, native_precision
 from llama_onnx.targets.errors import ResourceError, UsageError
 from llama_onnx.targets.target import FloatName, Target
 
@@ -117,7 +116,7 @@ def make_plan(
         )
     recipe = replace(recipe, swappable=swappable_kinds(kept))
     check_tensors(checkpoint)
-    recipe = take_over(checkpoint, recipe)
+    recipe = keep_source_codes(checkpoint, recipe)
     built = build_model(config, recipe)
     placed = lay_out(built.slots)
     attach(built, placed)
@@ -155,7 +154,7 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
         precision,
         tied=tied,
         block_size=options.block_size,
-        quantizer=options.quantizer,
+        quantizer=get_quantizer(options.quantizer).name,
         embedding=options.embedding,
         head=options.head,
         accuracy_level=target.graph.accuracy_level if level is None else level,
@@ -203,17 +202,11 @@ def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int, kept: Sequence[Ke
         piece = ".".join(slot.slot.name.split(".")[:3])
         layer[piece] = layer.get(piece, 0) + slot.slot.nbytes
     # A matrix whose every row is scattered over the file is put together first, a byte a code.
-    scattered = (math.prod(slot.slot.shape) for slot in placed if _is_scattered(slot))
-    together = max(scattered, default=0)
+    together = max(slot.slot.storage.joined_values(slot.slot.shape) for slot in placed)
     base = BASE_MEMORY + (TORCH_MEMORY if "torch" in sys.modules else 0)
     adapter = max((adapter.nbytes for adapter in kept), default=0)
     writing = int(WRITING_MEMORY * adapter)
     return base + max(chunks + scales + together, writing, 2 * max(layer.values()) + 2 * adapter)
-
-
-def _is_scattered(slot: PlacedSlot) -> bool:
-    storage = slot.slot.storage
-    return isinstance(storage, Blocks) and storage.columnwise
 
 
 def _behind_codes(slot: PlacedSlot) -> int:
@@ -238,7 +231,7 @@ def _becomes(checkpoint: Checkpoint, recipe: Recipe) -> str | None:
         return None
     names = checkpoint.config.tensor_shapes()
     matrices = sum(source.bits_of(name) is not None for name in names)
-    taken = len(recipe.taken_over)
+    taken = len(recipe.source_codes)
     counts = {"taken over code by code": taken, "dequantized": matrices - taken}
     parts = [f"{count} matrices {what}" for what, count in counts.items() if count]
     return f"{source.describe()}: {', '.join(parts)}"
@@ -253,13 +246,13 @@ def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
     workers = os.cpu_count() or 1
     slots = [placed.slot for placed in plan.placed if placed.slot.sources]
     largest = max(slots, key=lambda slot: slot.nbytes)
-    tensor = slot_tensors(largest, checkpoint)[0]
-    width = tensor.shape[1] if len(tensor.shape) > 1 else 1
-    rows = min(tensor.shape[0], max(1, SAMPLE_VALUES // width))
-    sample = replace(tensor, shape=(rows, *tensor.shape[1:]))
+    source = slot_sources(largest, checkpoint, get_quantizer(plan.recipe.quantizer).quantize)[0]
+    width = source.shape[1] if len(source.shape) > 1 else 1
+    rows = min(source.shape[0], max(1, SAMPLE_VALUES // width))
+    sample = replace(source, shape=(rows, *source.shape[1:]))
     started = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
-        for arrays in tensor_arrays([sample], largest.storage, pool, workers):
+        for arrays in source_arrays([sample], largest.storage, pool, workers):
             for array in arrays:
                 hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data)
     elapsed = time.perf_counter() - started

@@ -1,1 +1,1 @@
-"""A matrix -> blocks of codes: one file an algorithm; `recipe.py` says which matrix gets what."""
+"""A matrix -> codes: one file for each quantizer, chosen by name in `registry.py`."""

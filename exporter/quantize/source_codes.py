@@ -1,8 +1,8 @@
-"""Matrices whose checkpoint holds codes already: which of them go into the package as they are.
+"""Quantized sources: which of their codes go into the package unchanged.
 
-A quantized source has a precision of its own, the bits of most of its codes. Exported at that one,
-all its codes are taken over, whatever the bits of single matrices; at another one those that have
-just its bits, and the rest is dequantized and stored as the recipe says.
+The native precision of a quantized source is that of most of its codes. An export at the native
+precision keeps all codes, of every number of bits. An export at another precision keeps those that
+happen to have it; the rest is dequantized and stored as the recipe says.
 """
 
 from __future__ import annotations
@@ -12,28 +12,27 @@ from dataclasses import replace
 from llama_onnx.exporter.checkpoints.lora import LoraCheckpoint
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes
 from llama_onnx.exporter.model.recipe import Recipe
-from llama_onnx.exporter.model.storage import Blocks
 from llama_onnx.targets.errors import UsageError
 
 
 def innermost(checkpoint: Checkpoint) -> Checkpoint:
-    """`checkpoint` without the adapters merged into it."""
+    """Return `checkpoint` without the adapters merged into it."""
     while isinstance(checkpoint, LoraCheckpoint):
         checkpoint = checkpoint.base
     return checkpoint
 
 
 def native_precision(checkpoint: Checkpoint) -> str | None:
-    """The precision a quantized source comes in, `int4` or `int8`; None for a source of floats."""
+    """Return the precision of a quantized source, `int4` or `int8`; None for a source of floats."""
     source = innermost(checkpoint)
     return f"int{source.native_bits}" if isinstance(source, HoldsCodes) else None
 
 
-def take_over(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
-    """`recipe` with the matrices whose codes are stored as they come.
+def keep_source_codes(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
+    """Return `recipe` with the source's own codes wherever it can keep them.
 
-    Raises `UsageError` where codes had to change to do what was asked for: an adapter merged into
-    them, or two matrices with different blocks in one.
+    Raises `UsageError` where codes would have to change: for an adapter merged into them, or for
+    two matrices with different blocks in one.
     """
     native = native_precision(checkpoint)
     if native is None:
@@ -42,20 +41,20 @@ def take_over(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
         if recipe.linear.name == native:
             raise UsageError(
                 f"merging {checkpoint.folder} into the quantized {checkpoint.path} would quantize "
-                f"it a second time: keep the adapter beside it (--keep-adapter), take another "
+                f"it a second time: keep the adapter beside it (--keep-adapter), use another "
                 f"precision than {native}, or merge the adapter into the original weights."
             )
         return recipe
     assert isinstance(checkpoint, HoldsCodes)
     if recipe.operators.standard:
-        return recipe  # a source's codes stand in rows, with zero points and orders of their own
+        return recipe  # a source's codes are in rows, with zero points and orders
     found = {}
     for name in checkpoint.config.tensor_shapes():
         bits = checkpoint.bits_of(name)
         wanted = recipe.head if name == "lm_head.weight" else recipe.linear
-        if isinstance(wanted, Blocks) and bits and wanted.name in (f"int{bits}", native):
+        if bits and wanted.name in (f"int{bits}", native):
             found[name] = replace(checkpoint.coded(name).storage, scales=recipe.activations)
-    result = replace(recipe, taken_over=found)
+    result = replace(recipe, source_codes=found)
     _check_fusion(checkpoint, result)
     return result
 
@@ -66,5 +65,5 @@ def _check_fusion(checkpoint: Checkpoint, recipe: Recipe) -> None:
         if not recipe.fit_together(names):
             raise UsageError(
                 f"{checkpoint.path}: gate and up projection of layer {layer} are quantized in "
-                "different blocks and cannot be one matrix: leave --fuse-gate-up out."
+                "different blocks and cannot be one matrix: remove --fuse-gate-up."
             )

@@ -1,26 +1,28 @@
-"""A package's own graph, computing in float32: what is off then is the graph's own error.
+"""A package's graph, computing in float32: what differs then is an error of the graph itself.
 
-Nodes, weights and their order stay as they are. Int8 arithmetic is switched off; values in half
-precision become float32, and their weights are widened in front of the first node that reads them.
+Nodes, weights and their order do not change. Int8 arithmetic is switched off; values in half
+precision become float32, and their weights are widened before the node that reads them.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from llama_onnx.exporter.graph.names import COS_CACHE, SIN_CACHE, initializer_name, scope_of
 from llama_onnx.exporter.graph.rotary import rotary_tables
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.storage import WEIGHT
 
 _FP32_ARITHMETIC = 1  # MatMulNBits' accuracy_level; 4 rounds activations to int8 blocks
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_TABLES = ("model.cos_cache.weight", "model.sin_cache.weight")
+_TABLES = tuple(initializer_name(module, WEIGHT) for module in (COS_CACHE, SIN_CACHE))
 
 
 def compute_in_float32(model: ir.Model, config: LlamaConfig) -> None:
     """Change `model`, a package's graph, in place.
 
-    Rotary tables in half precision give way to exact ones: PyTorch has no others to compare with,
-    and `parity.rotary` looks at the package's own.
+    Rotary tables in half precision are replaced with exact ones: PyTorch has no others to compare
+    with, and the package's own are checked in `parity.measure.rotary`.
     """
     for node in model.graph:
         if node.op_type == "MatMulNBits":
@@ -47,7 +49,7 @@ def compute_in_float32(model: ir.Model, config: LlamaConfig) -> None:
 def _widen(value: ir.Value) -> None:
     """Put a Cast between the initializer `value` and each node that reads it."""
     for node, index in list(value.uses()):
-        scope = (node.name or "").rpartition("/")[0]
+        scope = scope_of(node.name or "")
         cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT})
         cast.name = f"{scope}/widen_{value.name}"
         (wide,) = cast.outputs

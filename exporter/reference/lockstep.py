@@ -18,6 +18,7 @@ from llama_onnx.exporter.reference.segments import moves_padding, run_segments
 from llama_onnx.runtime.measure.graph_session import Adapter
 from llama_onnx.runtime.measure.metrics import Ids
 from llama_onnx.runtime.measure.situations import Observation, Passage, Program, Row, Step, observe
+from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.package import MODEL_FILE
 
 HEAD = "head"
@@ -69,8 +70,8 @@ def _observations(
     program: Program, steps: Iterator[dict[str, npt.NDArray[Any]]], in_front: bool
 ) -> Iterator[tuple[int, Observation]]:
     for index, (step, outputs) in enumerate(zip(program, steps, strict=True)):
-        if "logits" in outputs:
-            found = observe(step, outputs["logits"])
+        if LOGITS in outputs:
+            found = observe(step, outputs[LOGITS])
         else:
             hidden = hidden_state(outputs)
             found = (hidden_observation(step, row, hidden, in_front) for row in step.rows)

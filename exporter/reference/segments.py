@@ -1,12 +1,11 @@
 """Run a package's own graph a piece at a time: embedding, each decoder layer, head.
 
-The pieces are cut from the very model.onnx that ships and read the very data file, so what runs is
-the package; but only one layer's weights are in memory at once.
+The pieces are cut from the model.onnx that ships and read its data file, so what runs is the
+package; but only one layer's weights are in memory at once.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +15,27 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llama_onnx.exporter.graph.names import layer_of
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.measure.situations import Caches, Program
 from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.graph_names import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    is_past,
+    is_present,
+    past_of,
+    present_of,
+)
 
 Array = npt.NDArray[Any]
-_LAYER = re.compile(r"^model/layers\.(\d+)/")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A cut of the graph with its inputs and outputs by name; `label` names it for people."""
+    """A piece of the graph with its inputs and outputs by name; `label` names it for people."""
 
     label: str
     nodes: tuple[ir.Node, ...]
@@ -49,15 +56,15 @@ def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
     """Cut `model` into what precedes the layers, each layer, and what follows them.
 
     `fed` are initializers that are given another value: inputs of the segments that read them.
-    Raises `PackageError` if a node stands before one that it reads from.
+    Raises `PackageError` if a node comes before one that it reads from.
     """
     _check_order(model)
     groups: dict[int, list[ir.Node]] = {}
     current = -1
     for node in model.graph:
-        match = _LAYER.match(node.name or "")
-        if match:
-            current = int(match[1])
+        layer = layer_of(node.name or "")
+        if layer is not None:
+            current = layer
         elif current >= 0:
             current = 1 << 30
         groups.setdefault(current, []).append(node)
@@ -78,7 +85,7 @@ def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
 
 
 def moves_padding(model: ir.Model) -> bool:
-    """Whether the layers of `model` have each row's valid positions in front."""
+    """Whether the layers of `model` move each row's valid positions to the front."""
     return any(node.op_type == "GroupQueryAttention" for node in model.graph)
 
 
@@ -90,7 +97,7 @@ def _check_order(model: ir.Model) -> None:
             maker = value.producer() if value is not None else None
             if maker is not None and maker not in seen:
                 raise PackageError(
-                    f"The graph's nodes are out of order: {node.name} reads {maker.name}, which "
+                    f"the graph's nodes are out of order: {node.name} reads {maker.name}, which "
                     "comes later; export the package again."
                 )
         seen.add(node)
@@ -107,15 +114,15 @@ def run_segments(
     """Run `program` through each segment of the model at `path` in turn.
 
     Yields, for each segment, its label and an iterator over its outputs by value name, those of
-    every step of the program; what of it is not consumed is run before the next segment comes.
-    `exact`: everything is computed in float32, whatever the package ships with. `adapter` has the
-    parameters of the active LoRA adapter by name, None for the bare base.
+    every step of the program; what is not consumed is run before the next segment.
+    `exact`: everything is computed in float32, even if the package computes in another type.
+    `adapter` has the parameters of the active LoRA adapter by name, None for the bare base.
     """
     model = ir.load(path)
     if exact:
         compute_in_float32(model, config)
     environments: list[dict[str, Array]] = [
-        {"input_ids": step.ids, "attention_mask": step.mask, **(adapter or {})} for step in program
+        {INPUT_IDS: step.ids, ATTENTION_MASK: step.mask, **(adapter or {})} for step in program
     ]
     cuts = list(segments(model, adapter or ()))
     for number, segment in enumerate(cuts, start=1):
@@ -132,8 +139,7 @@ def run_segments(
 def _check_cache(segment: Segment, path: Path) -> None:
     """Raise `PackageError` if `segment` reads keys or values that it does not write."""
     for name in segment.inputs:
-        written = name.replace("past_key_values.", "present.", 1)
-        if name != written and written not in segment.outputs:
+        if is_past(name) and present_of(name) not in segment.outputs:
             raise PackageError(
                 f"{path}: {segment.label} reads {name}, the cache of another layer: export the "
                 "package again."
@@ -156,7 +162,7 @@ def _run_segment(
         past = caches.before(index) or {}
         feeds = {
             name: past.get(name, np.zeros(shape, ort.numpy_dtype(dtypes[name])))
-            if name.startswith("past_key_values.")
+            if is_past(name)
             else environment[name]
             for name in segment.inputs
         }
@@ -165,11 +171,7 @@ def _run_segment(
         outputs = dict(zip(segment.outputs, values, strict=True))
         caches.put(
             index,
-            {
-                name.replace("present.", "past_key_values.", 1): value
-                for name, value in outputs.items()
-                if name.startswith("present.")
-            },
+            {past_of(name): value for name, value in outputs.items() if is_present(name)},
         )
         everything = environment | outputs
         environments[index] = {n: v for n, v in everything.items() if n in needed}

@@ -13,6 +13,14 @@ from llama_onnx.runtime import ort
 from llama_onnx.runtime.measure.metrics import Ids, Logits
 from llama_onnx.runtime.memory import forgetting_pages
 from llama_onnx.runtime.placement.session import open_session
+from llama_onnx.targets.graph_names import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    is_past,
+    past_of,
+    present_of,
+)
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
 from llama_onnx.targets.providers import CPU, provider_of
 
@@ -39,7 +47,7 @@ class GraphSession:
         self.shares_buffer = shares_buffer
         self.adapter = adapter or {}
         self._outputs = [output.name for output in session.get_outputs()]
-        self._past = {i.name: i for i in session.get_inputs() if i.name.startswith("past_key")}
+        self._past = {i.name: i for i in session.get_inputs() if is_past(i.name)}
 
     @classmethod
     def open(cls, package: Path, adapter: Adapter | None = None) -> GraphSession:
@@ -74,12 +82,12 @@ class GraphSession:
         """Return logits [B, S, V] for `ids` [B, S] and `mask` [B, past + S], and the next cache."""
         if cache is None:
             cache = self.empty_cache(len(ids))
-        feeds = {"input_ids": ids, "attention_mask": mask, **cache, **self.adapter}
+        feeds = {INPUT_IDS: ids, ATTENTION_MASK: mask, **cache, **self.adapter}
         with ort.running(_WHAT):
             outputs = self.raw.run(self._outputs, feeds)
         named = dict(zip(self._outputs, outputs, strict=True))
-        return named.pop("logits").astype(np.float32, copy=False), {
-            name.replace("present.", "past_key_values."): value for name, value in named.items()
+        return named.pop(LOGITS).astype(np.float32, copy=False), {
+            past_of(name): value for name, value in named.items()
         }
 
     def greedy(self, prompt: Ids, count: int) -> list[int]:
@@ -119,22 +127,21 @@ class SharedBuffer:
             buffer = ort.to_device(zeros, device)
             self._buffers += [zeros, buffer]
             self._binding.bind_ortvalue_input(name, buffer)
-            present = name.replace("past_key_values.", "present.")
-            self._binding.bind_ortvalue_output(present, buffer)
+            self._binding.bind_ortvalue_output(present_of(name), buffer)
         # onnxruntime ignores an adapter in the run options of a bound run, so it is bound as well.
         for name, value in graph.adapter.items():
             parameter = ort.to_device(value, device)
             self._buffers += [value, parameter]
             self._binding.bind_ortvalue_input(name, parameter)
-        self._binding.bind_output("logits")  # last, so that get_outputs() has it last
+        self._binding.bind_output(LOGITS)  # last, so that get_outputs() has it last
 
     def step(self, ids: Ids) -> Logits:
         """Return logits [S, V] for `ids` [S], which follow those of the steps before."""
         self._filled += len(ids)
         batch, mask = np.ascontiguousarray(ids[None]), np.ones((1, self._filled), np.int64)
-        self._binding.bind_cpu_input("input_ids", batch)
-        self._binding.bind_cpu_input("attention_mask", mask)
-        self._binding.bind_output("logits")  # again: its shape differs in every step
+        self._binding.bind_cpu_input(INPUT_IDS, batch)
+        self._binding.bind_cpu_input(ATTENTION_MASK, mask)
+        self._binding.bind_output(LOGITS)  # again: its shape differs in every step
         with ort.running(_WHAT):
             self._session.run_with_iobinding(self._binding)
         logits = self._binding.get_outputs()[-1].numpy()[0]

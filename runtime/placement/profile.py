@@ -16,6 +16,7 @@ from llama_onnx.runtime.ort import Session, numpy_dtype
 from llama_onnx.runtime.placement.session import OpenSession, open_session
 from llama_onnx.runtime.placement.shares import Placement
 from llama_onnx.targets.errors import ProviderError
+from llama_onnx.targets.graph_names import ATTENTION_MASK, INPUT_IDS, is_past
 from llama_onnx.targets.provider import Provider
 
 TOKENS = 4
@@ -85,11 +86,11 @@ def profile_step(
 def step_feeds(session: Session, tokens: int) -> dict[str, npt.NDArray[Any]]:
     """Return the inputs of a prefill of `tokens` tokens: batch 1, empty cache."""
     feeds: dict[str, npt.NDArray[Any]] = {
-        "input_ids": np.arange(tokens, dtype=np.int64)[None],
-        "attention_mask": np.ones((1, tokens), np.int64),
+        INPUT_IDS: np.arange(tokens, dtype=np.int64)[None],
+        ATTENTION_MASK: np.ones((1, tokens), np.int64),
     }
     for value in session.get_inputs():
-        if value.name.startswith("past_key_values."):
+        if is_past(value.name):
             _, heads, _, width = value.shape
             feeds[value.name] = np.zeros((1, heads, 0, width), numpy_dtype(value.type))
     return feeds

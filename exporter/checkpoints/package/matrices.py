@@ -66,7 +66,7 @@ class Initializer:
         if self.dtype != ml_dtypes.int4:
             mapped = np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
             return np.array(mapped[:, start:stop])
-        # Packed one behind the other, the first of two in the low nibble; rows begin in either.
+        # Packed one after the other, the first of two in the low nibble; rows begin in either.
         packed = np.memmap(self.file, np.uint8, "r", self.offset, (self.nbytes,))
         rows, width = self.shape
         flat = np.arange(rows)[:, None] * width + np.arange(start, stop)  # [rows, stop - start]
@@ -77,7 +77,7 @@ class Initializer:
 @dataclass(frozen=True)
 class MatMulBlocks:
     """A quantized matrix [N, K] as `com.microsoft`'s operators read it. `order`: the channel of the
-    input that each column is multiplied by, where a Gather in front rearranges them."""
+    input that each column is multiplied by, where a Gather before it rearranges them."""
 
     codes: Initializer
     scales: Initializer
@@ -115,8 +115,8 @@ class MatMulBlocks:
         order = self.order.rows(0, columns)
         if not np.array_equal(np.sort(order), np.arange(columns)):
             raise PackageError(
-                f"{self.order.file}: {self.order.name} is no order of {columns} channels: copy or "
-                "export the package again."
+                f"{self.order.file}: {self.order.name} is not an order of {columns} channels: copy "
+                "or export the package again."
             )
         found = np.empty_like(values)
         found[:, order] = values
@@ -155,7 +155,7 @@ CodedRows = MatMulBlocks | DequantizedColumns
 
 
 def read_initializer(path: Path, proto: onnx.TensorProto) -> Initializer:
-    """Where `proto` of the graph in the folder `path` lies; raises `PackageError`."""
+    """Return the place of `proto` of the graph in the folder `path`; raises `PackageError`."""
     shape, dtype = tuple(proto.dims), onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
     if proto.data_location != onnx.TensorProto.EXTERNAL:
         inline = onnx.numpy_helper.to_array(proto)
@@ -165,7 +165,8 @@ def read_initializer(path: Path, proto: onnx.TensorProto) -> Initializer:
     # A location with a folder in it could point anywhere on the disk.
     if not location or Path(location).name != location:
         raise PackageError(
-            f"{path}: {proto.name} lies in {location!r}, which is not a file of the package."
+            f"{path}: {proto.name} is in {location!r}, which is not a file of the package: "
+            "copy or export the package again."
         )
     found = Initializer(proto.name, shape, dtype, path / location, int(entries.get("offset", 0)))
     size = found.file.stat().st_size if found.file.exists() else -1
@@ -181,7 +182,7 @@ def read_initializer(path: Path, proto: onnx.TensorProto) -> Initializer:
 def coded_rows(
     node: onnx.NodeProto, stored: Initializers, made_by: Producers, path: Path
 ) -> CodedRows | None:
-    """The quantized matrix that `node` reads; None if it reads none.
+    """Return the quantized matrix that `node` reads; None if it reads none.
 
     Raises `PackageError` or `UnsupportedError` for one that cannot be.
     """
@@ -202,7 +203,10 @@ def coded_rows(
         codes, scales = stored[node.input[_CODES_INPUT[node.op_type]]], stored[node.input[2]]
         zero_points = stored[zeros] if zeros else None
     except KeyError as error:
-        raise PackageError(f"{path}: {node.name} reads {error}, which is no initializer.") from None
+        raise PackageError(
+            f"{path}: {node.name} reads {error}, which is not an initializer: export the package "
+            "again."
+        ) from None
     before = made_by.get(node.input[0])
     gathered = before is not None and before.op_type == "Gather"
     order = stored.get(before.input[1]) if before and gathered else None
@@ -213,10 +217,13 @@ def _columns(
     node: onnx.NodeProto, stored: Initializers, made_by: Producers, path: Path
 ) -> DequantizedColumns:
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    codes, scales = (_behind_gather(name, stored, made_by) for name in node.input[:2])
+    codes, scales = (_gathered_from(name, stored, made_by) for name in node.input[:2])
     bits = {"int4": 4, "int8": 8}.get(codes.dtype.name) if codes else None
     if codes is None or scales is None:
-        raise PackageError(f"{path}: {node.name} reads something that is no initializer.")
+        raise PackageError(
+            f"{path}: {node.name} reads something that is not an initializer: "
+            "export the package again."
+        )
     if attributes.get("axis") != 0 or any(node.input[2:]) or bits is None:
         raise UnsupportedError(
             f"{path}: {node.name} dequantizes {codes.dtype.name} along axis "
@@ -226,7 +233,7 @@ def _columns(
     return DequantizedColumns(codes, scales, bits, attributes.get("block_size", 0))
 
 
-def _behind_gather(name: str, stored: Initializers, made_by: Producers) -> Initializer | None:
+def _gathered_from(name: str, stored: Initializers, made_by: Producers) -> Initializer | None:
     """The initializer `name`, or the one of which it is some columns."""
     maker = made_by.get(name)
     return stored.get(maker.input[0] if maker and maker.op_type == "Gather" else name)
@@ -240,7 +247,7 @@ def dequantize(
     columns: int,
     zero_points: npt.NDArray[np.uint8] | None = None,
 ) -> Float32:
-    """Block quantization undone: `(code - zero) * scale`.
+    """Undo block quantization: `(code - zero) * scale`.
 
     `codes` [N, ...] holds `ceil(columns / block_size)` whole blocks a row, packed low nibble first
     when `bits` is 4; `scales` is [N, blocks]. `zero_points` [N, ...] are packed likewise; without

@@ -19,23 +19,25 @@ from llama_onnx.exporter.checkpoints.package.matrices import (
     read_initializer,
 )
 from llama_onnx.exporter.formats.json import read_json
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint
+from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, file_fingerprint
+from llama_onnx.exporter.graph.names import HEAD, is_of, matrix_names
 from llama_onnx.exporter.model.checkpoint import TensorsByName, check_tensors, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.targets.errors import CheckpointError, PackageError
-from llama_onnx.targets.package import MODEL_FILE
+from llama_onnx.targets.graph_names import LOGITS
+from llama_onnx.targets.package import MANIFEST, MODEL_FILE
 
 PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
 """From the coarsest to the finest."""
 
-# Matrices the graph multiplies by in one go: their rows stand one behind the other.
+# Matrices the graph multiplies by at once: their rows follow one another.
 _FUSED = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
 }
 
 _FLOAT_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_PRECISION_OF = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "INT8": "int8", "INT4": "int4"}
+_PRECISION_OF = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 _HALF = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
 
@@ -51,20 +53,23 @@ _TOKENIZER_FILES = (
 class PackageCheckpoint(TensorsByName):
     """A package folder; `tensors` maps Hugging Face names to dequantized, lazy rows.
 
-    `config.tie_word_embeddings` is False as soon as the graph has a head of its own, even over the
-    same bytes: what is compared is what each operator reads.
+    `config.tie_word_embeddings` is False as soon as the graph has its own initializers for the
+    head, even over the same bytes: what each operator reads is compared.
     """
 
     path: Path
     config: LlamaConfig
     tensors: dict[str, LazyTensor]
     activations: str = "fp32"
-    """What they are in "fp16" or "bf16", or else what they are rounded to in front of a quantized
-    matrix: "fp32" (not at all), "int8"."""
+    """Their type if it is "fp16" or "bf16", else what they are rounded to before a quantized
+    matrix: "fp32" (not at all) or "int8"."""
     ragged: bool = True
-    """Whether each row of a batch has a cache as long as the row itself, its valid positions in
-    front, in a buffer that past and present can share (GroupQueryAttention); or else padding stays
-    where it is, and the cache grows by it."""
+    """Whether each row of a batch has a cache as long as the row itself, its valid positions first,
+    in a buffer that past and present can share (GroupQueryAttention). Otherwise padding stays where
+    it is, and the cache grows by it."""
+    keeps_codes: bool = True
+    """Whether codes of a quantized source may be in it unchanged: not if its manifest says that all
+    matrices were quantized anew."""
     format: str = "package"
 
     @classmethod
@@ -75,7 +80,7 @@ class PackageCheckpoint(TensorsByName):
         where the config asks for them; `UnsupportedError` for a quantization not known here.
         """
         if not (path / MODEL_FILE).is_file():
-            raise PackageError(f"{path} has no {MODEL_FILE}: is this a model package?")
+            raise PackageError(f"{path} has no {MODEL_FILE}: name the folder of a model package.")
         config = config_from_huggingface(read_json(path / "config.json"), str(path / "config.json"))
         graph = load_model(path).graph
         stored = {i.name: read_initializer(path, i) for i in graph.initializer}
@@ -85,21 +90,21 @@ class PackageCheckpoint(TensorsByName):
             for found in (coded_rows(node, stored, made_by, path) for node in graph.node)
             if found
         }
-        has_head = any(name.startswith("lm_head.") for name in stored)
+        has_head = any(is_of(HEAD, name) for name in stored)
         config = replace(config, tie_word_embeddings=not has_head)
         tensors = {
             name: _tensor(name, config, stored, blocks, path) for name in config.tensor_shapes()
         }
         ragged = any(node.op_type == "GroupQueryAttention" for node in graph.node)
-        checkpoint = cls(path, config, tensors, _activations(graph), ragged)
+        checkpoint = cls(path, config, tensors, _activations(graph), ragged, _keeps_codes(path))
         check_tensors(checkpoint)
         return checkpoint
 
     @property
     def precision(self) -> str:
         """The coarsest of `PRECISIONS` that a matrix of the package is stored in."""
-        codes = {t.dtype.partition("/")[0] for t in self.tensors.values() if len(t.shape) == 2}
-        return min((_PRECISION_OF[code] for code in codes), key=PRECISIONS.index)
+        matrices = [tensor for tensor in self.tensors.values() if len(tensor.shape) == 2]
+        return min(map(_precision_of, matrices), key=PRECISIONS.index)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Copy the tokenizer's files."""
@@ -124,13 +129,26 @@ class PackageCheckpoint(TensorsByName):
         return file_fingerprint(files)
 
 
+def _keeps_codes(path: Path) -> bool:
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return True
+    return bool(read_json(manifest).get("recipe", {}).get("taken_over"))
+
+
+def _precision_of(tensor: LazyTensor) -> str:
+    return f"int{tensor.codes.bits}" if tensor.codes else _PRECISION_OF[tensor.dtype]
+
+
 def load_model(package: Path) -> onnx.ModelProto:
     """The graph of `package` without its external data; raises `PackageError`."""
     path = package / MODEL_FILE
     try:
         return onnx.load(path, load_external_data=False)
     except FileNotFoundError:
-        raise PackageError(f"{package} has no {MODEL_FILE}: is this a model package?") from None
+        raise PackageError(
+            f"{package} has no {MODEL_FILE}: name the folder of a model package."
+        ) from None
     except OSError as error:
         raise PackageError(f"{path} cannot be read: {error.strerror or error}.") from None
     except DecodeError:
@@ -140,8 +158,8 @@ def load_model(package: Path) -> onnx.ModelProto:
 def _activations(graph: onnx.GraphProto) -> str:
     """Half precision if that is what the graph gives; else from MatMulNBits' accuracy_level: 4
     allows int8, 2 and 3 half precision, 1 neither. ONNX Runtime makes one of level 4 out of a
-    DequantizeLinear in front of a MatMul."""
-    logits = next(value for value in graph.output if value.name == "logits")
+    DequantizeLinear before a MatMul."""
+    logits = next(value for value in graph.output if value.name == LOGITS)
     half = _HALF.get(logits.type.tensor_type.elem_type)
     if half is not None:
         return half
@@ -164,10 +182,11 @@ def _tensor(
     for module, parts in modules_holding(name.removesuffix(".weight")):
         rows = [shapes[f"{part}.weight"][0] for part in parts]
         first = sum(rows[: parts.index(name.removesuffix(".weight"))])
-        if f"{module}.qweight" in blocks:
-            return _quantized(name, shapes[name], blocks[f"{module}.qweight"], first, sum(rows))
-        if f"{module}.weight" in stored:
-            return _float(name, shapes[name], stored[f"{module}.weight"], first, sum(rows))
+        floats, codes = matrix_names(module)
+        if codes in blocks:
+            return _quantized(name, shapes[name], blocks[codes], first, sum(rows))
+        if floats in stored:
+            return _float(name, shapes[name], stored[floats], first, sum(rows))
     raise PackageError(f"{path}: the graph has no weights for {name}: export the package again.")
 
 
@@ -210,5 +229,6 @@ def _quantized(
     def rows(start: int, stop: int) -> Float32:
         return matrix.rows(first + start, first + stop, shape[1])
 
-    nbytes = matrix.nbytes * shape[0] // total
-    return LazyTensor(name, shape, f"INT{matrix.bits}/{matrix.block_size}", nbytes, rows)
+    nbytes, codes = matrix.nbytes * shape[0] // total, BlockCodes(matrix.bits, matrix.block_size)
+    dtype = f"INT{codes.bits}/{codes.block_size}"
+    return LazyTensor(name, shape, dtype, nbytes, rows, codes)

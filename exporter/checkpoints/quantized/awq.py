@@ -3,10 +3,10 @@
 For a linear layer of K inputs and N outputs in G groups:
 
     qweight [K, N / 8]   eight outputs of input k in one int32
-    qzeros  [G, N / 8]   eight outputs' zero points likewise, as they are
+    qzeros  [G, N / 8]   eight outputs' zero points likewise, unchanged
     scales  [G, N]
 
-Nibble p of word j, low bits first, belongs to output 8 j + `ORDER[p]`: neighbouring outputs stand
+Nibble p of word j, low bits first, belongs to output 8 j + `ORDER[p]`: neighbouring outputs are
 16 bits apart, which is what AWQ's kernel for GPUs wants.
 """
 

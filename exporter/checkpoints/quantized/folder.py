@@ -57,12 +57,12 @@ def open_quantized(plain: HuggingFaceCheckpoint, quantization: Quantization) -> 
     """The quantized checkpoint that `plain` sees as tensors of integers. Reads headers only.
 
     Raises `CheckpointError` for a module whose tensors do not fit one another or the
-    configuration, `UnsupportedError` for one that cannot be taken over.
+    configuration, `UnsupportedError` for one whose codes cannot be kept.
     """
     if any(shard.suffix != ".safetensors" for shard in plain.shards):
         raise UnsupportedError(
             f"{plain.path} holds quantized weights in {plain.shards[0].name}, which are read from "
-            "safetensors only: load the model and save it again by save_pretrained."
+            "safetensors only: load the model and save it again with save_pretrained."
         )
     stored: dict[str, StoredTensor] = {}
     for shard in plain.shards:
@@ -71,7 +71,7 @@ def open_quantized(plain: HuggingFaceCheckpoint, quantization: Quantization) -> 
     if not modules:
         raise CheckpointError(
             f"{quantization.where} says {quantization.method.upper()}, but no tensor in "
-            f"{plain.path} is quantized: config and weights are of different models."
+            f"{plain.path} is quantized: config and weights belong to different models."
         )
     packed = {f"{module}.weight": _open(module, stored, quantization) for module in modules}
     _check_names(plain, packed)
@@ -103,11 +103,11 @@ def _open(module: str, stored: dict[str, StoredTensor], quantization: Quantizati
 
 
 def _check_names(plain: HuggingFaceCheckpoint, packed: dict[str, PackedMatrix]) -> None:
-    """Refuse matrices that are there twice, or where codes cannot be taken over."""
+    """Refuse matrices that are there twice, or whose codes cannot be kept."""
     for name in packed:
         if name in plain.tensors:
             raise CheckpointError(
-                f"{plain.path} has {name} as floats and as codes: which of them counts?"
+                f"{plain.path} has {name} as floats and as codes: remove one of them."
             )
     tied = plain.config.tie_word_embeddings and "lm_head.weight" in packed
     if tied or "model.embed_tokens.weight" in packed:

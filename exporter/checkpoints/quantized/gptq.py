@@ -7,9 +7,9 @@ For a linear layer of K inputs and N outputs in G groups, with c = 32 / bits cod
     scales  [G, N]
     g_idx   [K]          the group of input k; with "desc_act" any order, otherwise k // group size
 
-The first layout (`gptq`) stores each zero point less one, the second (`gptq_v2`) as it is. A zero
-point of 0 has no place in the first: AutoGPTQ damages the word it stands in, GPT-QModel subtracts
-one from all fields of a word at once, which an addition undoes.
+The first layout (`gptq`) stores each zero point less one, the second (`gptq_v2`) unchanged. The
+first cannot hold a zero point of 0: AutoGPTQ damages the word it is in, GPT-QModel subtracts one
+from all fields of a word at once, which an addition undoes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def weight_rows(words: Words, start: int, stop: int, bits: int) -> Bytes:
 
 def zero_points(parts: Parts, quantization: Quantization, bits: int) -> Bytes:
     """Zero points [G, N] (N rounded up to whole words); raises `CheckpointError` for those of the
-    first layout that nobody can tell."""
+    first layout that are ambiguous."""
     words = parts.qzeros.read().view(np.uint32)
     if quantization.shifted_zeros:
         if not quantization.borrows and (unpack_words(words, bits) == (1 << bits) - 1).any():

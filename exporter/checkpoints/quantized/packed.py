@@ -1,8 +1,8 @@
-"""A matrix stored as GPTQ's or AWQ's codes: dequantized rows, or the codes as a package has them.
+"""A matrix stored as GPTQ's or AWQ's codes: dequantized rows, or codes as a package stores them.
 
 weight[n, k] = (code[n, k] - zero[n, g]) * scale[n, g], where g is the group of input channel k.
 Files hold all of this input by output, so that a row of the weight is a column of each tensor: the
-codes of one matrix (half a byte each) are read whole, and kept while somebody reads its rows.
+codes of one matrix (half a byte each) are read whole, and kept while its rows are read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.exporter.checkpoints.quantized.settings import WHOLE_ROW, Quantization
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, StoredTensor, widen
+from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, StoredTensor, widen
 from llama_onnx.exporter.model.checkpoint import CodedMatrix
-from llama_onnx.exporter.model.storage import BLOCK_SIZES, Blocks
+from llama_onnx.exporter.model.storage import BLOCK_SIZES, RowBlocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 Words = npt.NDArray[np.uint32]
@@ -28,7 +28,7 @@ Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 
 _WHOLE_ROW_BLOCK = 128
-"""Block size for a scale that holds for the whole row, repeated: any would do, this one is fast."""
+"""Block size where one scale covers the whole row and is repeated: this one is fast."""
 
 CODES, SCALES = ("I32",), ("F16", "BF16", "F32")
 """Types that codes, and scales, may be stored in."""
@@ -62,8 +62,8 @@ class Layout:
     """Where a format puts its codes.
 
     `rows(words, start, stop, bits)` gives rows of the weight [R, bytes], packed along the input,
-    low bits first; `zeros(parts, quantization, bits)` reads the zero points, [groups, N] or a few
-    more behind.
+    low bits first; `zeros(parts, quantization, bits)` reads the zero points, [groups, N] with up
+    to a word of padding after them.
     """
 
     rows: Callable[[Words, int, int, int], Bytes]
@@ -72,7 +72,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Contents:
-    """What has been read of one matrix: codes as they lie in the file, zero points [N, groups] and
+    """What has been read of one matrix: codes as they are in the file, zero points [N, groups] and
     scales [N, groups]."""
 
     words: Words
@@ -110,13 +110,14 @@ class PackedMatrix:
             return values
 
         dtype = f"INT{self.bits}/{self.group_size}"
-        return LazyTensor(self.name, self.shape, dtype, self.parts.nbytes, rows)
+        codes = BlockCodes(self.bits, self.group_size)
+        return LazyTensor(self.name, self.shape, dtype, self.parts.nbytes, rows, codes)
 
     def coded(self) -> CodedMatrix:
         """Its codes, scales and zero points, as blocks of a package."""
         columns, order = self.shape[1], self._order()
         label = "" if order is None else hashlib.sha256(order.tobytes()).hexdigest()[:16]
-        storage = Blocks(self.bits, self._block_size(), zero_points=True, order=label)
+        storage = RowBlocks(self.bits, self._block_size(), zero_points=True, order=label)
         starts = np.arange(storage.num_blocks(columns)) * storage.block_size
         group = starts // self.group_size  # [blocks]: a group may be several blocks
         contents = functools.cache(self._read)
@@ -140,8 +141,8 @@ class PackedMatrix:
         fitting = [size for size in BLOCK_SIZES if self.group_size % size == 0]
         if not fitting:
             raise UnsupportedError(
-                f"{self.parts.path}: {self.name} has groups of {self.group_size}, which are no "
-                f"multiple of {BLOCK_SIZES[0]}: give --precision fp16 or fp32, which dequantize."
+                f"{self.parts.path}: {self.name} has groups of {self.group_size}, which are not "
+                f"a multiple of {BLOCK_SIZES[0]}: pass --precision fp16 or fp32, which dequantize."
             )
         return max(fitting)
 
@@ -179,7 +180,7 @@ class PackedMatrix:
         if self.parts.g_idx is None:
             return natural
         groups = self.parts.g_idx.read().astype(np.int64)
-        if not groups.any():  # what GPTQ's kernels take for no reordering
+        if not groups.any():  # GPTQ's kernels read this as no reordering
             return natural
         if not np.array_equal(np.sort(groups), natural):
             raise CheckpointError(
@@ -190,9 +191,10 @@ class PackedMatrix:
         return groups
 
     def _order(self) -> Integers | None:
-        """The input channel at each place when groups stand together; None: as they are.
+        """Return the input channel at each place once groups are contiguous; None if they are so
+        already.
 
-        Nothing is read unless the configuration says that some are not.
+        Nothing is read unless the configuration says that some are not contiguous.
         """
         if not (self.quantization.act_order or self.quantization.mixed):
             return None
@@ -218,7 +220,7 @@ def open_matrix(
         known = " or ".join(map(str, allowed))
         raise CheckpointError(
             f"{where}.qweight has {bits:g} bits a weight instead of {known}: {quantization.where} "
-            "is of another model, or the file is damaged."
+            "belongs to another model, or the file is damaged."
         )
     groups = parts.scales.shape[0]
     size = _group_size(quantization, inputs, groups)
@@ -238,7 +240,7 @@ def open_matrix(
 
 def check_tensor(found: StoredTensor, shape: tuple[int | None, ...], codes: Sequence[str]) -> None:
     """Raise `CheckpointError` unless `found` is of one of the types `codes` and of `shape`, whose
-    None stands for any number but zero."""
+    None means any number but zero."""
     fits = len(found.shape) == len(shape) and all(
         there == wanted if wanted is not None else there > 0
         for there, wanted in zip(found.shape, shape, strict=True)

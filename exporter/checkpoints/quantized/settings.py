@@ -15,7 +15,7 @@ from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 WHOLE_ROW = -1
-"""The group size that stands for one group a row."""
+"""The group size that means one group a row."""
 
 _SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _LAYOUTS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
@@ -29,7 +29,7 @@ _MORE_THAN_CODES = ("is_marlin_format", "adapter", "rotation")
 
 @dataclass(frozen=True)
 class Quantization:
-    """What the configuration says. `where` names the file.
+    """The quantization configuration; `where` names its file.
 
     `group_size` input channels share a scale and a zero point (`WHOLE_ROW`: all of them). With
     `act_order` these are not neighbours. `mixed`: single modules may have other bits and groups, or
@@ -49,7 +49,7 @@ class Quantization:
     borrows: bool
 
     def describe(self) -> str:
-        """In words."""
+        """Return method, bits, groups and layout, for people."""
         groups = (
             "one group a row" if self.group_size == WHOLE_ROW else f"groups of {self.group_size}"
         )
@@ -60,10 +60,10 @@ class Quantization:
 
 
 def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization | None:
-    """The quantization of the checkpoint in `folder`, whose config.json holds `config`.
+    """Return the quantization of the checkpoint in `folder`, whose config.json holds `config`.
 
     None when it is not quantized. Raises `UnsupportedError` for a method, layout or width that is
-    not known here, by name, `CheckpointError` for a value that cannot be.
+    not known here, by name, `CheckpointError` for a value that is not valid.
     """
     found = _find(folder, config)
     if found is None:
@@ -73,7 +73,7 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
     if method not in _LAYOUTS:
         raise UnsupportedError(
             f"{where}: the checkpoint is quantized by {method!r}, and only 'gptq' and 'awq' can be "
-            "taken over: export the original weights."
+            "read: export the original weights."
         )
     layout = _layout(raw, method, where)
     for key in _MORE_THAN_CODES:

@@ -26,6 +26,7 @@ from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.exporter.reference.segments import Segment, moves_padding, open_segment, segments
 from llama_onnx.runtime.measure.situations import Passage, Program, Step
 from llama_onnx.runtime.ort import Session
+from llama_onnx.targets.graph_names import ATTENTION_MASK, INPUT_IDS, KEY, cache_part, is_past
 from llama_onnx.targets.package import MODEL_FILE
 from llama_onnx.targets.progress import Progress
 
@@ -85,7 +86,7 @@ def find_culprit(
         compute_in_float32(model, weights.config)
     known, in_front = known_values(model), moves_padding(model)
     environments: list[dict[str, Array]] = [
-        {"input_ids": step.ids, "attention_mask": step.mask} for step in program
+        {INPUT_IDS: step.ids, ATTENTION_MASK: step.mask} for step in program
     ]
     walked = walk_points(weights, [passage.ids for passage in passages])
     total = weights.config.num_hidden_layers + 2
@@ -154,8 +155,8 @@ class _Piece:
         feeds = {}
         dtypes = {v.name: v.dtype.numpy() for v in self.model.graph.inputs if v.dtype}
         for name in self.segment.inputs:
-            if name.startswith("past_key_values."):
-                part = pt.KEY if name.endswith(".key") else pt.VALUE
+            if is_past(name):
+                part = pt.KEY if cache_part(name) == KEY else pt.VALUE
                 past = _past(part, step, self.points, self.in_front)
                 feeds[name] = past.astype(dtypes[name])
             else:

@@ -24,9 +24,8 @@ def where_in_weights(wrong: WrongWeights) -> Iterator[str]:
     if not wrong.columns.all():
         columns = np.flatnonzero(wrong.columns)
         text = f"columns {ranges(columns.tolist())} of {len(wrong.columns)}"
-        _, _, size = wrong.dtype.partition("/")
-        if size:
-            blocks = sorted(set((columns // int(size)).tolist()))
+        if wrong.codes:
+            blocks = sorted(set((columns // wrong.codes.block_size).tolist()))
             text += f" (block {ranges(blocks)})"
         yield text
     place = ", ".join(map(str, wrong.place))

@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llama_onnx.exporter.graph import names as graph_names
 from llama_onnx.exporter.parity.bisect import points as pt
 from llama_onnx.exporter.parity.bisect.points import Points
 from llama_onnx.exporter.reference.segments import moves_padding
 from llama_onnx.runtime.measure.situations import Step
+from llama_onnx.targets.graph_names import LOGITS, cache_part, is_present
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -84,9 +86,6 @@ _BY_OPERATOR: dict[tuple[str, str], tuple[str, ...]] = {
 
 # Modules whose result is whatever other modules read of them.
 _LINEAR = re.compile(r"embed_tokens|(self_attn|mlp)\.\w+_proj")
-_LAYER = re.compile(r"^model/layers\.(\d+)/")
-_PREFIX = re.compile(r"^model(/layers\.\d+)?/?")
-_PRESENT = re.compile(r"^present\.\d+\.(key|value)$")
 
 
 def known_values(model: ir.Model) -> dict[str, Point]:
@@ -100,11 +99,11 @@ def known_values(model: ir.Model) -> dict[str, Point]:
         for value, point in _read_by(node):
             found.setdefault(str(value.name), point)
     for value in model.graph.outputs:
-        if match := _PRESENT.match(str(value.name)):
-            found[str(value.name)] = Point(f"self_attn.{match[1]}", "cache")
+        if is_present(name := str(value.name)):
+            found[name] = Point(f"self_attn.{cache_part(name)}", "cache")
     if not moves_padding(model):
         found = _where_the_caller_put_them(found)
-    found["logits"] = Point("logits", layout)
+    found[LOGITS] = Point("logits", layout)
     return found
 
 
@@ -119,18 +118,18 @@ def _where_the_caller_put_them(found: dict[str, Point]) -> dict[str, Point]:
 
 def scope_of(node: ir.Node) -> str:
     """The module a node belongs to: "model/layers.3/self_attn/qkv_proj"; "" for none."""
-    return (node.name or "").rpartition("/")[0]
+    return graph_names.scope_of(node.name or "")
 
 
 def layer_of(node: ir.Node) -> str:
     """ "layer 3", or "" for a node outside of the layers."""
-    match = _LAYER.match(scope_of(node))
-    return f"layer {match[1]}" if match else ""
+    layer = graph_names.layer_of(node.name or "")
+    return "" if layer is None else f"layer {layer}"
 
 
 def module_of(node: ir.Node) -> str:
     """The same as PyTorch says it, in its layer: "self_attn.qkv_proj"."""
-    return _PREFIX.sub("", scope_of(node)).replace("/", ".")
+    return graph_names.module_in_layer(node.name or "")
 
 
 def _points_of(node: ir.Node, logits: Layout) -> Iterator[Point]:
@@ -175,7 +174,7 @@ def _read_by(node: ir.Node) -> Iterator[tuple[ir.Value, Point]]:
 
 
 def _logits_layout(model: ir.Model) -> Layout:
-    logits = next(value for value in model.graph.outputs if value.name == "logits")
+    logits = next(value for value in model.graph.outputs if value.name == LOGITS)
     return "last" if logits.shape is not None and logits.shape[1] == 1 else "caller"
 
 

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint, modules_holding
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
+from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor
+from llama_onnx.exporter.graph.names import matrix_names
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.parity.bisect.values import module_of, scope_of
 from llama_onnx.exporter.parity.measure.weights import (
     block_errors,
     in_chunks,
-    measured_as,
     original_of,
     quantizer_of,
     steps_apart,
@@ -43,7 +43,7 @@ class WrongWeights:
     [R] and `columns` [K] have some. `place` is the first of them."""
 
     tensor: str
-    dtype: str
+    codes: BlockCodes | None
     count: int
     rows: Mask
     columns: Mask
@@ -71,7 +71,7 @@ def _of_quantizer(package: PackageCheckpoint, limits: Limits) -> Limits:
 def _wrong_in(
     name: str, package: PackageCheckpoint, reference: Checkpoint, limits: Limits
 ) -> WrongWeights | None:
-    tensor, original = package.tensor(name), original_of(name, reference)
+    tensor, original = package.tensor(name), original_of(name, package, reference)
     rows: list[Mask] = []
     columns = np.zeros(tensor.shape[-1], bool)
     count, first = 0, None
@@ -92,18 +92,17 @@ def _wrong_in(
         columns[: flat.shape[-1]] |= flat.any(axis=0)
     if first is None:
         return None
-    return WrongWeights(name, tensor.dtype, count, np.concatenate(rows), columns, *first)
+    return WrongWeights(name, tensor.codes, count, np.concatenate(rows), columns, *first)
 
 
 def _wrong_cells(
     found: Float32, expected: Float32, tensor: LazyTensor, original: LazyTensor, limits: Limits
 ) -> Mask:
-    steps = steps_apart(found, expected, measured_as(tensor, original))
+    steps = steps_apart(found, expected, tensor, original)
     wrong: Mask = ~(steps <= limits.steps)
-    blocks = ~(block_errors(found, expected, tensor.dtype) <= limits.block_maximum)
-    if blocks.shape[-1]:
-        size = int(tensor.dtype.rpartition("/")[2])
-        wrong |= np.repeat(blocks, size, axis=1)[:, : wrong.shape[1]]
+    blocks = ~(block_errors(found, expected, tensor.codes) <= limits.block_maximum)
+    if tensor.codes:
+        wrong |= np.repeat(blocks, tensor.codes.block_size, axis=1)[:, : wrong.shape[1]]
     return wrong
 
 
@@ -129,7 +128,7 @@ def probe(
     gain."""
     nodes, first_row = _readers(model, wrong.tensor.removesuffix(".weight"), package)
     inputs, output = _ends(model, nodes)
-    original = original_of(wrong.tensor, reference)
+    original = original_of(wrong.tensor, package, reference)
     if len(original.shape) == 1:
         gain = original.rows(0, len(wrong.columns)) / np.sqrt(1 + package.config.rms_norm_eps)
         zeros = {name: np.zeros((1, 1, len(gain)), np.float32) for name in inputs}
@@ -156,7 +155,7 @@ def _readers(
     """The nodes of the module that reads tensor `name`, and the first of its rows there."""
     shapes = package.config.tensor_shapes()
     for module, parts in modules_holding(name):
-        stored = {f"{module}.weight", f"{module}.qweight"} & set(model.graph.initializers)
+        stored = set(matrix_names(module)) & set(model.graph.initializers)
         readers = [n for n in model.graph if any(v and v.name in stored for v in n.inputs)]
         if readers:
             scope = scope_of(readers[0])

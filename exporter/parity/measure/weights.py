@@ -7,14 +7,14 @@ mixed up; the distance of each weight from its original can.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.formats.json import read_json
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
+from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.targets.package import MANIFEST
 from llama_onnx.targets.progress import Progress
@@ -51,14 +51,14 @@ def compare_weights(
     to_nearest = quantizer_of(package.path) == "rtn"
     steps, blocks = {names[0]: 0.0}, dict[str, float]()
     for index, name in enumerate(names):
-        found, original = package.tensor(name), original_of(name, reference)
+        found, original = package.tensor(name), original_of(name, package, reference)
         farthest, largest = [0.0], [0.0]
         for rows, expected in in_chunks(found, original):
-            farthest.append(float(steps_apart(rows, expected, measured_as(found, original)).max()))
+            farthest.append(float(steps_apart(rows, expected, found, original).max()))
             if to_nearest:
-                largest.append(float(block_errors(rows, expected, found.dtype).max(initial=0)))
+                largest.append(float(block_errors(rows, expected, found.codes).max(initial=0)))
         steps[name] = float(np.max(farthest))  # a NaN is the worst of all
-        if to_nearest and found.dtype.startswith("INT"):
+        if to_nearest and found.codes:
             blocks[name] = float(np.max(largest))
         progress.update("weights", index + 1, len(names))
     worst = _worst(steps)
@@ -68,11 +68,13 @@ def compare_weights(
     return WeightError(steps[worst], worst, blocks[scaled], scaled)
 
 
-def original_of(name: str, reference: Checkpoint) -> LazyTensor:
-    """What tensor `name` of a package was made from."""
+def original_of(name: str, package: PackageCheckpoint, reference: Checkpoint) -> LazyTensor:
+    """What tensor `name` of `package` was made from: as codes only if the package may have kept
+    them, else as the values they stand for."""
     # A package stores tied weights once, but its graph reads them twice.
     tied = name == "lm_head.weight" and reference.config.tie_word_embeddings
-    return reference.tensor("model.embed_tokens.weight" if tied else name)
+    original = reference.tensor("model.embed_tokens.weight" if tied else name)
+    return original if package.keeps_codes else replace(original, codes=None)
 
 
 def quantizer_of(package: Path) -> str:
@@ -82,11 +84,9 @@ def quantizer_of(package: Path) -> str:
     return str(recipe.get("quantizer", "rtn"))
 
 
-def measured_as(found: LazyTensor, original: LazyTensor) -> str:
-    """The dtype whose steps say how far `found` may lie from `original`: codes that were taken over
-    have to be equal, as float32 has."""
-    codes, codes_before = found.dtype.partition("/")[0], original.dtype.partition("/")[0]
-    return "F32" if codes == codes_before and codes.startswith("INT") else found.dtype
+def same_codes(found: LazyTensor, original: LazyTensor) -> bool:
+    """Whether `found` holds the codes that `original` has already, so that it has to be equal."""
+    return bool(found.codes and original.codes and found.codes.bits == original.codes.bits)
 
 
 def in_chunks(found: LazyTensor, original: LazyTensor) -> Iterator[tuple[Float32, Float32]]:
@@ -98,20 +98,24 @@ def in_chunks(found: LazyTensor, original: LazyTensor) -> Iterator[tuple[Float32
         yield found.rows(start, stop), original.rows(start, stop)
 
 
-def steps_apart(found: Float32, expected: Float32, dtype: str) -> Float32:
-    """Distance of each weight from its original, in steps; see `WeightError`."""
-    distance = np.abs(found - expected)
+def steps_apart(
+    rows: Float32, expected: Float32, found: LazyTensor, original: LazyTensor
+) -> Float32:
+    """Distance of each weight of `found` from its original, in steps; see `WeightError`. `rows` and
+    `expected` are the same rows of both."""
+    distance = np.abs(rows - expected)
+    step = np.zeros_like(expected) if same_codes(found, original) else found.step(expected)
     with np.errstate(divide="ignore", invalid="ignore"):
-        steps = distance / _steps(expected, dtype)
+        steps = distance / step
     return np.where(distance == 0, np.float32(0), steps)
 
 
-def block_errors(found: Float32, expected: Float32, dtype: str) -> Float32:
+def block_errors(found: Float32, expected: Float32, codes: BlockCodes | None) -> Float32:
     """Relative error at the value of largest magnitude of each block, [R, blocks]; of several such
     values the smallest counts. Nothing [R, 0] for what is not in blocks."""
-    if not dtype.startswith("INT"):
+    if codes is None:
         return np.zeros((len(found), 0), np.float32)
-    _, block = _bits_and_block(dtype)
+    block = codes.block_size
     padding = ((0, 0), (0, -expected.shape[1] % block))
     wide = np.pad(expected, padding).reshape(len(expected), -1, block)
     distance = np.abs(np.pad(found, padding).reshape(wide.shape) - wide)
@@ -125,22 +129,3 @@ def block_errors(found: Float32, expected: Float32, dtype: str) -> Float32:
 def _worst(values: dict[str, float]) -> str:
     """The first name with a NaN, or else with the largest value."""
     return next((n for n, v in values.items() if v != v), max(values, key=values.__getitem__))
-
-
-def _steps(values: Float32, dtype: str) -> Float32:
-    """The step at each of `values` [R, K] (or [K]) when stored as `dtype`; see `WeightError`."""
-    if dtype == "F32":
-        return np.zeros_like(values)
-    if dtype == "F16":
-        with np.errstate(over="ignore"):
-            return np.spacing(np.abs(values).astype(np.float16)).astype(np.float32)
-    bits, block = _bits_and_block(dtype)
-    columns = values.shape[1]
-    padded = np.pad(np.abs(values), ((0, 0), (0, -columns % block)))
-    largest = padded.reshape(len(values), -1, block).max(axis=2)  # [R, blocks]
-    return np.repeat(largest / 2 ** (bits - 1), block, axis=1)[:, :columns]
-
-
-def _bits_and_block(dtype: str) -> tuple[int, int]:
-    bits, block = dtype.removeprefix("INT").split("/")
-    return int(bits), int(block)

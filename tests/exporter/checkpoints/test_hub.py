@@ -215,7 +215,7 @@ def test_a_gated_model(hub: Hub) -> None:
 def test_no_such_model_and_no_such_revision(hub: Hub) -> None:
     said = explained(HubId("some-body/other"))
     assert isinstance(said, UsageError)
-    assert "some-body/other is no file or folder here, and" in str(said)
+    assert "some-body/other is not a file or folder here, and" in str(said)
     said = explained(HubId(REPO, "v3"))
     assert isinstance(said, UsageError)
     assert f"{REPO} has no branch, tag or commit 'v3'" in str(said)
@@ -224,7 +224,7 @@ def test_no_such_model_and_no_such_revision(hub: Hub) -> None:
 def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     said = str(explained(HubId(REPO)))
-    assert said.startswith(f"{REPO} is no file or folder here, and http://127.0.0.1:9 cannot be")
+    assert said.startswith(f"{REPO} is not a file or folder here, and http://127.0.0.1:9 cannot be")
     assert "or give the folder of a copy" in said
 
 

@@ -451,8 +451,8 @@ def test_what_is_not_plain_lora_is_refused_by_name(
         ({"lora_alpha": float("nan")}, r"lora_alpha must be a number, not nan"),
         ({"rank_pattern": {"q_proj": 0.5}}, r"rank_pattern must be a positive integer, not 0.5"),
         ({"rank_pattern": [4]}, r"rank_pattern must be an object, not \[4\]"),
-        ({"alpha_pattern": {"(": 4}}, r"alpha_pattern '\(' is no pattern"),
-        ({"target_modules": "(["}, r"target_modules '\(\[' is no pattern"),
+        ({"alpha_pattern": {"(": 4}}, r"alpha_pattern '\(' is not a pattern"),
+        ({"target_modules": "(["}, r"target_modules '\(\[' is not a pattern"),
         ({"target_modules": [3]}, r"target_modules must be a list of names, not \[3\]"),
         ({"target_modules": None}, r"names no target_modules"),
         ({"layers_to_transform": "1"}, r"layers_to_transform must be layer numbers, not '1'"),
@@ -548,7 +548,7 @@ def test_a_change_that_is_no_matrix(source: Path, tmp_path: Path) -> None:
     changes = factors(QV_RANKS)
     changes[QV[0]] = (np.zeros(64, np.float32), changes[QV[0]][1])
     folder = write_adapter(tmp_path / "adapter", changes)
-    with pytest.raises(CheckpointError, match=r"is damaged: the change of .*q_proj is no two mat"):
+    with pytest.raises(CheckpointError, match=r"is damaged: the change of .*q_proj is not two mat"):
         open_checkpoint(source, [folder])
 
 

@@ -466,7 +466,7 @@ def test_a_checksum_that_fails(tmp_path: Path, write: Any) -> None:
     checklist.write_text(f"{'0' * 32}  consolidated.09.pth\n")
     refuse(source, tmp_path, r"lacks consolidated\.09\.pth, which its checklist names")
     checklist.write_text("<html>\n")
-    refuse(source, tmp_path, r"checklist\.chk has a line that is no checksum")
+    refuse(source, tmp_path, r"checklist\.chk has a line that is not a checksum")
     result = run("export", source, tmp_path / "out", "--no-checksum")
     assert result.exit_code == 0, result.output
 

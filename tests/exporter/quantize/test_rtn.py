@@ -12,18 +12,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from llama_onnx.exporter.model.dtypes import DTYPES
-from llama_onnx.exporter.model.recipe import make_recipe
-from llama_onnx.exporter.model.storage import Blocks, Float, storage
-from llama_onnx.exporter.quantize.rtn import quantize_rows
-from llama_onnx.targets.errors import UsageError
+from llama_onnx.exporter.model.storage import RowBlocks
+from llama_onnx.exporter.quantize.rtn import RoundToNearest
 from llama_onnx.targets.target import FloatName
 
 Float32 = npt.NDArray[np.float32]
 
-STORAGES = [Blocks(bits, size) for bits in (4, 8) for size in (16, 32, 128)]
+STORAGES = [RowBlocks(bits, size) for bits in (4, 8) for size in (16, 32, 128)]
 
 
-def dequantize(codes: npt.NDArray[np.uint8], scales: Any, storage: Blocks) -> Float32:
+def quantize_rows(rows: Float32, storage: RowBlocks) -> tuple[npt.NDArray[np.uint8], Any]:
+    """Packed codes and scales, as they are stored."""
+    codes, scales = storage.encode(rows, RoundToNearest().quantize)
+    return codes, scales
+
+
+def dequantize(codes: npt.NDArray[np.uint8], scales: Any, storage: RowBlocks) -> Float32:
     """The operators' own formula, written out plainly."""
     if storage.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:-1], -1)
@@ -40,7 +44,7 @@ rows = hnp.arrays(
 
 
 @given(rows=rows, storage=st.sampled_from(STORAGES))
-def test_every_value_is_within_half_a_step(rows: Float32, storage: Blocks) -> None:
+def test_every_value_is_within_half_a_step(rows: Float32, storage: RowBlocks) -> None:
     codes, scales = quantize_rows(rows, storage)
     columns = rows.shape[1]
     assert codes.shape == (len(rows), storage.num_blocks(columns), storage.block_bytes)
@@ -54,7 +58,7 @@ def test_every_value_is_within_half_a_step(rows: Float32, storage: Blocks) -> No
 
 
 @given(rows=rows, storage=st.sampled_from(STORAGES))
-def test_the_largest_value_of_a_block_is_exact(rows: Float32, storage: Blocks) -> None:
+def test_the_largest_value_of_a_block_is_exact(rows: Float32, storage: RowBlocks) -> None:
     codes, scales = quantize_rows(rows, storage)
     restored = dequantize(codes, scales, storage)[:, : storage.block_size]
     first = rows[:, : storage.block_size]
@@ -68,7 +72,7 @@ def test_codes_are_chosen_for_the_scale_that_is_stored(
     bits: int, scales: FloatName, digits: int
 ) -> None:
     """Rounded to so many digits, the scale costs its own error at the end of the range, no more."""
-    storage = Blocks(bits, 32, scales=scales)
+    storage = RowBlocks(bits, 32, scales=scales)
     rows = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
     codes, found = quantize_rows(rows, storage)
     assert found.dtype == DTYPES[scales]
@@ -82,18 +86,20 @@ def test_codes_are_chosen_for_the_scale_that_is_stored(
 
 def test_a_scale_too_large_for_its_type_is_not_finite() -> None:
     rows = np.full((1, 32), 1e6, np.float32)
-    assert np.isinf(quantize_rows(rows, Blocks(4, 32, scales="fp16"))[1].astype(np.float32)).all()
+    assert np.isinf(
+        quantize_rows(rows, RowBlocks(4, 32, scales="fp16"))[1].astype(np.float32)
+    ).all()
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_padding_of_a_partial_block_is_zero(storage: Blocks) -> None:
+def test_padding_of_a_partial_block_is_zero(storage: RowBlocks) -> None:
     rows = np.ones((2, storage.block_size + 8), np.float32)
     restored = dequantize(*quantize_rows(rows, storage), storage)
     assert not restored[:, storage.block_size + 8 :].any()
 
 
 def test_zeros_stay_zeros() -> None:
-    storage = Blocks(4, 32)
+    storage = RowBlocks(4, 32)
     restored = dequantize(*quantize_rows(np.zeros((2, 64), np.float32), storage), storage)
     assert not restored.any()
 
@@ -102,34 +108,5 @@ def test_zeros_stay_zeros() -> None:
 def test_a_value_that_is_not_finite_shows_in_the_scale(bad: float) -> None:
     rows = np.ones((1, 64), np.float32)
     rows[0, 40] = bad
-    _, scales = quantize_rows(rows, Blocks(4, 32))
+    _, scales = quantize_rows(rows, RowBlocks(4, 32))
     assert np.isfinite(scales).tolist() == [[True, False]]
-
-
-def test_recipe_defaults() -> None:
-    untied = make_recipe("int4", tied=False)
-    assert (untied.embedding, untied.head) == (Blocks(8, 32), Blocks(4, 32))
-    tied = make_recipe("int4", tied=True)
-    assert tied.embedding == tied.head == Blocks(8, 32)
-    assert make_recipe("fp16", tied=True).head == Float("fp16")
-
-
-def test_a_tied_matrix_follows_the_one_option_given() -> None:
-    recipe = make_recipe("int4", tied=True, head="int4")
-    assert recipe.embedding == recipe.head == Blocks(4, 32)
-
-
-@pytest.mark.parametrize("name", ["int3", "float32", "bfloat16", ""])
-def test_unknown_storage(name: str) -> None:
-    with pytest.raises(UsageError, match="unknown precision"):
-        storage(name, 32)
-
-
-def test_unknown_block_size() -> None:
-    with pytest.raises(UsageError, match="block size 48"):
-        storage("int4", 48)
-
-
-def test_tied_matrix_in_two_ways() -> None:
-    with pytest.raises(UsageError, match="ties embedding and head"):
-        make_recipe("int4", tied=True, head="int8", embedding="int4")

@@ -32,11 +32,14 @@ from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.packaging.export import ExportResult, export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.plan import make_plan
+from llama_onnx.exporter.parity.measure.weights import compare_weights
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError, UsageError
+from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
 from llama_onnx.targets.progress import Silent, Unit
+from llama_onnx.targets.registry import get_target
 from tests.exporter.reference.test_walk import run_whole, whole_model
 from tests.support import adapters, quantized, tiny
 from tests.support.faults import edit
@@ -223,6 +226,39 @@ def test_logits_are_those_of_transformers_on_the_dequantized_weights(
     assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_weights_have_to_be_equal_only_where_the_package_keeps_the_codes(
+    tmp_path: Path, kept: bool
+) -> None:
+    """ONNX's own operators read other codes, so that there all matrices are quantized anew."""
+    source, matrices = make(tmp_path / "source", "gptq")
+    target = get_target("cpu" if kept else "portable")
+    result = export_package(source, tmp_path / "out", target, Options("int4"))
+    assert bool(result.plan.recipe.source_codes) == kept
+    package, reference = PackageCheckpoint.open(tmp_path / "out"), open_checkpoint(source)
+    error = compare_weights(package, reference, lambda done, total: None)
+    assert error.steps <= 1.01
+    module = next(iter(matrices))
+    assert (whole(package, f"{module}.weight") == matrices[module].weight()).all() == kept
+    if kept:  # then one code off by one is one too many
+        damage(tmp_path / "out")
+        damaged = PackageCheckpoint.open(tmp_path / "out")
+        error = compare_weights(damaged, reference, lambda done, total: None)
+        assert error.steps == np.inf
+
+
+def damage(package: Path) -> None:
+    """Change the lowest bit of one code of the first decoder matrix."""
+    graph = onnx.load(package / MODEL_FILE, load_external_data=False).graph
+    codes = next(i for i in graph.initializer if i.name == "model.layers.0.mlp.down_proj.qweight")
+    offset = int({entry.key: entry.value for entry in codes.external_data}["offset"])
+    with (package / DATA_FILE).open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
 @pytest.mark.parametrize("name", ["gptq", "gptq 8 bits", "awq"])
 def test_the_package_has_the_very_codes_scales_and_zero_points(tmp_path: Path, name: str) -> None:
     source, matrices = make(tmp_path / "source", name)
@@ -300,7 +336,7 @@ def test_other_precisions_dequantize(tmp_path: Path, precision: str) -> None:
 def test_at_eight_bits_a_mixed_models_eight_bits_stay(tmp_path: Path) -> None:
     source, _ = make(tmp_path / "source", "gptq mixed")
     result = export(source, tmp_path / "out", Options(precision="int8"))
-    assert result.plan.recipe.taken_over.keys() == {
+    assert result.plan.recipe.source_codes.keys() == {
         f"model.layers.{layer}.self_attn.v_proj.weight" for layer in range(3)
     }
     assert missed(report_on(tmp_path / "out", source)) == set()
@@ -313,15 +349,15 @@ def test_the_precision_is_the_sources_own_by_default(
     source, _ = make(tmp_path, name)
     plan = make_plan(open_checkpoint(source), TARGET, Options(), 2)
     assert plan.recipe.precision == precision
-    assert len(plan.recipe.taken_over) == 21
+    assert len(plan.recipe.source_codes) == 21
 
 
 def test_a_head_goes_its_own_way_when_asked(tmp_path: Path) -> None:
     source, _ = make(tmp_path / "source", "gptq head")
     plan = make_plan(open_checkpoint(source), TARGET, Options(head="int8"), 2)
-    assert "lm_head.weight" not in plan.recipe.taken_over
+    assert "lm_head.weight" not in plan.recipe.source_codes
     plan = make_plan(open_checkpoint(source), TARGET, Options(), 2)
-    assert "lm_head.weight" in plan.recipe.taken_over
+    assert "lm_head.weight" in plan.recipe.source_codes
 
 
 def test_plan_and_inspect_say_what_it_is(tmp_path: Path) -> None:

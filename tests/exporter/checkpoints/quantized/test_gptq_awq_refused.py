@@ -1,4 +1,4 @@
-"""GPTQ and AWQ checkpoints that are damaged, contradict themselves or cannot be taken over: one
+"""GPTQ and AWQ checkpoints that are damaged, contradict themselves or cannot be kept: one
 sentence each, and nothing left behind."""
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ BAD: dict[str, tuple[Change, str]] = {
     "codes of floats": (_replaced("qweight", np.ones((12, 64), np.float16)), "qweight is F16"),
     "no zero points": (_replaced("qzeros", None), "but no model.layers.1.mlp.down_proj.qzeros"),
     "no codes": (_replaced("qweight", None), r"lacks the tensor .*down_proj\.weight"),
-    "floats beside codes": (_replaced("weight", np.ones((64, 96), np.float16)), "which of them"),
+    "floats beside codes": (
+        _replaced("weight", np.ones((64, 96), np.float16)),
+        "remove one of them",
+    ),
     "a bias of another size": (_replaced("bias", np.zeros(3, np.float16)), r"bias is F16 \[3\]"),
     "scales that are not finite": (
         _replaced("scales", np.full((3, 64), np.nan, np.float16)),
@@ -187,7 +190,7 @@ def test_gate_and_up_of_different_blocks_are_not_fused(tmp_path: Path) -> None:
     sizes = {"": 32, "up_proj": 16}
     dynamic = {"dynamic": {".*up_proj": {"group_size": 16}}}
     source = write(tmp_path / "source", quantize_model(group_size=sizes), quantization=dynamic)
-    with pytest.raises(UsageError, match="leave --fuse-gate-up out"):
+    with pytest.raises(UsageError, match="remove --fuse-gate-up"):
         export(source, tmp_path / "out", replace(EXACT, fuse_gate_up=True))
     plain, matrices = make(tmp_path / "plain", "gptq act-order")
     export(plain, tmp_path / "fused", replace(EXACT, fuse_gate_up=True))
@@ -227,5 +230,5 @@ def test_a_damaged_order_in_a_package_is_named(tmp_path: Path, channel: int) -> 
         order[:2] = channel
 
     edit(tmp_path / "out", f"{LAYER}.order", damage)
-    with pytest.raises(PackageError, match="is no order of 96 channels"):
+    with pytest.raises(PackageError, match="is not an order of 96 channels"):
         whole(PackageCheckpoint.open(tmp_path / "out"), f"{LAYER}.weight")

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.cli import main
+from llama_onnx.exporter.formats.tensor import BlockCodes
 from llama_onnx.exporter.parity.bisect.culprit import find_culprit
 from llama_onnx.exporter.parity.bisect.deviation import deviation, ranges
 from llama_onnx.exporter.parity.bisect.search import Bisection, Finding, bisect
@@ -269,8 +270,10 @@ def test_block_errors_by_hand() -> None:
     expected = np.array([[1, -8, 2, 3, 5, -5]], np.float32)
     found = np.array([[1, -8.08, 2, 3, 4, -5]], np.float32)
     # Blocks of 4: the first one's largest is 1 % off; of the second one's two, one is right.
-    np.testing.assert_allclose(block_errors(found, expected, "INT4/4"), [[0.01, 0]], atol=1e-7)
-    assert block_errors(found, expected, "F32").shape == (1, 0)
+    np.testing.assert_allclose(
+        block_errors(found, expected, BlockCodes(4, 4)), [[0.01, 0]], atol=1e-7
+    )
+    assert block_errors(found, expected, None).shape == (1, 0)
 
 
 def test_a_deviation_by_hand() -> None:

@@ -292,7 +292,7 @@ def test_data_outside_the_package_is_refused(copied: Make) -> None:
     ("inputs", "error", "message"),
     [
         (["", "g_idx"], UnsupportedError, r"further inputs \['g_idx'\]"),
-        (["zero_points"], PackageError, "reads 'zero_points', which is no initializer"),
+        (["zero_points"], PackageError, "reads 'zero_points', which is not an initializer"),
     ],
 )
 def test_inputs_that_are_not_understood_are_refused(
@@ -315,7 +315,7 @@ def test_a_damaged_or_missing_graph_is_one_sentence(copied: Make) -> None:
     with pytest.raises(PackageError, match="not an ONNX model"):
         PackageCheckpoint.open(package)
     (package / "model.onnx").unlink()
-    with pytest.raises(PackageError, match="is this a model package"):
+    with pytest.raises(PackageError, match="name the folder of a model package"):
         PackageCheckpoint.open(package)
 
 
@@ -346,7 +346,7 @@ def test_nodes_out_of_order_are_one_sentence(copied: Make, more: tuple[str, ...]
     GraphSession.open(package)
     result = run(package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8, *more)
     assert result.exit_code == 1
-    assert re.search(r"^Error: The graph's nodes are out of order: model/layers\.1/", result.stderr)
+    assert re.search(r"^Error: the graph's nodes are out of order: model/layers\.1/", result.stderr)
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -1,0 +1,77 @@
+"""Names within the graph: modules, nodes, initializers; built and parsed here alone.
+
+A module has Hugging Face's name, `model.layers.3.self_attn.q_proj`. Its nodes are named by the path
+to it, `model/layers.3/self_attn/q_proj/MatMulNBits`, its initializers by the part of its storage:
+`model.layers.3.self_attn.q_proj.qweight`. Inputs and outputs are named in targets/graph_names.py.
+"""
+
+from __future__ import annotations
+
+import re
+
+from llama_onnx.exporter.model.storage import QWEIGHT, WEIGHT
+
+MODEL, HEAD = "model", "lm_head"
+EMBEDDING, NORM = f"{MODEL}.embed_tokens", f"{MODEL}.norm"
+COS_CACHE, SIN_CACHE = f"{MODEL}.cos_cache", f"{MODEL}.sin_cache"
+
+_LAYER = re.compile(rf"{MODEL}/layers\.(\d+)/")
+_PREFIX = re.compile(rf"^{MODEL}(/layers\.\d+)?/?")
+
+
+def layer_module(layer: int) -> str:
+    """Return the name of a decoder layer.
+
+    >>> layer_module(3)
+    'model.layers.3'
+    """
+    return f"{MODEL}.layers.{layer}"
+
+
+def initializer_name(module: str, part: str) -> str:
+    """Return the name of the initializer for `part` of the matrix of `module`.
+
+    >>> initializer_name(HEAD, QWEIGHT)
+    'lm_head.qweight'
+    """
+    return f"{module}.{part}"
+
+
+def is_of(module: str, initializer: str) -> bool:
+    """Whether `initializer` belongs to `module` or to a module within it."""
+    return initializer.startswith(f"{module}.")
+
+
+def matrix_names(module: str) -> tuple[str, str]:
+    """Return the names that the matrix of `module` may have: of floats, of codes."""
+    return initializer_name(module, WEIGHT), initializer_name(module, QWEIGHT)
+
+
+def scope_of(node: str) -> str:
+    """Return the path of the module that the node called `node` belongs to; "" for none.
+
+    >>> scope_of("model/layers.3/self_attn/qkv_proj/MatMulNBits")
+    'model/layers.3/self_attn/qkv_proj'
+    """
+    return node.rpartition("/")[0]
+
+
+def layer_of(node: str) -> int | None:
+    """Return the decoder layer that the node called `node` belongs to; None for none.
+
+    >>> layer_of("model/layers.3/self_attn/qkv_proj/MatMulNBits")
+    3
+    """
+    match = _LAYER.match(node)
+    return int(match[1]) if match else None
+
+
+def module_in_layer(node: str) -> str:
+    """Return the module that the node called `node` belongs to, named within its layer.
+
+    >>> module_in_layer("model/layers.3/self_attn/qkv_proj/MatMulNBits")
+    'self_attn.qkv_proj'
+    >>> module_in_layer("model/norm/RMSNormalization")
+    'norm'
+    """
+    return _PREFIX.sub("", scope_of(node)).replace("/", ".")

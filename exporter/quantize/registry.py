@@ -1,0 +1,35 @@
+"""The quantizers that can be chosen by name; each is loaded when it is asked for.
+
+Importing this module loads neither numpy nor any quantizer, so the command line can list the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from llama_onnx.targets.errors import UsageError
+
+if TYPE_CHECKING:
+    from llama_onnx.exporter.quantize.base import Quantizer
+
+
+def _rtn() -> Quantizer:
+    from llama_onnx.exporter.quantize.rtn import RoundToNearest
+
+    return RoundToNearest()
+
+
+QUANTIZERS: Mapping[str, Callable[[], Quantizer]] = {"rtn": _rtn}
+"""Name -> what makes the quantizer."""
+
+
+def get_quantizer(name: str) -> Quantizer:
+    """Return the quantizer called `name`; raises `UsageError` for an unknown one.
+
+    >>> get_quantizer("rtn").name
+    'rtn'
+    """
+    if name not in QUANTIZERS:
+        raise UsageError(f"unknown quantizer {name!r}: use {', '.join(QUANTIZERS)}.")
+    return QUANTIZERS[name]()
