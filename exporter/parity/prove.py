@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.checkpoints.package.same_model import check_same_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
 from llama_onnx.exporter.packaging.export import WITHOUT_KERNELS
 from llama_onnx.exporter.parity.certify import certificate_prompts, write_certificate
@@ -14,7 +15,6 @@ from llama_onnx.exporter.parity.measure.shipped import NOTHING, Asked
 from llama_onnx.exporter.parity.measure.validate import (
     ParityReport,
     Progress,
-    check_same_model,
     validate,
 )
 from llama_onnx.targets.errors import UsageError

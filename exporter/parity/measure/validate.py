@@ -28,6 +28,7 @@ import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints.lora import adapters_of, open_adapter
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.checkpoints.package.same_model import check_same_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, Float32
 from llama_onnx.exporter.packaging.adapters import read_parameters
 from llama_onnx.exporter.parity.measure.about import About, describe
@@ -62,26 +63,11 @@ from llama_onnx.runtime.measure.situations import (
 )
 from llama_onnx.runtime.measure.speed import Speed
 from llama_onnx.runtime.measure.thresholds import Check, check, thresholds
-from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import MODEL_FILE, ModelPackage
 from llama_onnx.targets.providers import CPU
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done, and steps in all."""
-
-# What makes a model another function; names of tokens and the length of the context do not.
-_SAME = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-)
 
 
 @dataclass(frozen=True)
@@ -283,17 +269,6 @@ def _with_adapter(
     name, folder = swapped
     parameters = read_parameters(ModelPackage.open(package).adapter_path(name))
     return open_adapter(weights, folder), open_adapter(reference, folder), parameters
-
-
-def check_same_model(package: PackageCheckpoint, reference: Checkpoint) -> None:
-    """Raise `UsageError` unless both are the same function but for their weights."""
-    for key in _SAME:
-        there, here = getattr(package.config, key), getattr(reference.config, key)
-        if there != here:
-            raise UsageError(
-                f"{package.path} was not made from {reference.path}: {key} is {there} in the "
-                f"package and {here} in the reference."
-            )
 
 
 def gather(

@@ -462,7 +462,7 @@ def test_another_models_checkpoint_is_a_wrong_call(made: Make) -> None:
     _, other = made("int4-partial-fused")
     result = run(package, "--reference", other)
     assert result.exit_code == 2
-    assert "hidden_size is 64 in the package and 80 in the reference" in result.stderr
+    assert "hidden_size is 64 in the package and 80 in the checkpoint" in result.stderr
 
 
 def test_a_text_of_ones_own(made: Make, tmp_path: Path) -> None:
