@@ -28,7 +28,7 @@ from llama_onnx.targets.registry import get_target
 
 if TYPE_CHECKING:
     from llama_onnx.exporter.packaging.export import ExportResult
-    from llama_onnx.exporter.parity.measure.validate import ParityReport
+    from llama_onnx.exporter.parity.measure.report import ParityReport
 
 
 @click.command(name="export")

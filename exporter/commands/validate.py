@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llama_onnx.exporter.parity.bisect.search import Bisection
-    from llama_onnx.exporter.parity.measure.validate import ParityReport
+    from llama_onnx.exporter.parity.measure.report import ParityReport
 
 
 @click.command("validate")
@@ -106,7 +106,8 @@ def command(
     from llama_onnx.exporter.parity.bisect.reproduce import check_out
     from llama_onnx.exporter.parity.bisect.search import bisect
     from llama_onnx.exporter.parity.measure.prompts import TEXTS, read_text
-    from llama_onnx.exporter.parity.prove import prove
+    from llama_onnx.exporter.parity.measure.subject import open_subject
+    from llama_onnx.exporter.parity.prove import prove_subject
     from llama_onnx.exporter.parity.report.page import check_place, write_report
     from llama_onnx.exporter.sources import open_checkpoint
 
@@ -116,25 +117,23 @@ def command(
     wanted = bisecting or bisect_out is not None
     if wanted:
         check_out(out, package)
-    swapped = _swapped(package, adapters)
-    if swapped and wanted:
-        raise UsageError("--bisect looks at the bare base: give it without --adapter.")
-    merged = [] if swapped else [Path(folder) for folder in adapters]
-    original = open_checkpoint(local_copy(reference), merged)
+    active = _active_adapter(package, adapters)
+    if active and wanted:
+        raise UsageError("--bisect looks at the bare base: use it without --adapter.")
+    merged = [] if active else [Path(folder) for folder in adapters]
+    subject = open_subject(package, open_checkpoint(local_copy(reference), merged), active)
     with progress_line() as progress:
-        report = prove(
-            package,
-            original,
+        report = prove_subject(
+            subject,
             texts=TEXTS if text is None else (read_text(text),),
             tokens=tokens,
             longest=prompt_tokens,
-            swapped=swapped,
             max_kl=max_kl,
             thorough=thorough,
             certify=certify,
             progress=progress,
         )
-        found = bisect(package, original, report, out, progress) if wanted else None
+        found = bisect(subject, report, out, progress) if wanted else None
     if report_file:
         write_report(report, report_file)
     if as_json:
@@ -148,7 +147,7 @@ def command(
     ctx.exit(0 if report.passed else 1)
 
 
-def _swapped(package: Path, adapters: Sequence[str]) -> tuple[str, Path] | None:
+def _active_adapter(package: Path, adapters: Sequence[str]) -> tuple[str, Path] | None:
     """Name and PEFT folder of the adapter to activate, if `package` has any beside its base."""
     from llama_onnx.exporter.packaging.adapters import named_adapters
 
@@ -178,7 +177,7 @@ def print_report(report: ParityReport) -> None:
     console = Console(highlight=False)
     for line in (
         f"package    {report.package} ({report.precision}, {report.activations} activations)",
-        f"reference  {report.reference}",
+        f"reference  {report.original}",
         f"ran on     {report.provider}, {report.positions} positions",
         f"tokenizer  {tokenizer(report.tokenizer)}",
         f"weights    {weights(report.weights)}",

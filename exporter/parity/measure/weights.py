@@ -1,6 +1,6 @@
-"""Are the package's weights the original ones, rounded? Weight by weight, whatever the prompts.
+"""Compares each of the package's weights with the original weight that it was rounded from.
 
-Logits on a few prompts cannot tell a small model that four bits hurt from one whose blocks were
+Logits on a few prompts cannot tell a small model that four bits hurt from one whose blocks are
 mixed up; the distance of each weight from its original can.
 """
 
@@ -24,15 +24,15 @@ _SMALLEST = np.float32(1e-30)  # below it a float32 has fewer digits
 
 @dataclass(frozen=True)
 class WeightError:
-    """The weight that lies farthest from its original, in steps, and the tensor it stands in.
+    """The weight farthest from its original, in `steps`, and the `tensor` that has it.
 
-    A step is the distance of neighbouring values where the original lies: of float16 numbers, or
-    the largest magnitude of the original's block over 2^(bits-1). Stored in float32, or as codes
-    that the original has already, a weight has to be equal: the distance is 0 or infinite.
+    A step is the distance between neighboring values at the original: of float16 or bfloat16
+    numbers, or the largest magnitude of the original's block over 2^(bits-1). A weight stored in
+    float32, or as the very codes of the original, must be equal: its distance is 0 or infinite.
 
-    Rounding to nearest keeps the value of largest magnitude of every block; `block_maximum` is the
-    largest relative error there, and `block_tensor` has it: a step alone would not show a scale
-    that is a little off. None without such blocks.
+    Rounding to nearest keeps the value of largest magnitude of every block. `block_maximum` is the
+    largest relative error of these values, and `block_tensor` has it: steps alone would not show a
+    scale that is slightly wrong. Both are None without such blocks.
     """
 
     steps: float
@@ -42,17 +42,17 @@ class WeightError:
 
 
 def compare_weights(
-    package: PackageCheckpoint, reference: Checkpoint, progress: Callable[[int, int], None]
+    package: PackageCheckpoint, original: Checkpoint, progress: Callable[[int, int], None]
 ) -> WeightError:
-    """Compare every tensor of `package` with `reference`'s, a few rows of each at a time."""
+    """Compare every tensor of `package` with that of `original`, a few rows at a time."""
     names = list(package.config.tensor_shapes())
     to_nearest = quantizer_of(package.path) == "rtn"
     steps, blocks = {names[0]: 0.0}, dict[str, float]()
     for index, name in enumerate(names):
-        found, original = package.tensor(name), original_of(name, reference)
+        found, source = package.tensor(name), original_of(name, original)
         farthest, largest = [0.0], [0.0]
-        for rows, expected in in_chunks(found, original):
-            farthest.append(float(steps_apart(rows, expected, measured_as(found, original)).max()))
+        for rows, expected in in_chunks(found, source):
+            farthest.append(float(steps_apart(rows, expected, measured_as(found, source)).max()))
             if to_nearest:
                 largest.append(float(block_errors(rows, expected, found.dtype).max(initial=0)))
         steps[name] = float(np.max(farthest))  # a NaN is the worst of all
@@ -66,29 +66,29 @@ def compare_weights(
     return WeightError(steps[worst], worst, blocks[scaled], scaled)
 
 
-def original_of(name: str, reference: Checkpoint) -> LazyTensor:
-    """What tensor `name` of a package was made from."""
+def original_of(name: str, original: Checkpoint) -> LazyTensor:
+    """Return the tensor of `original` that tensor `name` of a package was made from."""
     # A package stores tied weights once, but its graph reads them twice.
-    tied = name == "lm_head.weight" and reference.config.tie_word_embeddings
-    return reference.tensor("model.embed_tokens.weight" if tied else name)
+    tied = name == "lm_head.weight" and original.config.tie_word_embeddings
+    return original.tensor("model.embed_tokens.weight" if tied else name)
 
 
 def quantizer_of(package: Path) -> str:
-    """What chose the codes, by the package's manifest; "rtn" where it says nothing."""
+    """Return the quantizer named in the package's manifest; "rtn" if it names none."""
     file = package / MANIFEST
     recipe = read_json(file).get("recipe", {}) if file.is_file() else {}
     return str(recipe.get("quantizer", "rtn"))
 
 
 def measured_as(found: LazyTensor, original: LazyTensor) -> str:
-    """The dtype whose steps say how far `found` may lie from `original`: codes that were taken over
-    have to be equal, as float32 has."""
+    """Return the dtype whose steps measure the distance of `found` from `original`: like float32,
+    codes that were copied must be equal."""
     codes, codes_before = found.dtype.partition("/")[0], original.dtype.partition("/")[0]
     return "F32" if codes == codes_before and codes.startswith("INT") else found.dtype
 
 
 def in_chunks(found: LazyTensor, original: LazyTensor) -> Iterator[tuple[Float32, Float32]]:
-    """Rows of both, some at a time."""
+    """Yield the rows of both, some at a time."""
     rows = found.shape[0]
     chunk = max(1, _CHUNK_VALUES // max(1, int(np.prod(found.shape[1:]))))
     for start in range(0, rows, chunk):
@@ -97,7 +97,7 @@ def in_chunks(found: LazyTensor, original: LazyTensor) -> Iterator[tuple[Float32
 
 
 def steps_apart(found: Float32, expected: Float32, dtype: str) -> Float32:
-    """Distance of each weight from its original, in steps; see `WeightError`."""
+    """Return the distance of each weight from its original, in steps; see `WeightError`."""
     distance = np.abs(found - expected)
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = distance / _steps(expected, dtype)
@@ -105,8 +105,8 @@ def steps_apart(found: Float32, expected: Float32, dtype: str) -> Float32:
 
 
 def block_errors(found: Float32, expected: Float32, dtype: str) -> Float32:
-    """Relative error at the value of largest magnitude of each block, [R, blocks]; of several such
-    values the smallest counts. Nothing [R, 0] for what is not in blocks."""
+    """Return the relative error of each block's value of largest magnitude, [R, blocks]; of several
+    such values the smallest error counts. [R, 0] for a dtype without blocks."""
     if not dtype.startswith("INT"):
         return np.zeros((len(found), 0), np.float32)
     _, block = _bits_and_block(dtype)
@@ -121,12 +121,12 @@ def block_errors(found: Float32, expected: Float32, dtype: str) -> Float32:
 
 
 def _worst(values: dict[str, float]) -> str:
-    """The first name with a NaN, or else with the largest value."""
+    """Return the first name with a NaN, or else the name with the largest value."""
     return next((n for n, v in values.items() if v != v), max(values, key=values.__getitem__))
 
 
 def _steps(values: Float32, dtype: str) -> Float32:
-    """The step at each of `values` [R, K] (or [K]) when stored as `dtype`; see `WeightError`."""
+    """Return the step at each of `values` [R, K] (or [K]) stored as `dtype`; see `WeightError`."""
     if dtype == "F32":
         return np.zeros_like(values)
     if dtype == "F16":

@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from llama_onnx.exporter.parity.measure.validate import ParityReport
+from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.report.sections import figures_of, sections
 from llama_onnx.exporter.parity.report.words import cost, verdict
 from llama_onnx.targets.errors import ResourceError, UsageError

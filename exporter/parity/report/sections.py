@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from llama_onnx.exporter.parity.measure.validate import Curve, Greedy, ParityReport
+from llama_onnx.exporter.parity.measure.report import Curve, Greedy, ParityReport
 from llama_onnx.exporter.parity.report import words
 from llama_onnx.exporter.parity.report.svg import Series, histogram, log_chart, strip
 from llama_onnx.runtime.measure.metrics import NEAR_TIE, Comparison, Divergence
@@ -404,7 +404,7 @@ def _origin(report: ParityReport) -> Section:
     about = report.about
     facts = [
         ("package", report.package),
-        ("reference", report.reference),
+        ("reference", report.original),
         ("ran on", report.provider),
         ("machine", about.machine),
         *about.versions.items(),

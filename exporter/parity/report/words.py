@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from llama_onnx.exporter.parity.measure.long import LongContext
+from llama_onnx.exporter.parity.measure.report import Greedy, ParityReport
 from llama_onnx.exporter.parity.measure.tokenizers import TokenizerCheck
-from llama_onnx.exporter.parity.measure.validate import Greedy, ParityReport
 from llama_onnx.exporter.parity.measure.weights import WeightError
 from llama_onnx.runtime.measure.metrics import NEAR_TIE, Comparison, Divergence
 from llama_onnx.runtime.measure.thresholds import Check, Threshold
@@ -24,7 +24,7 @@ def verdict(report: ParityReport) -> str:
 
 def failure(report: ParityReport) -> Iterator[str]:
     """Why a package did not pass: each limit missed with the worst value, then where to look."""
-    yield f"{report.package} is not {report.reference}:"
+    yield f"{report.package} is not {report.original}:"
     missed = [check for check in report.checks if not check.passed]
     for row in dict.fromkeys(check.threshold for check in missed):
         worst_value = worst([check.value for check in missed if check.threshold == row])

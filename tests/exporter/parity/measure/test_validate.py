@@ -22,7 +22,8 @@ from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
-from llama_onnx.exporter.parity.measure.shipped import Asked
+from llama_onnx.exporter.parity.measure.shipped import PromptSet
+from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.parity.measure.tokenizers import FIXED_TEXTS
 from llama_onnx.exporter.parity.measure.validate import validate
 from llama_onnx.exporter.sources import open_checkpoint
@@ -491,6 +492,6 @@ def test_without_a_tokenizer_the_prompts_are_the_same_every_time(copied: Make) -
     (package / "tokenizer.json").unlink()
     first, second = (make_prompts(package, tiny.GQA, tokens=4, longest=64) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    report = validate(package, open_checkpoint(source), Asked(first, 4))[0]
+    report = validate(open_subject(package, open_checkpoint(source)), PromptSet(first, 4))[0]
     assert missed(report) == set()
     assert report.tokenizer is not None and not report.tokenizer.passed

@@ -21,7 +21,8 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.plan import Options
 from llama_onnx.exporter.parity.measure.about import describe
-from llama_onnx.exporter.parity.measure.validate import LayerError, ParityReport
+from llama_onnx.exporter.parity.measure.report import LayerError, ParityReport
+from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.parity.report.page import render
 from llama_onnx.exporter.parity.report.svg import FLOOR, Series, histogram, log_chart
@@ -122,7 +123,7 @@ def test_a_hostile_name_stays_text(report: ParityReport) -> None:
     hostile = replace(
         report,
         package=f"/models/{HOSTILE}",
-        reference=HOSTILE,
+        original=HOSTILE,
         weights=replace(report.weights, tensor=HOSTILE),
         about=replace(
             report.about,
@@ -181,9 +182,10 @@ def test_hashes_are_of_the_files_as_they_are(package: Path, tmp_path: Path) -> N
 
 def test_tokens_are_named_by_what_they_read_as(package: Path) -> None:
     ids = Tokenizer.from_file(str(package / "tokenizer.json")).encode(" the fox\n").ids
-    pieces = describe(package, 1, ids).pieces
+    subject = open_subject(package, open_checkpoint(package.parent / "checkpoint"))
+    pieces = describe(subject, ids).pieces
     assert "".join(pieces[token] for token in ids) == " the fox\n"
-    assert describe(package, 1, [10**6]).pieces == {}
+    assert describe(subject, [10**6]).pieces == {}
 
 
 def test_bits_a_weight_are_those_that_the_export_foretold(tmp_path: Path) -> None:
