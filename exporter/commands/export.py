@@ -21,7 +21,6 @@ from llama_onnx.exporter.commands.options import (
     make_options,
     sort_adapters,
 )
-from llama_onnx.exporter.commands.validate import print_report
 from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import get_target
@@ -129,6 +128,8 @@ def command(
     if result.resumed_bytes:
         click.echo(f"Resumed: {gigabytes(result.resumed_bytes)} were there already.")
     if report:
+        from llama_onnx.exporter.parity.report.terminal import print_report
+
         print_report(report)
     _exit(report)
 

@@ -44,7 +44,7 @@ class LlamaParity:
         try:
             from llama_onnx.exporter.parity.measure.prompts import TEXTS
             from llama_onnx.exporter.parity.prove import prove
-            from llama_onnx.exporter.parity.report.page import check_place, write_report
+            from llama_onnx.exporter.parity.report.page import check_report_file, write_report
             from llama_onnx.exporter.parity.report.words import failure
             from llama_onnx.exporter.sources import open_checkpoint
         except ModuleNotFoundError as error:
@@ -57,7 +57,7 @@ class LlamaParity:
 
         try:
             if report is not None:
-                check_place(Path(report))
+                check_report_file(Path(report))
             found = prove(
                 Path(package),
                 open_checkpoint(Path(reference), tuple(map(Path, adapters))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,9 @@ from llama_onnx.runtime.measure.jsontext import dumps
 from llama_onnx.runtime.measure.metrics import Comparison, Divergence
 from llama_onnx.runtime.measure.situations import Passage
 from llama_onnx.runtime.measure.speed import Speed
-from llama_onnx.runtime.measure.thresholds import Check
+from llama_onnx.runtime.measure.thresholds import Check, Threshold
+
+_SAME_TOKENIZER = "the package must split text into the tokens that its source does"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,41 @@ class Greedy:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Whether one requirement holds in all situations.
+
+    `worst` is the value farthest beyond, or nearest to, the `limit`: the largest one, and a NaN
+    before any number. `missed` are the situations in which the limit is missed ("" for a
+    requirement that knows no situations), out of `situations`.
+    """
+
+    measure: str
+    metric: str
+    worst: float
+    limit: float
+    reason: str
+    missed: tuple[str, ...]
+    situations: int
+
+    @property
+    def name(self) -> str:
+        """Measure and metric: "graph max_abs"."""
+        return f"{self.measure} {self.metric}"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the requirement holds everywhere."""
+        return not self.missed
+
+    @property
+    def where(self) -> str:
+        """The situations in which the limit is missed, for people; "" if none has a name."""
+        if len(self.missed) == self.situations > 1:
+            return "in every situation"
+        return ", ".join(filter(None, self.missed))
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """Everything that was measured, and the thresholds it was held against.
 
@@ -98,9 +136,31 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every threshold holds and the tokenizer is the source's."""
-        same_tokens = self.tokenizer is None or self.tokenizer.passed
-        return same_tokens and all(check.passed for check in self.checks)
+        """Whether every requirement holds."""
+        return all(verdict.passed for verdict in self.verdicts())
+
+    def figures(self, error: str, situation: str = "") -> Comparison:
+        """Return the figures of `error` in `situation`; raises `KeyError` without such figures."""
+        return self.by_situation(error)[situation]
+
+    def by_situation(self, error: str) -> dict[str, Comparison]:
+        """Return the figures of `error` by the situations it was measured in."""
+        return {m.situation: m.figures for m in self.measurements if m.error == error}
+
+    def limit(self, measure: str, metric: str) -> float | None:
+        """Return the limit on `metric` of `measure`; None if there is none."""
+        rows = (check.threshold for check in self.checks)
+        found = (row.limit for row in rows if (row.measure, row.metric) == (measure, metric))
+        return next(found, None)
+
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Return one verdict for each threshold, then those on the package's files."""
+        rows = dict.fromkeys(check.threshold for check in self.checks)
+        return (*(_verdict(row, self.checks) for row in rows), *self._verdicts_on_files())
+
+    def _verdicts_on_files(self) -> Iterator[Verdict]:
+        if self.tokenizer is not None:
+            yield _count("tokenizer", "differences", self.tokenizer.differences, _SAME_TOKENIZER)
 
     def to_json(self, **further: Any) -> str:
         """Return JSON text, with `further` keys; a figure that is not finite becomes null."""
@@ -113,3 +173,26 @@ class ParityReport:
         if self.tokenizer:
             content["tokenizer"]["passed"] = self.tokenizer.passed
         return dumps({"passed": self.passed, **content, **further})
+
+
+def _count(measure: str, metric: str, count: int, reason: str) -> Verdict:
+    """A verdict on something that must not occur."""
+    return Verdict(measure, metric, count, 0, reason, ("",) if count else (), 1)
+
+
+def _verdict(row: Threshold, checks: Iterable[Check]) -> Verdict:
+    mine = [check for check in checks if check.threshold == row]
+    return Verdict(
+        row.measure,
+        row.metric,
+        _worst([check.value for check in mine]),
+        row.limit,
+        row.reason,
+        tuple(check.situation for check in mine if not check.passed),
+        len(mine),
+    )
+
+
+def _worst(values: Sequence[float]) -> float:
+    """Return the largest value; a NaN counts as larger than any."""
+    return next((value for value in values if value != value), max(values))

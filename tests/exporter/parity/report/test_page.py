@@ -85,7 +85,7 @@ def report(package: Path) -> ParityReport:
 
 def test_the_verdict_comes_first_and_everything_is_there(report: ParityReport) -> None:
     text = Page(render(report)).text
-    assert text.index("Passed") < text.index("However it is fed")
+    assert text.index("Passed") < text.index("Errors by situation")
     for situation in SITUATIONS:
         assert situation.meaning in text
     for check in report.checks:
@@ -162,7 +162,7 @@ def test_figures_that_are_no_numbers_are_said_and_break_nothing(report: ParityRe
         ),
     )
     page = Page(render(broken))
-    assert f"{len(report.layers)} values are not a number" in page.text
+    assert f"{len(report.layers)} values are NaN" in page.text
     drawn = [v for tag, name, v in page.attributes if tag in ("polyline", "circle", "rect")]
     assert not any("nan" in (value or "") or "inf" in (value or "") for value in drawn)
 
@@ -211,7 +211,7 @@ def test_the_command_writes_it_beside_the_json(package: Path, tmp_path: Path) ->
     assert code == 0
     content = json.loads(output)
     text = Page(page.read_text(encoding="utf-8")).text
-    assert "Is Modell ä <b>日本 the model it was made from?" in text
+    assert "Parity of Modell ä <b>日本 with its original" in text
     assert f"{content['measurements'][0]['figures']['max_abs']:.1e}" in text
     assert content["speed"]["prompt_tokens"] == 16
     assert content["about"]["versions"]["onnxruntime"]
@@ -224,7 +224,7 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(
     page = tmp_path / "nowhere" / "report.html"
     code, output = run(package, "--reference", package.parent / "checkpoint", "--report", page)
     assert code == 2
-    assert "is not a folder; make it first." in output
+    assert "is not a folder: create it first." in output
 
 
 POINTS = st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=60)
