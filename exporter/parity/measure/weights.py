@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
@@ -18,6 +19,7 @@ from llama_onnx.exporter.model.config import read_json
 from llama_onnx.targets.package import MANIFEST
 
 _CHUNK_VALUES = 1 << 20
+_HALF = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _TIE = 1e-5  # magnitudes this close may have been equal, or the other way round, when rounded
 _SMALLEST = np.float32(1e-30)  # below it a float32 has fewer digits
 
@@ -129,9 +131,9 @@ def _steps(values: Float32, dtype: str) -> Float32:
     """Return the step at each of `values` [R, K] (or [K]) stored as `dtype`; see `WeightError`."""
     if dtype == "F32":
         return np.zeros_like(values)
-    if dtype == "F16":
+    if dtype in _HALF:
         with np.errstate(over="ignore"):
-            return np.spacing(np.abs(values).astype(np.float16)).astype(np.float32)
+            return np.spacing(np.abs(values).astype(_HALF[dtype])).astype(np.float32)
     bits, block = _bits_and_block(dtype)
     columns = values.shape[1]
     padded = np.pad(np.abs(values), ((0, 0), (0, -columns % block)))
