@@ -122,7 +122,7 @@ def _note(report: ParityReport, measures: set[str]) -> str:
             f"only {' and '.join(sorted(measures))} missed, to which every rounded weight "
             "contributes: the weights are their originals, rounded, and the graph is right."
         )
-    return "the graph and the weights are right; the tokenizer is not."
+    return "the graph and the weights are right: the tokenizer or another file is not."
 
 
 @dataclass(frozen=True)

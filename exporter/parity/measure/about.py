@@ -42,15 +42,24 @@ class File:
 
 @dataclass(frozen=True)
 class About:
-    """`parts` has the bytes of the whole folder by purpose, `bits_per_weight` the data file's bits
-    over the number of parameters, `pieces` the texts of the tokens that a report names."""
+    """The package's `files`, and those `missing` that its manifest names.
+
+    `parts` has the bytes of the whole folder by purpose, `bits_per_weight` the data file's bits
+    over the number of parameters, `pieces` the texts of the tokens that a report names.
+    """
 
     files: tuple[File, ...]
+    missing: tuple[str, ...]
     parts: Mapping[str, int]
     bits_per_weight: float
     versions: Mapping[str, str]
     machine: str
     pieces: Mapping[int, str]
+
+    @property
+    def altered(self) -> tuple[str, ...]:
+        """Files that are missing, or have another hash than the manifest gives them."""
+        return (*(file.name for file in self.files if file.as_made is False), *self.missing)
 
 
 def describe(subject: Subject, tokens: Iterable[int]) -> About:
@@ -62,6 +71,7 @@ def describe(subject: Subject, tokens: Iterable[int]) -> About:
     data = next((file.size for file in files if file.name == DATA_FILE), 0)
     return About(
         files=files,
+        missing=tuple(sorted(set(subject.manifest.get("files", {})) - {f.name for f in files})),
         parts=_parts(subject.path, files),
         bits_per_weight=8 * data / subject.original.config.num_parameters(),
         versions=dict(_versions()),

@@ -16,6 +16,7 @@ from llama_onnx.runtime.measure.situations import Passage
 from llama_onnx.runtime.measure.speed import Speed
 from llama_onnx.runtime.measure.thresholds import Check, Threshold
 
+_SAME_FILES = "every file that the manifest names must have the hash given there"
 _SAME_TOKENIZER = "the package must split text into the tokens that its source does"
 
 
@@ -161,6 +162,7 @@ class ParityReport:
     def _verdicts_on_files(self) -> Iterator[Verdict]:
         if self.tokenizer is not None:
             yield _count("tokenizer", "differences", self.tokenizer.differences, _SAME_TOKENIZER)
+        yield _count("files", "altered", len(self.about.altered), _SAME_FILES)
 
     def to_json(self, **further: Any) -> str:
         """Return JSON text, with `further` keys; a figure that is not finite becomes null."""
@@ -172,6 +174,7 @@ class ParityReport:
             entry["identical"] = greedy.identical
         if self.tokenizer:
             content["tokenizer"]["passed"] = self.tokenizer.passed
+        content["altered"] = list(self.about.altered)
         return dumps({"passed": self.passed, **content, **further})
 
 

@@ -19,6 +19,7 @@ _ERRORS = {
     "quantization": "PyTorch on the package's weights, against PyTorch on the original weights",
     "total": "the package as it ships, against PyTorch on the original weights",
     "greedy": "greedy continuations by the graph, against PyTorch on the package's weights",
+    "files": "the files of the package, against the hashes in its manifest",
     "tokenizer": "the vocabulary, and ids and text of some texts, against the source's tokenizer",
 }
 
@@ -207,6 +208,7 @@ def _thresholds(report: ParityReport) -> Section:
     texts = (
         f"Weights: {words.weights(report.weights)}.",
         f"Tokenizer: {words.tokenizer(report.tokenizer)}.",
+        f"Files: {words.files(report.about)}.",
     )
     return Section("Limits, and the reasons for them", texts, (table, meanings))
 

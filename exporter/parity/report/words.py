@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llama_onnx.exporter.parity.measure.about import About
 from llama_onnx.exporter.parity.measure.long import LongContext
 from llama_onnx.exporter.parity.measure.report import Greedy, ParityReport, Verdict
 from llama_onnx.exporter.parity.measure.tokenizers import (
@@ -34,11 +35,13 @@ def verdict(report: ParityReport) -> str:
     failed = [found for found in report.verdicts() if not found.passed]
     limits = ", ".join(_limit(found) for found in failed if found.measure not in _ON_FILES)
     reasons = [f"{limits} beyond the limit"] if limits else []
-    reasons += [_ON_FILES[v.measure] for v in failed if v.measure in _ON_FILES]
+    measures = {found.measure for found in failed}
+    reasons += ["the tokenizer is not the source's"] if "tokenizer" in measures else []
+    reasons += [files(report.about)] if "files" in measures else []
     return f"failed: {'; '.join(reasons)}." if reasons else "passed: every threshold holds."
 
 
-_ON_FILES = {"tokenizer": "the tokenizer is not the source's"}
+_ON_FILES = ("tokenizer", "files")
 
 
 def failure(report: ParityReport) -> Iterator[str]:
@@ -56,6 +59,8 @@ def failure(report: ParityReport) -> Iterator[str]:
         yield f"  {_first_wrong_layer(report)}"
     if "tokenizer" in measures:
         yield f"  tokenizer: {tokenizer(report.tokenizer)}"
+    if "files" in measures:
+        yield f"  files: {files(report.about)}"
 
 
 def _first_wrong_layer(report: ParityReport) -> str:
@@ -121,6 +126,14 @@ def _vocabulary_difference(difference: VocabularyDifference) -> str:
         f"in {difference.count:,} entries of the vocabulary: {what[difference.direction]} "
         f"{difference.key!r} is {expected} there, {found} in the package"
     )
+
+
+def files(about: About) -> str:
+    """Return which files are not those that the manifest names."""
+    if not about.altered:
+        return "as the manifest names them"
+    verb = "is" if len(about.altered) == 1 else "are"
+    return f"{', '.join(about.altered)} {verb} missing or changed since the export"
 
 
 def ratio(value: float | None, error: float | None) -> str:

@@ -40,6 +40,7 @@ from tests.support.faults import (
     negate,
     stale_tokenizer,
 )
+from tests.support.packages import renew_hashes
 from tests.support.parity import EXPORTS, Make, figures, missed, missed_in, report_on
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -359,6 +360,7 @@ def test_nodes_out_of_order_are_one_sentence(copied: Make, more: tuple[str, ...]
 def test_a_swapped_tokenizer_fails_and_the_text_is_named(copied: Make) -> None:
     package, source = copied("fp32")
     stale_tokenizer(package)
+    renew_hashes(package)
     arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
     result = run(*arguments)
     assert result.exit_code == 1
@@ -378,6 +380,7 @@ def test_a_tokenizer_that_differs_on_ones_own_text_alone(copied: Make, tmp_path:
     tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
     tokenizer.normalizer = normalizers.Replace("zyx", "fox")
     tokenizer.save(str(package / "tokenizer.json"))
+    renew_hashes(package)
     text = tmp_path / "text"
     text.write_text("the zyx", encoding="utf-8")
     arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 2)
@@ -410,6 +413,7 @@ def test_a_missing_tokenizer_fails_unless_the_source_has_none(copied: Make, tmp_
     package, source = copied("fp32")
     source = Path(shutil.copytree(source, tmp_path / "source"))
     (package / "tokenizer.json").unlink()
+    renew_hashes(package)
     arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
     result = run(*arguments)
     assert result.exit_code == 1
@@ -419,6 +423,43 @@ def test_a_missing_tokenizer_fails_unless_the_source_has_none(copied: Make, tmp_
     assert result.exit_code == 0
     assert "tokenizer  not compared: the source has none" in result.stdout
     assert json.loads(run(*arguments, "--json").stdout)["tokenizer"] is None
+
+
+# The files
+
+
+def _capitals(file: Path) -> None:
+    file.write_bytes(file.read_bytes().upper())
+
+
+def _longer(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b" ")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("LICENSE.txt", _capitals),
+        ("LICENSE.txt", Path.unlink),
+        ("genai_config.json", _longer),
+        ("genai_config.json", Path.unlink),
+        ("config.json", _longer),
+    ],
+)
+def test_a_file_that_is_not_the_manifests_fails_and_is_named(
+    copied: Make, name: str, change: Callable[[Path], None]
+) -> None:
+    package, source = copied("fp32")
+    change(package / name)
+    arguments = (package, "--reference", source, "--tokens", 2, "--prompt-tokens", 4)
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert f"failed: {name} is missing or changed since the export.\n" in result.stdout
+    assert re.search(r"files altered +1 +0 +MISSED", result.stdout)
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert found["passed"] is False
+    assert all(check["passed"] for check in found["checks"]) and found["tokenizer"]["passed"]
+    assert found["altered"] == [name]
 
 
 def test_another_rope_scaling_is_another_model(copied: Make) -> None:

@@ -19,7 +19,6 @@ from llama_onnx.exporter.parity.measure.tokenizers import (
 )
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.exporter.tokenizer.source import Vocabulary
-from llama_onnx.targets.package import MANIFEST, write_manifest
 from tests.exporter.checkpoints.test_gguf import write as write_gguf
 from tests.exporter.tokenizer.test_tokenizers import (
     bytelevel_metadata,
@@ -28,6 +27,7 @@ from tests.exporter.tokenizer.test_tokenizers import (
 )
 from tests.support import tiny
 from tests.support.meta_files import write_meta
+from tests.support.packages import renew_hashes
 from tests.support.parity import Make
 
 
@@ -119,8 +119,7 @@ def test_vocabularies_by_hand() -> None:
 def test_validate_fails_and_names_the_tokens(copied: Make) -> None:
     package, source = copied("fp32")
     first, second = swap_unused(package / "tokenizer.json")
-    content = json.loads((package / MANIFEST).read_text(encoding="utf-8"))
-    write_manifest(package, content)  # as an export that swapped them would write it
+    renew_hashes(package)  # as an export that swapped them would have written it
     arguments = (package, "--reference", source, "--tokens", 2, "--prompt-tokens", 4)
     result = CliRunner().invoke(main, ["validate", *map(str, arguments)])
     assert result.exit_code == 1

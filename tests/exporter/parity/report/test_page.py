@@ -176,7 +176,8 @@ def test_hashes_are_of_the_files_as_they_are(package: Path, tmp_path: Path) -> N
     template = next(file for file in about.files if file.name == "chat_template.jinja")
     content = (altered / "chat_template.jinja").read_bytes()
     assert template.sha256 == hashlib.sha256(content).hexdigest()
-    assert template.as_made is not True
+    assert template.as_made is False
+    assert about.altered == ("chat_template.jinja",)
     assert sum(about.parts.values()) == sum(p.stat().st_size for p in altered.rglob("*"))
 
 
