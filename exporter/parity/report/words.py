@@ -16,9 +16,9 @@ from llama_onnx.exporter.parity.measure.weights import WeightError
 from llama_onnx.runtime.measure.metrics import NEAR_TIE, Comparison, Divergence
 
 LOSSES = (
-    ("the package's weights", "quantization", ""),
-    ("as shipped, one pass", "total", "prefill"),
-    ("as shipped, token by token", "total", "decode"),
+    ("package's weights", "quantization", ""),
+    ("shipped, one pass", "total", "prefill"),
+    ("shipped, by token", "total", "decode"),
 )
 """Comparisons with the original weights: what is compared, error, situation."""
 
