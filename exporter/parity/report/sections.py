@@ -70,8 +70,8 @@ def _situations(report: ParityReport) -> Section:
             "“Graph” is the graph with fp32 activations, “shipped” the package as it ships, both "
             "compared with PyTorch on the package's weights: an error here has nothing to do with "
             "precision. “Total” is the package as it ships, compared with PyTorch on the original "
-            "weights. A figure with ✗ misses a limit in its row. A dash marks a situation that "
-            "only a whole session can run.",
+            "weights. ✗ marks the figures of an error that misses a limit in that situation, a dash "
+            "a situation that only a whole session can run.",
         ),
         (Table("Errors in each situation (logits; KL in nats)", head, rows),),
     )
@@ -142,7 +142,7 @@ def _continuations(report: ParityReport) -> Section:
     head = ("prompt", "identical tokens", "", "chosen", "expected", "margin, logits", "")
     tables = [
         Table(
-            f"{words.GREEDY[one.name].capitalize()}: {one.identical} of {len(one.divergences)} "
+            f"Greedy, {words.GREEDY[one.name]}: {one.identical} of {len(one.divergences)} "
             f"identical, {one.agreement:.1%} of the tokens",
             head,
             [
