@@ -105,7 +105,6 @@ def command(
     the one that the manifest names.
     """
     from llama_onnx.exporter.checkpoints.download import local_copy
-    from llama_onnx.exporter.parity.bisect.reproduce import check_out
     from llama_onnx.exporter.parity.bisect.search import bisect
     from llama_onnx.exporter.parity.measure.prompts import TEXTS, read_text
     from llama_onnx.exporter.parity.measure.subject import open_subject
@@ -113,15 +112,12 @@ def command(
     from llama_onnx.exporter.parity.report.page import check_report_file, write_report
     from llama_onnx.exporter.sources import open_checkpoint
 
-    bisecting = bisecting or bisect_out is not None
-    out = bisect_out or package.absolute().with_name(f"{package.absolute().name}-bisect")
     active = _active_adapter(package, adapters)
+    out = _bisect_folder(package, bisect_out) if bisecting or bisect_out else None
+    if out and active:
+        raise UsageError("--bisect looks at the bare base: use it without --adapter.")
     if report_file:
         check_report_file(report_file)
-    if bisecting:
-        check_out(out, package)
-    if bisecting and active:
-        raise UsageError("--bisect looks at the bare base: use it without --adapter.")
     merged = [] if active else [Path(folder) for folder in adapters]
     subject = open_subject(package, open_checkpoint(local_copy(reference), merged), active)
     with progress_line() as progress:
@@ -135,7 +131,7 @@ def command(
             certify=certify,
             progress=progress,
         )
-        found = bisect(subject, report, out, progress) if bisecting else None
+        found = bisect(subject, report, out, progress) if out else None
     if report_file:
         write_report(report, report_file)
     if as_json:
@@ -153,6 +149,14 @@ def _print(report: ParityReport, found: Bisection | None, *, certified: bool) ->
         print_bisection(found)
     if certified:
         click.echo(f"certified: {Path(report.package) / 'parity'}, for `llama-onnx verify`.")
+
+
+def _bisect_folder(package: Path, given: Path | None) -> Path:
+    from llama_onnx.exporter.parity.bisect.reproduce import check_out
+
+    out = given or package.absolute().with_name(f"{package.absolute().name}-bisect")
+    check_out(out, package)
+    return out
 
 
 def _active_adapter(package: Path, adapters: Sequence[str]) -> tuple[str, Path] | None:

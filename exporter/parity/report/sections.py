@@ -70,8 +70,8 @@ def _situations(report: ParityReport) -> Section:
             "“Graph” is the graph with fp32 activations, “shipped” the package as it ships, both "
             "compared with PyTorch on the package's weights: an error here has nothing to do with "
             "precision. “Total” is the package as it ships, compared with PyTorch on the original "
-            "weights. ✗ marks the figures of an error that misses a limit in that situation, a dash "
-            "a situation that only a whole session can run.",
+            "weights. ✗ marks the figures of an error that misses a limit in that situation; a "
+            "dash marks a situation that only a whole session can run.",
         ),
         (Table("Errors in each situation (logits; KL in nats)", head, rows),),
     )
