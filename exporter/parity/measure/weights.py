@@ -133,7 +133,8 @@ def _steps(values: Float32, dtype: str) -> Float32:
         return np.zeros_like(values)
     if dtype in _HALF:
         with np.errstate(over="ignore"):
-            return np.spacing(np.abs(values).astype(_HALF[dtype])).astype(np.float32)
+            spacing = np.spacing(np.abs(values).astype(_HALF[dtype]))
+        return np.asarray(spacing, np.float32)
     bits, block = _bits_and_block(dtype)
     columns = values.shape[1]
     padded = np.pad(np.abs(values), ((0, 0), (0, -columns % block)))
