@@ -168,7 +168,7 @@ class ParityReport:
         """Return JSON text, with `further` keys; a figure that is not finite becomes null."""
         content = asdict(self)
         del content["passages"]
-        content["reference"] = content.pop("original")  # the name that certificates promise
+        content["reference"] = content.pop("original")  # the key that scripts read
         content["checks"] = [check_.to_json() for check_ in self.checks]
         for entry, greedy in zip(content["greedy"], self.greedy, strict=True):
             entry["identical"] = greedy.identical

@@ -51,7 +51,7 @@ def failure(report: ParityReport) -> Iterator[str]:
     failed = [found for found in report.verdicts() if not found.passed]
     for found in failed:
         if found.measure not in _ON_FILES:
-            yield (f"  {_limit(found)}: {found.worst:.2g}, limit {found.limit:g}: {found.reason}")
+            yield f"  {_limit(found)}: {found.worst:.2g}, limit {found.limit:g}: {found.reason}"
     measures = {found.measure for found in failed}
     if "weights" in measures:
         yield f"  weights: {weights(report.weights)}"
