@@ -51,8 +51,8 @@ def _situations(report: ParityReport) -> Section:
         rows.append(
             [
                 Cell(situation.meaning),
-                _figure(of_graph and of_graph.max_abs, sound["graph"]),
-                _figure(of_graph and of_graph.relative_l2, sound["graph"]),
+                _figure(of_graph.max_abs if of_graph else None, sound["graph"]),
+                _figure(of_graph.relative_l2 if of_graph else None, sound["graph"]),
                 _figure(shipped[name].max_abs, sound["shipped"]),
                 _figure(shipped[name].relative_l2, sound["shipped"]),
                 _figure(shipped[name].mean_kl, sound["shipped"]),
