@@ -39,7 +39,7 @@ from llama_onnx.targets.registry import TARGETS
 if TYPE_CHECKING:
     from llama_onnx.exporter.packaging.export import ExportResult
     from llama_onnx.exporter.packaging.plan import Plan
-    from llama_onnx.exporter.parity.measure.validate import ParityReport
+    from llama_onnx.exporter.parity.measure.report import ParityReport
     from llama_onnx.runtime.llama.model import Llama
     from llama_onnx.runtime.measure.verify import VerifyReport
     from llama_onnx.targets.package import ModelPackage
@@ -230,7 +230,7 @@ def validate(
         max_kl: Also fail above this mean KL divergence (nats) to the original weights.
         thorough: Also run past positions 2047 to 2049 and to the end of the context.
         certify: If every threshold holds, write the certificate that `verify` replays.
-        progress: Called with what is being done, steps done, and steps in all.
+        progress: An object with `step(what)` and `update(what, done, total, unit)`. None: silent.
 
     Returns:
         The report; `passed` says whether every threshold holds, `to_json()` has all figures.
@@ -273,7 +273,7 @@ def verify(
         threads: Threads to compute with. None: the physical cores.
         allow_fallback: Run on the CPU what the provider does not run, instead of refusing.
         files_only: Check files and signature, compute nothing; needs no certificate.
-        progress: Called with what is being done, steps done, and steps in all.
+        progress: An object with `step(what)` and `update(what, done, total, unit)`. None: silent.
 
     Returns:
         The report; `passed` is the verdict, `to_json()` has all figures.

@@ -21,7 +21,7 @@ from llama_onnx.targets.registry import get_target
 if TYPE_CHECKING:
     from llama_onnx.exporter.packaging.export import ExportResult
     from llama_onnx.exporter.packaging.plan import Plan
-    from llama_onnx.exporter.parity.measure.validate import ParityReport
+    from llama_onnx.exporter.parity.measure.report import ParityReport
     from llama_onnx.runtime.measure.verify import VerifyReport
     from llama_onnx.targets.progress import Progress
 
@@ -100,17 +100,17 @@ def validate(
     from llama_onnx.exporter.checkpoints.download import local_copy
     from llama_onnx.exporter.checkpoints.hub import find_source
     from llama_onnx.exporter.parity.measure.prompts import TEXTS
-    from llama_onnx.exporter.parity.prove import prove
+    from llama_onnx.exporter.parity.measure.subject import open_subject
+    from llama_onnx.exporter.parity.prove import prove_subject
     from llama_onnx.exporter.sources import open_checkpoint
 
     original = open_checkpoint(local_copy(find_source(os.fspath(reference))), _paths(adapters))
-    return prove(
-        Path(package),
-        original,
+    adapter = None if kept_adapter is None else (kept_adapter[0], Path(kept_adapter[1]))
+    return prove_subject(
+        open_subject(Path(package), original, adapter),
         texts=TEXTS if texts is None else texts,
         tokens=tokens,
         longest=prompt_tokens,
-        swapped=None if kept_adapter is None else (kept_adapter[0], Path(kept_adapter[1])),
         max_kl=max_kl,
         thorough=thorough,
         certify=certify,

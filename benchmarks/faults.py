@@ -21,7 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from llama_onnx.exporter.parity.bisect.search import Finding, bisect
-from llama_onnx.exporter.parity.measure.validate import ParityReport
+from llama_onnx.exporter.parity.measure.report import ParityReport
+from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
@@ -49,7 +50,8 @@ def try_fault(fault: Fault, precision: str, make: Make, folder: Path) -> Outcome
         fault.plant(package)
         altered = integrity(package)
         report = report_on(package, source, tokens=6, longest=20)
-        finding = bisect(package, open_checkpoint(source), report, folder / "bisect").finding
+        subject = open_subject(package, open_checkpoint(source))
+        finding = bisect(subject, report, folder / "bisect").finding
     except PackageError as error:
         reason = str(error).rpartition("Status Message: ")[2].replace(f"{package}/", "")
         return Outcome(precision, "refused", reason, "", fault.found_by == ("refused",))

@@ -21,8 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.prompts import make_prompts
-from llama_onnx.exporter.parity.measure.shipped import Asked
-from llama_onnx.exporter.parity.measure.validate import Greedy, Measurement, ParityReport, validate
+from llama_onnx.exporter.parity.measure.report import Greedy, Measurement, ParityReport
+from llama_onnx.exporter.parity.measure.shipped import PromptSet
+from llama_onnx.exporter.parity.measure.subject import open_subject
+from llama_onnx.exporter.parity.measure.validate import validate
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny
@@ -49,7 +51,7 @@ def measure(source: Path, precision: str, folder: Path) -> ParityReport:
     export_package(source, out, target, Options(precision=precision), force=True)
     checkpoint = open_checkpoint(source)
     prompts = make_prompts(out, checkpoint.config, tokens=64, longest=128)
-    return validate(out, checkpoint, Asked(prompts, 64))[0]
+    return validate(open_subject(out, checkpoint), PromptSet(prompts, 64))[0]
 
 
 def show(name: str, report: ParityReport) -> None:

@@ -19,7 +19,6 @@ from llama_onnx.exporter.commands.options import (
     keep_option,
     sort_adapters,
 )
-from llama_onnx.exporter.commands.validate import print_report
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.targets.errors import UsageError
@@ -27,7 +26,7 @@ from llama_onnx.targets.registry import get_target
 
 if TYPE_CHECKING:
     from llama_onnx.exporter.packaging.export import ExportResult
-    from llama_onnx.exporter.parity.measure.validate import ParityReport
+    from llama_onnx.exporter.parity.measure.report import ParityReport
 
 
 @click.command(name="export")
@@ -125,6 +124,8 @@ def command(
     if result.resumed_bytes:
         click.echo(f"Resumed: {gigabytes(result.resumed_bytes)} were there already.")
     if report:
+        from llama_onnx.exporter.parity.report.terminal import print_report
+
         print_report(report)
     _exit(report)
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.checkpoints.package.same_model import check_same_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.adapters import KeptAdapter, open_kept
 from llama_onnx.exporter.packaging.provenance import package_file
 from llama_onnx.exporter.packaging.trial import try_package
-from llama_onnx.exporter.parity.measure.validate import check_same_model
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage, check_unsigned, renew_manifest
 

@@ -1,4 +1,4 @@
-"""Makes the certificate that a package carries; `runtime.measure.verify` replays it."""
+"""Writes the certificate that a package carries; `runtime.measure.verify` replays it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.parity.measure.evidence import Evidence
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
-from llama_onnx.exporter.parity.measure.shipped import Asked
-from llama_onnx.exporter.parity.measure.validate import Evidence, ParityReport
+from llama_onnx.exporter.parity.measure.report import ParityReport
+from llama_onnx.exporter.parity.measure.shipped import PromptSet
 from llama_onnx.runtime.measure.certificate import (
     ABOUT,
     CERTIFICATE,
@@ -35,40 +36,36 @@ from llama_onnx.targets.package import ModelPackage, hash_file, renew_manifest
 
 PROMPT_TOKENS = (26, 18, 10, 2)
 TOKENS = 8
-"""Longest prompts and length of their continuations: a CPU replays them in half a minute on a 7B
-model. Different ones, so that a batch of them is padded; the longest passes the edge of a block."""
+"""Most tokens of each prompt, and of its continuation: a CPU replays them on a 7B model in half a
+minute. The lengths differ, so that a batch is padded; the longest crosses the edge of a block."""
 
 TOP_K = 128
-_FULL_ROWS = 2  # positions of a passage whose logits are kept whole, where there is room
+_FULL_ROWS = 2  # positions of a passage whose logits are kept whole, if they fit
 _PARTIAL = f"{FOLDER}.partial"
 
 
-def certificate_prompts(package: Path, config: LlamaConfig) -> Asked:
-    """What the certificate of `package` is about."""
+def certificate_prompts(package: Path, config: LlamaConfig) -> PromptSet:
+    """Return the prompts of the certificate of `package`."""
     longest = max(PROMPT_TOKENS)
     prompts = make_prompts(package, config, TEXTS, tokens=TOKENS, longest=longest)
     cut = [prompt[:count] for prompt, count in zip(prompts, PROMPT_TOKENS, strict=False)]
-    return Asked(cut, TOKENS)
+    return PromptSet(cut, TOKENS)
 
 
 def write_certificate(package: ModelPackage, report: ParityReport, evidence: Evidence) -> None:
-    """Write the certificate of `package` into it, and its manifest anew: what `report` says, and
-    the logits of `evidence` on the `certificate_prompts`.
+    """Write the certificate of `package` into it, and renew its manifest.
 
-    Raises `PackageError` for a package that did not pass, or whose files are not its manifest's.
+    The certificate has the figures of `report`, and the logits of `evidence` on the
+    `certificate_prompts`. Raises `PackageError` for a package that did not pass; one with a changed
+    file never does.
     """
     if not report.passed:
-        raise PackageError(f"{package.path} did not pass, so it gets no certificate.")
-    # Hashed for the report a moment ago: the weights are not read for it once more.
-    if altered := [file.name for file in report.about.files if file.as_made is False]:
-        raise PackageError(
-            f"{package.path}: {', '.join(altered)} changed since the export: export it again."
-        )
+        raise PackageError(f"{package.path} did not pass, so it cannot be certified.")
     _write(package, _certificate(package, report, evidence))
 
 
 def _certificate(package: ModelPackage, report: ParityReport, evidence: Evidence) -> Certificate:
-    passages = evidence.shipped.short
+    passages = evidence.shipped.certificate_passages
     files = package.manifest["files"]
     texts = TEXTS if "tokenizer.json" in files else (None,) * len(passages)
     content = {
@@ -76,7 +73,7 @@ def _certificate(package: ModelPackage, report: ParityReport, evidence: Evidence
         "created_with": dict(report.about.versions),
         "precision": report.precision,
         "activations": report.activations,
-        "vocab_size": evidence.short_original[0].shape[1],
+        "vocab_size": evidence.certificate_original_logits[0].shape[1],
         "files": {name: files[name]["sha256"] for name in ABOUT if name in files},
         "passages": [
             {"text": text, "prompt": passage.prompt}
@@ -85,16 +82,16 @@ def _certificate(package: ModelPackage, report: ParityReport, evidence: Evidence
         "validated": json.loads(report.to_json()),
         "thresholds": [row.to_json() for row in all_thresholds()],
     }
-    # The curves and layers are for the report; a device cannot measure them.
-    for key in ("curves", "layers", "package", "reference", "about"):
+    # Curves and layers are for the report: a device cannot measure them.
+    for key in ("curves", "layers", "package", "reference", "about", "altered"):
         del content["validated"][key]
     return Certificate(
         content,
         texts,
         passages,
-        _cut(passages, evidence.short_dequantized),
-        _cut(passages, evidence.short_original),
-        tuple(_full_rows(passages, evidence.short_dequantized)),
+        _cut(passages, evidence.certificate_package_logits),
+        _cut(passages, evidence.certificate_original_logits),
+        tuple(_full_rows(passages, evidence.certificate_package_logits)),
     )
 
 
@@ -106,7 +103,7 @@ def _cut(passages: Sequence[Passage], logits: Sequence[Float32]) -> tuple[TopK, 
 
 
 def _full_rows(passages: Sequence[Passage], logits: Sequence[Float32]) -> Iterator[FullRows]:
-    """The last position of the prompt and the last of all, as long as they take half the room."""
+    """Yield the last position of the prompt and of the passage, while they fit half of the room."""
     room = MAX_BYTES // 2
     for index, (passage, rows) in enumerate(zip(passages, logits, strict=True)):
         chosen = np.array([passage.prompt - 1, len(passage.ids) - 1][:_FULL_ROWS])
@@ -118,7 +115,7 @@ def _full_rows(passages: Sequence[Passage], logits: Sequence[Float32]) -> Iterat
 
 
 def _write(package: ModelPackage, certificate: Certificate) -> None:
-    """Write both files aside, then give the folder its name and the manifest its entries."""
+    """Write both files to a folder beside, then rename it and add them to the manifest."""
     from safetensors.numpy import save
 
     aside, folder = package.path / _PARTIAL, package.path / FOLDER

@@ -1,21 +1,19 @@
-"""The whole proof of a package, as `validate` and `export --prove` want it."""
+"""The whole proof of a package, as `validate` and `export --prove` run it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
-from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
+from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS
 from llama_onnx.exporter.parity.certify import certificate_prompts, write_certificate
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
-from llama_onnx.exporter.parity.measure.shipped import NOTHING, Asked
-from llama_onnx.exporter.parity.measure.validate import (
-    ParityReport,
-    check_same_model,
-    validate,
-)
+from llama_onnx.exporter.parity.measure.report import ParityReport
+from llama_onnx.exporter.parity.measure.shipped import NO_PROMPTS, PromptSet
+from llama_onnx.exporter.parity.measure.subject import open_subject
+from llama_onnx.exporter.parity.measure.validate import validate
+from llama_onnx.exporter.reference.subject import Subject
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage, check_unsigned
 from llama_onnx.targets.progress import SILENT, Progress
@@ -30,39 +28,71 @@ def prove(
     texts: Sequence[str] = TEXTS,
     tokens: int = TOKENS,
     longest: int = PROMPT_TOKENS,
-    swapped: tuple[str, Path] | None = None,
     max_kl: float | None = None,
     thorough: bool = False,
     certify: bool = False,
     progress: Progress = SILENT,
 ) -> ParityReport:
-    """Validate `package` on `texts`, prompts of at most `longest` tokens continued by `tokens`,
-    and if `thorough` to the context's end; if it passes and `certify` is asked for, write its
-    certificate into it. `swapped` is an adapter to be active, as in `validate`."""
-    if certify and swapped:
-        raise UsageError("A certificate is about the bare base: certify without --adapter.")
+    """Validate the package at `package` against the checkpoint `original`; see `prove_subject`."""
+    return prove_subject(
+        open_subject(package, original),
+        texts=texts,
+        tokens=tokens,
+        longest=longest,
+        max_kl=max_kl,
+        thorough=thorough,
+        certify=certify,
+        progress=progress,
+    )
+
+
+def prove_subject(
+    subject: Subject,
+    *,
+    texts: Sequence[str] = TEXTS,
+    tokens: int = TOKENS,
+    longest: int = PROMPT_TOKENS,
+    max_kl: float | None = None,
+    thorough: bool = False,
+    certify: bool = False,
+    progress: Progress = SILENT,
+) -> ParityReport:
+    """Validate the package of `subject`, and write its certificate into it if it passes.
+
+    It is measured on the first `longest` tokens of each of `texts`, continued by `tokens`, and with
+    `thorough` up to the end of the context. `max_kl` (nats) also limits what is lost against the
+    original weights. The certificate is written only with `certify`.
+
+    Raises `UsageError` for a package that cannot be measured or certified, `PackageError` for one
+    that cannot be run.
+    """
+    weights = subject.weights
     if certify:
-        check_unsigned(ModelPackage.open(package))
-    weights = PackageCheckpoint.open(package)
+        _check_certifiable(subject)
     if weights.activations in WITHOUT_KERNELS:
         raise UsageError(
-            f"{package} has activations in {weights.activations}, in which no CPU kernel computes: "
-            "validate an export in fp16, whose graph is the same but for that."
+            f"{subject.path} has {weights.activations} activations, for which ONNX Runtime has no "
+            "CPU kernels: validate an export with fp16 activations, which has the same graph in "
+            "another type."
         )
-    check_same_model(weights, original)
-    check_tensors(original)
-    prompts = make_prompts(package, weights.config, texts, tokens=tokens, longest=longest)
+    prompts = make_prompts(subject.path, weights.config, texts, tokens=tokens, longest=longest)
     report, evidence = validate(
-        package,
-        original,
-        Asked(prompts, tokens),
-        short=certificate_prompts(package, weights.config) if certify else NOTHING,
+        subject,
+        PromptSet(prompts, tokens),
+        certificate_prompts=(
+            certificate_prompts(subject.path, weights.config) if certify else NO_PROMPTS
+        ),
         texts=texts,
-        swapped=swapped,
         max_kl=max_kl,
         thorough=thorough,
         progress=progress,
     )
     if certify and report.passed:
-        write_certificate(ModelPackage.open(package), report, evidence)
+        write_certificate(ModelPackage.open(subject.path), report, evidence)
     return report
+
+
+def _check_certifiable(subject: Subject) -> None:
+    if subject.adapter is not None:
+        raise UsageError("a certificate is about the bare base: certify without --adapter.")
+    check_unsigned(ModelPackage.open(subject.path))

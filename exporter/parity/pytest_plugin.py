@@ -1,9 +1,9 @@
-"""A fixture with which a project's own tests hold its package against its checkpoint:
+"""A fixture for the tests of other projects, which compares a package with its checkpoint:
 
     def test_my_model(llama_parity):
         llama_parity("path/to/package", reference="path/to/checkpoint")
 
-pytest finds it wherever llama-onnx is installed. Nothing heavy is loaded until a test asks for it.
+pytest finds it wherever llama-onnx is installed. Heavy libraries load only when a test uses it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from llama_onnx.targets.extras import missing_extra
 
 if TYPE_CHECKING:
-    from llama_onnx.exporter.parity.measure.validate import ParityReport
+    from llama_onnx.exporter.parity.measure.report import ParityReport
 
 
 class LlamaParity:
@@ -36,17 +36,17 @@ class LlamaParity:
         thorough: bool = False,
         report: str | Path | None = None,
     ) -> ParityReport:
-        """Measure `package` against `reference`, with `adapters` merged into it, and fail the test
-        that calls when a limit is missed or either cannot be read.
+        """Measure `package` against the checkpoint `reference` with `adapters` merged into it.
 
-        Prompts are `texts` (by default the built-in ones), at most `longest` tokens of each, and
-        `tokens` (2 or more) greedy ones after them. `max_kl` (nats) and `thorough` are those of the
-        command line; `report` is where to write the page. Returns what was measured.
+        Fails the calling test when a limit is missed or either cannot be read. Prompts are the
+        first `longest` tokens of each of `texts` (by default the built-in ones), continued greedily
+        by `tokens` (2 or more). `max_kl` (nats) and `thorough` are those of the command line;
+        `report` is the HTML file to write. Returns what was measured.
         """
         try:
             from llama_onnx.exporter.parity.measure.prompts import TEXTS
             from llama_onnx.exporter.parity.prove import prove
-            from llama_onnx.exporter.parity.report.page import check_place, write_report
+            from llama_onnx.exporter.parity.report.page import check_report_file, write_report
             from llama_onnx.exporter.parity.report.words import failure
             from llama_onnx.exporter.sources import open_checkpoint
         except ModuleNotFoundError as error:
@@ -56,7 +56,7 @@ class LlamaParity:
 
         try:
             if report is not None:
-                check_place(Path(report))
+                check_report_file(Path(report))
             found = prove(
                 Path(package),
                 open_checkpoint(Path(reference), tuple(map(Path, adapters))),

@@ -1,10 +1,10 @@
 """The reference model, walked layer by layer with one layer in memory.
 
-A 7B model in fp32 takes 27 GB, one of its layers 0.8 GB. So one of transformers' own decoder layers
-is made, filled with each layer's weights in turn, and all sequences pass through it before the next
-one is read. Everything is float32.
+A 7B model in fp32 takes 27 GB, one of its layers 0.8 GB. So a single decoder layer of transformers
+is filled with each layer's weights in turn, and all sequences pass through it before the next
+layer's weights are read. Everything is float32.
 
-A calibration takes the same road: `embed`, then for each of `decoder_layers` collect what it wants,
+A calibration follows the same path: `embed`, then for each of `decoder_layers` collect statistics,
 quantize, and `advance`.
 """
 
@@ -39,10 +39,10 @@ _CHUNK = 1 << 24  # float32 values read at a time: 64 MiB
 def walk(
     checkpoint: Checkpoint, sequences: Sequence[Ids], progress: Progress = SILENT
 ) -> list[Float32]:
-    """Logits of the model in `checkpoint` at every position of every sequence.
+    """Return the logits of the model in `checkpoint` at every position of every sequence.
 
-    `sequences` are token ids [S], each on its own (no padding); returns float32 [S, V] for each.
-    Memory: one layer's weights, the hidden states, and the logits returned.
+    `sequences` are token ids [S], run one by one, without padding; the result is float32 [S, V] for
+    each. Memory: one layer's weights, the hidden states, and the logits returned.
     """
     total = checkpoint.config.num_hidden_layers + 2
     logits: list[Float32] = []
@@ -57,15 +57,18 @@ def walk_layers(
     sequences: Sequence[Ids],
     positions: Sequence[Ids] | None = None,
 ) -> Iterator[tuple[str, list[Float32]]]:
-    """What every sequence [S] is behind each stage of the model: "embedding", "layer 0" and so on
-    ([S, H]), and "head", the logits [S, V], at `positions` [n] alone if some are given."""
+    """Yield the states of all sequences [S] after each stage of the model.
+
+    Stages are "embedding", "layer 0", "layer 1" and so on, with hidden states [S, H], and "head",
+    with logits [S, V]. With `positions` [n] of each sequence, the logits are computed only there.
+    """
     with torch.inference_mode():
         rotary = rotary_embedding(checkpoint.config)
         hidden = embed(checkpoint, sequences)
     yield "embedding", _arrays(hidden)
     layers = decoder_layers(checkpoint)
     for index in range(checkpoint.config.num_hidden_layers):
-        # Entered anew for each layer: the mode belongs to the thread, and others run in between.
+        # Entered again for each layer: the mode is the thread's, and the caller runs in between.
         with torch.inference_mode():
             layer = next(layers)
             hidden = [advance(layer, rotary, x) for x in hidden]
@@ -79,7 +82,7 @@ def walk_layers(
 
 
 def embed(checkpoint: Checkpoint, sequences: Sequence[Ids]) -> list[Tensor]:
-    """Embeddings [1, S, H] of each sequence; reads only the rows that occur."""
+    """Return the embeddings [1, S, H] of each sequence. Reads only the rows that occur."""
     table = checkpoint.tensor("model.embed_tokens.weight")
     used = np.unique(np.concatenate(sequences))
     rows = np.concatenate([table.rows(int(i), int(i) + 1) for i in used])  # [used, H]
@@ -87,7 +90,7 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[Ids]) -> list[Tensor]:
 
 
 def decoder_layers(checkpoint: Checkpoint) -> Generator[LlamaDecoderLayer, None, None]:
-    """Every decoder layer in turn, in one and the same module: it is filled anew for the next."""
+    """Yield every decoder layer in turn, always as the same module, filled with other weights."""
     layer = _empty(lambda: LlamaDecoderLayer(reference_config(checkpoint.config), layer_idx=0))
     for index in range(checkpoint.config.num_hidden_layers):
         _fill(layer, checkpoint, f"model.layers.{index}.")
@@ -95,20 +98,20 @@ def decoder_layers(checkpoint: Checkpoint) -> Generator[LlamaDecoderLayer, None,
 
 
 def advance(layer: LlamaDecoderLayer, rotary: LlamaRotaryEmbedding, x: Tensor) -> Tensor:
-    """Hidden states [1, S, H] behind `layer`, from those before it."""
+    """Return the hidden states [1, S, H] after `layer`, given those before it."""
     positions = torch.arange(x.shape[1])[None]  # [1, S]
-    # Without a mask the attention is causal, and its scores are never all in memory.
+    # Without a mask, attention is causal, and its scores are never all in memory at once.
     output: Tensor = layer(x, attention_mask=None, position_embeddings=rotary(x, positions))
     return output
 
 
 def read_out(checkpoint: Checkpoint, hidden: Sequence[Tensor]) -> list[Float32]:
-    """Logits [S, V] from the last layer's hidden states [1, S, H]."""
+    """Return the logits [S, V] for the last layer's hidden states [1, S, H]."""
     return project(checkpoint, final_norm(checkpoint, hidden))
 
 
 def final_norm(checkpoint: Checkpoint, hidden: Sequence[Tensor]) -> list[Tensor]:
-    """[1, S, H] -> [S, H]: what the head reads."""
+    """Return the normalized states [S, H] that the head reads, for hidden states [1, S, H]."""
     config = checkpoint.config
     norm = _empty(lambda: LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps))
     _fill(norm, checkpoint, "model.norm.")
@@ -116,7 +119,7 @@ def final_norm(checkpoint: Checkpoint, hidden: Sequence[Tensor]) -> list[Tensor]
 
 
 def project(checkpoint: Checkpoint, normed: Sequence[Tensor]) -> list[Float32]:
-    """[S, H] -> logits [S, V]; the head passes in chunks."""
+    """Return the logits [S, V] for normalized states [S, H]. The head is read in chunks."""
     config = checkpoint.config
     tied = config.tie_word_embeddings
     head = checkpoint.tensor("model.embed_tokens.weight" if tied else "lm_head.weight")
@@ -129,13 +132,13 @@ def project(checkpoint: Checkpoint, normed: Sequence[Tensor]) -> list[Float32]:
 
 
 def rotary_embedding(config: LlamaConfig) -> LlamaRotaryEmbedding:
-    """Rotary tables, made in float32 and never cast: a model that was once `.half()` keeps rounded
-    frequencies even after `.float()`, which is off by 1e-2 at position 40."""
+    """Return the rotary embedding in float32, never cast: a model that was once `.half()` keeps
+    rounded frequencies even after `.float()`, an error of 1e-2 at position 40."""
     return LlamaRotaryEmbedding(reference_config(config))
 
 
 def reference_config(config: LlamaConfig) -> transformers.LlamaConfig:
-    """The same numbers as transformers takes them: float32, causal attention in pieces."""
+    """Return `config` as a config of transformers: float32, with fused causal attention."""
     reference = transformers.LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -159,7 +162,7 @@ def _arrays(hidden: Sequence[Tensor]) -> list[Float32]:
 
 
 def _empty(make: Callable[[], Module]) -> Module:
-    """A module in evaluation mode whose parameters are allocated but not initialized."""
+    """Return a module in evaluation mode whose parameters are allocated but not initialized."""
     with torch.device("meta"):
         module = make()
     return module.to_empty(device="cpu").float().eval().requires_grad_(False)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llama_onnx.exporter.tokenizer.files import SpecialTokens
+from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenType
 from llama_onnx.targets.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -17,12 +17,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Vocabulary:
+    """All tokens in both directions: `pieces` from id to piece, `ids` from piece to id, as the
+    library answers each question. `special` are the ids that a decoded text leaves out."""
+
+    pieces: Mapping[int, str]
+    ids: Mapping[str, int]
+    special: frozenset[int]
+
+
+@dataclass(frozen=True)
 class Codec:
     """A tokenizer: `encode` gives the ids of a text, with the BOS and EOS that the model wants;
-    `decode` the text of ids, without special tokens."""
+    `decode` the text of ids, without special tokens; `vocabulary` all tokens."""
 
     encode: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
+    vocabulary: Callable[[], Vocabulary]
 
 
 JSON, MODEL, GGUF = "tokenizer.json", "tokenizer.model", "GGUF metadata"
@@ -71,7 +82,9 @@ def source_codec(path: Path) -> Codec | None:
         from llama_onnx.exporter.formats.gguf import read_header
         from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
 
-        return _codec(tokenizer_from_gguf(read_header(path).metadata, str(path)).tokenizer)
+        metadata = read_header(path).metadata
+        codec = _codec(tokenizer_from_gguf(metadata, str(path)).tokenizer)
+        return replace(codec, vocabulary=lambda: _listed_vocabulary(metadata))
     return None
 
 
@@ -87,7 +100,31 @@ def json_codec(path: Path) -> Codec:
 
 
 def _codec(tokenizer: Tokenizer) -> Codec:
-    return Codec(lambda text: list(tokenizer.encode(text).ids), tokenizer.decode)
+    return Codec(
+        lambda text: list(tokenizer.encode(text).ids),
+        tokenizer.decode,
+        lambda: _vocabulary(tokenizer),
+    )
+
+
+def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    pieces = {index: tokenizer.id_to_token(index) for index in ids.values()}
+    added = tokenizer.get_added_tokens_decoder()
+    special = frozenset(index for index, token in added.items() if token.special)
+    return Vocabulary({i: p for i, p in pieces.items() if p is not None}, ids, special)
+
+
+def _listed_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
+    """The lists of a GGUF file, not what was derived from them: a piece's place is its id."""
+    pieces: list[str] = metadata["tokenizer.ggml.tokens"]
+    types: list[int] = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(pieces))
+    hidden = (TokenType.UNKNOWN, TokenType.CONTROL)
+    return Vocabulary(
+        dict(enumerate(pieces)),
+        {piece: index for index, piece in enumerate(pieces)},
+        frozenset(i for i, kind in enumerate(types) if kind in hidden and pieces[i]),
+    )
 
 
 def _sentencepiece_codec(folder: Path) -> Codec:
@@ -125,7 +162,16 @@ def _sentencepiece_codec(folder: Path) -> Codec:
         text: str = processor.decode([pieces.get(i) or processor.id_to_piece(i) for i in shown])
         return text
 
-    return Codec(encode, decode)
+    def vocabulary() -> Vocabulary:
+        pieces = {index: processor.id_to_piece(index) for index in range(len(processor))}
+        own = {piece: processor.piece_to_id(piece) for piece in pieces.values()}
+        return Vocabulary(
+            pieces | {mark.id: mark.text for mark in marks},
+            own | {mark.text: mark.id for mark in marks},
+            frozenset(hidden),
+        )
+
+    return Codec(encode, decode, vocabulary)
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,13 @@ def alter_package(
     _update(out / "genai_config.json", settings)
     if chat_template is not None:
         _replace_template(out, chat_template)
-    manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    write_manifest(out, manifest)
+    renew_hashes(out)
     return out
+
+
+def renew_hashes(package: Path) -> None:
+    """Write the manifest again for the files that are there now."""
+    write_manifest(package, json.loads((package / MANIFEST).read_text(encoding="utf-8")))
 
 
 def _replace_template(out: Path, chat_template: str) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.prompts import make_prompts
-from llama_onnx.exporter.parity.measure.shipped import Asked
-from llama_onnx.exporter.parity.measure.validate import ParityReport, validate
+from llama_onnx.exporter.parity.measure.report import ParityReport
+from llama_onnx.exporter.parity.measure.shipped import PromptSet
+from llama_onnx.exporter.parity.measure.subject import open_subject
+from llama_onnx.exporter.parity.measure.validate import validate
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets import cpu
 from tests.support import tiny
@@ -66,9 +68,9 @@ def maker(root: Path) -> Make:
 def report_on(
     package: Path, source: Path, tokens: int = 12, longest: int = 32, **options: Any
 ) -> ParityReport:
-    reference = open_checkpoint(source)
-    prompts = make_prompts(package, reference.config, tokens=tokens, longest=longest)
-    return validate(package, reference, Asked(prompts, tokens), **options)[0]
+    subject = open_subject(package, open_checkpoint(source))
+    prompts = make_prompts(package, subject.weights.config, tokens=tokens, longest=longest)
+    return validate(subject, PromptSet(prompts, tokens), **options)[0]
 
 
 def figures(report: ParityReport) -> dict[str, dict[str, float]]:

@@ -1,33 +1,31 @@
-"""The first layer, and in it the first operator, that computes something else than PyTorch.
+"""Finds the first layer, and in it the first operator, whose result is not PyTorch's.
 
-Every piece of the graph gets what the *reference* has at that point, its cache included, so that an
-error of one layer cannot accuse the next. Then each of its values that PyTorch knows too is held
-against PyTorch's. A value that is off although everything it is made of is right names its
-operator. One layer is in memory, with the values inside it for one step.
+Every piece of the graph is fed with the values of the *reference*, its cache included, so that an
+error of one layer is not blamed on the next. Then each value that PyTorch has too is compared with
+PyTorch's. The operator at fault is the one with a wrong output and right inputs. One layer is in
+memory, with its inner values for one step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.parity.bisect import points as pt
 from llama_onnx.exporter.parity.bisect.deviation import Deviation, deviation
 from llama_onnx.exporter.parity.bisect.points import Points, walk_points
 from llama_onnx.exporter.parity.bisect.values import Point, expected, feeds_of, known_values
 from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.exporter.reference.segments import Segment, moves_padding, open_segment, segments
+from llama_onnx.exporter.reference.subject import Subject
 from llama_onnx.runtime.measure.situations import Passage, Program, Step
 from llama_onnx.runtime.ort import Session
 from llama_onnx.targets.graph_names import ATTENTION_MASK, INPUT_IDS, KEY, cache_part, is_past
-from llama_onnx.targets.package import MODEL_FILE
 from llama_onnx.targets.progress import Progress
 
 Array = npt.NDArray[Any]
@@ -37,10 +35,10 @@ Array = npt.NDArray[Any]
 class Culprit:
     """The piece of a graph that is wrong: all of `inputs` are right, `output` is not.
 
-    `nodes` compute it from them: one, or the few between two values that PyTorch knows. `points`
-    are those of all outputs of the last one that are wrong, `output`'s first. Arrays are
-    those of step number `step`; what is NaN in `expected` may be anything. `seen` has, for each
-    step, how far the value was off.
+    `nodes` compute it: one node, or the few between two values that PyTorch has too. `points` are
+    the points of all wrong outputs of the last node, that of `output` first. The arrays are those
+    of step number `step`; where `expected` is NaN, the value may be anything. `seen` has the
+    deviation of the output in each step.
     """
 
     stage: str
@@ -55,36 +53,38 @@ class Culprit:
 
     @property
     def node(self) -> ir.Node:
-        """The one that gives the output."""
+        """The node that computes the output."""
         (found,) = (n for n in self.nodes if any(v.name == self.output for v in n.outputs))
         return found
 
     @property
     def point(self) -> Point:
-        """That of the output."""
+        """The point of the output."""
         return self.points[0]
 
     @property
     def deviation(self) -> Deviation:
-        """That of its step."""
+        """The output's deviation in the step shown."""
         return self.seen[self.step]
 
 
 def find_culprit(
-    package: Path,
-    weights: PackageCheckpoint,
+    subject: Subject,
     passages: Sequence[Passage],
     program: Program,
     limit: float,
     exact: bool,
     progress: Progress,
 ) -> Culprit | None:
-    """The first piece of the graph whose value is off by more than `limit` (relative L2; ten times
-    as much at one position alone), or None. `exact` as in `run_segments`."""
-    model = ir.load(package / MODEL_FILE)
+    """Return the first piece of the graph with a value that is off by more than `limit`, or None.
+
+    `limit` is a relative L2 error over all positions; a single position may be off by ten times as
+    much. `exact` as in `run_segments`.
+    """
+    weights, model = subject.weights, subject.load_graph()
     if exact:
         compute_in_float32(model, weights.config)
-    known, in_front = known_values(model), moves_padding(model)
+    known, padding_moves = known_values(model), moves_padding(model)
     environments: list[dict[str, Array]] = [
         {INPUT_IDS: step.ids, ATTENTION_MASK: step.mask} for step in program
     ]
@@ -94,9 +94,9 @@ def find_culprit(
     for done, (segment, (label, points)) in enumerate(zip(cuts, walked, strict=True)):
         needed = {name for cut in cuts[done + 1 :] for name in cut.inputs}
         piece = _Piece(
-            model, _with_every_value(segment, model), known, label, points, needed, in_front
+            model, _with_every_value(segment, model), known, label, points, needed, padding_moves
         )
-        session = open_segment(model, piece.segment, package, exact=exact)
+        session = open_segment(model, piece.segment, subject.path, exact=exact)
         culprit = piece.search(session, program, environments, limit)
         del session
         if culprit:
@@ -107,8 +107,10 @@ def find_culprit(
 
 @dataclass(frozen=True)
 class _Piece:
-    """A segment of the graph whose outputs are all its values, beside PyTorch's points there;
-    `needed` are the values that later segments read, `in_front` as in `moves_padding`."""
+    """A segment of the graph with all its values as outputs, and PyTorch's points of its stage.
+
+    `needed` are the values that later segments read; `padding_moves` as in `moves_padding`.
+    """
 
     model: ir.Model
     segment: Segment
@@ -116,7 +118,7 @@ class _Piece:
     label: str
     points: list[Points]
     needed: Set[str]
-    in_front: bool
+    padding_moves: bool
 
     def search(
         self,
@@ -125,8 +127,8 @@ class _Piece:
         environments: list[dict[str, Array]],
         limit: float,
     ) -> Culprit | None:
-        """Run every step, and look into the first one that is off; `environments` get what the
-        reference has for the segments to come."""
+        """Run every step and search the first one that is off; put the reference's values for later
+        segments into `environments`."""
         culprit: Culprit | None = None
         seen: dict[str, dict[int, Deviation]] = {}
         for index, (step, environment) in enumerate(zip(program, environments, strict=True)):
@@ -151,13 +153,13 @@ class _Piece:
         return expected(self.known[name], shape, step, self.points)
 
     def _feeds(self, step: Step, environment: dict[str, Array]) -> dict[str, Array]:
-        """What the reference has, and of the cache what it has before the step."""
+        """The reference's values, and of its cache the part before the step."""
         feeds = {}
         dtypes = {v.name: v.dtype.numpy() for v in self.model.graph.inputs if v.dtype}
         for name in self.segment.inputs:
             if is_past(name):
                 part = pt.KEY if cache_part(name) == KEY else pt.VALUE
-                past = _past(part, step, self.points, self.in_front)
+                past = _past(part, step, self.points, self.padding_moves)
                 feeds[name] = past.astype(dtypes[name])
             else:
                 feeds[name] = environment[name]
@@ -166,7 +168,7 @@ class _Piece:
     def _blame(
         self, wrong: set[str], index: int, values: dict[str, Array], right: dict[str, Array]
     ) -> Culprit:
-        """From any wrong value back to one that is made of right ones alone."""
+        """Go back from any wrong value to one computed from right values only."""
         producers = {str(v.name): node for node in self.segment.nodes for v in node.outputs}
         name = next(n for n in self.segment.outputs if n in wrong)
         while True:
@@ -190,7 +192,8 @@ class _Piece:
         )
 
     def _cone(self, name: str, producers: dict[str, ir.Node]) -> tuple[set[ir.Node], list[str]]:
-        """The nodes that make value `name` of known ones or the segment's inputs, and those."""
+        """Return the nodes that compute value `name` from known values or inputs of the segment,
+        and the names of those."""
         nodes, inputs, pending = set(), list[str](), [producers[name]]
         while pending:
             node = pending.pop()
@@ -207,7 +210,7 @@ class _Piece:
 
 
 def _with_every_value(segment: Segment, model: ir.Model) -> Segment:
-    """The same, but for what depends on weights alone: every value is an output."""
+    """Return `segment` with every value as an output, except those computed from weights alone."""
     constant = {
         value
         for node in segment.nodes
@@ -219,23 +222,23 @@ def _with_every_value(segment: Segment, model: ir.Model) -> Segment:
     return replace(segment, outputs=tuple(names))
 
 
-def _past(part: str, step: Step, passages: Sequence[Points], in_front: bool) -> Array:
-    """Keys or values [B, kv_heads, past, head_dim] of everything before `step`, those of a row
-    `in_front` or where the caller had its tokens."""
+def _past(part: str, step: Step, passages: Sequence[Points], padding_moves: bool) -> Array:
+    """Return the keys or values [B, kv_heads, past, head_dim] of all positions before `step`: each
+    row's first if the graph moves padding, otherwise where the caller had its tokens."""
     batch, length = step.ids.shape
     _, heads, dim = passages[0][part].shape
     past = np.zeros((batch, heads, step.mask.shape[1] - length, dim), np.float32)
     for feed in feeds_of(step):
         cached = passages[feed.passage][part][: feed.begin]  # [n, kv_heads, head_dim]
         places = np.arange(feed.begin)
-        if not in_front:
+        if not padding_moves:
             places = np.flatnonzero(step.mask[feed.batch, : past.shape[2]])
         past[feed.batch, :, places] = cached
     return past
 
 
 def _like(right: Array | None, found: Array) -> Array:
-    """What the reference has, where it says anything."""
+    """Return the reference's value `right`, and `found` where it has none (None or NaN)."""
     if right is None:
         return found
     return np.where(np.isnan(right), found, right).astype(found.dtype)

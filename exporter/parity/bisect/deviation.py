@@ -1,4 +1,4 @@
-"""How far one value of a graph is from what it has to be, and where."""
+"""The deviation of one value of a graph from its expected value, and where it occurs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Deviation:
-    """`relative_l2` over everything, `worst` that of the position where it is largest (infinite
-    where the reference is zero). `positions` [B, S] are those beyond the limit,
-    `channels` [C] those with a value beyond ten times as much of what is usual at its position; a
-    value without channels has one."""
+    """The relative L2 error of a value: `relative_l2` of all of it, `worst` of its worst position
+    (infinite where the reference is zero).
+
+    `positions` [B, S] marks those beyond the limit. `channels` [C] marks those that deviate, at
+    some position, by more than ten times the limit, relative to the root mean square there; a value
+    without channels counts as one channel.
+    """
 
     relative_l2: float
     worst: float
@@ -27,13 +30,13 @@ class Deviation:
     channels: npt.NDArray[np.bool_]
 
     def within(self, limit: float) -> bool:
-        """Whether the whole is within `limit`, and every position within ten times as much; a NaN
-        never is."""
+        """Return whether all of it is within `limit` and each position within ten times as much. A
+        NaN never is."""
         return self.relative_l2 <= limit and self.worst <= 10 * limit
 
 
 def deviation(expected: Array, found: Array, limit: float) -> Deviation:
-    """Compare `found` with `expected` of the same shape; what is NaN there does not count.
+    """Compare `found` with `expected` of the same shape, except where `expected` is NaN.
 
     Shapes: [B, S, ...]; with four dimensions [B, heads, S, head_dim].
     """
@@ -43,7 +46,7 @@ def deviation(expected: Array, found: Array, limit: float) -> Deviation:
     wanted = np.where(counted, wanted, 0)
     squares, norms = np.square(error).sum(-1), np.square(wanted).sum(-1)  # [B, S]
     each = _ratio(squares, norms)
-    # A channel is measured by what is usual in the channels of its position.
+    # A channel is measured against the root mean square of all channels at its position.
     usual = np.sqrt(norms / wanted.shape[-1])[..., None]
     by_channel = _ratio(error**2, usual**2).max((0, 1))
     return Deviation(
@@ -56,7 +59,7 @@ def deviation(expected: Array, found: Array, limit: float) -> Deviation:
 
 
 def _by_position(value: Array) -> Floats:
-    """As [B, S, C]."""
+    """Return `value` as [B, S, C]."""
     wide = value.astype(np.float64)
     if wide.ndim == 4:
         wide = wide.transpose(0, 2, 1, 3)
@@ -66,13 +69,13 @@ def _by_position(value: Array) -> Floats:
 
 
 def _ratio(squares: Any, norms: Any) -> Any:
-    """sqrt(squares / norms); 0 / 0 is 0."""
+    """Return sqrt(squares / norms), with 0 / 0 as 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(squares == 0, 0.0, np.sqrt(squares / norms))
 
 
 def ranges(indices: Sequence[int]) -> str:
-    """[0, 1, 2, 5] as "0-2, 5"; no more than six pieces."""
+    """Return [0, 1, 2, 5] as "0-2, 5"; at most six ranges are named."""
     pieces: list[list[int]] = []
     for index in indices:
         if pieces and index == pieces[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""Where something is wrong, in words: positions, rows, heads, channels, blocks."""
+"""Describes the location of an error: positions, rows, heads, channels, blocks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from llama_onnx.exporter.parity.bisect.wrong_weights import WrongWeights
 from llama_onnx.runtime.measure.situations import Program
 
 
-def where_in_weights(wrong: WrongWeights) -> Iterator[str]:
-    """How many, which rows, columns and blocks, and the first one with its original."""
+def weights_location(wrong: WrongWeights) -> Iterator[str]:
+    """Yield the number of wrong weights, their rows, columns and blocks, and the first with its
+    original."""
     total = len(wrong.rows) * len(wrong.columns)
     yield f"{wrong.count:,} of {total:,} weights"
     if len(wrong.rows) > 1 and not wrong.rows.all():
@@ -32,8 +33,8 @@ def where_in_weights(wrong: WrongWeights) -> Iterator[str]:
     yield f"[{place}] is {wrong.found:.6g}, its original {wrong.original:.6g}"
 
 
-def where_in_graph(culprit: Culprit, program: Program, config: LlamaConfig) -> Iterator[str]:
-    """Which positions, rows of a batch, and heads or channels, as far as not all of them are."""
+def graph_location(culprit: Culprit, program: Program, config: LlamaConfig) -> Iterator[str]:
+    """Yield the wrong positions, rows of a batch, and heads or channels, unless all are wrong."""
     if culprit.point.layout != "step":
         yield from _positions(culprit, program)
     batches = [how.positions for how in culprit.seen.values() if len(how.positions) > 1]
@@ -48,10 +49,10 @@ def where_in_graph(culprit: Culprit, program: Program, config: LlamaConfig) -> I
 
 def _positions(culprit: Culprit, program: Program) -> Iterator[str]:
     wrong, right = set[int](), set[int]()
-    behind_cache, without = False, False
+    with_cache, without_cache = False, False
     for index, how in culprit.seen.items():
         for feed in feeds_of(program[index]):
-            offsets = {"caller": feed.padding, "last": 1 - feed.count}
+            offsets = {"padded": feed.padding, "last": 1 - feed.count}
             offset = offsets.get(culprit.point.layout, 0)
             cached = culprit.point.layout == "cache"
             first = 0 if cached else feed.begin
@@ -60,16 +61,16 @@ def _positions(culprit: Culprit, program: Program) -> Iterator[str]:
                 if 0 <= column < how.positions.shape[1]:
                     bad = bool(how.positions[feed.batch, column])
                     (wrong if bad else right).add(position)
-                    behind_cache |= bad and feed.begin > 0
-                    without |= bad and feed.begin == 0
+                    with_cache |= bad and feed.begin > 0
+                    without_cache |= bad and feed.begin == 0
     if wrong and right - wrong:
         yield f"positions {ranges(sorted(wrong))} of 0-{max(wrong | right)}"
-    if behind_cache and not without:
-        yield "only behind a cache"
+    if with_cache and not without_cache:
+        yield "only after a cache"
 
 
 def _units(point: str, wrong: npt.NDArray[np.bool_], config: LlamaConfig) -> str:
-    """Channels, or the heads that they belong to."""
+    """Return the wrong channels, or the heads that they belong to."""
     dim = config.head_dim
     queries, keys = config.q_size // dim, config.kv_size // dim
     heads = sorted(set((np.flatnonzero(wrong) // dim).tolist()))

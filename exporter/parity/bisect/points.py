@@ -1,4 +1,4 @@
-"""What PyTorch has at the points inside each stage that a graph's values can be held against."""
+"""PyTorch's values at points inside each stage, to be compared with values of the graph."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from llama_onnx.exporter.reference.walk import (
 )
 
 Points = dict[str, Float32]
-"""By name, [N, ...] for the N tokens of one sequence. Modules are called as transformers calls them
-and stand for their output; keys and values are [N, kv_heads, head_dim], the keys rotated."""
+"""Values by name, [N, ...] for the N tokens of one sequence. The name of a module, as in
+transformers, means its output. Keys and values are [N, kv_heads, head_dim], the keys rotated."""
 
 INPUT, RESIDUAL = "input", "residual"
-"""The sum that enters a layer (or the last norm), and the one that enters its second norm."""
+"""The input of a layer (or of the last norm), and the sum that enters the layer's second norm."""
 
 ATTENTION, KEY, VALUE = "self_attn", "self_attn.key", "self_attn.value"
 ACTIVATION, PRODUCT = "mlp.act_fn", "mlp.product"
@@ -44,7 +44,7 @@ _OUTPUTS = (
     "mlp.act_fn",
     "mlp.down_proj",
 )
-# Matrices that a graph multiplies by in one go.
+# Matrices that a graph multiplies by at once.
 _FUSED = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
@@ -60,8 +60,10 @@ _INPUTS = {
 def walk_points(
     checkpoint: Checkpoint, sequences: Sequence[Ids]
 ) -> Iterator[tuple[str, list[Points]]]:
-    """The points of every sequence [N], stage by stage: "embedding", "layer 0", ..., "head". One
-    layer's weights are in memory, and one stage's points."""
+    """Yield the points of every sequence [N], stage by stage: "embedding", "layer 0", ..., "head".
+
+    One layer's weights and one stage's points are in memory at a time.
+    """
     with torch.inference_mode():
         rotary = rotary_embedding(checkpoint.config)
         hidden = embed(checkpoint, sequences)
@@ -87,7 +89,7 @@ def walk_points(
 
 
 class _Recorder:
-    """Stands where transformers' cache does, and remembers what one layer puts into it."""
+    """Takes the place of a transformers cache, and keeps what one layer writes to it."""
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.key, self.value = key, value  # [1, kv_heads, N, head_dim]
@@ -97,7 +99,7 @@ class _Recorder:
 def _layer_points(
     layer: LlamaDecoderLayer, rotary: LlamaRotaryEmbedding, x: Tensor
 ) -> tuple[Tensor, Points]:
-    """The output [1, N, H] of `layer` for `x` [1, N, H], and its points."""
+    """Return the output [1, N, H] of `layer` for `x` [1, N, H], and its points."""
     points: Points = {}
     modules = dict(layer.named_modules())
     hooks = [modules[name].register_forward_hook(_keep_output(points, name)) for name in _OUTPUTS]

@@ -1,4 +1,4 @@
-"""A piece of a graph cut out with its weights, and a script that shows what is wrong with it."""
+"""Cuts a piece out of a graph, with its weights and a script that shows its error."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _FILES = {_MODEL, f"{_MODEL}.data", "input.npz", "expected.npz", "found.npz", _R
 _INLINE_BYTES = 1 << 30  # a protobuf message ends at 2 GiB
 
 _SCRIPT = '''\
-"""A piece of a model that is wrong: `python reproduce.py` needs onnxruntime and numpy.
+"""A piece of a model with a wrong result: `python reproduce.py` needs onnxruntime and numpy.
 
-What is NaN in expected.npz (padding, or of no interest) is not compared.
+Values that are NaN in expected.npz (padding, for example) are not compared.
 """
 
 from pathlib import Path
@@ -55,26 +55,26 @@ for name in expected.files:
 def check_out(out: Path, package: Path) -> None:
     """Raise `UsageError` if a reproduction cannot be written to `out`."""
     if package.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UsageError(f"{out} lies in the package: give another folder with --bisect-out.")
+        raise UsageError(f"{out} is in the package: choose another folder with --bisect-out.")
     if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= _FILES):
         raise UsageError(
-            f"{out} exists and holds something else: give another folder with --bisect-out."
+            f"{out} exists and has other files: choose another folder with --bisect-out."
         )
 
 
 def cut_out(model: ir.Model, inputs: Mapping[str, Array], output: str) -> ir.Model:
-    """The nodes of `model` that make value `output` of `inputs`, and the weights they read."""
+    """Return the nodes of `model` that compute `output` from `inputs`, and their weights."""
     graph = ir.convenience.extract(model.graph, list(inputs), [output])
     for value in graph.inputs:
         array = inputs[str(value.name)]
         value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
         value.shape = ir.Shape(array.shape)
-    graph.outputs[0].shape = None  # what it says may be of another batch
+    graph.outputs[0].shape = None  # may be that of another batch
     return ir.Model(graph, ir_version=model.ir_version, producer_name="llama-onnx")
 
 
 def run_piece(piece: ir.Model, inputs: Mapping[str, Array], folder: Path) -> Array:
-    """The one output of `piece`, whose weights lie in `folder`."""
+    """Run `piece`, whose weights are in `folder`, and return its only output."""
     proto = ir.to_proto(piece).SerializeToString()
     session = ort.create_session(proto, settings=ort.Settings(weights=folder))
     found: Array = session.run(None, dict(inputs))[0]
@@ -89,7 +89,7 @@ def write_reproduction(
     found: Array,
     title: str,
 ) -> None:
-    """Write model, arrays and script to the folder `out`, which appears whole or not at all."""
+    """Write model, arrays and script to the folder `out`, which appears complete or not at all."""
     (value,) = piece.graph.outputs
     value.type = ir.TensorType(ir.DataType.from_numpy(found.dtype))
     value.shape = ir.Shape(found.shape)
@@ -105,7 +105,7 @@ def write_reproduction(
             ("found", {output: found}),
         ):
             np.savez(aside / f"{name}.npz", **arrays)  # type: ignore[arg-type]
-        # The title has names out of the graph: quoted, they cannot become code.
+        # The title has names from the graph: as a quoted literal, they cannot become code.
         (aside / _REPRODUCE).write_text(_SCRIPT.format(title=title), "utf-8")
         shutil.rmtree(out, ignore_errors=True)
         aside.rename(out)

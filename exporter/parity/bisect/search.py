@@ -1,7 +1,7 @@
-"""From a package that missed a threshold to the piece of it that is at fault.
+"""Finds the piece of a package that makes it miss a threshold.
 
-First the weights, tensor by tensor, and the rotary tables; if they are right, the graph, in the
-situations that missed, with fp32 activations; if that is right too, with those it ships with.
+The weights come first, tensor by tensor, then the rotary tables. If both are right, the graph is
+searched with fp32 activations, in the situations that missed, and then with those it ships with.
 """
 
 from __future__ import annotations
@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
-from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
-from llama_onnx.exporter.model.checkpoint import Checkpoint
-from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.parity.bisect.culprit import Culprit, find_culprit
 from llama_onnx.exporter.parity.bisect.deviation import deviation, ranges
-from llama_onnx.exporter.parity.bisect.location import where_in_graph, where_in_weights
+from llama_onnx.exporter.parity.bisect.location import graph_location, weights_location
 from llama_onnx.exporter.parity.bisect.reproduce import cut_out, run_piece, write_reproduction
 from llama_onnx.exporter.parity.bisect.values import layer_of, module_of, scope_of
 from llama_onnx.exporter.parity.bisect.wrong_weights import (
@@ -29,9 +25,10 @@ from llama_onnx.exporter.parity.bisect.wrong_weights import (
     probe,
 )
 from llama_onnx.exporter.parity.measure.long import PIECE, in_pieces, long_passage
+from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.measure.rotary import rotary_error, rotating_nodes, rotation_at
-from llama_onnx.exporter.parity.measure.validate import ParityReport
 from llama_onnx.exporter.reference.exact import compute_in_float32
+from llama_onnx.exporter.reference.subject import Subject
 from llama_onnx.runtime.measure.situations import (
     DECODE,
     LONG_CONTEXT,
@@ -41,7 +38,6 @@ from llama_onnx.runtime.measure.situations import (
     join,
     run_plainly,
 )
-from llama_onnx.targets.package import MODEL_FILE
 from llama_onnx.targets.progress import SILENT, Progress
 
 
@@ -49,12 +45,12 @@ from llama_onnx.targets.progress import SILENT, Progress
 class Finding:
     """The piece that is at fault.
 
-    `cause`: "weights", "rotary" (tables), "graph", or "activations" (the graph, but only as it
-    ships). `layer` is "embedding", "layer 0", ..., "head"; `module` and `value` are called as in
-    PyTorch. `op` is the node that gives the wrong value; `others` are those between it and the
-    nearest right values, of which one may be at fault instead. `relative_l2` and `max_abs` are
-    those of its output, in `situation` ("" for weights and tables). `where` says in words what of
-    it is wrong; `reproduction` is the folder that shows it.
+    `cause` is "weights", "rotary" (tables), "graph", or "activations" (the graph, but only as it
+    ships). `layer` is "embedding", "layer 0", ..., "head"; `module` and `value` have PyTorch's
+    names. `op` is the node with the wrong output; `others` are the nodes between it and the nearest
+    right values, one of which may be at fault instead. `relative_l2` and `max_abs` are the errors
+    of the output in `situation` ("" for weights and tables). `where` describes the location of the
+    error; `reproduction` is the folder that shows it.
     """
 
     cause: str
@@ -71,7 +67,7 @@ class Finding:
     reproduction: str
 
     def sentence(self) -> str:
-        """Layer, module and op."""
+        """Return layer, module and op."""
         return f"{self.layer}, {self.module}: {self.op_type} ({self.op})"
 
 
@@ -83,32 +79,30 @@ class Bisection:
     note: str
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; the figures may be NaN."""
+        """Return plain JSON values; the figures may be NaN."""
         return asdict(self)
 
 
 def bisect(
-    package: Path,
-    reference: Checkpoint,
-    report: ParityReport,
-    out: Path,
-    progress: Progress = SILENT,
+    subject: Subject, report: ParityReport, out: Path, progress: Progress = SILENT
 ) -> Bisection:
-    """Find what made `report` miss its thresholds, and write it alone to the folder `out`."""
+    """Find what made `report` miss its thresholds, and write it to the folder `out`.
+
+    `subject` is what `report` is about; an active adapter is not looked at.
+    """
     missed = [check for check in report.checks if not check.passed]
     measures = {check.threshold.measure for check in missed}
-    weights = PackageCheckpoint.open(package)
     if "weights" in measures:
         limits = _weight_limits(report)
-        wrong = find_wrong_weights(weights, reference, limits)
+        wrong = find_wrong_weights(subject.weights, subject.original, limits)
         if wrong:
-            return Bisection(_report_weights(package, weights, reference, wrong, limits, out), "")
+            return Bisection(_report_weights(subject, wrong, limits, out), "")
     if "rotary" in measures:
-        return Bisection(_report_rotary(package, weights.config, report, out), "")
-    for cause, asked in (("graph", ("graph", "greedy")), ("activations", ("shipped",))):
-        names = {c.situation for c in missed if c.threshold.measure in asked}
+        return Bisection(_report_rotary(subject, report, out), "")
+    for cause, causes in (("graph", ("graph", "greedy")), ("activations", ("shipped",))):
+        names = {c.situation for c in missed if c.threshold.measure in causes}
         if names:
-            search = _search(package, weights, report, cause, names)
+            search = _search(subject, report, cause, names)
             culprit = search.run(progress)
             if culprit:
                 return Bisection(_report_culprit(search, culprit, out), "")
@@ -120,29 +114,28 @@ def _note(report: ParityReport, measures: set[str]) -> str:
         return "every threshold holds: there is nothing to look for."
     if measures & {"graph", "greedy", "shipped"}:
         return (
-            "no piece of the graph is off by itself when it gets what PyTorch has: either rounding "
-            "adds up over the layers, or the trouble is in how a whole session runs them."
+            "no piece of the graph is wrong when it is fed with PyTorch's values: either rounding "
+            "adds up over the layers, or the fault is in how a whole session runs them."
         )
     if measures:
         return (
-            f"only {' and '.join(sorted(measures))} missed, which every rounded weight has a part "
-            "in: the weights are their originals, rounded, and the graph computes what it should."
+            f"only {' and '.join(sorted(measures))} missed, to which every rounded weight "
+            "contributes: the weights are their originals, rounded, and the graph is right."
         )
-    return "the graph and the weights are right; the tokenizer is not."
+    return "the graph and the weights are right: the tokenizer or another file is not."
 
 
 @dataclass(frozen=True)
 class _Search:
-    """Where a fault of the graph is looked for: `program` is the steps of all `situations`."""
+    """Where to look for a fault of the graph: `program` has the steps of all situations, and
+    `situations` names the one that each step belongs to."""
 
-    package: Path
-    weights: PackageCheckpoint
+    subject: Subject
     cause: str
     limit: float
     passages: Sequence[Passage]
     program: Program
     situations: Sequence[str]
-    """What each step belongs to."""
 
     @property
     def exact(self) -> bool:
@@ -150,29 +143,21 @@ class _Search:
 
     def run(self, progress: Progress) -> Culprit | None:
         return find_culprit(
-            self.package,
-            self.weights,
-            self.passages,
-            self.program,
-            self.limit,
-            self.exact,
-            progress,
+            self.subject, self.passages, self.program, self.limit, self.exact, progress
         )
 
 
-def _search(
-    package: Path, weights: PackageCheckpoint, report: ParityReport, cause: str, names: set[str]
-) -> _Search:
-    """In the situations called `names`; those that pieces of a graph cannot be run in become
-    token by token."""
-    # One piece of the graph has no more to spend than the whole is allowed.
+def _search(subject: Subject, report: ParityReport, cause: str, names: set[str]) -> _Search:
+    """Plan a search in the situations called `names`. Situations that only a whole session can run
+    are replaced by "token by token"."""
+    # The error of one piece must not exceed what the whole graph is allowed.
     measure = "graph" if cause == "graph" else "shipped"
     rows = (check.threshold for check in report.checks)
     limit = min(t.limit for t in rows if (t.measure, t.metric) == (measure, "relative_l2"))
     passages = report.passages
     if names == {LONG_CONTEXT.name}:
         prompts = [passage.ids[: passage.prompt] for passage in passages]
-        passages = (long_passage(prompts, weights.config.max_position_embeddings),)
+        passages = (long_passage(prompts, subject.weights.config.max_position_embeddings),)
         program = in_pieces(LONG_CONTEXT.program(passages), PIECE)
         meanings = [LONG_CONTEXT.meaning] * len(program)
     else:
@@ -180,7 +165,7 @@ def _search(
         programs = [s.program(passages) for s in chosen]
         program = join(programs)
         meanings = [s.meaning for s, p in zip(chosen, programs, strict=True) for _ in p]
-    return _Search(package, weights, cause, limit, passages, program, meanings)
+    return _Search(subject, cause, limit, passages, program, meanings)
 
 
 def _weight_limits(report: ParityReport) -> Limits:
@@ -189,21 +174,14 @@ def _weight_limits(report: ParityReport) -> Limits:
     return Limits(limits["steps"], limits.get("block_maximum", np.inf))
 
 
-def _report_weights(
-    package: Path,
-    weights: PackageCheckpoint,
-    reference: Checkpoint,
-    wrong: WrongWeights,
-    limits: Limits,
-    out: Path,
-) -> Finding:
-    model = ir.load(package / MODEL_FILE)
-    compute_in_float32(model, weights.config)
-    shown = probe(model, wrong, weights, reference, limits)
+def _report_weights(subject: Subject, wrong: WrongWeights, limits: Limits, out: Path) -> Finding:
+    model = subject.load_graph()
+    compute_in_float32(model, subject.weights.config)
+    shown = probe(model, wrong, subject.weights, subject.original, limits)
     node = shown.nodes[-1]
     piece = cut_out(model, shown.inputs, shown.output)
-    found = run_piece(piece, shown.inputs, package)
-    title = f"{wrong.tensor} is not what it was made from, as {node.op_type} shows."
+    found = run_piece(piece, shown.inputs, subject.path)
+    title = f"{wrong.tensor} is not its original, as {node.op_type} shows."
     write_reproduction(out, piece, shown.inputs, shown.expected, found, title)
     how = deviation(shown.expected, found, 0)
     return Finding(
@@ -218,7 +196,7 @@ def _report_weights(
         "",
         how.relative_l2,
         how.max_abs,
-        tuple(where_in_weights(wrong)),
+        tuple(weights_location(wrong)),
         str(out),
     )
 
@@ -229,9 +207,9 @@ def _layer_of(tensor: str) -> str:
     return "embedding" if "embed_tokens" in tensor else "head"
 
 
-def _report_rotary(package: Path, config: LlamaConfig, report: ParityReport, out: Path) -> Finding:
+def _report_rotary(subject: Subject, report: ParityReport, out: Path) -> Finding:
     """Rotate some keys at the first position whose angles are wrong."""
-    model = ir.load(package / MODEL_FILE)
+    model, config = subject.load_graph(), subject.weights.config
     (limit,) = (c.threshold.limit for c in report.checks if c.threshold.measure == "rotary")
     error = rotary_error(model, config, limit)
     assert error is not None and error.positions, "the report says so"
@@ -246,7 +224,7 @@ def _report_rotary(package: Path, config: LlamaConfig, report: ParityReport, out
     shown = rotation_at(node, position, config)
     inputs, expected = shown.inputs, shown.expected
     piece = cut_out(model, inputs, shown.output)
-    found = run_piece(piece, inputs, package)
+    found = run_piece(piece, inputs, subject.path)
     title = f"Keys rotated at position {position}: the {error.table} table is wrong there."
     write_reproduction(out, piece, inputs, expected, found, title)
     how = deviation(expected, found, 0)
@@ -270,12 +248,12 @@ def _report_rotary(package: Path, config: LlamaConfig, report: ParityReport, out
 
 
 def _report_culprit(search: _Search, culprit: Culprit, out: Path) -> Finding:
-    model = ir.load(search.package / MODEL_FILE)
+    model, config = search.subject.load_graph(), search.subject.weights.config
     if search.exact:
-        compute_in_float32(model, search.weights.config)
+        compute_in_float32(model, config)
     node = culprit.node
     situation = search.situations[culprit.step]
-    title = f"{node.op_type} ({node.name}) gives something else than PyTorch: {situation}."
+    title = f"{node.op_type} ({node.name}) does not compute what PyTorch does: {situation}."
     piece = cut_out(model, culprit.inputs, culprit.output)
     write_reproduction(out, piece, culprit.inputs, culprit.expected, culprit.found, title)
     return Finding(
@@ -289,6 +267,6 @@ def _report_culprit(search: _Search, culprit: Culprit, out: Path) -> Finding:
         situation,
         culprit.deviation.relative_l2,
         culprit.deviation.max_abs,
-        tuple(where_in_graph(culprit, search.program, search.weights.config)),
+        tuple(graph_location(culprit, search.program, config)),
         str(out),
     )

@@ -1,7 +1,6 @@
-"""Which value of a package's graph is which point of PyTorch's, and where its positions lie in it.
+"""Maps values of a package's graph to PyTorch's points, with the layout of their positions.
 
-A value without a point is no loss: whatever lies between two values that have one is looked at as
-one piece.
+Not every value needs a point: the nodes between two values that have one are treated as one piece.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from llama_onnx.targets.graph_names import LOGITS, cache_part, is_present
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
-Layout = Literal["front", "caller", "last", "cache", "step"]
+Layout = Literal["packed", "padded", "last", "cache", "step"]
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a value is called in `points.walk_points`, and how its positions lie in it.
+    """The name of a value in `points.walk_points`, and the layout of its positions.
 
-    "front": [B, S, ...], each row's valid positions in front; "caller": [B, S, ...], where the
-    caller put them; "last": [B, 1, ...], the last valid one alone; "cache": [B, kv_heads, T,
-    head_dim]; "step": no matter of positions, but of the step (see `Feed`).
+    "packed": [B, S, ...], each row's valid positions first; "padded": [B, S, ...], positions where
+    the caller put them; "last": [B, 1, ...], the last valid position only; "cache": [B, kv_heads,
+    T, head_dim]; "step": no positions, a value that depends on the step (see `Feed`).
     """
 
     name: str
@@ -42,8 +41,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Feed:
-    """One row of a step's batch: `count` positions of a passage from position `begin` on, behind
-    `padding` others."""
+    """One row of a step's batch: `count` positions of a passage from position `begin` on, after
+    `padding` positions of padding."""
 
     passage: int
     batch: int
@@ -53,7 +52,7 @@ class Feed:
 
 
 def feeds_of(step: Step) -> list[Feed]:
-    """The rows of `step`, whether somebody looks at all of their logits or not."""
+    """Return the rows of `step`, whether all of their logits are observed or not."""
     length = step.ids.shape[1]
     found = []
     for row in step.rows:
@@ -64,7 +63,7 @@ def feeds_of(step: Step) -> list[Feed]:
     return found
 
 
-# From a node's scope and operator to the points its outputs stand for.
+# Scope and operator of a node -> the points of its outputs.
 _BY_OPERATOR: dict[tuple[str, str], tuple[str, ...]] = {
     ("input_layernorm", "RMSNormalization"): ("input_layernorm",),
     ("input_layernorm", "SimplifiedLayerNormalization"): ("input_layernorm",),
@@ -84,12 +83,12 @@ _BY_OPERATOR: dict[tuple[str, str], tuple[str, ...]] = {
     ("norm", "SkipSimplifiedLayerNormalization"): ("norm", "", "", pt.INPUT),
 }  # fmt: skip
 
-# Modules whose result is whatever other modules read of them.
+# Modules whose result is the value that other modules read.
 _LINEAR = re.compile(r"embed_tokens|(self_attn|mlp)\.\w+_proj")
 
 
 def known_values(model: ir.Model) -> dict[str, Point]:
-    """The values of `model` that have a point, by name."""
+    """Return the values of `model` that have a point, by name."""
     found: dict[str, Point] = {}
     layout = _logits_layout(model)
     for node in model.graph:
@@ -102,47 +101,47 @@ def known_values(model: ir.Model) -> dict[str, Point]:
         if is_present(name := str(value.name)):
             found[name] = Point(f"self_attn.{cache_part(name)}", "cache")
     if not moves_padding(model):
-        found = _where_the_caller_put_them(found)
+        found = _with_padding(found)
     found[LOGITS] = Point("logits", layout)
     return found
 
 
-def _where_the_caller_put_them(found: dict[str, Point]) -> dict[str, Point]:
-    """Nothing is moved to the front: padding is in the cache too, and no step works it out."""
+def _with_padding(found: dict[str, Point]) -> dict[str, Point]:
+    """Return the points of a graph that does not move padding: it is in the cache, too."""
     return {
-        name: replace(point, layout="caller")
+        name: replace(point, layout="padded")
         for name, point in found.items()
-        if point.layout in ("front", "caller")
+        if point.layout in ("packed", "padded")
     }
 
 
 def scope_of(node: ir.Node) -> str:
-    """The module a node belongs to: "model/layers.3/self_attn/qkv_proj"; "" for none."""
+    """Return the module a node belongs to: "model/layers.3/self_attn/qkv_proj", or ""."""
     return graph_names.scope_of(node.name or "")
 
 
 def layer_of(node: ir.Node) -> str:
-    """ "layer 3", or "" for a node outside of the layers."""
+    """Return "layer 3", or "" for a node outside the layers."""
     layer = graph_names.layer_of(node.name or "")
     return "" if layer is None else f"layer {layer}"
 
 
 def module_of(node: ir.Node) -> str:
-    """The same as PyTorch says it, in its layer: "self_attn.qkv_proj"."""
+    """Return the module's name in its layer as in PyTorch: "self_attn.qkv_proj"."""
     return graph_names.module_in_layer(node.name or "")
 
 
 def _points_of(node: ir.Node, logits: Layout) -> Iterator[Point]:
     scope = module_of(node)
     if node.op_type == "Mul" and any(_is_sigmoid(value) for value in node.inputs):
-        yield Point(pt.ACTIVATION, "front")
+        yield Point(pt.ACTIVATION, "packed")
     elif names := _BY_OPERATOR.get((scope, node.op_type)):
         for name in names:
-            yield Point(name, "cache" if name in (pt.KEY, pt.VALUE) else "front")
+            yield Point(name, "cache" if name in (pt.KEY, pt.VALUE) else "packed")
     elif _LINEAR.fullmatch(scope):
         for value in node.outputs:
             leaves = any(module_of(user) != scope for user, _ in value.uses())
-            yield Point(scope if leaves else "", "front")
+            yield Point(scope if leaves else "", "packed")
     elif node.op_type == "GatherND":
         yield Point("norm", logits)
     elif node.op_type in _OF_THE_STEP:
@@ -154,19 +153,19 @@ def _is_sigmoid(value: ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "Sigmoid"
 
 
-# Operators that occur once, in front of the layers, where padding is worked out.
+# Operators that occur once, before the layers, where padding is computed.
 _OF_THE_STEP = {"ArgMax": "padding", "GatherElements": "ids"}
 
 
 def _read_by(node: ir.Node) -> Iterator[tuple[ir.Value, Point]]:
-    """Values that are known by who reads them, and where."""
+    """Yield the values that are identified by the node and the input that read them."""
     names: dict[int, str] = {}
     if node.op_type == "GroupQueryAttention":
         names = {5: "seqlens_k", 6: "total_sequence_length"}
     elif node.op_type == "GatherElements":
-        names = {1: "front"}
+        names = {1: "packing indices"}
     elif node.op_type == "GatherND":
-        names = {1: "back"}
+        names = {1: "unpacking indices"}
     for index, name in names.items():
         value = node.inputs[index]
         if value is not None:
@@ -175,23 +174,23 @@ def _read_by(node: ir.Node) -> Iterator[tuple[ir.Value, Point]]:
 
 def _logits_layout(model: ir.Model) -> Layout:
     logits = next(value for value in model.graph.outputs if value.name == LOGITS)
-    return "last" if logits.shape is not None and logits.shape[1] == 1 else "caller"
+    return "last" if logits.shape is not None and logits.shape[1] == 1 else "padded"
 
 
 def expected(point: Point, shape: Sequence[int], step: Step, passages: Sequence[Points]) -> Floats:
-    """What a value of `shape` has to be in `step`; NaN where it may be anything (padding).
-    `passages` has the points of each passage."""
+    """Return the expected value, of `shape`, of `point` in `step`; NaN where it may be anything
+    (padding). `passages` has the points of each passage."""
     out = np.full(shape, np.nan)
     for feed in feeds_of(step):
         _EXPECTED[point.layout](out, point.name, feed, step, passages[feed.passage])
     return out
 
 
-def _front(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> None:
+def _packed(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> None:
     out[feed.batch, : feed.count] = points[name][feed.begin : feed.begin + feed.count]
 
 
-def _caller(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> None:
+def _padded(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> None:
     rows = slice(feed.padding, feed.padding + feed.count)
     out[feed.batch, rows] = points[name][feed.begin : feed.begin + feed.count]
 
@@ -206,7 +205,7 @@ def _cache(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> No
 
 
 def _step(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> None:
-    """Padding as `graph.model.Window` defines it, worked out once more."""
+    """Padding as `graph.model.Window` defines it, computed independently."""
     b, count, padding = feed.batch, feed.count, feed.padding
     if name == "padding":
         out[b] = padding
@@ -216,12 +215,12 @@ def _step(out: Floats, name: str, feed: Feed, step: Step, points: Points) -> Non
         out[...] = step.mask.shape[1]
     elif name == "ids":
         out[b, :count] = step.ids[b, padding : padding + count]
-    elif name == "front":
+    elif name == "packing indices":
         out[b, :count] = padding + np.arange(count)
-    elif out.shape[1] == 1:  # back, of a graph that gives the last position alone
+    elif out.shape[1] == 1:  # unpacking indices, of a graph with logits of the last position only
         out[b] = count - 1
     else:
         out[b, padding : padding + count] = np.arange(count)[:, None]
 
 
-_EXPECTED = {"front": _front, "caller": _caller, "last": _last, "cache": _cache, "step": _step}
+_EXPECTED = {"packed": _packed, "padded": _padded, "last": _last, "cache": _cache, "step": _step}

@@ -1,4 +1,4 @@
-"""Which tensor of a package is not its original, rounded, and where in it; and a proof."""
+"""Finds the tensor of a package that is not its original, rounded, and shows it in the graph."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from llama_onnx.exporter.parity.measure.weights import (
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
-_SHOWN = 32  # rows, and columns, that a proof looks at
+_SHOWN = 32  # most rows, and columns, that a probe shows
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What `thresholds.csv` says; infinite where it says nothing."""
+    """The limits of `thresholds.csv`; infinite where it has none."""
 
     steps: float
     block_maximum: float
@@ -39,8 +39,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class WrongWeights:
-    """`count` weights of `tensor` [R, K] (or [K], R = 1) are too far from their originals; `rows`
-    [R] and `columns` [K] have some. `place` is the first of them."""
+    """`count` weights of `tensor` [R, K] (or [K], R = 1) that are too far from their originals.
+
+    `rows` [R] and `columns` [K] mark those that have any. `place` is the index of the first one,
+    `found` and `original` are its values.
+    """
 
     tensor: str
     codes: BlockCodes | None
@@ -53,12 +56,12 @@ class WrongWeights:
 
 
 def find_wrong_weights(
-    package: PackageCheckpoint, reference: Checkpoint, limits: Limits
+    package: PackageCheckpoint, original: Checkpoint, limits: Limits
 ) -> WrongWeights | None:
-    """The first tensor, from the embedding to the head, that has any; a few rows at a time."""
+    """Return those of the first tensor, from the embedding to the head, that has any."""
     limits = _of_quantizer(package, limits)
     for name in package.config.tensor_shapes():
-        if wrong := _wrong_in(name, package, reference, limits):
+        if wrong := _wrong_in(name, package, original, limits):
             return wrong
     return None
 
@@ -69,9 +72,9 @@ def _of_quantizer(package: PackageCheckpoint, limits: Limits) -> Limits:
 
 
 def _wrong_in(
-    name: str, package: PackageCheckpoint, reference: Checkpoint, limits: Limits
+    name: str, package: PackageCheckpoint, checkpoint: Checkpoint, limits: Limits
 ) -> WrongWeights | None:
-    tensor, original = package.tensor(name), original_of(name, package, reference)
+    tensor, original = package.tensor(name), original_of(name, package, checkpoint)
     rows: list[Mask] = []
     columns = np.zeros(tensor.shape[-1], bool)
     count, first = 0, None
@@ -108,8 +111,8 @@ def _wrong_cells(
 
 @dataclass(frozen=True)
 class Probe:
-    """The nodes that read a tensor, what to feed them with so that its weights come out of
-    `output`, and the originals where they should (NaN elsewhere)."""
+    """The nodes that read a tensor, inputs that make its weights appear in `output`, and the
+    original weights expected there (NaN elsewhere)."""
 
     nodes: tuple[ir.Node, ...]
     inputs: dict[str, Array]
@@ -121,14 +124,16 @@ def probe(
     model: ir.Model,
     wrong: WrongWeights,
     package: PackageCheckpoint,
-    reference: Checkpoint,
+    checkpoint: Checkpoint,
     limits: Limits,
 ) -> Probe:
-    """One-hot inputs make a matrix show its columns, ids an embedding its rows, and ones a norm its
-    gain."""
+    """Build the probe that shows the `wrong` weights.
+
+    One-hot inputs show the columns of a matrix, ids the rows of an embedding, ones a norm's gain.
+    """
     nodes, first_row = _readers(model, wrong.tensor.removesuffix(".weight"), package)
     inputs, output = _ends(model, nodes)
-    original = original_of(wrong.tensor, package, reference)
+    original = original_of(wrong.tensor, package, checkpoint)
     if len(original.shape) == 1:
         gain = original.rows(0, len(wrong.columns)) / np.sqrt(1 + package.config.rms_norm_eps)
         zeros = {name: np.zeros((1, 1, len(gain)), np.float32) for name in inputs}
@@ -152,7 +157,7 @@ def probe(
 def _readers(
     model: ir.Model, name: str, package: PackageCheckpoint
 ) -> tuple[tuple[ir.Node, ...], int]:
-    """The nodes of the module that reads tensor `name`, and the first of its rows there."""
+    """Return the nodes of the module that reads tensor `name`, and the tensor's first row there."""
     shapes = package.config.tensor_shapes()
     for module, parts in modules_holding(name):
         stored = set(matrix_names(module)) & set(model.graph.initializers)
@@ -166,7 +171,7 @@ def _readers(
 
 
 def _ends(model: ir.Model, nodes: Sequence[ir.Node]) -> tuple[list[str], str]:
-    """What `nodes` take from others, the weights aside, and what they give to others first."""
+    """Return what `nodes` read from other nodes, and the first result that other nodes read."""
     made = [value for node in nodes for value in node.outputs]
     read = [v for node in nodes for v in node.inputs if v is not None and v not in made]
     taken = [str(v.name) for v in read if v.name not in model.graph.initializers]
@@ -176,7 +181,7 @@ def _ends(model: ir.Model, nodes: Sequence[ir.Node]) -> tuple[list[str], str]:
 
 
 def _rows_of(node: ir.Node) -> int:
-    """Rows of the matrix that `node` multiplies by: its output's channels."""
+    """Return the rows of the matrix that `node` multiplies by: its output's channels."""
     shape = node.outputs[0].shape
-    assert shape is not None and isinstance(shape[-1], int), "the exporter stamps it"
+    assert shape is not None and isinstance(shape[-1], int), "the exporter writes every shape"
     return shape[-1]

@@ -1,4 +1,4 @@
-"""What was measured, on what: the package's parts and their hashes, versions, the processor."""
+"""Facts about what was measured: the package's files and parts, library versions, the processor."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_onnx.exporter.checkpoints.package.package import load_model
+from llama_onnx.exporter.reference.subject import Subject
 from llama_onnx.runtime.measure.certificate import FOLDER
-from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage, hash_file
+from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, hash_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOOLS = ("llama-onnx", "onnxruntime", "torch", "transformers", "onnx", "tokenizers", "numpy")
 
-# The first piece of a name that is found in an initializer's names its part.
+# The first of these that occurs in an initializer's name decides its part.
 _WEIGHTS = {
     "embed_tokens": "embedding",
     "lm_head": "head",
@@ -31,8 +31,8 @@ _WEIGHTS = {
 
 @dataclass(frozen=True)
 class File:
-    """A file of the package. `as_made` is whether it is what the manifest says, None without one
-    that names it."""
+    """A file of the package. `as_made` says whether its hash is that of the manifest, None
+    if the manifest does not name it."""
 
     name: str
     size: int
@@ -42,34 +42,46 @@ class File:
 
 @dataclass(frozen=True)
 class About:
-    """`parts` are bytes by what they are for, in the whole folder; `bits_per_weight` are the data
-    file's bits over the parameters; `pieces` are the texts of the tokens that a report names."""
+    """The package's `files`, and those `missing` that its manifest names.
+
+    `parts` has the bytes of the whole folder by purpose, `bits_per_weight` the data file's bits
+    over the number of parameters, `pieces` the texts of the tokens that a report names.
+    """
 
     files: tuple[File, ...]
+    missing: tuple[str, ...]
     parts: Mapping[str, int]
     bits_per_weight: float
     versions: Mapping[str, str]
     machine: str
     pieces: Mapping[int, str]
 
+    @property
+    def altered(self) -> tuple[str, ...]:
+        """Files that are missing, or have another hash than the manifest gives them."""
+        return (*(file.name for file in self.files if file.as_made is False), *self.missing)
 
-def describe(package: Path, parameters: int, tokens: Iterable[int]) -> About:
-    """Everything about `package`, of a model of so many `parameters`, on this machine; `tokens` are
-    those a report names. Reads each of the package's files once, for its hash."""
-    files = tuple(_files(package))
+
+def describe(subject: Subject, tokens: Iterable[int]) -> About:
+    """Describe the package of `subject` and this machine; `tokens` are those that a report names.
+
+    Reads each file of the package once, for its hash.
+    """
+    files = tuple(_files(subject))
     data = next((file.size for file in files if file.name == DATA_FILE), 0)
     return About(
         files=files,
-        parts=_parts(package, files),
-        bits_per_weight=8 * data / parameters,
+        missing=tuple(sorted(set(subject.manifest.get("files", {})) - {f.name for f in files})),
+        parts=_parts(subject.path, files),
+        bits_per_weight=8 * data / subject.original.config.num_parameters(),
         versions=dict(_versions()),
         machine=machine(),
-        pieces=_pieces(package, tokens),
+        pieces=_pieces(subject.path, tokens),
     )
 
 
 def machine() -> str:
-    """The processor by name, the threads it offers, and the operating system."""
+    """Return the processor's name, its number of threads, and the operating system."""
     return f"{_processor()}, {os.cpu_count()} threads, {platform.system()}"
 
 
@@ -92,13 +104,10 @@ def _versions() -> Iterable[tuple[str, str]]:
             yield name, "not installed as a package"
 
 
-def _files(package: Path) -> Iterable[File]:
-    try:
-        recorded = ModelPackage.open(package).manifest["files"]
-    except PackageError:
-        recorded = {}
-    for path in sorted(path for path in package.rglob("*") if path.is_file()):
-        name, digest = path.relative_to(package).as_posix(), hash_file(path)
+def _files(subject: Subject) -> Iterable[File]:
+    recorded = subject.manifest.get("files", {})
+    for path in sorted(path for path in subject.path.rglob("*") if path.is_file()):
+        name, digest = path.relative_to(subject.path).as_posix(), hash_file(path)
         made = recorded[name]["sha256"] == digest if name in recorded else None
         yield File(name, path.stat().st_size, digest, made)
 
@@ -117,7 +126,8 @@ def _parts(package: Path, files: tuple[File, ...]) -> dict[str, int]:
 
 
 def _stored(package: Path) -> Iterable[tuple[str, int]]:
-    """Name and bytes of each tensor in the data file, of those that share bytes only the first."""
+    """Yield name and bytes of each tensor in the data file; of tensors that share bytes, only the
+    first."""
     seen = set()
     for tensor in load_model(package).graph.initializer:
         place = {entry.key: entry.value for entry in tensor.external_data}
@@ -145,10 +155,10 @@ def _pieces(package: Path, tokens: Iterable[int]) -> dict[int, str]:
 
 
 def _text(tokenizer: Tokenizer, token: int) -> str | None:
-    """What a token reads as; a part of a character, as the vocabulary writes it."""
+    """Return a token's text; for a part of a character, its spelling in the vocabulary."""
     piece: str | None = tokenizer.id_to_token(token)
     text: str = tokenizer.decode([token], skip_special_tokens=False)
     if piece is None or not text or "\ufffd" in text:
         return piece
-    # SentencePiece's decoder takes the space in front of a text away.
+    # SentencePiece's decoder removes the space before a text.
     return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text

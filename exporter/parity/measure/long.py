@@ -1,21 +1,20 @@
-"""The whole context, once: past 2047, 2048 and 2049 and up to its end, in bounded memory.
+"""The whole context: past positions 2047, 2048 and 2049 and up to its end, in bounded memory.
 
-A passage this long has logits of gigabytes, so the references give those at the few positions
-that are looked at, and nobody is fed more than `PIECE` tokens at a time.
+A passage this long has gigabytes of logits, so the references compute those of a few positions
+only, and no step has more than `PIECE` tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from llama_onnx.exporter.formats.tensor import Float32
-from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.reference.lockstep import HEAD, lockstep
-from llama_onnx.runtime.measure.graph_session import Adapter, GraphSession
+from llama_onnx.exporter.reference.subject import Subject
+from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.runtime.measure.metrics import (
     NO_TARGET,
     Comparison,
@@ -35,14 +34,16 @@ from llama_onnx.runtime.measure.situations import (
 from llama_onnx.targets.progress import Progress
 
 PIECE = 512
-"""Tokens of one step at most: a step's logits are all there at once."""
+"""Most tokens of one step: all logits of a step are in memory at once."""
 
 
 @dataclass(frozen=True)
 class LongPosition:
-    """One position that was looked at; `beyond_training` names those the model was never trained
-    on. `graph` and `shipped` are the relative L2 of the logits to those of the package's weights,
-    `kl` (nats) is that of the package as it ships to the original."""
+    """The errors at one position; `beyond_training` says that the model was never trained on it.
+
+    `graph` and `shipped` are the relative L2 error of the logits against the package's weights,
+    `kl` (nats) is the divergence of the package as it ships from the original weights.
+    """
 
     position: int
     beyond_training: bool
@@ -61,36 +62,34 @@ class LongContext:
 
 
 def long_passage(prompts: Sequence[Ids], length: int) -> Passage:
-    """`prompts` repeated until they fill a context of `length`."""
+    """Repeat `prompts` until they fill a context of `length`."""
     return Passage(np.resize(np.concatenate(prompts), length), length)
 
 
 def measure_long(
-    package: Path,
-    weights: Checkpoint,
-    reference: Checkpoint,
+    subject: Subject,
     prompts: Sequence[Ids],
     trained_length: int | None,
     progress: Progress,
-    adapter: Adapter | None = None,
 ) -> LongContext:
-    """Run LONG_CONTEXT on `prompts` repeated until the context is full."""
-    length = reference.config.max_position_embeddings
+    """Run LONG_CONTEXT on `prompts`, repeated until the context is full."""
+    length = subject.original.config.max_position_embeddings
     passage = long_passage(prompts, length)
     program = in_pieces(LONG_CONTEXT.program([passage]), PIECE)
     situation = replace(LONG_CONTEXT, program=lambda _: program)
-    shipped = list(try_situation(situation, GraphSession.open(package, adapter), [passage]))
+    session = GraphSession.open(subject.path, subject.adapter)
+    shipped = list(try_situation(situation, session, [passage]))
+    del session
     positions = np.concatenate([found.positions for found in shipped])
-    total = weights.config.num_hidden_layers + 2
-    stages = lockstep(package, weights, reference, [passage], program, adapter, [positions])
-    for done, stage in enumerate(stages):
+    total = subject.weights.config.num_hidden_layers + 2
+    for done, stage in enumerate(lockstep(subject, [passage], program, [positions])):
         if stage.label == HEAD:
             graph = [found for _, found in stage.graph]
-            (original,), (ours,) = stage.original, stage.dequantized
+            (original,), (package,) = stage.original, stage.package
         progress.update("the whole context", done + 1, total)
     sides = {
-        "graph": (ours, _logits(graph)),
-        "shipped": (ours, _logits(shipped)),
+        "graph": (package, _logits(graph)),
+        "shipped": (package, _logits(shipped)),
         "total": (original, _logits(shipped)),
     }
     targets = np.append(passage.ids[1:], NO_TARGET)[positions]
@@ -102,7 +101,7 @@ def measure_long(
 
 
 def in_pieces(program: Program, longest: int) -> Program:
-    """The same, each step of more than `longest` tokens in several, of which the last is looked at.
+    """Split each step of `program` with more than `longest` tokens; only the last part is observed.
 
     For programs of one conversation, in which every step follows the one before it.
     """
@@ -129,11 +128,11 @@ def _logits(observations: Sequence[Observation]) -> Float32:
 def _by_position(
     sides: dict[str, tuple[Float32, Float32]], positions: Ids, trained_length: int | None
 ) -> Iterator[LongPosition]:
-    nothing = np.full(1, NO_TARGET)
+    no_target = np.full(1, NO_TARGET)
     for index, position in enumerate(positions.tolist()):
         row = {
             error: summarize(
-                [position_figures(r[index : index + 1], c[index : index + 1], nothing)]
+                [position_figures(r[index : index + 1], c[index : index + 1], no_target)]
             )
             for error, (r, c) in sides.items()
         }

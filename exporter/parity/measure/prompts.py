@@ -1,4 +1,4 @@
-"""What parity is measured on: a few short texts of different kinds, or the user's own."""
+"""The texts that parity is measured on: a few short ones of different kinds, or the user's."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ TEXTS = (
     "Zutaten: 500 g Mehl, 300 ml Wasser, 10 g Salz, ½ Würfel Hefe. 2024-03-17T08:30:00Z; "
     "f(x) = ∫₀ˣ e^(−t²) dt ≈ 0.7468 bei x = 1. «Привет, мир!» 你好,世界 — naïve café 🙂",
 )
-"""English prose, code, a conversation, and what lies off the beaten track of a vocabulary."""
+"""English prose, code, a conversation, and text with rare tokens."""
 
-_RANDOM = (24, 40)  # lengths of the sequences that stand in where there is no tokenizer
+_RANDOM = (24, 40)  # lengths of the sequences used without a tokenizer
 
 
 def make_prompts(
@@ -42,16 +42,17 @@ def make_prompts(
     tokens: int,
     longest: int,
 ) -> list[Ids]:
-    """Token ids [P] of each text by the package's tokenizer, at most `longest` and so short that
-    `tokens` more fit the context. Without a tokenizer.json: random ids, the same every time.
+    """Return the token ids [P] of each text, cut to at most `longest` and to a length after which
+    `tokens` more fit the context.
 
-    Raises `UsageError` when nothing can be measured with these settings.
+    The package's tokenizer encodes them. Without a tokenizer.json the ids are random, and the same
+    in every run. Raises `UsageError` when nothing can be measured with these settings.
     """
     room = min(longest, config.max_position_embeddings - tokens)
     if room < 1:
         raise UsageError(
             f"a prompt and {tokens} more tokens do not fit the context of "
-            f"{config.max_position_embeddings}: ask for fewer."
+            f"{config.max_position_embeddings}: ask for fewer tokens."
         )
     prompts = _encode(package, texts) or _random(config)
     if any(ids.max() >= config.vocab_size for ids in prompts):
@@ -62,7 +63,7 @@ def make_prompts(
 
 
 def read_text(path: Path) -> str:
-    """The text in `path`; raises `UsageError` when it is not UTF-8."""
+    """Read the text in `path`; raises `UsageError` when it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -80,7 +81,7 @@ def _encode(package: Path, texts: Sequence[str]) -> list[Ids]:
         raise PackageError(f"{package / 'tokenizer.json'} cannot be read: {error}.") from None
     encoded = [np.array(tokenizer.encode(text).ids, np.int64) for text in texts]
     if not all(len(ids) for ids in encoded):
-        raise UsageError("a text is empty once tokenized: there is nothing to measure on it.")
+        raise UsageError("a text has no tokens: give one that is not empty.")
     return encoded
 
 

@@ -1,7 +1,7 @@
-"""Are the package's rotary tables transformers' own? At every position, whatever the prompts.
+"""Compares the package's rotary tables with those of transformers, at every position.
 
-Logits cannot say: where both tables are shifted alike nothing changes but the cached keys, and what
-is wrong behind the last position that was tried is not seen at all.
+Logits cannot do that: a shift of both tables changes nothing but the cached keys, and an error
+after the last position that the prompts reach does not show at all.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ _COS = {
 
 @dataclass(frozen=True)
 class RotaryError:
-    """Largest difference of a table's value from transformers', and of the first `table` ("cos" or
-    "sin") that has any above the limit asked for, its `initializer` and the positions where."""
+    """`max_abs` is the largest difference of any table from transformers' value.
+
+    `table` ("cos" or "sin"), `initializer` and `positions` are of the first table that has a
+    difference above the limit, and where it has them.
+    """
 
     max_abs: float
     table: str
@@ -39,7 +42,7 @@ class RotaryError:
 
 
 def rotating_nodes(model: ir.Model) -> dict[ir.Node, tuple[ir.Value, ir.Value]]:
-    """The nodes of `model` that rotate queries or keys, with their tables of cos and sin."""
+    """Return the nodes of `model` that rotate queries or keys, with their tables of cos and sin."""
     found = {}
     for node in model.graph:
         index = _COS.get((node.op_type, node.domain))
@@ -51,7 +54,7 @@ def rotating_nodes(model: ir.Model) -> dict[ir.Node, tuple[ir.Value, ir.Value]]:
 
 
 def rotary_error(model: ir.Model, config: LlamaConfig, limit: float = 0) -> RotaryError | None:
-    """Compare the tables that the attention reads; None if there are none. A few MB at a time."""
+    """Compare the tables that the attention reads, a few MB at a time; None if there are none."""
     tables = {
         value: name
         for pair in rotating_nodes(model).values()
@@ -82,8 +85,8 @@ def _table_error(value: ir.Value, name: str, config: LlamaConfig, limit: float) 
 
 @dataclass(frozen=True)
 class Rotation:
-    """`inputs` that make a node rotate some keys; its `output`, and what that has to be (NaN where
-    it may be anything)."""
+    """`inputs` that make a node rotate some keys, the name of its `output`, and the `expected`
+    value (NaN where it may be anything)."""
 
     inputs: dict[str, Array]
     output: str
@@ -91,7 +94,8 @@ class Rotation:
 
 
 def rotation_at(node: ir.Node, position: int, config: LlamaConfig) -> Rotation:
-    """Have `node`, one of `rotating_nodes`, rotate random keys (or queries) at `position`."""
+    """Return inputs that make `node`, one of `rotating_nodes`, rotate random keys (or queries) at
+    `position`."""
     if node.op_type == "GroupQueryAttention":
         return _attention_at(node, position, config)
     x = node.inputs[0]
@@ -131,7 +135,7 @@ def _dtype(value: ir.Value) -> np.dtype[Any]:
 
 
 def _rotated(keys: Array, position: int, config: LlamaConfig) -> Array:
-    """`keys` [heads, head_dim] at `position`, rotated as transformers does."""
+    """Return `keys` [heads, head_dim] rotated as transformers rotates them at `position`."""
     table = _reference(config, np.array([position]))
     cos, sin = (np.concatenate([table[n][0]] * 2) for n in ("cos", "sin"))  # [head_dim]
     first, second = np.split(keys, 2, axis=-1)
@@ -139,12 +143,12 @@ def _rotated(keys: Array, position: int, config: LlamaConfig) -> Array:
 
 
 def _reference(config: LlamaConfig, positions: npt.NDArray[np.int64]) -> dict[str, Array]:
-    """cos and sin [n, head_dim/2] of `LlamaRotaryEmbedding`."""
+    """Return cos and sin [n, head_dim/2] of `LlamaRotaryEmbedding`."""
     import torch
 
     from llama_onnx.exporter.reference.walk import rotary_embedding
 
     with torch.inference_mode():
         cos, sin = rotary_embedding(config)(torch.zeros(1), torch.from_numpy(positions)[None])
-    half = config.head_dim // 2  # its tables hold every frequency twice
+    half = config.head_dim // 2  # those tables hold every frequency twice
     return {"cos": cos[0, :, :half].numpy(), "sin": sin[0, :, :half].numpy()}

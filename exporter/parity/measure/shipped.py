@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
 
-from llama_onnx.runtime.measure.graph_session import Adapter, GraphSession
+from llama_onnx.exporter.reference.subject import Subject
+from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.runtime.measure.metrics import Ids
 from llama_onnx.runtime.measure.situations import (
     Observation,
@@ -25,71 +25,73 @@ from llama_onnx.runtime.measure.speed import Speed, measure_speed
 from llama_onnx.runtime.memory import trim_heap
 from llama_onnx.targets.progress import Progress
 
-_KEPT = 24  # positions of one observation that are kept, where not all of them are
+_MAX_POSITIONS = 24  # kept of one observation, where not all of them are
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Prompts (ids [P] each) to continue greedily by `tokens`, 2 or more: the first comes out of
-    the prefill, the others are decoded."""
+class PromptSet:
+    """Prompts (ids [P] each), every one to be continued greedily by `tokens`, 2 or more: the first
+    token comes from the prefill, the others are decoded."""
 
     prompts: Sequence[Ids]
     tokens: int
 
 
-NOTHING = Asked((), 0)
+NO_PROMPTS = PromptSet((), 0)
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """Prompts with the tokens that follow them greedily, what the graph said on its way, and how
-    fast it was on the longest of them. `short` are those for the certificate, continued only."""
+    """What the package as it ships did: the prompts with the tokens that follow them greedily, the
+    logits observed in each situation, and the speed on the longest passage.
+
+    `certificate_passages` are the passages of the certificate, which are continued only.
+    """
 
     passages: tuple[Passage, ...]
-    short: tuple[Passage, ...]
+    certificate_passages: tuple[Passage, ...]
     observations: dict[str, list[Observation]]
     speed: Speed
 
 
 def run_shipped(
-    package: Path,
-    asked: Asked,
-    short: Asked,
+    subject: Subject,
+    prompts: PromptSet,
+    certificate_prompts: PromptSet,
     situations: Sequence[Situation],
     progress: Progress,
-    adapter: Adapter | None = None,
 ) -> Shipped:
-    """Continue the prompts of both, then try every situation on those of the first."""
-    graph = GraphSession.open(package, adapter)
+    """Continue both sets of prompts, then try every situation on the passages of the first."""
+    graph = GraphSession.open(subject.path, subject.adapter)
     total = 2 + len(situations)
-    passages = _continue(graph, asked)
+    passages = _continue(graph, prompts)
     progress.update("onnxruntime", 1, total)
-    continued = _continue(graph, short)
+    certificate_passages = _continue(graph, certificate_prompts)
     progress.update("onnxruntime", 2, total)
     observations = {}
     for index, situation in enumerate(situations):
         found = try_situation(situation, graph, passages)
-        kept = found if looks_everywhere(situation) else map(_thin, found)
+        kept = found if looks_everywhere(situation) else map(_thin_out, found)
         observations[situation.name] = _on_disk(kept)
         trim_heap()
         progress.update("onnxruntime", 3 + index, total)
     longest = max(passages, key=lambda passage: passage.prompt)
     speed = measure_speed(graph, longest.ids, longest.prompt)
-    return Shipped(passages, continued, observations, speed)
+    return Shipped(passages, certificate_passages, observations, speed)
 
 
-def _continue(graph: GraphSession, asked: Asked) -> tuple[Passage, ...]:
-    following = (graph.greedy(prompt, asked.tokens) for prompt in asked.prompts)
+def _continue(graph: GraphSession, prompts: PromptSet) -> tuple[Passage, ...]:
+    following = (graph.greedy(prompt, prompts.tokens) for prompt in prompts.prompts)
     passages = tuple(
         Passage(np.concatenate([prompt, np.array(tokens, np.int64)]), len(prompt))
-        for prompt, tokens in zip(asked.prompts, following, strict=True)
+        for prompt, tokens in zip(prompts.prompts, following, strict=True)
     )
     trim_heap()
     return passages
 
 
 def _on_disk(found: Iterable[Observation]) -> list[Observation]:
-    """The same observations, their logits in one file without a name that goes with the last."""
+    """Move the logits to one file without a name, which goes when nothing refers to it any more."""
     seen: list[tuple[int, Ids]] = []
     with TemporaryFile() as file:
         for observation in found:
@@ -107,10 +109,10 @@ def _on_disk(found: Iterable[Observation]) -> list[Observation]:
     ]
 
 
-def _thin(found: Observation) -> Observation:
-    """Some of the positions, first and last among them: logits are large."""
+def _thin_out(found: Observation) -> Observation:
+    """Keep some of the positions, the first and the last among them: logits are large."""
     count = len(found.positions)
-    if count <= _KEPT:
+    if count <= _MAX_POSITIONS:
         return found
-    chosen = np.linspace(0, count - 1, _KEPT).round().astype(int)
+    chosen = np.linspace(0, count - 1, _MAX_POSITIONS).round().astype(int)
     return Observation(found.passage, found.positions[chosen], found.logits[chosen])

@@ -1,6 +1,6 @@
-"""Are the package's weights the original ones, rounded? Weight by weight, whatever the prompts.
+"""Compares each of the package's weights with the original weight that it was rounded from.
 
-Logits on a few prompts cannot tell a small model that four bits hurt from one whose blocks were
+Logits on a few prompts cannot tell a small model that four bits hurt from one whose blocks are
 mixed up; the distance of each weight from its original can.
 """
 
@@ -26,15 +26,15 @@ _SMALLEST = np.float32(1e-30)  # below it a float32 has fewer digits
 
 @dataclass(frozen=True)
 class WeightError:
-    """The weight that lies farthest from its original, in steps, and the tensor it stands in.
+    """The weight farthest from its original, in `steps`, and the `tensor` that has it.
 
-    A step is the distance of neighbouring values where the original lies: of float16 numbers, or
-    the largest magnitude of the original's block over 2^(bits-1). Stored in float32, or as codes
-    that the original has already, a weight has to be equal: the distance is 0 or infinite.
+    A step is the distance between neighboring values at the original: of float16 or bfloat16
+    numbers, or the largest magnitude of the original's block over 2^(bits-1). A weight stored in
+    float32, or as the very codes of the original, must be equal: its distance is 0 or infinite.
 
-    Rounding to nearest keeps the value of largest magnitude of every block; `block_maximum` is the
-    largest relative error there, and `block_tensor` has it: a step alone would not show a scale
-    that is a little off. None without such blocks.
+    Rounding to nearest keeps the value of largest magnitude of every block. `block_maximum` is the
+    largest relative error of these values, and `block_tensor` has it: steps alone would not show a
+    scale that is slightly wrong. Both are None without such blocks.
     """
 
     steps: float
@@ -44,17 +44,17 @@ class WeightError:
 
 
 def compare_weights(
-    package: PackageCheckpoint, reference: Checkpoint, progress: Progress
+    package: PackageCheckpoint, original: Checkpoint, progress: Progress
 ) -> WeightError:
-    """Compare every tensor of `package` with `reference`'s, a few rows of each at a time."""
+    """Compare every tensor of `package` with that of `original`, a few rows at a time."""
     names = list(package.config.tensor_shapes())
     to_nearest = quantizer_of(package.path) == "rtn"
     steps, blocks = {names[0]: 0.0}, dict[str, float]()
     for index, name in enumerate(names):
-        found, original = package.tensor(name), original_of(name, package, reference)
+        found, source = package.tensor(name), original_of(name, package, original)
         farthest, largest = [0.0], [0.0]
-        for rows, expected in in_chunks(found, original):
-            farthest.append(float(steps_apart(rows, expected, found, original).max()))
+        for rows, expected in in_chunks(found, source):
+            farthest.append(float(steps_apart(rows, expected, found, source).max()))
             if to_nearest:
                 largest.append(float(block_errors(rows, expected, found.codes).max(initial=0)))
         steps[name] = float(np.max(farthest))  # a NaN is the worst of all
@@ -68,29 +68,29 @@ def compare_weights(
     return WeightError(steps[worst], worst, blocks[scaled], scaled)
 
 
-def original_of(name: str, package: PackageCheckpoint, reference: Checkpoint) -> LazyTensor:
-    """What tensor `name` of `package` was made from: as codes only if the package may have kept
-    them, else as the values they stand for."""
+def original_of(name: str, package: PackageCheckpoint, original: Checkpoint) -> LazyTensor:
+    """Return the tensor of `original` that tensor `name` of `package` was made from: with its codes
+    only if the package may have kept them, else as the values that they stand for."""
     # A package stores tied weights once, but its graph reads them twice.
-    tied = name == "lm_head.weight" and reference.config.tie_word_embeddings
-    original = reference.tensor("model.embed_tokens.weight" if tied else name)
-    return original if package.keeps_codes else replace(original, codes=None)
+    tied = name == "lm_head.weight" and original.config.tie_word_embeddings
+    source = original.tensor("model.embed_tokens.weight" if tied else name)
+    return source if package.keeps_codes else replace(source, codes=None)
 
 
 def quantizer_of(package: Path) -> str:
-    """What chose the codes, by the package's manifest; "rtn" where it says nothing."""
+    """Return the quantizer named in the package's manifest; "rtn" if it names none."""
     file = package / MANIFEST
     recipe = read_json(file).get("recipe", {}) if file.is_file() else {}
     return str(recipe.get("quantizer", "rtn"))
 
 
 def same_codes(found: LazyTensor, original: LazyTensor) -> bool:
-    """Whether `found` holds the codes that `original` has already, so that it has to be equal."""
+    """Return whether `found` has the codes of `original`, so that both must be equal."""
     return bool(found.codes and original.codes and found.codes.bits == original.codes.bits)
 
 
 def in_chunks(found: LazyTensor, original: LazyTensor) -> Iterator[tuple[Float32, Float32]]:
-    """Rows of both, some at a time."""
+    """Yield the rows of both, some at a time."""
     rows = found.shape[0]
     chunk = max(1, _CHUNK_VALUES // max(1, int(np.prod(found.shape[1:]))))
     for start in range(0, rows, chunk):
@@ -101,8 +101,10 @@ def in_chunks(found: LazyTensor, original: LazyTensor) -> Iterator[tuple[Float32
 def steps_apart(
     rows: Float32, expected: Float32, found: LazyTensor, original: LazyTensor
 ) -> Float32:
-    """Distance of each weight of `found` from its original, in steps; see `WeightError`. `rows` and
-    `expected` are the same rows of both."""
+    """Return the distance of each weight of `found` from its original, in steps; see `WeightError`.
+
+    `rows` and `expected` are the same rows of both.
+    """
     distance = np.abs(rows - expected)
     step = np.zeros_like(expected) if same_codes(found, original) else found.step(expected)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -111,8 +113,8 @@ def steps_apart(
 
 
 def block_errors(found: Float32, expected: Float32, codes: BlockCodes | None) -> Float32:
-    """Relative error at the value of largest magnitude of each block, [R, blocks]; of several such
-    values the smallest counts. Nothing [R, 0] for what is not in blocks."""
+    """Return the relative error of each block's value of largest magnitude, [R, blocks]; of several
+    such values the smallest error counts. [R, 0] for a tensor without blocks."""
     if codes is None:
         return np.zeros((len(found), 0), np.float32)
     block = codes.block_size
@@ -127,5 +129,5 @@ def block_errors(found: Float32, expected: Float32, codes: BlockCodes | None) ->
 
 
 def _worst(values: dict[str, float]) -> str:
-    """The first name with a NaN, or else with the largest value."""
+    """Return the first name with a NaN, or else the name with the largest value."""
     return next((n for n, v in values.items() if v != v), max(values, key=values.__getitem__))

@@ -1,6 +1,6 @@
 """A parity report as one HTML page that needs nothing but a browser: no network, no script.
 
-What stands on it is data (`sections.py`), how it looks is in page.html.jinja and page.css.
+Its content is data (`sections.py`, `charts.py`), its looks are in page.html.jinja and page.css.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from llama_onnx.exporter.parity.measure.validate import ParityReport
-from llama_onnx.exporter.parity.report.sections import figures_of, sections
+from llama_onnx.exporter.parity.measure.report import ParityReport
+from llama_onnx.exporter.parity.report.sections import sections
 from llama_onnx.exporter.parity.report.words import cost, verdict
 from llama_onnx.targets.errors import ResourceError, UsageError
 
 
-def check_place(file: Path) -> None:
-    """Raise `UsageError` where no report can be written: before minutes are spent on measuring."""
+def check_report_file(file: Path) -> None:
+    """Raise `UsageError` if no report can be written to `file`: before minutes of measuring."""
     if not file.parent.is_dir():
-        raise UsageError(f"{file} cannot be written: {file.parent} is not a folder; make it first.")
+        raise UsageError(
+            f"{file} cannot be written: {file.parent} is not a folder: create it first."
+        )
     if file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise UsageError(f"{file} cannot be written: choose another place for the report.")
+        raise UsageError(f"{file} cannot be written: choose another file for the report.")
 
 
 def write_report(report: ParityReport, file: Path) -> None:
-    """Write `report` to `file`, which appears whole or not at all; raises `ResourceError`."""
+    """Write `report` to `file`, which appears complete or not at all; raises `ResourceError`."""
     aside = file.with_name(f"{file.name}.partial")
     try:
         aside.write_text(render(report), encoding="utf-8")
@@ -39,7 +41,7 @@ def write_report(report: ParityReport, file: Path) -> None:
 
 
 def render(report: ParityReport) -> str:
-    """The page as text. Whatever a package calls itself is text on it, never markup."""
+    """Return the page as HTML. Every name that comes from a package is escaped."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -52,7 +54,7 @@ def render(report: ParityReport) -> str:
         passed=report.passed,
         outcome=outcome.capitalize(),
         verdict=_as_sentence(report, sentence),
-        cost=cost(figures_of(report, "quantization")),
+        cost=cost(report.figures("quantization")),
         shipped_cost=_shipped_cost(report),
         tiles=tuple(_tiles(report)),
         sections=tuple(sections(report)),
@@ -61,31 +63,29 @@ def render(report: ParityReport) -> str:
 
 def _as_sentence(report: ParityReport, verdict: str) -> str:
     if report.passed:
-        limits = len({check.threshold for check in report.checks})
-        what = f"Each of the {limits} limits holds in every situation"
-        return f"{what}." if report.tokenizer is None else f"{what}; the tokenizer is the source's."
+        return f"All {len(report.verdicts())} limits hold in every situation."
     return verdict[0].upper() + verdict[1:]
 
 
 def _shipped_cost(report: ParityReport) -> str:
-    """What the whole package loses, where that is more than its weights' rounding."""
+    """Return the loss of the package as it ships, unless it is that of its weights alone."""
     if report.activations == "fp32" and report.passed:
         return ""
-    total = figures_of(report, "total", "decode")
+    total = report.figures("total", "decode")
     return (
-        f"As it ships, with {report.activations} activations and token by token, the package is "
-        f"{total.mean_kl:.2g} nats from the original and agrees with it on the likeliest next "
-        f"token at {total.same_top1:.1%} of the positions."
+        f"As it ships, with {report.activations} activations and token by token, the package has a "
+        f"mean KL divergence of {total.mean_kl:.2g} nats and the original's likeliest next token "
+        f"at {total.same_top1:.1%} of the positions."
     )
 
 
 def _tiles(report: ParityReport) -> Iterator[tuple[str, str]]:
-    graph, speed = figures_of(report, "graph", "prefill"), report.speed
+    graph, speed = report.figures("graph", "prefill"), report.speed
     yield "weights, activations", f"{report.precision}, {report.activations}"
     yield "package", f"{sum(file.size for file in report.about.files) / 1e6:,.1f} MB"
-    yield "bits a weight", f"{report.about.bits_per_weight:.2f}"
-    yield "graph error, largest", f"{graph.max_abs:.1e}"
-    yield "KL to the original", f"{figures_of(report, 'total', 'decode').mean_kl:.2g} nats"
+    yield "bits per weight", f"{report.about.bits_per_weight:.2f}"
+    yield "largest graph error", f"{graph.max_abs:.1e}"
+    yield "mean KL from the original", f"{report.figures('total', 'decode').mean_kl:.2g} nats"
     yield (
         f"prefill of {speed.prompt_tokens}, decode of {speed.new_tokens}",
         f"{speed.prefill_rate:,.0f}, {speed.decode_rate:,.0f} tokens/s",

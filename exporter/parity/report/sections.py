@@ -1,128 +1,77 @@
-"""What stands on the page of a parity report, as data: sections of words, tables and figures."""
+"""The content of a report's page, as data: sections of text, tables and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from markupsafe import Markup
-
-from llama_onnx.exporter.parity.measure.validate import Curve, Greedy, ParityReport
-from llama_onnx.exporter.parity.report import words
-from llama_onnx.exporter.parity.report.svg import Series, histogram, log_chart, strip
-from llama_onnx.runtime.measure.metrics import NEAR_TIE, Comparison, Divergence
+from llama_onnx.exporter.parity.measure.report import Greedy, ParityReport
+from llama_onnx.exporter.parity.report import charts, words
+from llama_onnx.exporter.parity.report.parts import Cell, Section, Table
+from llama_onnx.exporter.parity.report.svg import strip
+from llama_onnx.runtime.measure.metrics import NEAR_TIE, Divergence
 from llama_onnx.runtime.measure.situations import LONG_CONTEXT, SITUATIONS
-from llama_onnx.runtime.measure.thresholds import Threshold
-
-_CURVES = 6  # passages that get charts of their own
 
 _ERRORS = {
     "weights": "every weight, against its original",
-    "rotary": "the rotary tables at every position, against transformers' own",
-    "graph": "the graph with fp32 activations, against PyTorch on the same weights",
-    "shipped": "the package as it ships, against PyTorch on the same weights",
-    "quantization": "PyTorch on the package's weights, against the original ones",
-    "total": "the package as it ships, against the original",
-    "greedy": "greedy continuations of the graph, against the same weights",
+    "rotary": "the rotary tables at every position, against those of transformers",
+    "graph": "the graph with fp32 activations, against PyTorch on the package's weights",
+    "shipped": "the package as it ships, against PyTorch on the package's weights",
+    "quantization": "PyTorch on the package's weights, against PyTorch on the original weights",
+    "total": "the package as it ships, against PyTorch on the original weights",
+    "greedy": "greedy continuations by the graph, against PyTorch on the package's weights",
+    "files": "the files of the package, against the hashes in its manifest",
+    "tokenizer": "the vocabulary, and ids and text of some texts, against the source's tokenizer",
 }
-_SHORT = {
-    "quantization": ("the weights' rounding alone", "first"),
-    "total": ("the package as it ships", "second"),
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """`kind` is a class of the style sheet: "good", "bad", "words", "code" or none."""
-
-    text: str | Markup
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """`head` names the columns; the first cell of a row is its heading."""
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart with its legend."""
-
-    title: str
-    caption: str
-    series: Sequence[Series]
-    chart: Markup
-
-
-@dataclass(frozen=True)
-class Section:
-    """Words first, then tables, then figures."""
-
-    title: str
-    texts: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    figures: Sequence[Figure] = ()
 
 
 def sections(report: ParityReport) -> Iterator[Section]:
-    """All of the report, the verdict aside."""
+    """Yield every section of the page; the verdict is not one of them."""
     yield _situations(report)
-    yield _lost(report)
+    yield _losses(report)
     if report.long:
-        yield _long(report)
-    yield _layers(report)
-    yield _positions(report)
+        yield _long_context(report)
+    yield charts.layers(report)
+    yield charts.positions(report)
     yield _continuations(report)
     yield _thresholds(report)
     yield _size(report)
     yield _origin(report)
 
 
-def figures_of(report: ParityReport, error: str, situation: str = "") -> Comparison:
-    """The figures of one measurement."""
-    return next(
-        m.figures for m in report.measurements if (m.error, m.situation) == (error, situation)
-    )
-
-
 def _situations(report: ParityReport) -> Section:
-    found = {(m.error, m.situation): m.figures for m in report.measurements}
-    missed = {(c.threshold.measure, c.situation) for c in report.checks if not c.passed}
+    graph, shipped, total = map(report.by_situation, ("graph", "shipped", "total"))
+    missed = {(v.measure, situation) for v in report.verdicts() for situation in v.missed}
     rows = []
     for situation in (*SITUATIONS, LONG_CONTEXT):
-        graph, shipped, total = (
-            found.get((error, situation.name)) for error in ("graph", "shipped", "total")
-        )
-        if shipped is None or total is None:
+        name = situation.name
+        if name not in shipped:
             continue
-        sound = {e: (e, situation.name) not in missed for e in ("graph", "shipped", "total")}
+        sound = {error: (error, name) not in missed for error in ("graph", "shipped", "total")}
+        of_graph = graph.get(name)
         rows.append(
             [
                 Cell(situation.meaning),
-                _figure(graph.max_abs if graph else None, sound["graph"]),
-                _figure(graph.relative_l2 if graph else None, sound["graph"]),
-                _figure(shipped.max_abs, sound["shipped"]),
-                _figure(shipped.relative_l2, sound["shipped"]),
-                _figure(shipped.mean_kl, sound["shipped"]),
-                _figure(total.mean_kl, sound["total"]),
-                Cell(f"{total.same_top1:.1%}"),
+                _figure(of_graph.max_abs if of_graph else None, sound["graph"]),
+                _figure(of_graph.relative_l2 if of_graph else None, sound["graph"]),
+                _figure(shipped[name].max_abs, sound["shipped"]),
+                _figure(shipped[name].relative_l2, sound["shipped"]),
+                _figure(shipped[name].mean_kl, sound["shipped"]),
+                _figure(total[name].mean_kl, sound["total"]),
+                Cell(f"{total[name].same_top1:.1%}"),
             ]
         )
     head = (
-        "fed", "graph, largest", "graph, rel. L2", "shipped, largest", "shipped, rel. L2",
+        "situation", "graph, largest", "graph, rel. L2", "shipped, largest", "shipped, rel. L2",
         "shipped, mean KL", "total, mean KL", "total, same top-1",
     )  # fmt: skip
     return Section(
-        "However it is fed, it has to say the same",
+        "Errors by situation",
         (
-            "Graph is the graph with fp32 activations and shipped the package as it is, both "
-            "against PyTorch on the package's own weights: what is wrong here is no matter of "
-            "precision. Total is the package as it is against the original. A figure with ✗ misses "
-            "a limit of its row; a dash stands where a way of feeding belongs to whole sessions.",
+            "“Graph” is the graph with fp32 activations, “shipped” the package as it ships, both "
+            "compared with PyTorch on the package's weights: an error here has nothing to do with "
+            "precision. “Total” is the package as it ships, compared with PyTorch on the original "
+            "weights. ✗ marks the figures of an error that misses a limit in that situation; a "
+            "dash marks a situation that only a whole session can run.",
         ),
         (Table("Errors in each situation (logits; KL in nats)", head, rows),),
     )
@@ -134,23 +83,18 @@ def _figure(value: float | None, sound: bool) -> Cell:
     return Cell(f"{value:.1e}" + ("" if sound else " ✗"), "" if sound else "bad")
 
 
-def _lost(report: ParityReport) -> Section:
-    sides = [
-        ("the weights' rounding alone", "quantization", ""),
-        ("the package, one pass", "total", "prefill"),
-        ("the package, token by token", "total", "decode"),
-    ]
+def _losses(report: ParityReport) -> Section:
     rows = []
-    for label, error, situation in sides:
-        row = figures_of(report, error, situation)
-        shares = (row.mean_dp, row.rms_dp, row.p1_dp, row.p99_dp)
+    for label, error, situation in words.LOSSES:
+        row = report.figures(error, situation)
+        changes = (row.mean_dp, row.rms_dp, row.p1_dp, row.p99_dp)
         rows.append(
             [
                 Cell(label),
                 *(Cell(f"{kl:.2e}") for kl in (row.mean_kl, row.p99_kl, row.max_kl)),
                 Cell(f"{row.same_top1:.1%}"),
                 Cell(f"{row.top5_overlap:.1%}"),
-                *(Cell("–" if value is None else f"{value:+.2%}") for value in shares),
+                *(Cell("–" if value is None else f"{value:+.2%}") for value in changes),
                 Cell(words.ratio(row.perplexity_ratio, row.perplexity_ratio_error)),
             ]
         )
@@ -159,25 +103,23 @@ def _lost(report: ParityReport) -> Section:
         "rms Δp", "1 % Δp", "99 % Δp", "perplexity ratio",
     )  # fmt: skip
     return Section(
-        "What is lost against the original",
+        "Loss against the original weights",
         (
             f"Over {report.positions} positions. KL is the divergence from the original's "
-            "probabilities in nats, Δp the change of the true next token's probability; the ratio "
-            "of the perplexities has its standard error beside it.",
+            "probabilities in nats, Δp the change of the true next token's probability. The ratio "
+            "of the perplexities is given with its standard error.",
         ),
         (Table("Against the original weights", head, rows),),
     )
 
 
-def _long(report: ParityReport) -> Section:
+def _long_context(report: ParityReport) -> Section:
     long = report.long
     assert long is not None
     trained = report.trained_length
-    text = (
-        f"One passage of {long.length:,} tokens, the whole context, looked at where it may break."
-    )
+    text = f"One passage of {long.length:,} tokens, the whole context, measured where it may break."
     if trained:
-        text += f" The model was trained on {trained:,} positions, and stretched from there."
+        text += f" The model was trained on {trained:,} positions; its rope is scaled from there."
     rows = [
         [
             Cell(f"{row.position + 1:,}"),
@@ -193,119 +135,15 @@ def _long(report: ParityReport) -> Section:
         "shipped, rel. L2",
         "KL to the original",
     )
-    return Section("To the context's end", (text,), (Table("By position", head, rows),))
-
-
-def _layers(report: ParityReport) -> Section:
-    names = [layer.stage.removeprefix("layer ") for layer in report.layers]
-    both = [
-        Series("the graph", "first", list(enumerate(layer.graph for layer in report.layers))),
-        Series(
-            "the weights' rounding",
-            "second",
-            list(enumerate(layer.quantization for layer in report.layers)),
-        ),
-    ]
-    row = _limit(report, "graph", "relative_l2")
-    if row:
-        line = [(0.0, row.limit), (len(names) - 1.0, row.limit)]
-        both.append(Series("the graph's limit, at the head", "limit", line))
-    chart = log_chart(
-        both,
-        title="Relative L2 error behind each layer: " + _range_in_words(both[:2]),
-        x_label="behind embedding, layer, head",
-        y_label="relative L2",
-        x_names=["emb.", *names[1:-1], names[-1]],
-    )
-    caption = "Relative L2 of the hidden states; behind the head, of the logits. "
-    return Section(
-        "Where error arises, and how it is spread",
-        figures=(
-            Figure("Error by layer", caption + _notes(both), both, chart),
-            _distribution(report),
-        ),
-    )
-
-
-def _range_in_words(series: Sequence[Series]) -> str:
-    ends = ((one.label, one.points[-1][1]) for one in series)
-    return "; ".join(f"{label} ends at {value:.1e}" for label, value in ends) + "."
-
-
-def _limit(report: ParityReport, measure: str, metric: str) -> Threshold | None:
-    rows = (check.threshold for check in report.checks)
-    return next((row for row in rows if (row.measure, row.metric) == (measure, metric)), None)
-
-
-def _notes(series: Sequence[Series]) -> str:
-    """What a logarithmic axis cannot show, in words."""
-    values = [y for one in series for _, y in one.points]
-    notes = ["Zero is drawn at the bottom."] if any(value <= 0 for value in values) else []
-    missing = sum(value != value for value in values)
-    if missing:
-        notes.append(f"{missing} values are not a number and are not drawn.")
-    return " ".join(notes)
-
-
-def _positions(report: ParityReport) -> Section:
-    passages = sorted({curve.passage for curve in report.curves})
-    figures = []
-    for passage in passages[:_CURVES]:
-        curves = [curve for curve in report.curves if curve.passage == passage]
-        figures.append(_curve(report, curves, "kl", "KL, nats", "KL divergence"))
-        figures.append(_curve(report, curves, "relative_l2", "relative L2", "Relative L2"))
-    left_out = len(passages) - _CURVES
-    more = (f"{left_out} more passages are in the JSON.",) if left_out > 0 else ()
-    return Section("Position by position", more, (), figures)
-
-
-def _distribution(report: ParityReport) -> Figure:
-    series = []
-    for error, (label, style) in _SHORT.items():
-        values = [kl for curve in report.curves if curve.error == error for kl in curve.kl]
-        series.append(Series(label, style, list(enumerate(values))))
-    chart = histogram(
-        series,
-        title="How often the KL divergence of a position falls into each half decade.",
-        x_label="KL to the original, nats",
-    )
-    caption = "Each position counts once; the axis is logarithmic. " + _notes(series)
-    return Figure("Distribution of KL", caption, series, chart)
-
-
-def _curve(
-    report: ParityReport, curves: Sequence[Curve], kind: str, y_label: str, title: str
-) -> Figure:
-    number, longest = curves[0].passage + 1, max(len(curve.kl) for curve in curves)
-    series = []
-    for curve in curves:
-        label, style = _SHORT[curve.error]
-        values = getattr(curve, kind)
-        first = longest - len(values) + 1  # a graph for the last position has no others
-        series.append(Series(label, style, list(enumerate(values, start=first))))
-    prompt = longest - report.greedy[0].tokens
-    what = f"{title} at each position of passage {number}"
-    chart = log_chart(
-        series,
-        title=f"{what}, against the original: {_range_in_words(series)}",
-        x_label="position",
-        y_label=y_label,
-        marks=[(prompt, "prompt")] if 0 < prompt < longest else (),
-    )
-    caption = f"Left of the mark the prompt, right of it {report.greedy[0].tokens} greedy tokens. "
-    return Figure(what, caption + _notes(series), series, chart)
+    return Section("Up to the end of the context", (text,), (Table("By position", head, rows),))
 
 
 def _continuations(report: ParityReport) -> Section:
-    head = ("prompt", "identical tokens", "", "parts with", "instead of", "margin, logits", "")
-    names = {
-        "graph": "The graph with fp32 activations, against the package's weights",
-        "shipped": "The package as it ships, against the original weights",
-    }
+    head = ("prompt", "identical tokens", "", "chosen", "expected", "margin, logits", "")
     tables = [
         Table(
-            f"{names[one.name]}: {one.identical} of {len(one.divergences)} identical, "
-            f"{one.agreement:.1%} of the tokens",
+            f"Greedy, {words.GREEDY[one.name]}: {one.identical} of {len(one.divergences)} "
+            f"identical, {one.agreement:.1%} of the tokens",
             head,
             [
                 _continuation(report, one, number, divergence)
@@ -315,9 +153,9 @@ def _continuations(report: ParityReport) -> Section:
         for one in report.greedy
     ]
     text = (
-        "Each prompt is continued greedily. The margin is how far the reference has its own choice "
-        f"ahead where the two part; up to {NEAR_TIE:g} logits it is a near-tie, which rounding "
-        "alone decides."
+        "Each prompt is continued greedily. The margin is the reference's logit of its own choice "
+        f"minus that of the token chosen where the two part; up to {NEAR_TIE:g} logits it is a "
+        "near-tie, which rounding alone can decide."
     )
     return Section("Greedy continuations", (text,), tables)
 
@@ -335,7 +173,7 @@ def _continuation(
         Cell(_token(report, divergence.chosen)),
         Cell(_token(report, divergence.expected)),
         Cell(f"{divergence.margin:.2g}"),
-        Cell("near-tie" if words.is_near_tie(divergence) else "parts"),
+        Cell("near-tie" if words.is_near_tie(divergence) else "differs"),
     ]
 
 
@@ -346,35 +184,37 @@ def _token(report: ParityReport, token: int) -> str:
 
 def _thresholds(report: ParityReport) -> Section:
     rows = []
-    for row in dict.fromkeys(check.threshold for check in report.checks):
-        checks = [check for check in report.checks if check.threshold == row]
-        passed = all(check.passed for check in checks)
-        missed = ", ".join(c.situation for c in checks if not c.passed and c.situation)
-        outcome = "ok" if passed else f"missed ({missed})" if missed else "missed"
+    for verdict in report.verdicts():
+        where = f" ({', '.join(filter(None, verdict.missed))})" if any(verdict.missed) else ""
         rows.append(
             [
-                Cell(f"{row.measure}, {row.metric}"),
-                Cell(f"{words.worst([check.value for check in checks]):.2g}"),
-                Cell(f"{row.limit:g}"),
-                Cell(outcome, "good" if passed else "bad"),
-                Cell(row.reason, "words"),
+                Cell(f"{verdict.measure}, {verdict.metric}"),
+                Cell(f"{verdict.worst:.2g}"),
+                Cell(f"{verdict.limit:g}"),
+                Cell("ok" if verdict.passed else f"missed{where}", _kind(verdict.passed)),
+                Cell(verdict.reason, "words"),
             ]
         )
     table = Table(
-        "The worst of all situations against each limit",
-        ("what", "worst", "limit", "", "why this limit"),
+        "The worst value of all situations, and its limit",
+        ("what", "worst", "limit", "", "reason for the limit"),
         rows,
     )
     meanings = Table(
-        "What is held against what",
+        "What is compared with what",
         ("name", "meaning"),
         [[Cell(name), Cell(text, "words")] for name, text in _ERRORS.items()],
     )
     texts = (
         f"Weights: {words.weights(report.weights)}.",
         f"Tokenizer: {words.tokenizer(report.tokenizer)}.",
+        f"Files: {words.files(report.about)}.",
     )
-    return Section("Limits, and why they are what they are", texts, (table, meanings))
+    return Section("Limits, and the reasons for them", texts, (table, meanings))
+
+
+def _kind(passed: bool) -> str:
+    return "good" if passed else "bad"
 
 
 def _size(report: ParityReport) -> Section:
@@ -390,26 +230,25 @@ def _size(report: ParityReport) -> Section:
         for part, size in sorted(about.parts.items(), key=lambda entry: -entry[1])
     ]
     text = (
-        f"{total / 1e6:,.1f} MB in all, {about.bits_per_weight:.2f} bits a weight. Plain "
+        f"{total / 1e6:,.1f} MB in all, {about.bits_per_weight:.2f} bits per weight. Plain "
         f"onnxruntime reads a prompt of {speed.prompt_tokens} tokens at {speed.prefill_rate:,.0f} "
-        f"tokens/s and writes {speed.new_tokens} more at {speed.decode_rate:,.1f} tokens/s, in one "
-        f"run after one to warm up, on {about.machine}: an indication, no benchmark."
+        f"tokens/s and writes {speed.new_tokens} more at {speed.decode_rate:,.1f} tokens/s on "
+        f"{about.machine}: one run after one to warm up, an indication rather than a benchmark."
     )
-    return Section(
-        "Size and speed", (text,), (Table("Bytes by part", ("part", "size", "share", ""), rows),)
-    )
+    table = Table("Bytes by part", ("part", "size", "share", ""), rows)
+    return Section("Size and speed", (text,), (table,))
 
 
 def _origin(report: ParityReport) -> Section:
     about = report.about
     facts = [
         ("package", report.package),
-        ("reference", report.reference),
-        ("ran on", report.provider),
+        ("original", report.original),
+        ("provider", report.provider),
         ("machine", about.machine),
         *about.versions.items(),
     ]
-    changed = {True: "as made", False: "CHANGED since the export", None: "not in the manifest"}
+    changed = {True: "unchanged", False: "CHANGED since the export", None: "not in the manifest"}
     hashes = [
         [
             Cell(file.name),
@@ -420,10 +259,10 @@ def _origin(report: ParityReport) -> Section:
         for file in about.files
     ]
     return Section(
-        "Made of, measured with",
+        "Origin",
         tables=(
             Table(
-                "Where the figures come from",
+                "What was measured, and with what",
                 ("what", ""),
                 [[Cell(name), Cell(value, "words")] for name, value in facts],
             ),

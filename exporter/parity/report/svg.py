@@ -1,7 +1,7 @@
 """Charts as inline SVG, drawn by hand: a logarithmic line chart, a histogram, bars.
 
-Colours are classes of the page's own style sheet, so that a chart follows its light or dark; two
-series differ in colour, in dash and in marker. Whatever text comes in is escaped.
+Colors are classes of the page's style sheet, so that charts follow its light and dark theme; two
+series differ in color, dash and marker. All text is escaped.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 FLOOR = 1e-9
-"""Smaller values, zero among them, are drawn at the bottom: below it lies rounding alone."""
+"""Smaller values and zero are drawn at the bottom: below it there is only rounding."""
 
 _WIDTH, _HEIGHT = 420, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 10, 44
-_MARKED = 40  # points of a line that still get a marker each
+_MARKED = 40  # most points of a line that gets a marker at each
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) that one line joins; `style` is "first", "second" or "limit"."""
+    """Points (x, y) joined by one line; `style` is "first", "second" or "limit"."""
 
     label: str
     style: str
@@ -54,8 +54,10 @@ def log_chart(
     x_names: Sequence[str] | None = None,
     marks: Iterable[tuple[float, str]] = (),
 ) -> Markup:
-    """Lines over a linear x and a logarithmic y. `x_names` name the points 0, 1, 2, ...; `marks`
-    are vertical lines (x, name)."""
+    """Draw lines over a linear x axis and a logarithmic y axis.
+
+    `x_names` name the points 0, 1, 2, ...; `marks` are vertical lines (x, name).
+    """
     values = [y for one in series for _, y in one.points if math.isfinite(y)]
     low, high = _decades(values)
     ends = [x for one in series for x, _ in one.points] or [0.0]
@@ -70,9 +72,10 @@ def log_chart(
 
 
 def histogram(series: Sequence[Series], *, title: str, x_label: str) -> Markup:
-    """How often values fall into each half decade, in percent: the bars of two series side by side.
+    """Draw the share of values in each half decade, with the bars of two series side by side.
 
-    The points' x is ignored."""
+    The points' x is ignored.
+    """
     finite = [[v for _, v in one.points if math.isfinite(v)] for one in series]
     low, high = _decades([v for values in finite for v in values])
     bins = 2 * (high - low)
@@ -98,7 +101,7 @@ def histogram(series: Sequence[Series], *, title: str, x_label: str) -> Markup:
 
 
 def strip(share: float, title: str) -> Markup:
-    """A bar filled to `share` (0 to 1)."""
+    """Draw a bar filled to `share` (0 to 1)."""
     return Markup(
         '<svg class="strip" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" '
         'aria-label="{}"><rect class="track" width="100" height="8"/>'
@@ -107,7 +110,7 @@ def strip(share: float, title: str) -> Markup:
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:
-    """Exponents of the powers of ten around `values`, at least one decade apart."""
+    """Return the exponents of the powers of ten around `values`, at least one decade apart."""
     seen = [max(value, FLOOR) for value in values] or [FLOOR]
     low, high = math.floor(math.log10(min(seen))), math.ceil(math.log10(max(seen)))
     return low, max(high, low + 1)
@@ -125,12 +128,12 @@ def _shares(values: Sequence[float], low: int, bins: int) -> list[float]:
 
 
 def _line(one: Series, x: _Scale, y: _Scale) -> Iterator[Markup]:
-    places = [(x(a), y(_height(b))) for a, b in one.points if math.isfinite(b)]
-    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
+    points = [(x(a), y(_height(b))) for a, b in one.points if math.isfinite(b)]
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
     yield Markup('<polyline class="line {}" points="{}"/>').format(one.style, path)
-    if one.style == "limit" or len(places) > _MARKED:
+    if one.style == "limit" or len(points) > _MARKED:
         return
-    for a, b in places:
+    for a, b in points:
         if one.style == "first":
             yield Markup('<circle class="dot first" cx="{:.1f}" cy="{:.1f}" r="2.6"/>').format(a, b)
         else:

@@ -1,123 +1,157 @@
-"""What a report says, in words: for the terminal, the page and a test's failure alike."""
+"""The sentences of a report, shared by the terminal, the page and a test's failure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
+from llama_onnx.exporter.parity.measure.about import About
 from llama_onnx.exporter.parity.measure.long import LongContext
-from llama_onnx.exporter.parity.measure.tokenizers import TokenizerCheck
-from llama_onnx.exporter.parity.measure.validate import Greedy, ParityReport
+from llama_onnx.exporter.parity.measure.report import Greedy, ParityReport, Verdict
+from llama_onnx.exporter.parity.measure.tokenizers import (
+    Difference,
+    TokenizerCheck,
+    VocabularyDifference,
+)
 from llama_onnx.exporter.parity.measure.weights import WeightError
 from llama_onnx.runtime.measure.metrics import NEAR_TIE, Comparison, Divergence
-from llama_onnx.runtime.measure.thresholds import Check, Threshold
+
+LOSSES = (
+    ("package's weights", "quantization", ""),
+    ("shipped, one pass", "total", "prefill"),
+    ("shipped, by token", "total", "decode"),
+)
+"""Comparisons with the original weights: what is compared, error, situation."""
+
+GREEDY = {
+    "graph": "fp32 activations, against the package's weights",
+    "shipped": "as shipped, against the original weights",
+}
+"""What the greedy continuations of a name compare."""
 
 
 def verdict(report: ParityReport) -> str:
-    """ "passed: ..." or "failed: ...", one sentence that names each limit missed, and where."""
-    missed = dict.fromkeys(check.threshold for check in report.checks if not check.passed)
-    limits = ", ".join(_limit(row, report.checks) for row in missed)
+    """Return "passed: ..." or "failed: ...", one sentence that names each limit missed, and the
+    situations in which it is."""
+    failed = [found for found in report.verdicts() if not found.passed]
+    limits = ", ".join(_limit(found) for found in failed if found.measure not in _ON_FILES)
     reasons = [f"{limits} beyond the limit"] if limits else []
-    if report.tokenizer and not report.tokenizer.passed:
-        reasons.append("the tokenizer is not the source's")
+    measures = {found.measure for found in failed}
+    reasons += ["the tokenizer is not the source's"] if "tokenizer" in measures else []
+    reasons += [files(report.about)] if "files" in measures else []
     return f"failed: {'; '.join(reasons)}." if reasons else "passed: every threshold holds."
 
 
+_ON_FILES = ("tokenizer", "files")
+
+
 def failure(report: ParityReport) -> Iterator[str]:
-    """Why a package did not pass: each limit missed with the worst value, then where to look."""
-    yield f"{report.package} is not {report.reference}:"
-    missed = [check for check in report.checks if not check.passed]
-    for row in dict.fromkeys(check.threshold for check in missed):
-        worst_value = worst([check.value for check in missed if check.threshold == row])
-        yield (
-            f"  {_limit(row, report.checks)}: {worst_value:.2g}, limit {row.limit:g}: {row.reason}"
-        )
-    measures = {check.threshold.measure for check in missed}
+    """Yield the reasons why a package did not pass: each limit missed with the worst value, then
+    where to look."""
+    yield f"{report.package} is not {report.original}:"
+    failed = [found for found in report.verdicts() if not found.passed]
+    for found in failed:
+        if found.measure not in _ON_FILES:
+            yield f"  {_limit(found)}: {found.worst:.2g}, limit {found.limit:g}: {found.reason}"
+    measures = {found.measure for found in failed}
     if "weights" in measures:
         yield f"  weights: {weights(report.weights)}"
     if "graph" in measures:
-        yield f"  {_where(report)}"
-    if report.tokenizer and not report.tokenizer.passed:
+        yield f"  {_first_wrong_layer(report)}"
+    if "tokenizer" in measures:
         yield f"  tokenizer: {tokenizer(report.tokenizer)}"
+    if "files" in measures:
+        yield f"  files: {files(report.about)}"
 
 
-def _where(report: ParityReport) -> str:
-    rows = (check.threshold for check in report.checks)
-    limit = next((r.limit for r in rows if (r.measure, r.metric) == ("graph", "relative_l2")), 0.0)
+def _first_wrong_layer(report: ParityReport) -> str:
+    limit = report.limit("graph", "relative_l2") or 0.0
     for layer in report.layers:
         if not layer.graph <= limit:  # a NaN is beyond any limit
-            return f"the graph leaves the limit behind {layer.stage}: relative L2 {layer.graph:.2g}"
-    return "the graph's hidden states are within the limit when fed in one pass"
+            return f"the graph exceeds the limit after {layer.stage}: relative L2 {layer.graph:.2g}"
+    return "the graph's hidden states are within the limit in one pass"
 
 
-def _limit(row: Threshold, checks: Iterable[Check]) -> str:
-    """What is limited, and the situations in which the limit is missed."""
-    held = {check.situation: check.passed for check in checks if check.threshold == row}
-    missed = [situation for situation, passed in held.items() if situation and not passed]
-    name = f"{row.measure} {row.metric}"
-    if not missed:
-        return name
-    everywhere = len(missed) == len(held) > 1
-    return f"{name} ({'in every situation' if everywhere else ', '.join(missed)})"
+def _limit(found: Verdict) -> str:
+    """Return the verdict's name, and the situations in which the limit is missed."""
+    return f"{found.name} ({found.where})" if found.where else found.name
 
 
 def weights(error: WeightError) -> str:
-    """How far the farthest weight is, and where; the same of the largest value of a block."""
+    """Return the distance of the farthest weight and its tensor; the same for block maxima."""
     text = f"{error.steps:.3g} steps from the original at most, in {error.tensor}"
     if not error.block_maximum:
         return text
     return (
-        f"{text}; the largest of a block off by {error.block_maximum:.2g}, in {error.block_tensor}"
+        f"{text}; block maximum off by {error.block_maximum:.2g} at most, in {error.block_tensor}"
     )
 
 
 def tokenizer(check: TokenizerCheck | None) -> str:
-    """Whether a text has the same ids, and if not, where they part."""
+    """Return whether the tokenizer is the source's, and if not, the first differences."""
     if check is None:
         return "not compared: the source has none"
-    if check.difference is None:
-        return f"the ids of the source's {check.source} on {check.texts} texts, and their text"
-    difference = check.difference
-    if difference.found is None:
-        return f"MISSING: the source has a {check.source}, the package no tokenizer.json"
-    if difference.expected_text is not None:
-        here = (difference.found_text or "")[:60]
+    if check.passed:
         return (
-            f"DIFFERS from the source's {check.source}: the ids of {difference.text[:60]!r} are "
-            f"{difference.expected_text[:60]!r} there, {here!r} in the package"
+            f"same {check.tokens:,} tokens as the source's {check.source}, and the same ids and "
+            f"text on {check.texts} texts"
+        )
+    if check.difference and check.difference.found is None:
+        return f"MISSING: the source has a {check.source}, the package has no tokenizer.json"
+    parts = [_text_difference(check.difference)] if check.difference else []
+    parts += [_vocabulary_difference(check.vocabulary)] if check.vocabulary else []
+    return f"DIFFERS from the source's {check.source} {'; '.join(parts)}"
+
+
+def _text_difference(difference: Difference) -> str:
+    text = repr(difference.text[:60]) + ("..." if len(difference.text) > 60 else "")
+    if difference.expected_text is not None:
+        found = (difference.found_text or "")[:60]
+        return (
+            f"on {text}: the ids decode to {difference.expected_text[:60]!r} there, to {found!r} "
+            "in the package"
         )
     part = slice(difference.position, difference.position + 8)
-    text = repr(difference.text[:60]) + ("..." if len(difference.text) > 60 else "")
+    found_ids = list((difference.found or ())[part])
     return (
-        f"DIFFERS from the source's {check.source} on {text}: from token {part.start + 1} on "
-        f"{list(difference.expected[part])} there, {list(difference.found[part])} in the package"
+        f"on {text}: from token {part.start + 1} on {list(difference.expected[part])} there, "
+        f"{found_ids} in the package"
     )
 
 
+def _vocabulary_difference(difference: VocabularyDifference) -> str:
+    what = {"id to piece": "token", "piece to id": "id of", "id to special": "kind of token"}
+    answers = (difference.expected, difference.found)
+    expected, found = ("none" if answer is None else repr(answer) for answer in answers)
+    return (
+        f"in {difference.count:,} entries of the vocabulary: {what[difference.direction]} "
+        f"{difference.key!r} is {expected} there, {found} in the package"
+    )
+
+
+def files(about: About) -> str:
+    """Return which files are not those that the manifest names."""
+    if not about.altered:
+        return "as the manifest names them"
+    verb = "is" if len(about.altered) == 1 else "are"
+    return f"{', '.join(about.altered)} {verb} missing or changed since the export"
+
+
 def ratio(value: float | None, error: float | None) -> str:
-    """A perplexity ratio and its standard error."""
+    """Return a perplexity ratio with its standard error."""
     if value is None:
         return "-"
     return f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
-def worst(values: list[float]) -> float:
-    """The largest value; NaN is worse than any."""
-    return next((value for value in values if value != value), max(values))
-
-
 def is_near_tie(divergence: Divergence) -> bool:
-    """Whether rounding alone may have decided between the two tokens."""
+    """Return whether rounding alone may have decided between the two tokens."""
     return divergence.margin <= NEAR_TIE
 
 
 def greedy(found: Greedy) -> Iterator[str]:
-    """How many continuations are the reference's own, and where each other one parts from it."""
-    what = {
-        "graph": "fp32 activations, against the package's weights",
-        "shipped": "as shipped, against the original weights",
-    }
+    """Yield how many continuations equal the reference's, and where each other one differs."""
     yield (
-        f"greedy, {what[found.name]}: {found.identical} of {len(found.divergences)} "
+        f"greedy, {GREEDY[found.name]}: {found.identical} of {len(found.divergences)} "
         f"continuations of {found.tokens} tokens identical, {found.agreement:.1%} of tokens"
     )
     for index, divergence in enumerate(found.divergences):
@@ -130,7 +164,7 @@ def greedy(found: Greedy) -> Iterator[str]:
 
 
 def long_context(long: LongContext, trained_length: int | None) -> Iterator[str]:
-    """Every position that was looked at, those the model was never trained on named as such."""
+    """Yield the errors at every position measured, and whether the model was trained on it."""
     trained = f", trained on {trained_length:,}" if trained_length else ""
     yield f"context of {long.length:,} positions{trained}: relative L2 of graph and package, KL"
     for row in long.positions:
@@ -142,15 +176,16 @@ def long_context(long: LongContext, trained_length: int | None) -> Iterator[str]
 
 
 def cost(lost: Comparison) -> str:
-    """What the weights' rounding takes from the model, for people who know no KL."""
+    """Return what quantizing the weights costs, for people who do not know KL."""
     if lost.max_abs == 0:
-        return "The weights are the original ones, to the bit."
+        return "The package's weights are the original weights, bit for bit."
     sentence = (
-        f"With these weights the likeliest next token is the original's at {lost.same_top1:.1%} of "
-        f"the positions, and the probabilities lie {lost.mean_kl:.2g} nats from the original's"
+        "With the package's weights, the likeliest next token is the original's at "
+        f"{lost.same_top1:.1%} of the positions, and the mean KL divergence from the original's "
+        f"probabilities is {lost.mean_kl:.2g} nats"
     )
     if lost.perplexity_ratio is None:
         return f"{sentence}."
     change = lost.perplexity_ratio - 1
     how = "higher" if change >= 0 else "lower"
-    return f"{sentence}; the texts' perplexity is {abs(change):.2%} {how}."
+    return f"{sentence}; the perplexity of the texts is {abs(change):.2%} {how}."

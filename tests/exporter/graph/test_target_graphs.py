@@ -32,6 +32,7 @@ from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.bisect.culprit import find_culprit
 from llama_onnx.exporter.parity.bisect.search import bisect
+from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.exporter.reference.walk import walk
@@ -41,6 +42,7 @@ from llama_onnx.runtime.measure.verify import verify
 from llama_onnx.runtime.placement.session import open_session
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.progress import SILENT
 from llama_onnx.targets.providers import CPU
 from llama_onnx.targets.registry import TARGETS
 from tests.support import tiny
@@ -132,8 +134,8 @@ def test_no_piece_of_a_sound_graph_is_accused(
     package = make(target, "int4")
     report = prove(package, open_checkpoint(source(False)), tokens=4, longest=12)
     program = join(s.program(report.passages) for s in SITUATIONS if s.run is run_plainly)
-    weights = PackageCheckpoint.open(package)
-    culprit = find_culprit(package, weights, report.passages, program, 5e-6, True, lambda *_: None)
+    subject = open_subject(package, open_checkpoint(source(False)))
+    culprit = find_culprit(subject, report.passages, program, 5e-6, True, SILENT)
     assert culprit is None
 
 
@@ -168,7 +170,7 @@ def test_the_operator_at_fault_is_named(
     reference = open_checkpoint(source(False))
     report = prove(package, reference, tokens=4, longest=12)
     assert not report.passed
-    finding = bisect(package, reference, report, tmp_path / "found").finding
+    finding = bisect(open_subject(package, reference), report, tmp_path / "found").finding
     assert finding is not None
     assert (finding.op_type, finding.layer) == (operator, scope.split("/")[0].replace("s.", " "))
 
@@ -186,7 +188,7 @@ def test_a_wrong_angle_is_found_where_rotation_is_an_operator_of_its_own(
     reference = open_checkpoint(source(False))
     report = prove(package, reference, tokens=4, longest=12)
     assert {c.threshold.measure for c in report.checks if not c.passed} == {"rotary"}
-    finding = bisect(package, reference, report, tmp_path / "found").finding
+    finding = bisect(open_subject(package, reference), report, tmp_path / "found").finding
     assert finding is not None and finding.op_type == "RotaryEmbedding"
     assert any("positions 100-255" in words for words in finding.where)
 
@@ -224,7 +226,7 @@ def test_what_has_no_kernel_here_says_so(source: Callable[[bool], Path], tmp_pat
     assert "Not run on cuda here: " in result.stdout
     result = CliRunner().invoke(main, ["validate", str(out), "--reference", str(source(False))])
     assert result.exit_code == 2
-    assert "in which no CPU kernel computes" in result.stderr
+    assert "for which ONNX Runtime has no CPU kernels" in result.stderr
     with pytest.raises(PackageError, match="onnxruntime refuses"):
         open_session(out / "model.onnx", CPU)
 

@@ -369,7 +369,7 @@ def test_validate_measures_the_active_adapter(
     assert "failed: graph max_abs" in wrong.output
     both = ("--adapter", folders["qv"], "--adapter", folders["few"])
     said = run("validate", kept(name), *brief, *both)
-    assert said.exit_code == 2 and "one is active at a time" in said.output
+    assert said.exit_code == 2 and "only one can be active" in said.output
 
 
 def test_bisect_finds_the_operator_between_those_of_the_adapters(

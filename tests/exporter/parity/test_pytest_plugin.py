@@ -56,7 +56,7 @@ def test_a_damaged_package_fails_and_the_limit_and_place_are_named(
     assert f"{damaged} is not {package_fp32.parent / 'checkpoint'}:" in text
     assert "graph relative_l2 (in every situation): 0." in text
     assert "limit 1e-05: the same weights in the same fp32 arithmetic" in text
-    assert "the graph leaves the limit behind layer 0: relative L2 " in text
+    assert "the graph exceeds the limit after layer 0: relative L2 " in text
     assert "Traceback" not in text and "pytest_plugin.py" not in text
 
 

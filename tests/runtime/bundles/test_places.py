@@ -24,7 +24,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard, metadata_load
 
 from llama_onnx.exporter.cli import main
-from llama_onnx.exporter.parity.measure.validate import ParityReport
+from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.bundles import azureml, sagemaker

@@ -38,7 +38,7 @@ from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError, UsageError
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
-from llama_onnx.targets.progress import Silent, Unit
+from llama_onnx.targets.progress import SILENT, Silent, Unit
 from llama_onnx.targets.registry import get_target
 from tests.exporter.reference.test_walk import run_whole, whole_model
 from tests.support import adapters, quantized, tiny
@@ -236,14 +236,14 @@ def test_weights_have_to_be_equal_only_where_the_package_keeps_the_codes(
     result = export_package(source, tmp_path / "out", target, Options("int4"))
     assert bool(result.plan.recipe.source_codes) == kept
     package, reference = PackageCheckpoint.open(tmp_path / "out"), open_checkpoint(source)
-    error = compare_weights(package, reference, lambda done, total: None)
+    error = compare_weights(package, reference, SILENT)
     assert error.steps <= 1.01
     module = next(iter(matrices))
     assert (whole(package, f"{module}.weight") == matrices[module].weight()).all() == kept
     if kept:  # then one code off by one is one too many
         damage(tmp_path / "out")
         damaged = PackageCheckpoint.open(tmp_path / "out")
-        error = compare_weights(damaged, reference, lambda done, total: None)
+        error = compare_weights(damaged, reference, SILENT)
         assert error.steps == np.inf
 
 

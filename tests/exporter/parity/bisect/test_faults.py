@@ -13,18 +13,20 @@ import onnxruntime as ort
 import pytest
 from click.testing import CliRunner, Result
 
-from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.formats.tensor import BlockCodes
 from llama_onnx.exporter.parity.bisect.culprit import find_culprit
 from llama_onnx.exporter.parity.bisect.deviation import deviation, ranges
 from llama_onnx.exporter.parity.bisect.search import Bisection, Finding, bisect
-from llama_onnx.exporter.parity.measure.validate import ParityReport
+from llama_onnx.exporter.parity.measure.report import ParityReport
+from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.parity.measure.weights import block_errors
+from llama_onnx.exporter.reference.subject import Subject
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.situations import SITUATIONS, join, run_plainly
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.progress import SILENT
 from tests.support.faults import FAULTS, Fault, edit, edit_graph, epsilon, node_of
 from tests.support.parity import Make, missed, report_on
 
@@ -37,6 +39,10 @@ CASES = [
 
 def measured(package: Path, source: Path) -> ParityReport:
     return report_on(package, source, tokens=6, longest=20)
+
+
+def subject_of(package: Path, source: Path) -> Subject:
+    return open_subject(package, open_checkpoint(source))
 
 
 def what_finds(package: Path, report: ParityReport) -> set[str]:
@@ -63,7 +69,7 @@ def test_a_fault_is_found_and_named(
     report = measured(package, source)
     assert set(fault.found_by) <= what_finds(package, report)
     out = tmp_path / "bisect ä 日本"
-    result = bisect(package, open_checkpoint(source), report, out)
+    result = bisect(subject_of(package, source), report, out)
     if not fault.layer:
         assert result.finding is None or precision == "fp32"  # a flipped bit is a weight's, too
         return
@@ -99,12 +105,12 @@ def test_no_piece_of_a_sound_graph_is_accused(made: Make, name: str) -> None:
     package, source = made(name)
     passages = measured(package, source).passages
     program = join(s.program(passages) for s in SITUATIONS if s.run is run_plainly)
-    weights = PackageCheckpoint.open(package)
-    assert find_culprit(package, weights, passages, program, 5e-6, True, lambda *_: None) is None
+    subject = subject_of(package, source)
+    assert find_culprit(subject, passages, program, 5e-6, True, SILENT) is None
 
 
 def finding_of(package: Path, source: Path, out: Path) -> Finding:
-    result = bisect(package, open_checkpoint(source), measured(package, source), out)
+    result = bisect(subject_of(package, source), measured(package, source), out)
     assert result.finding is not None, result.note
     return result.finding
 
@@ -197,7 +203,7 @@ def test_what_only_the_whole_context_shows_is_found_there(copied: Make, tmp_path
     edit_graph(package, window)
     report = report_on(package, source, tokens=6, longest=20, thorough=True)
     assert {c.situation for c in report.checks if not c.passed} == {"long"}
-    result = bisect(package, open_checkpoint(source), report, tmp_path / "out")
+    result = bisect(subject_of(package, source), report, tmp_path / "out")
     assert result.finding is not None
     assert result.finding.layer == "layer 1"
     assert "positions 100-255 of 0-255" in result.finding.where
@@ -209,10 +215,10 @@ def test_what_only_the_whole_context_shows_is_found_there(copied: Make, tmp_path
 def test_without_a_fault_it_says_so(made: Make, tmp_path: Path) -> None:
     package, source = made("int4")
     report = measured(package, source)
-    result = bisect(package, open_checkpoint(source), report, tmp_path / "out")
+    result = bisect(subject_of(package, source), report, tmp_path / "out")
     assert result == Bisection(None, "every threshold holds: there is nothing to look for.")
     strict = report_on(package, source, tokens=6, longest=20, max_kl=1e-6)
-    result = bisect(package, open_checkpoint(source), strict, tmp_path / "out")
+    result = bisect(subject_of(package, source), strict, tmp_path / "out")
     assert result.finding is None
     assert result.note.startswith("only quantization and total missed")
     assert not (tmp_path / "out").exists()
@@ -253,11 +259,11 @@ def test_the_command_writes_over_nothing_of_others(copied: Make, tmp_path: Path)
     (tmp_path / "out" / "thesis.tex").write_text("years")
     result = run(package, "--reference", source, "--bisect-out", tmp_path / "out")
     assert result.exit_code == 2
-    assert "holds something else" in result.stderr
+    assert "has other files" in result.stderr
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years"
     result = run(package, "--reference", source, "--bisect-out", package / "out")
     assert result.exit_code == 2
-    assert "lies in the package" in result.stderr
+    assert "is in the package" in result.stderr
     result = run(package, "--reference", source, "--tokens", 2, "--prompt-tokens", 4, "--bisect")
     assert result.exit_code == 0
     assert "there is nothing to look for" in result.stdout

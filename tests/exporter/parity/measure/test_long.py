@@ -19,6 +19,7 @@ from llama_onnx.exporter.model.rope import RopeScaling
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.long import PIECE, LongContext, in_pieces, measure_long
+from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.reference.segments import run_segments
 from llama_onnx.exporter.reference.walk import walk
 from llama_onnx.exporter.sources import open_checkpoint
@@ -48,8 +49,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def measured(package: Path, source: Path) -> LongContext:
     prompts = [np.arange(5, 40), np.arange(100, 160)]
-    weights, reference = PackageCheckpoint.open(package), open_checkpoint(source)
-    return measure_long(package, weights, reference, prompts, TRAINED, SILENT)
+    subject = open_subject(package, open_checkpoint(source))
+    return measure_long(subject, prompts, TRAINED, SILENT)
 
 
 def test_a_sound_package_holds_up_to_the_end(made: tuple[Path, Path]) -> None:

@@ -22,7 +22,8 @@ from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
-from llama_onnx.exporter.parity.measure.shipped import Asked
+from llama_onnx.exporter.parity.measure.shipped import PromptSet
+from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.parity.measure.tokenizers import FIXED_TEXTS
 from llama_onnx.exporter.parity.measure.validate import validate
 from llama_onnx.exporter.sources import open_checkpoint
@@ -39,6 +40,7 @@ from tests.support.faults import (
     negate,
     stale_tokenizer,
 )
+from tests.support.packages import renew_hashes
 from tests.support.parity import EXPORTS, Make, figures, missed, missed_in, report_on
 
 
@@ -356,6 +358,7 @@ def test_nodes_out_of_order_are_one_sentence(copied: Make, more: tuple[str, ...]
 def test_a_swapped_tokenizer_fails_and_the_text_is_named(copied: Make) -> None:
     package, source = copied("fp32")
     stale_tokenizer(package)
+    renew_hashes(package)
     arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
     result = run(*arguments)
     assert result.exit_code == 1
@@ -375,6 +378,7 @@ def test_a_tokenizer_that_differs_on_ones_own_text_alone(copied: Make, tmp_path:
     tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
     tokenizer.normalizer = normalizers.Replace("zyx", "fox")
     tokenizer.save(str(package / "tokenizer.json"))
+    renew_hashes(package)
     text = tmp_path / "text"
     text.write_text("the zyx", encoding="utf-8")
     arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 2)
@@ -387,13 +391,18 @@ def test_a_tokenizer_that_differs_on_ones_own_text_alone(copied: Make, tmp_path:
 def test_the_same_tokenizer_has_its_line(made: Make) -> None:
     package, source = made("fp32")
     arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
-    line = rf"tokenizer  the ids of the source's tokenizer\.json on {len(FIXED_TEXTS)} texts"
-    assert re.search(line, run(*arguments).stdout)
+    line = (
+        "same 288 tokens as the source's tokenizer.json, and the same ids and text on "
+        f"{len(FIXED_TEXTS)} texts"
+    )
+    assert line in run(*arguments).stdout
     content = json.loads(run(*arguments, "--json").stdout)
     assert content["tokenizer"] == {
         "source": "tokenizer.json",
         "texts": len(FIXED_TEXTS),
+        "tokens": 288,
         "difference": None,
+        "vocabulary": None,
         "passed": True,
     }
 
@@ -402,6 +411,7 @@ def test_a_missing_tokenizer_fails_unless_the_source_has_none(copied: Make, tmp_
     package, source = copied("fp32")
     source = Path(shutil.copytree(source, tmp_path / "source"))
     (package / "tokenizer.json").unlink()
+    renew_hashes(package)
     arguments = (package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
     result = run(*arguments)
     assert result.exit_code == 1
@@ -411,6 +421,43 @@ def test_a_missing_tokenizer_fails_unless_the_source_has_none(copied: Make, tmp_
     assert result.exit_code == 0
     assert "tokenizer  not compared: the source has none" in result.stdout
     assert json.loads(run(*arguments, "--json").stdout)["tokenizer"] is None
+
+
+# The files
+
+
+def _capitals(file: Path) -> None:
+    file.write_bytes(file.read_bytes().upper())
+
+
+def _longer(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b" ")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("LICENSE.txt", _capitals),
+        ("LICENSE.txt", Path.unlink),
+        ("genai_config.json", _longer),
+        ("genai_config.json", Path.unlink),
+        ("config.json", _longer),
+    ],
+)
+def test_a_file_that_is_not_the_manifests_fails_and_is_named(
+    copied: Make, name: str, change: Callable[[Path], None]
+) -> None:
+    package, source = copied("fp32")
+    change(package / name)
+    arguments = (package, "--reference", source, "--tokens", 2, "--prompt-tokens", 4)
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert f"failed: {name} is missing or changed since the export.\n" in result.stdout
+    assert re.search(r"files altered +1 +0 +MISSED", result.stdout)
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert found["passed"] is False
+    assert all(check["passed"] for check in found["checks"]) and found["tokenizer"]["passed"]
+    assert found["altered"] == [name]
 
 
 def test_another_rope_scaling_is_another_model(copied: Make) -> None:
@@ -460,7 +507,7 @@ def test_another_models_checkpoint_is_a_wrong_call(made: Make) -> None:
     _, other = made("int4-partial-fused")
     result = run(package, "--reference", other)
     assert result.exit_code == 2
-    assert "hidden_size is 64 in the package and 80 in the reference" in result.stderr
+    assert "hidden_size is 64 in the package and 80 in the checkpoint" in result.stderr
 
 
 def test_a_text_of_ones_own(made: Make, tmp_path: Path) -> None:
@@ -489,6 +536,6 @@ def test_without_a_tokenizer_the_prompts_are_the_same_every_time(copied: Make) -
     (package / "tokenizer.json").unlink()
     first, second = (make_prompts(package, tiny.GQA, tokens=4, longest=64) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    report = validate(package, open_checkpoint(source), Asked(first, 4))[0]
+    report = validate(open_subject(package, open_checkpoint(source)), PromptSet(first, 4))[0]
     assert missed(report) == set()
     assert report.tokenizer is not None and not report.tokenizer.passed

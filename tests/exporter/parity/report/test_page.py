@@ -21,7 +21,8 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.about import describe
-from llama_onnx.exporter.parity.measure.validate import LayerError, ParityReport
+from llama_onnx.exporter.parity.measure.report import LayerError, ParityReport
+from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.parity.report.page import render
 from llama_onnx.exporter.parity.report.svg import FLOOR, Series, histogram, log_chart
@@ -84,7 +85,7 @@ def report(package: Path) -> ParityReport:
 
 def test_the_verdict_comes_first_and_everything_is_there(report: ParityReport) -> None:
     text = Page(render(report)).text
-    assert text.index("Passed") < text.index("However it is fed")
+    assert text.index("Passed") < text.index("Errors by situation")
     for situation in SITUATIONS:
         assert situation.meaning in text
     for check in report.checks:
@@ -122,7 +123,7 @@ def test_a_hostile_name_stays_text(report: ParityReport) -> None:
     hostile = replace(
         report,
         package=f"/models/{HOSTILE}",
-        reference=HOSTILE,
+        original=HOSTILE,
         weights=replace(report.weights, tensor=HOSTILE),
         about=replace(
             report.about,
@@ -161,7 +162,7 @@ def test_figures_that_are_no_numbers_are_said_and_break_nothing(report: ParityRe
         ),
     )
     page = Page(render(broken))
-    assert f"{len(report.layers)} values are not a number" in page.text
+    assert f"{len(report.layers)} values are NaN" in page.text
     drawn = [v for tag, name, v in page.attributes if tag in ("polyline", "circle", "rect")]
     assert not any("nan" in (value or "") or "inf" in (value or "") for value in drawn)
 
@@ -175,15 +176,17 @@ def test_hashes_are_of_the_files_as_they_are(package: Path, tmp_path: Path) -> N
     template = next(file for file in about.files if file.name == "chat_template.jinja")
     content = (altered / "chat_template.jinja").read_bytes()
     assert template.sha256 == hashlib.sha256(content).hexdigest()
-    assert template.as_made is not True
+    assert template.as_made is False
+    assert about.altered == ("chat_template.jinja",)
     assert sum(about.parts.values()) == sum(p.stat().st_size for p in altered.rglob("*"))
 
 
 def test_tokens_are_named_by_what_they_read_as(package: Path) -> None:
     ids = Tokenizer.from_file(str(package / "tokenizer.json")).encode(" the fox\n").ids
-    pieces = describe(package, 1, ids).pieces
+    subject = open_subject(package, open_checkpoint(package.parent / "checkpoint"))
+    pieces = describe(subject, ids).pieces
     assert "".join(pieces[token] for token in ids) == " the fox\n"
-    assert describe(package, 1, [10**6]).pieces == {}
+    assert describe(subject, [10**6]).pieces == {}
 
 
 def test_bits_a_weight_are_those_that_the_export_foretold(tmp_path: Path) -> None:
@@ -209,7 +212,7 @@ def test_the_command_writes_it_beside_the_json(package: Path, tmp_path: Path) ->
     assert code == 0
     content = json.loads(output)
     text = Page(page.read_text(encoding="utf-8")).text
-    assert "Is Modell ä <b>日本 the model it was made from?" in text
+    assert "Parity of Modell ä <b>日本 with its original" in text
     assert f"{content['measurements'][0]['figures']['max_abs']:.1e}" in text
     assert content["speed"]["prompt_tokens"] == 16
     assert content["about"]["versions"]["onnxruntime"]
@@ -222,7 +225,7 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(
     page = tmp_path / "nowhere" / "report.html"
     code, output = run(package, "--reference", package.parent / "checkpoint", "--report", page)
     assert code == 2
-    assert "is not a folder; make it first." in output
+    assert "is not a folder: create it first." in output
 
 
 POINTS = st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=60)

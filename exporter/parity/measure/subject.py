@@ -1,0 +1,51 @@
+"""Opens a package and the checkpoint it was made from, once for everything that looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama_onnx.exporter.checkpoints.lora import open_adapter
+from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.checkpoints.package.same_model import check_same_model
+from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
+from llama_onnx.exporter.packaging.adapters import read_parameters
+from llama_onnx.exporter.reference.subject import Subject
+from llama_onnx.targets.package import FORMAT_VERSION, MANIFEST, ModelPackage, read_index
+
+
+def open_subject(
+    package: Path, original: Checkpoint, adapter: tuple[str, Path] | None = None
+) -> Subject:
+    """Open `package` beside the checkpoint `original`. Reads headers only.
+
+    `adapter` is the name of an adapter that the package keeps beside its base, and the PEFT folder
+    it was made from: it becomes active in the graph, and is added to both sets of weights.
+
+    A damaged or altered file does not stop a package from being opened as long as its graph can be
+    read. Raises `UsageError` when the two are not the same architecture, `PackageError` when the
+    package cannot be read, `CheckpointError` when the checkpoint or the adapter cannot.
+    """
+    weights = PackageCheckpoint.open(package)
+    check_same_model(weights, original)
+    check_tensors(original)
+    manifest = _read_manifest(package)
+    if adapter is None:
+        return Subject(package, manifest, weights, original, weights, original)
+    name, folder = adapter
+    return Subject(
+        package,
+        manifest,
+        weights,
+        original,
+        open_adapter(weights, folder),
+        open_adapter(original, folder),
+        read_parameters(ModelPackage(package, manifest).adapter_path(name)),
+    )
+
+
+def _read_manifest(package: Path) -> Mapping[str, Any]:
+    # Not `ModelPackage.open`, which refuses files of another size: those are to be measured too.
+    file = package / MANIFEST
+    return read_index(file, FORMAT_VERSION) if file.exists() else {}

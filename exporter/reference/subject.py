@@ -1,0 +1,45 @@
+"""What a validation is about: a package beside the checkpoint it was made from, both opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.runtime.measure.graph_session import Adapter
+from llama_onnx.targets.package import MODEL_FILE
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A package and the checkpoint it was made from; `measure.subject.open_subject` opens both.
+
+    `weights` are the package's weights, dequantized; `original` has the original weights.
+    `manifest` is the package's manifest.json, empty for a folder without one.
+
+    With a LoRA adapter active, `adapted_weights` and `adapted_original` are the same two with the
+    adapter added, and `adapter` has its parameters as the graph is fed with them. Without one they
+    are `weights` and `original` themselves, and `adapter` is None.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    weights: PackageCheckpoint
+    original: Checkpoint
+    adapted_weights: Checkpoint
+    adapted_original: Checkpoint
+    adapter: Adapter | None = None
+
+    @property
+    def model_path(self) -> Path:
+        """The package's graph."""
+        return self.path / MODEL_FILE
+
+    def load_graph(self) -> ir.Model:
+        """Return a new copy of the graph, which the caller may change; its weights stay on disk."""
+        return ir.load(self.model_path)
