@@ -148,14 +148,9 @@ def verify(
 ) -> VerifyReport:
     """Check every file of the package at `path`, then replay its certificate.
 
-    Args:
-        path: a package, or a bundle: then all its files are checked and its package is replayed.
-        provider: the execution provider to use instead of the target's.
-        key: a file with the signer's public key; None: the signature is not checked.
-        threads: threads to compute with; None: one per physical core.
-        allow_fallback: let the CPU run what the provider cannot.
-        situations: the situations to replay; None: all that apply to the graph.
-        progress: is told what is being done.
+    A bundle at `path` has all its files checked and its package replayed. `provider` replaces that
+    of the target; `allow_fallback` lets the CPU run what it cannot. `key` is a file with the
+    signer's public key. `situations` default to all that apply to the graph.
 
     Raises `PackageError` for a package that has no certificate or does not run, `ProviderError`
     when `provider` cannot run it, `UsageError` for a `key` that is not a public key.

@@ -149,7 +149,7 @@ def test_we_check_what_openssl_signs_with_keys_that_it_made(copy: Path, tmp_path
 def test_a_signed_package_verifies_and_runs(signed: Path, keys: Path) -> None:
     done = run("verify", signed, "--key", public_of(keys / "mine.pem"))
     assert done.exit_code == 0, done.output
-    assert "manifest.json.sig is that of the key" in done.stdout
+    assert "manifest.json.sig was made with the key" in done.stdout
     assert "ran on     CPUExecutionProvider" in done.stdout
     assert "computes here what its weights say" in done.stdout
 
@@ -373,7 +373,7 @@ def test_a_manifest_written_anew_has_no_old_signature(signed: Path) -> None:
 def test_a_signed_bundle_verifies_and_its_package_runs(bundle: Path, keys: Path) -> None:
     done = run("verify", bundle, "--key", public_of(keys / "mine.pem"))
     assert done.exit_code == 0, done.output
-    assert "bundle.json.sig is that of the key" in done.stdout
+    assert "bundle.json.sig was made with the key" in done.stdout
     assert "ran on     CPUExecutionProvider" in done.stdout
     report = json.loads(verify(bundle, keys / "mine.pem", "--json").stdout)
     assert report["passed"] and report["signature"]["passed"]

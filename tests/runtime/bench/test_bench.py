@@ -93,7 +93,7 @@ def test_an_end_token_ends_no_measurement(package: Path, tmp_path: Path) -> None
     [
         (("--repeats", "0"), "repeats must be at least 1, not 0"),
         (("--new-tokens", "0"), "new tokens must be at least 1, not 0"),
-        (("--prompt-tokens", "250", "--new-tokens", "7"), "more than the context of 256 holds"),
+        (("--prompt-tokens", "250", "--new-tokens", "7"), "more than the context of 256 tokens"),
         (("--prompt-tokens", "0"), "prompt tokens must be at least 1, not 0"),
         (("--prompt-tokens", "-3"), "prompt tokens must be at least 1, not -3"),
         (("--prompt-tokens", "300"), "the context holds 256"),

@@ -208,7 +208,7 @@ def test_chat_forgets_the_oldest_when_the_context_is_full(package: Path) -> None
 def test_chat_goes_on_after_a_message_that_is_too_long(package: Path, llama: Llama) -> None:
     result = run("chat", package, "--max-new-tokens", "5", stdin="a" * 300 + "\nthe fox\n")
     assert result.exit_code == 0
-    assert "does not fit into the context of 256 tokens" in result.stderr
+    assert "The message is longer than the context of 256 tokens." in result.stderr
     expected = "".join(llama.chat([user("the fox")], max_new_tokens=5))
     assert result.stdout == expected + "\n"
 

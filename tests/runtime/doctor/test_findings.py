@@ -202,7 +202,7 @@ def test_a_genai_of_another_flavour(ort: str, genai: str, said: str) -> None:
 def test_a_genai_that_asks_for_a_newer_onnxruntime() -> None:
     finding = judge_genai(replace(WHEELS, onnxruntime={"onnxruntime": "1.30.2"}), GENAI)
     assert finding.status == "trouble"
-    assert "needs onnxruntime>=1.31.0, and onnxruntime 1.30.2 is installed" in finding.found
+    assert "needs onnxruntime>=1.31.0, but onnxruntime 1.30.2 is installed" in finding.found
 
 
 def test_no_genai() -> None:
@@ -446,7 +446,7 @@ def test_stray_copies_of_onnxruntime() -> None:
     stray = judge_strays({**own, r"C:\Tools\onnxruntime.dll": None}, system)
     assert stray.status == "warning"
     assert r"C:\Tools\onnxruntime.dll (no version)" in stray.found
-    assert str(stray.mend).startswith(r"take C:\Tools off PATH")
+    assert str(stray.mend).startswith(r"remove C:\Tools from PATH")
 
 
 def test_long_paths() -> None:

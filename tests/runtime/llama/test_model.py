@@ -247,7 +247,7 @@ def test_a_text_that_is_not_utf_8(llama: Llama) -> None:
 
 def test_settings_genai_refuses(package: Path, tmp_path: Path) -> None:
     altered = alter_package(package, tmp_path / "altered", search={"top_p": 7.0, "do_sample": True})
-    with pytest.raises(PackageError, match="cannot be"):
+    with pytest.raises(PackageError, match="has settings that genai refuses"):
         "".join(Llama.load(altered).generate(PROMPT, max_new_tokens=2))
 
 
@@ -482,7 +482,7 @@ def test_a_model_on_another_device_than_asked_for_is_refused(
 ) -> None:
     elsewhere = replace(CPU, device="CUDA")
     monkeypatch.setattr(providers_module, "require", lambda provider, genai: None)
-    with pytest.raises(ProviderError, match=r"run on CPUExecutionProvider, but .* on CPU"):
+    with pytest.raises(ProviderError, match=r"opened .* on CPU instead of CPUExecutionProvider"):
         open_model(package, elsewhere)
 
 

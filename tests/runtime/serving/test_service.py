@@ -189,7 +189,7 @@ def test_a_package_that_does_not_open_is_one_sentence(package: Path, tmp_path: P
 def test_the_package_is_found(package: Path, tmp_path: Path) -> None:
     assert find_package(package) == package
     assert find_package(package.parent) == package
-    with pytest.raises(PackageError, match="and 0 were found"):
+    with pytest.raises(PackageError, match="but 0 were found"):
         find_package(tmp_path)
 
 
