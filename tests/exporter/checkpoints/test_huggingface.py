@@ -78,7 +78,7 @@ def test_truncated_shard(tmp_path: Path) -> None:
 def test_garbage_instead_of_safetensors(tmp_path: Path, content: bytes) -> None:
     tiny.write_huggingface(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"no (whole )?safetensors file"):
+    with pytest.raises(CheckpointError, match=r"is not a (whole )?safetensors file"):
         open_checkpoint(tmp_path)
 
 

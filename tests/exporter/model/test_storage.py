@@ -69,7 +69,7 @@ def test_an_odd_number_of_codes_is_filled_up() -> None:
 
 
 def tensor(dtype: str, codes: BlockCodes | None = None) -> LazyTensor:
-    return LazyTensor("w", (1, 4), dtype, 16, lambda *_: np.zeros((1, 4), np.float32), codes)
+    return LazyTensor("w", (1, 4), dtype, 16, lambda a, b: np.zeros((1, 4), np.float32), codes)
 
 
 @pytest.mark.parametrize(
