@@ -5,7 +5,7 @@ This is the only time that a whole session is in memory, and PyTorch is not load
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -69,7 +69,7 @@ def run_shipped(
     for index, situation in enumerate(situations):
         found = try_situation(situation, graph, passages)
         kept = found if looks_everywhere(situation) else map(_thin, found)
-        observations[situation.name] = [_on_disk(observation) for observation in kept]
+        observations[situation.name] = _on_disk(kept)
         give_back_what_is_freed()
         progress(3 + index, total)
     longest = max(passages, key=lambda passage: passage.prompt)
@@ -87,13 +87,23 @@ def _continue(graph: GraphSession, asked: Asked) -> tuple[Passage, ...]:
     return passages
 
 
-def _on_disk(found: Observation) -> Observation:
-    """All of it, in a file without a name that goes when nobody looks at it any more."""
+def _on_disk(found: Iterable[Observation]) -> list[Observation]:
+    """The same observations, their logits in one file without a name that goes with the last."""
+    seen: list[tuple[int, Ids]] = []
     with TemporaryFile() as file:
-        file.write(np.ascontiguousarray(found.logits).data)
+        for observation in found:
+            logits = observation.logits  # [n, V]
+            seen.append((observation.passage, observation.positions))
+            file.write(np.ascontiguousarray(logits).data)
+        if not seen:
+            return []
         file.flush()
-        logits = np.memmap(file, found.logits.dtype, "r", shape=found.logits.shape)
-    return Observation(found.passage, found.positions, logits)
+        rows = np.memmap(file, logits.dtype, "r").reshape(-1, logits.shape[1])
+    ends = np.cumsum([len(positions) for _, positions in seen])
+    return [
+        Observation(passage, positions, part)
+        for (passage, positions), part in zip(seen, np.split(rows, ends[:-1]), strict=True)
+    ]
 
 
 def _thin(found: Observation) -> Observation:
