@@ -13,6 +13,7 @@ nox.options.error_on_external_run = True
 
 RUFF = "ruff==0.17.6"
 MYPY = "mypy==2.4.1"
+COVERAGE = "pytest-cov==7.1.0"
 # Pinned, and installed before anything else: where pip knows PyTorch's CPU index this is the CPU
 # build. Resolved together with the rest it would be the newest one, with gigabytes of CUDA.
 TORCH = "torch==2.13.0"
@@ -61,6 +62,14 @@ def tests(session: nox.Session) -> None:
     """pytest, the examples in docstrings included; arguments after `--` are passed on."""
     _install(session, "-e", ".[export,cpu,test]")
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Which lines and branches the tests run; arguments after `--` go to pytest."""
+    _install(session, "-e", ".[export,cpu,test]", COVERAGE)
+    measured = ("--cov", "--cov-branch", "--cov-report=term:skip-covered")
+    session.run("python", "-m", "pytest", "-n", "2", *measured, *session.posargs)
 
 
 @nox.session

@@ -270,3 +270,16 @@ def test_a_module_loads_without_what_it_does_not_need(module: str, heavy: str) -
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert module in loaded
     assert set(heavy.split()).isdisjoint(loaded)
+
+
+def test_no_test_imports_a_test() -> None:
+    """What tests share is in tests/support: a module of tests may then be moved or run alone."""
+    files = list((ROOT / "tests").rglob("*.py"))
+    shared = {
+        path.relative_to(ROOT).as_posix(): name
+        for path in files
+        for name in imports(path)
+        if name.startswith("tests.") and not name.startswith("tests.support.")
+    }
+    assert len(files) > 40
+    assert shared == {}

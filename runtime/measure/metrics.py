@@ -32,7 +32,9 @@ NEAR_TIE = 2e-3
 TOP = 5
 """The number of likeliest tokens whose overlap is counted."""
 
-_ROWS = 8  # positions in float64 at a time: few enough for the processor's cache
+_ROWS, _VALUES = 8, 1 << 18
+"""Positions in float64 at a time, and logits where the vocabulary is small: few enough to stay in
+the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -185,16 +187,46 @@ def compare(pairs: Iterable[tuple[Reference, Logits, Ids]]) -> Comparison:
     Each of `pairs` is (reference, candidate, true next tokens or `NO_TARGET`), equally long.
     Computes in float64, a few positions at a time.
     """
-    return summarize(figures for pair in pairs for figures in figures_in_pieces(*pair))
+    return summarize(figures for pair in _joined(pairs) for figures in figures_in_pieces(*pair))
 
 
 def figures_in_pieces(
     reference: Reference, candidate: Logits, targets: Ids
 ) -> Iterator[PositionFigures]:
     """Yield `position_figures` of a few positions at a time, since float64 is large."""
-    for start in range(0, len(targets), _ROWS):
-        rows = slice(start, start + _ROWS)
+    count = _rows(candidate)
+    for start in range(0, len(targets), count):
+        rows = slice(start, start + count)
         yield position_figures(reference[rows], candidate[rows], targets[rows])
+
+
+Pair = tuple[Reference, Logits, Ids]
+
+
+def _joined(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """Join neighbors in `pairs` that are shorter than a piece: each decoded token is a pair."""
+    short: list[tuple[Logits, Logits, Ids]] = []
+    for reference, candidate, targets in pairs:
+        if isinstance(reference, TopK) or len(targets) >= _rows(candidate):
+            yield from _join(short)
+            short = []
+            yield reference, candidate, targets
+            continue
+        short.append((reference, candidate, targets))
+        if sum(len(targets) for *_, targets in short) >= _rows(candidate):
+            yield from _join(short)
+            short = []
+    yield from _join(short)
+
+
+def _join(pairs: Sequence[tuple[Logits, Logits, Ids]]) -> Iterator[Pair]:
+    if pairs:
+        reference, candidate, targets = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        yield reference, candidate, targets
+
+
+def _rows(logits: Logits) -> int:
+    return max(_ROWS, _VALUES // logits.shape[-1])
 
 
 def summarize(pieces: Iterable[PositionFigures]) -> Comparison:

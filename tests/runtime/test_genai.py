@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from llama_onnx.runtime.genai import og
-from tests.exporter.graph.test_model import reference
 from tests.support import tiny
+from tests.support.pytorch import reference
 
 NEW = 20
 REPEATING = list(range(20, 30)) * 4  # something for n-grams to find

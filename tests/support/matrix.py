@@ -16,10 +16,9 @@ from gguf import GGMLQuantizationType
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.rope import RopeScaling
 from llama_onnx.exporter.packaging.options import Options
-from tests.exporter.checkpoints import test_gguf
-from tests.exporter.tokenizer.test_tokenizers import model_named, spm_metadata
-from tests.support import meta_files, tiny
+from tests.support import gguf_files, meta_files, tiny
 from tests.support.adapters import attention, factors, write_adapter
+from tests.support.vocabularies import model_named, spm_metadata
 
 LONG = "long context"
 
@@ -110,7 +109,7 @@ def _gguf(kind: GGMLQuantizationType) -> Callable[[Path, LlamaConfig], Made]:
         folder.mkdir(parents=True)
         own = replace(config, vocab_size=meta_files.CONFIG.vocab_size, rope_scaling=None)
         keys = spm_metadata(model_named("plain"))
-        return Made(test_gguf.write(folder / "model.gguf", own, kind, keys=keys))
+        return Made(gguf_files.write(folder / "model.gguf", own, kind, keys=keys))
 
     return write
 

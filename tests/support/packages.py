@@ -97,3 +97,11 @@ def greedy(package: Path, prompt: Sequence[int], count: int) -> list[int]:
         generator.generate_next_token()
         ids.append(int(generator.get_next_tokens()[0]))
     return ids
+
+
+def decode(package: Path, tokens: list[int]) -> str:
+    """What genai makes of tokens when they come one by one."""
+    from llama_onnx.runtime.genai import og  # as in greedy
+
+    stream = og.Tokenizer(og.Config(str(package))).create_stream()
+    return "".join(stream.decode(token) for token in tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ _NUMPY_DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloa
 
 def weights(config: LlamaConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Random float32 weights by Hugging Face name, scaled so that activations stay of order one."""
+    return {name: array.copy() for name, array in _weights(config, seed).items()}
+
+
+@cache
+def _weights(config: LlamaConfig, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in config.tensor_shapes().items():

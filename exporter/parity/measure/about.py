@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,13 +96,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _versions() -> Iterable[tuple[str, str]]:
-    yield "Python", platform.python_version()
-    for name in TOOLS:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:  # run from a checkout, or another flavour of the wheel
-            yield name, "not installed as a package"
+@cache  # reading a package's metadata takes milliseconds, and none changes while this runs
+def _versions() -> Mapping[str, str]:
+    return {"Python": platform.python_version(), **{name: _version(name) for name in TOOLS}}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a checkout, or another flavour of the wheel
+        return "not installed as a package"
 
 
 def _files(subject: Subject) -> Iterable[File]:

@@ -90,6 +90,8 @@ def histogram(series: Sequence[Series], *, title: str, x_label: str) -> Markup:
     width = (x(1) - x(0)) * 0.9 / max(1, len(series))
     for number, (one, counted) in enumerate(zip(series, shares, strict=True)):
         for index, share in enumerate(counted):
+            if not share:
+                continue
             left = x(index) + number * width
             height = y(0) - y(share)
             parts.append(

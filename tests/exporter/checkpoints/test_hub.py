@@ -25,9 +25,9 @@ from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, LlamaOnnxError, UsageError
-from tests.exporter.tokenizer.test_tokenizers import model_named
 from tests.support import meta_files, tiny
 from tests.support.hub_server import COMMIT, OTHER_COMMIT, Hub, serve
+from tests.support.vocabularies import model_named
 
 REPO = "some-body/Llama-2-7b-chat-tiny"
 SHARDS = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]

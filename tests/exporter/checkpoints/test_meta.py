@@ -34,10 +34,9 @@ from llama_onnx.exporter.tokenizer.model_file import ModelFileFacts
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.progress import Silent
-from tests.exporter.checkpoints import test_gguf
-from tests.exporter.tokenizer.test_tokenizers import model_named, proto, spm_metadata
-from tests.support import tiny
+from tests.support import gguf_files, tiny
 from tests.support.meta_files import CONFIG, Tensors, whole, write_checklist, write_meta
+from tests.support.vocabularies import model_named, proto, spm_metadata
 
 WEIGHTS = tiny.weights(CONFIG)
 FP32 = Options(precision="fp32")
@@ -159,7 +158,7 @@ def test_all_formats_of_the_same_weights_give_the_same_bytes(
         "one": folders[1],
         "eight": folders[8],
         "hf": tiny.write_huggingface(tmp_path / "source", CONFIG),
-        "gguf": test_gguf.write(tmp_path / "m.gguf", CONFIG, keys=tokens),
+        "gguf": gguf_files.write(tmp_path / "m.gguf", CONFIG, keys=tokens),
     }
     for label, source in others.items():
         out = export(source, tmp_path / label)

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from llama_onnx.exporter.cli import main
-from tests.exporter.tokenizer.test_tokenizers import model_named
 from tests.support import tiny
+from tests.support.vocabularies import model_named
 
 
 def facts(path: Path) -> dict[str, Any]:

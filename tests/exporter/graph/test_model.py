@@ -15,11 +15,12 @@ import torch
 import transformers
 
 from llama_onnx.exporter.graph.rotary import rotary_tables
-from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
+from llama_onnx.exporter.model.config import config_from_huggingface
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.cpu import TARGET
 from tests.support import tiny
+from tests.support.pytorch import reference
 
 Array = npt.NDArray[Any]
 
@@ -65,28 +66,6 @@ class Package:
         outputs = self.session.run(None, {"input_ids": ids, "attention_mask": mask, **past})
         cache = dict(zip(self.names[1:], outputs[1:], strict=True))
         return outputs[0], {k.replace("present", "past_key_values"): v for k, v in cache.items()}
-
-
-@cache
-def oracle(config: LlamaConfig) -> Any:
-    """transformers' own model with the tiny weights, float32, eager attention."""
-    settings = config.to_huggingface()
-    for key in ("rope_scaling", "rope_theta", "architectures", "model_type"):
-        del settings[key]
-    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
-    model.set_attn_implementation("eager")
-    model.eval()
-    weights = {name: torch.from_numpy(value) for name, value in tiny.weights(config).items()}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert set(missing) <= {"lm_head.weight"} and not unexpected
-    model.tie_weights()
-    return model
-
-
-def reference(config: LlamaConfig, ids: Array) -> Array:
-    with torch.no_grad():
-        logits: Array = oracle(config)(torch.from_numpy(ids)).logits.numpy()
-    return logits
 
 
 def assert_close(found: Array, expected: Array) -> None:

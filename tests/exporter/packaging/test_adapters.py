@@ -47,13 +47,12 @@ from llama_onnx.targets.errors import (
     UsageError,
 )
 from llama_onnx.targets.package import ModelPackage
-from tests.exporter.checkpoints.quantized.test_gptq_awq import CASES
-from tests.runtime.llama.test_model import decode
 from tests.support import tiny
 from tests.support.adapters import EMBEDDING, Array, attention, factors, write_adapter
 from tests.support.faults import edit_graph, epsilon
-from tests.support.packages import Stop, alter_package
+from tests.support.packages import Stop, alter_package, decode
 from tests.support.quantized import quantize_model, write
+from tests.support.quantized_cases import CASES
 
 QV = {name: 4 for layer in range(3) for name in attention(layer, "q", "v")}
 ALL = {f"model.layers.{layer}.{name}": 3 for layer in range(3) for name in MATRICES}

@@ -40,10 +40,10 @@ from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, PackageError, ResourceError, UsageError
 from llama_onnx.targets.package import ModelPackage, renew_manifest
-from tests.exporter.checkpoints.test_gguf import write as write_gguf
-from tests.exporter.tokenizer.test_tokenizers import model_named, spm_metadata
 from tests.support import tiny
+from tests.support.gguf_files import write as write_gguf
 from tests.support.packages import Stop
+from tests.support.vocabularies import model_named, spm_metadata
 
 INT4 = Options(precision="int4")
 

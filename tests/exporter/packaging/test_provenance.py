@@ -14,11 +14,11 @@ import pytest
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.cpu import TARGET
-from tests.exporter.checkpoints.test_gguf import write as write_gguf
-from tests.exporter.tokenizer.test_tokenizers import model_named, spm_metadata
 from tests.support import tiny
 from tests.support.adapters import attention, factors, write_adapter
+from tests.support.gguf_files import write as write_gguf
 from tests.support.meta_files import write_checklist, write_meta
+from tests.support.vocabularies import model_named, spm_metadata
 
 
 def hashes(source: Path, **flags: Any) -> Any:

@@ -7,15 +7,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.reference import walk as walk_module
-from llama_onnx.exporter.reference.walk import decoder_layers, reference_config, walk
+from llama_onnx.exporter.reference.walk import decoder_layers, walk
 from llama_onnx.targets.progress import Silent, Unit
 from tests.support import tiny
+from tests.support.pytorch import run_whole, whole_model
 
 TIED = replace(tiny.GQA, tie_word_embeddings=True)
 WIDE = replace(tiny.GQA, head_dim=32, num_key_value_heads=1, rope_theta=500000.0, rms_norm_eps=1e-3)
@@ -25,23 +25,6 @@ STORED = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 def sequences(config: LlamaConfig) -> list[np.ndarray]:
     rng = np.random.default_rng(1)
     return [rng.integers(0, config.vocab_size, length) for length in (1, 7, 100)]
-
-
-def whole_model(config: LlamaConfig, tensors: dict[str, np.ndarray]) -> LlamaForCausalLM:
-    """Transformers' own model with all its weights, float32 from the start."""
-    model: LlamaForCausalLM = LlamaForCausalLM(reference_config(config))
-    model.set_attn_implementation("eager")  # the walk does not
-    state = {name: torch.from_numpy(value) for name, value in tensors.items()}
-    if config.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, strict=True)
-    return model
-
-
-def run_whole(model: LlamaForCausalLM, ids: np.ndarray) -> np.ndarray:
-    with torch.inference_mode():
-        logits: np.ndarray = model(torch.from_numpy(ids)[None]).logits[0].numpy()
-    return logits
 
 
 @pytest.mark.parametrize("dtype", STORED)

@@ -17,8 +17,8 @@ from llama_onnx.exporter.parity.measure.tokenizers import FIXED_TEXTS, check_tok
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.exporter.tokenizer.huggingface import read_chat_template, tokenizer_from_folder
 from llama_onnx.targets.errors import CheckpointError
-from tests.exporter.tokenizer.test_tokenizers import TEXT, TEXTS, model_named
 from tests.support import tiny
+from tests.support.vocabularies import TEXT, TEXTS, model_named
 
 
 def put(folder: Path, name: str, content: Any) -> None:

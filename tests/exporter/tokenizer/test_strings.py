@@ -15,8 +15,8 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
 from llama_onnx.targets.errors import UnsupportedError
-from tests.exporter.tokenizer.test_tokenizers import CORPUS, model_named, proto, trained
 from tests.support import strings
+from tests.support.vocabularies import CORPUS, model_named, proto, trained
 
 SYMBOLS = ["[x]", "[xx]", "▁<PRE>", "ab", "\n", "é"]
 

@@ -31,10 +31,10 @@ from llama_onnx.runtime.placement.genai_model import open_model
 from llama_onnx.targets.errors import PackageError, ProviderError, UsageError
 from llama_onnx.targets.package import MANIFEST, write_manifest
 from llama_onnx.targets.providers import CPU, CUDA, WEBGPU
-from tests.exporter.graph.test_model import reference
 from tests.support import tiny
 from tests.support.fakes import FakeGenerator, FakeStream, generation, interrupt_at
-from tests.support.packages import END, START, alter_package
+from tests.support.packages import END, START, alter_package, decode
+from tests.support.pytorch import reference
 
 PROMPT = "the quick brown fox"
 HELLO = [{"role": "user", "content": "the fox"}]
@@ -213,12 +213,6 @@ def greedy_tokens(package: Path, prompt: list[int], count: int) -> list[int]:
         (logits,) = session.run(["logits"], feeds)
         tokens.append(int(logits[0, -1].argmax()))
     return tokens[len(prompt) :]
-
-
-def decode(package: Path, tokens: list[int]) -> str:
-    """What genai makes of tokens when they come one by one."""
-    stream = og.Tokenizer(og.Config(str(package))).create_stream()
-    return "".join(stream.decode(token) for token in tokens)
 
 
 def test_a_greedy_answer_is_what_the_graph_says(package_fp32: Path) -> None:

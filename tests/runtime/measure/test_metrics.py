@@ -69,6 +69,23 @@ def test_equal_logits_compare_as_equal(pair: Pair) -> None:
     assert result.perplexity_ratio == 1
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=12),
+    rows=st.integers(1, 9),
+)
+def test_how_positions_are_cut_changes_no_figure(seed: int, lengths: list[int], rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    reference, candidate = rng.standard_normal((2, sum(lengths), 11), np.float32)
+    targets = rng.integers(NO_TARGET, 11, sum(lengths))
+    cuts = np.cumsum(lengths)[:-1]
+    parts = zip(*(np.split(x, cuts) for x in (reference, candidate, targets)), strict=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_ROWS", rows)
+        patch.setattr(metrics, "_VALUES", 1)
+        assert metrics.compare(parts) == compared(reference, candidate, targets)
+
+
 @given(pairs())
 def test_the_largest_difference_bounds_the_mean(pair: Pair) -> None:
     result = compared(*pair)

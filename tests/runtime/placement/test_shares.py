@@ -37,8 +37,8 @@ from llama_onnx.targets.errors import PackageError, ProviderError, UsageError
 from llama_onnx.targets.package import MANIFEST
 from llama_onnx.targets.providers import CPU, CUDA
 from llama_onnx.targets.registry import get_target
-from tests.exporter.graph.test_model import reference
 from tests.support import tiny
+from tests.support.pytorch import reference
 
 CPU_NAME, CUDA_NAME = CPU.ort_name, CUDA.ort_name
 

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -26,10 +25,7 @@ from llama_onnx.exporter.checkpoints.lora import open_adapter
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.checkpoints.quantized import awq, gptq
 from llama_onnx.exporter.checkpoints.quantized.packed import pack, unpack
-from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
-from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.packaging.export import ExportResult, export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.plan import make_plan
 from llama_onnx.exporter.parity.measure.weights import compare_weights
@@ -40,84 +36,29 @@ from llama_onnx.targets.errors import CheckpointError, UnsupportedError, UsageEr
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
 from llama_onnx.targets.progress import SILENT, Silent, Unit
 from llama_onnx.targets.registry import get_target
-from tests.exporter.reference.test_walk import run_whole, whole_model
-from tests.support import adapters, quantized, tiny
+from tests.support import adapters, quantized
 from tests.support.faults import edit
 from tests.support.parity import missed, report_on
+from tests.support.pytorch import run_whole, whole_model
 from tests.support.quantized import Quantized, quantize_model, write
+from tests.support.quantized_cases import (
+    CASES,
+    EXACT,
+    HEAD,
+    LAYER,
+    QKV,
+    export,
+    make,
+    run,
+    whole,
+)
 
 Array = npt.NDArray[Any]
-
-EXACT = Options(embedding="fp32", head="fp32", accuracy_level=1)
-"""Nothing but the source's own codes is rounded."""
-
-PARTIAL = replace(tiny.GQA, hidden_size=80, intermediate_size=72)  # no multiples of 32
-HEAD = "lm_head"
-QKV = [f"model.layers.1.self_attn.{part}_proj" for part in "qkv"]
-LAYER = "model.layers.1.mlp.down_proj"
-
-# What quantize_model is given, what write is given, and the model's configuration.
-Case = tuple[dict[str, Any], dict[str, Any], LlamaConfig]
-CASES: dict[str, Case] = {
-    "gptq": ({}, {}, tiny.GQA),
-    "gptq v2": ({}, {"v2": True}, tiny.GQA),
-    "gptq symmetric": ({"symmetric": True}, {"quantization": {"sym": True}}, tiny.GQA),
-    "gptq 8 bits": ({"bits": 8}, {}, tiny.GQA),
-    "gptq act-order": ({"act_order": True}, {}, tiny.GQA),
-    "gptq act-order 8 bits": ({"act_order": True, "bits": 8}, {}, tiny.GQA),
-    "gptq act-order apart": ({"act_order": True, "apart": True}, {}, tiny.GQA),
-    "gptq act-order partial": ({"act_order": True}, {}, PARTIAL),
-    "gptq groups of 16": ({"group_size": 16}, {}, tiny.GQA),
-    "gptq groups of 48": ({"group_size": 48}, {}, PARTIAL),
-    "gptq whole rows": ({"group_size": -1}, {"quantization": {"group_size": -1}}, tiny.GQA),
-    "gptq partial": ({}, {}, PARTIAL),
-    "gptq head": ({"extra": (HEAD,)}, {}, tiny.GQA),
-    "gptq bf16 scales": ({"scales": "bf16"}, {}, tiny.GQA),
-    "gptq fp32 scales": ({"scales": "fp32"}, {}, tiny.GQA),
-    "gptq tied": ({}, {}, replace(tiny.GQA, tie_word_embeddings=True)),
-    "gptq mixed": (
-        {"bits": {"": 4, "v_proj": 8}, "group_size": {"": 32, "down_proj": 16}, "skip": QKV[:1]},
-        {"quantization": {"dynamic": {"-:.*1.self_attn.q_proj": {}}}},
-        tiny.GQA,
-    ),
-    "awq": ({}, {"method": "awq"}, tiny.GQA),
-    "awq whole rows": (
-        {"group_size": -1},
-        {"method": "awq", "quantization": {"group_size": -1}},
-        tiny.GQA,
-    ),
-    "awq partly": (
-        {"skip": tuple(QKV)},
-        {"method": "awq", "quantization": {"modules_to_not_convert": QKV}},
-        tiny.GQA,
-    ),
-}
-
-
-def make(folder: Path, name: str) -> tuple[Path, dict[str, Quantized]]:
-    """The checkpoint of a case in `folder`, and its matrices."""
-    how, written, config = CASES[name]
-    matrices = quantize_model(config, **how)
-    return write(folder, matrices, config=config, **written), matrices
-
-
-def export(source: Path, out: Path, options: Options = EXACT, **flags: Any) -> ExportResult:
-    return export_package(source, out, TARGET, options, **flags)
-
-
-def whole(checkpoint: Any, name: str) -> Array:
-    tensor = checkpoint.tensor(name)
-    rows: Array = tensor.rows(0, tensor.shape[0])
-    return rows
 
 
 def initializers(package: Path) -> dict[str, Array]:
     model = onnx.load(package / "model.onnx")
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 # Reading

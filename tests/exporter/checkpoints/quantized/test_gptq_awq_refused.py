@@ -24,18 +24,10 @@ from llama_onnx.targets.errors import (
     UnsupportedError,
     UsageError,
 )
-from tests.exporter.checkpoints.quantized.test_gptq_awq import (
-    EXACT,
-    HEAD,
-    LAYER,
-    export,
-    make,
-    run,
-    whole,
-)
 from tests.support import quantized, tiny
 from tests.support.faults import edit
 from tests.support.quantized import Quantized, quantize_model, write
+from tests.support.quantized_cases import EXACT, HEAD, LAYER, export, make, run, whole
 
 Array = npt.NDArray[Any]
 
