@@ -14,6 +14,7 @@ from llama_onnx.exporter.commands.options import (
     Folder,
     Source,
     adapter_option,
+    explicit_options,
     export_options,
     gigabytes,
     keep_option,
@@ -49,6 +50,11 @@ if TYPE_CHECKING:
     "hub or checklist.chk says]",
 )
 @click.option(
+    "--no-tokenizer",
+    is_flag=True,
+    help="Export for token ids: leave the tokenizer out, which SOURCE need not have.",
+)
+@click.option(
     "--prove",
     is_flag=True,
     help="Validate the package against SOURCE too, and write its certificate into it.",
@@ -65,6 +71,7 @@ def command(
     force: bool,
     no_checksum: bool,
     hash_source: bool,
+    no_tokenizer: bool,
     prove: bool,
     as_json: bool,
     **options: Any,
@@ -96,6 +103,8 @@ def command(
                 force=force,
                 checksum=not no_checksum,
                 hash_source=hash_source,
+                tokenizer=not no_tokenizer,
+                explicit=explicit_options(options),
                 progress=progress,
             )
     except KeyboardInterrupt:
@@ -116,6 +125,8 @@ def command(
         f"({plan.bits_per_weight:.2f} bits a weight) in {result.total_seconds:.1f} s; "
         f"{_tried(result)}."
     )
+    if no_tokenizer:
+        click.echo("It has no tokenizer: it takes token ids only.")
     if plan.structure:
         click.echo(f"Not run on {plan.structure.provider} here: {plan.structure}.")
     if plan.quantized:

@@ -100,6 +100,7 @@ def package_facts(path: Path) -> dict[str, Any]:
         "recipe": manifest["recipe"],
         "source": f"{source.get('name', '?')} ({source.get('format', 'unknown format')})",
         **({"commit": source["commit"]} if "commit" in source else {}),
+        "tokenizer": "tokenizer.json" if package.has_tokenizer else None,
         "merged_adapters": source.get("adapters", []),
         "adapters": package.adapters,
         "config": manifest.get("config", {}),
@@ -158,6 +159,8 @@ def _for_people(name: str, value: Any) -> str:
         return gigabytes(value)
     if name == "parameters":
         return f"{value / 1e6:,.1f} M"
+    if name == "tokenizer" and value is None:
+        return "none: takes token ids only"
     if name == "adapters":
         return "\n".join(_adapter(name, entry) for name, entry in value.items()) or "none"
     if name == "files" and isinstance(value, dict):

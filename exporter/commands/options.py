@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.targets.errors import UsageError
@@ -153,6 +154,13 @@ def make_options(**values: Any) -> Any:
 
     level = values.pop("accuracy_level")
     return Options(accuracy_level=None if level is None else int(level), **values)
+
+
+def explicit_options(names: Iterable[str]) -> frozenset[str]:
+    """Return those of `names`, options of the running command, that the user gave."""
+    context = click.get_current_context()
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return frozenset(name for name in sources if sources[name] is ParameterSource.COMMANDLINE)
 
 
 def gigabytes(count: int) -> str:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
 from llama_onnx.exporter.model.recipe import Blocks, LogitsMode, Recipe, make_recipe
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
+from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_tensors, tensor_arrays
 from llama_onnx.exporter.quantize.source_codes import innermost, native_precision, take_over
@@ -113,10 +114,12 @@ def make_plan(
     options: Options,
     workers: int,
     kept: Sequence[KeptAdapter] = (),
+    explicit: Collection[str] = (),
 ) -> Plan:
     """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weight.
 
-    The graph offers as swappable what the adapters in `kept` change.
+    The graph offers as swappable what the adapters in `kept` change. Raises `UsageError` for
+    options that do not fit, and for one of `explicit` that has no effect.
     """
     config = checkpoint.config
     native = native_precision(checkpoint)
@@ -128,6 +131,7 @@ def make_plan(
             f"adapters can be kept beside the base on targets with fp32 activations and ONNX "
             f"Runtime's own operators, not for {target.name}: merge them (--adapter alone)."
         )
+    check_effect(explicit, recipe)
     recipe = replace(recipe, swappable=swappable_kinds(kept))
     check_tensors(checkpoint)
     recipe = take_over(checkpoint, recipe)

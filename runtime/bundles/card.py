@@ -196,6 +196,8 @@ def _losses(figures: Mapping[str, Any]) -> str:
 
 def _examples(package: ModelPackage, name: str) -> Iterator[str]:
     """How to run it, with whatever opens packages for its target."""
+    if not package.has_tokenizer:
+        return
     target = get_target(package.target)
     provider = target.session.provider
     # genai hands a graph of standard operators a mask that they do not take.

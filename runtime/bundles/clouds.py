@@ -43,7 +43,9 @@ class Need:
 
 
 def check_cpu(package: ModelPackage, place: str) -> None:
-    """Raise `PackageError` for a package that was made for another target than the CPU."""
+    """Raise `PackageError` for a package that was made for another target than the CPU, and
+    `UsageError` for one that does not take text."""
+    package.require_tokenizer()
     if package.target != cpu.TARGET.name:
         raise PackageError(
             f"{package.path} was made for {package.target}, and the bundle for {place} runs on the "

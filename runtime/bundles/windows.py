@@ -134,6 +134,7 @@ def bundle_windows(
     `sign` makes the signature bundle.json.sig.
     Raises `PackageError`, `UsageError` or `MissingDependencyError`, and then leaves nothing behind.
     """
+    package.require_tokenizer()
     self_test = self_test or SelfTest.from_certificate(package.path)
 
     def fill(folder: Path) -> tuple[str, ...]:

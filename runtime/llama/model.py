@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from llama_onnx.runtime.genai import og
 from llama_onnx.runtime.llama.adapters import Adapters
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats, Tokens
+from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.sampling import search_options
 from llama_onnx.runtime.placement.genai_model import OpenModel, open_model
 from llama_onnx.targets.errors import PackageError, UsageError
@@ -42,8 +43,11 @@ class Llama:
         self.opened = opened
         self._model = opened.model
         self._adapters = Adapters(package, opened.model)
-        self._tokenizer = og.Tokenizer(opened.model)
-        self._encoder = _read_encoder(package.path)
+        if package.has_tokenizer:
+            self._tokenizer: Any = og.Tokenizer(opened.model)
+            self._encoder: Tokenizer | NoTokenizer = _read_encoder(package.path)
+        else:
+            self._tokenizer = self._encoder = NoTokenizer(package, _read_settings(package.path))
         self._bos_token = bos_token
         self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
 
@@ -124,6 +128,7 @@ class Llama:
         adapter: str | None = None,
     ) -> Generation:
         """Answer the last of `messages`, put into the model's own chat template."""
+        self.package.require_tokenizer()
         search = search_options(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stream = self._tokenizer.create_stream()
         # An answer is a text of its own, not the prompt's continuation. A special token tells the
@@ -167,6 +172,7 @@ class Llama:
 
         Raises `UsageError` when the model has no chat template, or when its template refuses.
         """
+        self.package.require_tokenizer()
         # The template writes the special tokens itself, the start token included.
         return self._encode(self._apply_template(messages), special_tokens=False)
 

@@ -18,6 +18,7 @@ from llama_onnx.exporter.tokenizer.source import (
 )
 from llama_onnx.exporter.tokenizer.texts import HARD_TEXTS
 from llama_onnx.targets.errors import CheckpointError, PackageError
+from llama_onnx.targets.package import ModelPackage, is_package
 
 FIXED_TEXTS = (*TEXTS, *HARD_TEXTS)
 
@@ -58,10 +59,12 @@ def check_tokenizer(
     package: Path, reference: Checkpoint, texts: Sequence[str] = ()
 ) -> TokenizerCheck | None:
     """Encode `FIXED_TEXTS` and `texts` with both tokenizers and decode the ids again; None when the
-    source has none.
+    source has none, or the package was exported without one.
 
     Raises `CheckpointError` or `PackageError` for one that cannot be read.
     """
+    if is_package(package) and not ModelPackage.open(package).has_tokenizer:
+        return None
     kind, expected = tokenizer_kind(reference.path), source_codec(reference.path)
     if kind is None or expected is None:
         return None

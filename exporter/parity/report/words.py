@@ -73,7 +73,7 @@ def weights(error: WeightError) -> str:
 def tokenizer(check: TokenizerCheck | None) -> str:
     """Whether a text has the same ids, and if not, where they part."""
     if check is None:
-        return "not compared: the source has none"
+        return "not compared: there is no tokenizer in the source, or none in the package"
     if check.difference is None:
         return f"the ids of the source's {check.source} on {check.texts} texts, and their text"
     difference = check.difference
