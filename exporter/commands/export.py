@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 @click.option("--add", is_flag=True, hidden=True)
 @click.option("--resume", is_flag=True, help="Continue an export that was interrupted.")
 @click.option("--force", is_flag=True, help="Replace OUT, or an unfinished export of it.")
-@click.option(
-    "--no-checksum", is_flag=True, help="Do not compare the source with its checklist.chk."
-)
+@click.option("--no-checksum", is_flag=True, help="Do not compare SOURCE with its checklist.chk.")
 @click.option(
     "--hash-source",
     is_flag=True,
@@ -109,7 +107,7 @@ def command(
             )
     except KeyboardInterrupt:
         raise click.ClickException(
-            "interrupted; the same call with --resume continues it."
+            "interrupted; repeat the call with --resume to continue."
         ) from None
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
@@ -134,7 +132,7 @@ def command(
     if kept:
         click.echo(f"Adapters beside it: {', '.join(kept)} (`generate --adapter NAME`).")
     if result.resumed_bytes:
-        click.echo(f"Resumed: {gigabytes(result.resumed_bytes)} were there already.")
+        click.echo(f"Resumed: {gigabytes(result.resumed_bytes)} were already written.")
     if report:
         print_report(report)
     _exit(report)
@@ -160,5 +158,5 @@ def _prove(source: Path, adapters: Sequence[Path], package: Path) -> ParityRepor
 def _exit(report: ParityReport | None) -> None:
     if report and not report.passed:
         raise click.ClickException(
-            "the package stands, but without a certificate: it is not what SOURCE says."
+            "the package is written but has no certificate: it differs from SOURCE."
         )

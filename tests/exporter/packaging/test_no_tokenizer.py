@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from click.testing import CliRunner, Result
 
@@ -22,6 +24,7 @@ from tests.support import tiny
 from tests.support.adapters import write_adapter
 from tests.support.packages import greedy
 
+Array = npt.NDArray[np.float32]
 IDS_ONLY = "has no tokenizer and takes token ids only"
 
 
@@ -101,12 +104,11 @@ def test_an_adapter_s_tokenizer_is_compared_with_nothing(source: Path, tmp_path:
     assert result.warnings == ()
 
 
-def tiny_factors() -> Any:
-    import numpy as np
-
+def tiny_factors() -> tuple[Array, Array]:
     rng = np.random.default_rng(0)
-    shapes = ((2, tiny.GQA.hidden_size), (tiny.GQA.hidden_size, 2))
-    return tuple(rng.standard_normal(shape).astype(np.float32) * 0.02 for shape in shapes)
+    size = tiny.GQA.hidden_size
+    a, b = rng.standard_normal((4, size)), rng.standard_normal((size, 4))
+    return a.astype(np.float32), b.astype(np.float32)
 
 
 def test_validate_certify_and_verify_work_on_ids(package: Path, source: Path) -> None:
