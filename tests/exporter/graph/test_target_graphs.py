@@ -41,6 +41,7 @@ from llama_onnx.runtime.measure.verify import verify
 from llama_onnx.runtime.placement.session import open_session
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.progress import SILENT
 from llama_onnx.targets.providers import CPU
 from llama_onnx.targets.registry import TARGETS
 from tests.support import tiny
@@ -133,7 +134,7 @@ def test_no_piece_of_a_sound_graph_is_accused(
     report = prove(package, open_checkpoint(source(False)), tokens=4, longest=12)
     program = join(s.program(report.passages) for s in SITUATIONS if s.run is run_plainly)
     weights = PackageCheckpoint.open(package)
-    culprit = find_culprit(package, weights, report.passages, program, 5e-6, True, lambda *_: None)
+    culprit = find_culprit(package, weights, report.passages, program, 5e-6, True, SILENT)
     assert culprit is None
 
 

@@ -90,7 +90,8 @@ def test_the_option_leaves_out_a_tokenizer_that_is_there(tmp_path: Path) -> None
 
 
 def test_an_adapter_s_tokenizer_is_compared_with_nothing(source: Path, tmp_path: Path) -> None:
-    factors = {"model.layers.0.self_attn.q_proj": tiny_factors()}
+    layers = range(tiny.GQA.num_hidden_layers)
+    factors = {f"model.layers.{layer}.self_attn.q_proj": tiny_factors() for layer in layers}
     folder = write_adapter(tmp_path / "adapter", factors)
     (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
     result = export_package(

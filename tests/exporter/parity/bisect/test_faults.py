@@ -24,6 +24,7 @@ from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.situations import SITUATIONS, join, run_plainly
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.progress import SILENT
 from tests.support.faults import FAULTS, Fault, edit, edit_graph, epsilon, node_of
 from tests.support.parity import Make, missed, report_on
 
@@ -101,7 +102,7 @@ def test_no_piece_of_a_sound_graph_is_accused(made: Make, name: str) -> None:
     passages = measured(package, source).passages
     program = join(s.program(passages) for s in SITUATIONS if s.run is run_plainly)
     weights = PackageCheckpoint.open(package)
-    assert find_culprit(package, weights, passages, program, 5e-6, True, lambda *_: None) is None
+    assert find_culprit(package, weights, passages, program, 5e-6, True, SILENT) is None
 
 
 def finding_of(package: Path, source: Path, out: Path) -> Finding:
