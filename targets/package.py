@@ -86,6 +86,19 @@ class ModelPackage:
         adapters: Mapping[str, Mapping[str, Any]] = self.manifest.get("adapters", {})
         return adapters
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it takes text; a package without a tokenizer takes token ids only."""
+        return self.manifest.get("tokenizer") is not False
+
+    def require_tokenizer(self) -> None:
+        """Raise `UsageError` for a package that takes token ids only."""
+        if not self.has_tokenizer:
+            raise UsageError(
+                f"{self.path} has no tokenizer and takes token ids only: to give it text, export "
+                "it again without --no-tokenizer."
+            )
+
     def adapter_path(self, name: str) -> Path:
         """Return the file of the adapter `name`. Raises `UsageError`, listing the existing ones."""
         if name in self.adapters:

@@ -278,7 +278,7 @@ def test_no_test_imports_a_test() -> None:
     shared = {
         path.relative_to(ROOT).as_posix(): name
         for path in files
-        for name in imports(path)
+        for name in SOURCE.imports(path)
         if name.startswith("tests.") and not name.startswith("tests.support.")
     }
     assert len(files) > 40

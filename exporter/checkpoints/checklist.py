@@ -31,6 +31,11 @@ def verify_checklists(folder: Path, step: Callable[[str], None]) -> dict[str, st
     return sums
 
 
+def has_checklist(path: Path) -> bool:
+    """Return whether the checkpoint at `path`, a folder or a file, has a checklist."""
+    return path.is_dir() and bool(_checklists(path))
+
+
 def _checklists(folder: Path) -> list[Path]:
     # The download of several models keeps their one tokenizer a folder above.
     above = [] if (folder / "tokenizer.model").exists() else [folder.resolve().parent]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from llama_onnx.exporter.commands.options import (
     Folder,
     Source,
     adapter_option,
+    explicit_options,
     export_options,
     gigabytes,
     keep_option,
@@ -38,14 +40,17 @@ if TYPE_CHECKING:
 @click.option("--add", is_flag=True, hidden=True)
 @click.option("--resume", is_flag=True, help="Continue an export that was interrupted.")
 @click.option("--force", is_flag=True, help="Replace OUT, or an unfinished export of it.")
-@click.option(
-    "--no-checksum", is_flag=True, help="Do not compare the source with its checklist.chk."
-)
+@click.option("--no-checksum", is_flag=True, help="Do not compare SOURCE with its checklist.chk.")
 @click.option(
     "--hash-source",
     is_flag=True,
     help="Read SOURCE once more for the sha256 of its files in the manifest.  [default: what the "
     "hub or checklist.chk says]",
+)
+@click.option(
+    "--no-tokenizer",
+    is_flag=True,
+    help="Export for token ids: leave the tokenizer out, which SOURCE need not have.",
 )
 @click.option(
     "--prove",
@@ -64,6 +69,7 @@ def command(
     force: bool,
     no_checksum: bool,
     hash_source: bool,
+    no_tokenizer: bool,
     prove: bool,
     as_json: bool,
     **options: Any,
@@ -77,57 +83,76 @@ def command(
     from llama_onnx.exporter.packaging.export import export_package
 
     if add:
-        raise UsageError(
-            f"export makes new packages: use `llama-onnx adapter add {out} NAME=DIR --base "
-            f"{source}`."
-        )
+        raise UsageError(f"export makes new packages: use {_adapter_add(source, out)}.")
     merged, kept = sort_adapters(adapters, keep=keep_adapter)
-    try:
-        with progress_line() as progress:
-            result = export_package(
-                source,
-                out,
-                get_target(target),
-                Options(**options),
-                adapters=merged,
-                kept=kept,
-                resume=resume,
-                force=force,
-                checksum=not no_checksum,
-                hash_source=hash_source,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        raise click.ClickException(
-            "interrupted; the same call with --resume continues it."
-        ) from None
+    with _resumable(), progress_line() as progress:
+        result = export_package(
+            source,
+            out,
+            get_target(target),
+            Options(**options),
+            adapters=merged,
+            kept=kept,
+            resume=resume,
+            force=force,
+            checksum=not no_checksum,
+            hash_source=hash_source,
+            tokenizer=not no_tokenizer,
+            explicit=explicit_options(options),
+            progress=progress,
+        )
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
     report = _prove(result.source, merged, out) if prove else None
     if as_json:
         proof = {"parity": json.loads(report.to_json())} if report else {}
         click.echo(json.dumps({**result.to_json(), **proof}))
-        _exit(report)
-        return
+    else:
+        for line in _summary(result, out, target, list(kept), tokenizer=not no_tokenizer):
+            click.echo(line)
+        if report:
+            from llama_onnx.exporter.parity.report.terminal import print_report
+
+            print_report(report)
+    if report and not report.passed:
+        raise click.ClickException(
+            "the package is written but has no certificate: it differs from SOURCE."
+        )
+
+
+def _adapter_add(source: Path | HubId, out: Path) -> str:
+    return f"`llama-onnx adapter add {out} NAME=DIR --base {source}`"
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            "interrupted; repeat the call with --resume to continue."
+        ) from None
+
+
+def _summary(
+    result: ExportResult, out: Path, target: str, kept: Sequence[str], *, tokenizer: bool
+) -> Iterator[str]:
     plan = result.plan
-    click.echo(
+    yield (
         f"{out}: {plan.recipe.precision} for {target}, {gigabytes(result.package_bytes)} "
         f"({plan.bits_per_weight:.2f} bits a weight) in {result.total_seconds:.1f} s; "
         f"{_tried(result)}."
     )
+    if not tokenizer:
+        yield "It has no tokenizer: it takes token ids only."
     if plan.structure:
-        click.echo(f"Not run on {plan.structure.provider} here: {plan.structure}.")
+        yield f"Not run on {plan.structure.provider} here: {plan.structure}."
     if plan.quantized:
-        click.echo(f"Source: {plan.quantized}.")
+        yield f"Source: {plan.quantized}."
     if kept:
-        click.echo(f"Adapters beside it: {', '.join(kept)} (`generate --adapter NAME`).")
+        yield f"Adapters beside it: {', '.join(kept)} (`generate --adapter NAME`)."
     if result.resumed_bytes:
-        click.echo(f"Resumed: {gigabytes(result.resumed_bytes)} were there already.")
-    if report:
-        from llama_onnx.exporter.parity.report.terminal import print_report
-
-        print_report(report)
-    _exit(report)
+        yield f"Resumed: {gigabytes(result.resumed_bytes)} were already written."
 
 
 def _tried(result: ExportResult) -> str:
@@ -145,10 +170,3 @@ def _prove(source: Path, adapters: Sequence[Path], package: Path) -> ParityRepor
 
     with progress_line() as progress:
         return prove(package, open_checkpoint(source, adapters), certify=True, progress=progress)
-
-
-def _exit(report: ParityReport | None) -> None:
-    if report and not report.passed:
-        raise click.ClickException(
-            "the package stands, but without a certificate: it is not what SOURCE says."
-        )

@@ -130,6 +130,7 @@ def package_facts(path: Path) -> dict[str, Any]:
         "recipe": manifest["recipe"],
         "source": f"{source.get('name', '?')} ({source.get('format', 'unknown format')})",
         **({"commit": source["commit"]} if "commit" in source else {}),
+        "tokenizer": "tokenizer.json" if package.has_tokenizer else None,
         "merged_adapters": source.get("adapters", []),
         "adapters": package.adapters,
         "config": manifest.get("config", {}),
@@ -192,6 +193,8 @@ def _in_words(name: str, value: Any, facts: dict[str, Any]) -> str:
         return f"{value}, {gigabytes(facts['bytes'])}"
     if name == "dtypes":
         return describe_counts(value)
+    if name == "tokenizer" and value is None:
+        return "none: takes token ids only"
     if name == "adapters":
         return "\n".join(_adapter(name, entry) for name, entry in value.items()) or "none"
     if name == "created_with":

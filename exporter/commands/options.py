@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from llama_onnx.exporter.checkpoints.hub import HubId, find_source
 from llama_onnx.exporter.packaging.options import Options
@@ -106,6 +107,13 @@ def _option(field: Field[Any]) -> Callable[[_F], _F]:
         show_default=(words["otherwise"] and f"{words['otherwise']}") or True,
         help=words["help"],
     )
+
+
+def explicit_options(names: Iterable[str]) -> frozenset[str]:
+    """Return those of `names`, options of the running command, that the user gave."""
+    context = click.get_current_context()
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return frozenset(name for name in sources if sources[name] is ParameterSource.COMMANDLINE)
 
 
 def gigabytes(count: int) -> str:

@@ -15,6 +15,7 @@ from llama_onnx.exporter.commands.describe import describe_weights
 from llama_onnx.exporter.commands.options import (
     Source,
     adapter_option,
+    explicit_options,
     export_options,
     gigabytes,
     headers_of,
@@ -61,7 +62,8 @@ def command(
     checkpoint = open_checkpoint(headers_of(source), merged)
     kept = open_kept(checkpoint, folders)
     workers = os.cpu_count() or 1
-    plan = make_plan(checkpoint, get_target(target), Options(**options), workers, kept)
+    given = explicit_options(options)
+    plan = make_plan(checkpoint, get_target(target), Options(**options), workers, kept, given)
     seconds = estimate_seconds(plan, checkpoint)
     if as_json:
         click.echo(json.dumps({**plan.to_json(), "estimated_seconds": round(seconds, 1)}))

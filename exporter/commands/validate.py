@@ -118,6 +118,8 @@ def command(
         raise UsageError("--bisect looks at the bare base: use it without --adapter.")
     if report_file:
         check_report_file(report_file)
+    if text and is_package(package):
+        ModelPackage.open(package).require_tokenizer()
     merged = [] if active else [Path(folder) for folder in adapters]
     subject = open_subject(package, open_checkpoint(local_copy(reference), merged), active)
     with progress_line() as progress:

@@ -80,8 +80,8 @@ class KeptAdapter:
 
     def tokenizer_warning(self, package: Path) -> list[str]:
         """Return a warning if the tokenizer saved with it is not the one of `package`."""
-        own = self.folder / "tokenizer.json"
-        if not own.exists() or own.read_bytes() == (package / "tokenizer.json").read_bytes():
+        own, its = self.folder / "tokenizer.json", package / "tokenizer.json"
+        if not (own.exists() and its.exists()) or own.read_bytes() == its.read_bytes():
             return []
         return [
             f"{own} differs from the package's tokenizer, which serves all its adapters: if the "

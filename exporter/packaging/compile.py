@@ -30,6 +30,7 @@ from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS, try_package
 from llama_onnx.exporter.quantize.base import Quantizer
 from llama_onnx.exporter.quantize.registry import get_quantizer
 from llama_onnx.exporter.tokenizer.files import check_tokenizer
+from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, write_manifest
 
 
@@ -112,11 +113,25 @@ def _write_small_files(job: Job) -> tuple[str, ...]:
     settings = genai_config(config, search, job.target.session, MODEL_FILE, activations)
     _write_json(folder / "genai_config.json", settings)
     _write_json(folder / "config.json", config.to_huggingface())
-    checkpoint.write_tokenizer(folder)
-    check_tokenizer(folder / "tokenizer.json", config.vocab_size, str(checkpoint.path))
+    if job.tokenizer:
+        _write_tokenizer(job)
     licences = [file for adapter in job.kept for file in adapter.licence_files()]
     warnings = copy_licences(checkpoint, folder, licences)
     return (*warnings, *_write_adapters(job))
+
+
+def _write_tokenizer(job: Job) -> None:
+    checkpoint, folder = job.checkpoint, job.folder
+    try:
+        checkpoint.write_tokenizer(folder)
+        check_tokenizer(
+            folder / "tokenizer.json", checkpoint.config.vocab_size, str(checkpoint.path)
+        )
+    except CheckpointError as error:
+        reason = str(error).removesuffix(".")
+        raise type(error)(
+            f"{reason}; or pass --no-tokenizer for a package that takes token ids only."
+        ) from error
 
 
 def _write_adapters(job: Job) -> list[str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_onnx.exporter.checkpoints.checklist import verify_checklists
+from llama_onnx.exporter.checkpoints.checklist import has_checklist, verify_checklists
 from llama_onnx.exporter.checkpoints.download import local_copy
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.packaging.adapters import open_kept
@@ -25,6 +25,7 @@ from llama_onnx.exporter.packaging.plan import Plan, make_plan
 from llama_onnx.exporter.packaging.provenance import source_hashes
 from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS
 from llama_onnx.exporter.sources import open_checkpoint
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.target import Target
 
@@ -72,6 +73,8 @@ def export_package(
     force: bool = False,
     checksum: bool = True,
     hash_source: bool = False,
+    tokenizer: bool = True,
+    explicit: Collection[str] = (),
     progress: Progress = SILENT,
 ) -> ExportResult:
     """Export the checkpoint at `source`, with `adapters` merged, to a package at `out`.
@@ -79,7 +82,8 @@ def export_package(
     A source on the hub is downloaded first. The adapters in `kept` (folders by name) stay beside
     the base, to be swapped at run time. `checksum` compares the source's files with the md5
     checklist of Meta's download, where there is one; `hash_source` reads them all once more for
-    their sha256 in the manifest.
+    their sha256 in the manifest. Without `tokenizer`, which the source then need not have, the
+    package takes token ids only. `explicit` names fields of `options` that must have an effect.
 
     Raises `UsageError` when `out` is taken or the options do not fit, `CheckpointError` for a bad
     source, `ResourceError` when the disk is full. An export that was killed or ran out of disk
@@ -92,13 +96,16 @@ def export_package(
     workers = os.cpu_count() or 1
     checkpoint = open_checkpoint(local_copy(source), adapters)
     swapped = open_kept(checkpoint, folders)
-    plan = make_plan(checkpoint, target, options, workers, swapped)
-    check = checksum and checkpoint.path.is_dir()
+    plan = make_plan(checkpoint, target, options, workers, swapped, explicit)
+    listed = has_checklist(checkpoint.path)
+    if not (checksum or listed):
+        raise UsageError(f"{checkpoint.path} has no checklist.chk: leave --no-checksum out.")
+    check = checksum and listed
     verified = verify_checklists(checkpoint.path, progress.step) if check else {}
     hashes = source_hashes(checkpoint, verified, read=hash_source, step=progress.step)
     resuming = destination.resuming
     with destination.writing() as folder:
-        job = Job(checkpoint, swapped, hashes, target, plan, folder, workers, progress)
+        job = Job(checkpoint, swapped, hashes, target, plan, folder, workers, progress, tokenizer)
         compiled = compile_package(job, resuming=resuming)
     package = destination.out
     return ExportResult(

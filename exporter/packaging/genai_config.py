@@ -1,4 +1,4 @@
-"""genai_config.json: what onnxruntime-genai needs to know to run the package as it is."""
+"""genai_config.json: what onnxruntime-genai needs to run the package."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _SEARCH_RANGES: dict[str, tuple[float | None, float | None]] = {
 }
 
 CACHE_BUDGET = 1 << 30
-"""genai allocates the cache of `max_length` up front: by default no more than 1 GiB of it."""
+"""genai allocates the cache for `max_length` up front: by default at most 1 GiB."""
 
 
 def cache_bytes_per_token(config: LlamaConfig, activations: FloatName = "fp32") -> int:
-    """Bytes of keys and values one position takes in all layers."""
+    """Return the bytes that keys and values of one position take in all layers."""
     return 2 * DTYPES[activations].itemsize * config.num_hidden_layers * config.kv_size
 
 
 def default_max_length(config: LlamaConfig, activations: FloatName = "fp32") -> int:
-    """The context, or the largest power of two whose cache fits `CACHE_BUDGET` (at least 256)."""
+    """Return the context, or the largest power of two, 256 or more, that fits `CACHE_BUDGET`."""
     fitting = max(256, CACHE_BUDGET // cache_bytes_per_token(config, activations))
     if fitting >= config.max_position_embeddings:
         return config.max_position_embeddings
@@ -51,14 +51,14 @@ def genai_config(
     model_file: str,
     activations: FloatName = "fp32",
 ) -> dict[str, Any]:
-    """The content of genai_config.json. `search` are the model's own sampling defaults."""
+    """Return the content of genai_config.json. `search` has the model's own sampling defaults."""
     provider = session.provider
     model: dict[str, Any] = {
         "type": "llama",
         "context_length": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
         "eos_token_id": _one_or_many(config.eos_token_ids),
-        # genai pads batches with it; a model without one is given its end token, as is customary.
+        # genai pads batches with it; a model without a pad token gets its end token, as is usual.
         "pad_token_id": _first(config.pad_token_id, *config.eos_token_ids, 0),
         "decoder": {
             "filename": model_file,
@@ -110,7 +110,7 @@ def _provider_options(provider: Provider) -> list[dict[str, dict[str, str]]]:
 
 
 def check_search(search: dict[str, Any], where: str) -> dict[str, Any]:
-    """`search`, provided that genai can take it; raises `CheckpointError` naming the value."""
+    """Return `search` if genai accepts it; raise `CheckpointError` naming the value if not."""
     for key, value in search.items():
         low, high = _SEARCH_RANGES.get(key, (None, None))
         if key == "do_sample":
@@ -120,8 +120,8 @@ def check_search(search: dict[str, Any], where: str) -> dict[str, Any]:
             good = number and (low is None or value >= low) and (high is None or value <= high)
         if not good:
             raise CheckpointError(
-                f"{where}: generation_config.json asks for {key} {value!r}, which cannot be: "
-                "correct it."
+                f"{where}: generation_config.json asks for {key} {value!r}, which is not valid: "
+                "correct or remove it."
             )
     return search
 

@@ -18,8 +18,8 @@ from llama_onnx.targets.target import Target
 class Job:
     """One export: `checkpoint` goes to `folder` as `plan` says, for `target`.
 
-    `hashes` are those of the source's files, as the manifest has them. `workers` is the number of
-    threads that convert weights.
+    `hashes` are those of the source's files, as the manifest has them; without `tokenizer`, the
+    package takes token ids only; `workers` is the number of threads that convert weights.
     """
 
     checkpoint: Checkpoint
@@ -30,6 +30,7 @@ class Job:
     folder: Path
     workers: int
     progress: Progress
+    tokenizer: bool = True
 
     def identity(self) -> dict[str, Any]:
         """Return what must not change before the export is resumed; messages name its keys."""
@@ -40,4 +41,5 @@ class Job:
             "target": self.target.name,
             "options": self.plan.recipe.to_json(),
             "config": asdict(self.checkpoint.config),
+            "tokenizer": self.tokenizer,
         }

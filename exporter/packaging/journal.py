@@ -1,9 +1,9 @@
 """The data file and the journal beside it: what makes an interrupted export resumable.
 
-The data file is written front to back. After each slot a line in the journal notes where it ended
-and the SHA-256 of its bytes. Resuming believes nothing: it re-reads what the journal claims, keeps
-the slots whose bytes are there, and goes on behind the last of them. The hash of the whole file is
-a by-product of both.
+The data file is written front to back. After each slot a line in the journal records where it
+ends and the SHA-256 of its bytes. Resuming trusts nothing: it reads the slots of the journal again,
+keeps those whose bytes are right, and continues after the last of them. Both give the hash of the
+whole file without reading it again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _READ = 1 << 22
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished slot: its bytes end at `end`, padding in front included."""
+    """One finished slot: its bytes, with the padding before them, end at `end`."""
 
     slot: str
     end: int
@@ -51,9 +51,9 @@ def _replace_text(path: Path, text: str) -> None:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; raises `UsageError` when another one has it.
+    """Lock `folder` for this process; raises `UsageError` when another process holds the lock.
 
-    The system gives the lock back when the process ends, however it ends.
+    The system releases the lock when the process ends, also when it is killed.
     """
     with (folder / LOCK_FILE).open("a+b") as file:
         try:
@@ -77,9 +77,9 @@ def _lock(descriptor: int) -> None:
 
 
 def read_journal(path: Path, identity: Mapping[str, Any]) -> list[Entry]:
-    """Entries of the journal at `path`, provided it was begun with the same `identity`.
+    """Read the entries of the journal at `path`, which must have the same `identity`.
 
-    A line cut short by a kill ends the list. Raises `UsageError` naming what changed.
+    A line cut short by a kill ends the list. Raises `UsageError` that names what changed.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     header = _parse(lines[0]) if lines else None
@@ -112,8 +112,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 class DataWriter:
     """Writes the data file front to back; use as a context manager.
 
-    `position` is the next byte, `finished` the slots that are already there. `sha256()` is that of
-    everything written so far.
+    `position` is the next byte, `finished` has the slots that are complete.
     """
 
     def __init__(self, folder: Path, data_file: str) -> None:
@@ -138,8 +137,8 @@ class DataWriter:
     def recover(self, entries: Sequence[Entry], progress: Callable[[int], None]) -> None:
         """Check `entries` against the bytes on disk and keep those that agree.
 
-        Tells `progress` the bytes found good so far, slot by slot. Stands behind the last good slot
-        afterwards; what lies behind it is cut off.
+        Tells `progress` the bytes found good so far, slot by slot. Afterwards writing
+        continues after the last good slot; the rest of the file is cut off.
         """
         good = list(takewhile(lambda entry: self._matches(entry, progress), entries))
         self.finished = [entry.slot for entry in good]
@@ -179,7 +178,7 @@ class DataWriter:
         self.position += len(data)
 
     def finish_slot(self, name: str) -> None:
-        """Note in the journal that the slot `name` ends here."""
+        """Record in the journal that the slot `name` ends here."""
         self._file.flush()
         entry = Entry(name, self.position, self._slot.hexdigest())
         with self._journal_path.open("a", encoding="utf-8") as journal:
@@ -188,10 +187,10 @@ class DataWriter:
         self.finished.append(name)
 
     def sync(self) -> None:
-        """Have the operating system put the file on the disk."""
+        """Flush the file to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def sha256(self) -> str:
-        """Of the whole file so far."""
+        """Return the SHA-256 of everything written so far."""
         return self._whole.hexdigest()

@@ -28,6 +28,7 @@ def manifest_content(job: Job) -> dict[str, Any]:
         "source": _source(job),
         "adapters": {adapter.name: adapter.describe() for adapter in job.kept},
         "config": asdict(job.checkpoint.config),
+        "tokenizer": job.tokenizer,
         "graph": graph_costs(plan.built),
         "structure": plan.structure.to_json() if plan.structure else None,
     }

@@ -1,4 +1,4 @@
-"""What an export will make and need, worked out from headers alone."""
+"""What an export will make and need, computed from headers alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
 from llama_onnx.exporter.model.recipe import Recipe, make_recipe
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
+from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
@@ -42,14 +43,14 @@ SAMPLE_VALUES = 1 << 24
 """Weights converted to estimate the time."""
 
 RESERVE = 64 << 20
-"""Disk kept free beside the data file: graph, tokenizer, journal and room to breathe."""
+"""Disk needed besides the data file: for graph, tokenizer and journal, with a margin."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """An export about to happen. Sizes in bytes. `quantized` says how the source is quantized and
-    what becomes of it; None for a source of floats. `structure` is what is known of the graph on
-    the target's provider without a session there."""
+    how its matrices are stored; None for a source of floats. `structure` is what is known of the
+    graph on the target's provider without a session there."""
 
     recipe: Recipe
     built: BuiltModel
@@ -99,10 +100,12 @@ def make_plan(
     options: Options,
     workers: int,
     kept: Sequence[KeptAdapter] = (),
+    explicit: Collection[str] = (),
 ) -> Plan:
     """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weight.
 
-    The graph offers as swappable what the adapters in `kept` change.
+    The graph offers as swappable what the adapters in `kept` change. Raises `UsageError` for
+    options that do not fit, and for one of `explicit` that has no effect.
     """
     config = checkpoint.config
     native = native_precision(checkpoint)
@@ -114,6 +117,7 @@ def make_plan(
             f"adapters can be kept beside the base on targets with fp32 activations and ONNX "
             f"Runtime's own operators, not for {target.name}: merge them (--adapter alone)."
         )
+    check_effect(explicit, recipe)
     recipe = replace(recipe, swappable=swappable_kinds(kept))
     check_tensors(checkpoint)
     recipe = keep_source_codes(checkpoint, recipe)
@@ -129,19 +133,19 @@ def make_plan(
         peak_memory=_peak_memory(placed, workers, kept) + _read_whole(checkpoint, built),
         cache_per_token=cache_bytes_per_token(config, recipe.activations),
         max_length=default_max_length(config, recipe.activations),
-        quantized=_becomes(checkpoint, recipe),
+        quantized=_quantization(checkpoint, recipe),
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
         structure=check_structure(built.ir, target),
     )
 
 
 def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
-    """The recipe for `options` on `target`; raises `UsageError` for what the target cannot run."""
+    """Return the recipe for `options` on `target`; raise `UsageError` for what it cannot run."""
     precision = options.precision or target.graph.default_precision
     if precision not in target.graph.precisions:
         known = ", ".join(target.graph.precisions)
         raise UsageError(
-            f"precision {precision!r} is not available for the target {target.name}: take {known}."
+            f"precision {precision!r} is not available for the target {target.name}: use {known}."
         )
     level = options.accuracy_level
     activations = _activations(options, target, precision)
@@ -166,13 +170,13 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
 
 
 def _activations(options: Options, target: Target, precision: str) -> FloatName:
-    """What flows between the operators: what was asked for, what the weights are, or the target's
-    first choice."""
+    """Return the type between operators: the one in `options`, that of float weights, or the
+    target's first choice."""
     known = target.graph.activations
     asked = options.activations
     if asked is not None and asked not in known:
         raise UsageError(
-            f"activations in {asked} are not available for the target {target.name}: take "
+            f"activations in {asked} are not available for the target {target.name}: use "
             f"{', '.join(known)}."
         )
     if asked is not None:
@@ -225,7 +229,7 @@ def _read_whole(checkpoint: Checkpoint, built: BuiltModel) -> int:
     )
 
 
-def _becomes(checkpoint: Checkpoint, recipe: Recipe) -> str | None:
+def _quantization(checkpoint: Checkpoint, recipe: Recipe) -> str | None:
     source = innermost(checkpoint)
     if not isinstance(source, HoldsCodes):
         return None
@@ -238,9 +242,9 @@ def _becomes(checkpoint: Checkpoint, recipe: Recipe) -> str | None:
 
 
 def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
-    """Time an export will take here, from reading and converting some of the model's own weights.
+    """Estimate the seconds an export takes here, by converting some of the model's own weights.
 
-    Writing and flushing the result to the disk is not measured: on a slow one add its own time.
+    Writing the result to the disk is not measured: a slow disk adds to the estimate.
     Raises `CheckpointError` when those weights are damaged.
     """
     workers = os.cpu_count() or 1

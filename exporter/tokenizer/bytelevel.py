@@ -14,10 +14,10 @@ from llama_onnx.exporter.tokenizer.files import SpecialTokens, add_special_token
 
 @dataclass(frozen=True)
 class Splitting:
-    """How text is cut into words before any merge, and what came with that family of models.
+    """How a family of models splits text into words before any merge.
 
-    `patterns` cut one after the other. `ignore_merges` takes a word that is a token as that token,
-    whatever its merges give.
+    The `patterns` are applied in order. With `ignore_merges`, a word that is a token becomes that
+    token, even if its merges give others. `add_bos`: encoding adds BOS by default.
     """
 
     patterns: tuple[str, ...]
@@ -25,8 +25,8 @@ class Splitting:
     add_bos: bool = False
 
 
-# Spelled to the letter as their authors did: onnxruntime-genai knows patterns by their text. Single
-# digits are a pattern too, because it mistakes spaces before a number under the Digits step.
+# Spelled exactly as their authors did: onnxruntime-genai recognizes patterns by their text. Single
+# digits are a pattern too, because with the Digits step it splits spaces before a number wrongly.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -62,7 +62,7 @@ def bytelevel_tokenizer(
     special: SpecialTokens,
     splitting: Splitting,
 ) -> Tokenizer:
-    """Build the tokenizer of a byte-level vocabulary; a piece's place is its id."""
+    """Build the tokenizer of a byte-level vocabulary; a piece's index is its id."""
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(BPE(vocabulary, list(merges), ignore_merges=splitting.ignore_merges))
     splits = [Split(Regex(pattern), "isolated") for pattern in splitting.patterns]

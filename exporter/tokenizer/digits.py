@@ -1,7 +1,7 @@
-"""A tokenizer.json that cuts single digits, in the words that every reader understands alike.
+"""A tokenizer.json that splits single digits, written so that all readers agree.
 
-SmolLM's asks for the step `Digits`, then for GPT-2's pattern. onnxruntime-genai 0.18 mistakes
-spaces before a number under the first; the same cuts as two patterns it makes right.
+SmolLM's has the step `Digits` before GPT-2's pattern. With that step onnxruntime-genai 0.18 splits
+spaces before a number wrongly; with two patterns that split alike it is right.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from llama_onnx.exporter.tokenizer.texts import HARD_TEXTS
 
 
 def spell_out_digits(original: bytes) -> bytes:
-    """The content of a tokenizer.json with its `Digits` step as patterns: `original` itself when it
-    has no such step, or when the two do not encode `HARD_TEXTS` alike."""
+    """Return the content of a tokenizer.json with its `Digits` step as patterns, or `original` when
+    it has no such step or the two encode one of `HARD_TEXTS` differently."""
     try:
         content = json.loads(original)
         digits, words = content["pre_tokenizer"]["pretokenizers"]
@@ -53,6 +53,6 @@ def _split(pattern: str) -> dict[str, Any]:
 def _alike(first: bytes, second: bytes) -> bool:
     try:
         one, other = Tokenizer.from_buffer(first), Tokenizer.from_buffer(second)
-    except Exception:  # the library raises bare Exception; whoever uses the file will say so
+    except Exception:  # the library raises bare Exception; the user of the file reports it
         return False
     return all(one.encode(text).ids == other.encode(text).ids for text in HARD_TEXTS)

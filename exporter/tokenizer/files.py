@@ -1,4 +1,4 @@
-"""A tokenizer as the files that transformers, onnxruntime-genai and the browser read."""
+"""The tokenizer files that transformers, onnxruntime-genai and browsers read."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tokenizers.processors import TemplateProcessing
 
 from llama_onnx.targets.errors import CheckpointError
 
-# The class under which nobody second-guesses tokenizer.json: for LlamaTokenizer and GPT2Tokenizer
-# transformers 5 puts in steps of its own, and onnxruntime-genai reads byte-level BPE wrongly.
+# With this class everybody uses tokenizer.json unchanged: for LlamaTokenizer and GPT2Tokenizer
+# transformers 5 inserts more steps, and onnxruntime-genai reads byte-level BPE wrongly.
 _CLASS = "PreTrainedTokenizerFast"
 
 
 class TokenType(IntEnum):
-    """What a piece of a vocabulary is: SentencePiece's numbers, which GGUF took over."""
+    """What a piece of a vocabulary is: SentencePiece's numbers, which GGUF uses too."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -32,7 +32,7 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The tokens with a role, as text, and whether encoding adds the first two by itself."""
+    """The tokens with a role, as text, and whether encoding adds BOS and EOS by itself."""
 
     bos: str | None = None
     eos: str | None = None
@@ -56,8 +56,8 @@ def check_tokenizer(file: Path, vocab_size: int, where: str) -> None:
     if last is not None and ids[last] >= vocab_size:
         raise CheckpointError(
             f"{where}: the tokenizer gives the token {last!r} the id {ids[last]:,}, but the "
-            f"embedding has {vocab_size:,} rows: the tokenizer is another model's, or the token "
-            "was added without training it and has to be taken out of the tokenizer's files."
+            f"embedding has {vocab_size:,} rows: use the tokenizer of this model, or remove the "
+            "token from the tokenizer's files if it was added without training."
         )
 
 
@@ -70,7 +70,7 @@ class TokenizerFiles:
     chat_template: str | None = None
 
     def write(self, folder: Path, max_length: int) -> list[str]:
-        """Write the files into `folder`; returns their names."""
+        """Write the files into `folder`; return their names."""
         files = {
             "tokenizer.json": self.tokenizer.to_str(pretty=True),
             "tokenizer_config.json": json.dumps(
@@ -99,7 +99,7 @@ def add_special_tokens(
 
 
 def set_ends(tokenizer: Tokenizer, special: SpecialTokens) -> None:
-    """Let encoding add BOS and EOS as `special` says, whatever it added before."""
+    """Let encoding add BOS and EOS as `special` says, and nothing else."""
     bos = special.bos if special.add_bos else None
     eos = special.eos if special.add_eos else None
     ends = [token for token in (bos, eos) if token is not None]

@@ -16,20 +16,19 @@ from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> TokenizerFiles:
     """Build the tokenizer that `metadata` describes; `where` names the file in messages.
 
-    Raises `CheckpointError` when there is none or it is incomplete, `UnsupportedError` for a kind
+    Raises `CheckpointError` when it is missing or incomplete, `UnsupportedError` for a kind
     that this tool does not know.
     """
     kind = metadata.get("tokenizer.ggml.model", "no_vocab")
     if kind in ("no_vocab", "none"):
         raise CheckpointError(
-            f"{where} holds no tokenizer: give the original checkpoint folder, or a GGUF file "
+            f"{where} holds no tokenizer: use the original checkpoint folder, or a GGUF file "
             "converted with its vocabulary."
         )
     builders = {"llama": _sentencepiece, "gpt2": _bytelevel}
     if kind not in builders:
         raise UnsupportedError(
-            f"{where}: tokenizer.ggml.model is {kind!r}, which is not supported, only "
-            "'llama' and 'gpt2'."
+            f"{where}: tokenizer.ggml.model is {kind!r}, but only 'llama' and 'gpt2' are supported."
         )
     tokenizer, special = builders[kind](_Vocabulary(metadata, where))
     return TokenizerFiles(tokenizer, special, metadata.get("tokenizer.chat_template"))
@@ -78,7 +77,7 @@ class _Vocabulary:
         ):
             if wanted and piece is None:
                 raise CheckpointError(
-                    f"{self.where}: every text is to get a {name} token, but there is no "
+                    f"{self.where}: tokenizer.ggml.add_{name}_token is set, but there is no "
                     f"tokenizer.ggml.{name}_token_id."
                 )
         return special
@@ -89,8 +88,8 @@ class _Vocabulary:
             return None
         if not isinstance(index, int) or not 0 <= index < len(self.pieces):
             raise CheckpointError(
-                f"{self.where}: tokenizer.ggml.{key} is {index!r}, which is no token of the "
-                "vocabulary."
+                f"{self.where}: tokenizer.ggml.{key} is {index!r}, which is not a token of "
+                "the vocabulary."
             )
         return self.pieces[index]
 
@@ -134,7 +133,7 @@ def _splitting(vocabulary: _Vocabulary) -> Splitting:
     if name not in SPLITTINGS:
         raise UnsupportedError(
             f"{vocabulary.where}: the pre-tokenizer {name!r} (tokenizer.ggml.pre) is not "
-            f"supported, only {', '.join(SPLITTINGS)}."
+            f"supported; supported are {', '.join(SPLITTINGS)}."
         )
     return SPLITTINGS[name]
 
@@ -146,8 +145,8 @@ def _merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
         left, _, right = line.partition(" ")
         if not {left, right, left + right} <= known:
             raise CheckpointError(
-                f"{vocabulary.where}: the merge {line!r} in tokenizer.ggml.merges is not of tokens "
-                "of the vocabulary."
+                f"{vocabulary.where}: the merge {line!r} in tokenizer.ggml.merges has parts "
+                "that are not in the vocabulary."
             )
         merges.append((left, right))
     return merges

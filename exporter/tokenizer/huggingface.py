@@ -1,7 +1,7 @@
-"""What lies beside a tokenizer in a Hugging Face folder: settings, added tokens, chat template.
+"""The files beside a tokenizer in a Hugging Face folder: settings, added tokens, chat template.
 
 A folder with `tokenizer.model` alone is read as SentencePiece reads it, not as transformers
-converts it: given such a folder, transformers 5.23 leaves out the space before the first word.
+converts it: transformers 5.23 leaves out the space before the first word.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ _ROLES = ("bos", "eos", "unk", "pad")
 
 
 def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
-    """The tokenizer of `folder/tokenizer.model` with the tokens, roles and template that the files
-    beside it give; raises `CheckpointError` when they do not fit together."""
+    """Read `folder/tokenizer.model` with the tokens, roles and template in the files beside it.
+
+    Raises `CheckpointError` when these do not fit together.
+    """
     files = tokenizer_from_model_file(folder / "tokenizer.model")
     _add_tokens(files.tokenizer, read_added_tokens(folder), str(folder))
     special = special_tokens(files.special, read_settings(folder))
@@ -31,23 +33,23 @@ def tokenizer_from_folder(folder: Path) -> TokenizerFiles:
         token = getattr(special, role)
         if token is not None and files.tokenizer.token_to_id(token) is None:
             raise CheckpointError(
-                f"{folder}: the {role}_token {token!r} is no token of tokenizer.model, and no "
-                "added_tokens.json gives it an id."
+                f"{folder}: the {role}_token {token!r} is not a token of tokenizer.model, and "
+                "added_tokens.json gives it no id."
             )
     set_ends(files.tokenizer, special)
     return TokenizerFiles(files.tokenizer, special, read_chat_template(folder))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, completed by special_tokens_map.json; empty when there is neither."""
+    """Read tokenizer_config.json, completed by special_tokens_map.json; {} without either."""
     return _optional(folder / "special_tokens_map.json") | _optional(
         folder / "tokenizer_config.json"
     )
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The chat template of `folder`: its own file, or one inside tokenizer_config.json, of several
-    named ones the default."""
+    """Read the chat template of `folder`: chat_template.jinja, or else the one (of several, the
+    default) in tokenizer_config.json."""
     file = folder / "chat_template.jinja"
     if file.exists():
         try:
@@ -63,8 +65,11 @@ def read_chat_template(folder: Path) -> str | None:
 
 
 def read_added_tokens(folder: Path) -> dict[int, AddedToken]:
-    """Tokens added to the vocabulary by id, from added_tokens.json and from tokenizer_config.json,
-    which may repeat some of the vocabulary's own; raises `CheckpointError` for a damaged entry."""
+    """Read the tokens added to the vocabulary, by id, from added_tokens.json and
+    tokenizer_config.json, which may repeat some of the vocabulary.
+
+    Raises `CheckpointError` for a damaged entry.
+    """
     settings = read_settings(folder)
     special = {_text(value) for key, value in settings.items() if key.endswith("_token")}
     special |= {_text(value) for value in settings.get("additional_special_tokens") or []}
@@ -84,12 +89,12 @@ def read_added_tokens(folder: Path) -> dict[int, AddedToken]:
 
 def _added_token(entry: Mapping[str, Any]) -> AddedToken:
     flags = {key: bool(entry.get(key)) for key in ("special", "lstrip", "rstrip", "single_word")}
-    # Never normalized: SentencePiece's own tokenizer looks for them in the text as it is.
+    # Never normalized: SentencePiece's own tokenizer looks for them in the original text.
     return AddedToken(entry["content"], normalized=False, **flags)
 
 
 def _text(token: Any) -> str | None:
-    """The text of a token, given as such or with its flags."""
+    """Return the text of a token, which may be given with its flags."""
     text = token.get("content") if isinstance(token, Mapping) else token
     return text if isinstance(text, str) else None
 
@@ -99,17 +104,17 @@ def _add_tokens(tokenizer: Tokenizer, added: Mapping[int, AddedToken], where: st
     for index in sorted(added):
         token = added[index]
         if index >= size or tokenizer.token_to_id(token.content) == index:
-            tokenizer.add_tokens([token])  # one of the vocabulary is marked, and keeps its id
+            tokenizer.add_tokens([token])  # a token of the vocabulary keeps its id
         if tokenizer.token_to_id(token.content) != index:
             raise CheckpointError(
-                f"{where}: the added token {token.content!r} is to have the id {index}, but "
-                f"tokenizer.model makes it {tokenizer.token_to_id(token.content)}: they are not of "
-                "one model."
+                f"{where}: the added token {token.content!r} has the id {index}, but "
+                f"{tokenizer.token_to_id(token.content)} in tokenizer.model: use the files of one "
+                "model."
             )
 
 
 def special_tokens(own: SpecialTokens, settings: Mapping[str, Any]) -> SpecialTokens:
-    """The roles that a vocabulary gives by itself, or `settings` where they name others."""
+    """Return the roles that a vocabulary gives by itself, or those that `settings` name instead."""
     given: dict[str, Any] = {}
     for role in _ROLES:
         token = _text(settings.get(f"{role}_token"))

@@ -18,7 +18,7 @@ LLAMA2_CHAT_TEMPLATE = """\
     {%- endif -%}
 {%- endfor -%}
 """
-"""Meta's `chat_completion`, turn by turn; gives what the template of Llama-2-7b-chat-hf gives.
+"""Meta's `chat_completion`, turn by turn; equal to the template of Llama-2-7b-chat-hf.
 
 https://github.com/meta-llama/llama/blob/main/llama/generation.py
 """

@@ -13,12 +13,12 @@ from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, T
 from llama_onnx.exporter.tokenizer.sentencepiece import sentencepiece_tokenizer
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
-_proto: Any = sentencepiece_model_pb2  # its classes are made at run time, out of mypy's sight
+_proto: Any = sentencepiece_model_pb2  # its classes are made at run time, unknown to mypy
 
 
 @dataclass(frozen=True)
 class ModelFileFacts:
-    """How many tokens a model has, and the ids of those that open and close a text."""
+    """How many tokens a model has, and the ids of its BOS and EOS."""
 
     size: int
     bos_id: int | None
@@ -26,7 +26,7 @@ class ModelFileFacts:
 
 
 def read_facts(path: Path) -> ModelFileFacts:
-    """Read the numbers of the model at `path`; raises `CheckpointError` when it is none."""
+    """Read the facts of the model at `path`; raises `CheckpointError` for another kind of file."""
     model = _read(path)
     bos, eos = (
         i if i >= 0 else None for i in (model.trainer_spec.bos_id, model.trainer_spec.eos_id)
@@ -35,7 +35,7 @@ def read_facts(path: Path) -> ModelFileFacts:
 
 
 def tokenizer_from_model_file(path: Path) -> TokenizerFiles:
-    """Read the SentencePiece BPE model at `path`; every text gets its BOS token, as Llama wants.
+    """Read the SentencePiece BPE model at `path`; encoding adds BOS, as Llama expects.
 
     Raises `CheckpointError` when it cannot be read, `UnsupportedError` when it is another kind.
     """

@@ -27,11 +27,11 @@ def sentencepiece_tokenizer(
     add_space_prefix: bool = True,
     atoms: Sequence[str] = (),
 ) -> Tokenizer:
-    """Build the tokenizer of a SentencePiece BPE vocabulary; a piece's place is its id.
+    """Build the tokenizer of a SentencePiece BPE vocabulary; a piece's index is its id.
 
-    `atoms` are pieces that SentencePiece takes whole out of a text that has its space in front
-    already; other user-defined pieces cut the text in parts of which each gets one, as tokens
-    added behind a vocabulary do. `where` names the source in messages. Raises `UnsupportedError`
+    `atoms` are pieces that SentencePiece takes whole out of a text after the space prefix was
+    added; other user-defined pieces split the text into parts that each get a prefix, as tokens
+    added after a vocabulary do. `where` names the source in messages. Raises `UnsupportedError`
     when the vocabulary merges in a way that a list of merges cannot express.
     """
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
@@ -66,10 +66,10 @@ def sentencepiece_tokenizer(
 
 
 def _cut_off(atoms: Sequence[str]) -> pre_tokenizers.PreTokenizer:
-    """Cuts the atoms out of a text, of several that begin at one place the longest."""
+    """Split a text at the atoms; where several begin at one position, the longest counts."""
     pattern = "|".join(re.escape(atom) for atom in sorted(atoms, key=len, reverse=True))
-    # What is left may spell a byte's piece, "<0x0A>", and must not become it: it is cut in two,
-    # which takes no merge away but one that begins with "<0".
+    # The rest may spell a byte's piece, "<0x0A>", and must not become it: it is split in two, which
+    # prevents no merge but one that begins with "<0".
     spelled = r"\A<(?=0x[0-9A-F]{2}>\z)"
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(part), "isolated") for part in (pattern, spelled)]
@@ -77,17 +77,17 @@ def _cut_off(atoms: Sequence[str]) -> pre_tokenizers.PreTokenizer:
 
 
 def _refuse_unreachable(tokenizer: Tokenizer, pieces: Mapping[str, float], where: str) -> None:
-    """Refuse a piece that merging its own text does not give: with `ignore_merges` it would."""
+    """Refuse a piece that its own text does not merge to: `ignore_merges` would produce it."""
     for piece in pieces:
         if [token.value for token in tokenizer.model.tokenize(piece)] != [piece]:
             raise UnsupportedError(
-                f"{where}: no merge leads to the piece {piece!r}, which is not supported beside "
-                "user-defined pieces; export a checkpoint with a tokenizer.json instead."
+                f"{where}: no merge leads to the piece {piece!r}, which is not supported together "
+                "with user-defined pieces; export a checkpoint with a tokenizer.json instead."
             )
 
 
 def merges_by_score(pieces: Mapping[str, float], where: str) -> list[Merge]:
-    """Every way to put a piece together from two others, best score of the result first.
+    """Return every way to join two pieces to a third, best score of the result first.
 
     SentencePiece merges the neighbours whose union scores highest, the leftmost on a tie; a list of
     merges takes the earliest in the list, and only then the leftmost. They agree while scores are
@@ -118,7 +118,7 @@ def _splits(piece: str, pieces: Mapping[str, float]) -> Iterator[Merge]:
 
 
 def _compete(merges: Sequence[Merge]) -> bool:
-    """Whether two merges of one score can claim the same piece of a text."""
+    """Return whether two merges of one score can claim the same piece of a text."""
     spoken = [merge for merge in merges if set("".join(merge)) != {_SPACE}]
     return not {left for left, _ in spoken}.isdisjoint(right for _, right in spoken)
 
@@ -126,13 +126,13 @@ def _compete(merges: Sequence[Merge]) -> bool:
 def _refuse_foreign_characters(
     ranked: Sequence[str], pieces: Mapping[str, float], where: str
 ) -> None:
-    # SentencePiece can merge a character that is no piece itself; merges are between pieces only.
+    # SentencePiece can merge a character that is not a piece; a list of merges has pieces only.
     for piece in ranked:
         for cut in range(1, len(piece)):
             parts = piece[:cut], piece[cut:]
             reached = all(len(part) == 1 or part in pieces for part in parts)
             if reached and not all(part in pieces for part in parts):
                 raise UnsupportedError(
-                    f"{where}: the piece {piece!r} has a character that is no piece of the "
+                    f"{where}: the piece {piece!r} has a character that is not in the "
                     "vocabulary; export the original checkpoint folder instead."
                 )

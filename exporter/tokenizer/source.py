@@ -1,4 +1,4 @@
-"""The tokenizer a checkpoint came with, as its own library reads it."""
+"""The tokenizer that a checkpoint came with, read by its own library."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Codec:
-    """A tokenizer: `encode` gives the ids of a text, with the BOS and EOS that the model wants;
+    """A tokenizer: `encode` returns the ids of a text, with the BOS and EOS that the model expects;
     `decode` the text of ids, without special tokens; `vocabulary` all tokens."""
 
     encode: Callable[[str], list[int]]
@@ -40,8 +40,8 @@ JSON, MODEL, GGUF = "tokenizer.json", "tokenizer.model", "GGUF metadata"
 
 
 def tokenizer_kind(path: Path) -> str | None:
-    """Where the tokenizer of the checkpoint at `path`, a folder or a GGUF file, stands: one of
-    `JSON`, `MODEL` and `GGUF`, or None."""
+    """Return where the checkpoint at `path`, a folder or a GGUF file, has its tokenizer: `JSON`,
+    `MODEL`, `GGUF`, or None."""
     if path.is_file():
         from llama_onnx.exporter.formats.gguf import read_header
 
@@ -52,14 +52,14 @@ def tokenizer_kind(path: Path) -> str | None:
 
 
 def _tokenizer_folder(path: Path) -> Path:
-    """The folder `path`, or the one above, where Meta's download of several models has it."""
+    """Return `path`, or the folder above, where Meta's download of several models has it."""
     above = path.resolve().parent
     meta = (path / "params.json").exists() and not (path / MODEL).exists()
     return above if meta and (above / MODEL).is_file() else path
 
 
 def has_chat_template(path: Path) -> bool:
-    """Whether the checkpoint at `path`, a folder or a GGUF file, brings a chat template."""
+    """Return whether the checkpoint at `path`, a folder or a GGUF file, has a chat template."""
     if path.is_file():
         from llama_onnx.exporter.formats.gguf import read_header
 
@@ -70,9 +70,11 @@ def has_chat_template(path: Path) -> bool:
 
 
 def source_codec(path: Path) -> Codec | None:
-    """How the checkpoint at `path` encodes and decodes: tokenizer.json through `tokenizers`,
-    tokenizer.model through SentencePiece itself, a GGUF file's metadata derived anew. None when it
-    has no tokenizer; raises `CheckpointError` when that cannot be read."""
+    """Return the tokenizer of the checkpoint at `path`, None when it has none: tokenizer.json read
+    by `tokenizers`, tokenizer.model by SentencePiece itself, a GGUF file's built from its metadata.
+
+    Raises `CheckpointError` for a tokenizer that cannot be read.
+    """
     kind = tokenizer_kind(path)
     if kind == JSON:
         return json_codec(_tokenizer_folder(path) / JSON)
@@ -89,7 +91,7 @@ def source_codec(path: Path) -> Codec | None:
 
 
 def json_codec(path: Path) -> Codec:
-    """The tokenizer in the file `path`; raises `CheckpointError` when it cannot be read."""
+    """Read the tokenizer in the file `path`; raises `CheckpointError` when it cannot be read."""
     from tokenizers import Tokenizer
 
     try:
@@ -128,8 +130,8 @@ def _listed_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
 
 
 def _sentencepiece_codec(folder: Path) -> Codec:
-    """SentencePiece, and around it what transformers' LlamaTokenizer adds: special tokens cut a
-    text in parts, each encoded by itself; BOS and EOS as the settings say."""
+    """SentencePiece with what transformers' LlamaTokenizer adds: special tokens split a text into
+    parts, each encoded by itself; BOS and EOS as the settings say."""
     from sentencepiece import SentencePieceProcessor
 
     from llama_onnx.exporter.tokenizer.huggingface import read_settings, special_tokens
@@ -156,7 +158,7 @@ def _sentencepiece_codec(folder: Path) -> Codec:
         return [*found, *processor.encode(text[position:]), *last]
 
     def decode(ids: Sequence[int]) -> str:
-        # As pieces, since SentencePiece knows no token behind its vocabulary.
+        # As pieces, since SentencePiece does not know tokens added after its vocabulary.
         pieces = {mark.id: mark.text for mark in marks}
         shown = [index for index in ids if index not in hidden]
         text: str = processor.decode([pieces.get(i) or processor.id_to_piece(i) for i in shown])
@@ -176,8 +178,8 @@ def _sentencepiece_codec(folder: Path) -> Codec:
 
 @dataclass(frozen=True)
 class _Mark:
-    """A token that is one id wherever it stands in a text, what of the text it takes, and whether
-    it is left out of a decoded one."""
+    """A token that is one id anywhere in a text. `pattern` matches the text it replaces; `special`
+    tokens are left out of a decoded text."""
 
     text: str
     id: int

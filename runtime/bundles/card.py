@@ -187,6 +187,8 @@ def _losses(figures: Mapping[str, Any]) -> str:
 
 def _examples(package: ModelPackage, name: str) -> Iterator[str]:
     """Yield an example for each library that can run packages for this target."""
+    if not package.has_tokenizer:
+        return
     target = get_target(package.target)
     provider = target.session.provider
     # genai passes a mask that a graph of standard operators does not accept.

@@ -41,7 +41,9 @@ class Need:
 
 
 def check_cpu(package: ModelPackage, place: str) -> None:
-    """Raise `PackageError` for a package whose target is not cpu."""
+    """Raise `PackageError` for a package whose target is not cpu, `UsageError` for one that takes
+    no text."""
+    package.require_tokenizer()
     if package.target != cpu.TARGET.name:
         raise PackageError(
             f"{package.path} was made for {package.target}, but a bundle for {place} runs on the "

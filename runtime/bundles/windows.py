@@ -94,6 +94,7 @@ class Windows(Place):
 
         Raises `PackageError`, `UsageError` or `MissingDependencyError`.
         """
+        package.require_tokenizer()
         self_test = self.self_test or _certified_test(package)
         with TemporaryDirectory() as temporary:
             wheels = self.wheels or download_wheels(Path(temporary), self.libraries)

@@ -48,6 +48,7 @@ def command(
     from llama_onnx.runtime.llama.model import Llama
 
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
+    model.package.require_tokenizer()
     if adapter is not None:
         model.package.adapter_path(
             adapter

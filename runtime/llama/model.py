@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats, Tokens
+from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
@@ -56,8 +57,11 @@ class Llama:
         self.opened = opened
         self._model = opened.model
         self._adapters = Adapters(package, opened.model)
-        self._tokenizer = og.Tokenizer(opened.model)
-        self._encoder = _read_encoder(package.path)
+        if package.has_tokenizer:
+            self._tokenizer: Any = og.Tokenizer(opened.model)
+            self._encoder: Tokenizer | NoTokenizer = _read_encoder(package.path)
+        else:
+            self._tokenizer = self._encoder = NoTokenizer(package, _read_settings(package.path))
         self._bos_token = bos_token
         self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
 
@@ -150,6 +154,7 @@ class Llama:
 
         The other arguments and errors are those of `generate`.
         """
+        self.package.require_tokenizer()
         sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stream = self._tokenizer.create_stream()
         # An answer starts a new text. A special token tells the stream so: it then drops the space
@@ -197,6 +202,7 @@ class Llama:
         Raises `UsageError` when the model has no chat template, or when the template refuses the
         messages.
         """
+        self.package.require_tokenizer()
         # The template writes the special tokens itself, the start token included.
         return self._encode(self._apply_template(messages), special_tokens=False)
 

@@ -226,7 +226,7 @@ def _join(pairs: Sequence[tuple[Logits, Logits, Ids]]) -> Iterator[Pair]:
 
 
 def _rows(logits: Logits) -> int:
-    return max(_ROWS, _VALUES // logits.shape[-1])
+    return int(max(_ROWS, _VALUES // logits.shape[-1]))
 
 
 def summarize(pieces: Iterable[PositionFigures]) -> Comparison:

@@ -38,6 +38,7 @@ def work(package: Path, lines: IO[str], send: Send) -> int:
 
     try:
         model = Llama.load(package)
+        model.package.require_tokenizer()
     except LlamaOnnxError as error:
         send(_describe(error))
         return error.exit_code

@@ -29,6 +29,7 @@ from llama_onnx.exporter.tokenizer.source import (
 )
 from llama_onnx.exporter.tokenizer.texts import HARD_TEXTS
 from llama_onnx.targets.errors import CheckpointError, PackageError
+from llama_onnx.targets.package import ModelPackage, is_package
 
 FIXED_TEXTS = (*TEXTS, *HARD_TEXTS)
 
@@ -93,11 +94,13 @@ class TokenizerCheck:
 def check_tokenizer(
     package: Path, original: Checkpoint, texts: Sequence[str] = ()
 ) -> TokenizerCheck | None:
-    """Compare the tokenizers of `package` and `original`; None when the source has none.
+    """Compare the tokenizers of `package` and `original`; None when either has none.
 
     The texts are `FIXED_TEXTS` and `texts`. Raises `CheckpointError` or `PackageError` for a
     tokenizer that cannot be read.
     """
+    if is_package(package) and not ModelPackage.open(package).has_tokenizer:
+        return None
     kind, expected = tokenizer_kind(original.path), source_codec(original.path)
     if kind is None or expected is None:
         return None

@@ -89,7 +89,7 @@ def weights(error: WeightError) -> str:
 def tokenizer(check: TokenizerCheck | None) -> str:
     """Return whether the tokenizer is the source's, and if not, the first differences."""
     if check is None:
-        return "not compared: the source has none"
+        return "not compared: there is no tokenizer in the source, or none in the package"
     if check.passed:
         return (
             f"same {check.tokens:,} tokens as the source's {check.source}, and the same ids and "

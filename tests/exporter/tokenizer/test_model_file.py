@@ -100,7 +100,7 @@ def test_no_token_is_added_when_the_settings_say_so(folder: Path) -> None:
         ("added_tokens.json", {"<s>": 5}, "'<s>' is to have the id 5"),
         ("added_tokens.json", {"<pad>": "last"}, "added_tokens.json .* are damaged"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": "x"}}, "are damaged"),
-        ("tokenizer_config.json", {"pad_token": "[PAD]"}, r"pad_token '\[PAD\]' is no token"),
+        ("tokenizer_config.json", {"pad_token": "[PAD]"}, r"pad_token '\[PAD\]' is not a token"),
     ],
 )
 def test_settings_of_another_model(folder: Path, name: str, content: Any, message: str) -> None:

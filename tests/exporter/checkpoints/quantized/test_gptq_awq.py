@@ -26,6 +26,7 @@ from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.checkpoints.quantized import awq, gptq
 from llama_onnx.exporter.checkpoints.quantized.packed import pack, unpack
 from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
+from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.plan import make_plan
 from llama_onnx.exporter.parity.measure.weights import compare_weights

@@ -419,7 +419,7 @@ def test_a_missing_tokenizer_fails_unless_the_source_has_none(copied: Make, tmp_
     (source / "tokenizer.json").unlink()
     result = run(*arguments)
     assert result.exit_code == 0
-    assert "tokenizer  not compared: the source has none" in result.stdout
+    assert "tokenizer  not compared: there is no tokenizer in the source" in result.stdout
     assert json.loads(run(*arguments, "--json").stdout)["tokenizer"] is None
 
 

@@ -1,0 +1,31 @@
+"""Refuses options that would change nothing: their author expects something of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from llama_onnx.exporter.model.recipe import Recipe
+from llama_onnx.targets.errors import UsageError
+
+
+def check_effect(explicit: Collection[str], recipe: Recipe) -> None:
+    """Raise `UsageError` if one of the options in `explicit`, by their names in `Options`, has no
+    effect on a package made as `recipe` says."""
+    multiplied = _quantized(recipe.linear.name, recipe.head.name)
+    if "accuracy_level" in explicit and not multiplied:
+        raise UsageError(
+            f"--accuracy-level is about quantized matrices, and a package of {recipe.precision} "
+            "multiplies by none: leave it out."
+        )
+    if multiplied or _quantized(recipe.embedding.name):
+        return
+    for name in ("block_size", "quantizer"):
+        if name in explicit:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is about quantized matrices, and a package of "
+                f"{recipe.precision} has none: leave it out, or choose --precision int8 or int4."
+            )
+
+
+def _quantized(*storages: str) -> bool:
+    return any(name.startswith("int") for name in storages)
