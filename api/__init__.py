@@ -135,7 +135,7 @@ def plan(
         UsageError: The target does not support an option.
         CheckpointError: The checkpoint cannot be read, or (`UnsupportedError`) is not supported.
 
-    Example:
+    Examples:
         >>> plan = llama_onnx.plan("tiny-llama", precision="int4")
         >>> plan.parameters
         129472
@@ -192,7 +192,7 @@ def export(
         CheckpointError: The checkpoint cannot be read, or (`UnsupportedError`) is not supported.
         ResourceError: The disk is full.
 
-    Example:
+    Examples:
         >>> llama_onnx.export("tiny-llama", "tiny-int8", precision="int8").package.name
         'tiny-int8'
     """
@@ -240,7 +240,7 @@ def validate(
         PackageError: The package is damaged, or made from another model.
         CheckpointError: The checkpoint cannot be read.
 
-    Example:
+    Examples:
         >>> report = llama_onnx.validate("tiny-int4", "tiny-llama", tokens=8, prompt_tokens=16)
         >>> report.passed
         True
@@ -283,7 +283,7 @@ def verify(
         ProviderError: The provider cannot run it here.
         UsageError: `key` is not a public key, or `files_only` excludes another argument.
 
-    Example:
+    Examples:
         >>> llama_onnx.verify("tiny-int4", files_only=True).passed
         True
     """
@@ -306,7 +306,7 @@ def open_package(path: str | os.PathLike[str]) -> ModelPackage:
     Raises:
         PackageError: The folder is not a package, or a file is missing or has another size.
 
-    Example:
+    Examples:
         >>> package = llama_onnx.open_package("tiny-int4")
         >>> package.target, package.precision, package.verify()
         ('cpu', 'int4', [])

@@ -39,11 +39,12 @@ Message = Mapping[str, str]
 class Llama:
     """A model ready to generate; make one with `Llama.load`.
 
-    >>> model = llama_onnx.Llama.load("tiny-int4")
-    >>> answer = model.generate("the quick brown fox", max_new_tokens=8)
-    >>> text = "".join(answer)  # or print each piece as it comes
-    >>> answer.stats.prompt_tokens, answer.stats.new_tokens
-    (11, 8)
+    Examples:
+        >>> model = llama_onnx.Llama.load("tiny-int4")
+        >>> answer = model.generate("the quick brown fox", max_new_tokens=8)
+        >>> text = "".join(answer)  # or print each piece as it comes
+        >>> answer.stats.prompt_tokens, answer.stats.new_tokens
+        (11, 8)
     """
 
     def __init__(
