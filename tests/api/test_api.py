@@ -151,4 +151,4 @@ def test_verify_refuses_what_has_no_effect(package: Path) -> None:
     assert llama_onnx.verify(package, files_only=True).passed
     for unused in ({"provider": "cpu"}, {"threads": 1}, {"allow_fallback": True}):
         with pytest.raises(llama_onnx.UsageError, match="files_only computes nothing"):
-            llama_onnx.verify(package, files_only=True, **unused)  # type: ignore[arg-type]
+            llama_onnx.verify(package, files_only=True, **unused)
