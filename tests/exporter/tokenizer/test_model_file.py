@@ -96,8 +96,8 @@ def test_no_token_is_added_when_the_settings_say_so(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("added_tokens.json", {"<pad>": 9999}, "'<pad>' is to have the id 9999"),
-        ("added_tokens.json", {"<s>": 5}, "'<s>' is to have the id 5"),
+        ("added_tokens.json", {"<pad>": 9999}, "'<pad>' has the id 9999"),
+        ("added_tokens.json", {"<s>": 5}, "'<s>' has the id 5"),
         ("added_tokens.json", {"<pad>": "last"}, "added_tokens.json .* are damaged"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": "x"}}, "are damaged"),
         ("tokenizer_config.json", {"pad_token": "[PAD]"}, r"pad_token '\[PAD\]' is not a token"),
