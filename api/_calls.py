@@ -99,8 +99,8 @@ def validate(
     """Open both sides and prove the package."""
     from llama_onnx.exporter.checkpoints.download import local_copy
     from llama_onnx.exporter.checkpoints.hub import find_source
+    from llama_onnx.exporter.parity.measure.open_subject import open_subject
     from llama_onnx.exporter.parity.measure.prompts import TEXTS
-    from llama_onnx.exporter.parity.measure.subject import open_subject
     from llama_onnx.exporter.parity.prove import prove_subject
     from llama_onnx.exporter.sources import open_checkpoint
 

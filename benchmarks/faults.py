@@ -21,8 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from llama_onnx.exporter.parity.bisect.search import Finding, bisect
+from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.measure.report import ParityReport
-from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage

@@ -106,8 +106,8 @@ def command(
     """
     from llama_onnx.exporter.checkpoints.download import local_copy
     from llama_onnx.exporter.parity.bisect.search import bisect
-    from llama_onnx.exporter.parity.measure.prompts import TEXTS, read_text
-    from llama_onnx.exporter.parity.measure.subject import open_subject
+    from llama_onnx.exporter.parity.measure.open_subject import open_subject
+    from llama_onnx.exporter.parity.measure.prompts import TEXTS
     from llama_onnx.exporter.parity.prove import prove_subject
     from llama_onnx.exporter.parity.report.page import check_report_file, write_report
     from llama_onnx.exporter.sources import open_checkpoint
@@ -118,14 +118,12 @@ def command(
         raise UsageError("--bisect looks at the bare base: use it without --adapter.")
     if report_file:
         check_report_file(report_file)
-    if text and is_package(package):
-        ModelPackage.open(package).require_tokenizer()
     merged = [] if active else [Path(folder) for folder in adapters]
     subject = open_subject(package, open_checkpoint(local_copy(reference), merged), active)
     with progress_line() as progress:
         report = prove_subject(
             subject,
-            texts=TEXTS if text is None else (read_text(text),),
+            texts=TEXTS if text is None else (_read_text(text, package),),
             tokens=tokens,
             longest=prompt_tokens,
             max_kl=max_kl,
@@ -159,6 +157,14 @@ def _bisect_folder(package: Path, given: Path | None) -> Path:
     out = given or package.absolute().with_name(f"{package.absolute().name}-bisect")
     check_out(out, package)
     return out
+
+
+def _read_text(text: Path, package: Path) -> str:
+    from llama_onnx.exporter.parity.measure.prompts import read_text
+
+    if is_package(package):
+        ModelPackage.open(package).require_tokenizer()
+    return read_text(text)
 
 
 def _active_adapter(package: Path, adapters: Sequence[str]) -> tuple[str, Path] | None:

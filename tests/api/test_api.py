@@ -65,7 +65,8 @@ def test_all_names_are_there_without_an_extra() -> None:
         ("Llama.load('int4')", "cpu"),
     ],
 )
-def test_a_missing_extra_is_named(call: str, extras: str) -> None:
+def test_a_missing_extra_is_named(call: str, extras: str, package: Path) -> None:
+    call = call.replace("'int4'", repr(str(package)))
     code = (
         "import llama_onnx\n"
         f"try: llama_onnx.{call}\n"

@@ -59,7 +59,7 @@ def examples(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("name", modules())
-@pytest.mark.usefixtures("examples", "one_thread")
+@pytest.mark.usefixtures("examples")
 def test_the_examples_of_a_module(name: str) -> None:
     module = importlib.import_module(name)
     tests = examples_of(module)

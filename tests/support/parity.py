@@ -9,10 +9,10 @@ from typing import Any
 
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.measure.prompts import make_prompts
 from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.measure.shipped import PromptSet
-from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.parity.measure.validate import validate
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets import cpu

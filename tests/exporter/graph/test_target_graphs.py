@@ -32,7 +32,7 @@ from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.bisect.culprit import find_culprit
 from llama_onnx.exporter.parity.bisect.search import bisect
-from llama_onnx.exporter.parity.measure.subject import open_subject
+from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.exporter.reference.walk import walk

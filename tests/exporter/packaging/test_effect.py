@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.cli import main
-from tests.exporter.checkpoints.test_gguf import write as write_gguf
 from tests.support import tiny
+from tests.support.gguf_files import write as write_gguf
 
 
 def run(*arguments: object) -> Result:

@@ -18,8 +18,8 @@ from llama_onnx.exporter.formats.tensor import BlockCodes
 from llama_onnx.exporter.parity.bisect.culprit import find_culprit
 from llama_onnx.exporter.parity.bisect.deviation import deviation, ranges
 from llama_onnx.exporter.parity.bisect.search import Bisection, Finding, bisect
+from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.measure.report import ParityReport
-from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.parity.measure.weights import block_errors
 from llama_onnx.exporter.reference.subject import Subject
 from llama_onnx.exporter.sources import open_checkpoint

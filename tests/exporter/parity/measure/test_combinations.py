@@ -20,8 +20,6 @@ from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import TARGETS
 from tests.support import tiny
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 COMBINATIONS = [
     (name, precision, activations)
     for name, target in TARGETS.items()

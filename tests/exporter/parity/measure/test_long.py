@@ -19,7 +19,7 @@ from llama_onnx.exporter.model.rope import RopeScaling
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.long import PIECE, LongContext, in_pieces, measure_long
-from llama_onnx.exporter.parity.measure.subject import open_subject
+from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.reference.segments import run_segments
 from llama_onnx.exporter.reference.walk import walk
 from llama_onnx.exporter.sources import open_checkpoint

@@ -19,16 +19,16 @@ from llama_onnx.exporter.parity.measure.tokenizers import (
 )
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.exporter.tokenizer.source import Vocabulary
-from tests.exporter.checkpoints.test_gguf import write as write_gguf
-from tests.exporter.tokenizer.test_tokenizers import (
+from tests.support import tiny
+from tests.support.gguf_files import write as write_gguf
+from tests.support.meta_files import write_meta
+from tests.support.packages import renew_hashes
+from tests.support.parity import Make
+from tests.support.vocabularies import (
     bytelevel_metadata,
     model_named,
     spm_metadata,
 )
-from tests.support import tiny
-from tests.support.meta_files import write_meta
-from tests.support.packages import renew_hashes
-from tests.support.parity import Make
 
 
 def huggingface(folder: Path) -> Path:

@@ -21,8 +21,8 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.about import describe
+from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.measure.report import LayerError, ParityReport
-from llama_onnx.exporter.parity.measure.subject import open_subject
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.parity.report.page import render
 from llama_onnx.exporter.parity.report.svg import FLOOR, Series, histogram, log_chart
