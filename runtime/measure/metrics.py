@@ -226,7 +226,8 @@ def _join(pairs: Sequence[tuple[Logits, Logits, Ids]]) -> Iterator[Pair]:
 
 
 def _rows(logits: Logits) -> int:
-    return int(max(_ROWS, _VALUES // logits.shape[-1]))
+    vocab_size: int = logits.shape[-1]
+    return max(_ROWS, _VALUES // vocab_size)
 
 
 def summarize(pieces: Iterable[PositionFigures]) -> Comparison:
