@@ -99,6 +99,14 @@ class ModelPackage:
                 "it again without --no-tokenizer."
             )
 
+    @classmethod
+    def unchecked(cls, path: Path) -> ModelPackage | None:
+        """Read the manifest in `path` alone, None without a valid one: files may be missing."""
+        try:
+            return cls(path, _read_manifest(path))
+        except PackageError:
+            return None
+
     def adapter_path(self, name: str) -> Path:
         """The file of the adapter `name`; raises `UsageError` naming those there are."""
         if name in self.adapters:
@@ -182,11 +190,7 @@ def check_unsigned(package: ModelPackage) -> None:
 
 def is_package(path: Path) -> bool:
     """Whether `path` is a folder with a manifest of ours, however damaged the rest may be."""
-    try:
-        _read_manifest(path)
-    except PackageError:
-        return False
-    return True
+    return ModelPackage.unchecked(path) is not None
 
 
 def hash_file(path: Path) -> str:

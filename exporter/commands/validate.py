@@ -119,8 +119,9 @@ def command(
     swapped = _swapped(package, adapters)
     if swapped and wanted:
         raise UsageError("--bisect looks at the bare base: give it without --adapter.")
-    if text and is_package(package):
-        ModelPackage.open(package).require_tokenizer()
+    opened = ModelPackage.unchecked(package)
+    if text and opened:
+        opened.require_tokenizer()
     merged = [] if swapped else [Path(folder) for folder in adapters]
     original = open_checkpoint(local_copy(reference), merged)
     with progress_line() as progress:

@@ -18,7 +18,7 @@ from llama_onnx.exporter.tokenizer.source import (
 )
 from llama_onnx.exporter.tokenizer.texts import HARD_TEXTS
 from llama_onnx.targets.errors import CheckpointError, PackageError
-from llama_onnx.targets.package import ModelPackage, is_package
+from llama_onnx.targets.package import ModelPackage
 
 FIXED_TEXTS = (*TEXTS, *HARD_TEXTS)
 
@@ -63,7 +63,8 @@ def check_tokenizer(
 
     Raises `CheckpointError` or `PackageError` for one that cannot be read.
     """
-    if is_package(package) and not ModelPackage.open(package).has_tokenizer:
+    opened = ModelPackage.unchecked(package)
+    if opened and not opened.has_tokenizer:
         return None
     kind, expected = tokenizer_kind(reference.path), source_codec(reference.path)
     if kind is None or expected is None:
