@@ -99,6 +99,14 @@ class ModelPackage:
                 "it again without --no-tokenizer."
             )
 
+    @classmethod
+    def unchecked(cls, path: Path) -> ModelPackage | None:
+        """Read the manifest in `path` alone, None without a valid one: files may be missing."""
+        try:
+            return cls(path, _read_manifest(path))
+        except PackageError:
+            return None
+
     def adapter_path(self, name: str) -> Path:
         """Return the file of the adapter `name`. Raises `UsageError`, listing the existing ones."""
         if name in self.adapters:
@@ -181,11 +189,7 @@ def check_unsigned(package: ModelPackage) -> None:
 
 def is_package(path: Path) -> bool:
     """Return whether `path` is a folder with a valid manifest; other files are not looked at."""
-    try:
-        _read_manifest(path)
-    except PackageError:
-        return False
-    return True
+    return ModelPackage.unchecked(path) is not None
 
 
 def hash_file(path: Path) -> str:

@@ -162,8 +162,8 @@ def _bisect_folder(package: Path, given: Path | None) -> Path:
 def _read_text(text: Path, package: Path) -> str:
     from llama_onnx.exporter.parity.measure.prompts import read_text
 
-    if is_package(package):
-        ModelPackage.open(package).require_tokenizer()
+    if opened := ModelPackage.unchecked(package):
+        opened.require_tokenizer()
     return read_text(text)
 
 

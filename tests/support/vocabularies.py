@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from gguf import TokenType
 from hypothesis import strategies as st
+
+from tests.support import tiny
 
 # Generated code whose messages exist at run time only.
 proto: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
@@ -106,6 +112,27 @@ def spm_metadata(model: bytes, **keys: Any) -> dict[str, Any]:
         "eos_token_id": 2,
         "unknown_token_id": 0,
         "add_space_prefix": parsed.normalizer_spec.add_dummy_prefix,
+    }
+    values |= keys
+    return {f"tokenizer.ggml.{k}": v for k, v in values.items() if v is not None}
+
+
+def bytelevel_metadata(**keys: Any) -> dict[str, Any]:
+    """The vocabulary that tests/support/tiny.py trains, with a control and a user-defined token."""
+    folder = Path(os.fspath(keys.pop("folder")))
+    tiny.write_tokenizer(folder, 320)
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    tokens = [*sorted(model["vocab"], key=model["vocab"].__getitem__), "<|im_end|>", "[mine]"]
+    types = [TokenType.CONTROL] * 3 + [TokenType.NORMAL] * (len(tokens) - 5)
+    types += [TokenType.CONTROL, TokenType.USER_DEFINED]
+    values = {
+        "model": "gpt2",
+        "pre": "smollm",
+        "tokens": tokens,
+        "token_type": [int(kind) for kind in types],
+        "merges": [" ".join(pair) for pair in model["merges"]],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
     }
     values |= keys
     return {f"tokenizer.ggml.{k}": v for k, v in values.items() if v is not None}

@@ -29,13 +29,7 @@ from llama_onnx.exporter.tokenizer.source import (
 )
 from llama_onnx.exporter.tokenizer.texts import HARD_TEXTS
 from llama_onnx.targets.errors import CheckpointError, PackageError
-from llama_onnx.targets.package import (
-    FORMAT_VERSION,
-    MANIFEST,
-    ModelPackage,
-    is_package,
-    read_index,
-)
+from llama_onnx.targets.package import ModelPackage
 
 FIXED_TEXTS = (*TEXTS, *HARD_TEXTS)
 
@@ -105,7 +99,8 @@ def check_tokenizer(
     The texts are `FIXED_TEXTS` and `texts`. Raises `CheckpointError` or `PackageError` for a
     tokenizer that cannot be read.
     """
-    if is_package(package) and not _has_tokenizer(package):
+    opened = ModelPackage.unchecked(package)
+    if opened and not opened.has_tokenizer:
         return None
     kind, expected = tokenizer_kind(original.path), source_codec(original.path)
     if kind is None or expected is None:
@@ -155,11 +150,6 @@ def _first_difference(
         if there != here:
             return Difference(text, ids, ids, there, here)
     return None
-
-
-def _has_tokenizer(package: Path) -> bool:
-    # Not `ModelPackage.open`, which refuses damaged files: those are to be measured too.
-    return ModelPackage(package, read_index(package / MANIFEST, FORMAT_VERSION)).has_tokenizer
 
 
 def _package_codec(package: Path) -> Codec | None:

@@ -20,7 +20,7 @@ from llama_onnx.exporter.parity.measure.tokenizers import check_tokenizer
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.exporter.tokenizer import digits
 from llama_onnx.exporter.tokenizer.bytelevel import SPLITTINGS
-from llama_onnx.exporter.tokenizer.files import TokenizerFiles, TokenType
+from llama_onnx.exporter.tokenizer.files import TokenizerFiles
 from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
 from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
 from llama_onnx.exporter.tokenizer.sentencepiece import merges_by_score
@@ -31,6 +31,7 @@ from tests.support.vocabularies import (
     MAKERS,
     TEXT,
     TEXTS,
+    bytelevel_metadata,
     model_named,
     proto,
     spm_metadata,
@@ -120,27 +121,6 @@ def test_vocabularies_whose_merges_are_lost_are_refused() -> None:
         UnsupportedError, match="'ab' has a character that is not in the vocabulary"
     ):
         merges_by_score({"a": 0.0, "ab": -1.0}, "here")
-
-
-def bytelevel_metadata(**keys: Any) -> dict[str, Any]:
-    """The vocabulary that tests/support/tiny.py trains, with a control and a user-defined token."""
-    folder = Path(os.fspath(keys.pop("folder")))
-    tiny.write_tokenizer(folder, 320)
-    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    tokens = [*sorted(model["vocab"], key=model["vocab"].__getitem__), "<|im_end|>", "[mine]"]
-    types = [TokenType.CONTROL] * 3 + [TokenType.NORMAL] * (len(tokens) - 5)
-    types += [TokenType.CONTROL, TokenType.USER_DEFINED]
-    values = {
-        "model": "gpt2",
-        "pre": "smollm",
-        "tokens": tokens,
-        "token_type": [int(kind) for kind in types],
-        "merges": [" ".join(pair) for pair in model["merges"]],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    values |= keys
-    return {f"tokenizer.ggml.{k}": v for k, v in values.items() if v is not None}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, cast
 
 import pytest
@@ -197,6 +198,8 @@ def test_the_package_is_found(package: Path, tmp_path: Path) -> None:
 
 
 class FakeLlama:
+    package = SimpleNamespace(require_tokenizer=lambda: None)
+
     """Answers "hello." letter by letter; `at_step` is called with each step's number."""
 
     package: Any = type("Package", (), {"require_tokenizer": lambda self: None})()
