@@ -202,7 +202,6 @@ class FakeLlama:
 
     """Answers "hello." letter by letter; `at_step` is called with each step's number."""
 
-    package: Any = type("Package", (), {"require_tokenizer": lambda self: None})()
     opened: Any = type("Opened", (), {"to_json": lambda self: {"name": "cpu"}})()
 
     def __init__(self, at_step: Any) -> None:
