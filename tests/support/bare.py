@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pydoc
 from importlib.util import find_spec
+from pathlib import Path
 
 import llama_onnx
+
+PACKAGE = Path(__file__).with_name("earlier_packages") / "0.1.0-int4"
 
 
 def main() -> None:
@@ -18,7 +21,7 @@ def main() -> None:
         assert ">>> " in text, f"help(llama_onnx.{name}) has no example"
     for call in (llama_onnx.Llama.load, llama_onnx.plan, llama_onnx.verify):
         try:
-            call("nothing")
+            call(PACKAGE)
         except llama_onnx.MissingDependencyError as error:
             assert "python -m pip install" in str(error), error
         else:
