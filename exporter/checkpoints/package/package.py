@@ -20,7 +20,7 @@ from llama_onnx.exporter.checkpoints.package.matrices import (
 )
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, file_fingerprint
-from llama_onnx.exporter.graph.names import HEAD, is_of, matrix_names
+from llama_onnx.exporter.graph.names import HEAD, belongs_to, matrix_names
 from llama_onnx.exporter.model.checkpoint import TensorsByName, check_tensors, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.targets.errors import CheckpointError, PackageError
@@ -90,7 +90,7 @@ class PackageCheckpoint(TensorsByName):
             for found in (coded_rows(node, stored, made_by, path) for node in graph.node)
             if found
         }
-        has_head = any(is_of(HEAD, name) for name in stored)
+        has_head = any(belongs_to(HEAD, name) for name in stored)
         config = replace(config, tie_word_embeddings=not has_head)
         tensors = {
             name: _tensor(name, config, stored, blocks, path) for name in config.tensor_shapes()
