@@ -1,5 +1,5 @@
-"""The root of the command line. A command's module loads when it is called, so that `chat` does not
-import torch."""
+"""The root of the command line. A command's module is imported only when the command is called, so
+that `chat` does not import torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from llama_onnx.targets.extras import missing_extra
 
 
 @dataclass(frozen=True)
-class _Verb:
-    """The module whose `command` it is, and the sentence that `--help` shows."""
+class _Command:
+    """The module that defines `command`, and the summary that `--help` shows."""
 
     module: str
     summary: str
@@ -26,70 +26,77 @@ class _Verb:
 
 _SECTIONS = {
     "Make a package": {
-        "inspect": _Verb(
+        "inspect": _Command(
             "llama_onnx.exporter.commands.inspect", "Describe a checkpoint or a package."
         ),
-        "plan": _Verb(
-            "llama_onnx.exporter.commands.plan", "Show what an export would make and need."
+        "plan": _Command(
+            "llama_onnx.exporter.commands.plan", "Show what an export would write and need."
         ),
-        "export": _Verb("llama_onnx.exporter.commands.export", "Write a checkpoint as a package."),
-        "adapter": _Verb(
+        "export": _Command(
+            "llama_onnx.exporter.commands.export", "Write a checkpoint as a package."
+        ),
+        "adapter": _Command(
             "llama_onnx.exporter.commands.adapter", "Add LoRA adapters to a finished package."
         ),
     },
     "Prove a package": {
-        "validate": _Verb(
+        "validate": _Command(
             "llama_onnx.exporter.commands.validate",
             "Compare a package with its original checkpoint.",
         ),
-        "verify": _Verb(
-            "llama_onnx.runtime.commands.verify", "Check a package's files, replay its certificate."
+        "verify": _Command(
+            "llama_onnx.runtime.commands.verify",
+            "Check a package's files and replay its certificate.",
         ),
-        "sign": _Verb("llama_onnx.runtime.commands.sign", "Sign a package or a bundle."),
+        "sign": _Command("llama_onnx.runtime.commands.sign", "Sign a package or a bundle."),
     },
     "Run a package": {
-        "generate": _Verb("llama_onnx.runtime.commands.generate", "Answer one prompt."),
-        "chat": _Verb("llama_onnx.runtime.commands.chat", "Hold a conversation in the terminal."),
-        "bench": _Verb("llama_onnx.runtime.commands.bench", "Measure speed and memory."),
-        "bundle": _Verb(
+        "generate": _Command("llama_onnx.runtime.commands.generate", "Answer one prompt."),
+        "chat": _Command(
+            "llama_onnx.runtime.commands.chat", "Hold a conversation in the terminal."
+        ),
+        "bench": _Command("llama_onnx.runtime.commands.bench", "Measure speed and memory."),
+        "bundle": _Command(
             "llama_onnx.runtime.commands.bundle",
             "Prepare a package for Windows, a cloud or the hub.",
         ),
     },
     "Look around": {
-        "doctor": _Verb(
+        "doctor": _Command(
             "llama_onnx.runtime.commands.doctor",
-            "Say what this machine can run, and how to fix it.",
+            "Report what this machine can run and how to fix problems.",
         ),
-        "targets": _Verb("llama_onnx.runtime.commands.targets", "List what packages are made for."),
+        "targets": _Command(
+            "llama_onnx.runtime.commands.targets", "List the targets a package can be made for."
+        ),
     },
 }
-"""The commands as `--help` groups them. A new command is a new file, and one more entry here."""
+"""The commands as `--help` groups them. A new command needs a new file and one entry here."""
 
-_VERBS = {name: verb for verbs in _SECTIONS.values() for name, verb in verbs.items()}
+_COMMANDS = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}
 
 _EXTRAS = {"exporter": "export,cpu", "runtime": "cpu", "targets": "cpu"}
 
 
 class _Root(click.Group):
-    """Loads a command's module when it is called, and turns our errors into click's."""
+    """Imports a command's module when the command is called, and turns our errors into click's."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_VERBS)
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        verb = _VERBS.get(cmd_name)
-        if verb is None:
+        entry = _COMMANDS.get(cmd_name)
+        if entry is None:
             return None
-        command: click.Command = importlib.import_module(verb.module).command
-        command.short_help = verb.summary
+        command: click.Command = importlib.import_module(entry.module).command
+        command.short_help = entry.summary
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # From the table alone: to print one line, no command's module has to load.
-        for title, verbs in _SECTIONS.items():
+        # Use the table only: printing a summary must not import the command's module.
+        for title, section in _SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, verb.summary) for name, verb in verbs.items()])
+                formatter.write_dl([(name, entry.summary) for name, entry in section.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -101,25 +108,25 @@ class _Root(click.Group):
         except LlamaOnnxError as error:
             raise _exception(error) from error
         except OSError as error:
-            if error.errno == errno.EPIPE:  # the reader of our output has gone: click handles that
+            if error.errno == errno.EPIPE:  # our output's reader is gone: click handles it
                 raise
             raise click.ClickException(_system_error(error)) from error
 
 
 def _system_error(error: OSError) -> str:
-    """Return a sentence for what the system refused, where no command has a better one."""
+    """Return an error text for a system error that no command handles itself."""
     where = f"{error.filename}: " if error.filename else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return f"{where}{error.strerror or error}{'; free some space' if full else ''}."
 
 
-def _missing(verb: str, error: ModuleNotFoundError) -> MissingDependencyError:
-    extra = _EXTRAS[_VERBS[verb].module.split(".")[1]]
-    return missing_extra(f"`llama-onnx {verb}`", error.name, extra)
+def _missing(name: str, error: ModuleNotFoundError) -> MissingDependencyError:
+    extra = _EXTRAS[_COMMANDS[name].module.split(".")[1]]
+    return missing_extra(f"`llama-onnx {name}`", error.name, extra)
 
 
 class _Misuse(click.ClickException):
-    """A call that cannot be carried out. Unlike click's UsageError it does not print the usage."""
+    """An invalid call. Unlike click's UsageError it does not print the usage."""
 
     exit_code = 2
 
@@ -131,12 +138,12 @@ def _exception(error: LlamaOnnxError) -> click.ClickException:
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="llama-onnx")
 def main() -> None:
-    """Turn a Llama checkpoint into an ONNX package, prove it, run it."""
-    # Windows consoles that are not UTF-8 would end a stream of tokens with a UnicodeEncodeError.
+    """Turn a Llama checkpoint into an ONNX package, prove it and run it."""
+    # On Windows consoles that are not UTF-8, printing a token could raise UnicodeEncodeError.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    # genai and ORT report usage by default; an embedded runtime must not, unless its user asks.
+    # genai and ONNX Runtime report usage by default; here telemetry is off unless the user sets it.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 

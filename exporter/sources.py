@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any format, which the files at the path tell."""
+"""Open a checkpoint of any format, detected from the files at the path."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from llama_onnx.targets.errors import CheckpointError
 
 
 def open_checkpoint(path: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
-    """Open the checkpoint at `path`: a folder of Hugging Face's or Meta's, a `.gguf` file or a
-    folder with one; LoRA adapters are merged into it in the order given.
+    """Open the checkpoint at `path`: a folder in Hugging Face's or Meta's format, a `.gguf` file or
+    a folder that holds one. The LoRA `adapters` are merged into it in the order given.
 
-    Reads headers only. Raises `CheckpointError` for anything that is not a whole checkpoint, or an
-    adapter that does not fit it.
+    Reads headers only. Raises `CheckpointError` if the checkpoint is incomplete or an adapter does
+    not fit it.
     """
     checkpoint = _open_base(path)
     for folder in adapters:
@@ -27,11 +27,11 @@ def open_checkpoint(path: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
 
 def _open_base(path: Path) -> Checkpoint:
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist: name a checkpoint's folder or .gguf file.")
+        raise CheckpointError(f"{path} does not exist: pass a checkpoint folder or a .gguf file.")
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise CheckpointError(
-                f"{path} is a file, but not a .gguf: name the folder that holds the checkpoint."
+                f"{path} is a file, but not a .gguf file: pass the folder of the checkpoint."
             )
         return _open_gguf(path)
     if (path / "config.json").exists():
@@ -45,9 +45,9 @@ def _open_base(path: Path) -> Checkpoint:
         return _open_gguf(ggufs[0])
     if ggufs:
         names = ", ".join(file.name for file in ggufs)
-        raise CheckpointError(f"{path} holds several GGUF files ({names}): name one of them.")
+        raise CheckpointError(f"{path} holds several GGUF files ({names}): pass one of them.")
     raise CheckpointError(
-        f"{path} has no config.json, params.json or .gguf file: name a checkpoint folder."
+        f"{path} has no config.json, params.json or .gguf file: pass a checkpoint folder."
     )
 
 
@@ -56,7 +56,7 @@ def _open_huggingface(path: Path) -> Checkpoint:
     from llama_onnx.exporter.checkpoints.quantized.folder import open_quantized
     from llama_onnx.exporter.checkpoints.quantized.settings import read_quantization
 
-    # Before the folder is opened: an unknown quantization is a better reason than odd tensors.
+    # Before the folder is opened: an unknown quantization explains more than unexpected tensors do.
     quantization = read_quantization(path, read_json(path / "config.json"))
     plain = HuggingFaceCheckpoint.open(path)
     return plain if quantization is None else open_quantized(plain, quantization)

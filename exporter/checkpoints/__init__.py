@@ -1,1 +1,1 @@
-"""Checkpoint formats, one file or folder each; `exporter.sources` tells them apart."""
+"""Checkpoint formats, one file or folder each; `exporter.sources` detects the format."""

@@ -1,8 +1,8 @@
 """adapter_config.json as PEFT writes it: which modules an adapter changes, and by how much.
 
-The rules of matching are PEFT's own (`check_target_module_exists` and `get_pattern_key` in
-https://github.com/huggingface/peft). What would change the weights in another way than plain LoRA
-is refused, and named.
+The matching rules are those of PEFT (`check_target_module_exists` and `get_pattern_key` in
+https://github.com/huggingface/peft). A setting that changes the weights other than by plain LoRA is
+refused by name.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 CONFIG_FILE = "adapter_config.json"
 
-# These leave the base unchanged; the others (PiSSA, OLoRA, LoftQ ...) move a part of the base into
-# the adapter, which is then wrong on the original weights.
+# These leave the base unchanged; the others (PiSSA, OLoRA, LoftQ ...) move part of the base into
+# the adapter, which is then wrong with the original weights.
 _INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 _REFUSED = (
@@ -44,10 +44,11 @@ _Number = TypeVar("_Number", int, float)
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """A plain LoRA. Modules go by their names in the base: `model.layers.0.self_attn.q_proj`.
+    """A plain LoRA. Modules have their names in the base: `model.layers.0.self_attn.q_proj`.
 
-    `targets` and `excluded` are names, or a pattern when they are text; `saved` names modules that
-    were trained whole; `layers` None means all of them.
+    `where` is the path of the file. `targets` and `excluded` are names, or a regular expression if
+    they are a string. `saved` names the modules that were trained in full. `layers` None means all
+    layers.
     """
 
     where: Path
@@ -65,7 +66,7 @@ class AdapterConfig:
     keeps_tied: bool
 
     def adds_to(self, module: str) -> bool:
-        """Whether the linear layer or embedding `module` has a low-rank change."""
+        """Return whether the linear layer or embedding `module` has a low-rank change."""
         if self.replaces(module) or _selects(self.excluded, module):
             return False
         if self.targets == "all-linear":
@@ -73,16 +74,16 @@ class AdapterConfig:
         return _selects(self.targets, module) and self._has_layer_of(module)
 
     def replaces(self, module: str) -> bool:
-        """Whether `module` was trained whole."""
+        """Return whether `module` was trained in full."""
         return any(saves(name, module) for name in self.saved)
 
     def rank_of(self, module: str) -> int:
-        """Rank of the change of `module`."""
+        """Return the rank of the change of `module`."""
         return _by_pattern(self.rank_pattern, module, self.rank)
 
     def scaling_of(self, module: str) -> float:
-        """Factor of the change: alpha / r (Hu et al. 2021, arXiv:2106.09685, section 4.1), or
-        alpha / sqrt(r) when rank-stabilized (Kalajdzievski 2023, arXiv:2312.03732)."""
+        """Return the factor of the change: alpha / r (Hu et al. 2021, arXiv:2106.09685, 4.1), or
+        alpha / sqrt(r) if rank-stabilized (Kalajdzievski 2023, arXiv:2312.03732)."""
         rank, alpha = self.rank_of(module), _by_pattern(self.alpha_pattern, module, self.alpha)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
@@ -97,20 +98,20 @@ class AdapterConfig:
 
 
 def saves(name: str, module: str) -> bool:
-    """Whether `name` in modules_to_save means `module`: by the end of its name, or as a
-    module around it."""
+    """Return whether `name` in modules_to_save selects `module`: as the end of its name, or as a
+    module that contains it."""
     return module.endswith(name) or f".{name}." in f".{module}."
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
     """Read adapter_config.json in `folder`.
 
-    Raises `CheckpointError` when it is missing or damaged, `UnsupportedError` for another method
-    than plain LoRA, named.
+    Raises `CheckpointError` if it is missing or damaged, `UnsupportedError` for a method other than
+    plain LoRA.
     """
     where = folder / CONFIG_FILE
     if not where.is_file():
-        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: give the folder PEFT saved.")
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: pass the folder that PEFT saved.")
     raw = read_json(where)
     _refuse_methods(raw, where)
     layers = raw.get("layers_to_transform")
@@ -145,17 +146,17 @@ def _refuse_methods(raw: Mapping[str, Any], where: Path) -> None:
     for key in _REFUSED:
         if raw.get(key):
             raise UnsupportedError(
-                f"{where}: {key} is set, which is more than plain LoRA: merge the adapter with "
-                "PEFT's merge_and_unload if it can, and export the result."
+                f"{where}: {key} is set, which goes beyond plain LoRA: if PEFT can merge the "
+                "adapter (merge_and_unload), export the result."
             )
     if raw.get("bias", "none") != "none":
         raise UnsupportedError(
-            f"{where}: bias is {raw['bias']!r}; the graph has no biases, only 'none' is supported."
+            f"{where}: bias is {raw['bias']!r}; the graph has no biases: use 'none'."
         )
     init = raw.get("init_lora_weights", True)
     if init not in _INITS:
         raise UnsupportedError(
-            f"{where}: init_lora_weights is {init!r}, which changes the base as well: convert the "
+            f"{where}: init_lora_weights is {init!r}, which also changes the base: convert the "
             "adapter to plain LoRA when saving it (path_initial_model_for_weight_conversion)."
         )
 
@@ -201,7 +202,9 @@ def _pattern(value: str, key: str, where: Path) -> str:
     try:
         re.compile(value)
     except re.error as error:
-        raise CheckpointError(f"{where}: {key} {value!r} is not a pattern: {error}.") from None
+        raise CheckpointError(
+            f"{where}: {key} {value!r} is not a valid regular expression: {error}."
+        ) from None
     return value
 
 

@@ -1,4 +1,4 @@
-"""`checklist.chk`: the md5 of every file of Meta's download, one a line as `md5sum` writes it."""
+"""`checklist.chk`: the md5 sum of every file of Meta's download, in the format of `md5sum`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ _BLOCK = 1 << 20
 
 
 def verify_checklists(folder: Path, step: Callable[[str], None]) -> dict[str, str]:
-    """Hash every file that a checklist in `folder` names; `step` is told which one is being read.
-    Return the md5 sums by name.
+    """Hash every file named in a checklist in `folder` and return the md5 sums by file name.
 
-    Raises `CheckpointError` for a file that is missing or differs. Nothing is read without a
-    checklist.
+    Calls `step` with a message before each file. Returns {} if there is no checklist. Raises
+    `CheckpointError` for a file that is missing or differs.
     """
     sums = {}
     for checklist in _checklists(folder):
@@ -37,7 +36,7 @@ def has_checklist(path: Path) -> bool:
 
 
 def _checklists(folder: Path) -> list[Path]:
-    # The download of several models keeps their one tokenizer a folder above.
+    # A download of several models has one tokenizer, in the parent folder.
     above = [] if (folder / "tokenizer.model").exists() else [folder.resolve().parent]
     found = [folder / "checklist.chk"]
     found += [place / "tokenizer_checklist.chk" for place in (folder, *above)]
@@ -58,7 +57,7 @@ def _entries(checklist: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _md5(path: Path) -> str:
-    # Not for security: Meta publishes no other checksum.
+    # Used for integrity, not security: Meta publishes no other checksum.
     md5 = hashlib.md5(usedforsecurity=False)
     try:
         with path.open("rb") as file:

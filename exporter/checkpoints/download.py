@@ -1,7 +1,7 @@
-"""A checkpoint from the Hugging Face hub, through huggingface_hub and into its cache.
+"""Downloads checkpoints from the Hugging Face hub into the cache of huggingface_hub.
 
-The library draws the progress, goes on where a connection broke off, and keeps every file that
-arrived whole for the next call.
+The library shows progress, resumes interrupted downloads, and keeps every completed file for the
+next call.
 """
 
 from __future__ import annotations
@@ -45,33 +45,35 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
 
 
 def local_copy(source: Path | HubId) -> Path:
-    """Return `source` if it is a path, or the folder it was downloaded to."""
+    """Return `source` if it is a path, else download it and return its folder; see `fetch`."""
     return source if isinstance(source, Path) else fetch(source)
 
 
 def fetch(source: HubId) -> Path:
-    """Download what an export of `source` needs; returns the folder in the cache.
+    """Download the files that an export of `source` needs; returns the folder in the cache.
 
-    Safetensors are preferred to pickled weights. Raises `UsageError` when there is no such model or
-    revision, `CheckpointError` when it cannot be had: gated, no network, no weights.
+    Prefers safetensors to pickled weights. Raises `UsageError` if there is no such model or
+    revision, `CheckpointError` if it cannot be downloaded (gated, no network, no weights),
+    `ResourceError` if the disk is full.
     """
-    with _explained(source):
+    with _translated_errors(source):
         folder = _fetch_small_files(source)
         if not _has_weights(folder):
             _fetch_weights(source, folder)
     return folder
 
 
-def fetch_headers(source: HubId, place: Path) -> Path:
-    """Like `fetch`, but of weights as safetensors the headers alone: `place` gets a folder whose
-    weight files are headers and holes of the true size.
+def fetch_headers(source: HubId, parent: Path) -> Path:
+    """Like `fetch`, but download only the headers of safetensors files.
 
-    Weights that are pickled, or in the cache already, are fetched whole, or taken from there.
+    Returns a folder under `parent` with sparse weight files: the headers, followed by holes of the
+    true size. If the weights are already in the cache, returns that folder; if they are pickled,
+    downloads them whole.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError
 
-    with _explained(source):
+    with _translated_errors(source):
         folder = _fetch_small_files(source)
         if _has_weights(folder):
             return folder
@@ -79,11 +81,11 @@ def fetch_headers(source: HubId, place: Path) -> Path:
             found = HfApi().get_safetensors_metadata(source.repo, revision=folder.name)
         except NotASafetensorsRepoError:
             return fetch(source)
-        # As in the cache, so that the copy's origin can be told by its place.
-        copy = place.joinpath(*folder.parts[-3:])
+        # The same path as in the cache, from which the copy's origin is read.
+        copy = parent.joinpath(*folder.parts[-3:])
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*_WEIGHTS))
         for name, metadata in found.files_metadata.items():
-            _write_holes(copy / name, metadata)
+            _write_sparse(copy / name, metadata)
     return copy
 
 
@@ -102,7 +104,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _fetch_weights(source: HubId, folder: Path) -> None:
-    """Download the weights beside the small files in `folder`, which is named by its commit."""
+    """Download the weights to `folder`, which has the small files and is named after its commit."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -111,9 +113,8 @@ def _fetch_weights(source: HubId, folder: Path) -> None:
             snapshot_download(source.repo, revision=folder.name, allow_patterns=[_META_SHARDS])
             return
         raise CheckpointError(
-            f"{source} has no config.json and no params.json, so it is not a checkpoint that can "
-            "be read; one of its GGUF files can: fetch it with "
-            f"`hf download {source.repo} FILE` and give its path."
+            f"{source} has no config.json and no params.json, so it cannot be exported by name: "
+            f"if it has GGUF files, run `hf download {source.repo} FILE` and pass the path."
         )
     for single in SINGLES:
         index = folder / f"{single}.index.json"
@@ -129,7 +130,7 @@ def _fetch_weights(source: HubId, folder: Path) -> None:
     raise CheckpointError(f"{source} has a config.json but no {' or '.join(SINGLES)}.")
 
 
-def _write_holes(path: Path, metadata: SafetensorsFileMetadata) -> None:
+def _write_sparse(path: Path, metadata: SafetensorsFileMetadata) -> None:
     tensors = metadata.tensors
     header = json.dumps(
         {
@@ -144,25 +145,25 @@ def _write_holes(path: Path, metadata: SafetensorsFileMetadata) -> None:
 
 
 @contextmanager
-def _explained(source: HubId) -> Iterator[None]:
-    """Turn errors of huggingface_hub into one sentence that says what to do."""
+def _translated_errors(source: HubId) -> Iterator[None]:
+    """Turn errors of huggingface_hub into one sentence with a remedy."""
     try:
         yield
     except LlamaOnnxError:
         raise
-    # The HTTP library's own errors come through too, and which one that is depends on the version.
+    # Errors of the HTTP library come through too; which library it is depends on the version.
     except Exception as error:
-        raise _explanation(source, error) from error
+        raise _translate(source, error) from error
 
 
-def _explanation(source: HubId, error: Exception) -> LlamaOnnxError:
+def _translate(source: HubId, error: Exception) -> LlamaOnnxError:
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
     if isinstance(error, errors.GatedRepoError):
         return CheckpointError(
-            f"{source} is given only to those who accepted its licence: do so at "
-            f"{hub}/{source.repo}, log in by `hf auth login`, and repeat the call."
+            f"{source} is available only to users who accepted its license: do so at "
+            f"{hub}/{source.repo}, log in with `hf auth login`, and repeat the call."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return UsageError(
@@ -171,22 +172,22 @@ def _explanation(source: HubId, error: Exception) -> LlamaOnnxError:
         )
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return UsageError(
-            f"{source} is not a file or folder here, and {hub} has no such model for you: check "
-            "the spelling; a private model needs `hf auth login`."
+            f"{source} is not a file or folder here, and {hub} shows you no such model: check the "
+            "spelling, and run `hf auth login` if it is private."
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return CheckpointError(
             f"{source} is not a file or folder here, and {hub} cannot be reached "
-            f"({_reason(error.__cause__ or error)}): check the connection, or give the folder of "
-            "a copy."
+            f"({_reason(error.__cause__ or error)}): check the connection, or pass the folder of "
+            "a local copy."
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(
-            f"the disk is full; free some space in {constants.HF_HUB_CACHE}, and repeat the call "
-            "to go on with the download."
+            f"the disk is full: free some space in {constants.HF_HUB_CACHE} and repeat the call "
+            "to resume the download."
         )
     return CheckpointError(
-        f"{source} could not be fetched whole ({_reason(error)}): repeat the call to go on."
+        f"{source} could not be downloaded whole ({_reason(error)}): repeat the call to resume."
     )
 
 

@@ -1,7 +1,7 @@
 """GGUF files: one file with config, tokenizer and (mostly quantized) weights of a Llama.
 
-llama.cpp's converter reorders the rows of q and k inside each head, from the half-split rotary
-embedding of Hugging Face to the interleaved one; `rows()` gives them in Hugging Face's order.
+llama.cpp's converter reorders the rows of q and k in each head, from Hugging Face's half-split
+rotary embedding to the interleaved one; `rows()` returns them in Hugging Face's order.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _LAYER_NAMES = {
 
 @dataclass(frozen=True)
 class GGUFCheckpoint(TensorsByName):
-    """One `.gguf` file. `tensors` maps each Hugging Face name to its place in it."""
+    """One `.gguf` file. `tensors` maps Hugging Face names to lazy tensors in it."""
 
     path: Path
     config: LlamaConfig
@@ -66,7 +66,11 @@ class GGUFCheckpoint(TensorsByName):
 
     @classmethod
     def open(cls, path: Path) -> GGUFCheckpoint:
-        """Read the header of the file `path`; raises `CheckpointError`."""
+        """Read the header of the file `path`.
+
+        Raises `CheckpointError` for a damaged file, `UnsupportedError` for a model or a storage
+        type that is not supported.
+        """
         header = read_header(path)
         where = str(path)
         _refuse_features(header, where)
@@ -76,8 +80,8 @@ class GGUFCheckpoint(TensorsByName):
         return cls(path, config, {tensor.name: tensor for tensor in tensors})
 
     def write_tokenizer(self, folder: Path) -> list[str]:
-        """Make the tokenizer's files from the metadata."""
-        # Read again rather than kept: 128,000 strings are large, and needed once.
+        """Write the tokenizer's files, made from the metadata."""
+        # Read again, not kept: 128,000 strings take much memory and are needed only once.
         from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
 
         metadata = read_header(self.path).metadata
@@ -85,15 +89,15 @@ class GGUFCheckpoint(TensorsByName):
         return tokenizer.write(folder, self.config.max_position_embeddings)
 
     def licence_files(self) -> Sequence[Path]:
-        """Licence, policy, notice and model card beside the file."""
+        """Return license, policy, notice and model card in the file's folder."""
         return find_licences(self.path.parent)
 
     def search_defaults(self) -> dict[str, Any]:
-        """GGUF has no sampling defaults."""
+        """Return {}: GGUF has no sampling defaults."""
         return {}
 
     def fingerprint(self) -> dict[str, str]:
-        """Size and modification time of the file."""
+        """Return size and modification time of the file."""
         return file_fingerprint([self.path])
 
 
@@ -117,8 +121,8 @@ def _refuse_features(header: Header, where: str) -> None:
             raise UnsupportedError(f"{where} has {name}; biases are not supported.")
         if tensor.type not in _TYPES:
             raise UnsupportedError(
-                f"{where}: {name} is stored as {tensor.type.name}, which is not supported; use a "
-                "file of F32, F16, BF16, Q4_0 to Q8_0 or Q4_K to Q6_K."
+                f"{where}: {name} is stored as {tensor.type.name}, which is not supported: use a "
+                "file with F32, F16, BF16, Q4_0 to Q8_0 or Q4_K to Q6_K."
             )
 
 
@@ -174,13 +178,13 @@ def _head_dim(keys: _Keys, hidden: int, heads: int, where: str) -> int:
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if keys.integer(key, default=head_dim) != head_dim:
             raise UnsupportedError(
-                f"{where}: {key} differs from the head's size {head_dim}, which is not supported."
+                f"{where}: {key} differs from the head size {head_dim}, which is not supported."
             )
     return head_dim
 
 
 def _eos_token_ids(keys: _Keys) -> tuple[int, ...]:
-    # A chat model ends its turn with eot, a tool call with eom: generation has to stop at each.
+    # A chat model ends a turn with eot and a tool call with eom: generation has to stop at both.
     found = (keys.token_id(f"{name}_token_id") for name in ("eos", "eot", "eom"))
     return tuple(dict.fromkeys(token for token in found if token is not None))
 
@@ -191,7 +195,7 @@ def _lazy(path: Path, info: TensorInfo, config: LlamaConfig) -> LazyTensor:
         "attn_q": config.num_attention_heads,
         "attn_k": config.num_key_value_heads,
     }.get(_layer_part(info.name))
-    # check_tensors reports a wrong number of rows, with the tensor's name.
+    # check_tensors reports a wrong number of rows with the tensor's name.
     if heads is not None and info.shape[0] == heads * config.head_dim:
         rows = partial(half_split_rows, rows, config.head_dim)
     return LazyTensor(_huggingface_name(info.name), info.shape, info.type.name, info.nbytes, rows)
@@ -231,7 +235,7 @@ class _Keys(Keys):
             return super().integer(key, default)
         if len(set(value)) != 1:
             raise UnsupportedError(f"{self._where}: {key} differs between layers.")
-        return Keys({key: value[0]}, self._where).integer(key)  # one a layer, all the same
+        return Keys({key: value[0]}, self._where).integer(key)  # one value per layer, all equal
 
     def number(self, key: str, default: float | None = None) -> float:
         # The shortest decimal that gives this float32: 1e-05, not 9.999999747378752e-06.

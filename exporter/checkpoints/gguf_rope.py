@@ -1,7 +1,7 @@
-"""Rope scaling in a GGUF file, as transformers' config.json would describe it.
+"""Rope scaling in a GGUF file, in the form of transformers' config.json.
 
-llama.cpp writes `linear` and `yarn` as metadata. `llama3` it writes out: `rope_freqs.weight` is
-what each frequency is divided by, and the numbers that gave it have to be found again.
+llama.cpp stores `linear` and `yarn` as metadata, but `llama3` as a tensor: `rope_freqs.weight` has
+the divisor of each frequency, from which the parameters have to be recovered.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ _YARN = {
     "yarn_beta_fast": "beta_fast",
     "yarn_beta_slow": "beta_slow",
 }
-_PLAIN = {"yarn_ext_factor": (1, -1), "yarn_attn_factor": (1,), "yarn_log_multiplier": (0,)}
-"""Keys of llama.cpp alone, and the values with which it computes what transformers does."""
+_NEUTRAL = {"yarn_ext_factor": (1, -1), "yarn_attn_factor": (1,), "yarn_log_multiplier": (0,)}
+"""Keys without a counterpart in transformers -> values with which both compute the same."""
 
 _LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-"""What every Llama 3.1 and 3.2 has; `factor` is what differs."""
+"""The parameters of all Llama 3.1 and 3.2 models; only `factor` differs."""
 
 
 def rope_block(path: Path, header: Header, theta: float, head_dim: int) -> dict[str, Any]:
-    """The rope_parameters of the file `path`; `{"rope_type": "default"}` without scaling.
+    """Return the rope_parameters of the file `path`; `{"rope_type": "default"}` without scaling.
 
-    Raises `UnsupportedError` for a scaling that transformers has no name for.
+    Raises `UnsupportedError` for a scaling that transformers cannot express, `CheckpointError` if
+    the tensor of divisors is damaged.
     """
     metadata, where = header.metadata, str(path)
     older = metadata.get("llama.rope.scale_linear", 1.0)
     factor = metadata.get(f"{_PREFIX}factor", older)
-    # Linear where no type is given; so llama.cpp reads older files.
+    # The default is linear: llama.cpp reads older files in the same way.
     kind = metadata.get(f"{_PREFIX}type", "linear")
     if kind in ("linear", "yarn") and factor == 1:
         kind = "none"
@@ -60,7 +61,7 @@ def rope_block(path: Path, header: Header, theta: float, head_dim: int) -> dict[
 
 
 def _yarn(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
-    for key, values in _PLAIN.items():
+    for key, values in _NEUTRAL.items():
         value = metadata.get(_PREFIX + key, values[0])
         if value not in values:
             raise UnsupportedError(f"{where}: {_PREFIX}{key} {value!r} is not supported.")
@@ -78,19 +79,19 @@ def _llama3(path: Path, header: Header, theta: float, head_dim: int) -> dict[str
     found = read_values(path, np.dtype("<f4"), count, info.offset, FREQUENCIES)
     if (found == 1).all():
         return {"rope_type": "default"}
-    # The slowest frequency is divided by the whole factor. As a decimal: 8, not 8.000000001.
+    # The lowest frequency is divided by the full factor. As a decimal: 8, not 8.000000001.
     factor = float(str(found[-1]))
     if factor > 1 and np.allclose(found, _divisors(factor, theta, count), rtol=1e-5, atol=0):
         return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
     raise UnsupportedError(
-        f"{path}: {FREQUENCIES} is not what Llama 3.1 and 3.2 have, so it cannot be told which "
-        "rope scaling it is: export the original checkpoint folder instead."
+        f"{path}: {FREQUENCIES} does not match Llama 3.1 or 3.2, so its rope scaling cannot be "
+        "identified: export the original checkpoint folder instead."
     )
 
 
 def _divisors(factor: float, theta: float, count: int) -> npt.NDArray[np.float64]:
-    """What `llama3` divides the frequencies by: slow ones by `factor`, quick ones by 1, and those
-    between by something between."""
+    """Return the divisors of the frequencies for `llama3`: `factor` for low ones, 1 for high ones,
+    interpolated in between."""
     low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
     frequencies = theta ** -(np.arange(count) / count)
     turns = _LLAMA3["original_max_position_embeddings"] * frequencies / (2 * math.pi)

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub by name, and their folders in its cache."""
+"""Names of models on the Hugging Face hub, and their folders in its cache."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>{_REVISION}))?")
 
 @dataclass(frozen=True)
 class HubId:
-    """`owner/name`, maybe with a branch, tag or commit: `owner/name@revision`."""
+    """`owner/name`, optionally with a branch, tag or commit: `owner/name@revision`."""
 
     repo: str
     revision: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> HubId | None:
-        """Return the id that `text` spells; None for a file's name or `./folder`."""
+        """Return `text` as a hub id; None if it is not one, such as a file name or `./folder`."""
         match = _ID.fullmatch(text)
         if match is None or match["repo"].lower().endswith(".gguf"):
             return None
@@ -31,22 +31,22 @@ class HubId:
 
 
 def find_source(text: str) -> Path | HubId:
-    """Return the file or folder `text` if it exists, else the hub id it spells, else the path."""
+    """Return `text` as a path if it exists or is not a valid hub id, else as a hub id."""
     hub = HubId.parse(text)
     return hub if hub is not None and not Path(text).exists() else Path(text)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a folder of the hub's cache is a copy of."""
+    """The repository and commit that a folder in the hub's cache is a copy of."""
 
     repo: str
     commit: str
 
 
 def hub_origin(path: Path) -> Origin | None:
-    """Where the folder `path` came from, if it is a snapshot in a cache of huggingface_hub:
-    `models--OWNER--NAME/snapshots/COMMIT`
+    """Return the origin of the folder `path` if it is a snapshot in huggingface_hub's cache, else
+    None. Snapshots are at `models--OWNER--NAME/snapshots/COMMIT`
     (https://huggingface.co/docs/huggingface_hub/guides/manage-cache)."""
     *_, repo, middle, commit = ("", "", "", *path.resolve().parts)
     kind, _, name = repo.partition("--")
@@ -56,7 +56,7 @@ def hub_origin(path: Path) -> Origin | None:
 
 
 def source_name(path: Path) -> str:
-    """Return the name of the folder or file `path`: `owner/name` for a snapshot of the hub, whose
-    folder is named by a commit."""
+    """Return the name of the folder or file `path`, or `owner/name` for a snapshot in the hub's
+    cache, whose folder is named after a commit."""
     origin = hub_origin(path)
     return origin.repo if origin else path.resolve().name

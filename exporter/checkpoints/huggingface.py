@@ -17,8 +17,8 @@ from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingfac
 from llama_onnx.targets.errors import CheckpointError
 
 SINGLES = ("model.safetensors", "pytorch_model.bin")
-"""The file of a model in one piece, the format preferred first; sharded, it has an index instead:
-the same name and `.index.json`."""
+"""Names of an unsharded weight file, the preferred format first. A sharded model has an index
+instead, with `.index.json` appended to the name."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _SEARCH_KEYS = (
@@ -33,7 +33,7 @@ _SEARCH_KEYS = (
 
 @dataclass(frozen=True)
 class HuggingFaceCheckpoint(TensorsByName):
-    """A folder as `save_pretrained` writes it. `tensors` maps each name to its place on disk."""
+    """A folder as `save_pretrained` writes it. `tensors` has lazy tensors by name."""
 
     path: Path
     config: LlamaConfig
@@ -44,7 +44,11 @@ class HuggingFaceCheckpoint(TensorsByName):
 
     @classmethod
     def open(cls, path: Path) -> HuggingFaceCheckpoint:
-        """Read config and headers of the folder `path`; raises `CheckpointError`."""
+        """Read the config and the weight files' headers in the folder `path`.
+
+        Raises `CheckpointError` for a file that is missing or damaged, `UnsupportedError` for a
+        feature that a plain Llama does not have.
+        """
         generation_file = path / "generation_config.json"
         generation = read_json(generation_file) if generation_file.exists() else {}
         raw = read_json(path / "config.json")
@@ -62,7 +66,7 @@ class HuggingFaceCheckpoint(TensorsByName):
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Copy tokenizer.json, its settings and the chat template, or make them from
-        tokenizer.model."""
+        tokenizer.model; returns the file names."""
         if not (self.path / "tokenizer.json").exists():
             return self._convert_tokenizer(folder)
         return copy_tokenizer(self.path, folder)
@@ -70,8 +74,8 @@ class HuggingFaceCheckpoint(TensorsByName):
     def _convert_tokenizer(self, folder: Path) -> list[str]:
         if not (self.path / "tokenizer.model").exists():
             raise CheckpointError(
-                f"{self.path} has neither a tokenizer.json nor a tokenizer.model: put the one the "
-                "model was trained with beside the weights."
+                f"{self.path} has neither a tokenizer.json nor a tokenizer.model: copy the one the "
+                "model was trained with into this folder."
             )
         from llama_onnx.exporter.tokenizer.huggingface import tokenizer_from_folder
 
@@ -79,16 +83,16 @@ class HuggingFaceCheckpoint(TensorsByName):
         return tokenizer.write(folder, self.config.max_position_embeddings)
 
     def licence_files(self) -> Sequence[Path]:
-        """Licence, policy, notice and model card beside the weights."""
+        """Return license, policy, notice and model card in the folder."""
         return find_licences(self.path)
 
     def search_defaults(self) -> dict[str, Any]:
-        """Sampling defaults from generation_config.json."""
+        """Return the sampling defaults in generation_config.json."""
         values = {key: self.generation.get(key) for key in _SEARCH_KEYS}
         return {key: value for key, value in values.items() if value is not None}
 
     def fingerprint(self) -> dict[str, str]:
-        """Size and modification time of config and shards."""
+        """Return size and modification time of config and shards."""
         return file_fingerprint([self.path / "config.json", *self.shards])
 
 
@@ -103,14 +107,14 @@ def copy_tokenizer(source: Path, folder: Path) -> list[str]:
     original = (source / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").write_bytes(spell_out_digits(original))
     template = read_chat_template(source)
-    if template is not None:  # as a file too, where today's readers look for it
+    if template is not None:  # also as a file, where current readers look for it
         (folder / "chat_template.jinja").write_bytes(template.encode("utf-8", "replace"))
         written.append("chat_template.jinja")
     return written
 
 
 def find_shards(path: Path) -> tuple[Path, ...]:
-    """The weight files of the folder `path`; raises `CheckpointError` unless all are there."""
+    """Return the weight files of the folder `path`; raises `CheckpointError` if any is missing."""
     for single in SINGLES:
         if (path / f"{single}.index.json").exists():
             return _indexed_shards(path / f"{single}.index.json")
@@ -121,17 +125,20 @@ def find_shards(path: Path) -> tuple[Path, ...]:
             raise CheckpointError(
                 f"{path} has {suffix} shards but no {single}.index.json: download it too."
             )
-    own_name = list(path.glob("gptq_model-*.safetensors"))  # as AutoGPTQ calls it
+    own_name = list(path.glob("gptq_model-*.safetensors"))  # AutoGPTQ's name
     if len(own_name) == 1:
         return (own_name[0],)
-    raise CheckpointError(f"{path} has a config.json but no {' or '.join(SINGLES)}.")
+    raise CheckpointError(
+        f"{path} has a config.json but no {' or '.join(SINGLES)}: download the weights."
+    )
 
 
 def indexed_names(index: Path) -> list[str]:
-    """Names of the shards that the file `index` lists."""
+    """Return the names of the shards listed in the file `index`; raises `CheckpointError` if it
+    lists none."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map.")
+        raise CheckpointError(f"{index} has no weight_map: download it again.")
     return sorted({str(name) for name in weight_map.values()})
 
 

@@ -1,9 +1,9 @@
-"""LoRA adapters in PEFT's layout: a checkpoint wrapped in another, merged while it is read.
+"""LoRA adapters in PEFT's layout: checkpoints that wrap a base and merge the adapter as they read.
 
 LoRA (Hu et al. 2021, arXiv:2106.09685) adds `scaling * B @ A` to a matrix. Rows of the result need
-the same rows of B and the whole of A, so merging costs no memory beyond A, which is small.
+the same rows of B and all of A, so merging only needs memory for A, which is small.
 
-Several adapters wrap one another: each is merged into the result of those before it.
+Several adapters are nested: each is merged into the result of the previous ones.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _PREFIX = "base_model.model."
 class LowRank:
     """`scaling * left @ right`: left is [rows, rank], right [rank, columns].
 
-    A linear layer has B as left and A as right. PEFT stores an embedding's the other way round,
-    as A [rank, rows] and B [columns, rank], so there both are `transposed`.
+    For a linear layer, B is left and A is right. PEFT stores an embedding's matrices the other way
+    round, as A [rank, rows] and B [columns, rank], so both are `transposed`.
     """
 
     left: LazyTensor
@@ -57,12 +57,12 @@ class LowRank:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Rank of left and of right."""
+        """Ranks of left and right."""
         side = 1 if self.transposed else 0
         return (self.left.shape[1 - side], self.right.shape[side])
 
     def added_to(self, tensor: LazyTensor) -> LazyTensor:
-        """Return `tensor` plus this; what is read whole is read once and kept by the result."""
+        """Return `tensor` plus this product. The result caches matrices that it reads whole."""
         left, right = self.left, self.right
         if self.transposed:
             left, right = _transposed(left), _transposed(right)
@@ -72,7 +72,7 @@ class LowRank:
             return right.rows(0, right.shape[0]) * np.float32(self.scaling)
 
         def rows(start: int, stop: int) -> Float32:
-            # The reader of the rows looks for NaN and can say where; numpy cannot.
+            # The caller checks the rows for NaN and knows their names; numpy would only warn.
             with np.errstate(invalid="ignore", over="ignore"):
                 return tensor.rows(start, stop) + left.rows(start, stop) @ scaled()
 
@@ -82,13 +82,13 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Change:
-    """What an adapter does to a tensor: puts `whole` in its place, adds `low_rank`, or both."""
+    """An adapter's change of a tensor: replace it with `whole`, add `low_rank`, or both."""
 
     whole: LazyTensor | None
     low_rank: LowRank | None
 
     def applied_to(self, tensor: LazyTensor) -> LazyTensor:
-        """The changed tensor."""
+        """Return `tensor` with the change."""
         changed = replace(self.whole, name=tensor.name) if self.whole else tensor
         return self.low_rank.added_to(changed) if self.low_rank else changed
 
@@ -97,8 +97,8 @@ class Change:
 class LoraCheckpoint:
     """`base` with the adapter in `folder` merged; `changes` by Hugging Face tensor name.
 
-    An adapter that changes the embedding or the head of a tied model changes that one alone, as
-    PEFT computes it, so the result is not tied.
+    An adapter that changes the embedding or the head of a tied model changes only that one, as in
+    PEFT, so the result is not tied.
     """
 
     base: Checkpoint
@@ -117,13 +117,13 @@ class LoraCheckpoint:
         return self.base.format
 
     def names(self) -> Iterable[str]:
-        """Names of all tensors: the base's, and the head's when it is no longer tied."""
+        """Return the names of all tensors: the base's, and the head's if it is no longer tied."""
         head = () if self.config.tie_word_embeddings else (f"{_HEAD}.weight",)
         return {*self.base.names(), *head}
 
     def tensor(self, name: str) -> LazyTensor:
-        """Tensor `name`, merged. If the adapter makes NaN or infinity of finite rows, reading
-        them raises a `CheckpointError` that names it."""
+        """Return tensor `name`, merged. Reading rows raises `CheckpointError` if the adapter turns
+        finite values into NaN or infinity."""
         tensor = self._original(name)
         if name not in self.changes:
             return tensor
@@ -133,7 +133,7 @@ class LoraCheckpoint:
             found = changed.rows(start, stop)
             if not np.isfinite(found).all() and np.isfinite(tensor.rows(start, stop)).all():
                 raise CheckpointError(
-                    f"{self.folder}: the adapter makes NaN or infinity of {name}, rows {start} to "
+                    f"{self.folder}: the adapter gives NaN or infinity in {name}, rows {start} to "
                     f"{stop - 1}: it is damaged, or its training diverged."
                 )
             return found
@@ -141,21 +141,21 @@ class LoraCheckpoint:
         return replace(changed, rows=rows)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
-        """Write the tokenizer saved with the adapter, which it was trained with, or the base's."""
+        """Write the tokenizer saved with the adapter, if any, else the base's."""
         if (self.folder / "tokenizer.json").exists():
             return copy_tokenizer(self.folder, folder)
         return self.base.write_tokenizer(folder)
 
     def licence_files(self) -> Sequence[Path]:
-        """The base's and the adapter's."""
+        """Return the files of the base and of the adapter."""
         return [*self.base.licence_files(), *find_licences(self.folder)]
 
     def search_defaults(self) -> dict[str, Any]:
-        """The base's sampling defaults."""
+        """Return the base's sampling defaults."""
         return self.base.search_defaults()
 
     def fingerprint(self) -> dict[str, str]:
-        """The base's files, and the adapter's under its number: the order of adapters counts."""
+        """Return those of the base and the adapter, numbered because their order matters."""
         number = len(adapters_of(self))
         files = file_fingerprint(adapter_files(self.folder))
         own = {f"adapter {number}/{name}": value for name, value in files.items()}
@@ -168,26 +168,26 @@ class LoraCheckpoint:
 
 
 def adapters_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
-    """Folders of the adapters merged into `checkpoint`, the first one first."""
+    """Return the folders of the adapters merged into `checkpoint`, in the order of merging."""
     if isinstance(checkpoint, LoraCheckpoint):
         return (*adapters_of(checkpoint.base), checkpoint.folder)
     return ()
 
 
 def adapter_files(folder: Path) -> list[Path]:
-    """The files that make up the adapter in `folder`."""
+    """Return the files of the adapter in `folder`; raises `CheckpointError` without weights."""
     return [folder / CONFIG_FILE, _weights_file(folder)]
 
 
 def open_adapter(base: Checkpoint, folder: Path) -> LoraCheckpoint:
-    """`base` with the PEFT adapter in `folder` merged. Reads headers only.
+    """Return `base` with the PEFT adapter in `folder` merged. Reads headers only.
 
-    Raises `CheckpointError` for an adapter that is damaged, contradicts itself or was made for
-    another base, `UnsupportedError` for one that is not plain LoRA.
+    Raises `CheckpointError` for an adapter that is damaged, inconsistent or made for another base,
+    `UnsupportedError` for one that is not plain LoRA.
     """
     config = read_adapter_config(folder)
     tensors = read_state_dict(_weights_file(folder))
-    # Every base has a head to change; a tied one is not tied afterwards.
+    # An adapter may change the head of any base, which is then no longer tied.
     shapes = replace(base.config, tie_word_embeddings=False).tensor_shapes()
     modules = {name.removesuffix(".weight"): shape for name, shape in shapes.items()}
     changes = {}
@@ -197,12 +197,12 @@ def open_adapter(base: Checkpoint, folder: Path) -> LoraCheckpoint:
             changes[f"{module}.weight"] = change
     if tensors:
         raise CheckpointError(
-            f"{folder} has the tensor {next(iter(tensors))}, for which {base.path} has no place: "
+            f"{folder} has the tensor {next(iter(tensors))}, which matches nothing in {base.path}: "
             f"{_made_for(config)}."
         )
     _check_names(config, modules)
     if not changes:
-        raise CheckpointError(f"{folder} changes nothing: no module of the base is in it.")
+        raise CheckpointError(f"{folder} changes nothing: it has no module of the base.")
     return LoraCheckpoint(base, folder, _untied(base, changes, config), changes)
 
 
@@ -218,7 +218,7 @@ def _weights_file(folder: Path) -> Path:
 def _take_change(
     module: str, shape: tuple[int, ...], config: AdapterConfig, tensors: dict[str, LazyTensor]
 ) -> Change:
-    """The change of `module`; its tensors are taken out of `tensors`."""
+    """Return the change of `module`, and remove its tensors from `tensors`."""
 
     def take(part: str) -> LazyTensor | None:
         return tensors.pop(f"{_PREFIX}{module}.{part}", None)
@@ -234,7 +234,7 @@ def _take_change(
         if left or right:
             raise CheckpointError(
                 f"{config.where} does not target {module}, but {WEIGHTS_FILE} has a change of it: "
-                "the two files are of different adapters."
+                "the two files are from different adapters."
             )
         return Change(whole, None)
     if not left or not right:
@@ -255,24 +255,24 @@ def _check_whole(
         if replaced:
             raise CheckpointError(
                 f"{folder} lacks the tensor {_PREFIX}{module}.weight, which modules_to_save in "
-                f"{CONFIG_FILE} promises: download it again."
+                f"{CONFIG_FILE} requires: download it again."
             )
         return
-    # PEFT saves embedding and head unasked when it thinks that they may have been changed.
+    # PEFT also saves embedding and head on its own if they may have changed.
     if not replaced and module not in (_EMBEDDING, _HEAD):
         raise CheckpointError(
             f"{folder} has the tensor {whole.name}, which modules_to_save in {CONFIG_FILE} does "
-            "not name: the two files are of different adapters."
+            "not name: the two files are from different adapters."
         )
     if whole.shape == shape:
         return
     if len(shape) == len(whole.shape) == 2 and shape[1] == whole.shape[1]:
         raise UnsupportedError(
-            f"{folder} has {whole.shape[0]} rows for {module}, the base {shape[0]}: a resized "
+            f"{folder} has {whole.shape[0]} rows for {module}, but the base {shape[0]}: a resized "
             "vocabulary is not supported; merge with PEFT's merge_and_unload and export the result."
         )
     raise CheckpointError(
-        f"{folder}: {whole.name} has shape {list(whole.shape)}, the base's is {list(shape)}: "
+        f"{folder}: {whole.name} has shape {list(whole.shape)}, but the base's is {list(shape)}: "
         f"{_made_for(config)}."
     )
 
@@ -285,7 +285,7 @@ def _check_low_rank(
         raise CheckpointError(f"{folder} is damaged: the change of {module} is not two matrices.")
     if found.shape != shape:
         raise CheckpointError(
-            f"{folder} changes a {module} of shape {list(found.shape)}, the base's is "
+            f"{folder} changes a {module} of shape {list(found.shape)}, but the base's is "
             f"{list(shape)}: {_made_for(config)}."
         )
     rank = config.rank_of(module)
@@ -293,24 +293,24 @@ def _check_low_rank(
         ranks = " and ".join(str(found_rank) for found_rank in sorted(set(found.ranks)))
         raise CheckpointError(
             f"{folder}: the change of {module} has rank {ranks}, but {CONFIG_FILE} says {rank}: "
-            "the two files are of different adapters."
+            "the two files are from different adapters."
         )
 
 
 def _check_names(config: AdapterConfig, modules: dict[str, tuple[int, ...]]) -> None:
-    """Refuse a name that matches no module: its change would be left out silently."""
+    """Refuse a name that matches no module: its change would be silently omitted."""
     matrices = [module for module, shape in modules.items() if len(shape) == 2]
     for name in () if isinstance(config.targets, str) else config.targets:
         if not any(f".{module}".endswith(f".{name}") for module in matrices):
             raise CheckpointError(
-                f"{config.where}: target_modules names {name!r}, which no matrix of the base is "
-                f"called: {_made_for(config)}."
+                f"{config.where}: target_modules names {name!r}, but the base has no such matrix: "
+                f"{_made_for(config)}."
             )
     for name in config.saved:
         if not any(saves(name, module) for module in modules):
             raise CheckpointError(
-                f"{config.where}: modules_to_save names {name!r}, which no module of the base is "
-                f"called: {_made_for(config)}."
+                f"{config.where}: modules_to_save names {name!r}, but the base has no such module: "
+                f"{_made_for(config)}."
             )
 
 

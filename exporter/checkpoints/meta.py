@@ -1,8 +1,8 @@
-"""Meta's download: params.json, consolidated.NN.pth (one shard a GPU), tokenizer.model.
+"""Meta's download: params.json, consolidated.NN.pth (one shard per GPU), tokenizer.model.
 
-Meta cuts every matrix along the axis that its model-parallel layer splits, and every shard holds a
-piece of each; here the pieces are joined again as rows are read. Queries and keys have the rows of
-a head interleaved for the rotary embedding; `rows()` gives them in Hugging Face's order.
+Meta splits every matrix along the axis of its model-parallel layer, so that every shard holds a
+piece of each; the pieces are joined again as rows are read. In queries and keys, the rows of a head
+are interleaved for the rotary embedding; `rows()` returns them in Hugging Face's order.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LAYER_PARTS = {
     "attention_norm": ("input_layernorm", _COPIES),
     "ffn_norm": ("post_attention_layernorm", _COPIES),
 }
-"""Meta's name -> Hugging Face's, and what the shards hold of it."""
+"""Meta's name -> Hugging Face's name, and which part of the tensor each shard holds."""
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)\.weight")
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
@@ -54,7 +54,7 @@ Shard = dict[str, LazyTensor]
 
 @dataclass(frozen=True)
 class MetaCheckpoint(TensorsByName):
-    """A folder of Meta's download. `tensors` maps each Hugging Face name to its joined tensor."""
+    """A folder as Meta distributes it. `tensors` maps Hugging Face names to the joined tensors."""
 
     path: Path
     config: LlamaConfig
@@ -65,7 +65,10 @@ class MetaCheckpoint(TensorsByName):
 
     @classmethod
     def open(cls, path: Path) -> MetaCheckpoint:
-        """Read params.json, the shards' headers and the tokenizer's; raises `CheckpointError`."""
+        """Read params.json and the headers of the shards and the tokenizer.
+
+        Raises `CheckpointError` for a file that is missing, damaged or of another model.
+        """
         from llama_onnx.exporter.tokenizer.model_file import read_facts
 
         params = path / "params.json"
@@ -86,8 +89,11 @@ class MetaCheckpoint(TensorsByName):
         return cls(path, config, tensors, tuple(files.values()), tokenizer)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
-        """Make the tokenizer's files from tokenizer.model; a chat model gets Llama 2's prompt
-        format, and is known by the `chat` in its folder's name, as Meta's download has it."""
+        """Write the tokenizer's files, made from tokenizer.model.
+
+        A chat model, recognized by `chat` in the folder's name as Meta distributes it, gets Llama
+        2's prompt format.
+        """
         from llama_onnx.exporter.tokenizer.llama2 import LLAMA2_CHAT_TEMPLATE
         from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
 
@@ -97,31 +103,31 @@ class MetaCheckpoint(TensorsByName):
         return tokenizer.write(folder, self.config.max_position_embeddings)
 
     def licence_files(self) -> Sequence[Path]:
-        """Licence, policy, notice and model card; the download keeps them a folder above."""
+        """Return license, policy, notice and model card, which may be in the parent folder."""
         own = find_licences(self.path)
         names = {file.name for file in own}
         above = find_licences(self.path.resolve().parent)
-        # A README.md up there may be about anything.
+        # A README.md in the parent folder may be about something else.
         terms = [file for file in above if kind_of(file.name) in TERMS]
         return [*own, *(file for file in terms if file.name not in names)]
 
     def search_defaults(self) -> dict[str, Any]:
-        """Meta's download has no sampling defaults."""
+        """Return {}: Meta's download has no sampling defaults."""
         return {}
 
     def fingerprint(self) -> dict[str, str]:
-        """Size and modification time of params.json, shards and tokenizer."""
+        """Return size and modification time of params.json, shards and tokenizer."""
         return file_fingerprint([self.path / "params.json", *self.shards, self.tokenizer])
 
 
 def _find_tokenizer(path: Path) -> Path:
-    # The download of several models keeps their one tokenizer a folder above.
+    # A download of several models has one tokenizer, in the parent folder.
     places = (path, path.resolve().parent)
     for place in places:
         if (place / "tokenizer.model").is_file():
             return place / "tokenizer.model"
     raise CheckpointError(
-        f"neither {path} nor the folder above has a tokenizer.model: copy it beside params.json."
+        f"neither {path} nor its parent folder has a tokenizer.model: copy it next to params.json."
     )
 
 
@@ -134,8 +140,8 @@ def _find_shards(path: Path) -> dict[int, Path]:
 
 
 def _require_all(path: Path, shards: dict[int, Shard]) -> None:
-    """Any shard shows how many there are: it has its share of the embedding's columns, and a whole
-    norm."""
+    """Raise `CheckpointError` unless all shards are there. Their number follows from any shard,
+    which has its share of the embedding's columns and a whole norm."""
     for number, shard in shards.items():
         try:
             dim, width = shard["norm.weight"].shape[-1], shard["tok_embeddings.weight"].shape[-1]
@@ -153,7 +159,7 @@ def _require_all(path: Path, shards: dict[int, Shard]) -> None:
         if len(shards) > count:
             raise CheckpointError(
                 f"{path} has {len(shards)} shards, but shard {number} is one of {count}: they are "
-                "of different models."
+                "from different models."
             )
 
 
@@ -162,7 +168,7 @@ def _join_all(path: Path, shards: Sequence[Shard]) -> dict[str, LazyTensor]:
         odd = shards[0].keys() ^ shard.keys()
         if odd:
             raise CheckpointError(
-                f"{path}: {min(odd)} is not in both shard 0 and shard {number}: they are of "
+                f"{path}: {min(odd)} is not in both shard 0 and shard {number}: they are from "
                 "different models."
             )
     joined = (_join(path, name, [shard[name] for shard in shards]) for name in shards[0])
@@ -176,7 +182,8 @@ def _join(path: Path, meta_name: str, parts: Sequence[LazyTensor]) -> LazyTensor
         if (part.shape, part.dtype) != (first.shape, first.dtype):
             raise CheckpointError(
                 f"{path}: {meta_name} is {first.dtype} {list(first.shape)} in shard 0, but "
-                f"{part.dtype} {list(part.shape)} in shard {number}: they are of different models."
+                f"{part.dtype} {list(part.shape)} in shard {number}: they are from different "
+                "models."
             )
     if len(parts) == 1:
         return replace(first, name=name)
@@ -192,7 +199,8 @@ def _join(path: Path, meta_name: str, parts: Sequence[LazyTensor]) -> LazyTensor
 
 
 def _translate(name: str) -> tuple[str, str]:
-    """Hugging Face's name, and what the shards hold; an unknown one is left for check_tensors."""
+    """Return the Hugging Face name and the part each shard holds; keep an unknown name, which
+    `check_tensors` reports."""
     layer = _LAYER.fullmatch(name)
     if layer and layer[2] in _LAYER_PARTS:
         part, held = _LAYER_PARTS[layer[2]]
@@ -205,7 +213,7 @@ def _translate(name: str) -> tuple[str, str]:
 
 
 def _stacked_rows(parts: Sequence[LazyTensor], start: int, stop: int) -> Float32:
-    """Rows of shards that are stacked."""
+    """Return rows of the matrix whose shards are stacked."""
     height = parts[0].shape[0]
     spans = [
         (max(start - i * height, 0), min(stop - i * height, height)) for i in range(len(parts))
@@ -215,20 +223,21 @@ def _stacked_rows(parts: Sequence[LazyTensor], start: int, stop: int) -> Float32
 
 
 def _adjoined_rows(parts: Sequence[LazyTensor], start: int, stop: int) -> Float32:
-    """Rows of shards that are side by side."""
+    """Return rows of the matrix whose shards are side by side."""
     return np.concatenate([part.rows(start, stop) for part in parts], axis=1)
 
 
 def _same_rows(
     path: Path, name: str, parts: Sequence[LazyTensor], start: int, stop: int
 ) -> Float32:
-    """Rows that every shard holds a copy of."""
+    """Return rows of a tensor that every shard has a copy of; raises `CheckpointError` if the
+    copies differ."""
     first = parts[0].rows(start, stop)
     for number, part in enumerate(parts):
         if not np.array_equal(first, part.rows(start, stop), equal_nan=True):
             raise CheckpointError(
-                f"{path}: {name} differs between shard 0 and shard {number}: they are of different "
-                "models."
+                f"{path}: {name} differs between shard 0 and shard {number}: they are from "
+                "different models."
             )
     return first
 

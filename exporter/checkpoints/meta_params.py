@@ -1,4 +1,4 @@
-"""Meta's `params.json`, completed by what only the tensors and the tokenizer know."""
+"""Meta's `params.json`, completed with values from the tensors and the tokenizer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from llama_onnx.exporter.tokenizer.model_file import ModelFileFacts
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Tensors by Hugging Face name, shards joined."""
+"""Hugging Face name -> shape of the joined tensor."""
 
 ROTARY_BUFFER = "rope.freqs"
-"""Saved beside the weights, once or in every layer; it follows from the config."""
+"""A buffer saved with the weights, once or in every layer; it follows from the config."""
 
 _EMBEDDING, _GATE = "model.embed_tokens.weight", "model.layers.0.mlp.gate_proj.weight"
 _REFUSED = ("use_scaled_rope", "quantization_args", "lora_args", "moe", "moe_args", "vision_args")
@@ -22,9 +22,11 @@ _REFUSED = ("use_scaled_rope", "quantization_args", "lora_args", "moe", "moe_arg
 def config_from_params(
     raw: Mapping[str, Any], where: str, folder: str, shapes: Shapes, tokens: ModelFileFacts
 ) -> LlamaConfig:
-    """Build a config from the content of params.json; `folder` is the name of the model's folder.
+    """Return the config for `raw`, the content of the params.json at `where`; `folder` is the name
+    of the model's folder.
 
-    The tensors have the last word: what contradicts them raises `CheckpointError`.
+    Raises `CheckpointError` for a value that contradicts the tensors or the tokenizer,
+    `UnsupportedError` for a feature that is not supported.
     """
     for key in _REFUSED:
         if raw.get(key):
@@ -33,20 +35,20 @@ def config_from_params(
     vocab_size, dim = _shape(shapes, _EMBEDDING, where)
     intermediate_size, _ = _shape(shapes, _GATE, where)
     heads = keys.integer("n_heads")
-    _agree(where, "dim", keys.integer("dim"), dim)
-    _agree(where, "n_layers", keys.integer("n_layers"), _layers(shapes))
-    if raw.get("vocab_size") not in (None, -1):  # -1 means the tokenizer's
-        _agree(where, "vocab_size", keys.integer("vocab_size"), vocab_size)
+    _require_equal(where, "dim", keys.integer("dim"), dim)
+    _require_equal(where, "n_layers", keys.integer("n_layers"), _layers(shapes))
+    if raw.get("vocab_size") not in (None, -1):  # -1 means the tokenizer's size
+        _require_equal(where, "vocab_size", keys.integer("vocab_size"), vocab_size)
     if dim % heads:
         raise CheckpointError(f"{where}: dim {dim} is not a multiple of n_heads {heads}.")
     _check_frequencies(shapes, dim // heads, where)
     if tokens.size != vocab_size:
         raise CheckpointError(
-            f"{where}: the tokenizer has {tokens.size:,} tokens, the embedding {vocab_size:,} "
-            "rows: tokenizer.model is another model's."
+            f"{where}: the tokenizer has {tokens.size:,} tokens, but the embedding {vocab_size:,} "
+            "rows: use the tokenizer.model of this model."
         )
     if "multiple_of" in raw:
-        _agree(where, "multiple_of", _feed_forward(dim, keys, raw), intermediate_size)
+        _require_equal(where, "multiple_of", _feed_forward(dim, keys, raw), intermediate_size)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=dim,
@@ -69,7 +71,7 @@ def config_from_params(
 def _shape(shapes: Shapes, name: str, where: str) -> tuple[int, int]:
     shape = shapes.get(name, ())
     if len(shape) != 2:
-        raise CheckpointError(f"{where} is beside shards that lack the matrix {name}.")
+        raise CheckpointError(f"{where}: the shards lack the matrix {name}: download them again.")
     return shape[0], shape[1]
 
 
@@ -79,22 +81,22 @@ def _layers(shapes: Shapes) -> int:
 
 
 def _check_frequencies(shapes: Shapes, head_dim: int, where: str) -> None:
-    # The one tensor that tells how many heads share the rows of the queries.
+    # Only this tensor shows how many heads share the rows of the queries.
     for name, shape in shapes.items():
         if name.endswith(ROTARY_BUFFER):
-            _agree(where, "dim / n_heads", head_dim, 2 * shape[-1])
+            _require_equal(where, "dim / n_heads", head_dim, 2 * shape[-1])
 
 
-def _agree(where: str, key: str, said: int, found: int) -> None:
-    if said != found:
+def _require_equal(where: str, key: str, stated: int, found: int) -> None:
+    if stated != found:
         raise CheckpointError(
-            f"{where}: {key} gives {said}, but the tensors have {found}: params.json and shards "
-            "are of different models."
+            f"{where}: {key} gives {stated}, but the tensors have {found}: params.json and shards "
+            "are from different models."
         )
 
 
 def _feed_forward(dim: int, keys: Keys, raw: Mapping[str, Any]) -> int:
-    """The size of the hidden layer as Meta's model.py works it out."""
+    """Return intermediate_size as Meta's model.py computes it."""
     size, multiple = int(2 * (4 * dim) / 3), keys.integer("multiple_of")
     if raw.get("ffn_dim_multiplier") is not None:
         size = int(keys.number("ffn_dim_multiplier") * size)
@@ -102,11 +104,11 @@ def _feed_forward(dim: int, keys: Keys, raw: Mapping[str, Any]) -> int:
 
 
 def _context(keys: Keys, raw: Mapping[str, Any], folder: str) -> int:
-    """How many positions the model was trained on, which params.json does not say.
+    """Return the number of positions the model was trained on, which params.json does not contain.
 
-    Code Llama is known by its rope_theta; Llama 2 by the folder's name as Meta's download gives it,
-    since its 7B chat model has Llama 1's norm_eps; Llama 1 by that norm_eps, and its 65B, which has
-    the other, by its size without grouped queries.
+    Code Llama is recognized by its rope_theta. Llama 2 is recognized by the name of Meta's folder,
+    because its 7B chat model has Llama 1's norm_eps. Llama 1 is recognized by that norm_eps; its
+    65B model, which has Llama 2's, by its size without grouped queries.
     """
     if keys.number("rope_theta", default=10000.0) == 1e6:
         return 16384

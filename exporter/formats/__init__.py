@@ -1,1 +1,1 @@
-"""File formats that hold tensors. Nothing here knows what a Llama is."""
+"""File formats that hold tensors. Nothing here depends on the Llama architecture."""

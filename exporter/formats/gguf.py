@@ -1,8 +1,7 @@
-"""The header of a GGUF file: metadata and the place of each tensor.
+"""The header of a GGUF file: metadata and the location of each tensor.
 
-Read here rather than through `gguf.GGUFReader`: that one maps the whole file, keeps a view of every
-tensor and trusts each length it finds, so that a damaged count sends it into an endless loop. The
-layout is published at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+`gguf.GGUFReader` is not used: it maps the whole file, keeps a view of every tensor and trusts each
+length it finds, so that a damaged count sends it into an endless loop. The layout is published at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_ALIGNMENT = 32  # where general.alignment is not given
+_ALIGNMENT = 32  # the default if general.alignment is not set
 _STRING, _ARRAY = 8, 9
 _SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"),
@@ -38,7 +37,7 @@ _SCALARS: dict[int, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor: `shape` has rows first, `offset` counts from the start of the file."""
+    """One tensor. `shape` has rows first; `offset` is in bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -49,7 +48,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """Metadata by key, tensors by GGUF name."""
+    """A GGUF file's metadata by key, and its tensors by GGUF name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
@@ -58,8 +57,8 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read the header of the GGUF file `path`.
 
-    Raises `CheckpointError` when it is not a whole GGUF file, `UnsupportedError` for a version or a
-    tensor type this tool does not know.
+    Raises `CheckpointError` if the file is not a complete GGUF file, `UnsupportedError` for a
+    version or tensor type that is not supported.
     """
     try:
         with path.open("rb") as file:
@@ -77,8 +76,8 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         if count > self.size - self.position:
             raise CheckpointError(
-                f"{self.path} is truncated or damaged: its header asks for {count:,} bytes at "
-                f"{self.position:,}, the file ends at {self.size:,}; download it again."
+                f"{self.path} is truncated or damaged: its header requires {count:,} bytes at byte "
+                f"{self.position:,}, but the file ends at {self.size:,}; download it again."
             )
         return self._file.read(count)
 
@@ -91,7 +90,7 @@ class _Cursor:
             return self.take(self.integer("Q")).decode("utf-8")
         except UnicodeDecodeError:
             raise CheckpointError(
-                f"{self.path} is damaged: a text in its header is not UTF-8; download it again."
+                f"{self.path} is damaged: a string in its header is not UTF-8; download it again."
             ) from None
 
     def value(self, kind: int) -> Any:
@@ -133,23 +132,27 @@ def _read(cursor: _Cursor) -> Header:
     base = -(-cursor.position // alignment) * alignment
     tensors = {entry[0]: _tensor(*entry, base, cursor) for entry in entries}
     if len(tensors) < num_tensors:
-        raise CheckpointError(f"{cursor.path} is damaged: two of its tensors have the same name.")
+        raise CheckpointError(
+            f"{cursor.path} is damaged: two of its tensors have the same name; download it again."
+        )
     return Header(metadata, tensors)
 
 
 def _check_start(cursor: _Cursor) -> None:
     if cursor.size < 24 or cursor.take(4) != _MAGIC:
         raise CheckpointError(
-            f"{cursor.path} is not a GGUF file (it does not start with 'GGUF'): is the download "
-            "complete, or a web page saved under this name?"
+            f"{cursor.path} is not a GGUF file (it does not start with 'GGUF'): download it again "
+            "and check that the link does not lead to a web page."
         )
     version = cursor.integer("I")
     if version and version & 0xFFFF == 0:
-        raise UnsupportedError(f"{cursor.path} is a big-endian GGUF file; convert it again.")
+        raise UnsupportedError(
+            f"{cursor.path} is a big-endian GGUF file: convert the model again as little-endian."
+        )
     if version not in _VERSIONS:
         raise UnsupportedError(
-            f"{cursor.path} is GGUF version {version}, this tool reads versions 2 and 3: convert "
-            "the model again with a current llama.cpp."
+            f"{cursor.path} is GGUF version {version}, but only versions 2 and 3 can be read: "
+            "convert the model again with a current llama.cpp."
         )
 
 
@@ -164,7 +167,9 @@ def _read_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.string()
     dims = cursor.integer("I")
     if not 1 <= dims <= 4:
-        raise CheckpointError(f"{cursor.path} is damaged: {name} has {dims} dimensions.")
+        raise CheckpointError(
+            f"{cursor.path} is damaged: {name} has {dims} dimensions; download it again."
+        )
     shape = tuple(cursor.integer("Q") for _ in range(dims))[::-1]
     return name, shape, cursor.integer("I"), cursor.integer("Q")
 
@@ -176,7 +181,7 @@ def _tensor(
         kind = GGMLQuantizationType(code)
     except ValueError:
         raise UnsupportedError(
-            f"{cursor.path}: {name} is stored as ggml type {code}, which is not known."
+            f"{cursor.path}: {name} is stored as ggml type {code}, which is not supported."
         ) from None
     block, size = GGML_QUANT_SIZES[kind]
     elements = 1
@@ -185,12 +190,12 @@ def _tensor(
     if shape[-1] % block:
         raise CheckpointError(
             f"{cursor.path} is damaged: {name} is stored as {kind.name} in blocks of {block}, but "
-            f"its rows are {shape[-1]} wide."
+            f"its rows have {shape[-1]} values; download it again."
         )
     end = base + offset + elements // block * size
     if end > cursor.size:
         raise CheckpointError(
-            f"{cursor.path} is truncated: {name} ends at byte {end:,}, the file at "
-            f"{cursor.size:,}; download it again."
+            f"{cursor.path} is truncated: {name} ends at byte {end:,}, but the file has "
+            f"{cursor.size:,} bytes; download it again."
         )
     return TensorInfo(name, shape, kind, base + offset, elements // block * size)

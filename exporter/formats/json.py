@@ -10,12 +10,15 @@ from llama_onnx.targets.errors import CheckpointError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from `path`; raises `CheckpointError`, which names the file."""
+    """Read a JSON object from `path`.
+
+    Raises `CheckpointError` if the file is missing, unreadable or not a JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path.parent} has no {path.name}: name the folder of a checkpoint."
+            f"{path.parent} has no {path.name}: pass a checkpoint folder."
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None

@@ -1,8 +1,8 @@
-"""Safetensors files: the place of each tensor in them.
+"""Safetensors files and the location of each tensor in them.
 
-The header is read here rather than through the library: `safe_open` maps the whole file for as long
-as it is open, and every page read stays resident, so memory would grow with the model. The format
-(8-byte little-endian header length, JSON header, data) is published at
+The library is not used: `safe_open` maps the whole file as long as it is open, and every page read
+stays resident, so memory would grow with the model. The format (8-byte little-endian header length,
+JSON header, data) is published at
 https://github.com/huggingface/safetensors#format.
 """
 
@@ -24,21 +24,21 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I32": np.dtype("<i4"),  # integers hold the codes of a quantized checkpoint
+    "I32": np.dtype("<i4"),  # for the codes of a quantized checkpoint
     "I64": np.dtype("<i8"),
 }
-_MAX_HEADER = 100_000_000  # the format's own limit
+_MAX_HEADER = 100_000_000  # the limit set by the format
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Return the tensors of a safetensors file, none of them read; raises `CheckpointError` for a
-    damaged header."""
+    """Return the tensors of a safetensors file by name, without reading their values; raises
+    `CheckpointError` for a damaged header."""
     return {name: stored.lazy() for name, stored in stored_tensors(path).items()}
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Return the place of each tensor of a safetensors file; raises `CheckpointError` for a damaged
-    header."""
+    """Return the location of each tensor of a safetensors file by name; raises `CheckpointError`
+    for a damaged header."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -46,8 +46,8 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
             if length > min(_MAX_HEADER, size - 8):
                 raise CheckpointError(
-                    f"{path} is not a whole safetensors file (its header ends after the file's "
-                    "end): download it again."
+                    f"{path} is not a whole safetensors file (its header extends past the end of "
+                    "the file): download it again."
                 )
             header = json.loads(file.read(length))
             if not isinstance(header, dict):
@@ -67,13 +67,18 @@ def _stored(path: Path, name: str, entry: dict[str, Any], base: int, size: int) 
         code, shape = str(entry["dtype"]), tuple(int(dim) for dim in entry["shape"])
         begin, end = (int(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: the header's entry for {name} is damaged.") from None
+        raise CheckpointError(
+            f"{path}: the header's entry for {name} is damaged: download it again."
+        ) from None
     if base + end > size:
         raise CheckpointError(
-            f"{path} is truncated: {name} ends at byte {base + end:,}, the file at {size:,}; "
-            "download it again."
+            f"{path} is truncated: {name} ends at byte {base + end:,}, but the file has {size:,} "
+            "bytes; download it again."
         )
     dtype = _DTYPES.get(code)
     if dtype is not None and end - begin != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
-        raise CheckpointError(f"{path}: {name} has {end - begin:,} bytes, not those of its shape.")
+        raise CheckpointError(
+            f"{path}: {name} has {end - begin:,} bytes, which does not match its shape: "
+            "download it again."
+        )
     return StoredTensor(path, name, shape, code, dtype, base + begin, end - begin)

@@ -1,7 +1,7 @@
 """A tensor in a file, read a few rows at a time.
 
-A `LazyTensor` knows its shape and hands out rows on demand, so that a reader of a 70B model holds a
-few rows of it at a time.
+A `LazyTensor` has a shape and reads rows on demand, so that only a few rows of a 70B model are in
+memory at a time.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _FLOATS: dict[str, np.dtype[Any]] = {
 }
 
 _HALF_BITS = np.uint32(0x8FFFE000).astype(np.int32)
-"""Sign, exponent and fraction of a float16 that was sign-extended and moved up by 13 bits."""
+"""Mask of sign, exponent and fraction of a float16, sign-extended and shifted left by 13 bits."""
 
 
 @dataclass(frozen=True)
 class BlockCodes:
-    """Codes of `bits` each; `block_size` neighbours of a row share a scale."""
+    """Codes of `bits` bits each; every `block_size` consecutive codes of a row share a scale."""
 
     bits: int
     block_size: int
@@ -55,8 +55,8 @@ class LazyTensor:
 
     `rows(start, stop)` reads float32 rows `[start, stop)` of the first axis: shape
     `(stop - start, *shape[1:])`. It may be called from several threads. `dtype` is the storage type
-    as people know it ("F16", "BF16", "Q4_K", "INT4/32"), `nbytes` the bytes it takes on disk.
-    `codes`: bits and blocks, of a matrix whose values are codes times the scale of a block.
+    for display ("F16", "BF16", "Q4_K", "INT4/32"), `nbytes` its size on disk. `codes` has the bits
+    and block size of a matrix stored as codes with one scale per block; None for any other.
     """
 
     name: str
@@ -67,21 +67,23 @@ class LazyTensor:
     codes: BlockCodes | None = None
 
     def step(self, values: Float32) -> Float32:
-        """Return the distance of neighbouring values where each of `values` [R, K] (or [K]) lies
-        when it is stored as this tensor is: 0 for float32.
+        """Return the distance between adjacent representable values at each of `values` [R, K] (or
+        [K]), for this tensor's storage type; 0 for float32.
 
-        Raises `UnsupportedError` for a tensor that is neither codes in blocks nor floats.
+        Raises `UnsupportedError` for a tensor stored as neither codes in blocks nor floats.
         """
         if self.codes is not None:
             return self.codes.step(values)
         if self.dtype not in _FLOATS:
-            raise UnsupportedError(f"{self.name} is stored as {self.dtype}, whose steps vary.")
+            raise UnsupportedError(
+                f"{self.name} is stored as {self.dtype}, which has no single quantization step."
+            )
         return float_step(values, _FLOATS[self.dtype])
 
 
 def float_step(values: Float32, dtype: np.dtype[Any]) -> Float32:
-    """Return the distance of neighbouring numbers of `dtype` at each of `values`; 0 for float32,
-    as which the values are exact."""
+    """Return the distance between adjacent numbers of `dtype` at each of `values`; 0 for float32,
+    in which the values are exact."""
     if dtype == np.float32:
         return np.zeros_like(values)
     with np.errstate(over="ignore"):
@@ -92,8 +94,8 @@ def float_step(values: Float32, dtype: np.dtype[Any]) -> Float32:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """The place of a tensor's numbers in a file, row after row. `dtype` is numpy's, None for one
-    that is not known here; `code` is what the format calls it."""
+    """The location of a tensor's values in a file, stored row by row. `dtype` is the numpy type,
+    None for an unsupported one; `code` is the format's name for it."""
 
     path: Path
     name: str
@@ -104,12 +106,12 @@ class StoredTensor:
     nbytes: int
 
     def read(self) -> npt.NDArray[Any]:
-        """Read all of it, in its own type."""
+        """Return all values, in their stored type."""
         return self._values(0, self.shape[0])
 
     def lazy(self) -> LazyTensor:
-        """Return it as float32 rows; reading them raises `UnsupportedError` unless it is of
-        floats."""
+        """Return it as a lazy tensor; reading its rows raises `UnsupportedError` unless the values
+        are floats."""
         return LazyTensor(self.name, self.shape, self.code, self.nbytes, self._rows)
 
     def _rows(self, start: int, stop: int) -> Float32:
@@ -132,8 +134,8 @@ def read_values(
 ) -> npt.NDArray[Any]:
     """Read `count` values of the tensor `name` at byte `offset` of `path`.
 
-    Read, not mapped: nothing stays resident, and a file cut short since it was opened is a
-    `CheckpointError`, not a crash of the process.
+    The file is read, not mapped: nothing stays resident, and a file truncated since it was opened
+    raises `CheckpointError` instead of crashing the process.
     """
     values = np.fromfile(path, dtype, count, offset=offset)
     if values.size < count:
@@ -144,9 +146,9 @@ def read_values(
 def widen(values: npt.NDArray[Any]) -> Float32:
     """Return `values` of any float type as float32, exactly.
 
-    For float16 this is six times as fast as numpy: the bits are moved to where float32 has them,
-    and a multiplication corrects the exponent's bias, for subnormals too. Infinities and NaN, which
-    become 65536 and more that way, are converted by numpy.
+    For float16 this is six times as fast as numpy: the bits are shifted to their float32 positions,
+    and a multiplication corrects the exponent's bias, for subnormals too. Infinities and NaN would
+    become 65536 or more, so arrays that contain them are converted by numpy.
     """
     if values.dtype != np.float16:
         return values.astype(np.float32, copy=False)
@@ -160,6 +162,6 @@ def widen(values: npt.NDArray[Any]) -> Float32:
 
 
 def file_fingerprint(paths: Iterable[Path]) -> dict[str, str]:
-    """Return size and modification time of each file: enough to notice that a source changed."""
+    """Return size and modification time of each file, enough to detect that a source changed."""
     stats = {path.name: path.stat() for path in sorted(paths)}
     return {name: f"{stat.st_size} bytes, mtime {stat.st_mtime_ns}" for name, stat in stats.items()}

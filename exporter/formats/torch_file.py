@@ -1,11 +1,10 @@
-"""Files of `torch.save`: the place of each tensor, found without reading or running any of it.
+"""Files written by `torch.save`: finds each tensor without reading its values or running code.
 
 Such a file is a zip of uncompressed records: a pickle that describes the tensors, and the bytes of
-each storage. The pickle is read by `torch.load` with `weights_only=True`, whose unpickler knows
-tensors and containers and nothing that could run, and under `FakeTensorMode`, which allocates
-nothing and notes where each storage begins
-(https://docs.pytorch.org/docs/stable/notes/serialization.html). Rows are then read from the file
-itself: a mapped shard would stay resident page by page as it is read.
+each storage. The pickle is read by `torch.load` with `weights_only=True`, whose unpickler accepts
+only tensors and containers, and under `FakeTensorMode`, which allocates nothing and records where
+each storage begins (https://docs.pytorch.org/docs/stable/notes/serialization.html). Rows are then
+read from the file, not mapped: every page of a mapped shard that was read would stay resident.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ _ZIP_MAGIC = b"PK\x03\x04"
 
 
 def read_torch_file(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of the state dict in `path`, by name, none of them read.
+    """Return the tensors of the state dict in `path` by name, without reading their values.
 
-    Raises `CheckpointError` for a file that is damaged, holds something else, or asks for code to
-    be run; `UnsupportedError` for the format before PyTorch 1.6 and for what is stored in a way
-    that cannot be read row by row.
+    Raises `CheckpointError` for a file that is damaged, holds something else or would run code;
+    `UnsupportedError` for the format before PyTorch 1.6 and for tensors that cannot be read row by
+    row.
     """
     _check_zip(path)
     content = _unpickle(path)
@@ -49,14 +48,14 @@ def read_torch_file(path: Path) -> dict[str, LazyTensor]:
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse what is not a whole zip of plain records, before torch sees it."""
+    """Refuse a file that is not a complete zip of uncompressed records, before torch opens it."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(_ZIP_MAGIC))
         if magic != _ZIP_MAGIC:
             raise UnsupportedError(
-                f"{path} is not a zip file of torch.save: either it is damaged, or it was saved in "
-                "the format before PyTorch 1.6, which cannot be read without loading it whole; "
+                f"{path} is not a zip file written by torch.save: it is damaged, or it was saved "
+                "in the format before PyTorch 1.6, which cannot be read without loading it whole; "
                 "load it with torch.load(..., weights_only=True) and torch.save it again."
             )
         with zipfile.ZipFile(path) as archive:
@@ -69,7 +68,7 @@ def _check_zip(path: Path) -> None:
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise UnsupportedError(f"{path} is compressed, which torch.save never does: save it again.")
     if any(text != b"little" for text in order):
-        raise UnsupportedError(f"{path} is big-endian: save it on another machine.")
+        raise UnsupportedError(f"{path} is big-endian: save it again on a little-endian machine.")
 
 
 def _unpickle(path: Path) -> Any:
@@ -79,8 +78,8 @@ def _unpickle(path: Path) -> Any:
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if not foreign:
-            # Fake tensors: no number is read. mmap=True would map the file all the same, and a
-            # mapping larger than the memory is refused by the system.
+            # With fake tensors no value is read. mmap=True would still map the file, and the system
+            # may refuse a mapping larger than its memory.
             with FakeTensorMode():
                 return torch.load(path, map_location="cpu", weights_only=True)
     # A damaged pickle raises KeyError, IndexError, RuntimeError, UnicodeError and more.
@@ -91,7 +90,7 @@ def _unpickle(path: Path) -> Any:
         ) from None
     raise CheckpointError(
         f"{path} asks for {', '.join(sorted(foreign))} when it is unpickled, which could run any "
-        "code: nothing of it was run, and the file is not used."
+        "code: none was run, and the file was not loaded; use a safetensors file instead."
     )
 
 
@@ -107,14 +106,14 @@ def _tensor(path: Path, name: str, value: Any) -> LazyTensor:
     shape, strides = tuple(value.shape), value.stride()
     code, dtype = _DTYPES.get(str(value.dtype), (str(value.dtype).removeprefix("torch."), None))
     record = value.untyped_storage()._checkpoint_offset
-    assert record is not None, "FakeTensorMode notes it"
+    assert record is not None, "FakeTensorMode records it"
     begin = record + int(value.storage_offset()) * value.element_size()
     end = begin + _span(shape, strides) * value.element_size()
     size = path.stat().st_size
     if end > size:
         raise CheckpointError(
-            f"{path} is truncated: {name} ends at byte {end:,}, the file at {size:,}; "
-            "download it again."
+            f"{path} is truncated: {name} ends at byte {end:,}, but the file has {size:,} "
+            "bytes; download it again."
         )
     nbytes = value.numel() * value.element_size()
     if dtype is None:
@@ -124,7 +123,7 @@ def _tensor(path: Path, name: str, value: Any) -> LazyTensor:
 
 
 def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Numbers from a tensor's first element to its last, both counted."""
+    """Return how many elements the storage has from the tensor's first to its last, inclusive."""
     if 0 in shape:
         return 0
     return 1 + sum((dim - 1) * stride for dim, stride in zip(shape, strides, strict=True))
@@ -139,8 +138,8 @@ def _read_rows(
     start: int,
     stop: int,
 ) -> Float32:
-    """Read rows [start, stop) of a tensor whose first number is at byte `begin`. Rows of a
-    transposed one are scattered over all of it, so it is read from its first column to its last."""
+    """Return rows [start, stop) of a tensor whose first element is at byte `begin`. The rows of a
+    transposed tensor are spread over all of it, so nearly the whole tensor is read for them."""
     wanted = (stop - start, *shape[1:])
     count = _span(wanted, strides)
     offset = begin + start * strides[0] * dtype.itemsize

@@ -1,1 +1,1 @@
-"""The decoder as an ONNX graph; reads beside the PyTorch model."""
+"""The decoder as an ONNX graph, written to be read side by side with the PyTorch model."""

@@ -1,7 +1,7 @@
-"""What each node of the graph costs: the bytes of the weights it reads, its multiplications.
+"""The cost of each node of the graph: the weight bytes it reads and its multiply-accumulates.
 
-The runtime has no library that reads a graph. This table, in the manifest, lets it say which share
-of the weights and of the work a provider took.
+The runtime has no library that reads a graph. With this table, which is in the manifest, it reports
+the share of the weights and of the work that runs on each provider.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ import onnx_ir as ir
 from llama_onnx.exporter.graph.model import BuiltModel
 
 CONTEXT = 1024
-"""Cached positions at which attention is counted: its work grows with them, the rest's does not."""
+"""Cached positions assumed for attention, the only part whose work grows with them."""
 
 _PREPARATIONS = {"Cast", "DequantizeLinear", "Transpose"}
 _PRODUCTS = {"MatMulNBits", "FusedMatMul", "MatMul", "Gemm"}
 
 
 def graph_costs(built: BuiltModel) -> dict[str, Any]:
-    """The manifest's "graph": how many nodes, and what those that do the work cost.
+    """Return the "graph" entry of the manifest: the number of nodes, and the costs of those that
+    read weights or multiply.
 
     `costs` maps a node's name to its operator, the `weight_bytes` it reads and its
     `macs_per_token`: multiply-accumulates for one new token after `context` cached ones. Rotary
-    tables are not weights. A matrix that two nodes read, as a tied head does, counts for both.
+    tables do not count as weights. A matrix that two nodes read, such as a tied embedding, counts
+    for both.
     """
     weights = _weights(built)
     costs = {}
@@ -37,14 +39,14 @@ def graph_costs(built: BuiltModel) -> dict[str, Any]:
             "weight_bytes": sum(nbytes for nbytes, _ in read),
             "macs_per_token": _macs(node, max((values for _, values in read), default=0)),
         }
-        # What only prepares a weight is folded when the model loads; its reader has the weight.
+        # A node that only prepares a weight is folded at load time; its reader counts the weight.
         if (cost["weight_bytes"] or cost["macs_per_token"]) and not _prepares(node, weights):
             costs[str(node.name)] = cost
     return {"nodes": sum(1 for _ in built.ir.graph), "context": CONTEXT, "costs": costs}
 
 
 def _weights(built: BuiltModel) -> dict[str, tuple[int, int]]:
-    """Initializer -> its bytes and the number of values in the matrix it belongs to."""
+    """Map each initializer to its bytes and to the number of values in its matrix."""
     weights = {
         initializer.name: (initializer.nbytes, math.prod(slot.shape))
         for slot in built.slots
@@ -55,7 +57,7 @@ def _weights(built: BuiltModel) -> dict[str, tuple[int, int]]:
 
 
 def _initializers(node: ir.Node) -> list[str]:
-    """Names of the initializers `node` reads, itself or through what prepares them."""
+    """Return the initializers that `node` reads directly or through nodes that prepare them."""
     names: list[str] = []
     for value in node.inputs:
         producer = value.producer() if value is not None else None
@@ -75,7 +77,7 @@ def _macs(node: ir.Node, values: int) -> int:
     if node.op_type in _PRODUCTS:
         return values
     if node.op_type in ("Attention", "GroupQueryAttention"):
-        # Queries by keys, then probabilities by values, over all cached positions.
+        # Queries times keys, then probabilities times values, over all cached positions.
         return 2 * _attention_width(node) * CONTEXT
     return 0
 

@@ -1,4 +1,4 @@
-"""One decoder layer, line for line as in the PyTorch model."""
+"""One decoder layer, matching the PyTorch model line for line."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from onnxscript import OpBuilder, nn
 
 from llama_onnx.exporter.graph.layers import Linear, RMSNorm
 from llama_onnx.exporter.graph.names import layer_module
-from llama_onnx.exporter.graph.operators import Batch, Dialect, KeyValue, stamp, tokens
+from llama_onnx.exporter.graph.operators import Batch, Dialect, KeyValue, stamp, token_shape
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe
 
 
 class Attention(nn.Module):
-    """Self-attention with rotary embeddings; the batch computes it (`Batch.attend`)."""
+    """Self-attention with rotary embeddings, computed by `Batch.attend`."""
 
     def __init__(self, name: str, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class Attention(nn.Module):
     def forward(
         self, op: OpBuilder, x: ir.Value, past: KeyValue, batch: Batch
     ) -> tuple[ir.Value, KeyValue]:
-        """[B, S, H] -> [B, S, H] and the keys and values, the new positions included."""
+        """Return the output [B, S, H] for x [B, S, H], and the cache with the new positions."""
         out, present = batch.attend(op, self._project(op, x), past)
         return self.o_proj(op, out), present
 
     def _project(self, op: OpBuilder, x: ir.Value) -> tuple[ir.Value, ...]:
-        """Query, key and value, or all three in one,
+        """Return query, key and value, or all three in one value
         [B, S, (num_attention_heads + 2 num_key_value_heads) head_dim]."""
         if self.packed:
             return (self.qkv_proj(op, x),)
@@ -63,8 +63,8 @@ class MLP(nn.Module):
         self.down_proj = Linear(f"{name}.down_proj", hidden, inner, recipe, dialect)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """[B, S, H] -> [B, S, H]."""
-        shape = tokens(self.config.intermediate_size)
+        """Return the output [B, S, H] for x [B, S, H]."""
+        shape = token_shape(self.config.intermediate_size)
         if self.fused:
             gate, up = op.Split(self.gate_up_proj(op, x), axis=-1, num_outputs=2, _outputs=2)
             stamp(gate, *shape, like=x)
@@ -76,8 +76,8 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm attention and MLP. The residual travels beside x, so that each add fuses with the
-    norm after it."""
+    """Pre-norm attention and MLP. The residual is passed separately from x, so that each addition
+    is fused with the norm after it."""
 
     def __init__(self, index: int, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
@@ -99,7 +99,8 @@ class DecoderLayer(nn.Module):
         past: KeyValue,
         batch: Batch,
     ) -> tuple[ir.Value, ir.Value, KeyValue]:
-        """x and residual [B, S, H]; their sum is the layer's input, and its output again."""
+        """Return x, residual and cache. The sum of x and residual [B, S, H] is the hidden state,
+        before and after the layer."""
         x, residual = self.input_layernorm(op, x, residual)
         x, present = self.self_attn(op, x, past, batch)
         x, residual = self.post_attention_layernorm(op, x, residual)

@@ -1,4 +1,4 @@
-"""Chooses the operators a graph is made of."""
+"""Chooses the operators of a graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llama_onnx.exporter.model.recipe import Recipe
 
 
 def dialect_of(recipe: Recipe) -> Dialect:
-    """Return the operators that `recipe` asks for."""
+    """Return the dialect that uses the operators of `recipe`."""
     if recipe.operators.standard:
         return Standard()
     return Fused(recipe.operators, recipe.accuracy_level)

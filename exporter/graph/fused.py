@@ -1,4 +1,4 @@
-"""The graph on ONNX Runtime's own operators, `com.microsoft`.
+"""The graph with ONNX Runtime's own operators, domain `com.microsoft`.
 
 Their contracts: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
@@ -19,7 +19,7 @@ from llama_onnx.exporter.graph.operators import (
     cast,
     rows_of,
     stamp,
-    tokens,
+    token_shape,
 )
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.storage import ORDER, QWEIGHT, SCALES, WEIGHT, ZERO_POINTS
@@ -30,12 +30,12 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class Window:
-    """The new positions of a batch, with the padding of each row worked out.
+    """The new positions of a batch, with the padding of each row computed.
 
-    GroupQueryAttention wants each row's valid positions first (right padding, as genai pads);
-    most Python code pads on the left. Rows that are padded on the left are rotated on the way in
-    and back on the way out: token ids and hidden states, both small, instead of a mask
-    of [B, S, T] in every layer.
+    GroupQueryAttention needs each row's valid positions first (right padding, as in genai), but
+    most Python code pads on the left. Rows padded on the left are therefore rotated on the way in
+    and rotated back on the way out. This moves only token ids and hidden states, both small, and
+    avoids a mask [B, S, T] in every layer.
     """
 
     config: LlamaConfig
@@ -43,26 +43,26 @@ class Window:
     seqlens_k: ir.Value  # [B] int32: index of each row's last valid position
     total_sequence_length: ir.Value  # scalar int32: T
     valid: ir.Value  # [B, 1] int64: valid positions among the S new ones
-    front: ir.Value  # [B, S] int64: where position s of the rotated row was
-    back: ir.Value  # [B, S] int64: the inverse
-    position_ids: ir.Value | None  # [B, S] int64, for a rotation outside of the attention
+    front: ir.Value  # [B, S] int64: original index of position s of the rotated row
+    back: ir.Value  # [B, S] int64: the inverse of `front`
+    position_ids: ir.Value | None  # [B, S] int64, for rotary embeddings outside the attention
     tables: tuple[ir.Value, ...] = ()  # cos and sin, [max_position_embeddings, head_dim / 2]
 
     def arrange(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
-        """Rotate token ids [B, S] so that valid ones come first."""
+        """Return token ids [B, S] rotated so that valid ones come first."""
         return op.GatherElements(input_ids, self.front, axis=1)
 
     def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """Rotate hidden states [B, S, H] back to where their tokens were."""
+        """Return hidden states [B, S, H] rotated back to the original order of the tokens."""
         return op.GatherND(hidden, op.Unsqueeze(self.back, [2]), batch_dims=1)
 
     def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """Hidden state of each row's last valid position, [B, 1, H]."""
+        """Return the hidden state of each row's last valid position, [B, 1, H]."""
         index = op.Unsqueeze(op.Sub(self.valid, 1), [2])  # [B, 1, 1]
         return op.GatherND(hidden, index, batch_dims=1)
 
-    def rotating(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
-        """Return it with the tables."""
+    def with_tables(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
+        """Return a copy of the batch with `tables`."""
         return replace(self, tables=tables)
 
     def attend(
@@ -72,7 +72,7 @@ class Window:
         config, inner = self.config, self.operators.inner_rotary
         query, key, value = projected if len(projected) == 3 else (projected[0], None, None)
         if not inner:
-            assert key is not None, "packed, they cannot be rotated"
+            assert key is not None, "a packed matrix cannot be rotated outside the attention"
             query, key = self._rotate(op, query), self._rotate(op, key)
         out, present_key, present_value = op.GroupQueryAttention(
             query,
@@ -90,11 +90,11 @@ class Window:
             _domain=MICROSOFT,
             _outputs=3,
         )
-        stamp(out, *tokens(config.q_size), like=projected[0])
+        stamp(out, *token_shape(config.q_size), like=projected[0])
         return out, KeyValue(present_key, present_value)
 
     def _rotate(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Rotary embeddings (Su et al., 2021) of [B, S, heads head_dim]."""
+        """Apply rotary embeddings (Su et al., 2021) to x [B, S, heads head_dim]."""
         assert x.shape is not None
         rotated = op.RotaryEmbedding(
             x, self.position_ids, *self.tables, interleaved=0, _domain=MICROSOFT
@@ -104,14 +104,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Fused:
-    """A `Dialect`. `accuracy_level` is MatMulNBits' own."""
+    """The `Dialect` of ONNX Runtime's operators. `accuracy_level` is that of MatMulNBits."""
 
     operators: Operators
     accuracy_level: int
 
     @property
     def domains(self) -> Mapping[str, int]:
-        """ONNX Runtime's own."""
+        """ONNX Runtime's domain."""
         return {MICROSOFT: 1}
 
     def batch(
@@ -121,13 +121,13 @@ class Fused:
         input_ids: ir.Value,
         mask: ir.Value,
     ) -> Batch:
-        """Work out the window of `input_ids` [B, S] under `mask` [B, T]."""
+        """Return the window of `input_ids` [B, S] under `mask` [B, T]."""
         lengths = op.ReduceSum(mask, [1], keepdims=0)  # [B]
         seqlens_k = op.Cast(op.Sub(lengths, 1), to=ir.DataType.INT32)
         total = op.Cast(op.Squeeze(op.Shape(mask, start=1, end=2), [0]), to=ir.DataType.INT32)
         size = op.Shape(input_ids, start=1, end=2)  # [1]
         new = op.Slice(mask, op.Neg(size), [2**31 - 1], [1])  # [B, S]
-        padding = op.ArgMax(new, axis=1, keepdims=1)  # [B, 1] zeros before the first one
+        padding = op.ArgMax(new, axis=1, keepdims=1)  # [B, 1] padding before the first token
         steps = op.Range(0, op.Squeeze(size, [0]), 1)  # [S]
         front = op.Mod(op.Add(steps, padding), size)
         back = op.Mod(op.Sub(op.Add(steps, size), padding), size)
@@ -138,11 +138,11 @@ class Fused:
         return Window(config, self.operators, seqlens_k, total, valid, front, back, positions)
 
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Rows of `matrix` by token id; the quantized ones by `GatherBlockQuantized`."""
+        """Return rows of `matrix` by token id, using `GatherBlockQuantized` if it is quantized."""
         codes, width = matrix.slot.storage.codes, matrix.slot.shape[1]
         if codes is None:
             found = op.Gather(matrix.values[WEIGHT], ids, axis=0)
-            return stamp(cast(op, found, dtype), *tokens(width), dtype=dtype)
+            return stamp(cast(op, found, dtype), *token_shape(width), dtype=dtype)
         hidden = op.GatherBlockQuantized(
             matrix.values[QWEIGHT],
             ids,
@@ -153,27 +153,27 @@ class Fused:
             quantize_axis=1,
             _domain=MICROSOFT,
         )
-        if width % codes.block_size:  # the last block's padding is not a channel
-            hidden = op.Slice(stamp(hidden, *tokens("padded"), dtype=dtype), [0], [width], [2])
-        return stamp(hidden, *tokens(width), dtype=dtype)
+        if width % codes.block_size:  # cut off the padding of the last block
+            hidden = op.Slice(stamp(hidden, *token_shape("padded"), dtype=dtype), [0], [width], [2])
+        return stamp(hidden, *token_shape(width), dtype=dtype)
 
     def matmul(self, op: OpBuilder, x: ir.Value, matrix: Matrix) -> ir.Value:
-        """x @ W.T: floats [N, K] need no transposed copy, neither on disk nor in memory."""
+        """Return x @ W.T. A float W [N, K] needs no transposed copy on disk or in memory."""
         codes = matrix.slot.storage.codes
         if codes is not None:
             out = self._matmul_blocks(op, x, matrix, codes)
         else:
             assert x.dtype is not None
             out = self._times(op, x, cast(op, matrix.values[WEIGHT], x.dtype))
-        return stamp(out, *tokens(matrix.slot.shape[0]), like=x)
+        return stamp(out, *token_shape(matrix.slot.shape[0]), like=x)
 
     def low_rank(self, op: OpBuilder, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Two products as of float matrices."""
-        down = stamp(self._times(op, x, a), *tokens(rows_of(a)), like=x)
-        return stamp(self._times(op, down, b), *tokens(rows_of(b)), like=x)
+        """Return x @ A.T @ B.T."""
+        down = stamp(self._times(op, x, a), *token_shape(rows_of(a)), like=x)
+        return stamp(self._times(op, down, b), *token_shape(rows_of(b)), like=x)
 
     def _times(self, op: OpBuilder, x: ir.Value, weight: ir.Value) -> ir.Value:
-        """x @ W.T of floats [N, K]."""
+        """Return x @ W.T for floats W [N, K]."""
         if self.operators.fused_matmul:
             return op.FusedMatMul(x, weight, transB=1, _domain=MICROSOFT)
         return op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
@@ -181,13 +181,13 @@ class Fused:
     def _matmul_blocks(
         self, op: OpBuilder, x: ir.Value, matrix: Matrix, codes: BlockCodes
     ) -> ir.Value:
-        """Symmetric without zero points; `order` [K] is the channel of x that each column of the
-        codes belongs to."""
+        """Return x @ W.T for codes, symmetric if they have no zero points. The part `order` [K] is
+        the channel of x for each column of the codes."""
         rows, columns = matrix.slot.shape
         values = matrix.values
         if ORDER in values:
-            # The operator's own g_idx is over a hundred times slower, and wrong with zero points.
-            x = stamp(op.Gather(x, values[ORDER], axis=-1), *tokens(columns), like=x)
+            # The operator's g_idx input is over 100 times slower, and wrong with zero points.
+            x = stamp(op.Gather(x, values[ORDER], axis=-1), *token_shape(columns), like=x)
         zeros = [values[ZERO_POINTS]] if ZERO_POINTS in values else []
         return op.MatMulNBits(
             x,
@@ -205,9 +205,9 @@ class Fused:
     def rms_norm(
         self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, gain: ir.Value, eps: float
     ) -> tuple[ir.Value, ir.Value]:
-        """ONNX Runtime does not fuse an addition and a norm by itself at any optimization level."""
+        """Use the fused operator: no optimization level of ONNX Runtime fuses an Add and a norm."""
         assert gain.shape is not None
-        shape = tokens(gain.shape[0])  # type: ignore[arg-type]
+        shape = token_shape(gain.shape[0])  # type: ignore[arg-type]
         if residual is not None:
             normed, _, _, total = op.SkipSimplifiedLayerNormalization(
                 x, residual, gain, epsilon=eps, _domain=MICROSOFT, _outputs=4
@@ -215,11 +215,11 @@ class Fused:
             return stamp(normed, *shape, like=x), stamp(total, *shape, like=x)
         if self.operators.rms_normalization:
             normed = op.RMSNormalization(x, gain, axis=-1, epsilon=eps)
-        else:  # ONNX Runtime's own, though it lives in ONNX's domain
+        else:  # ONNX Runtime's own operator, although it is in ONNX's domain
             normed = op.SimplifiedLayerNormalization(x, gain, axis=-1, epsilon=eps, stash_type=1)
         return stamp(normed, *shape, like=x), x
 
     def silu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """QuickGelu(alpha=1) is x * sigmoid(x) in one operator."""
+        """Return x * sigmoid(x), which QuickGelu with alpha=1 computes in one operator."""
         assert x.shape is not None
         return stamp(op.QuickGelu(x, alpha=1.0, _domain=MICROSOFT), *x.shape, like=x)

@@ -1,8 +1,8 @@
-"""Whether the provider of a target can run a graph, by the kernels it is known to have.
+"""Checks whether a target's provider can run a graph, from a table of the provider's kernels.
 
-For a target whose device is elsewhere this is what can be known before a session opens there. Nodes
-in a layer must have a kernel: each one on the CPU would be two copies a layer. The few
-outside, which work out positions and padding, may run on the CPU as ONNX Runtime likes.
+If the device is not in this machine, nothing more can be checked before a session is opened there.
+Every node in a layer must have a kernel: each one on the CPU would cost two copies per layer. The
+few nodes outside the layers, which compute positions and padding, may run on the CPU.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """Registered for `operator` of `domain` from opset `since` on: each input's type parameter, and
-    the types a parameter may be (one without an entry: any)."""
+    """A kernel registered for `operator` of `domain` from opset `since` on.
+
+    `inputs` has the type parameter of each input; `types` has the types that a parameter allows (a
+    parameter without an entry allows any)."""
 
     operator: str
     domain: str
@@ -46,7 +48,7 @@ class Kernel:
     types: Mapping[str, frozenset[str]]
 
     def refusal(self, node: ir.Node) -> str | None:
-        """Return why the kernel does not accept `node`; None if it does."""
+        """Return the reason why the kernel does not accept `node`; None if it does."""
         bound: dict[str, str] = {}
         for index, value in enumerate(node.inputs):
             if value is None:
@@ -59,14 +61,17 @@ class Kernel:
             if allowed is not None and name not in allowed:
                 return f"input {index} is {name}"
             if bound.setdefault(parameter, name) != name:
-                return f"input {index} is {name}, where others are {bound[parameter]}"
+                return (
+                    f"input {index} is {name}, but other inputs of its type are {bound[parameter]}"
+                )
         return None
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What was checked: `nodes` of the graph, of which `kernels` have one on `provider`; `on_cpu`
-    are the others, small ones outside of the layers, by operator."""
+    """The result of a check: `kernels` of the graph's `nodes` have a kernel on `provider`.
+
+    `on_cpu` counts the others by operator; they are small and outside the layers."""
 
     provider: str
     nodes: int
@@ -74,21 +79,22 @@ class Structure:
     on_cpu: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Return its JSON form for the manifest."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """Return one sentence."""
+        """Return it as one line of text."""
         text = f"{self.kernels} of {self.nodes} nodes have kernels on {self.provider}"
         small = ", ".join(f"{count} {op}" for op, count in self.on_cpu.items())
-        return f"{text}, the others are small and outside of the layers ({small})"
+        return f"{text}; the others are small and outside the layers ({small})"
 
 
 def check_structure(model: ir.Model, target: Target) -> Structure | None:
-    """Compare `model` with the kernels of `target`'s provider; None where there is no need to,
-    because the graph was run on it or is made of ONNX's own operators.
+    """Compare `model` with the kernels of `target`'s provider.
 
-    Raises `PackageError` naming the first node with weights, or inside of a layer, without one.
+    Returns None if no comparison is needed: the graph consists of standard ONNX operators, or there
+    is no table because the graph is run on the provider instead. Raises `PackageError` that names
+    the first node without a kernel that is in a layer or reads weights.
     """
     provider = target.session.provider.name
     if target.graph.operators.standard:
@@ -112,8 +118,8 @@ def check_structure(model: ir.Model, target: Target) -> Structure | None:
 
 
 def check_standard(model: ir.Model) -> None:
-    """Raise `PackageError` unless every node is of ONNX's own domain and its checker, with full
-    shape inference, accepts the graph."""
+    """Raise `PackageError` unless all operators are in ONNX's own domain and the ONNX checker, with
+    full shape inference, accepts the graph."""
     foreign = {node.op_type for node in model.graph if node.domain}
     if foreign:
         raise PackageError(f"the graph has operators that are not ONNX's: {', '.join(foreign)}.")
@@ -130,14 +136,14 @@ def check_standard(model: ir.Model) -> None:
 
 
 def read_kernels(provider: str) -> dict[tuple[str, str], Kernel]:
-    """The table of `provider` (see targets/kernels/README.md), by domain and operator."""
+    """Return the kernels of `provider` by (domain, operator); see targets/kernels/README.md."""
     text = _table(provider).read_text("utf-8")
     rows = (_kernel(row) for row in csv.DictReader(text.splitlines()))
     return {(kernel.domain, kernel.operator): kernel for kernel in rows}
 
 
 def has_kernels(provider: str) -> bool:
-    """Whether there is a table of `provider`: not of the CPU, where the graph is run instead."""
+    """Return whether there is a table for `provider`. The CPU has none: the graph is run there."""
     return bool(_table(provider).is_file())
 
 
@@ -162,5 +168,5 @@ def _refusal(
 
 
 def _as_inputs(model: ir.Model) -> Iterable[onnx.ValueInfoProto]:
-    """The initializers in the data file as inputs of the graph."""
+    """Return the initializers in the data file as graph inputs."""
     return (ir.to_proto(value) for value in model.graph.initializers.values())

@@ -1,4 +1,4 @@
-"""Layers that hold weights, for any set of operators.
+"""Layers that hold weights, independent of the set of operators.
 
 Shapes: B batch, S new positions, T past and new positions, H hidden_size, V vocab_size.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from llama_onnx.exporter.graph.operators import Dialect, Matrix, stamp, tokens
+from llama_onnx.exporter.graph.operators import Dialect, Matrix, stamp, token_shape
 from llama_onnx.exporter.graph.slots import Initializer, Slot
 from llama_onnx.exporter.model.recipe import Recipe
 from llama_onnx.exporter.model.storage import Floats, Storage
@@ -31,7 +31,7 @@ class Weighted(nn.Module):
 
     @property
     def matrix(self) -> Matrix:
-        """The slot, and its initializers as values."""
+        """The slot with its initializers as values."""
         names = [initializer.part for initializer in self.slot.initializers()]
         return Matrix(self.slot, {name: getattr(self, name) for name in names})
 
@@ -56,8 +56,8 @@ class RMSNorm(Weighted):
 
 
 class Linear(Weighted):
-    """x @ W.T with W [out_features, in_features] in any storage; plus the low-rank
-    product of the active adapter, where the recipe makes the matrix swappable."""
+    """x @ W.T with W [out_features, in_features] in any storage, plus the low-rank product of the
+    active adapter if the recipe makes the matrix swappable."""
 
     def __init__(
         self,
@@ -69,8 +69,8 @@ class Linear(Weighted):
         packed: Mapping[str, int] | None = None,
         storage: Storage | None = None,
     ) -> None:
-        """`packed`: the projections whose rows follow one another, when more than one, with the
-        number of rows of each."""
+        """`packed`: if the matrix holds several projections, the number of rows of each by name,
+        in order."""
         self.parts = packed or {name: rows}
         sources = tuple(f"{part}.weight" for part in self.parts)
         stored = recipe.storage_of(sources, storage or recipe.linear)
@@ -81,7 +81,7 @@ class Linear(Weighted):
         self.swappable = not kinds.isdisjoint(recipe.swappable)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """[B, S, in_features] -> [B, S, out_features]."""
+        """Return y [B, S, out_features] for x [B, S, in_features]."""
         y = self.dialect.matmul(op, x, self.matrix)
         return self._plus_adapter(op, x, y) if self.swappable else y
 
@@ -92,42 +92,42 @@ class Linear(Weighted):
             a, b = _adapter_inputs(op, part, size, columns)
             changes.append(self.dialect.low_rank(op, x, a, b))
         change = changes[0] if len(changes) == 1 else op.Concat(*changes, axis=-1)
-        total = op.Add(y, stamp(change, *tokens(rows), like=x))
-        return stamp(total, *tokens(rows), like=x)
+        total = op.Add(y, stamp(change, *token_shape(rows), like=x))
+        return stamp(total, *token_shape(rows), like=x)
 
 
 class Embedding(Weighted):
-    """Rows of the embedding matrix by token id."""
+    """The rows of the embedding matrix, looked up by token id."""
 
     def __init__(self, slot: Slot, dialect: Dialect, dtype: ir.DataType) -> None:
         super().__init__(slot)
         self.dialect, self.dtype = dialect, dtype
 
     def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
-        """[B, S] int64 -> [B, S, H]."""
+        """Return the embeddings [B, S, H] of token ids [B, S] int64."""
         return self.dialect.gather(op, self.matrix, input_ids, self.dtype)
 
 
 class TiedHead(nn.Module):
-    """The head of a model that ties it to the embedding: the same bytes, read as a matrix.
+    """The head of a model with tied embeddings: the embedding's bytes, read as a matrix.
 
-    Quantized, it has its own initializers, which point at the embedding's places in the data file,
-    so the file holds them once. `GatherBlockQuantized` wants codes [V, bytes] and `MatMulNBits`
-    [V, blocks, bytes]; and ONNX Runtime fuses a DequantizeLinear with a MatMul only if no
-    other node reads what it reads.
+    If quantized, it has separate initializers that point at the embedding's bytes in the data file,
+    which holds them once. They are needed because `GatherBlockQuantized` reads codes [V, bytes] and
+    `MatMulNBits` [V, blocks, bytes], and because ONNX Runtime fuses a DequantizeLinear with a
+    MatMul only if no other node reads its inputs.
     """
 
     def __init__(self, embedding: Embedding) -> None:
         super().__init__()
         self.slot = replace(embedding.slot, gathered=False)
-        self.shared = (embedding,)  # in a tuple, lest it be registered as a child of the head
+        self.shared = (embedding,)  # a tuple, so that it is not registered as a child of the head
         self.own = self.slot.storage.unshared
         for initializer in self.slot.initializers():
             if initializer.part in self.own:
                 setattr(self, initializer.part, _parameter(initializer))
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """[B, S, H] -> [B, S, V]."""
+        """Return the logits [B, S, V] of hidden states [B, S, H]."""
         (embedding,) = self.shared
         own = {name: getattr(self, name) for name in self.own}
         values = {**embedding.matrix.values, **own}
@@ -139,8 +139,8 @@ def _adapter_inputs(
 ) -> tuple[ir.Value, ir.Value]:
     """Return A [rank, columns] and B [rows, rank], the active adapter's change of `module`.
 
-    They are inputs of the graph, under PEFT's own names, that need not be given: they have rank 0
-    then, and the product is zero. Ranks differ from matrix to matrix.
+    They are optional inputs of the graph, named as in PEFT. By default they have rank 0, so that
+    their product is zero. The rank may differ from matrix to matrix.
     """
     rank = f"{module}.rank"
     a = _optional_input(op, adapter_name(module, LORA_A), rank, columns)

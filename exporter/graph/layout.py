@@ -1,4 +1,4 @@
-"""The place of every initializer in the external data file, known before a weight is read."""
+"""The location of every initializer in the external data file, before any weight is read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from llama_onnx.exporter.graph.slots import Initializer, Slot
 from llama_onnx.targets.package import DATA_FILE
 
 ALIGNMENT = 4096
-"""Offsets are multiples of a page, so that runtimes can map a tensor without copying it."""
+"""Offsets are multiples of a page in bytes, so that runtimes can map tensors without copying."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Bytes `[offset, offset + initializer.nbytes)` of the data file."""
+    """The bytes `[offset, offset + initializer.nbytes)` of the data file."""
 
     initializer: Initializer
     offset: int
@@ -30,7 +30,7 @@ class Place:
 
 @dataclass(frozen=True)
 class PlacedSlot:
-    """A slot with the places of its initializers, one after the other."""
+    """A slot with the places of its initializers, in order."""
 
     slot: Slot
     places: tuple[Place, ...]
@@ -58,7 +58,7 @@ def attach(built: BuiltModel, placed: Sequence[PlacedSlot]) -> None:
     """Point the graph's initializers at their places in `DATA_FILE`."""
     places = {place.initializer.name: place for slot in placed for place in slot.places}
     for name, value in built.ir.graph.initializers.items():
-        if value.const_value is not None:  # a small constant of the graph itself
+        if value.const_value is not None:  # a small constant inside model.onnx
             continue
         place = places[built.aliases.get(name, name)]
         assert value.dtype is not None and value.shape is not None

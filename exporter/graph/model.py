@@ -1,4 +1,4 @@
-"""The whole model: tokens and cache in, logits and cache out.
+"""The complete model: token ids and cache in, logits and cache out.
 
 Inputs   input_ids [B, S], attention_mask [B, T], past_key_values.N.key/value
 Outputs  logits [B, S, V] (or [B, 1, V]), present.N.key/value
@@ -50,7 +50,7 @@ IR_VERSION = 10
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A graph without weights, and the slots that say where each weight comes from.
+    """A graph without weights, and the slots that describe the source of each weight.
 
     `aliases` maps an initializer to the one whose bytes it shares.
     """
@@ -61,7 +61,7 @@ class BuiltModel:
 
 
 class RotaryTable(Weighted):
-    """A constant table; its `weight` parameter is the table itself."""
+    """A constant table, held in the `weight` parameter."""
 
     weight: nn.Parameter
 
@@ -69,7 +69,7 @@ class RotaryTable(Weighted):
         super().__init__(Slot(name, (), table.shape, Floats(recipe.activations), table))
 
     def forward(self, op: OpBuilder) -> ir.Value:
-        """[max_position_embeddings, head_dim / 2]."""
+        """Return the table [max_position_embeddings, head_dim / 2]."""
         return self.weight
 
 
@@ -103,9 +103,9 @@ class LlamaModel(nn.Module):
     def forward(
         self, op: OpBuilder, ids: ir.Value, batch: Batch, past: list[KeyValue]
     ) -> tuple[ir.Value, list[KeyValue]]:
-        """Return the final hidden states [B, S, H] of `ids` as `batch` arranged them, and the
+        """Return the final hidden states [B, S, H] of `ids`, which `batch` has arranged, and the
         cache."""
-        batch = batch.rotating((self.cos_cache(op), self.sin_cache(op)))
+        batch = batch.with_tables((self.cos_cache(op), self.sin_cache(op)))
         x, residual = self.embed_tokens(op, ids), None
         present = []
         for layer, layer_past in zip(self.layers, past, strict=True):
@@ -142,7 +142,7 @@ class LlamaForCausalLM(nn.Module):
 
 
 def build_model(config: LlamaConfig, recipe: Recipe) -> BuiltModel:
-    """Build the graph of `config` as `recipe` stores it. No weight is read."""
+    """Build the graph of `config` with the storages and operators of `recipe`; reads no weights."""
     dialect = dialect_of(recipe)
     opsets = {"": OPSET, **dialect.domains}
     graph = ir.Graph([], [], nodes=[], opset_imports=opsets, name="llama")

@@ -1,8 +1,9 @@
-"""Names within the graph: modules, nodes, initializers; built and parsed here alone.
+"""Names of modules, nodes and initializers in the graph, built and parsed only here.
 
-A module has Hugging Face's name, `model.layers.3.self_attn.q_proj`. Its nodes are named by the path
-to it, `model/layers.3/self_attn/q_proj/MatMulNBits`, its initializers by the part of its storage:
-`model.layers.3.self_attn.q_proj.qweight`. Inputs and outputs are named in targets/graph_names.py.
+A module has its Hugging Face name: `model.layers.3.self_attn.q_proj`. Its nodes have its path as a
+prefix: `model/layers.3/self_attn/q_proj/MatMulNBits`. Its initializers have the storage's part as a
+suffix: `model.layers.3.self_attn.q_proj.qweight`. For inputs and outputs see
+targets/graph_names.py.
 """
 
 from __future__ import annotations
@@ -37,18 +38,18 @@ def initializer_name(module: str, part: str) -> str:
     return f"{module}.{part}"
 
 
-def is_of(module: str, initializer: str) -> bool:
-    """Whether `initializer` belongs to `module` or to a module within it."""
+def belongs_to(module: str, initializer: str) -> bool:
+    """Return whether `initializer` belongs to `module` or to a module in it."""
     return initializer.startswith(f"{module}.")
 
 
 def matrix_names(module: str) -> tuple[str, str]:
-    """Return the names that the matrix of `module` may have: of floats, of codes."""
+    """Return the names of the initializers of `module`'s matrix: for floats, and for codes."""
     return initializer_name(module, WEIGHT), initializer_name(module, QWEIGHT)
 
 
 def scope_of(node: str) -> str:
-    """Return the path of the module that the node called `node` belongs to; "" for none.
+    """Return the path of the module of the node named `node`; "" if it has none.
 
     >>> scope_of("model/layers.3/self_attn/qkv_proj/MatMulNBits")
     'model/layers.3/self_attn/qkv_proj'
@@ -57,7 +58,7 @@ def scope_of(node: str) -> str:
 
 
 def layer_of(node: str) -> int | None:
-    """Return the decoder layer that the node called `node` belongs to; None for none.
+    """Return the index of the decoder layer of the node named `node`; None if it is in no layer.
 
     >>> layer_of("model/layers.3/self_attn/qkv_proj/MatMulNBits")
     3
@@ -67,7 +68,7 @@ def layer_of(node: str) -> int | None:
 
 
 def module_in_layer(node: str) -> str:
-    """Return the module that the node called `node` belongs to, named within its layer.
+    """Return the module of the node named `node`, without the prefix of its layer.
 
     >>> module_in_layer("model/layers.3/self_attn/qkv_proj/MatMulNBits")
     'self_attn.qkv_proj'

@@ -1,4 +1,4 @@
-"""What the layers need of a set of operators, and how values get their types and shapes.
+"""The interface between layers and operators, and helpers that set types and shapes of values.
 
 Shapes: B batch, S new positions, T past and new positions, H hidden_size, V vocab_size.
 """
@@ -26,7 +26,7 @@ class KeyValue:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A slot with its initializers as values of the graph, by the last part of their names:
+    """A slot with its initializers as values of the graph, keyed by the last part of their names:
     `weight`, or `qweight`, `scales` and, if its storage has them, `zero_points` and `order`."""
 
     slot: Slot
@@ -34,33 +34,34 @@ class Matrix:
 
 
 class Batch(Protocol):
-    """The new positions of a batch: what the operators know of padding and of the past."""
+    """The new positions of a batch, with what the operators need to handle padding and the past."""
 
     def arrange(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
-        """Token ids [B, S] in the order in which the layers want them."""
+        """Return token ids [B, S] in the order that the layers need."""
 
     def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """Hidden states [B, S, H] back where their tokens were."""
+        """Return hidden states [B, S, H] in the original order of their tokens."""
 
     def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """Hidden state of each row's last valid position, [B, 1, H]."""
+        """Return the hidden state of each row's last valid position, [B, 1, H]."""
 
-    def rotating(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
-        """The same, whose attention rotates by cos and sin, [max_position_embeddings, head_dim/2]
-        each."""
+    def with_tables(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
+        """Return a copy whose attention uses the rotary tables cos and sin,
+        [max_position_embeddings, head_dim/2] each."""
 
     def attend(
         self, op: OpBuilder, projected: tuple[ir.Value, ...], past: KeyValue
     ) -> tuple[ir.Value, KeyValue]:
-        """Rotated, cached, causal attention.
+        """Compute causal attention with rotary embeddings and a cache.
 
-        `projected`: query [B, S, num_attention_heads head_dim], key and value; or all three in one.
-        Returns [B, S, num_attention_heads head_dim], and keys and values with the new ones.
+        `projected` is query [B, S, num_attention_heads head_dim], key and value, or all three in
+        one matrix. Returns [B, S, num_attention_heads head_dim], and the cache with the new keys
+        and values appended.
         """
 
 
 class Dialect(Protocol):
-    """The operators a graph is made of."""
+    """The set of operators of a graph."""
 
     @property
     def domains(self) -> Mapping[str, int]:
@@ -74,25 +75,25 @@ class Dialect(Protocol):
         input_ids: ir.Value,
         mask: ir.Value,
     ) -> Batch:
-        """The batch of `input_ids` [B, S] under `mask` [B, T]."""
+        """Return the batch of `input_ids` [B, S] under `mask` [B, T]."""
 
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Rows [B, S, in_features] of `matrix` by token id [B, S], as `dtype`."""
+        """Return the rows [B, S, in_features] of `matrix` for token ids [B, S], as `dtype`."""
 
     def matmul(self, op: OpBuilder, x: ir.Value, matrix: Matrix) -> ir.Value:
-        """x @ W.T, [B, S, in_features] -> [B, S, out_features]."""
+        """Return x @ W.T [B, S, out_features] for x [B, S, in_features]."""
 
     def low_rank(self, op: OpBuilder, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-        """x @ A.T @ B.T with floats A [rank, in_features] and B [out_features, rank],
-        [B, S, in_features] -> [B, S, out_features]."""
+        """Return x @ A.T @ B.T [B, S, out_features] for x [B, S, in_features] and floats
+        A [rank, in_features] and B [out_features, rank]."""
 
     def rms_norm(
         self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, gain: ir.Value, eps: float
     ) -> tuple[ir.Value, ir.Value]:
-        """The norm of x + residual, and x + residual, both [B, S, H]."""
+        """Return the norm of x + residual, and x + residual, both [B, S, H]."""
 
     def silu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """x * sigmoid(x)."""
+        """Return x * sigmoid(x)."""
 
 
 def stamp(
@@ -101,8 +102,9 @@ def stamp(
     like: ir.Value | None = None,
     dtype: ir.DataType | None = None,
 ) -> ir.Value:
-    """Write shape and dtype (that of `like`) on `value`: after a contrib operator the builder
-    cannot infer them."""
+    """Set the shape of `value` and its type to `dtype` or that of `like`, and return it.
+
+    The builder cannot infer them after an operator of ONNX Runtime's."""
     found = dtype or (like.dtype if like is not None else None)
     assert found is not None, "one of the two is given"
     value.type = ir.TensorType(found)
@@ -110,18 +112,18 @@ def stamp(
     return value
 
 
-def tokens(*channels: int | str) -> tuple[int | str, ...]:
-    """Return the shape [B, S, ...] of a value for every new token."""
+def token_shape(*channels: int | str) -> tuple[int | str, ...]:
+    """Return the shape [B, S, *channels] of a value with one entry per new token."""
     return ("batch_size", "sequence_length", *channels)
 
 
 def rows_of(matrix: ir.Value) -> int | str:
-    """Return the first size of a matrix of the graph: a number, or the name of an unknown one."""
+    """Return the number of rows of a graph value, or the name of its dimension if it is dynamic."""
     assert matrix.shape is not None
     size = matrix.shape[0]
     return size if isinstance(size, int) else str(size)
 
 
 def cast(op: OpBuilder, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """Return `value` as `dtype`. ONNX Runtime folds the cast of a weight when it loads."""
+    """Return `value` as `dtype`. ONNX Runtime folds the cast of a weight at load time."""
     return value if value.dtype == dtype else op.Cast(value, to=dtype)

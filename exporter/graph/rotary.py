@@ -1,7 +1,7 @@
-"""Rotary position tables (Su et al., 2021), stretched to a longer context where the model asks.
+"""Rotary position tables (Su et al., 2021), scaled for a longer context if the model requires it.
 
-Every formula follows transformers' `ROPE_INIT_FUNCTIONS` (modeling_rope_utils.py, 5.23), which is
-what such models are trained and evaluated with, down to what is rounded to float32 and when.
+Every formula, including what is rounded to float32 and when, follows transformers'
+`ROPE_INIT_FUNCTIONS` (modeling_rope_utils.py, 5.23), with which such models are evaluated.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Table = npt.NDArray[np.float32]
 
 
 def rotary_tables(config: LlamaConfig) -> tuple[Table, Table]:
-    """cos and sin of position * frequency, each [max_position_embeddings, head_dim/2].
+    """Return cos and sin of position * frequency, float32 [max_position_embeddings, head_dim/2].
 
-    Angles are rounded to float32 as PyTorch's own model rounds them: at position 4000 a more exact
-    angle would be a different model from the one that was trained.
+    Angles are rounded to float32 as in the PyTorch model. At position 4000 more exact angles would
+    noticeably differ from those the model was trained with.
     """
     frequencies = _FREQUENCIES[config.rope_scaling.rope_type if config.rope_scaling else "default"]
     positions = np.arange(config.max_position_embeddings, dtype=np.float32)
@@ -32,8 +32,8 @@ def rotary_tables(config: LlamaConfig) -> tuple[Table, Table]:
 
 
 def attention_scale(scaling: RopeScaling | None) -> float:
-    """What cos and sin are multiplied by: YaRN's temperature of the attention (Peng et al., 2023,
-    eq. 22: 0.1 ln(factor) + 1), 1 for all others."""
+    """Return the factor of cos and sin: YaRN's attention temperature (Peng et al., 2023, eq. 22:
+    0.1 ln(factor) + 1), 1 for all other types."""
     if scaling is None or scaling.rope_type != "yarn":
         return 1.0
     if scaling.attention_factor is not None:
@@ -50,7 +50,7 @@ def _mscale(factor: float, weight: float = 1.0) -> float:
 
 
 def _powers(config: LlamaConfig, theta: float) -> Table:
-    """theta^(2i / head_dim), the inverse of the plain frequencies, [head_dim/2]."""
+    """Return theta^(2i / head_dim), the inverse of the unscaled frequencies, [head_dim/2]."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     powers: Table = (np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32)
     return powers
@@ -69,8 +69,8 @@ def _dynamic(config: LlamaConfig) -> Table:
     """Dynamic NTK (bloc97, emozilla): theta grows with the length L of the text, by
     (factor * L / max - (factor - 1))^(d / (d-2)) where L > max = max_position_embeddings.
 
-    A package ends at max_position_embeddings. There L = max, the growth is 1, and transformers too
-    computes the plain frequencies for every text that fits.
+    A package supports at most max_position_embeddings positions. With L = max the growth is 1;
+    transformers also uses the unscaled frequencies for every text that fits.
     """
     factor, dim = _scaling(config).factor, config.head_dim
     growth = factor * config.max_position_embeddings / config.max_position_embeddings - (factor - 1)
@@ -79,12 +79,12 @@ def _dynamic(config: LlamaConfig) -> Table:
 
 
 def _llama3(config: LlamaConfig) -> Table:
-    """Llama 3.1 (`apply_scaling` in meta-llama/llama-models): long waves are stretched by the
-    factor, short ones left alone, those between interpolated."""
+    """Llama 3.1 (`apply_scaling` in meta-llama/llama-models): long wavelengths are multiplied by
+    the factor, short ones are unchanged, and those in between are interpolated."""
     scaling, plain = _scaling(config), _plain(config)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     original = scaling.original_max_position_embeddings
-    assert low is not None and high is not None and original is not None, "read so"
+    assert low is not None and high is not None and original is not None, "required by ROPE_TYPES"
     factor, wavelength = np.float32(scaling.factor), np.float32(2 * math.pi) / plain
     smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
     between = (1 - smooth) * plain / factor + smooth * plain
@@ -93,14 +93,14 @@ def _llama3(config: LlamaConfig) -> Table:
 
 
 def _yarn(config: LlamaConfig) -> Table:
-    """YaRN (Peng et al., 2023, arXiv:2309.00071, "NTK-by-parts"): dimensions that turn often within
-    the original context keep their frequency, those that turn seldom are interpolated."""
+    """YaRN (Peng et al., 2023, arXiv:2309.00071, "NTK-by-parts"): dimensions with many rotations in
+    the original context keep their frequency, those with few are interpolated."""
     scaling, powers, dim = _scaling(config), _powers(config, config.rope_theta), config.head_dim
     original = scaling.original_max_position_embeddings
-    assert original is not None, "read so"
+    assert original is not None, "set when the config is read"
 
     def dimension(rotations: float) -> float:
-        """Where a frequency makes so many turns within the original context."""
+        """Return the dimension whose frequency makes `rotations` turns in the original context."""
         return (
             dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
         )
@@ -109,7 +109,7 @@ def _yarn(config: LlamaConfig) -> Table:
     if scaling.truncate is not False:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    width = high - low or 0.001  # no division by zero
+    width = high - low or 0.001  # avoids a division by zero
     ramp = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(width)
     kept = 1 - np.clip(ramp, 0, 1)
     interpolated = np.float32(1.0) / (np.float32(scaling.factor) * powers)
@@ -118,7 +118,7 @@ def _yarn(config: LlamaConfig) -> Table:
 
 
 def _scaling(config: LlamaConfig) -> RopeScaling:
-    assert config.rope_scaling is not None, "chosen by its type"
+    assert config.rope_scaling is not None, "the function was chosen by its type"
     return config.rope_scaling
 
 

@@ -1,6 +1,6 @@
-"""A slot: one matrix of the graph, where its values come from and the initializers they fill.
+"""A slot: one matrix of the graph, the source of its values and the initializers they fill.
 
-The graph is built with slots alone; weights are read, matrix by matrix, only when the package is
+The graph is built from slots only; weights are read, matrix by matrix, when the package is
 written.
 """
 
@@ -25,7 +25,7 @@ DATA_TYPES = {
     "int4": ir.DataType.INT4,
     "int64": ir.DataType.INT64,
 }
-"""ONNX's types by the names that a storage gives them."""
+"""ONNX's types by their names in a storage."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Initializer:
 class Slot:
     """One matrix (or norm gain) of the graph.
 
-    `sources` are Hugging Face tensor names, concatenated along rows; `shape` is the result's.
-    `keeps_codes`: the sources are quantized already, and their own codes are stored.
-    A slot with `table` takes its values from there instead (the rotary tables). `gathered`: it is
-    read row by row by `GatherBlockQuantized`.
+    `sources` are the Hugging Face names of tensors that are concatenated along rows; `shape` is the
+    shape of the result. A slot with a `table` has its values from there instead (rotary tables).
+    `gathered`: `GatherBlockQuantized` reads it row by row. `keeps_codes`: the sources are already
+    quantized, and their codes are stored unchanged.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The graph on ONNX's own operators alone, opset 23: for any runtime that conforms to it.
+"""The graph with standard ONNX operators only, opset 23, for any runtime that supports it.
 
 Their contracts: https://onnx.ai/onnx/operators/
 """
@@ -18,7 +18,7 @@ from llama_onnx.exporter.graph.operators import (
     cast,
     rows_of,
     stamp,
-    tokens,
+    token_shape,
 )
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.storage import QWEIGHT, SCALES, WEIGHT
@@ -26,7 +26,7 @@ from llama_onnx.exporter.model.storage import QWEIGHT, SCALES, WEIGHT
 
 @dataclass(frozen=True)
 class Masked:
-    """The new positions of a batch, padding hidden by a mask: tokens stay where they are."""
+    """The new positions of a batch. A mask hides padding; tokens keep their positions."""
 
     config: LlamaConfig
     position_ids: ir.Value  # [B, S] int64
@@ -35,26 +35,26 @@ class Masked:
     tables: tuple[ir.Value, ...] = ()  # cos and sin, [max_position_embeddings, head_dim / 2]
 
     def arrange(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
-        """Return them unchanged."""
+        """Return `input_ids` unchanged."""
         return input_ids
 
     def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """Return them unchanged."""
+        """Return `hidden` unchanged."""
         return hidden
 
     def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
-        """Hidden state of each row's last valid position, [B, 1, H]."""
+        """Return the hidden state of each row's last valid position, [B, 1, H]."""
         last = op.ArgMax(self.new, axis=1, keepdims=1, select_last_index=1)  # [B, 1]
         return op.GatherND(hidden, op.Unsqueeze(last, [2]), batch_dims=1)
 
-    def rotating(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
-        """Return it with the tables."""
+    def with_tables(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
+        """Return a copy of the batch with `tables`."""
         return replace(self, tables=tables)
 
     def attend(
         self, op: OpBuilder, projected: tuple[ir.Value, ...], past: KeyValue
     ) -> tuple[ir.Value, KeyValue]:
-        """Attention-23, which repeats keys and values for groups of queries itself."""
+        """Attention-23, which itself repeats keys and values for groups of queries; see `Batch`."""
         config = self.config
         query, key, value = projected
         out, present_key, present_value = op.Attention(
@@ -68,23 +68,25 @@ class Masked:
             kv_num_heads=config.num_key_value_heads,
             _outputs=3,
         )
-        return stamp(out, *tokens(config.q_size), like=query), KeyValue(present_key, present_value)
+        return stamp(out, *token_shape(config.q_size), like=query), KeyValue(
+            present_key, present_value
+        )
 
     def _rotate(self, op: OpBuilder, x: ir.Value, heads: int) -> ir.Value:
-        """Rotary embeddings (Su et al., 2021) of [B, S, heads head_dim]."""
+        """Apply rotary embeddings (Su et al., 2021) to x [B, S, heads head_dim]."""
         rotated = op.RotaryEmbedding(
             x, *self.tables, self.position_ids, interleaved=0, num_heads=heads
         )
-        return stamp(rotated, *tokens(heads * self.config.head_dim), like=x)
+        return stamp(rotated, *token_shape(heads * self.config.head_dim), like=x)
 
 
 @dataclass(frozen=True)
 class Standard:
-    """A `Dialect`."""
+    """The `Dialect` of standard ONNX operators."""
 
     @property
     def domains(self) -> Mapping[str, int]:
-        """None."""
+        """None besides ONNX's own."""
         return {}
 
     def batch(
@@ -94,10 +96,11 @@ class Standard:
         input_ids: ir.Value,
         mask: ir.Value,
     ) -> Batch:
-        """Positions count what is valid; a token sees what is valid up to itself.
+        """Return the batch: valid tokens are counted for positions, and each token attends to the
+        valid tokens up to itself.
 
-        It sees itself even where it is padding: an empty row of the softmax would be NaN, which
-        spreads from the cache to every token.
+        A padding token attends to itself too: an empty softmax row would be NaN, which would spread
+        through the cache to every token.
         """
         size = op.Shape(input_ids, start=1, end=2)  # [1]
         total = op.Shape(mask, start=1, end=2)  # [1]
@@ -112,19 +115,19 @@ class Standard:
         return Masked(config, positions, visible, new)
 
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Rows of the embedding. Quantized, it is stored as the head of a tied model reads it, so
-        they are columns: those of the tokens are gathered, dequantized, then transposed."""
+        """Return rows of the embedding. A quantized one is stored as a tied head reads it, by
+        columns: the tokens' columns are gathered, dequantized, then transposed."""
         stored, width = matrix.slot.storage.codes, matrix.slot.shape[1]
         if stored is None:
             found = op.Gather(matrix.values[WEIGHT], ids, axis=0)
-            return stamp(cast(op, found, dtype), *tokens(width), dtype=dtype)
+            return stamp(cast(op, found, dtype), *token_shape(width), dtype=dtype)
         codes = op.Gather(matrix.values[QWEIGHT], ids, axis=1)  # [H, B, S]
         scales = op.Gather(matrix.values[SCALES], ids, axis=1)  # [blocks, B, S]
         columns = op.DequantizeLinear(codes, scales, axis=0, block_size=stored.block_size)
-        return stamp(op.Transpose(columns, perm=[1, 2, 0]), *tokens(width), dtype=dtype)
+        return stamp(op.Transpose(columns, perm=[1, 2, 0]), *token_shape(width), dtype=dtype)
 
     def matmul(self, op: OpBuilder, x: ir.Value, matrix: Matrix) -> ir.Value:
-        """x @ W.T. ONNX Runtime makes one operator of either pair of nodes."""
+        """Return x @ W.T. ONNX Runtime fuses either pair of nodes into one operator."""
         codes = matrix.slot.storage.codes
         if codes is not None:
             weight = op.DequantizeLinear(
@@ -136,26 +139,26 @@ class Standard:
         else:
             assert x.dtype is not None
             weight = op.Transpose(cast(op, matrix.values[WEIGHT], x.dtype), perm=[1, 0])
-        return stamp(op.MatMul(x, weight), *tokens(matrix.slot.shape[0]), like=x)
+        return stamp(op.MatMul(x, weight), *token_shape(matrix.slot.shape[0]), like=x)
 
     def low_rank(self, op: OpBuilder, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Two products."""
+        """Return x @ A.T @ B.T."""
         for matrix in (a, b):
             product = op.MatMul(x, op.Transpose(matrix, perm=[1, 0]))
-            x = stamp(product, *tokens(rows_of(matrix)), like=x)
+            x = stamp(product, *token_shape(rows_of(matrix)), like=x)
         return x
 
     def rms_norm(
         self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, gain: ir.Value, eps: float
     ) -> tuple[ir.Value, ir.Value]:
-        """Add and RMSNormalization-23."""
+        """Return the results of RMSNormalization-23 and of the Add before it."""
         assert gain.shape is not None
-        shape = tokens(gain.shape[0])  # type: ignore[arg-type]
+        shape = token_shape(gain.shape[0])  # type: ignore[arg-type]
         total = x if residual is None else stamp(op.Add(x, residual), *shape, like=x)
         normed = op.RMSNormalization(total, gain, axis=-1, epsilon=eps)
         return stamp(normed, *shape, like=x), total
 
     def silu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """x * sigmoid(x); Swish comes with opset 24."""
+        """Return x * sigmoid(x); Swish needs opset 24."""
         assert x.shape is not None
         return stamp(op.Mul(x, op.Sigmoid(x)), *x.shape, like=x)

@@ -1,1 +1,1 @@
-"""What a Llama is: its numbers, its tensors, and how each of its matrices is stored."""
+"""The Llama architecture: its config, its tensors, and how each matrix is stored."""

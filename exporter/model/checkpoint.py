@@ -1,7 +1,7 @@
-"""What every checkpoint format gives: config, tensors by Hugging Face name, files beside them.
+"""What every checkpoint format provides: config, tensors by Hugging Face name, and other files.
 
-A format is a class that satisfies `Checkpoint`. Its tensors are lazy (`LazyTensor`): a reader of a
-70B model holds a few rows of it at a time.
+A format is a class that satisfies `Checkpoint`. Its tensors are lazy (`LazyTensor`), so that only a
+few rows of a 70B model are in memory at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.licences import kind_of
 
-# Buffers some exporters save beside the weights; they carry nothing the config does not.
+# Buffers that some tools save with the weights; they follow from the config.
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
 
@@ -28,10 +28,10 @@ _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 class CodedMatrix:
     """A matrix [N, K] that its checkpoint holds as codes, which a package can keep.
 
-    `blocks(start, stop)` gives rows `[start, stop)` as `storage` lays them out: packed codes
+    `blocks(start, stop)` returns rows `[start, stop)` as `storage` lays them out: packed codes
     [R, blocks, block bytes] uint8, scales [R, blocks] float32, zero points [R, bytes] uint8. It may
-    be called from several threads. `order` [K] int64: the input channel that each column of the
-    codes belongs to; None when the columns are in the channels' order.
+    be called from several threads. `order` [K] int64 gives the input channel of each column of the
+    codes; it is None when the columns are in channel order.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Checkpoint(Protocol):
 
     @property
     def format(self) -> str:
-        """`huggingface`, `gguf` ..."""
+        """`huggingface`, `gguf`, `meta` or `package`."""
         ...
 
     @property
@@ -60,25 +60,25 @@ class Checkpoint(Protocol):
         ...
 
     def names(self) -> Iterable[str]:
-        """Names of all tensors, as Hugging Face calls them."""
+        """Return the Hugging Face names of all tensors."""
         ...
 
     def tensor(self, name: str) -> LazyTensor:
-        """Return tensor `name`; raises `CheckpointError` when there is none."""
+        """Return tensor `name`; raises `CheckpointError` if there is none."""
         ...
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Write tokenizer.json, tokenizer_config.json and (if the model has one)
-        chat_template.jinja into `folder`; returns the file names. Raises `CheckpointError` when the
+        chat_template.jinja into `folder`; returns the file names. Raises `CheckpointError` if the
         source has no usable tokenizer."""
         ...
 
     def licence_files(self) -> Sequence[Path]:
-        """Return license, use policy, notice and model card found beside the weights."""
+        """Return the license, use policy, notice and model card found with the weights."""
         ...
 
     def search_defaults(self) -> dict[str, Any]:
-        """Sampling defaults of the model (temperature, top_k, do_sample ...), maybe empty."""
+        """Return the model's sampling defaults (temperature, top_k, do_sample ...), if any."""
         ...
 
     def fingerprint(self) -> dict[str, str]:
@@ -88,23 +88,23 @@ class Checkpoint(Protocol):
 
 @runtime_checkable
 class HoldsCodes(Protocol):
-    """A checkpoint that holds matrices as codes, and gives all of them as float32 rows too."""
+    """A checkpoint that holds matrices as codes, and also returns each of them as float32 rows."""
 
     @property
     def native_bits(self) -> int:
-        """Bits of a code in most of its matrices."""
+        """Bits per code in most of its matrices."""
         ...
 
     def describe(self) -> str:
-        """Return how it is quantized, for people."""
+        """Return a description of its quantization, for display."""
         ...
 
     def bits_of(self, name: str) -> int | None:
-        """Return the bits of a code of tensor `name`; None when it is stored as floats."""
+        """Return the bits per code of tensor `name`; None if it is stored as floats."""
         ...
 
     def coded(self, name: str) -> CodedMatrix:
-        """Return matrix `name` as codes; raises `UnsupportedError` when no package could hold
+        """Return matrix `name` as codes; raises `UnsupportedError` if a package cannot hold
         them."""
         ...
 
@@ -116,11 +116,11 @@ class TensorsByName:
     tensors: dict[str, LazyTensor]
 
     def names(self) -> Iterable[str]:
-        """Names of all tensors."""
+        """Return the names of all tensors."""
         return self.tensors.keys()
 
     def tensor(self, name: str) -> LazyTensor:
-        """Tensor `name`."""
+        """Return tensor `name`; raises `CheckpointError` if there is none."""
         try:
             return self.tensors[name]
         except KeyError:
@@ -128,18 +128,18 @@ class TensorsByName:
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:
-    """Compare a checkpoint's tensors with what its config asks for, before anything is read.
+    """Compare a checkpoint's tensors with those its config requires, before any weight is read.
 
-    Raises `CheckpointError` for a tensor that is missing or of the wrong shape, `UnsupportedError`
-    for one that plain Llama does not have (a bias, for example): without it the model would
-    be another.
+    Raises `CheckpointError` for a tensor that is missing or has the wrong shape, `UnsupportedError`
+    for one that a plain Llama does not have (a bias, for example): leaving it out would change the
+    model.
     """
     present = set(checkpoint.names())
     layers = checkpoint.config.num_hidden_layers
-    if layers > len(present):  # before a list of millions of names is made
+    if layers > len(present):  # checked before millions of names are listed
         raise CheckpointError(
             f"{checkpoint.path}: the config has {layers} layers, but there are only "
-            f"{len(present)} tensors: config and weights belong to different models."
+            f"{len(present)} tensors: use the config and weights of the same model."
         )
     expected = checkpoint.config.tensor_shapes()
     missing = [name for name in expected if name not in present]
@@ -149,7 +149,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} lacks the tensor {missing[0]}{more}: "
             "a file is missing, or config and weights belong to different models."
         )
-    # A tied model may save its head as well; the embedding is what counts.
+    # A tied model may save its head as well; the embedding is used.
     allowed = expected.keys() | {"lm_head.weight"}
     for name in sorted(present - allowed):
         if not name.endswith(_IGNORED_SUFFIXES):
@@ -162,10 +162,10 @@ def check_tensors(checkpoint: Checkpoint) -> None:
         if found != shape:
             raise CheckpointError(
                 f"{checkpoint.path}: tensor {name} has shape {list(found)}, "
-                f"but the config asks for {list(shape)}."
+                f"but the config requires {list(shape)}."
             )
 
 
 def find_licences(folder: Path) -> list[Path]:
-    """Return the files in `folder` that travel with the weights, see `targets.licences`."""
+    """Return the files in `folder` that have to accompany the weights; see `targets.licences`."""
     return sorted(path for path in folder.glob("*") if kind_of(path.name) and path.is_file())

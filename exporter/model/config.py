@@ -1,4 +1,4 @@
-"""The numbers of a Llama architecture, and how they are read from config.json."""
+"""The config of a Llama model, and how it is read from config.json."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MATRICES = {
 """Linear layers of one decoder layer: name -> (out_features, in_features), as attribute names."""
 
 MIN_CONTEXT, MAX_CONTEXT = 8, 1 << 22
-"""Positions; the rotary tables of a longer context would be larger than most models."""
+"""In positions; the rotary tables of a longer context would be larger than most models."""
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A Llama decoder: names and meanings are those of Hugging Face's `LlamaConfig`."""
+    """A Llama decoder. Fields have the names and meanings of Hugging Face's `LlamaConfig`."""
 
     vocab_size: int
     hidden_size: int
@@ -54,11 +54,11 @@ class LlamaConfig:
 
     @property
     def kv_size(self) -> int:
-        """Rows of the key, and of the value, projection."""
+        """Rows of the key projection, and of the value projection."""
         return self.num_key_value_heads * self.head_dim
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of such a model, by Hugging Face name."""
+        """Return the shape of every tensor of the model, by Hugging Face name."""
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
         }
@@ -74,7 +74,7 @@ class LlamaConfig:
         return shapes
 
     def num_parameters(self) -> int:
-        """Weights of the model; tied embeddings counted once."""
+        """Return the number of weights; a tied embedding is counted once."""
         total = 0
         for shape in self.tensor_shapes().values():
             size = 1
@@ -84,12 +84,12 @@ class LlamaConfig:
         return total
 
     def rope_parameters(self) -> dict[str, Any]:
-        """The rotary embedding as transformers 5 describes it."""
+        """Return `rope_parameters` as transformers 5 defines them."""
         scaling = self.rope_scaling.to_huggingface() if self.rope_scaling else {}
         return {"rope_theta": self.rope_theta, "rope_type": "default", **scaling}
 
     def to_huggingface(self) -> dict[str, Any]:
-        """`config.json` as optimum and transformers (4 and 5) read it."""
+        """Return the content of `config.json` as optimum and transformers (4 and 5) read it."""
         eos = list(self.eos_token_ids)
         scaling = self.rope_scaling.to_huggingface() if self.rope_scaling else None
         return {
@@ -123,7 +123,7 @@ def config_from_huggingface(
     """Build a config from the content of `config.json` (and of `generation_config.json`).
 
     `where` names the file in messages. Raises `CheckpointError` for a key that is missing or of the
-    wrong type, `UnsupportedError` for a feature outside plain Llama, named.
+    wrong type, `UnsupportedError` for a feature that a plain Llama does not have.
     """
     _refuse_features(raw, where)
     reader = Keys(raw, where)
@@ -159,7 +159,7 @@ def config_from_huggingface(
 
 
 def check_config(config: LlamaConfig, where: str) -> None:
-    """Refuse numbers that no kernel can run; raises `CheckpointError` or `UnsupportedError`."""
+    """Raise `CheckpointError` or `UnsupportedError` for values that no kernel can run."""
     if config.num_attention_heads % config.num_key_value_heads:
         raise CheckpointError(
             f"{where}: num_attention_heads {config.num_attention_heads} is not a multiple of "
@@ -205,18 +205,18 @@ def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
 
 
 def _rope_block(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return what config.json says about the rotary embedding, in the form of transformers 5."""
+    """Return the rotary settings in config.json in the form of transformers 5."""
     for name in ("rope_parameters", "rope_scaling"):
         if not isinstance(raw.get(name) or {}, Mapping):
             raise CheckpointError(f"{where}: {name} must be an object, not {raw[name]!r}.")
-    # transformers 5 writes rope_parameters; 4.x wrote rope_theta and rope_scaling at the top, and
-    # where there is a rope_scaling, 5 uses it and ignores rope_parameters.
+    # transformers 5 writes rope_parameters; 4.x wrote rope_theta and rope_scaling at the top level.
+    # If there is a rope_scaling, transformers 5 uses it and ignores rope_parameters.
     block = {"rope_theta": 10000.0, **_set(raw, "rope_theta")}
     block |= raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if block.get("factor", 1) != 1 and not block.keys() & {"rope_type", "type"}:
         raise CheckpointError(f"{where}: the rope scaling has a factor but no type: add rope_type.")
     block["rope_type"] = block.get("rope_type", block.get("type", "default"))
-    # A length beside the block wins over the one inside it: transformers' rule.
+    # As in transformers, a top-level length takes precedence over the one in the block.
     block |= _set(raw, "original_max_position_embeddings")
     if block.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedError(f"{where}: partial_rotary_factor is not supported.")
@@ -228,8 +228,11 @@ def _set(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def rope_scaling(block: Mapping[str, Any], context: int, where: str) -> RopeScaling | None:
-    """The scaling that `block`, transformers' rope_parameters, describes, of a model of `context`
-    positions; None for the default. Raises `CheckpointError` and `UnsupportedError`."""
+    """Return the scaling described by `block`, which has the form of transformers' rope_parameters;
+    None for the default. `context` is the model's max_position_embeddings.
+
+    Raises `CheckpointError` for a value that is missing or invalid, `UnsupportedError` for a type
+    that cannot be exported."""
     kind = block["rope_type"]
     if kind == "default":
         return None
@@ -274,7 +277,7 @@ class Keys:
         self._raw, self._where = raw, where
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """The positive integer at `key`; raises `CheckpointError` for anything else."""
+        """Return the positive integer at `key`; raises `CheckpointError` for anything else."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CheckpointError(
@@ -283,7 +286,7 @@ class Keys:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """The positive number at `key`; raises `CheckpointError` for anything else."""
+        """Return the positive number at `key`; raises `CheckpointError` for anything else."""
         value = self._get(key, default)
         if (
             isinstance(value, bool)
@@ -294,7 +297,7 @@ class Keys:
         return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:
-        """The boolean at `key`; raises `CheckpointError` for anything else, 0 and 1 included."""
+        """Return the boolean at `key`; raises `CheckpointError` for anything else, even 0 or 1."""
         value = self._get(key, default)
         if not isinstance(value, bool):
             raise CheckpointError(f"{self._where}: {key} must be true or false, not {value!r}.")

@@ -1,4 +1,4 @@
-"""The floating-point types of a package, by the names people use."""
+"""The floating-point types of a package, by their names on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries and keys whose rotary embedding turns neighbouring rows, as Meta's and GGUF's do."""
+"""Query and key rows interleaved for the rotary embedding, as in Meta's and GGUF's files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from llama_onnx.exporter.formats.tensor import Float32
 def half_split_rows(
     rows: Callable[[int, int], Float32], head_dim: int, start: int, stop: int
 ) -> Float32:
-    """Return rows [start, stop) in Hugging Face's order, where a row's partner is half a head away.
+    """Return rows [start, stop) in Hugging Face's order, which pairs rows half a head apart.
 
-    `rows` reads them interleaved, partner beside partner. Whole heads are read, reordered, cut.
+    `rows(start, stop)` returns interleaved rows [stop - start, K], where pairs are adjacent. Whole
+    heads are read and reordered; the result is then cut to the rows asked for.
     """
     first, last = start // head_dim, -(-stop // head_dim)
     stored = rows(first * head_dim, last * head_dim)

@@ -1,4 +1,4 @@
-"""How each matrix is stored. A recipe is plain data and goes into the manifest."""
+"""How each matrix is stored. A recipe is plain data and is written to the manifest."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LogitsMode = Literal["all", "last"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a package's content besides the weights themselves.
+    """Everything that determines a package's content besides the weights.
 
-    `source_codes` names the tensors whose codes are the source's own, and how these are stored.
-    `swappable` are the kinds of matrices (`q_proj`) that accept a LoRA adapter at run time, in
-    every layer. `activations` is what flows between the `operators`.
+    `source_codes` maps each tensor whose codes come from the source unchanged to their storage.
+    `swappable` are the kinds of matrices (such as `q_proj`) that accept a LoRA adapter at run time,
+    in every layer. `activations` is the type of the values between the `operators`.
     """
 
     precision: str
@@ -37,28 +37,28 @@ class Recipe:
     operators: Operators = field(default_factory=Operators)
 
     def storage_of(self, tensors: Sequence[str], otherwise: Storage) -> Storage:
-        """Return how the rows of `tensors` are stored in one matrix: as the source's own codes, or
-        `otherwise`."""
+        """Return the storage of the matrix made of the rows of `tensors`: that of the source's
+        codes if they are kept, else `otherwise`."""
         assert self.fit_together(tensors)
         return self.source_codes.get(tensors[0], otherwise)
 
     def keeps_codes(self, tensors: Sequence[str]) -> bool:
-        """Whether the matrix made of `tensors` is stored as the source's own codes."""
+        """Return whether the matrix made of `tensors` keeps the source's codes."""
         return tensors[0] in self.source_codes
 
     def fit_together(self, tensors: Sequence[str]) -> bool:
-        """Whether the rows of `tensors` can be stored in one matrix."""
+        """Return whether the rows of `tensors` can be stored in one matrix."""
         return len({self.source_codes.get(name) for name in tensors}) == 1
 
     def packs(self, projections: Sequence[str]) -> bool:
-        """Whether query, key and value share one matrix: the attention operator has to accept
-        that, and a source's own codes may differ from one projection to the next."""
+        """Return whether query, key and value `projections` share one matrix. The attention
+        operator has to accept it, and codes kept from the source must have the same storage."""
         together = self.operators.packed_qkv and not self.operators.standard
         return together and self.fit_together(projections)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values, for the manifest and the journal: of the source's own
-        codes how many tensors are stored in which way."""
+        """Return it as plain JSON values, for the manifest and the journal. Codes kept from the
+        source are given as the number of tensors per kind of storage."""
         ways = Counter((b.bits, b.block_size, bool(b.order)) for b in self.source_codes.values())
         counts = [
             {"bits": bits, "block_size": size, "reordered": reordered, "tensors": count}
@@ -85,11 +85,11 @@ def make_recipe(
     activations: FloatName = "fp32",
     operators: Operators = Operators(),  # noqa: B008
 ) -> Recipe:
-    """Return the recipe, with defaults for what is None. `tied`: embedding and head are one matrix,
-    stored once.
+    """Return the recipe, with defaults for `embedding` and `head` where they are None. `tied`:
+    embedding and head are one matrix, stored once.
 
-    Raises `UsageError` for an unknown precision or block size, when a tied model is asked to store
-    its one matrix in two ways, or for an embedding that `operators` cannot read.
+    Raises `UsageError` for an unknown precision or block size, for two storages of a tied matrix,
+    or for an embedding that `operators` cannot read.
     """
     if tied and embedding and head and embedding != head:
         raise UsageError(
@@ -103,7 +103,7 @@ def make_recipe(
     if embedding and embedding.startswith("int") and embedding not in readable:
         known = ", ".join(readable) or "fp32, fp16 or bf16"
         raise UsageError(
-            f"the target has no operator that reads an embedding of {embedding}: use {known}."
+            f"the target has no operator that reads an {embedding} embedding: use {known}."
         )
 
     def stored(name: str) -> Storage:
@@ -124,16 +124,16 @@ def make_recipe(
 
 
 def _default_embedding(precision: str, activations: FloatName, operators: Operators) -> str:
-    """Return how the embedding is stored by default. It is the model's input and is read a row at a
-    time: eight bits cost no time there. A separate head is read whole for every token, so it is
-    stored like the other matrices."""
+    """Return the default storage of the embedding. Only one row of it is read per token, so int8
+    costs no speed. A separate head is read whole for every token, so it is stored like the other
+    matrices."""
     if not precision.startswith("int"):
         return precision
     return "int8" if "int8" in _readable(operators) else activations
 
 
 def _readable(operators: Operators) -> tuple[str, ...]:
-    """Return the quantized types whose single rows can be read."""
+    """Return the quantized types from which single rows can be read."""
     if operators.standard:
-        return ("int8",)  # Gather has no type of four bits
+        return ("int8",)  # Gather has no 4-bit type
     return ("int8", "int4") if operators.gather_blocks else ()

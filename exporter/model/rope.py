@@ -1,7 +1,7 @@
-"""How rotary frequencies are stretched for a longer context: the parameters, as plain data.
+"""Parameters that scale rotary frequencies for a longer context, as plain data.
 
-Names and meanings are those of transformers' `rope_parameters`; exporter/graph/rotary.py computes
-with them.
+Names and meanings are those of transformers' `rope_parameters`; exporter/graph/rotary.py applies
+them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """One scaling; what `rope_type` does not use is None.
+    """One scaling; parameters that `rope_type` does not use are None.
 
     `original_max_position_embeddings` is the context the model was trained with before it was
-    stretched to the config's own.
+    extended to the config's max_position_embeddings.
     """
 
     rope_type: str
@@ -32,13 +32,13 @@ class RopeScaling:
     truncate: bool | None = None
 
     def to_huggingface(self) -> dict[str, Any]:
-        """The block as config.json holds it, without rope_theta."""
+        """Return the block as config.json holds it, without rope_theta."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class RopeKeys:
-    """Keys of one rope type beside `factor`: numbers it needs, numbers it may have."""
+    """Keys of one rope type besides `factor`: required and optional numbers."""
 
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -52,4 +52,4 @@ ROPE_TYPES: Mapping[str, RopeKeys] = {
         optional=("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
     ),
 }
-"""The types of scaling that can be exported."""
+"""The scaling types that can be exported."""

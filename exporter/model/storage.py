@@ -1,8 +1,8 @@
-"""The kinds of storage of a matrix: what each writes, and how.
+"""The kinds of storage of a matrix: which arrays each writes, and how.
 
-A weight matrix W [N, K] (out_features, in_features) is stored as floats, or as codes of 4 or 8 bits
-in blocks. Blocks run along K and are laid out in rows of W, as ONNX Runtime's own operators read
-them, or in columns, as ONNX's DequantizeLinear reads a matrix that is multiplied from the right.
+A weight matrix W [N, K] (out_features, in_features) is stored as floats, or as blocks of codes of 4
+or 8 bits. Blocks run along K. They are laid out in rows of W, as ONNX Runtime's own operators read
+them, or in columns, as ONNX's DequantizeLinear reads the right-hand matrix of a MatMul.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-"""Block sizes `MatMulNBits` takes on the CPU."""
+"""Block sizes that `MatMulNBits` accepts on the CPU."""
 
 FLOAT_NAMES: tuple[FloatName, ...] = ("fp32", "fp16", "bf16")
 
 WEIGHT, QWEIGHT, SCALES, ZERO_POINTS, ORDER = "weight", "qweight", "scales", "zero_points", "order"
-"""The parts that a matrix is stored in: floats have a weight, codes a qweight and scales, perhaps
-zero points and the order of their columns."""
+"""The parts of a stored matrix: floats have a weight; codes have a qweight and scales, and may have
+zero points and a column order."""
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -49,9 +49,9 @@ class Part:
 class Quantized:
     """Rows of a matrix as codes, before a storage lays them out.
 
-    `codes` uint8 [R, blocks * block_size], one in a byte, a partial last block filled up; `scales`
-    [R, blocks] in the storage's type; `zero_points` uint8 [R, blocks], None for 2^(bits-1)
-    throughout. value = (code - zero point) * scale.
+    `codes` uint8 [R, blocks * block_size], one code per byte, a partial last block padded; `scales`
+    [R, blocks] in the storage's type; `zero_points` uint8 [R, blocks], or None if all are
+    2^(bits-1). value = (code - zero point) * scale.
     """
 
     codes: Bytes
@@ -69,26 +69,26 @@ class Storage(Protocol):
 
     @property
     def codes(self) -> BlockCodes | None:
-        """Bits and blocks of its codes; None for floats."""
+        """Bits and block size of its codes; None for floats."""
         ...
 
     @property
     def unshared(self) -> tuple[str, ...]:
-        """Parts of an embedding that a head tied to it cannot read through the same initializer,
-        but needs one of its own for, over the same bytes."""
+        """Parts of an embedding for which a tied head needs a separate initializer over the same
+        bytes."""
         ...
 
     def parts(self, shape: tuple[int, ...], *, gathered: bool = False) -> tuple[Part, ...]:
         """Return the parts of a matrix of `shape`, in the order of their bytes in the data file.
 
-        `gathered`: read row by row by `GatherBlockQuantized`, which wants the codes flat.
+        `gathered`: `GatherBlockQuantized` reads it row by row, and needs each row's codes flat.
         """
         ...
 
     def encode(self, rows: Float32, quantize: Quantize) -> tuple[Array, ...]:
-        """Return `rows` [R, K] (or [R]) of a matrix as arrays, one for each of its parts.
+        """Return `rows` [R, K] (or [R]) of a matrix as arrays, one for each part.
 
-        The second of them, or the only one, holds floats, which overflow to infinity: the caller
+        The second array, or the only one, holds floats. They may overflow to infinity: the caller
         checks them.
         """
         ...
@@ -96,20 +96,20 @@ class Storage(Protocol):
     def join(
         self, chunks: Iterable[Sequence[Array]], shape: tuple[int, ...]
     ) -> Iterator[Iterator[Array]]:
-        """Put the `chunks` of a matrix of `shape`, encoded in order, together: yield for each part
-        the arrays that make up its bytes.
+        """Join the encoded `chunks` of a matrix of `shape`, which are in order: yield, for each
+        part, an iterator over the arrays that make up its bytes.
 
-        Each inner iterator has to be exhausted before the next one is asked for.
+        Exhaust each inner iterator before asking for the next one.
         """
         ...
 
     def joined_values(self, shape: tuple[int, ...]) -> int:
-        """How many codes of a matrix `join` holds in memory at once, in a byte each, beyond its
+        """Return how many codes, one byte each, `join` holds in memory at once in addition to the
         chunks."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as the manifest and the journal hold it."""
+        """Return its JSON form for the manifest and the journal."""
         ...
 
 
@@ -125,26 +125,26 @@ class Floats:
 
     @property
     def unshared(self) -> tuple[str, ...]:
-        """A tied head reads the very same initializer."""
+        """None: a tied head reads the same initializer."""
         return ()
 
     def parts(self, shape: tuple[int, ...], *, gathered: bool = False) -> tuple[Part, ...]:
-        """One array of the matrix's own shape."""
+        """Return one part of the matrix's shape."""
         return (Part(WEIGHT, self.name, shape),)
 
     def encode(self, rows: Float32, quantize: Quantize) -> tuple[Array, ...]:
-        """Round to nearest."""
+        """Return `rows` rounded to nearest."""
         with np.errstate(over="ignore"):
             return (rows.astype(DTYPES[self.name], copy=False),)
 
     def join(
         self, chunks: Iterable[Sequence[Array]], shape: tuple[int, ...]
     ) -> Iterator[Iterator[Array]]:
-        """Rows follow one another."""
+        """Yield the chunks one after another."""
         return _stream(chunks)
 
     def joined_values(self, shape: tuple[int, ...]) -> int:
-        """Nothing is held."""
+        """Return 0: no codes are held."""
         return 0
 
     def to_json(self) -> dict[str, Any]:
@@ -155,11 +155,11 @@ class Floats:
 @dataclass(frozen=True)
 class RowBlocks(BlockCodes):
     """Stored as `com.microsoft.MatMulNBits` and `GatherBlockQuantized` read it: codes in rows,
-    packed from the low bits up, one scale of type `scales` a block.
+    packed from the low bits up, one scale of type `scales` per block.
 
-    value = (code - zero) * scale, where zero is 2^(bits-1), or with `zero_points` a code for each
-    block. With `order` the columns are not in the order of the input's channels, and the graph
-    rearranges these; it is a name, and equal orders have equal names.
+    value = (code - zero) * scale, where zero is 2^(bits-1), or with `zero_points` one code per
+    block. If `order` is not empty, the columns are not in the order of the input channels, and the
+    graph reorders the channels to match. `order` is a label; equal orders have equal labels.
     """
 
     zero_points: bool = False
@@ -178,16 +178,16 @@ class RowBlocks(BlockCodes):
 
     @property
     def unshared(self) -> tuple[str, ...]:
-        """`GatherBlockQuantized` wants codes [N, bytes], `MatMulNBits` [N, blocks, bytes]."""
+        """The codes: `GatherBlockQuantized` reads [N, bytes], `MatMulNBits` [N, blocks, bytes]."""
         return (QWEIGHT,)
 
     @property
     def block_bytes(self) -> int:
-        """Bytes the codes of one block take."""
+        """Bytes of the codes of one block."""
         return self.block_size * self.bits // 8
 
     def parts(self, shape: tuple[int, ...], *, gathered: bool = False) -> tuple[Part, ...]:
-        """Codes, scales and, where it has them, zero points and order."""
+        """Return codes, scales and, if it has them, zero points and order."""
         rows, columns = shape
         blocks, width = self.num_blocks(columns), self.block_bytes
         codes = (rows, blocks * width) if gathered else (rows, blocks, width)
@@ -199,9 +199,10 @@ class RowBlocks(BlockCodes):
         return tuple(found)
 
     def encode(self, rows: Float32, quantize: Quantize) -> tuple[Array, ...]:
-        """Codes [R, blocks, block bytes], scales [R, blocks], zero points [R, bytes] if any."""
+        """Return codes [R, blocks, block bytes], scales [R, blocks] and, if it has them, zero
+        points [R, bytes]."""
         found = quantize(rows, self)
-        assert (found.zero_points is not None) == self.zero_points, "the recipe knows its quantizer"
+        assert (found.zero_points is not None) == self.zero_points, "as the recipe says"
         packed = pack(found.codes, self.bits)
         codes = packed.reshape(*found.scales.shape, self.block_bytes)
         if found.zero_points is None:
@@ -211,11 +212,11 @@ class RowBlocks(BlockCodes):
     def join(
         self, chunks: Iterable[Sequence[Array]], shape: tuple[int, ...]
     ) -> Iterator[Iterator[Array]]:
-        """Codes pass through; scales and zero points, which are small, wait until they are out."""
+        """Yield the codes as they come, then the scales and zero points, which are small."""
         return _stream(chunks)
 
     def joined_values(self, shape: tuple[int, ...]) -> int:
-        """No codes are held."""
+        """Return 0: no codes are held."""
         return 0
 
     def to_json(self) -> dict[str, Any]:
@@ -225,8 +226,8 @@ class RowBlocks(BlockCodes):
 
 @dataclass(frozen=True)
 class ColumnBlocks(BlockCodes):
-    """Stored as ONNX's DequantizeLinear reads a matrix [K, N] that is multiplied from the right:
-    signed codes whose zero is 0, scales [blocks, N] of type `scales`."""
+    """Stored as ONNX's DequantizeLinear reads the right-hand matrix [K, N] of a MatMul: signed
+    codes with zero point 0, scales [blocks, N] of type `scales`."""
 
     scales: FloatName = "fp32"
 
@@ -242,12 +243,12 @@ class ColumnBlocks(BlockCodes):
 
     @property
     def unshared(self) -> tuple[str, ...]:
-        """ONNX Runtime fuses a DequantizeLinear with a MatMul only if no other node reads what it
-        reads."""
+        """Codes and scales: ONNX Runtime fuses a DequantizeLinear with a MatMul only if no other
+        node reads its inputs."""
         return (QWEIGHT, SCALES)
 
     def parts(self, shape: tuple[int, ...], *, gathered: bool = False) -> tuple[Part, ...]:
-        """Codes and scales; gathered or not, they are the same."""
+        """Return codes and scales, the same whether gathered or not."""
         rows, columns = shape
         return (
             Part(QWEIGHT, f"int{self.bits}", (columns, rows)),
@@ -255,17 +256,17 @@ class ColumnBlocks(BlockCodes):
         )
 
     def encode(self, rows: Float32, quantize: Quantize) -> tuple[Array, ...]:
-        """Codes [K, R], one in a byte, the bits of signed ones; scales [blocks, R]."""
+        """Return codes [K, R], one per byte in two's complement, and scales [blocks, R]."""
         found = quantize(rows, self)
-        assert found.zero_points is None, "signed codes, whose zero is 0"
+        assert found.zero_points is None, "signed codes have zero point 0"
         half, mask = 1 << (self.bits - 1), (1 << self.bits) - 1
         return ((found.codes[:, : rows.shape[1]] - half) & mask).T, found.scales.T
 
     def join(
         self, chunks: Iterable[Sequence[Array]], shape: tuple[int, ...]
     ) -> Iterator[Iterator[Array]]:
-        """Every row of the file has something of every row of the source, so the whole matrix is
-        put together first."""
+        """Assemble the whole matrix first: each row of the file holds values of every source
+        row."""
         rows, columns = shape
         codes = np.empty((columns, rows), np.uint8)
         scales = np.empty((self.num_blocks(columns), rows), DTYPES[self.scales])
@@ -278,17 +279,17 @@ class ColumnBlocks(BlockCodes):
         yield iter([scales])
 
     def joined_values(self, shape: tuple[int, ...]) -> int:
-        """All of them."""
+        """Return the number of codes in the matrix: all are held."""
         return prod(shape)
 
     def to_json(self) -> dict[str, Any]:
-        """Return its fields, under the keys that `RowBlocks` has too."""
+        """Return its fields, under the same keys as `RowBlocks`."""
         return {**asdict(self), "zero_points": False, "order": "", "columnwise": True}
 
 
 Blocks = RowBlocks | ColumnBlocks
 Quantize = Callable[[Float32, Blocks], Quantized]
-"""Rows [R, K] -> their codes for a storage: what a quantizer does."""
+"""A quantizer's function: rows [R, K] and a storage -> the codes of the rows."""
 
 
 def make_storage(
@@ -296,8 +297,8 @@ def make_storage(
 ) -> Storage:
     """Return the storage called `name`: `fp32`, `fp16`, `bf16`, `int8` or `int4`.
 
-    `block_size`, `scales` and `columnwise` (`ColumnBlocks` or `RowBlocks`) are for codes. Raises
-    `UsageError` for another name, or a block size that is not one of `BLOCK_SIZES`.
+    `block_size`, `scales` and `columnwise` (`ColumnBlocks` instead of `RowBlocks`) apply to codes
+    only. Raises `UsageError` for another name, or a block size that is not in `BLOCK_SIZES`.
     """
     if floats := [known for known in FLOAT_NAMES if known == name]:
         return Floats(floats[0])
@@ -311,8 +312,8 @@ def make_storage(
 
 
 def pack(codes: Bytes, bits: int) -> Bytes:
-    """Return codes [..., n], one in a byte, packed as `bits` each: of two of four bits the first
-    becomes the low nibble, and an odd last one gets a nibble of zeros beside it."""
+    """Return codes [..., n], one per byte, packed at `bits` each. The first of two 4-bit codes is
+    the low nibble; an odd last code is padded with a nibble of zeros."""
     if bits == 8:
         return codes
     if codes.shape[-1] % 2:
@@ -334,6 +335,6 @@ def _stream(chunks: Iterable[Sequence[Array]]) -> Iterator[Iterator[Array]]:
 
 
 def _packed_in_pieces(codes: Bytes, bits: int) -> Iterator[Array]:
-    """Pack `codes` one after the other; pieces of an even number keep pairs together."""
+    """Yield `codes` packed, piece by piece; each piece but the last has an even number of codes."""
     for start in range(0, len(codes), _PIECE):
         yield pack(codes[start : start + _PIECE], bits)

@@ -1,1 +1,1 @@
-"""A matrix -> codes: one file for each quantizer, chosen by name in `registry.py`."""
+"""Quantizers, which turn a matrix into codes: one file each, listed by name in `registry.py`."""

@@ -1,4 +1,4 @@
-"""What a quantizer is."""
+"""The interface of a quantizer."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from llama_onnx.exporter.model.storage import Blocks, Quantized
 class Quantizer(Protocol):
     """Chooses codes, scales and zero points for a matrix.
 
-    `quantize` may be called from several threads, each with other rows of one matrix, and depends
-    on these rows alone: rows of a weight are quantized independently by round-to-nearest, AWQ and
-    GPTQ alike. A quantizer that calibrates holds what it learnt of the matrix's inputs, so it is
-    another object for each matrix.
+    `quantize` may be called from several threads, each with different rows of one matrix. Its
+    result depends only on those rows: round-to-nearest, AWQ and GPTQ all quantize the rows of a
+    weight independently. A quantizer that calibrates keeps statistics of the matrix's inputs, so
+    each matrix needs its own object.
     """
 
     @property
     def name(self) -> str:
-        """What `--quantizer` and the manifest call it."""
+        """Its name in `--quantizer` and in the manifest."""
         ...
 
     @property
     def calibrates(self) -> bool:
-        """Whether it needs to see activations of the model before it can quantize."""
+        """Whether it needs activations of the model before it can quantize."""
         ...
 
     def quantize(self, rows: Float32, storage: Blocks) -> Quantized:
-        """Quantize `rows` [R, K] of a matrix for `storage`.
+        """Return `rows` [R, K] of a matrix quantized for `storage`.
 
-        A NaN or infinity among them, or a scale too large for its type, makes a scale non-finite:
+        A NaN or infinity in `rows`, or a scale too large for its type, gives a non-finite scale:
         the caller checks the scales.
         """
         ...

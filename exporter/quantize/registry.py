@@ -1,6 +1,6 @@
-"""The quantizers that can be chosen by name; each is loaded when it is asked for.
+"""The quantizers that can be chosen by name; each is imported when it is first used.
 
-Importing this module loads neither numpy nor any quantizer, so the command line can list the names.
+Importing this module imports neither numpy nor any quantizer, so the command line can list them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _rtn() -> Quantizer:
 
 
 QUANTIZERS: Mapping[str, Callable[[], Quantizer]] = {"rtn": _rtn}
-"""Name -> what makes the quantizer."""
+"""Name -> function that returns a new quantizer."""
 
 
 def get_quantizer(name: str) -> Quantizer:

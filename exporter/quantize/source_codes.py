@@ -1,8 +1,8 @@
-"""Quantized sources: which of their codes go into the package unchanged.
+"""Selects which codes of a quantized source go into the package unchanged.
 
 The native precision of a quantized source is that of most of its codes. An export at the native
-precision keeps all codes, of every number of bits. An export at another precision keeps those that
-happen to have it; the rest is dequantized and stored as the recipe says.
+precision keeps all codes, whatever their bits. An export at another precision keeps only codes of
+that precision; the other matrices are dequantized and stored as the recipe says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llama_onnx.targets.errors import UsageError
 
 
 def innermost(checkpoint: Checkpoint) -> Checkpoint:
-    """Return `checkpoint` without the adapters merged into it."""
+    """Return the base of `checkpoint`, without the adapters merged into it."""
     while isinstance(checkpoint, LoraCheckpoint):
         checkpoint = checkpoint.base
     return checkpoint
@@ -29,10 +29,10 @@ def native_precision(checkpoint: Checkpoint) -> str | None:
 
 
 def keep_source_codes(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
-    """Return `recipe` with the source's own codes wherever it can keep them.
+    """Return `recipe` with the source's codes kept wherever possible.
 
-    Raises `UsageError` where codes would have to change: for an adapter merged into them, or for
-    two matrices with different blocks in one.
+    Raises `UsageError` if codes would have to change: for an adapter merged into them, or for
+    two matrices with different blocks that are to be fused.
     """
     native = native_precision(checkpoint)
     if native is None:
@@ -41,13 +41,13 @@ def keep_source_codes(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
         if recipe.linear.name == native:
             raise UsageError(
                 f"merging {checkpoint.folder} into the quantized {checkpoint.path} would quantize "
-                f"it a second time: keep the adapter beside it (--keep-adapter), use another "
-                f"precision than {native}, or merge the adapter into the original weights."
+                f"it a second time: keep the adapter separate (--keep-adapter), use a precision "
+                f"other than {native}, or merge the adapter into the original weights."
             )
         return recipe
     assert isinstance(checkpoint, HoldsCodes)
     if recipe.operators.standard:
-        return recipe  # a source's codes are in rows, with zero points and orders
+        return recipe  # it cannot read codes in rows, zero points or column orders
     found = {}
     for name in checkpoint.config.tensor_shapes():
         bits = checkpoint.bits_of(name)
@@ -64,6 +64,6 @@ def _check_fusion(checkpoint: Checkpoint, recipe: Recipe) -> None:
         names = [f"model.layers.{layer}.mlp.{part}_proj.weight" for part in ("gate", "up")]
         if not recipe.fit_together(names):
             raise UsageError(
-                f"{checkpoint.path}: gate and up projection of layer {layer} are quantized in "
-                "different blocks and cannot be one matrix: remove --fuse-gate-up."
+                f"{checkpoint.path}: the gate and up projections of layer {layer} are quantized in "
+                "different blocks and cannot be fused: remove --fuse-gate-up."
             )

@@ -1,1 +1,1 @@
-"""The model computed layer by layer, one layer in memory: PyTorch and the graph side by side."""
+"""Runs PyTorch and the graph side by side, layer by layer, with one layer in memory."""

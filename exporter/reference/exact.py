@@ -1,7 +1,7 @@
-"""A package's graph, computing in float32: what differs then is an error of the graph itself.
+"""Makes a package's graph compute in float32, so that any difference is an error of the graph.
 
-Nodes, weights and their order do not change. Int8 arithmetic is switched off; values in half
-precision become float32, and their weights are widened before the node that reads them.
+Nodes, weights and their order do not change. Int8 arithmetic is switched off, half-precision values
+become float32, and half-precision weights are widened before the node that reads them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _TABLES = tuple(initializer_name(module, WEIGHT) for module in (COS_CACHE, SIN_C
 def compute_in_float32(model: ir.Model, config: LlamaConfig) -> None:
     """Change `model`, a package's graph, in place.
 
-    Rotary tables in half precision are replaced with exact ones: PyTorch has no others to compare
-    with, and the package's own are checked in `parity.measure.rotary`.
+    Half-precision rotary tables are replaced with exact ones, because PyTorch computes only with
+    those; `parity.measure.rotary` checks the package's tables.
     """
     for node in model.graph:
         if node.op_type == "MatMulNBits":
@@ -47,7 +47,7 @@ def compute_in_float32(model: ir.Model, config: LlamaConfig) -> None:
 
 
 def _widen(value: ir.Value) -> None:
-    """Put a Cast between the initializer `value` and each node that reads it."""
+    """Insert a Cast between the initializer `value` and each node that reads it."""
     for node, index in list(value.uses()):
         scope = scope_of(node.name or "")
         cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT})

@@ -1,5 +1,5 @@
-"""Three models in lockstep, with one layer of each in memory: PyTorch on the original weights,
-PyTorch on the package's weights, and the package's graph with float32 activations."""
+"""Runs three models in lockstep, with one layer of each in memory: PyTorch with the original
+weights, PyTorch with the package's weights, and the package's graph with float32 activations."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ HEAD = "head"
 
 @dataclass(frozen=True)
 class Stage:
-    """What each of the three models has after one stage: "embedding", "layer 0", ..., "head".
+    """The values of the three models after one stage: "embedding", "layer 0", ..., "head".
 
-    `original` (the original weights) and `package` (the package's weights) have a hidden state
-    [N, H] for each passage; after the head, logits [N, V]. `graph` yields the same of the graph as
-    observations, each with the index of the program's step that it belongs to.
+    `original` (PyTorch with the original weights) and `package` (PyTorch with the package's
+    weights) have a hidden state [N, H] for each passage; after the head, logits [N, V]. `graph`
+    yields the graph's values as observations, each with the index of its step in the program.
     """
 
     label: str
@@ -41,11 +41,11 @@ def lockstep(
     program: Program,
     positions: Sequence[Ids] | None = None,
 ) -> Iterator[Stage]:
-    """Walk the three models of `subject` through `passages`, the graph fed as `program` says.
+    """Yield each stage of the three models of `subject` on `passages`; `program` feeds the graph.
 
-    With `positions` [n] of each passage, the references' logits are computed only there.
+    With `positions`, [n] for each passage, the PyTorch models compute logits only there.
     """
-    # Imported here: PyTorch must not be in memory while a whole session is.
+    # Imported here: PyTorch and a session of the whole graph must not be in memory together.
     from llama_onnx.exporter.reference.walk import walk_layers
 
     sequences = [passage.ids for passage in passages]
@@ -77,7 +77,7 @@ def _observations(
 
 
 def _hidden_state(outputs: dict[str, npt.NDArray[Any]]) -> Float32:
-    """The hidden state [B, S, H] among a segment's outputs: x, or the sum of x and the residual."""
+    """Return the hidden state [B, S, H] in a segment's outputs: x, or x plus the residual."""
     parts = [
         value for name, value in outputs.items() if value.ndim == 3 and value.dtype == np.float32
     ]
@@ -87,8 +87,8 @@ def _hidden_state(outputs: dict[str, npt.NDArray[Any]]) -> Float32:
 def _hidden_observation(
     step: Step, row: Row, hidden: Float32, *, moves_padding: bool
 ) -> Observation:
-    """What `row` observes of `hidden` [B, S, H]. A graph that moves padding has each row's valid
-    positions first; in any other they are where the caller put them."""
+    """Return the observation of `row` in `hidden` [B, S, H]. A graph that moves padding has each
+    row's valid positions first; any other graph leaves them where the caller put them."""
     length = step.ids.shape[1]
     padding = int(step.mask[row.batch, -length:].argmax()) if moves_padding else 0  # on the left
     start, stop, _ = row.outputs.indices(length)

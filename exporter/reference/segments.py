@@ -1,7 +1,7 @@
-"""Run a package's own graph a piece at a time: embedding, each decoder layer, head.
+"""Runs a package's graph one segment at a time: embedding, each decoder layer, head.
 
-The pieces are cut from the model.onnx that ships and read its data file, so what runs is the
-package; but only one layer's weights are in memory at once.
+The segments are cut from the package's model.onnx and read its data file, so the package itself
+runs, but only one layer's weights are in memory at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of the graph with its inputs and outputs by name; `label` names it for people."""
+    """A part of the graph with the names of its inputs and outputs; `label` is for display."""
 
     label: str
     nodes: tuple[ir.Node, ...]
@@ -44,19 +44,19 @@ class Segment:
 
 
 def open_graph(path: Path) -> ort.Session:
-    """Open the whole graph at `path` without touching its weights.
+    """Open the whole graph at `path` without reading its weights.
 
-    ONNX Runtime checks every node's operator, types, attributes and the place of every initializer
-    in the data file. Prepacking and constant folding, which copy weights, are off.
+    ONNX Runtime checks every node's operator, types and attributes, and the location of every
+    initializer in the data file. Prepacking and constant folding, which copy weights, are off.
     """
     return ort.create_session(path, settings=ort.Settings(prepack=False, optimize=False))
 
 
 def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
-    """Cut `model` into what precedes the layers, each layer, and what follows them.
+    """Cut `model` into the part before the layers, each layer, and the part after them.
 
-    `fed` are initializers that are given another value: inputs of the segments that read them.
-    Raises `PackageError` if a node comes before one that it reads from.
+    `fed` are initializers to be replaced by fed values: they become inputs of the segments that
+    read them. Raises `PackageError` if a node comes before a node whose output it reads.
     """
     _check_order(model)
     groups: dict[int, list[ir.Node]] = {}
@@ -85,12 +85,12 @@ def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
 
 
 def moves_padding(model: ir.Model) -> bool:
-    """Whether the layers of `model` move each row's valid positions to the front."""
+    """Return whether the layers of `model` expect each row's valid positions first."""
     return any(node.op_type == "GroupQueryAttention" for node in model.graph)
 
 
 def _check_order(model: ir.Model) -> None:
-    # ONNX Runtime sorts by itself; the ONNX standard, and cutting a graph in pieces, do not.
+    # ONNX Runtime sorts nodes; the ONNX standard and the cutting above require them in order.
     seen: set[ir.Node] = set()
     for node in model.graph:
         for value in node.inputs:
@@ -113,10 +113,13 @@ def run_segments(
 ) -> Iterator[tuple[str, Iterator[dict[str, Array]]]]:
     """Run `program` through each segment of the model at `path` in turn.
 
-    Yields, for each segment, its label and an iterator over its outputs by value name, those of
-    every step of the program; what is not consumed is run before the next segment.
-    `exact`: everything is computed in float32, even if the package computes in another type.
-    `adapter` has the parameters of the active LoRA adapter by name, None for the bare base.
+    Yields the label of each segment and an iterator over the outputs of every step of the program,
+    by value name. Steps that the caller does not consume are run before the next segment. `exact`:
+    compute in float32, even if the package computes in another type. `adapter` has the parameters
+    of the active LoRA adapter by name; None for the base without an adapter.
+
+    Raises `PackageError` if the graph's nodes are out of order, or if a layer reads the cache of
+    another.
     """
     model = ir.load(path)
     if exact:
@@ -154,7 +157,7 @@ def _run_segment(
     needed: Set[str],
     config: LlamaConfig,
 ) -> Iterator[dict[str, Array]]:
-    """Outputs of each step; `environments` keep what later segments read, which is `needed`."""
+    """Yield the outputs of each step; `environments` keep the `needed` inputs of later segments."""
     caches = Caches(program)
     dtypes = {entry.name: entry.type for entry in session.get_inputs()}
     for index, (step, environment) in enumerate(zip(program, environments, strict=True)):
@@ -181,8 +184,8 @@ def _run_segment(
 def open_segment(
     model: ir.Model, segment: Segment, folder: Path, *, exact: bool = False
 ) -> ort.Session:
-    """Open `segment` of `model` alone, with its weights from the data file in `folder`. `exact` as
-    in `run_segments`, of a `model` made so."""
+    """Open a session of `segment` of `model`, which reads its weights from the data file in
+    `folder`. Set `exact` if `compute_in_float32` has changed `model`."""
     part = ir.convenience.extract(model.graph, list(segment.inputs), list(segment.outputs))
     proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
     settings = ort.Settings(weights=folder, exact=exact)

@@ -1,4 +1,4 @@
-"""What a validation is about: a package beside the checkpoint it was made from, both opened."""
+"""The subject of a validation: a package and the checkpoint it was made from, both open."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from llama_onnx.targets.package import MODEL_FILE
 
 @dataclass(frozen=True)
 class Subject:
-    """A package and the checkpoint it was made from; `measure.subject.open_subject` opens both.
+    """A package and the checkpoint it was made from. `parity.measure.open_subject` opens both.
 
     `weights` are the package's weights, dequantized; `original` has the original weights.
     `manifest` is the package's manifest.json, empty for a folder without one.
 
-    With a LoRA adapter active, `adapted_weights` and `adapted_original` are the same two with the
-    adapter added, and `adapter` has its parameters as the graph is fed with them. Without one they
-    are `weights` and `original` themselves, and `adapter` is None.
+    With an active LoRA adapter, `adapted_weights` and `adapted_original` are `weights` and
+    `original` with the adapter added, and `adapter` has its parameters as inputs of the graph.
+    Without an adapter they are `weights` and `original` themselves, and `adapter` is None.
     """
 
     path: Path
@@ -37,9 +37,9 @@ class Subject:
 
     @property
     def model_path(self) -> Path:
-        """The package's graph."""
+        """The path of the package's graph."""
         return self.path / MODEL_FILE
 
     def load_graph(self) -> ir.Model:
-        """Return a new copy of the graph, which the caller may change; its weights stay on disk."""
+        """Return a new copy of the graph that the caller may change; the weights stay on disk."""
         return ir.load(self.model_path)

@@ -1,11 +1,11 @@
-"""The reference model, walked layer by layer with one layer in memory.
+"""Runs the reference model layer by layer, with one layer in memory.
 
-A 7B model in fp32 takes 27 GB, one of its layers 0.8 GB. So a single decoder layer of transformers
-is filled with each layer's weights in turn, and all sequences pass through it before the next
-layer's weights are read. Everything is float32.
+A 7B model in fp32 takes 27 GB, one of its layers 0.8 GB. A single decoder layer of transformers is
+therefore filled with each layer's weights in turn, and all sequences pass through it before the
+next layer's weights are read. Everything is float32.
 
-A calibration follows the same path: `embed`, then for each of `decoder_layers` collect statistics,
-quantize, and `advance`.
+A calibration can follow the same steps: `embed`, then for each of `decoder_layers` collect
+statistics, quantize, and `advance`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def walk(
 ) -> list[Float32]:
     """Return the logits of the model in `checkpoint` at every position of every sequence.
 
-    `sequences` are token ids [S], run one by one, without padding; the result is float32 [S, V] for
+    `sequences` are token ids [S], run one by one without padding; the result is float32 [S, V] for
     each. Memory: one layer's weights, the hidden states, and the logits returned.
     """
     total = checkpoint.config.num_hidden_layers + 2
@@ -57,10 +57,10 @@ def walk_layers(
     sequences: Sequence[Ids],
     positions: Sequence[Ids] | None = None,
 ) -> Iterator[tuple[str, list[Float32]]]:
-    """Yield the states of all sequences [S] after each stage of the model.
+    """Yield each stage's name and the states of all sequences [S] after it.
 
     Stages are "embedding", "layer 0", "layer 1" and so on, with hidden states [S, H], and "head",
-    with logits [S, V]. With `positions` [n] of each sequence, the logits are computed only there.
+    with logits [S, V]. With `positions`, [n] for each sequence, logits are computed only there.
     """
     with torch.inference_mode():
         rotary = rotary_embedding(checkpoint.config)
@@ -68,7 +68,7 @@ def walk_layers(
     yield "embedding", _arrays(hidden)
     layers = decoder_layers(checkpoint)
     for index in range(checkpoint.config.num_hidden_layers):
-        # Entered again for each layer: the mode is the thread's, and the caller runs in between.
+        # Entered for each layer: the mode belongs to the thread, and the caller runs in between.
         with torch.inference_mode():
             layer = next(layers)
             hidden = [advance(layer, rotary, x) for x in hidden]
@@ -82,7 +82,7 @@ def walk_layers(
 
 
 def embed(checkpoint: Checkpoint, sequences: Sequence[Ids]) -> list[Tensor]:
-    """Return the embeddings [1, S, H] of each sequence. Reads only the rows that occur."""
+    """Return the embeddings [1, S, H] of each sequence. Reads only the rows that are used."""
     table = checkpoint.tensor("model.embed_tokens.weight")
     used = np.unique(np.concatenate(sequences))
     rows = np.concatenate([table.rows(int(i), int(i) + 1) for i in used])  # [used, H]
@@ -90,7 +90,7 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[Ids]) -> list[Tensor]:
 
 
 def decoder_layers(checkpoint: Checkpoint) -> Generator[LlamaDecoderLayer, None, None]:
-    """Yield every decoder layer in turn, always as the same module, filled with other weights."""
+    """Yield every decoder layer in turn: the same module each time, with the layer's weights."""
     layer = _empty(lambda: LlamaDecoderLayer(reference_config(checkpoint.config), layer_idx=0))
     for index in range(checkpoint.config.num_hidden_layers):
         _fill(layer, checkpoint, f"model.layers.{index}.")
@@ -100,7 +100,7 @@ def decoder_layers(checkpoint: Checkpoint) -> Generator[LlamaDecoderLayer, None,
 def advance(layer: LlamaDecoderLayer, rotary: LlamaRotaryEmbedding, x: Tensor) -> Tensor:
     """Return the hidden states [1, S, H] after `layer`, given those before it."""
     positions = torch.arange(x.shape[1])[None]  # [1, S]
-    # Without a mask, attention is causal, and its scores are never all in memory at once.
+    # Without a mask, attention is causal, and not all scores are in memory at once.
     output: Tensor = layer(x, attention_mask=None, position_embeddings=rotary(x, positions))
     return output
 
@@ -132,13 +132,13 @@ def project(checkpoint: Checkpoint, normed: Sequence[Tensor]) -> list[Float32]:
 
 
 def rotary_embedding(config: LlamaConfig) -> LlamaRotaryEmbedding:
-    """Return the rotary embedding in float32, never cast: a model that was once `.half()` keeps
-    rounded frequencies even after `.float()`, an error of 1e-2 at position 40."""
+    """Return the rotary embedding in float32, never cast: after `.half()`, frequencies stay rounded
+    even after `.float()`, an error of 1e-2 at position 40."""
     return LlamaRotaryEmbedding(reference_config(config))
 
 
 def reference_config(config: LlamaConfig) -> transformers.LlamaConfig:
-    """Return `config` as a config of transformers: float32, with fused causal attention."""
+    """Return `config` as transformers' config, with float32 and fused causal attention."""
     reference = transformers.LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,

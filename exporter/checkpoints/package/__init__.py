@@ -1,1 +1,1 @@
-"""A finished package read back as a checkpoint."""
+"""Reads a finished package back as a checkpoint."""

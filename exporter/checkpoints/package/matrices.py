@@ -1,7 +1,7 @@
 """Matrices of a graph, read back row by row: the weights that its operators compute with.
 
-Written from the operators' specifications alone, and sharing no code with the quantizer, so that a
-mistake there cannot hide by being made twice:
+This code follows only the operators' specifications and shares nothing with the quantizer, so that
+a mistake there is not repeated here:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 (`com.microsoft.MatMulNBits`, `com.microsoft.GatherBlockQuantized`) and
 https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
@@ -29,12 +29,12 @@ _CODES_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
 
 Initializers = Mapping[str, "Initializer"]
 Producers = Mapping[str, onnx.NodeProto]
-"""A value's name -> the node that makes it."""
+"""A value's name -> the node that produces it."""
 
 
 @dataclass(frozen=True)
 class Initializer:
-    """A tensor of the graph: `offset` in `file`, or small and inside model.onnx itself."""
+    """A tensor of the graph: at byte `offset` of `file`, or `inline` in model.onnx if small."""
 
     name: str
     shape: tuple[int, ...]
@@ -45,12 +45,12 @@ class Initializer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file; two codes of four bits share one."""
+        """Bytes in the file; two 4-bit codes share one."""
         values = prod(self.shape)
         return -(-values // 2) if self.dtype == ml_dtypes.int4 else values * self.dtype.itemsize
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows [stop - start, ...]."""
+        """Return rows [stop - start, ...]."""
         if self.inline is not None:
             return self.inline[start:stop]
         width = self.nbytes // self.shape[0]
@@ -60,13 +60,13 @@ class Initializer:
         return raw.view(self.dtype).reshape(stop - start, *self.shape[1:])
 
     def columns(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Columns [rows, stop - start] of a matrix; one a byte, those of four bits too."""
+        """Return columns [rows, stop - start] of a matrix; 4-bit codes become one per byte."""
         if self.inline is not None:
             return self.inline[:, start:stop]
         if self.dtype != ml_dtypes.int4:
             mapped = np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
             return np.array(mapped[:, start:stop])
-        # Packed one after the other, the first of two in the low nibble; rows begin in either.
+        # Packed contiguously, the first of two in the low nibble; a row may begin in either nibble.
         packed = np.memmap(self.file, np.uint8, "r", self.offset, (self.nbytes,))
         rows, width = self.shape
         flat = np.arange(rows)[:, None] * width + np.arange(start, stop)  # [rows, stop - start]
@@ -76,8 +76,8 @@ class Initializer:
 
 @dataclass(frozen=True)
 class MatMulBlocks:
-    """A quantized matrix [N, K] as `com.microsoft`'s operators read it. `order`: the channel of the
-    input that each column is multiplied by, where a Gather before it rearranges them."""
+    """A quantized matrix [N, K] as `com.microsoft`'s operators read it. `order` has the input
+    channel of each column if a Gather before the operator reorders them, else None."""
 
     codes: Initializer
     scales: Initializer
@@ -93,8 +93,8 @@ class MatMulBlocks:
         return self.codes.nbytes + self.scales.nbytes + zeros
 
     def fits(self, rows: int, columns: int) -> bool:
-        """Whether all parts have the shapes of a matrix of `rows` and `columns`."""
-        blocks = -(-columns // self.block_size)  # of a row
+        """Return whether all parts have the shapes of a [rows, columns] matrix."""
+        blocks = -(-columns // self.block_size)  # per row
         zeros, order = self.zero_points, self.order
         return (
             self.codes.shape[0] == rows
@@ -139,7 +139,7 @@ class DequantizedColumns:
         return self.codes.nbytes + self.scales.nbytes
 
     def fits(self, rows: int, columns: int) -> bool:
-        """Whether both have the shapes of a matrix of `rows` and `columns`."""
+        """Return whether both have the shapes of a [rows, columns] matrix."""
         blocks = -(-columns // self.block_size)
         return self.codes.shape == (columns, rows) and self.scales.shape == (blocks, rows)
 
@@ -155,14 +155,15 @@ CodedRows = MatMulBlocks | DequantizedColumns
 
 
 def read_initializer(path: Path, proto: onnx.TensorProto) -> Initializer:
-    """Return the place of `proto` of the graph in the folder `path`; raises `PackageError`."""
+    """Return the initializer `proto` of the graph in the folder `path`; raises `PackageError` if
+    its data is missing or truncated."""
     shape, dtype = tuple(proto.dims), onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
     if proto.data_location != onnx.TensorProto.EXTERNAL:
         inline = onnx.numpy_helper.to_array(proto)
         return Initializer(proto.name, shape, dtype, path / MODEL_FILE, 0, inline)
     entries = {entry.key: entry.value for entry in proto.external_data}
     location = entries.get("location", "")
-    # A location with a folder in it could point anywhere on the disk.
+    # A location that contains a folder could point anywhere on the disk.
     if not location or Path(location).name != location:
         raise PackageError(
             f"{path}: {proto.name} is in {location!r}, which is not a file of the package: "
@@ -184,7 +185,8 @@ def coded_rows(
 ) -> CodedRows | None:
     """Return the quantized matrix that `node` reads; None if it reads none.
 
-    Raises `PackageError` or `UnsupportedError` for one that cannot be.
+    Raises `PackageError` if its codes or scales are not initializers, `UnsupportedError` for a
+    format that cannot be read back.
     """
     if node.op_type == "DequantizeLinear":
         return _columns(node, stored, made_by, path)
@@ -193,11 +195,11 @@ def coded_rows(
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     bits, size = attributes.get("bits", 4), attributes.get("block_size", 128)
     zeros = node.input[3] if len(node.input) > 3 else ""
-    known = 4 if node.op_type == "MatMulNBits" else 3  # inputs that are understood
+    known = 4 if node.op_type == "MatMulNBits" else 3  # number of supported inputs
     if any(node.input[known:]) or bits not in (4, 8):
         raise UnsupportedError(
-            f"{path}: {node.name or node.op_type} is {bits}-bit with the further inputs "
-            f"{list(node.input[known:])}; only 4 and 8 bits can be read back."
+            f"{path}: {node.name or node.op_type} has {bits} bits and the additional inputs "
+            f"{list(node.input[known:])}; only 4 and 8 bits without them can be read back."
         )
     try:
         codes, scales = stored[node.input[_CODES_INPUT[node.op_type]]], stored[node.input[2]]
@@ -221,7 +223,7 @@ def _columns(
     bits = {"int4": 4, "int8": 8}.get(codes.dtype.name) if codes else None
     if codes is None or scales is None:
         raise PackageError(
-            f"{path}: {node.name} reads something that is not an initializer: "
+            f"{path}: {node.name} reads codes or scales that are not initializers: "
             "export the package again."
         )
     if attributes.get("axis") != 0 or any(node.input[2:]) or bits is None:
@@ -234,7 +236,7 @@ def _columns(
 
 
 def _gathered_from(name: str, stored: Initializers, made_by: Producers) -> Initializer | None:
-    """The initializer `name`, or the one of which it is some columns."""
+    """Return the initializer `name`, or the one whose columns are gathered into `name`."""
     maker = made_by.get(name)
     return stored.get(maker.input[0] if maker and maker.op_type == "Gather" else name)
 
@@ -247,11 +249,11 @@ def dequantize(
     columns: int,
     zero_points: npt.NDArray[np.uint8] | None = None,
 ) -> Float32:
-    """Undo block quantization: `(code - zero) * scale`.
+    """Return the matrix, float32 [N, columns], of block codes: `(code - zero) * scale`.
 
-    `codes` [N, ...] holds `ceil(columns / block_size)` whole blocks a row, packed low nibble first
-    when `bits` is 4; `scales` is [N, blocks]. `zero_points` [N, ...] are packed likewise; without
-    them zero is 2^(bits-1). Returns float32 [N, columns].
+    `codes` [N, ...] has `ceil(columns / block_size)` whole blocks per row, packed low nibble first
+    if `bits` is 4; `scales` is [N, blocks]. `zero_points` [N, ...] are packed in the same way;
+    without them zero is 2^(bits-1).
     """
     rows, blocks = scales.shape
     centred = _codes(codes, bits).astype(np.float32).reshape(rows, blocks, block_size)

@@ -1,4 +1,4 @@
-"""A finished package read back as a checkpoint: the weights that its graph computes with."""
+"""Reads a finished package back as a checkpoint: the weights that its graph computes with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llama_onnx.exporter.checkpoints.package.matrices import (
 )
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, file_fingerprint
-from llama_onnx.exporter.graph.names import HEAD, is_of, matrix_names
+from llama_onnx.exporter.graph.names import HEAD, belongs_to, matrix_names
 from llama_onnx.exporter.model.checkpoint import TensorsByName, check_tensors, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.targets.errors import CheckpointError, PackageError
@@ -30,7 +30,7 @@ from llama_onnx.targets.package import MANIFEST, MODEL_FILE
 PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
 """From the coarsest to the finest."""
 
-# Matrices the graph multiplies by at once: their rows follow one another.
+# Matrices that the graph multiplies by at once: the rows of one follow those of the previous.
 _FUSED = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
@@ -53,34 +53,34 @@ _TOKENIZER_FILES = (
 class PackageCheckpoint(TensorsByName):
     """A package folder; `tensors` maps Hugging Face names to dequantized, lazy rows.
 
-    `config.tie_word_embeddings` is False as soon as the graph has its own initializers for the
-    head, even over the same bytes: what each operator reads is compared.
+    `config.tie_word_embeddings` is False if the graph has separate initializers for the head, even
+    over the same bytes, so that the weights read by each operator are compared.
     """
 
     path: Path
     config: LlamaConfig
     tensors: dict[str, LazyTensor]
     activations: str = "fp32"
-    """Their type if it is "fp16" or "bf16", else what they are rounded to before a quantized
-    matrix: "fp32" (not at all) or "int8"."""
+    """Their type if it is "fp16" or "bf16", else the type they are rounded to before a quantized
+    matrix: "fp32" (no rounding) or "int8"."""
     ragged: bool = True
-    """Whether each row of a batch has a cache as long as the row itself, its valid positions first,
-    in a buffer that past and present can share (GroupQueryAttention). Otherwise padding stays where
-    it is, and the cache grows by it."""
+    """Whether each row of a batch has its valid positions first and a cache of its length, in a
+    buffer that past and present can share (GroupQueryAttention). Otherwise padding keeps its
+    position and takes up space in the cache."""
     keeps_codes: bool = True
-    """Whether codes of a quantized source may be in it unchanged: not if its manifest says that all
-    matrices were quantized anew."""
+    """Whether it may contain codes of a quantized source unchanged; False if its manifest records
+    none."""
     format: str = "package"
 
     @classmethod
     def open(cls, path: Path) -> PackageCheckpoint:
-        """Read config.json and model.onnx, not the weights.
+        """Read config.json and model.onnx, but not the weights.
 
-        Raises `PackageError` for a file that is missing or damaged, or for weights that are not
-        where the config asks for them; `UnsupportedError` for a quantization not known here.
+        Raises `PackageError` for a file that is missing or damaged, or for weights that do not
+        match the config; `UnsupportedError` for a quantization that cannot be read back.
         """
         if not (path / MODEL_FILE).is_file():
-            raise PackageError(f"{path} has no {MODEL_FILE}: name the folder of a model package.")
+            raise PackageError(f"{path} has no {MODEL_FILE}: pass the folder of a package.")
         config = config_from_huggingface(read_json(path / "config.json"), str(path / "config.json"))
         graph = load_model(path).graph
         stored = {i.name: read_initializer(path, i) for i in graph.initializer}
@@ -90,7 +90,7 @@ class PackageCheckpoint(TensorsByName):
             for found in (coded_rows(node, stored, made_by, path) for node in graph.node)
             if found
         }
-        has_head = any(is_of(HEAD, name) for name in stored)
+        has_head = any(belongs_to(HEAD, name) for name in stored)
         config = replace(config, tie_word_embeddings=not has_head)
         tensors = {
             name: _tensor(name, config, stored, blocks, path) for name in config.tensor_shapes()
@@ -102,12 +102,12 @@ class PackageCheckpoint(TensorsByName):
 
     @property
     def precision(self) -> str:
-        """The coarsest of `PRECISIONS` that a matrix of the package is stored in."""
+        """The coarsest precision of the package's matrices, one of `PRECISIONS`."""
         matrices = [tensor for tensor in self.tensors.values() if len(tensor.shape) == 2]
         return min(map(_precision_of, matrices), key=PRECISIONS.index)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
-        """Copy the tokenizer's files."""
+        """Copy the tokenizer's files to `folder`; returns their names."""
         if not (self.path / "tokenizer.json").exists():
             raise CheckpointError(f"{self.path} has no tokenizer.json: export the package again.")
         names = [name for name in _TOKENIZER_FILES if (self.path / name).exists()]
@@ -116,15 +116,15 @@ class PackageCheckpoint(TensorsByName):
         return names
 
     def licence_files(self) -> Sequence[Path]:
-        """Licence, policy, notice and model card that travelled with the package."""
+        """Return license, policy, notice and model card in the package."""
         return find_licences(self.path)
 
     def search_defaults(self) -> dict[str, Any]:
-        """None: a package keeps them in genai_config.json, in genai's own terms."""
+        """Return {}: a package has them in genai_config.json, in genai's format."""
         return {}
 
     def fingerprint(self) -> dict[str, str]:
-        """Size and modification time of config, graph and data."""
+        """Return size and modification time of config, graph and data."""
         files = [self.path / "config.json", *self.path.glob(f"{MODEL_FILE}*")]
         return file_fingerprint(files)
 
@@ -141,13 +141,14 @@ def _precision_of(tensor: LazyTensor) -> str:
 
 
 def load_model(package: Path) -> onnx.ModelProto:
-    """The graph of `package` without its external data; raises `PackageError`."""
+    """Return the graph of `package` without its external data; raises `PackageError` if it is
+    missing or damaged."""
     path = package / MODEL_FILE
     try:
         return onnx.load(path, load_external_data=False)
     except FileNotFoundError:
         raise PackageError(
-            f"{package} has no {MODEL_FILE}: name the folder of a model package."
+            f"{package} has no {MODEL_FILE}: pass the folder of a package."
         ) from None
     except OSError as error:
         raise PackageError(f"{path} cannot be read: {error.strerror or error}.") from None
@@ -156,9 +157,9 @@ def load_model(package: Path) -> onnx.ModelProto:
 
 
 def _activations(graph: onnx.GraphProto) -> str:
-    """Half precision if that is what the graph gives; else from MatMulNBits' accuracy_level: 4
-    allows int8, 2 and 3 half precision, 1 neither. ONNX Runtime makes one of level 4 out of a
-    DequantizeLinear before a MatMul."""
+    """Return the type of the logits if it is a half precision, else the type that MatMulNBits'
+    accuracy_level allows: int8 for 4, half precision for 2 and 3, fp32 for 1. ONNX Runtime fuses a
+    DequantizeLinear before a MatMul into a MatMulNBits of level 4."""
     logits = next(value for value in graph.output if value.name == LOGITS)
     half = _HALF.get(logits.type.tensor_type.elem_type)
     if half is not None:
@@ -177,7 +178,7 @@ def _tensor(
     blocks: dict[str, CodedRows],
     path: Path,
 ) -> LazyTensor:
-    """Tensor `name`: whole, or as rows of a fused matrix."""
+    """Return tensor `name`: a whole matrix of the graph, or rows of a fused one."""
     shapes = config.tensor_shapes()
     for module, parts in modules_holding(name.removesuffix(".weight")):
         rows = [shapes[f"{part}.weight"][0] for part in parts]
@@ -191,7 +192,7 @@ def _tensor(
 
 
 def modules_holding(module: str) -> Iterable[tuple[str, list[str]]]:
-    """Modules of the graph that may hold `module`, each with the modules it is made of."""
+    """Yield the modules of the graph that may contain `module`, each with its parts in order."""
     yield module, [module]
     for fused, parts in _FUSED.items():
         for part in parts:
@@ -207,7 +208,7 @@ def _float(
     if code is None or matrix.shape != (total, *shape[1:]):
         raise PackageError(
             f"{matrix.file.parent}: {matrix.name} is {matrix.dtype.name} {list(matrix.shape)}, "
-            f"not a float tensor of shape {[total, *shape[1:]]}."
+            f"not a float tensor of shape {[total, *shape[1:]]}: export the package again."
         )
 
     def rows(start: int, stop: int) -> Float32:
@@ -223,7 +224,7 @@ def _quantized(
         raise PackageError(
             f"{matrix.codes.file.parent}: {matrix.codes.name} {list(matrix.codes.shape)} and its "
             f"scales are not a {total} x {shape[1]} matrix of {matrix.bits} bits in blocks of "
-            f"{matrix.block_size}."
+            f"{matrix.block_size}: export the package again."
         )
 
     def rows(start: int, stop: int) -> Float32:

@@ -1,4 +1,4 @@
-"""Whether a package and a checkpoint are one model, apart from their weights."""
+"""Checks that a package and a checkpoint have the same architecture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.targets.errors import UsageError
 
-# What makes a model another function; names of tokens and the length of the context do not.
+# Fields that change the model's results; special tokens and context length do not.
 _SAME = (
     "vocab_size",
     "hidden_size",

@@ -1,1 +1,1 @@
-"""Hugging Face folders whose matrices are GPTQ or AWQ codes."""
+"""Hugging Face folders with matrices stored as GPTQ or AWQ codes."""

@@ -1,4 +1,4 @@
-"""Hugging Face folders whose linear layers are GPTQ's or AWQ's codes."""
+"""Hugging Face folders whose linear layers are stored as GPTQ or AWQ codes."""
 
 from __future__ import annotations
 
@@ -21,48 +21,50 @@ _PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedCheckpoint(HuggingFaceCheckpoint):
-    """A folder with quantized linear layers. `packed` maps their names to the matrices, `tensors`
-    the other names to what is stored as floats."""
+    """A folder with quantized linear layers. `packed` has their matrices by name, `tensors` the
+    other tensors, which are stored as floats."""
 
     quantization: Quantization
     packed: dict[str, PackedMatrix]
 
     @property
     def native_bits(self) -> int:
-        """Bits of a code in most matrices."""
+        """Bits per code in most matrices."""
         return self.quantization.bits
 
     def describe(self) -> str:
-        """Method, bits, groups, layout."""
+        """Return method, bits, groups and layout, for display."""
         return self.quantization.describe()
 
     def names(self) -> Iterable[str]:
-        """Names of all tensors; a quantized matrix has the name that its floats would have."""
+        """Return the names of all tensors; a quantized matrix has the name of its floats."""
         return [*self.tensors, *self.packed]
 
     def tensor(self, name: str) -> LazyTensor:
-        """Tensor `name`, dequantized if it is quantized."""
+        """Return tensor `name`, dequantized if it is quantized."""
         return self.packed[name].tensor() if name in self.packed else super().tensor(name)
 
     def bits_of(self, name: str) -> int | None:
-        """Bits of a code of tensor `name`."""
+        """Return the bits per code of tensor `name`; None if it is stored as floats."""
         return self.packed[name].bits if name in self.packed else None
 
     def coded(self, name: str) -> CodedMatrix:
-        """Matrix `name` as codes."""
+        """Return matrix `name` as codes."""
         return self.packed[name].coded()
 
 
 def open_quantized(plain: HuggingFaceCheckpoint, quantization: Quantization) -> QuantizedCheckpoint:
-    """The quantized checkpoint that `plain` sees as tensors of integers. Reads headers only.
+    """Return the quantized checkpoint in the folder of `plain`, in which codes are integer tensors.
+    Reads headers only.
 
-    Raises `CheckpointError` for a module whose tensors do not fit one another or the
-    configuration, `UnsupportedError` for one whose codes cannot be kept.
+    Raises `CheckpointError` for a module whose tensors contradict one another or the
+    configuration, `UnsupportedError` for weights that are not safetensors or a quantized embedding
+    or tied head.
     """
     if any(shard.suffix != ".safetensors" for shard in plain.shards):
         raise UnsupportedError(
-            f"{plain.path} holds quantized weights in {plain.shards[0].name}, which are read from "
-            "safetensors only: load the model and save it again with save_pretrained."
+            f"{plain.path} holds quantized weights in {plain.shards[0].name}, which can be read "
+            "from safetensors only: load the model and save it again with save_pretrained."
         )
     stored: dict[str, StoredTensor] = {}
     for shard in plain.shards:
@@ -70,7 +72,7 @@ def open_quantized(plain: HuggingFaceCheckpoint, quantization: Quantization) -> 
     modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
     if not modules:
         raise CheckpointError(
-            f"{quantization.where} says {quantization.method.upper()}, but no tensor in "
+            f"{quantization.where} specifies {quantization.method.upper()}, but no tensor in "
             f"{plain.path} is quantized: config and weights belong to different models."
         )
     packed = {f"{module}.weight": _open(module, stored, quantization) for module in modules}
@@ -103,7 +105,7 @@ def _open(module: str, stored: dict[str, StoredTensor], quantization: Quantizati
 
 
 def _check_names(plain: HuggingFaceCheckpoint, packed: dict[str, PackedMatrix]) -> None:
-    """Refuse matrices that are there twice, or whose codes cannot be kept."""
+    """Refuse matrices that are stored twice, and quantized embeddings and tied heads."""
     for name in packed:
         if name in plain.tensors:
             raise CheckpointError(

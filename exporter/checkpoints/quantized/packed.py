@@ -1,8 +1,8 @@
-"""A matrix stored as GPTQ's or AWQ's codes: dequantized rows, or codes as a package stores them.
+"""A matrix stored as GPTQ or AWQ codes, read as dequantized rows or as codes for a package.
 
-weight[n, k] = (code[n, k] - zero[n, g]) * scale[n, g], where g is the group of input channel k.
-Files hold all of this input by output, so that a row of the weight is a column of each tensor: the
-codes of one matrix (half a byte each) are read whole, and kept while its rows are read.
+weight[n, k] = (code[n, k] - zero[n, g]) * scale[n, g], where g is the group of input channel k. The
+tensors are stored [inputs, outputs], so a row of the weight is a column of each tensor. All codes
+of a matrix are therefore read at once and kept while its rows are read.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 
 _WHOLE_ROW_BLOCK = 128
-"""Block size where one scale covers the whole row and is repeated: this one is fast."""
+"""Block size if one scale covers the whole row and is repeated per block: this size is fast."""
 
 CODES, SCALES = ("I32",), ("F16", "BF16", "F32")
-"""Types that codes, and scales, may be stored in."""
+"""Types in which codes and scales may be stored."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The tensors of one quantized module, none of them read."""
+    """The tensors of one quantized module, not read yet."""
 
     module: str
     qweight: StoredTensor
@@ -59,11 +59,11 @@ class Parts:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a format puts its codes.
+    """How a format arranges its codes.
 
-    `rows(words, start, stop, bits)` gives rows of the weight [R, bytes], packed along the input,
-    low bits first; `zeros(parts, quantization, bits)` reads the zero points, [groups, N] with up
-    to a word of padding after them.
+    `rows(words, start, stop, bits)` returns rows of the weight [R, bytes], packed along the input,
+    low bits first. `zeros(parts, quantization, bits)` reads the zero points [groups, N], with up to
+    a word of padding at the end of each row.
     """
 
     rows: Callable[[Words, int, int, int], Bytes]
@@ -72,8 +72,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Contents:
-    """What has been read of one matrix: codes as they are in the file, zero points [N, groups] and
-    scales [N, groups]."""
+    """The data of one matrix: codes as in the file, zero points [N, groups] and scales
+    [N, groups]."""
 
     words: Words
     zeros: Bytes
@@ -82,7 +82,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """One matrix [N, K] of a quantized checkpoint; `bits` 4 or 8, `group_size` at most K."""
+    """One matrix [N, K] of a quantized checkpoint; `bits` is 4 or 8, `group_size` at most K."""
 
     parts: Parts
     layout: Layout
@@ -93,18 +93,18 @@ class PackedMatrix:
 
     @property
     def name(self) -> str:
-        """Its Hugging Face name, as if it held floats."""
+        """The Hugging Face name it would have as floats."""
         return f"{self.parts.module}.weight"
 
     def tensor(self) -> LazyTensor:
-        """Dequantized, in float32."""
+        """Return it as a lazy tensor with dequantized rows."""
         contents, groups = functools.cache(self._read), functools.cache(self._groups)
 
         def rows(start: int, stop: int) -> Float32:
             read = contents()
             packed = self.layout.rows(read.words, start, stop, self.bits)
             values = unpack(packed, self.bits).astype(np.float32)
-            # `take` is five times as fast as the same by an index.
+            # `take` is five times as fast as indexing.
             values -= np.take(read.zeros[start:stop], groups(), axis=1)
             values *= np.take(read.scales[start:stop], groups(), axis=1)
             return values
@@ -114,12 +114,13 @@ class PackedMatrix:
         return LazyTensor(self.name, self.shape, dtype, self.parts.nbytes, rows, codes)
 
     def coded(self) -> CodedMatrix:
-        """Its codes, scales and zero points, as blocks of a package."""
+        """Return its codes, scales and zero points as blocks of a package; raises
+        `UnsupportedError` if its groups do not fit a block size."""
         columns, order = self.shape[1], self._order()
         label = "" if order is None else hashlib.sha256(order.tobytes()).hexdigest()[:16]
         storage = RowBlocks(self.bits, self._block_size(), zero_points=True, order=label)
         starts = np.arange(storage.num_blocks(columns)) * storage.block_size
-        group = starts // self.group_size  # [blocks]: a group may be several blocks
+        group = starts // self.group_size  # [blocks]: a group may span several blocks
         contents = functools.cache(self._read)
 
         def blocks(start: int, stop: int) -> tuple[npt.NDArray[Any], ...]:
@@ -141,15 +142,15 @@ class PackedMatrix:
         fitting = [size for size in BLOCK_SIZES if self.group_size % size == 0]
         if not fitting:
             raise UnsupportedError(
-                f"{self.parts.path}: {self.name} has groups of {self.group_size}, which are not "
-                f"a multiple of {BLOCK_SIZES[0]}: pass --precision fp16 or fp32, which dequantize."
+                f"{self.parts.path}: {self.name} has groups of {self.group_size}, which is not a "
+                f"multiple of {BLOCK_SIZES[0]}: pass --precision fp16 or fp32, which dequantize."
             )
         return max(fitting)
 
     def _read(self) -> Contents:
         self._check_bias()
         if self._order() is None:
-            self._check_natural()
+            self._check_contiguous()
         zeros = self.layout.zeros(self.parts, self.quantization, self.bits)
         return Contents(
             self.parts.qweight.read().view(np.uint32),
@@ -164,25 +165,26 @@ class PackedMatrix:
                 "plain Llama has none, and exporting without it would change the model."
             )
 
-    def _check_natural(self) -> None:
-        if not np.array_equal(self._groups(), self._natural()):
+    def _check_contiguous(self) -> None:
+        if not np.array_equal(self._groups(), self._contiguous_groups()):
             raise CheckpointError(
                 f"{self.parts.path}: {self.parts.module}.g_idx reorders the input channels, but "
-                f"{self.quantization.where} does not say desc_act: set it to true there."
+                f"{self.quantization.where} does not set desc_act: set it to true there."
             )
 
-    def _natural(self) -> Integers:
+    def _contiguous_groups(self) -> Integers:
         return np.arange(self.shape[1]) // self.group_size
 
     def _groups(self) -> Integers:
-        """The group of each input channel [K]; raises `CheckpointError` unless all are full."""
-        natural = self._natural()
+        """Return the group of each input channel, [K]; raises `CheckpointError` unless all groups
+        are full."""
+        contiguous = self._contiguous_groups()
         if self.parts.g_idx is None:
-            return natural
+            return contiguous
         groups = self.parts.g_idx.read().astype(np.int64)
-        if not groups.any():  # GPTQ's kernels read this as no reordering
-            return natural
-        if not np.array_equal(np.sort(groups), natural):
+        if not groups.any():  # GPTQ's kernels treat all zeros as no reordering
+            return contiguous
+        if not np.array_equal(np.sort(groups), contiguous):
             raise CheckpointError(
                 f"{self.parts.path}: {self.parts.module}.g_idx does not put {self.group_size} "
                 f"input channels into each group: group_size in {self.quantization.where} is "
@@ -191,10 +193,10 @@ class PackedMatrix:
         return groups
 
     def _order(self) -> Integers | None:
-        """Return the input channel at each place once groups are contiguous; None if they are so
-        already.
+        """Return the order of input channels that makes groups contiguous; None if they already
+        are.
 
-        Nothing is read unless the configuration says that some are not contiguous.
+        Reads nothing unless the configuration allows groups that are not contiguous.
         """
         if not (self.quantization.act_order or self.quantization.mixed):
             return None
@@ -209,9 +211,10 @@ def open_matrix(
     shape: tuple[int, int],
     bits: float,
 ) -> PackedMatrix:
-    """The matrix of `shape` whose tensors are `parts`; `bits` is what the codes' shape comes to.
+    """Return the matrix of `shape` made of the tensors `parts`; `bits` per code follows from the
+    shape of the codes.
 
-    Raises `CheckpointError` when shapes or types contradict one another or the configuration.
+    Raises `CheckpointError` if shapes or types contradict one another or the configuration.
     """
     outputs, inputs = shape
     where = f"{parts.path}: {parts.module}"
@@ -219,7 +222,7 @@ def open_matrix(
     if bits not in allowed:
         known = " or ".join(map(str, allowed))
         raise CheckpointError(
-            f"{where}.qweight has {bits:g} bits a weight instead of {known}: {quantization.where} "
+            f"{where}.qweight has {bits:g} bits per weight, not {known}: {quantization.where} "
             "belongs to another model, or the file is damaged."
         )
     groups = parts.scales.shape[0]
@@ -239,8 +242,8 @@ def open_matrix(
 
 
 def check_tensor(found: StoredTensor, shape: tuple[int | None, ...], codes: Sequence[str]) -> None:
-    """Raise `CheckpointError` unless `found` is of one of the types `codes` and of `shape`, whose
-    None means any number but zero."""
+    """Raise `CheckpointError` unless `found` has one of the types `codes` and the shape `shape`, in
+    which None allows any size but zero."""
     fits = len(found.shape) == len(shape) and all(
         there == wanted if wanted is not None else there > 0
         for there, wanted in zip(found.shape, shape, strict=True)
@@ -249,7 +252,7 @@ def check_tensor(found: StoredTensor, shape: tuple[int | None, ...], codes: Sequ
         wanted = " x ".join("any" if size is None else str(size) for size in shape)
         raise CheckpointError(
             f"{found.path}: {found.name} is {found.code} {list(found.shape)} instead of "
-            f"{' or '.join(codes)} {wanted}: its module's tensors do not fit one another."
+            f"{' or '.join(codes)} {wanted}: the tensors of its module do not match."
         )
 
 
@@ -263,7 +266,7 @@ def _group_size(quantization: Quantization, inputs: int, groups: int) -> int | N
 
 
 def pack(codes: Bytes, bits: int) -> Bytes:
-    """Codes [R, n] of `bits` as bytes [R, ceil(n bits / 8)], the first code in the low bits."""
+    """Return codes [R, n] packed into bytes [R, ceil(n bits / 8)], the first in the low bits."""
     if bits == 8:
         return codes
     even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
@@ -271,7 +274,7 @@ def pack(codes: Bytes, bits: int) -> Bytes:
 
 
 def unpack(packed: Bytes, bits: int) -> Bytes:
-    """Bytes [R, m] as codes [R, 8 m / bits]: the inverse of `pack`."""
+    """Return bytes [R, m] as codes [R, 8 m / bits]: the inverse of `pack`."""
     if bits == 8:
         return packed
     codes = np.empty((packed.shape[0], 2 * packed.shape[1]), np.uint8)

@@ -1,7 +1,7 @@
-"""How a Hugging Face folder says that its weights are GPTQ's or AWQ's codes.
+"""The quantization settings of a Hugging Face folder with GPTQ or AWQ codes.
 
-`quantization_config` in config.json, as transformers reads it; before there was such a key,
-AutoGPTQ wrote quantize_config.json and AutoAWQ quant_config.json beside it.
+They are in `quantization_config` in config.json, as transformers reads it. Before this key existed,
+AutoGPTQ wrote quantize_config.json and AutoAWQ wrote quant_config.json.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 WHOLE_ROW = -1
-"""The group size that means one group a row."""
+"""The group size that stands for one group per row."""
 
 _SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _LAYOUTS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
-"""Method -> names of the layouts that can be read, the default first."""
+"""Method -> layouts that can be read, the default first."""
 
 _BITS = {"gptq": (4, 8), "awq": (4,)}
 
-# Keys that change what the model computes, beyond its codes.
+# Keys that change the model's results in ways that its codes do not show.
 _MORE_THAN_CODES = ("is_marlin_format", "adapter", "rotation")
 
 
@@ -32,10 +32,10 @@ class Quantization:
     """The quantization configuration; `where` names its file.
 
     `group_size` input channels share a scale and a zero point (`WHOLE_ROW`: all of them). With
-    `act_order` these are not neighbours. `mixed`: single modules may have other bits and groups, or
-    be left alone. `shifted_zeros`: zero points are stored less one, as GPTQ's first layout does;
-    `borrows`: by its maker's subtraction from whole 32-bit words, so that a zero point of 0 borrows
-    from its neighbour.
+    `act_order` the channels of a group need not be adjacent. `mixed`: some modules may have other
+    bits and groups, or be unquantized. `shifted_zeros`: zero points are stored minus one, as in
+    GPTQ's first layout. `borrows`: the one was subtracted from whole 32-bit words, so that a zero
+    point of 0 borrows from the next field.
     """
 
     where: Path
@@ -49,9 +49,9 @@ class Quantization:
     borrows: bool
 
     def describe(self) -> str:
-        """Return method, bits, groups and layout, for people."""
+        """Return method, bits, groups and layout, for display."""
         groups = (
-            "one group a row" if self.group_size == WHOLE_ROW else f"groups of {self.group_size}"
+            "one group per row" if self.group_size == WHOLE_ROW else f"groups of {self.group_size}"
         )
         order = "yes" if self.act_order else "no"
         kind = f"{self.method.upper()} {self.bits}-bit, {groups}"
@@ -62,8 +62,8 @@ class Quantization:
 def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization | None:
     """Return the quantization of the checkpoint in `folder`, whose config.json holds `config`.
 
-    None when it is not quantized. Raises `UnsupportedError` for a method, layout or width that is
-    not known here, by name, `CheckpointError` for a value that is not valid.
+    Returns None if it is not quantized. Raises `UnsupportedError` for a method, layout or number of
+    bits that is not supported, `CheckpointError` for an invalid value.
     """
     found = _find(folder, config)
     if found is None:
@@ -72,8 +72,8 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
     method = raw.get("quant_method")
     if method not in _LAYOUTS:
         raise UnsupportedError(
-            f"{where}: the checkpoint is quantized by {method!r}, and only 'gptq' and 'awq' can be "
-            "read: export the original weights."
+            f"{where}: the checkpoint is quantized with {method!r}, but only 'gptq' and 'awq' can "
+            "be read: export the original weights."
         )
     layout = _layout(raw, method, where)
     for key in _MORE_THAN_CODES:
@@ -125,8 +125,8 @@ def _bits(raw: Mapping[str, Any], method: str, where: Path) -> int:
     if bits not in _BITS[method]:
         known = " and ".join(map(str, _BITS[method]))
         raise UnsupportedError(
-            f"{where}: {method.upper()} of {bits} bits is not supported, only of {known}: export "
-            "the original weights."
+            f"{where}: {method.upper()} with {bits} bits is not supported, only with {known}: "
+            "export the original weights."
         )
     return bits
 

@@ -341,10 +341,10 @@ def test_the_scaling_of_llama_3_is_found_again(tmp_path: Path, factor: float) ->
 @pytest.mark.parametrize(
     ("divisors", "keys", "message"),
     [
-        (llama3_divisors(64, original_max_position_embeddings=4096), {}, "cannot be told which"),
+        (llama3_divisors(64, original_max_position_embeddings=4096), {}, "cannot be identified"),
         (llama3_divisors(64), yarn(), "both rope_freqs.weight and 'yarn' rope scaling"),
         (llama3_divisors(32), {}, r"rope_freqs.weight is F32 \[16\], not F32 \[32\]"),
-        (np.full(32, np.nan, np.float32), {}, "cannot be told which"),
+        (np.full(32, np.nan, np.float32), {}, "cannot be identified"),
     ],
 )
 def test_other_frequencies_are_refused(

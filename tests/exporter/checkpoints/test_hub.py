@@ -207,7 +207,7 @@ def test_a_gated_model(hub: Hub) -> None:
     hub.gated = True
     said = explained(HubId(REPO))
     assert isinstance(said, CheckpointError)
-    assert f"accepted its licence: do so at {hub.url}/{REPO}, log in by `hf auth login`" in str(
+    assert f"accepted its license: do so at {hub.url}/{REPO}, log in with `hf auth login`" in str(
         said
     )
 
@@ -225,7 +225,7 @@ def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     said = str(explained(HubId(REPO)))
     assert said.startswith(f"{REPO} is not a file or folder here, and http://127.0.0.1:9 cannot be")
-    assert "or give the folder of a copy" in said
+    assert "or pass the folder of a local copy" in said
 
 
 def test_a_model_without_weights_or_config(hub: Hub) -> None:

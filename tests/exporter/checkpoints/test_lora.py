@@ -409,7 +409,7 @@ def test_a_bad_adapter_is_one_sentence(
     }
     found = run(verb, *choices[verb], "--adapter", tmp_path / "nowhere")
     assert found.exit_code == 1
-    assert "has no adapter_config.json: give the folder PEFT saved." in found.output
+    assert "has no adapter_config.json: pass the folder that PEFT saved." in found.output
     assert "Traceback" not in found.output
     assert list(tmp_path.iterdir()) == []
 
@@ -422,7 +422,7 @@ def test_a_bad_adapter_is_one_sentence(
     [
         ({"peft_type": "IA3"}, r"peft_type is 'IA3'; only 'LORA'"),
         ({"peft_type": None}, r"peft_type is None; only 'LORA'"),
-        ({"use_dora": True}, r"use_dora is set, which is more than plain LoRA"),
+        ({"use_dora": True}, r"use_dora is set, which goes beyond plain LoRA"),
         ({"use_qalora": True}, r"use_qalora is set"),
         ({"lora_bias": True}, r"lora_bias is set"),
         ({"fan_in_fan_out": True}, r"fan_in_fan_out is set"),
@@ -431,7 +431,7 @@ def test_a_bad_adapter_is_one_sentence(
         ({"target_parameters": ["a"]}, r"target_parameters is set"),
         ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens is set"),
         ({"bias": "lora_only"}, r"bias is 'lora_only'; .* only 'none'"),
-        ({"init_lora_weights": "pissa_niter_4"}, r"'pissa_niter_4', which changes the base"),
+        ({"init_lora_weights": "pissa_niter_4"}, r"'pissa_niter_4', which also changes the base"),
         ({"init_lora_weights": "loftq"}, r"init_lora_weights is 'loftq'"),
     ],
 )
@@ -467,13 +467,13 @@ def test_what_is_not_plain_lora_is_refused_by_name(
         ),
         (
             {"target_modules": ["q_proj", "v_proj", "c_attn"]},
-            r"'c_attn', which no matrix of the base is called: .* \(somebody/some-llama\)",
+            r"'c_attn', but the base has no such matrix: .* \(somebody/some-llama\)",
         ),
         (
             {"target_modules": ["q_proj", "v_proj", "norm"]},
-            r"'norm', which no matrix of the base is called",
+            r"'norm', but the base has no such matrix",
         ),
-        ({"modules_to_save": ["score"]}, r"'score', which no module of the base is called"),
+        ({"modules_to_save": ["score"]}, r"'score', but the base has no such module"),
         ({"modules_to_save": ["lm_head"]}, r"lacks the tensor base_model\.model\.lm_head\.weight"),
     ],
 )
@@ -514,7 +514,7 @@ def test_a_tensor_that_nothing_consumes(
 def test_an_adapter_of_a_wider_base(source: Path, tmp_path: Path) -> None:
     wider = replace(tiny.GQA, hidden_size=128, head_dim=32)
     folder = write_adapter(tmp_path / "adapter", factors(QV_RANKS, wider))
-    message = r"q_proj of shape \[128, 128\], the base's is \[64, 64\]: .* another base"
+    message = r"q_proj of shape \[128, 128\], but the base's is \[64, 64\]: .* another base"
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(source, [folder])
 
@@ -522,7 +522,7 @@ def test_an_adapter_of_a_wider_base(source: Path, tmp_path: Path) -> None:
 def test_an_embedding_s_change_for_another_vocabulary(source: Path, tmp_path: Path) -> None:
     larger = replace(tiny.GQA, vocab_size=320)
     folder = write_adapter(tmp_path / "adapter", factors({EMBEDDING: 4}, larger))
-    with pytest.raises(CheckpointError, match=r"shape \[320, 64\], the base's is \[288, 64\]"):
+    with pytest.raises(CheckpointError, match=r"shape \[320, 64\], but the base's is \[288, 64\]"):
         open_checkpoint(source, [folder])
 
 
@@ -531,8 +531,8 @@ def test_an_embedding_s_change_for_another_vocabulary(source: Path, tmp_path: Pa
     [
         (EMBEDDING, (290, 64), r"290 rows for model.embed_tokens, the base 288: a resized voc"),
         (HEAD, (290, 64), r"290 rows for lm_head, the base 288: a resized vocabulary"),
-        (EMBEDDING, (288, 128), r"shape \[288, 128\], the base's is \[288, 64\]"),
-        ("model.layers.0.input_layernorm", (128,), r"shape \[128\], the base's is \[64\]"),
+        (EMBEDDING, (288, 128), r"shape \[288, 128\], but the base's is \[288, 64\]"),
+        ("model.layers.0.input_layernorm", (128,), r"shape \[128\], but the base's is \[64\]"),
     ],
 )
 def test_whole_modules_of_other_shapes(
@@ -623,7 +623,7 @@ def test_nan_in_an_adapter_names_adapter_and_tensor(
     changes = factors(QV_RANKS)
     changes[QV[3]][part][2, 1] = np.nan
     folder = write_adapter(tmp_path / "adapter", changes)
-    message = r"adapter: .* NaN or infinity of model\.layers\.1\.self_attn\.v_proj\.weight, rows"
+    message = r"adapter: .* NaN or infinity in model\.layers\.1\.self_attn\.v_proj\.weight, rows"
     with pytest.raises(CheckpointError, match=message):
         export_package(source, tmp_path / "out", TARGET, Options(precision), adapters=[folder])
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
@@ -632,7 +632,7 @@ def test_nan_in_an_adapter_names_adapter_and_tensor(
 def test_nan_in_a_module_trained_whole_names_the_adapter(source: Path, tmp_path: Path) -> None:
     head = np.full((288, 64), np.nan, np.float32)
     folder = write_adapter(tmp_path / "a", {}, {HEAD: head}, modules_to_save=["lm_head"])
-    with pytest.raises(CheckpointError, match=r"/a: .* NaN or infinity of lm_head\.weight"):
+    with pytest.raises(CheckpointError, match=r"/a: .* NaN or infinity in lm_head\.weight"):
         export_package(source, tmp_path / "out", TARGET, FP32, adapters=[folder])
 
 

@@ -281,8 +281,8 @@ def test_the_context_length(
         ({"vocab_size": 32000}, "vocab_size gives 32000, but the tensors have 520"),
         ({"multiple_of": 512}, "multiple_of gives 1024, but the tensors have 768"),
         ({"ffn_dim_multiplier": 1.3}, "multiple_of gives 896, but the tensors have 768"),
-        ({"n_kv_heads": 16}, r"k_proj.weight has shape \[128, 256\], but the config asks for"),
-        ({"n_kv_heads": None}, r"k_proj.weight has shape \[128, 256\], but the config asks for"),
+        ({"n_kv_heads": 16}, r"k_proj.weight has shape \[128, 256\], but the config requires"),
+        ({"n_kv_heads": None}, r"k_proj.weight has shape \[128, 256\], but the config requires"),
         ({"norm_eps": None}, "lacks the key 'norm_eps'"),
         ({"n_heads": "many"}, "n_heads must be a positive integer, not 'many'"),
         ({"use_scaled_rope": True}, "use_scaled_rope is set, which is not supported"),
@@ -395,7 +395,7 @@ def test_code_in_a_shard_does_not_run(tmp_path: Path, write: Any) -> None:
     assert trace.exists(), "the trap itself does not work"
     trace.rmdir()
     torch.save({"norm.weight": RunsCode(trace)}, source / "consolidated.01.pth")
-    refuse(source, tmp_path, r"consolidated\.01\.pth asks for .*mkdir .*nothing of it was run")
+    refuse(source, tmp_path, r"consolidated\.01\.pth asks for .*mkdir .*none was run")
     assert not trace.exists()
 
 
@@ -428,11 +428,11 @@ def test_a_zip_of_something_else(tmp_path: Path, write: Any) -> None:
 def test_a_tokenizer_of_another_size(tmp_path: Path, write: Any) -> None:
     config = replace(CONFIG, vocab_size=512)
     source = write(tmp_path / "m", config=config)
-    refuse(source, tmp_path, "the tokenizer has 520 tokens, the embedding 512 rows")
+    refuse(source, tmp_path, "the tokenizer has 520 tokens, but the embedding 512 rows")
     (source / "tokenizer.model").write_bytes(b"\xff no protobuf")
     refuse(source, tmp_path, r"tokenizer\.model is not a SentencePiece model")
     (source / "tokenizer.model").unlink()
-    refuse(source, tmp_path, r"has a tokenizer\.model: copy it beside params\.json")
+    refuse(source, tmp_path, r"has a tokenizer\.model: copy it next to params\.json")
 
 
 # --- checklist.chk --------------------------------------------------------------------------

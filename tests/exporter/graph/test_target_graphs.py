@@ -254,7 +254,7 @@ def test_int4_in_bf16_computes_what_its_weights_say(make: Make) -> None:
         ("cpu", {"activations": "fp16"}, "activations in fp16 are not available .* use fp32"),
         ("cuda", {"accuracy_level": 4}, "--accuracy-level chooses between"),
         ("portable", {"accuracy_level": 1}, "--accuracy-level chooses between"),
-        ("portable", {"embedding": "int4"}, "no operator that reads an embedding of int4"),
+        ("portable", {"embedding": "int4"}, "no operator that reads an int4 embedding"),
         ("directml", {"embedding": "int8"}, "use fp32, fp16 or bf16"),
     ],
 )

@@ -392,7 +392,7 @@ def test_an_adapter_beside_codes_that_are_taken_over(
     """What merging would quantize a second time."""
     how, written, config = CASES[case]
     quantized = write(tmp_path / "base", quantize_model(config, **how), config=config, **written)
-    with pytest.raises(UsageError, match=r"keep the adapter beside it \(--keep-adapter\)"):
+    with pytest.raises(UsageError, match=r"keep the adapter separate \(--keep-adapter\)"):
         export_package(
             quantized, tmp_path / "out", TARGET, Options("int4"), adapters=[folders["qv"]]
         )

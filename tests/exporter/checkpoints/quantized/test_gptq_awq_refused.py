@@ -58,7 +58,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "zero points of fewer groups": (_cut("qzeros", np.s_[:-1]), r"instead of I32 3 x 8"),
     "scales of fewer groups": (_cut("scales", np.s_[:-1]), "2 groups for 96 input channels"),
     "scales of fewer outputs": (_cut("scales", np.s_[:, :-8]), r"scales is F16 \[3, 56\]"),
-    "codes of fewer inputs": (_cut("qweight", np.s_[:-1]), "3.66667 bits a weight instead of 4"),
+    "codes of fewer inputs": (_cut("qweight", np.s_[:-1]), "3.66667 bits per weight, not 4"),
     "codes of fewer outputs": (_cut("qweight", np.s_[:, :-8]), r"\[3, 64\] instead of"),
     "codes of one dimension": (_cut("qweight", np.s_[0]), r"qweight is I32 \[64\]"),
     "no groups": (_cut("scales", np.s_[:0]), r"scales is F16 \[0, 64\]"),
@@ -82,13 +82,13 @@ BAD: dict[str, tuple[Change, str]] = {
     "a group that is none": (_replaced("g_idx", np.full(96, -5, np.int32)), "g_idx does not put"),
     "an order that is not announced": (
         _replaced("g_idx", np.arange(96, dtype=np.int32)[::-1].copy() // 32),
-        "does not say desc_act: set it to true",
+        "does not set desc_act: set it to true",
     ),
     "an order that is announced wrongly": (_says(group_size=16), "but group_size in .* is 16"),
     "a g_idx of floats": (_replaced("g_idx", np.zeros(96, np.float16)), "g_idx is F16"),
     "another group size": (_says(group_size=64), "3 groups for 96 input channels, but .* is 64"),
-    "another width": (_says(bits=8), "4 bits a weight instead of 8"),
-    "three bits": (_says(bits=3), "GPTQ of 3 bits is not supported, only of 4 and 8"),
+    "another width": (_says(bits=8), "4 bits per weight, not 8"),
+    "three bits": (_says(bits=3), "GPTQ with 3 bits is not supported, only with 4 and 8"),
     "two bits": (_says(bits=2), "GPTQ of 2 bits"),
     "no bits": (_says(bits=None), "bits must be a number, not None"),
     "no group size": (_says(group_size=None), "group_size must be a positive number"),
@@ -125,7 +125,7 @@ def test_a_refusal_is_a_failure_of_the_command(tmp_path: Path) -> None:
     [
         ({"version": "gemv"}, "AWQ layout 'gemv' is not supported, only 'gemm'"),
         ({"version": "marlin"}, "'marlin'"),
-        ({"bits": 8}, "AWQ of 8 bits is not supported, only of 4"),
+        ({"bits": 8}, "AWQ with 8 bits is not supported, only with 4"),
     ],
 )
 def test_awq_refused_by_name(tmp_path: Path, keys: dict[str, Any], message: str) -> None:

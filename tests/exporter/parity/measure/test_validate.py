@@ -317,7 +317,7 @@ def test_a_damaged_or_missing_graph_is_one_sentence(copied: Make) -> None:
     with pytest.raises(PackageError, match="not an ONNX model"):
         PackageCheckpoint.open(package)
     (package / "model.onnx").unlink()
-    with pytest.raises(PackageError, match="name the folder of a model package"):
+    with pytest.raises(PackageError, match="pass the folder of a package"):
         PackageCheckpoint.open(package)
 
 
