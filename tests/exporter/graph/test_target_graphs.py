@@ -251,7 +251,7 @@ def test_int4_in_bf16_computes_what_its_weights_say(make: Make) -> None:
     ("target", "options", "said"),
     [
         ("cuda", {"precision": "fp32"}, "use fp16, bf16, int8, int4"),
-        ("cpu", {"activations": "fp16"}, "activations in fp16 are not available .* use fp32"),
+        ("cpu", {"activations": "fp16"}, "fp16 activations are not available .* use fp32"),
         ("cuda", {"accuracy_level": 4}, "--accuracy-level chooses between"),
         ("portable", {"accuracy_level": 1}, "--accuracy-level chooses between"),
         ("portable", {"embedding": "int4"}, "no operator that reads an embedding of int4"),
