@@ -22,8 +22,8 @@ def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> l
     `base` is the checkpoint the package was made from. Each adapter runs a step before it is added
     to the manifest; if one fails, the package is left unchanged. Returns warnings for people.
 
-    Raises `UsageError` when the package is signed, was made from another model, already has an adapter of
-    that name, or has a graph that cannot swap a matrix that an adapter changes.
+    Raises `UsageError` when the package is signed, was made from another model, already has an
+    adapter of that name, or has a graph that cannot swap a matrix that an adapter changes.
     """
     package = ModelPackage.open(path)
     check_unsigned(package)

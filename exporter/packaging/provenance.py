@@ -44,7 +44,7 @@ def source_hashes(
     step: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """Return hashes of the source's files by name, and in `from` their origin: "read" from the
-    files now, the "hub", or the checklist that was `verified` (md5 by name). None if there are none.
+    files now, the "hub", or the checklist that was `verified` (md5 by name). None without any.
 
     `step` is called with the file being read. Raises `CheckpointError` for one that cannot be read.
     """

@@ -382,7 +382,7 @@ def test_bisect_finds_the_operator_between_those_of_the_adapters(
     finding = json.loads(said.output)["bisect"]["finding"]
     assert (finding["layer"], finding["module"]) == ("layer 1", "post_attention_layernorm")
     said = run("validate", package, *brief, "--adapter", folders["qv"])
-    assert said.exit_code == 2 and "--bisect looks at the bare base" in said.output
+    assert said.exit_code == 2 and "--bisect examines only the base" in said.output
 
 
 @pytest.mark.parametrize("case", ["gptq act-order", "awq"])
@@ -591,7 +591,7 @@ def test_adapters_can_be_added_and_the_rest_stays_as_it_is(
         (folder / "README.md").unlink()
     assert (said.exit_code, said.output) == (
         0,
-        f"{half} now has qv, few too; opened and ran a step with each.\n",
+        f"{half} now also has qv, few; opened and ran a step with each.\n",
     )
     changed = {file.name for file, time in before.items() if file.stat().st_mtime_ns != time}
     assert changed == {"manifest.json"}
