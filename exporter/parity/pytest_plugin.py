@@ -39,8 +39,8 @@ class LlamaParity:
         """Measure `package` against the checkpoint `reference` with `adapters` merged into it.
 
         Fails the calling test when a limit is missed or one of the two cannot be read. Prompts
-        are the first `longest` tokens of each of `texts` (by default the built-in ones), continued greedily
-        by `tokens` (2 or more). `max_kl` (nats) and `thorough` are those of the command line;
+        are the first `longest` tokens of each of `texts` (by default the built-in ones), continued
+        greedily by `tokens` (2 or more). `max_kl` (nats) and `thorough` are those of the command line;
         `report` is the HTML file to write. Returns the report.
         """
         try:

@@ -91,7 +91,7 @@ def merges_by_score(pieces: Mapping[str, float], where: str) -> list[Merge]:
 
     SentencePiece merges the neighbors whose union scores highest, the leftmost on a tie; a list of
     merges applies the earliest in the list, and only then the leftmost. They agree if all scores
-    are distinct. Llama's runs of spaces all score -1e9: for them, longest first gives the same result.
+    are distinct. Llama's runs of spaces all score -1e9: there, longest first gives the same result.
     """
     ranked = sorted(
         (piece for piece in pieces if len(piece) > 1), key=lambda p: (-pieces[p], -len(p))

@@ -48,8 +48,8 @@ class Finding:
 
     `cause` is "weights", "rotary" (tables), "graph", or "activations" (the graph, but only with
     the activations it ships with). `layer` is "embedding", "layer 0", ..., "head"; `module` and
-    `value` have PyTorch's names. `op` is the node with the wrong output; `others` are the nodes between it and the nearest
-    right values, one of which may be at fault instead. `relative_l2` and `max_abs` are the errors
+    `value` have PyTorch's names. `op` is the node with the wrong output; `others` are the nodes
+    between it and the nearest right values, one of which may be at fault instead. `relative_l2` and `max_abs` are the errors
     of the output in `situation` ("" for weights and tables). `where` describes the location of the
     error; `reproduction` is the folder that shows it.
     """
@@ -116,7 +116,7 @@ def _note(report: ParityReport, measures: set[str]) -> str:
     if measures & {"graph", "greedy", "shipped"}:
         return (
             "no piece of the graph is wrong when it is fed PyTorch's values: either rounding "
-            "errors add up over the layers, or the fault only shows when a session runs them together."
+            "errors add up over the layers, or only a whole session shows the fault."
         )
     if measures:
         return (
