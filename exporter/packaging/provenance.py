@@ -33,7 +33,7 @@ LLAMA_2_NOTICE = (
     "Llama 2 is licensed under the LLAMA 2 Community License, "
     "Copyright (c) Meta Platforms, Inc. All Rights Reserved.\n"
 )
-"""What the Llama 2 Community License (1.b.iii) asks to be kept in a NOTICE file."""
+"""The text that the Llama 2 Community License (1.b.iii) requires in a NOTICE file."""
 
 
 def source_hashes(
@@ -93,7 +93,7 @@ def copy_licences(
     """Copy license, use policy, notice and model card to `folder`, then `others`, the files of
     its kept adapters; return warnings for people.
 
-    A Llama 2 without a NOTICE gets the one its license asks for.
+    A Llama 2 without a NOTICE gets the one its license requires.
     """
     files = checkpoint.licence_files()
     _copy_files([*files, *others], folder)

@@ -40,8 +40,8 @@ class LlamaParity:
 
         Fails the calling test when a limit is missed or one of the two cannot be read. Prompts
         are the first `longest` tokens of each of `texts` (by default the built-in ones), continued
-        greedily by `tokens` (2 or more). `max_kl` (nats) and `thorough` are those of the command line;
-        `report` is the HTML file to write. Returns the report.
+        greedily by `tokens` (2 or more). `max_kl` (nats) and `thorough` are those of the command
+        line; `report` is the HTML file to write. Returns the report.
         """
         try:
             from llama_onnx.exporter.parity.measure.prompts import TEXTS

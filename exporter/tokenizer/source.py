@@ -97,7 +97,7 @@ def json_codec(path: Path) -> Codec:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path} cannot be read ({error}): download it again.") from None
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
     return _codec(tokenizer)
 
 

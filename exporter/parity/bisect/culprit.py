@@ -210,7 +210,7 @@ class _Piece:
 
 
 def _with_every_value(segment: Segment, model: ir.Model) -> Segment:
-    """Return `segment` with every value as an output, except those computed from weights alone."""
+    """Return `segment` with every value as an output, except those computed only from weights."""
     constant = {
         value
         for node in segment.nodes

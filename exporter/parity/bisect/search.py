@@ -49,8 +49,8 @@ class Finding:
     `cause` is "weights", "rotary" (tables), "graph", or "activations" (the graph, but only with
     the activations it ships with). `layer` is "embedding", "layer 0", ..., "head"; `module` and
     `value` have PyTorch's names. `op` is the node with the wrong output; `others` are the nodes
-    between it and the nearest right values, one of which may be at fault instead. `relative_l2` and `max_abs` are the errors
-    of the output in `situation` ("" for weights and tables). `where` describes the location of the
+    between it and the nearest right values, one of which may be at fault instead. `relative_l2`
+    and `max_abs` are the errors of the output in `situation` ("" for weights and tables). `where` describes the location of the
     error; `reproduction` is the folder that shows it.
     """
 
@@ -213,7 +213,7 @@ def _report_rotary(subject: Subject, report: ParityReport, out: Path) -> Finding
     model, config = subject.load_graph(), subject.weights.config
     (limit,) = (c.threshold.limit for c in report.checks if c.threshold.measure == "rotary")
     error = rotary_error(model, config, limit)
-    assert error is not None and error.positions, "the report says so"
+    assert error is not None and error.positions, "the report has a rotary error"
     position = error.positions[0]
     readers = [
         node
