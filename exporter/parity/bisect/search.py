@@ -50,8 +50,8 @@ class Finding:
     the activations it ships with). `layer` is "embedding", "layer 0", ..., "head"; `module` and
     `value` have PyTorch's names. `op` is the node with the wrong output; `others` are the nodes
     between it and the nearest right values, one of which may be at fault instead. `relative_l2`
-    and `max_abs` are the errors of the output in `situation` ("" for weights and tables). `where` describes the location of the
-    error; `reproduction` is the folder that shows it.
+    and `max_abs` are the errors of the output in `situation` ("" for weights and tables). `where`
+    describes the location of the error; `reproduction` is the folder that shows it.
     """
 
     cause: str

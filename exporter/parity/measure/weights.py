@@ -33,7 +33,7 @@ class WeightError:
     float32, or with the codes of the original, must be equal: its distance is 0 or infinite.
 
     Rounding to nearest keeps the value of largest magnitude of every block. `block_maximum` is the
-    largest relative error of these values, and `block_tensor` has it: steps would not show a
+    largest relative error of these values, and `block_tensor` has it: `steps` would not show a
     scale that is slightly wrong. Both are None without such blocks.
     """
 

@@ -107,7 +107,7 @@ def _losses(report: ParityReport) -> Section:
         (
             f"Over {report.positions} positions. KL is the divergence from the original's "
             "probabilities in nats, Δp the change of the true next token's probability. The "
-            "perplexity ratio has its standard error.",
+            "perplexity ratio is given with its standard error.",
         ),
         (Table("Against the original weights", head, rows),),
     )
