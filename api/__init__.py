@@ -12,7 +12,7 @@ The public API is the names in `__all__`, with the documented attributes and met
 they return. Everything else, every module below `llama_onnx` included, is private and can change
 in any release.
 
-Importing this package loads the standard library alone. A function imports what it needs when it is
+Importing this package loads only the standard library. A function imports what it needs when it is
 called, and raises `MissingDependencyError` with the command to run if an extra is not installed.
 """
 
@@ -73,7 +73,7 @@ _R = TypeVar("_R")
 
 
 def _needs(extras: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Make a function report a library that is not installed as the extras that bring it."""
+    """Make a function name `extras` in its error when a library is not installed."""
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         @functools.wraps(function)
@@ -110,7 +110,7 @@ def plan(
     adapters: Sequence[str | os.PathLike[str]] = (),
     kept_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> Plan:
-    """Work out what an export would make and need. Reads headers, no weights.
+    """Return what an export would make and need. Reads headers, not weights.
 
     Args:
         checkpoint: Folder or .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub.
@@ -120,13 +120,13 @@ def plan(
         activations: "fp32", "fp16" or "bf16" between the operators. None: the target decides.
         block_size: Values that share one scale in a quantized matrix.
         quantizer: How codes are chosen; "rtn" rounds to nearest.
-        embedding: How the embedding is stored. None: int8 with int4, else as `precision`.
-        head: How the output head is stored. None: as `precision`, or as the embedding if tied.
+        embedding: How the embedding is stored. None: int8 with int4, else `precision`.
+        head: How the output head is stored. None: `precision`, or like the embedding if tied.
         accuracy_level: 1 multiplies quantized matrices in fp32, 4 in int8. None: the target's.
         fuse_gate_up: Store the MLP's gate and up projections as one matrix.
-        logits: For "all" positions, or for the "last" one only.
+        logits: Compute them for "all" positions or only for the "last".
         adapters: PEFT folders of LoRA adapters to merge, in order.
-        kept_adapters: PEFT folders by name, kept beside the base and swapped at run time.
+        kept_adapters: PEFT folders by name, of adapters to keep and swap at run time.
 
     Returns:
         The plan: `parameters`, `data_bytes`, `peak_memory`, `bits_per_weight`, ...; sizes in bytes.
@@ -169,9 +169,10 @@ def export(
     force: bool = False,
     checksum: bool = True,
     hash_source: bool = False,
+    tokenizer: bool = True,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Write a checkpoint as a package. Memory use does not grow with the model.
+    """Export a checkpoint to a package. Memory use does not grow with the model.
 
     The arguments from `target` to `kept_adapters` are those of `plan`, which explains them.
 
@@ -181,8 +182,10 @@ def export(
         resume: Continue an interrupted export.
         force: Replace `out`, or an unfinished export of it.
         checksum: Compare the source with its checklist.chk, if it has one.
-        hash_source: Read the source once more, for the sha256 of its files in the manifest.
-        progress: Receives what is being written.
+        hash_source: Read the source once more to record the sha256 of its files in the manifest.
+        tokenizer: False leaves the tokenizer out: the package takes token ids only, and the source
+            needs no tokenizer.
+        progress: An object with `step(what)` and `update(what, done, total, unit)`. None: silent.
 
     Returns:
         The result: `package` (path), `plan`, `package_bytes`, `warnings`, ...
@@ -217,27 +220,28 @@ def validate(
     certify: bool = False,
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Prove a package against the checkpoint it was made from, each kind of error by itself.
+    """Compare a package with the checkpoint it was made from, each kind of error separately.
 
     Args:
         package: The package's folder.
         reference: The checkpoint: a path, or OWNER/NAME[@REVISION] on the Hugging Face hub.
         adapters: PEFT folders of the LoRA adapters that were merged, in order.
-        kept_adapter: Name and PEFT folder of an adapter kept in the package, to be active.
+        kept_adapter: Name and PEFT folder of the kept adapter to activate. None: measure the base.
         texts: Texts to measure on. None: the built-in ones.
         tokens: Greedy tokens after each prompt.
-        prompt_tokens: Longest prompt.
+        prompt_tokens: Maximum tokens of a prompt.
         max_kl: Also fail above this mean KL divergence (nats) to the original weights.
         thorough: Also run past positions 2047 to 2049 and to the end of the context.
         certify: If every threshold holds, write the certificate that `verify` replays.
         progress: An object with `step(what)` and `update(what, done, total, unit)`. None: silent.
 
     Returns:
-        The report; `passed` says whether every threshold holds, `to_json()` has all figures.
+        The report; `passed` is True if every threshold holds, `to_json()` has all figures.
 
     Raises:
-        UsageError: The package cannot be measured with these arguments.
-        PackageError: The package is damaged, or made from another model.
+        UsageError: The package was made from another model, or cannot be measured with these
+            arguments.
+        PackageError: The package cannot be read or run.
         CheckpointError: The checkpoint cannot be read.
 
     Examples:
@@ -269,10 +273,10 @@ def verify(
     Args:
         package: The folder of a package or bundle.
         provider: "cpu", "cuda", "directml" or "webgpu". None: that of the package's target.
-        key: File with the ed25519 public key (PEM) that the signature must be of.
+        key: File with the ed25519 public key (PEM) that the signature must match.
         threads: Threads to compute with. None: the physical cores.
-        allow_fallback: Run on the CPU what the provider does not run, instead of refusing.
-        files_only: Check files and signature, compute nothing; needs no certificate.
+        allow_fallback: Let the CPU run what the provider cannot, instead of failing.
+        files_only: Check only files and signature; needs no certificate.
         progress: An object with `step(what)` and `update(what, done, total, unit)`. None: silent.
 
     Returns:
@@ -321,11 +325,11 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# Hidden from type checkers, to which a module's __getattr__ means that it has every name.
+# Hidden from type checkers, which read a module's __getattr__ as a promise of every name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Load what is not needed to import the package: numpy for `Llama`, package metadata."""
+        """Load what importing the package must not: `Llama`, which needs numpy, and the version."""
         if name == "Llama":
             from llama_onnx.runtime.llama.model import Llama
 

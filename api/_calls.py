@@ -1,7 +1,7 @@
-"""What the public functions do. Heavy: imported when one of them is called.
+"""Implementation of the public functions. Heavy: imported when one of them is called.
 
 Each function here has the parameters of its namesake in `llama_onnx`, which documents them. The
-options that decide what a package holds go to `Options` as they come.
+options that decide what a package holds are passed to `Options` unchanged.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def export(
     force: bool,
     checksum: bool,
     hash_source: bool,
+    tokenizer: bool,
     progress: Progress | None,
     **options: Any,
 ) -> ExportResult:
@@ -78,6 +79,7 @@ def export(
         force=force,
         checksum=checksum,
         hash_source=hash_source,
+        tokenizer=tokenizer,
         progress=progress or SILENT,
     )
 
@@ -96,7 +98,7 @@ def validate(
     certify: bool,
     progress: Progress | None,
 ) -> ParityReport:
-    """Open both sides and prove the package."""
+    """Open package and checkpoint, and compare them."""
     from llama_onnx.exporter.checkpoints.download import local_copy
     from llama_onnx.exporter.checkpoints.hub import find_source
     from llama_onnx.exporter.parity.measure.open_subject import open_subject
@@ -150,7 +152,7 @@ def verify(
 
 @contextmanager
 def _headers(checkpoint: StrPath) -> Iterator[Path]:
-    """Give the path of the checkpoint, or of a temporary copy of its headers from the hub."""
+    """Yield the path of the checkpoint, or of a temporary copy of its headers from the hub."""
     from llama_onnx.exporter.checkpoints.hub import find_source
 
     source = find_source(os.fspath(checkpoint))

@@ -1,1 +1,1 @@
-"""Command line verbs, one file each; every module has a click command called `command`."""
+"""Commands, one module each with a click command called `command`, and what they share."""

@@ -19,7 +19,7 @@ def command() -> None:
     """
 
 
-@command.command(name="add", short_help="Put adapters into a finished package.")
+@command.command(name="add", short_help="Add adapters to a finished package.")
 @click.argument("package", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("adapters", nargs=-1, required=True, metavar="NAME=DIR...")
 @click.option(
@@ -30,10 +30,10 @@ def command() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def add(package: Path, adapters: tuple[str, ...], base: Path | HubId, as_json: bool) -> None:
-    """Put the LoRA adapter in DIR (PEFT's layout) into PACKAGE, under NAME.
+    """Add the LoRA adapter in DIR (PEFT's layout) to PACKAGE as NAME.
 
-    Graph and weights of PACKAGE stay as they are: its graph must have a place for the matrices that
-    the adapter changes. Without NAME=, the adapter is named after its folder.
+    The graph and weights of PACKAGE do not change, so the graph must already let adapters change
+    the same matrices. Without NAME=, the adapter is named after its folder.
     """
     from llama_onnx.exporter.packaging.adapters import named_adapters
     from llama_onnx.exporter.packaging.add_adapters import add_adapters
@@ -47,4 +47,4 @@ def add(package: Path, adapters: tuple[str, ...], base: Path | HubId, as_json: b
         added = {"package": str(package), "added": list(folders), "warnings": warnings}
         click.echo(json.dumps(added))
         return
-    click.echo(f"{package} now has {', '.join(folders)} too; opened and ran a step with each.")
+    click.echo(f"{package} now also has {', '.join(folders)}; opened and ran a step with each.")

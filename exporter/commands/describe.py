@@ -1,5 +1,5 @@
-"""A recipe and a model's config in plain words. Both as JSON, since that is what a manifest holds;
-a key that an earlier version did not write is left out."""
+"""Describes a recipe and a model's config in plain text. Both are JSON, as in a manifest; a key
+that an earlier version did not write is left out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe_weights(recipe: Json, *, tied: bool = False) -> str:
     sizes = {way["block_size"] for way in (embedding, head, *others) if "bits" in way}
     if len(set(names)) == 1 and len(sizes) < 2:
         return f"all matrices {_sized(others[0])}"
-    # One size is said once, at the end, where the last matrix that has blocks is.
+    # A single block size is named once, at the end, if the last matrices have blocks.
     show = _name if len(sizes) == 1 and "bits" in others[-1] else _sized
     both = [("embedding and head (one matrix)", embedding)] if tied else []
     apart = both or [("embedding", embedding), ("head", head)]
@@ -38,8 +38,8 @@ def describe_weights(recipe: Json, *, tied: bool = False) -> str:
 
 
 def _others(recipe: Json) -> Sequence[Json]:
-    """How the matrices between embedding and head are stored: the source's way, if codes were
-    copied."""
+    """Return how the matrices between embedding and head are stored: as in the source, if its
+    codes were copied."""
     return recipe.get("taken_over") or [recipe["linear"]]
 
 
@@ -91,7 +91,7 @@ def _graph(recipe: Json) -> Iterator[str]:
 
 
 def describe_config(config: Json) -> Rows:
-    """Return the rows of a table: the architecture, under names that need no key.
+    """Return the rows of a table: the architecture, with readable names.
 
     >>> describe_config({"vocab_size": 32000, "tie_word_embeddings": True, "eos_token_ids": [2]})
     [('vocabulary', '32,000 tokens, embedding and head tied'), ('special tokens', 'end 2')]

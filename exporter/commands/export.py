@@ -44,18 +44,18 @@ if TYPE_CHECKING:
 @click.option(
     "--hash-source",
     is_flag=True,
-    help="Read SOURCE once more for the sha256 of its files in the manifest.  [default: what the "
-    "hub or checklist.chk says]",
+    help="Read SOURCE once more to record the sha256 of its files in the manifest.  [default: the "
+    "hashes of the hub or checklist.chk]",
 )
 @click.option(
     "--no-tokenizer",
     is_flag=True,
-    help="Export for token ids: leave the tokenizer out, which SOURCE need not have.",
+    help="Leave the tokenizer out: OUT takes token ids only, and SOURCE needs no tokenizer.",
 )
 @click.option(
     "--prove",
     is_flag=True,
-    help="Validate the package against SOURCE too, and write its certificate into it.",
+    help="Also validate the package against SOURCE, and write its certificate into it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -74,7 +74,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Write the checkpoint SOURCE as the package OUT.
+    """Export the checkpoint SOURCE to the package OUT.
 
     SOURCE is a Hugging Face folder, Meta's download, a .gguf file, or a model on the
     Hugging Face hub (OWNER/NAME or OWNER/NAME@REVISION), which is downloaded first.
@@ -116,7 +116,7 @@ def command(
             print_report(report)
     if report and not report.passed:
         raise click.ClickException(
-            "the package is written but has no certificate: it differs from SOURCE."
+            "the package was written without a certificate, because it differs from SOURCE."
         )
 
 
@@ -130,7 +130,7 @@ def _resumable() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise click.ClickException(
-            "interrupted; repeat the call with --resume to continue."
+            "interrupted: repeat the command with --resume to continue."
         ) from None
 
 
@@ -152,13 +152,13 @@ def _summary(
     if kept:
         yield f"Adapters beside it: {', '.join(kept)} (`generate --adapter NAME`)."
     if result.resumed_bytes:
-        yield f"Resumed: {gigabytes(result.resumed_bytes)} were already written."
+        yield f"Resumed: {gigabytes(result.resumed_bytes)} was already written."
 
 
 def _tried(result: ExportResult) -> str:
     if result.exact:
         return (
-            f"ran a step in fp32, since no kernel here computes in {result.plan.recipe.activations}"
+            f"ran a step in fp32, because the CPU has no {result.plan.recipe.activations} kernels"
         )
     on_cpu = " on the CPU" if result.plan.structure else ""
     return f"opened and ran a step{on_cpu}"

@@ -57,7 +57,7 @@ def command(
     headers are downloaded.
 
     With --provider, opens a package on that provider and shows which node ONNX Runtime runs where.
-    Exit status 1 when the provider does not run every node that has weights.
+    The exit status is 1 when the provider does not run every node that has weights.
     """
     place = headers_of(path)
     is_package = (place / MANIFEST).exists()
@@ -107,7 +107,7 @@ def _print_facts(path: Path | HubId, facts: dict[str, Any]) -> None:
 
 
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and value of each row that people see; recipe and config give several."""
+    """Yield name and value of each printed row; recipe and config give several."""
     tied = facts["config"].get("tie_word_embeddings", False)
     for name, value in facts.items():
         if name == "recipe":
@@ -115,11 +115,11 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         elif name == "config":
             yield from describe_config(value)
         elif name not in ("precision", "bytes"):
-            yield _LABELS.get(name, name.replace("_", " ")), _in_words(name, value, facts)
+            yield _LABELS.get(name, name.replace("_", " ")), _row_text(name, value, facts)
 
 
 def package_facts(path: Path) -> dict[str, Any]:
-    """Return what the manifest of the package at `path` says."""
+    """Return the facts in the manifest of the package at `path`."""
     package = ModelPackage.open(path)
     manifest = package.manifest
     source = manifest["source"]
@@ -140,7 +140,7 @@ def package_facts(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_facts(path: Path) -> dict[str, Any]:
-    """Return what the headers of the checkpoint at `path` say, and what is missing."""
+    """Return the facts in the headers of the checkpoint at `path`, and what is missing."""
     from llama_onnx.exporter.model.checkpoint import HoldsCodes, check_tensors
     from llama_onnx.exporter.sources import open_checkpoint
     from llama_onnx.exporter.tokenizer.source import has_chat_template, tokenizer_kind
@@ -184,7 +184,7 @@ def _missing(checkpoint: Checkpoint) -> list[str]:
     return [name for name, there in present.items() if not there]
 
 
-def _in_words(name: str, value: Any, facts: dict[str, Any]) -> str:
+def _row_text(name: str, value: Any, facts: dict[str, Any]) -> str:
     if name == "kind" and value == "package":
         return f"package ({facts['precision']})"
     if name == "parameters":

@@ -66,13 +66,13 @@ adapter_option = click.option(
     "adapters",
     multiple=True,
     metavar="DIR",
-    help="Merge the LoRA adapter in DIR, in PEFT's layout. May be repeated; the order counts.",
+    help="Merge the LoRA adapter in DIR, in PEFT's layout. May be repeated; the order matters.",
 )
 
 keep_option = click.option(
     "--keep-adapter",
     is_flag=True,
-    help="Do not merge: keep each adapter beside the base, for `generate --adapter NAME`. Give it "
+    help="Do not merge: keep each adapter beside the base, for `generate --adapter NAME`. Pass it "
     "as NAME=DIR, or as DIR to name it after the folder.",
 )
 
@@ -96,28 +96,28 @@ def export_options(function: _F) -> _F:
 
 
 def _option(field: Field[Any]) -> Callable[[_F], _F]:
-    """The command line's option for a field of `Options`."""
-    words, flag = field.metadata, f"--{field.name.replace('_', '-')}"
+    """Return the command line's option for a field of `Options`."""
+    metadata, flag = field.metadata, f"--{field.name.replace('_', '-')}"
     if field.default in (True, False):
         flag += f"/--no-{flag.removeprefix('--')}"
     return click.option(
         flag,
-        type=click.Choice(words["choices"]) if words["choices"] else None,
+        type=click.Choice(metadata["choices"]) if metadata["choices"] else None,
         default=field.default,
-        show_default=(words["otherwise"] and f"{words['otherwise']}") or True,
-        help=words["help"],
+        show_default=metadata["otherwise"] or True,
+        help=metadata["help"],
     )
 
 
 def explicit_options(names: Iterable[str]) -> frozenset[str]:
-    """Return those of `names`, options of the running command, that the user gave."""
+    """Return those of `names`, options of the running command, that the user passed."""
     context = click.get_current_context()
     sources = {name: context.get_parameter_source(name) for name in names}
     return frozenset(name for name in sources if sources[name] is ParameterSource.COMMANDLINE)
 
 
 def gigabytes(count: int) -> str:
-    """Return a size in decimal units, as on a disk's label."""
+    """Return a size as text in decimal units, as on a disk's label."""
     if count >= 1e9:
         return f"{count / 1e9:.2f} GB"
     if count >= 1e6:

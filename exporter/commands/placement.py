@@ -66,10 +66,10 @@ def _elsewhere(asked: str, nodes: list[dict[str, Any]]) -> Table:
 def _lines(found: dict[str, Any]) -> list[str]:
     placement, lines = found["placement"], []
     if found["fallback"]:
-        lines.append(f"{found['fallback']} So the CPU runs it, as --allow-fallback allows.")
+        lines.append(f"{found['fallback']} The CPU runs it instead, as --allow-fallback allows.")
     if placement["unplaced"]:
         names = ", ".join(placement["unplaced"])
-        lines.append(f"Merged into other nodes, so their weights are in no share: {names}.")
+        lines.append(f"Merged into other nodes, so no share counts their weights: {names}.")
     if placement["attention_counted_at"] is None:
         lines.append("Weights and work are unknown: the package was made by an older llama-onnx.")
     else:

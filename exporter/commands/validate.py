@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=128,
     show_default=True,
-    help="Most tokens of a prompt.",
+    help="Maximum tokens of a prompt.",
 )
 @click.option(
     "--max-kl", type=float, help="Also fail above this mean KL divergence from the original (nats)."
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     "report_file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE.html",
-    help="Write the report as an HTML page without scripts or network access.",
+    help="Write the report to an HTML page that needs neither scripts nor a network.",
 )
 @click.option(
     "--bisect",
@@ -96,13 +96,13 @@ def command(
     bisect_out: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare PACKAGE with the checkpoint it was made from, each kind of error by itself.
+    """Compare PACKAGE with the checkpoint it was made from, each kind of error separately.
 
-    With --adapter, the adapter is expected to be merged into PACKAGE; if PACKAGE keeps its adapters
-    beside the base, that one is made active.
+    With --adapter, compare with the checkpoint plus that adapter, which must be merged into
+    PACKAGE. If PACKAGE keeps its adapters beside the base, the adapter is activated instead.
 
-    Exit status 1 when a threshold is missed, the tokenizer is not the source's, or a file is not
-    the one that the manifest names.
+    The exit status is 1 when a threshold is missed, the tokenizer differs from the source's, or a
+    file does not match the manifest.
     """
     from llama_onnx.exporter.checkpoints.download import local_copy
     from llama_onnx.exporter.parity.bisect.search import bisect
@@ -115,7 +115,7 @@ def command(
     active = _active_adapter(package, adapters)
     out = _bisect_folder(package, bisect_out) if bisecting or bisect_out else None
     if out and active:
-        raise UsageError("--bisect looks at the bare base: use it without --adapter.")
+        raise UsageError("--bisect examines only the base: use it without --adapter.")
     if report_file:
         check_report_file(report_file)
     merged = [] if active else [Path(folder) for folder in adapters]

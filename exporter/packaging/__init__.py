@@ -1,1 +1,1 @@
-"""Checkpoint -> package: planned, written one matrix at a time, tried, named."""
+"""Makes a package of a checkpoint: plans it, writes it matrix by matrix, and tests it."""

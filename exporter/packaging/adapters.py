@@ -1,8 +1,8 @@
 """LoRA adapters kept beside their base, for the runtime to swap while the model stays loaded.
 
-The graph has A and B of every matrix that may change as inputs; an adapter file gives them values,
+The graph has A and B of every matrix that may change as inputs; an adapter file holds their values,
 in the format that onnxruntime and onnxruntime-genai load. Nothing is rounded: an adapter is
-float32, also where the base is quantized.
+float32 even if the base is quantized.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from llama_onnx.targets.graph_names import LORA_A, LORA_B, adapter_name
 from llama_onnx.targets.package import ADAPTER_FOLDER, ADAPTER_SUFFIX
 
 WRITING_MEMORY = 2.5
-"""Memory that writing an adapter takes, in sizes of its file: onnxruntime builds the whole file
-next to a copy of the values (2.33 measured)."""
+"""Memory needed to write an adapter, as a multiple of its file's size: onnxruntime builds the whole
+file in memory beside a copy of the values (2.33 measured)."""
 
 MAX_BYTES = (1 << 31) - (1 << 20)
 """Beyond 2 GiB onnxruntime writes a file that it cannot read, and reports no error."""
 
 _KINDS = tuple(name.rpartition(".")[2] for name in MATRICES)
 
-# Names of files that every system accepts, Windows included.
+# File names that every system accepts, Windows included.
 _NAME = re.compile(r"""(?![ .])[^<>:"/\\|?*\x00-\x1f\ud800-\udfff]{1,60}(?<![ .])""")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class KeptAdapter:
-    """The adapter of the PEFT folder `folder`, opened but not read: `changes` by module."""
+    """The adapter in the PEFT folder `folder`, opened but not read. `changes` are by module."""
 
     name: str
     folder: Path
@@ -84,13 +84,13 @@ class KeptAdapter:
         if not (own.exists() and its.exists()) or own.read_bytes() == its.read_bytes():
             return []
         return [
-            f"{own} differs from the package's tokenizer, which serves all its adapters: if the "
+            f"{own} differs from the package's tokenizer, which all its adapters share: if the "
             f"adapter {self.name} needs {own.name}, merge it into a separate package."
         ]
 
     def describe(self) -> dict[str, Any]:
         """Return its entry in the manifest: `rank` and `alpha` from adapter_config.json, `ranks`
-        those that its matrices have."""
+        from its matrices."""
         config = read_adapter_config(self.folder)
         return {
             "file": self.file,
@@ -103,14 +103,14 @@ class KeptAdapter:
         }
 
     def write(self, package: Path) -> None:
-        """Write its file into `package`, whole or not at all.
+        """Write its file to `package`; the file appears complete or not at all.
 
-        Needs memory of `WRITING_MEMORY` times its size. Raises `CheckpointError` for a value that
+        Needs `WRITING_MEMORY` times its size in memory. Raises `CheckpointError` for a value that
         is not finite, `ResourceError` when the file cannot be written.
         """
         values = {}
         for module, change in self.changes.items():
-            # A is scaled rather than B, as where an adapter is merged.
+            # A is scaled rather than B, as when an adapter is merged.
             a = _values(change.right) * np.float32(change.scaling)
             for side, value in ((LORA_A, a), (LORA_B, _values(change.left))):
                 values[adapter_name(module, side)] = value
@@ -122,15 +122,15 @@ class KeptAdapter:
 def open_kept(base: Checkpoint, folders: Mapping[str, Path]) -> tuple[KeptAdapter, ...]:
     """Open the PEFT adapters in `folders`, by name. Reads headers only.
 
-    Raises what `open_adapter` raises, `UnsupportedError` for an adapter that changes what cannot be
-    swapped, and `UsageError` for a name that cannot be a file's.
+    Raises what `open_adapter` raises, `UnsupportedError` for an adapter that changes a module that
+    cannot be swapped, and `UsageError` for a name that is not a valid file name.
     """
     _check_names(folders)
     return tuple(_open(base, name, folder) for name, folder in folders.items())
 
 
 def swappable_kinds(adapters: Sequence[KeptAdapter]) -> tuple[str, ...]:
-    """Return the kinds of matrices that a graph must offer as swappable for all of `adapters`."""
+    """Return the kinds of matrices that must be swappable in a graph for all of `adapters`."""
     wanted = {kind for adapter in adapters for kind in adapter.kinds}
     return tuple(kind for kind in _KINDS if kind in wanted)
 
@@ -138,7 +138,7 @@ def swappable_kinds(adapters: Sequence[KeptAdapter]) -> tuple[str, ...]:
 def named_adapters(values: Sequence[str]) -> dict[str, Path]:
     """Return folders by name, from `NAME=DIR` or `DIR`, which is named after its folder.
 
-    Raises `UsageError` when two have one name.
+    Raises `UsageError` when two have the same name.
     """
     folders: dict[str, Path] = {}
     for value in values:
@@ -147,14 +147,14 @@ def named_adapters(values: Sequence[str]) -> dict[str, Path]:
             name, rest = source_name(Path(value)).rpartition("/")[2], value
         if name in folders:
             raise UsageError(
-                f"two adapters are called {name!r}: give one another name, NAME={rest}."
+                f"two adapters are called {name!r}: rename one of them with NAME={rest}."
             )
         folders[name] = Path(rest)
     return folders
 
 
 def read_parameters(path: Path) -> dict[str, Float32]:
-    """The values in an adapter's file, by the names of the graph's inputs."""
+    """Return the values in an adapter's file, by the names of the graph's inputs."""
     return ort.read_adapter(path)
 
 
@@ -192,12 +192,12 @@ def _check_names(folders: Mapping[str, Path]) -> None:
     for name, folder in folders.items():
         if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name):
             raise UsageError(
-                f"{name!r} cannot be the name of an adapter's file: use NAME={folder} with another "
-                "name."
+                f"{name!r} is not a valid file name for an adapter: pass another name, "
+                f"NAME={folder}."
             )
-        # Both would be one file on a system that ignores case.
+        # Both would be the same file on a system that ignores case.
         other = seen.setdefault(name.casefold(), name)
         if other != name:
             raise UsageError(
-                f"the names {other!r} and {name!r} differ in case only: give one another name."
+                f"the names {other!r} and {name!r} differ only in case: rename one of them."
             )

@@ -1,4 +1,4 @@
-"""Further adapters for a finished package, whose graph and weights stay as they are."""
+"""Adds adapters to a finished package without changing its graph or weights."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from llama_onnx.targets.package import ModelPackage, check_unsigned, renew_manif
 def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> list[str]:
     """Add the PEFT adapters in `folders`, by name, to those of the package at `path`.
 
-    `base` is the checkpoint the package was made from. Each adapter runs a step before the manifest
-    names it; if one fails, the package is left unchanged. Returns warnings for people. Raises
-    `UsageError` when the package is signed, was made from another model, has an adapter of that
-    name already, or has a graph without a place for a matrix that an adapter changes.
+    `base` is the checkpoint the package was made from. Each adapter runs a step before it is added
+    to the manifest; if one fails, the package is left unchanged. Returns warnings for people.
+
+    Raises `UsageError` when the package is signed, was made from another model, already has an
+    adapter of that name, or has a graph that cannot swap a matrix that an adapter changes.
     """
     package = ModelPackage.open(path)
     check_unsigned(package)
     check_same_model(PackageCheckpoint.open(path), base)
     adapters = open_kept(base, folders)
-    _check_room(package, adapters)
+    _check_addable(package, adapters)
     try:
         for adapter in adapters:
             adapter.write(path)
@@ -44,20 +45,20 @@ def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> l
     return [warning for adapter in adapters for warning in adapter.tokenizer_warning(path)]
 
 
-def _check_room(package: ModelPackage, adapters: Sequence[KeptAdapter]) -> None:
-    offered = package.manifest["recipe"].get("swappable", [])
+def _check_addable(package: ModelPackage, adapters: Sequence[KeptAdapter]) -> None:
+    swappable = package.manifest["recipe"].get("swappable", [])
     taken = {name.casefold() for name in package.adapters}
     for adapter in adapters:
         if adapter.name.casefold() in taken:
             raise UsageError(
-                f"{package.path} has an adapter {adapter.name!r} already: give another name, "
+                f"{package.path} already has an adapter {adapter.name!r}: pass another name, "
                 f"NAME={adapter.folder}."
             )
-        missing = [kind for kind in adapter.kinds if kind not in offered]
+        missing = [kind for kind in adapter.kinds if kind not in swappable]
         if missing:
             raise UsageError(
-                f"{adapter.folder} changes {', '.join(missing)}, for which the graph of "
-                f"{package.path} has no place: export it again with all its adapters."
+                f"{adapter.folder} changes {', '.join(missing)}, which the graph of "
+                f"{package.path} cannot swap: export it again with all its adapters."
             )
 
 

@@ -1,4 +1,4 @@
-"""A plan and a checkpoint -> a folder with everything a package has, tried and with a manifest."""
+"""Fills a folder with everything a package has, tests the graph and writes the manifest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, write_manifest
 
 @dataclass(frozen=True)
 class Compiled:
-    """What filling the folder took: bytes that were there already, seconds, warnings for people."""
+    """What filling the folder took: bytes already there, seconds, and warnings for people."""
 
     resumed_bytes: int
     write_seconds: float
@@ -44,10 +44,10 @@ class Compiled:
 
 
 def compile_package(job: Job, *, resuming: bool) -> Compiled:
-    """Make `job.folder` a whole package, with the journal still in it.
+    """Make `job.folder` a complete package, with the journal still in it.
 
-    Everything small is written first, so that a source without a usable tokenizer is refused at
-    once and not after hours of writing weights. `resuming` keeps the weights that are there.
+    Small files are written first, so that a source without a usable tokenizer is refused at once
+    and not after hours of writing weights. `resuming` keeps the weights already written.
     """
     journal, identity = job.folder / JOURNAL_FILE, job.identity()
     require_disk(job.plan, job.folder, _size(job.folder / DATA_FILE))
@@ -135,7 +135,7 @@ def _write_tokenizer(job: Job) -> None:
 
 
 def _write_adapters(job: Job) -> list[str]:
-    """Write the adapters that are kept; return warnings for people."""
+    """Write the kept adapters; return warnings for people."""
     warnings: list[str] = []
     for adapter in job.kept:
         job.progress.step(f"writing the adapter {adapter.name}")

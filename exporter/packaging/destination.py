@@ -1,4 +1,4 @@
-"""Where a package may be written: the folder `OUT.partial`, which becomes `OUT` at the end."""
+"""The folder a package is written to: `OUT.partial`, renamed to `OUT` at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llama_onnx.targets.package import (
 
 @dataclass(frozen=True)
 class Destination:
-    """The folder `out` of a finished package, and `partial`, where it is written until then.
+    """The folder `out` of the finished package, and `partial`, where it is written first.
 
     `resume` continues an unfinished export, `force` replaces an older package or unfinished export.
     """
@@ -35,8 +35,8 @@ class Destination:
 
     @classmethod
     def at(cls, out: Path, *, resume: bool = False, force: bool = False) -> Destination:
-        """Choose the folders. Where `out` is a link, the folder it points to is written, and the
-        link stays. Raises `UsageError` for a name that no package can have."""
+        """Choose the folders. If `out` is a link, the folder it points to is written and the link
+        stays. Raises `UsageError` for a name that no package can have."""
         out = Path(os.path.realpath(out))
         if not out.name:
             raise UsageError(f"{out} cannot be a package: name a folder below it.")
@@ -48,7 +48,7 @@ class Destination:
         return self.resume and (self.partial / JOURNAL_FILE).exists()
 
     def check(self, sources: Iterable[Path]) -> None:
-        """Raise `UsageError` if the folder is taken or holds one of `sources`.
+        """Raise `UsageError` if a folder cannot be used, or `out` holds one of `sources`.
 
         Called before anything is read, so that a wrong name costs no time.
         """
@@ -68,11 +68,11 @@ class Destination:
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """Yield `partial` for this process alone, and give it its final name when the block ends.
+        """Yield `partial`, locked for this process, and rename it to `out` when the block ends.
 
-        When the disk fails or the process is stopped, `partial` stays for --resume; after any other
-        error nothing stays, unless an unfinished export was resumed. Raises `ResourceError` for a
-        disk that fails, `UsageError` when another process writes there.
+        When the disk fails or the process is stopped, `partial` is kept for --resume; after any
+        other error it is removed, unless an unfinished export was resumed. Raises `ResourceError`
+        when the disk fails, `UsageError` when another process is writing there.
         """
         resuming, ours = self.resuming, False
         try:
@@ -96,7 +96,7 @@ class Destination:
                 remove_working_files(self.out)
             raise UsageError(f"{self.out} exists already: there is nothing to resume.")
         if not self.force:
-            raise UsageError(f"{self.out} exists already: choose another name, or use --force.")
+            raise UsageError(f"{self.out} exists already: choose another name, or pass --force.")
         empty = self.out.is_dir() and not any(self.out.iterdir())
         if not (is_package(self.out) or empty):
             raise UsageError(
@@ -118,7 +118,7 @@ class Destination:
 
 
 def _is_unfinished_export(partial: Path) -> bool:
-    """Return whether the folder is ours to delete: it is empty, or has a journal."""
+    """Return whether the folder may be deleted: it is empty, or has a journal."""
     if not partial.is_dir():
         return False
     names = {file.name for file in partial.iterdir()}
@@ -129,7 +129,7 @@ def _make_folder(partial: Path, *, keep: bool) -> None:
     try:
         if partial.exists() and not keep:
             with exclusive(partial):
-                pass  # nobody else is writing there
+                pass  # no other process is writing there
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -139,9 +139,9 @@ def _make_folder(partial: Path, *, keep: bool) -> None:
 
 
 def _publish(partial: Path, out: Path) -> None:
-    """Give the finished folder its name; an older package goes only when the new one is in place.
+    """Rename the finished folder; an older package is deleted only when the new one is in place.
 
-    The journal goes last: until the folder has its name, --resume can still finish.
+    The journal is deleted last: until the folder is renamed, --resume can still finish.
     """
     if out.exists():
         previous = Path(tempfile.mkdtemp(prefix=f"{out.name}.previous-", dir=out.parent))

@@ -1,4 +1,4 @@
-"""Refuses options that would change nothing: their author expects something of them."""
+"""Refuses options that would have no effect, because the user expects one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from llama_onnx.targets.errors import UsageError
 
 
 def check_effect(explicit: Collection[str], recipe: Recipe) -> None:
-    """Raise `UsageError` if one of the options in `explicit`, by their names in `Options`, has no
-    effect on a package made as `recipe` says."""
+    """Raise `UsageError` if one of `explicit`, names of fields of `Options`, has no effect on a
+    package made with `recipe`."""
     multiplied = _quantized(recipe.linear.name, recipe.head.name)
     if "accuracy_level" in explicit and not multiplied:
         raise UsageError(
-            f"--accuracy-level is about quantized matrices, and a package of {recipe.precision} "
+            f"--accuracy-level applies to quantized matrices, and a package of {recipe.precision} "
             "multiplies by none: leave it out."
         )
     if multiplied or _quantized(recipe.embedding.name):
@@ -22,7 +22,7 @@ def check_effect(explicit: Collection[str], recipe: Recipe) -> None:
     for name in ("block_size", "quantizer"):
         if name in explicit:
             raise UsageError(
-                f"--{name.replace('_', '-')} is about quantized matrices, and a package of "
+                f"--{name.replace('_', '-')} applies to quantized matrices, and a package of "
                 f"{recipe.precision} has none: leave it out, or choose --precision int8 or int4."
             )
 

@@ -1,7 +1,7 @@
-"""Checkpoint -> package, one matrix at a time.
+"""Exports a checkpoint to a package, one matrix at a time.
 
-Everything is written to `OUT.partial`, which gets its final name only when the finished package has
-been opened and has run a step.
+Everything is written to `OUT.partial`, which is renamed to `OUT` only after the finished package
+has been opened and has run a step.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ExportResult:
 
     @property
     def exact(self) -> bool:
-        """Whether the trial step was computed in float32, for want of kernels here."""
+        """Whether the trial step ran in float32, for want of CPU kernels for the activations."""
         return self.plan.recipe.activations in WITHOUT_KERNELS
 
     def to_json(self) -> dict[str, Any]:
@@ -81,11 +81,11 @@ def export_package(
 
     A source on the hub is downloaded first. The adapters in `kept` (folders by name) stay beside
     the base, to be swapped at run time. `checksum` compares the source's files with the md5
-    checklist of Meta's download, where there is one; `hash_source` reads them all once more for
-    their sha256 in the manifest. Without `tokenizer`, which the source then need not have, the
-    package takes token ids only. `explicit` names fields of `options` that must have an effect.
+    checklist of Meta's download, if it has one; `hash_source` reads them all once more for
+    their sha256 in the manifest. Without `tokenizer` the package takes token ids only, and
+    the source needs no tokenizer. `explicit` names fields of `options` that must have an effect.
 
-    Raises `UsageError` when `out` is taken or the options do not fit, `CheckpointError` for a bad
+    Raises `UsageError` when `out` exists or the options do not fit, `CheckpointError` for a bad
     source, `ResourceError` when the disk is full. An export that was killed or ran out of disk
     leaves `out.partial`, which `resume` continues; any other failure leaves nothing.
     """

@@ -58,7 +58,7 @@ def genai_config(
         "context_length": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
         "eos_token_id": _one_or_many(config.eos_token_ids),
-        # genai pads batches with it; a model without a pad token gets its end token, as is usual.
+        # genai pads batches with it; without a pad token, the end token is used, as is usual.
         "pad_token_id": _first(config.pad_token_id, *config.eos_token_ids, 0),
         "decoder": {
             "filename": model_file,
@@ -120,7 +120,7 @@ def check_search(search: dict[str, Any], where: str) -> dict[str, Any]:
             good = number and (low is None or value >= low) and (high is None or value <= high)
         if not good:
             raise CheckpointError(
-                f"{where}: generation_config.json asks for {key} {value!r}, which is not valid: "
+                f"{where}: generation_config.json sets {key} to {value!r}, which is not valid: "
                 "correct or remove it."
             )
     return search

@@ -16,9 +16,9 @@ from llama_onnx.targets.target import Target
 
 @dataclass(frozen=True)
 class Job:
-    """One export: `checkpoint` goes to `folder` as `plan` says, for `target`.
+    """One export of `checkpoint` to `folder` for `target`, according to `plan`.
 
-    `hashes` are those of the source's files, as the manifest has them; without `tokenizer`, the
+    `hashes` are those of the source's files, as in the manifest; without `tokenizer`, the
     package takes token ids only; `workers` is the number of threads that convert weights.
     """
 
@@ -33,7 +33,7 @@ class Job:
     tokenizer: bool = True
 
     def identity(self) -> dict[str, Any]:
-        """Return what must not change before the export is resumed; messages name its keys."""
+        """Return what must not have changed when an export is resumed; errors name its keys."""
         return {
             "version": version("llama-onnx"),
             "source": self.checkpoint.fingerprint(),

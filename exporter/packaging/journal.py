@@ -1,9 +1,9 @@
 """The data file and the journal beside it: what makes an interrupted export resumable.
 
-The data file is written front to back. After each slot a line in the journal records where it
-ends and the SHA-256 of its bytes. Resuming trusts nothing: it reads the slots of the journal again,
-keeps those whose bytes are right, and continues after the last of them. Both give the hash of the
-whole file without reading it again.
+The data file is written from start to end. After each slot, a line in the journal records where it
+ends and the SHA-256 of its bytes. Resuming trusts nothing: it reads the slots in the journal again,
+keeps those whose hash is right, and continues after the last of them. Writing and resuming both
+compute the hash of the whole file on the way, so that it is not read again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_header(path: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    # Whole or not at all, so that a kill never leaves a journal without its first line.
+    # Replaced in one step, so that a kill never leaves a journal without its first line.
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
@@ -53,7 +53,7 @@ def _replace_text(path: Path, text: str) -> None:
 def exclusive(folder: Path) -> Iterator[None]:
     """Lock `folder` for this process; raises `UsageError` when another process holds the lock.
 
-    The system releases the lock when the process ends, also when it is killed.
+    The system releases the lock when the process ends, even if it is killed.
     """
     with (folder / LOCK_FILE).open("a+b") as file:
         try:
@@ -79,7 +79,7 @@ def _lock(descriptor: int) -> None:
 def read_journal(path: Path, identity: Mapping[str, Any]) -> list[Entry]:
     """Read the entries of the journal at `path`, which must have the same `identity`.
 
-    A line cut short by a kill ends the list. Raises `UsageError` that names what changed.
+    A line cut short by a kill ends the list. Raises a `UsageError` that names what changed.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     header = _parse(lines[0]) if lines else None
@@ -89,8 +89,8 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> list[Entry]:
     changed = [key for key in current if current[key] != header.get(key)]
     if changed:
         raise UsageError(
-            f"cannot resume {path.parent}: {' and '.join(changed)} changed since it was begun. "
-            "Repeat the first call's options, or start over with --force."
+            f"cannot resume {path.parent}: {' and '.join(changed)} changed since it was begun: "
+            "repeat the first call's options, or start over with --force."
         )
     entries = []
     for line in lines[1:]:
@@ -110,7 +110,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 class DataWriter:
-    """Writes the data file front to back; use as a context manager.
+    """Writes the data file from start to end; use as a context manager.
 
     `position` is the next byte, `finished` has the slots that are complete.
     """
@@ -135,9 +135,9 @@ class DataWriter:
         self._file.close()
 
     def recover(self, entries: Sequence[Entry], progress: Callable[[int], None]) -> None:
-        """Check `entries` against the bytes on disk and keep those that agree.
+        """Check `entries` against the bytes on disk and keep those that match.
 
-        Tells `progress` the bytes found good so far, slot by slot. Afterwards writing
+        Calls `progress` after each slot with the number of bytes that matched so far. Writing then
         continues after the last good slot; the rest of the file is cut off.
         """
         good = list(takewhile(lambda entry: self._matches(entry, progress), entries))
@@ -187,7 +187,7 @@ class DataWriter:
         self.finished.append(name)
 
     def sync(self) -> None:
-        """Flush the file to the disk."""
+        """Flush the file to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -16,7 +16,7 @@ _TOOLS = ("llama-onnx", "onnx-ir", "onnxscript", "numpy")
 
 
 def manifest_content(job: Job) -> dict[str, Any]:
-    """Return what the manifest says besides format version and files."""
+    """Return the content of the manifest, except format version and files."""
     plan = job.plan
     # onnxruntime's distribution has another name in each flavor.
     tools = {name: version(name) for name in _TOOLS} | {"onnxruntime": ort.version()}

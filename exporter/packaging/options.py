@@ -1,5 +1,5 @@
-"""What a user chooses of a package. Each option is written down once, here: the command line makes
-its options from these fields, and tests hold the parameters of `llama_onnx.export` against them."""
+"""The options of a package. Each one is defined once, here: the command line makes its options from
+these fields, and tests compare the parameters of `llama_onnx.export` with them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 STORAGES = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
-def _words(
+def _metadata(
     help_text: str, *, choices: Sequence[str | int] = (), otherwise: str = ""
 ) -> dict[str, Any]:
     """Return a field's metadata for the command line.
 
-    `choices` are the values there are, if they do not depend on the target. `otherwise` says what
-    None means.
+    `choices` are the allowed values, if they do not depend on the target. `otherwise` describes
+    what None means.
     """
     return {"help": help_text, "choices": tuple(choices), "otherwise": otherwise}
 
@@ -33,7 +33,7 @@ class Options:
 
     precision: str | None = field(
         default=None,
-        metadata=_words(
+        metadata=_metadata(
             "How weights are stored: fp32, fp16, bf16, int8 or int4; `llama-onnx targets` lists "
             "those of each target.",
             otherwise="that of a GPTQ or AWQ source, else the target's",
@@ -41,7 +41,7 @@ class Options:
     )
     activations: FloatName | None = field(
         default=None,
-        metadata=_words(
+        metadata=_metadata(
             "Type of the values between the operators.",
             choices=("fp32", "fp16", "bf16"),
             otherwise="that of the weights if the target computes in it, else the target's",
@@ -49,18 +49,20 @@ class Options:
     )
     block_size: int = field(
         default=32,
-        metadata=_words(
+        metadata=_metadata(
             "Values that share a scale: 32 is closer to the original, 128 is smaller and faster. "
             "The codes of a GPTQ or AWQ source keep their own block size.",
         ),
     )
     quantizer: str = field(
         default="rtn",
-        metadata=_words("How codes are chosen: rtn rounds to nearest.", choices=tuple(QUANTIZERS)),
+        metadata=_metadata(
+            "How codes are chosen: rtn rounds to nearest.", choices=tuple(QUANTIZERS)
+        ),
     )
     embedding: str | None = field(
         default=None,
-        metadata=_words(
+        metadata=_metadata(
             "How the embedding is stored.",
             choices=STORAGES,
             otherwise="int8 with int4, else the precision",
@@ -68,27 +70,27 @@ class Options:
     )
     head: str | None = field(
         default=None,
-        metadata=_words(
+        metadata=_metadata(
             "How the output head is stored.",
             choices=STORAGES,
-            otherwise="as the embedding if tied to it, else the precision",
+            otherwise="that of the embedding if tied to it, else the precision",
         ),
     )
     accuracy_level: int | None = field(
         default=None,
-        metadata=_words(
+        metadata=_metadata(
             "Arithmetic of quantized matrices: 1 in fp32, 4 in int8.",
             choices=(1, 4),
             otherwise="the target's",
         ),
     )
     fuse_gate_up: bool = field(
-        default=False, metadata=_words("Store the MLP's gate and up projections as one matrix.")
+        default=False, metadata=_metadata("Store the MLP's gate and up projections as one matrix.")
     )
     logits: LogitsMode = field(
         default="all",
-        metadata=_words(
-            "Compute logits for all positions, or for the last only (faster prefill, no "
+        metadata=_metadata(
+            "Compute logits for all positions, or only for the last (faster prefill, no "
             "speculation).",
             choices=("all", "last"),
         ),

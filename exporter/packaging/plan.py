@@ -1,4 +1,4 @@
-"""What an export will make and need, computed from headers alone."""
+"""What an export will make and need, computed from headers only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FIXED_SECONDS = 2.0
 """Loading the libraries, opening the finished package and running a step, for a small model."""
 
 TORCH_MEMORY = 240 << 20
-"""What torch adds where a checkpoint's format needs it; measured, rounded up."""
+"""What torch adds if a checkpoint's format needs it; measured, rounded up."""
 
 SAMPLE_VALUES = 1 << 24
 """Weights converted to estimate the time."""
@@ -48,8 +48,8 @@ RESERVE = 64 << 20
 
 @dataclass(frozen=True)
 class Plan:
-    """An export about to happen. Sizes in bytes. `quantized` says how the source is quantized and
-    how its matrices are stored; None for a source of floats. `structure` is what is known of the
+    """A planned export. Sizes in bytes. `quantized` describes how the source is quantized and how
+    its matrices are stored; None for a source of floats. `structure` is what can be told about the
     graph on the target's provider without a session there."""
 
     recipe: Recipe
@@ -71,11 +71,11 @@ class Plan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Data file bits over the model's parameters."""
+        """Bits of the data file per parameter of the model."""
         return 8 * self.data_bytes / self.parameters
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, for scripts."""
+        """Return the figures, for scripts."""
         return {
             "precision": self.recipe.precision,
             "recipe": self.recipe.to_json(),
@@ -102,9 +102,9 @@ def make_plan(
     kept: Sequence[KeptAdapter] = (),
     explicit: Collection[str] = (),
 ) -> Plan:
-    """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weight.
+    """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weights.
 
-    The graph offers as swappable what the adapters in `kept` change. Raises `UsageError` for
+    What the adapters in `kept` change is swappable in the graph. Raises `UsageError` for
     options that do not fit, and for one of `explicit` that has no effect.
     """
     config = checkpoint.config
@@ -114,8 +114,8 @@ def make_plan(
     recipe = resolve(options, target, tied=config.tie_word_embeddings)
     if kept and (recipe.activations != "fp32" or recipe.operators.standard):
         raise UsageError(
-            f"adapters can be kept beside the base on targets with fp32 activations and ONNX "
-            f"Runtime's own operators, not for {target.name}: merge them (--adapter alone)."
+            f"adapters can be kept beside the base only on targets with fp32 activations and ONNX "
+            f"Runtime's own operators, not on {target.name}: merge them, without --keep-adapter."
         )
     check_effect(explicit, recipe)
     recipe = replace(recipe, swappable=swappable_kinds(kept))
@@ -151,8 +151,8 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
     activations = _activations(options, target, precision)
     if level is not None and (activations != "fp32" or target.graph.operators.standard):
         raise UsageError(
-            f"--accuracy-level chooses between fp32 and int8 arithmetic, and the target "
-            f"{target.name} with activations in {activations} has neither choice: leave it out."
+            f"--accuracy-level chooses between fp32 and int8 arithmetic, which the target "
+            f"{target.name} with {activations} activations does not offer: leave it out."
         )
     return make_recipe(
         precision,
@@ -170,13 +170,13 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
 
 
 def _activations(options: Options, target: Target, precision: str) -> FloatName:
-    """Return the type between operators: the one in `options`, that of float weights, or the
-    target's first choice."""
+    """Return the type of the values between operators: that in `options`, that of float weights,
+    or the target's first choice."""
     known = target.graph.activations
     asked = options.activations
     if asked is not None and asked not in known:
         raise UsageError(
-            f"activations in {asked} are not available for the target {target.name}: use "
+            f"{asked} activations are not available for the target {target.name}: use "
             f"{', '.join(known)}."
         )
     if asked is not None:
@@ -190,22 +190,22 @@ def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:
     needed = plan.data_bytes - already_written + plan.adapter_bytes + RESERVE
     if free < needed:
         raise ResourceError(
-            f"the disk at {folder} has {free / 1e9:.2f} GB free, the package needs "
-            f"{needed / 1e9:.2f} GB: free some space or choose another place."
+            f"the disk at {folder} has {free / 1e9:.2f} GB free, but the package needs "
+            f"{needed / 1e9:.2f} GB: free some space or choose another disk."
         )
 
 
 def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int, kept: Sequence[KeptAdapter]) -> int:
     # Writing holds a few chunks per thread (float32 rows, two temporaries, codes) and one matrix's
-    # scales; the run of a step at the end holds the largest piece of the model, mapped and packed,
+    # scales; running a step at the end holds the largest piece of the model, mapped and packed,
     # and one adapter. Adapters are written one by one, before the weights.
     chunks = 2 * workers * 4 * (4 * CHUNK_VALUES)
-    scales = max(_behind_codes(slot) for slot in placed)
+    scales = max(_bytes_besides_codes(slot) for slot in placed)
     layer: dict[str, int] = {}
     for slot in placed:
         piece = ".".join(slot.slot.name.split(".")[:3])
         layer[piece] = layer.get(piece, 0) + slot.slot.nbytes
-    # A matrix whose every row is scattered over the file is put together first, a byte a code.
+    # A matrix whose rows are scattered over the file is assembled first, with one byte per code.
     together = max(slot.slot.storage.joined_values(slot.slot.shape) for slot in placed)
     base = BASE_MEMORY + (TORCH_MEMORY if "torch" in sys.modules else 0)
     adapter = max((adapter.nbytes for adapter in kept), default=0)
@@ -213,13 +213,14 @@ def _peak_memory(placed: tuple[PlacedSlot, ...], workers: int, kept: Sequence[Ke
     return base + max(chunks + scales + together, writing, 2 * max(layer.values()) + 2 * adapter)
 
 
-def _behind_codes(slot: PlacedSlot) -> int:
+def _bytes_besides_codes(slot: PlacedSlot) -> int:
+    """Return the bytes of a quantized matrix's scales and other tables, or of a whole float one."""
     places = slot.places[1:] or slot.places
     return sum(place.initializer.nbytes for place in places)
 
 
 def _read_whole(checkpoint: Checkpoint, built: BuiltModel) -> int:
-    """Bytes of the source that one slot reads whole, not row by row: those of its codes."""
+    """Return the largest number of bytes that a slot reads at once, not row by row: its codes."""
     source = innermost(checkpoint)
     if not isinstance(source, HoldsCodes):
         return 0
@@ -244,7 +245,7 @@ def _quantization(checkpoint: Checkpoint, recipe: Recipe) -> str | None:
 def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
     """Estimate the seconds an export takes here, by converting some of the model's own weights.
 
-    Writing the result to the disk is not measured: a slow disk adds to the estimate.
+    Writing the result to disk is not measured: on a slow disk an export takes longer.
     Raises `CheckpointError` when those weights are damaged.
     """
     workers = os.cpu_count() or 1

@@ -1,8 +1,8 @@
-"""Where a package comes from: hashes of the source's files, and the license files that come along.
+"""Where a package comes from: hashes of the source's files, and copies of its license files.
 
-Publishers hash their models: the hub names large files by their sha256, Meta's download has md5
-sums that the export compares anyway. For other sources the caller decides whether all files are
-read once more.
+Publishers hash their models: the hub names large files by their sha256, and Meta's download has md5
+sums that the export compares anyway. For other sources the caller decides whether to read all files
+once more.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LLAMA_2_NOTICE = (
     "Llama 2 is licensed under the LLAMA 2 Community License, "
     "Copyright (c) Meta Platforms, Inc. All Rights Reserved.\n"
 )
-"""What the Llama 2 Community License (1.b.iii) asks to be kept in a NOTICE file."""
+"""The text that the Llama 2 Community License (1.b.iii) requires in a NOTICE file."""
 
 
 def source_hashes(
@@ -43,10 +43,10 @@ def source_hashes(
     read: bool,
     step: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """Return hashes of the source's files by name, and in `from` how they are known: `read` now,
-    from the hub, or from the checklist that was `verified` (md5 by name). None when none is known.
+    """Return hashes of the source's files by name, and in `from` their origin: "read" from the
+    files now, the "hub", or the checklist that was `verified` (md5 by name). None without any.
 
-    `step` is told which file is being read. Raises `CheckpointError` for one that cannot be read.
+    `step` is called with the file being read. Raises `CheckpointError` for one that cannot be read.
     """
     if read:
         names = list(checkpoint.fingerprint())
@@ -91,9 +91,9 @@ def copy_licences(
     checkpoint: Checkpoint, folder: Path, others: Sequence[Path] = ()
 ) -> tuple[str, ...]:
     """Copy license, use policy, notice and model card to `folder`, then `others`, the files of
-    adapters that the package holds too; return warnings for people.
+    its kept adapters; return warnings for people.
 
-    A Llama 2 without a NOTICE gets the one its license asks for.
+    A Llama 2 without a NOTICE gets the one its license requires.
     """
     files = checkpoint.licence_files()
     _copy_files([*files, *others], folder)
@@ -112,7 +112,7 @@ def copy_licences(
 
 
 def model_name(path: Path) -> str:
-    """Return what a checkpoint is called: its hub name, or the names of its file or folder and of
+    """Return the name of a checkpoint: that on the hub, or the names of its file or folder and of
     the folder above, since downloads often end in one called `snapshot` or `hf`."""
     origin = hub_origin(path)
     return origin.repo if origin else " ".join(path.resolve().parts[-2:])

@@ -1,7 +1,7 @@
 """A slot's bytes, a few rows at a time: read, checked, encoded, in the order of the data file.
 
-Rows are worked on in parallel and come out in order. At no moment are more than a handful of chunks
-in memory, even of a large matrix.
+Rows are processed in parallel and come out in order. Only a few chunks are in memory at a time,
+even for a large matrix.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Source:
 
     `encode(start, stop)` gives its rows `[start, stop)` as the arrays of the slot's storage; it may
     be called from several threads and raises `CheckpointError` for a value that is not finite.
-    `order` [K] int64: the input channel of each column, of codes in another order than the
-    channels'.
+    `order` [K] int64 is the input channel of each column, if the codes have another order than the
+    channels.
     """
 
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ def slot_arrays(
 ) -> Iterator[Iterator[Array]]:
     """Yield, for each initializer of `slot` in turn, the arrays that make up its bytes.
 
-    Each inner iterator has to be exhausted before the next one is asked for. Raises
+    Each inner iterator must be exhausted before the next one is requested. Raises
     `CheckpointError` for a value that is not finite.
     """
     if slot.table is not None:
@@ -64,7 +64,7 @@ def slot_arrays(
 
 
 def slot_sources(slot: Slot, checkpoint: Checkpoint, quantize: Quantize) -> list[Source]:
-    """Return what the rows of `slot` are made of, in order."""
+    """Return the sources of the rows of `slot`, in order."""
     storage = slot.storage
     if slot.keeps_codes:
         assert isinstance(checkpoint, HoldsCodes), "the recipe was made for this checkpoint"
@@ -75,7 +75,7 @@ def slot_sources(slot: Slot, checkpoint: Checkpoint, quantize: Quantize) -> list
 def source_arrays(
     sources: Sequence[Source], storage: Storage, pool: ThreadPoolExecutor, workers: int
 ) -> Iterator[Iterator[Array]]:
-    """`slot_arrays` for `sources`, concatenated along rows and stored as `storage`."""
+    """Yield as `slot_arrays` does, for `sources` joined along rows and stored as `storage`."""
     chunks = ordered_map(lambda chunk: chunk(), _chunks(sources), pool, 2 * workers)
     shape = (sum(source.shape[0] for source in sources), *sources[0].shape[1:])
     yield from storage.join(chunks, shape)
@@ -86,7 +86,7 @@ def source_arrays(
 def ordered_map(
     function: Callable[[_T], _R], items: Iterable[_T], pool: ThreadPoolExecutor, depth: int
 ) -> Iterator[_R]:
-    """`pool.map`, but never more than `depth` results ahead of the consumer."""
+    """Yield as `pool.map` does, with at most `depth` results ahead of the consumer."""
     pending: deque[Future[_R]] = deque()
     try:
         for item in items:
@@ -109,7 +109,7 @@ def _chunks(sources: Sequence[Source]) -> Iterator[Callable[[], tuple[Array, ...
 
 
 def _encoded(tensor: LazyTensor, storage: Storage, quantize: Quantize) -> Source:
-    """A tensor that is read as floats and encoded."""
+    """Return a source that reads a tensor as floats and encodes it."""
 
     def encode(start: int, stop: int) -> tuple[Array, ...]:
         rows = tensor.rows(start, stop)
@@ -123,7 +123,7 @@ def _encoded(tensor: LazyTensor, storage: Storage, quantize: Quantize) -> Source
 
 
 def _kept(matrix: CodedMatrix, storage: Storage) -> Source:
-    """A matrix whose codes are stored as they are; only its scales change their type."""
+    """Return a source that keeps a matrix's codes and changes only the type of its scales."""
     scales_dtype = next(DTYPES[p.dtype] for p in storage.parts(matrix.shape) if p.dtype in DTYPES)
 
     def encode(start: int, stop: int) -> tuple[Array, ...]:

@@ -16,7 +16,7 @@ from llama_onnx.targets.errors import LlamaOnnxError, PackageError
 from llama_onnx.targets.package import MODEL_FILE
 
 WITHOUT_KERNELS = ("bf16",)
-"""Activations that ONNX Runtime's CPU provider neither has kernels for nor casts to others."""
+"""Types of activations that ONNX Runtime's CPU provider has no kernels for and does not cast."""
 
 
 def try_package(
@@ -25,7 +25,7 @@ def try_package(
     """Open the graph in `folder` and run a prefill of four tokens and a decode step: of the base,
     then with each of `adapters` (files of the package) in turn.
 
-    `exact`: compute in float32, where there are no kernels here for the graph's activations.
+    `exact` computes in float32, for activations that the CPU has no kernels for.
 
     Raises `PackageError` when ONNX Runtime refuses the graph or a value is not finite. Bounded
     memory: the whole graph is opened without its weights, then run piece by piece.

@@ -1,1 +1,1 @@
-"""Proof: metrics, the reference walk and what to make of them."""
+"""Proves packages: measures errors, finds their cause, reports them."""

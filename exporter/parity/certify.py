@@ -36,8 +36,8 @@ from llama_onnx.targets.package import ModelPackage, hash_file, renew_manifest
 
 PROMPT_TOKENS = (26, 18, 10, 2)
 TOKENS = 8
-"""Most tokens of each prompt, and of its continuation: a CPU replays them on a 7B model in half a
-minute. The lengths differ, so that a batch is padded; the longest crosses the edge of a block."""
+"""Maximum tokens of each prompt, and of its continuation: a CPU replays them on a 7B model in half
+a minute. The lengths differ, so that a batch is padded; the longest crosses the edge of a block."""
 
 TOP_K = 128
 _FULL_ROWS = 2  # positions of a passage whose logits are kept whole, if they fit
@@ -56,11 +56,11 @@ def write_certificate(package: ModelPackage, report: ParityReport, evidence: Evi
     """Write the certificate of `package` into it, and renew its manifest.
 
     The certificate has the figures of `report`, and the logits of `evidence` on the
-    `certificate_prompts`. Raises `PackageError` for a package that did not pass; one with a changed
-    file never does.
+    `certificate_prompts`. Raises `PackageError` for a package that did not pass, and so for one
+    with a changed file.
     """
     if not report.passed:
-        raise PackageError(f"{package.path} did not pass, so it cannot be certified.")
+        raise PackageError(f"{package.path} did not pass validation, so it cannot be certified.")
     _write(package, _certificate(package, report, evidence))
 
 
@@ -82,7 +82,7 @@ def _certificate(package: ModelPackage, report: ParityReport, evidence: Evidence
         "validated": json.loads(report.to_json()),
         "thresholds": [row.to_json() for row in all_thresholds()],
     }
-    # Curves and layers are for the report: a device cannot measure them.
+    # Curves and layers are only for the report: a device cannot measure them.
     for key in ("curves", "layers", "package", "reference", "about", "altered"):
         del content["validated"][key]
     return Certificate(
@@ -103,7 +103,7 @@ def _cut(passages: Sequence[Passage], logits: Sequence[Float32]) -> tuple[TopK, 
 
 
 def _full_rows(passages: Sequence[Passage], logits: Sequence[Float32]) -> Iterator[FullRows]:
-    """Yield the last position of the prompt and of the passage, while they fit half of the room."""
+    """Yield the last position of the prompt and of the passage, up to half of `MAX_BYTES`."""
     room = MAX_BYTES // 2
     for index, (passage, rows) in enumerate(zip(passages, logits, strict=True)):
         chosen = np.array([passage.prompt - 1, len(passage.ids) - 1][:_FULL_ROWS])
@@ -115,7 +115,7 @@ def _full_rows(passages: Sequence[Passage], logits: Sequence[Float32]) -> Iterat
 
 
 def _write(package: ModelPackage, certificate: Certificate) -> None:
-    """Write both files to a folder beside, then rename it and add them to the manifest."""
+    """Write both files to a temporary folder, then rename it and add them to the manifest."""
     from safetensors.numpy import save
 
     aside, folder = package.path / _PARTIAL, package.path / FOLDER

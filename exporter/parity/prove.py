@@ -60,8 +60,8 @@ def prove_subject(
     """Validate the package of `subject`, and write its certificate into it if it passes.
 
     It is measured on the first `longest` tokens of each of `texts`, continued by `tokens`, and with
-    `thorough` up to the end of the context. `max_kl` (nats) also limits what is lost against the
-    original weights. The certificate is written only with `certify`.
+    `thorough` up to the end of the context. `max_kl` (nats) also limits the loss against
+    the original weights. The certificate is written only with `certify`.
 
     Raises `UsageError` for a package that cannot be measured or certified, `PackageError` for one
     that cannot be run.
@@ -94,5 +94,5 @@ def prove_subject(
 
 def _check_certifiable(subject: Subject) -> None:
     if subject.adapter is not None:
-        raise UsageError("a certificate is about the bare base: certify without --adapter.")
+        raise UsageError("a certificate covers only the base: certify without --adapter.")
     check_unsigned(ModelPackage.open(subject.path))

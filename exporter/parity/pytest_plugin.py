@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LlamaParity:
-    """Call it to assert that a package holds every threshold of `llama-onnx validate`."""
+    """A function that asserts that a package meets every threshold of `llama-onnx validate`."""
 
     def __call__(
         self,
@@ -38,10 +38,10 @@ class LlamaParity:
     ) -> ParityReport:
         """Measure `package` against the checkpoint `reference` with `adapters` merged into it.
 
-        Fails the calling test when a limit is missed or either cannot be read. Prompts are the
-        first `longest` tokens of each of `texts` (by default the built-in ones), continued greedily
-        by `tokens` (2 or more). `max_kl` (nats) and `thorough` are those of the command line;
-        `report` is the HTML file to write. Returns what was measured.
+        Fails the calling test when a limit is missed or one of the two cannot be read. Prompts
+        are the first `longest` tokens of each of `texts` (by default the built-in ones), continued
+        greedily by `tokens` (2 or more). `max_kl` (nats) and `thorough` are those of the command
+        line; `report` is the HTML file to write. Returns the report.
         """
         try:
             from llama_onnx.exporter.parity.measure.prompts import TEXTS

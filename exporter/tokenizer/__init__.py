@@ -1,1 +1,1 @@
-"""Vocabularies of other formats, made into tokenizer.json and its companions."""
+"""Reads the tokenizers of checkpoints, and converts them to tokenizer.json and its companions."""

@@ -1,7 +1,7 @@
 """A tokenizer.json that splits single digits, written so that all readers agree.
 
 SmolLM's has the step `Digits` before GPT-2's pattern. With that step onnxruntime-genai 0.18 splits
-spaces before a number wrongly; with two patterns that split alike it is right.
+spaces before a number wrongly; with two patterns that split the same way it is right.
 """
 
 from __future__ import annotations

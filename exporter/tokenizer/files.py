@@ -14,8 +14,8 @@ from tokenizers.processors import TemplateProcessing
 
 from llama_onnx.targets.errors import CheckpointError
 
-# With this class everybody uses tokenizer.json unchanged: for LlamaTokenizer and GPT2Tokenizer
-# transformers 5 inserts more steps, and onnxruntime-genai reads byte-level BPE wrongly.
+# With this class every reader uses tokenizer.json unchanged. For LlamaTokenizer and GPT2Tokenizer,
+# transformers 5 inserts more steps and onnxruntime-genai misreads byte-level BPE.
 _CLASS = "PreTrainedTokenizerFast"
 
 
@@ -32,7 +32,7 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The tokens with a role, as text, and whether encoding adds BOS and EOS by itself."""
+    """The tokens with a role, as text, and whether encoding adds BOS and EOS."""
 
     bos: str | None = None
     eos: str | None = None

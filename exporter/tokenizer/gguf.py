@@ -35,7 +35,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> TokenizerFil
 
 
 class _Vocabulary:
-    """The metadata's lists, checked against one another."""
+    """The lists in the metadata, checked for consistency."""
 
     def __init__(self, metadata: Mapping[str, Any], where: str) -> None:
         self.metadata, self.where = metadata, where
@@ -127,7 +127,7 @@ def _splitting(vocabulary: _Vocabulary) -> Splitting:
     if name == "default":
         # llama.cpp falls back to a pattern that no model was trained with, and warns.
         raise UnsupportedError(
-            f"{vocabulary.where} does not say how its tokenizer splits text (tokenizer.ggml.pre): "
+            f"{vocabulary.where} lacks tokenizer.ggml.pre, the way its tokenizer splits text: "
             "convert the model again with a current llama.cpp."
         )
     if name not in SPLITTINGS:

@@ -1,6 +1,6 @@
 """The files beside a tokenizer in a Hugging Face folder: settings, added tokens, chat template.
 
-A folder with `tokenizer.model` alone is read as SentencePiece reads it, not as transformers
+A folder with only `tokenizer.model` is read as SentencePiece reads it, not as transformers
 converts it: transformers 5.23 leaves out the space before the first word.
 """
 
@@ -48,8 +48,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """Read the chat template of `folder`: chat_template.jinja, or else the one (of several, the
-    default) in tokenizer_config.json."""
+    """Read the chat template of `folder`: chat_template.jinja, or else the one in
+    tokenizer_config.json (the default of several)."""
     file = folder / "chat_template.jinja"
     if file.exists():
         try:
@@ -94,7 +94,7 @@ def _added_token(entry: Mapping[str, Any]) -> AddedToken:
 
 
 def _text(token: Any) -> str | None:
-    """Return the text of a token, which may be given with its flags."""
+    """Return the text of a token, which may come with its flags."""
     text = token.get("content") if isinstance(token, Mapping) else token
     return text if isinstance(text, str) else None
 
@@ -114,7 +114,7 @@ def _add_tokens(tokenizer: Tokenizer, added: Mapping[int, AddedToken], where: st
 
 
 def special_tokens(own: SpecialTokens, settings: Mapping[str, Any]) -> SpecialTokens:
-    """Return the roles that a vocabulary gives by itself, or those that `settings` name instead."""
+    """Return `own`, the roles that a vocabulary defines, with those in `settings` replaced."""
     given: dict[str, Any] = {}
     for role in _ROLES:
         token = _text(settings.get(f"{role}_token"))

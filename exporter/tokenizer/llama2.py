@@ -18,7 +18,7 @@ LLAMA2_CHAT_TEMPLATE = """\
     {%- endif -%}
 {%- endfor -%}
 """
-"""Meta's `chat_completion`, turn by turn; equal to the template of Llama-2-7b-chat-hf.
+"""Writes each turn as Meta's `chat_completion` does, and as Llama-2-7b-chat-hf's template does.
 
 https://github.com/meta-llama/llama/blob/main/llama/generation.py
 """

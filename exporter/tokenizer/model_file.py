@@ -13,7 +13,7 @@ from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, T
 from llama_onnx.exporter.tokenizer.sentencepiece import sentencepiece_tokenizer
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
-_proto: Any = sentencepiece_model_pb2  # its classes are made at run time, unknown to mypy
+_proto: Any = sentencepiece_model_pb2  # its classes are made at run time, unseen by mypy
 
 
 @dataclass(frozen=True)

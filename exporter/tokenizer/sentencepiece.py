@@ -29,9 +29,9 @@ def sentencepiece_tokenizer(
 ) -> Tokenizer:
     """Build the tokenizer of a SentencePiece BPE vocabulary; a piece's index is its id.
 
-    `atoms` are pieces that SentencePiece takes whole out of a text after the space prefix was
-    added; other user-defined pieces split the text into parts that each get a prefix, as tokens
-    added after a vocabulary do. `where` names the source in messages. Raises `UnsupportedError`
+    `atoms` are pieces that SentencePiece cuts out of a text whole, after it added the space prefix;
+    other user-defined pieces split the text into parts that each get a prefix, like tokens that
+    were added to a vocabulary. `where` names the source in messages. Raises `UnsupportedError`
     when the vocabulary merges in a way that a list of merges cannot express.
     """
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
@@ -66,10 +66,10 @@ def sentencepiece_tokenizer(
 
 
 def _cut_off(atoms: Sequence[str]) -> pre_tokenizers.PreTokenizer:
-    """Split a text at the atoms; where several begin at one position, the longest counts."""
+    """Split a text at the atoms; of several that begin at one position, the longest wins."""
     pattern = "|".join(re.escape(atom) for atom in sorted(atoms, key=len, reverse=True))
     # The rest may spell a byte's piece, "<0x0A>", and must not become it: it is split in two, which
-    # prevents no merge but one that begins with "<0".
+    # prevents only merges that begin with "<0".
     spelled = r"\A<(?=0x[0-9A-F]{2}>\z)"
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(part), "isolated") for part in (pattern, spelled)]
@@ -89,9 +89,9 @@ def _refuse_unreachable(tokenizer: Tokenizer, pieces: Mapping[str, float], where
 def merges_by_score(pieces: Mapping[str, float], where: str) -> list[Merge]:
     """Return every way to join two pieces to a third, best score of the result first.
 
-    SentencePiece merges the neighbours whose union scores highest, the leftmost on a tie; a list of
-    merges takes the earliest in the list, and only then the leftmost. They agree while scores are
-    distinct. Llama's runs of spaces all score -1e9: there, longest first does what leftmost does.
+    SentencePiece merges the neighbors whose union scores highest, the leftmost on a tie; a list of
+    merges applies the earliest in the list, and only then the leftmost. They agree if all scores
+    are distinct. Llama's runs of spaces all score -1e9: there, longest first gives the same result.
     """
     ranked = sorted(
         (piece for piece in pieces if len(piece) > 1), key=lambda p: (-pieces[p], -len(p))
@@ -119,8 +119,8 @@ def _splits(piece: str, pieces: Mapping[str, float]) -> Iterator[Merge]:
 
 def _compete(merges: Sequence[Merge]) -> bool:
     """Return whether two merges of one score can claim the same piece of a text."""
-    spoken = [merge for merge in merges if set("".join(merge)) != {_SPACE}]
-    return not {left for left, _ in spoken}.isdisjoint(right for _, right in spoken)
+    others = [merge for merge in merges if set("".join(merge)) != {_SPACE}]
+    return not {left for left, _ in others}.isdisjoint(right for _, right in others)
 
 
 def _refuse_foreign_characters(

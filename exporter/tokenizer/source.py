@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Vocabulary:
     """All tokens in both directions: `pieces` from id to piece, `ids` from piece to id, as the
-    library answers each question. `special` are the ids that a decoded text leaves out."""
+    library looks each of them up. `special` are the ids that a decoded text leaves out."""
 
     pieces: Mapping[int, str]
     ids: Mapping[str, int]
@@ -118,7 +118,7 @@ def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def _listed_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
-    """The lists of a GGUF file, not what was derived from them: a piece's place is its id."""
+    """Return the lists of a GGUF file, not what was made of them; a piece's index is its id."""
     pieces: list[str] = metadata["tokenizer.ggml.tokens"]
     types: list[int] = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(pieces))
     hidden = (TokenType.UNKNOWN, TokenType.CONTROL)
@@ -130,8 +130,8 @@ def _listed_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
 
 
 def _sentencepiece_codec(folder: Path) -> Codec:
-    """SentencePiece with what transformers' LlamaTokenizer adds: special tokens split a text into
-    parts, each encoded by itself; BOS and EOS as the settings say."""
+    """Return SentencePiece with what transformers' LlamaTokenizer adds: special tokens split a text
+    into parts that are encoded separately; BOS and EOS follow the settings."""
     from sentencepiece import SentencePieceProcessor
 
     from llama_onnx.exporter.tokenizer.huggingface import read_settings, special_tokens
@@ -139,7 +139,9 @@ def _sentencepiece_codec(folder: Path) -> Codec:
     try:
         processor = SentencePieceProcessor(model_proto=(folder / MODEL).read_bytes())
     except (OSError, RuntimeError):
-        raise CheckpointError(f"{folder / MODEL} is not a SentencePiece model.") from None
+        raise CheckpointError(
+            f"{folder / MODEL} is not a SentencePiece model: download it again."
+        ) from None
     marks = sorted(_marks(folder, processor), key=lambda mark: -len(mark.text))
     ids = {mark.text: mark.id for mark in marks}
     hidden = {mark.id for mark in marks if mark.special}
@@ -178,8 +180,8 @@ def _sentencepiece_codec(folder: Path) -> Codec:
 
 @dataclass(frozen=True)
 class _Mark:
-    """A token that is one id anywhere in a text. `pattern` matches the text it replaces; `special`
-    tokens are left out of a decoded text."""
+    """A token that is never split, wherever it is in a text. `pattern` matches the text it
+    replaces; `special` tokens are left out of a decoded text."""
 
     text: str
     id: int

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 import llama_onnx
 from llama_onnx.exporter.cli import main
+from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.targets.registry import get_target
@@ -95,6 +96,26 @@ def test_the_options_are_those_of_the_exporter(function: Any) -> None:
     known = {field.name: field.default for field in fields(Options)}
     assert known.items() <= defaults.items()
     assert [name for name in defaults if name in known] == list(known)
+
+
+def test_export_has_every_option_of_the_exporter() -> None:
+    public, private = (
+        {name: p.default for name, p in inspect.signature(function).parameters.items()}
+        for function in (llama_onnx.export, export_package)
+    )
+    renamed = {"source": "checkpoint", "kept": "kept_adapters"}
+    # `explicit` is what the command line knows of its options; `options` are the fields above.
+    expected = {renamed.get(name, name) for name in private} - {"explicit", "options"}
+    assert expected <= public.keys()
+    for name in ("resume", "force", "checksum", "hash_source", "tokenizer"):
+        assert public[name] is private[name]
+
+
+def test_an_export_without_a_tokenizer(package: Path, tmp_path: Path) -> None:
+    made = llama_onnx.export(package.parent / "checkpoint", tmp_path / "out", tokenizer=False)
+    assert not llama_onnx.open_package(made.package).has_tokenizer
+    assert not list(made.package.glob("tokenizer*"))
+    assert llama_onnx.open_package(package).has_tokenizer
 
 
 def test_names() -> None:

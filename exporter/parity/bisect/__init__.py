@@ -1,1 +1,1 @@
-"""Which operator, weight or table made a package miss its limits."""
+"""Finds the operator, weight or table that made a package miss its limits."""

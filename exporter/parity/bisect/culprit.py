@@ -1,4 +1,4 @@
-"""Finds the first layer, and in it the first operator, whose result is not PyTorch's.
+"""Finds the first layer, and in it the first operator, whose result differs from PyTorch's.
 
 Every piece of the graph is fed with the values of the *reference*, its cache included, so that an
 error of one layer is not blamed on the next. Then each value that PyTorch has too is compared with
@@ -127,8 +127,8 @@ class _Piece:
         environments: list[dict[str, Array]],
         limit: float,
     ) -> Culprit | None:
-        """Run every step and search the first one that is off; put the reference's values for later
-        segments into `environments`."""
+        """Run every step and search the first one that is off; store the reference's values for
+        later segments in `environments`."""
         culprit: Culprit | None = None
         seen: dict[str, dict[int, Deviation]] = {}
         for index, (step, environment) in enumerate(zip(program, environments, strict=True)):
@@ -153,7 +153,7 @@ class _Piece:
         return expected(self.known[name], shape, step, self.points)
 
     def _feeds(self, step: Step, environment: dict[str, Array]) -> dict[str, Array]:
-        """The reference's values, and of its cache the part before the step."""
+        """Return the reference's values, with its cache cut at the beginning of the step."""
         feeds = {}
         dtypes = {v.name: v.dtype.numpy() for v in self.model.graph.inputs if v.dtype}
         for name in self.segment.inputs:
@@ -168,7 +168,7 @@ class _Piece:
     def _blame(
         self, wrong: set[str], index: int, values: dict[str, Array], right: dict[str, Array]
     ) -> Culprit:
-        """Go back from any wrong value to one computed from right values only."""
+        """Go back from any wrong value to one that is computed only from right values."""
         producers = {str(v.name): node for node in self.segment.nodes for v in node.outputs}
         name = next(n for n in self.segment.outputs if n in wrong)
         while True:
@@ -210,7 +210,7 @@ class _Piece:
 
 
 def _with_every_value(segment: Segment, model: ir.Model) -> Segment:
-    """Return `segment` with every value as an output, except those computed from weights alone."""
+    """Return `segment` with every value as an output, except those computed only from weights."""
     constant = {
         value
         for node in segment.nodes

@@ -30,7 +30,7 @@ class Deviation:
     channels: npt.NDArray[np.bool_]
 
     def within(self, limit: float) -> bool:
-        """Return whether all of it is within `limit` and each position within ten times as much. A
+        """Return whether the whole is within `limit` and each position within ten times as much. A
         NaN never is."""
         return self.relative_l2 <= limit and self.worst <= 10 * limit
 

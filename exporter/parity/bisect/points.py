@@ -1,4 +1,4 @@
-"""PyTorch's values at points inside each stage, to be compared with values of the graph."""
+"""PyTorch's values at points inside each stage, to compare with values of the graph."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _OUTPUTS = (
     "mlp.act_fn",
     "mlp.down_proj",
 )
-# Matrices that a graph multiplies by at once.
+# Matrices that a graph may store, and multiply by, as one.
 _FUSED = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
@@ -89,7 +89,7 @@ def walk_points(
 
 
 class _Recorder:
-    """Takes the place of a transformers cache, and keeps what one layer writes to it."""
+    """Replaces a transformers cache, and keeps what one layer writes to it."""
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.key, self.value = key, value  # [1, kv_heads, N, head_dim]

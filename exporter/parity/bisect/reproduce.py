@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 _MODEL, _REPRODUCE = "model.onnx", "reproduce.py"
 _FILES = {_MODEL, f"{_MODEL}.data", "input.npz", "expected.npz", "found.npz", _REPRODUCE}
-_INLINE_BYTES = 1 << 30  # a protobuf message ends at 2 GiB
+_INLINE_BYTES = 1 << 30  # a protobuf message is limited to 2 GiB
 
 _SCRIPT = '''\
 """A piece of a model with a wrong result: `python reproduce.py` needs onnxruntime and numpy.
@@ -69,7 +69,7 @@ def cut_out(model: ir.Model, inputs: Mapping[str, Array], output: str) -> ir.Mod
         array = inputs[str(value.name)]
         value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
         value.shape = ir.Shape(array.shape)
-    graph.outputs[0].shape = None  # may be that of another batch
+    graph.outputs[0].shape = None  # it may be that of another batch
     return ir.Model(graph, ir_version=model.ir_version, producer_name="llama-onnx")
 
 

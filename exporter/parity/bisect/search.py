@@ -1,7 +1,8 @@
 """Finds the piece of a package that makes it miss a threshold.
 
 The weights come first, tensor by tensor, then the rotary tables. If both are right, the graph is
-searched with fp32 activations, in the situations that missed, and then with those it ships with.
+searched with fp32 activations, in the situations that missed, and then with the activations it
+ships with.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ from llama_onnx.targets.progress import SILENT, Progress
 class Finding:
     """The piece that is at fault.
 
-    `cause` is "weights", "rotary" (tables), "graph", or "activations" (the graph, but only as it
-    ships). `layer` is "embedding", "layer 0", ..., "head"; `module` and `value` have PyTorch's
-    names. `op` is the node with the wrong output; `others` are the nodes between it and the nearest
-    right values, one of which may be at fault instead. `relative_l2` and `max_abs` are the errors
-    of the output in `situation` ("" for weights and tables). `where` describes the location of the
-    error; `reproduction` is the folder that shows it.
+    `cause` is "weights", "rotary" (tables), "graph", or "activations" (the graph, but only with
+    the activations it ships with). `layer` is "embedding", "layer 0", ..., "head"; `module` and
+    `value` have PyTorch's names. `op` is the node with the wrong output; `others` are the nodes
+    between it and the nearest right values, one of which may be at fault instead. `relative_l2`
+    and `max_abs` are the errors of the output in `situation` ("" for weights and tables). `where`
+    describes the location of the error; `reproduction` is the folder that shows it.
     """
 
     cause: str
@@ -88,7 +89,7 @@ def bisect(
 ) -> Bisection:
     """Find what made `report` miss its thresholds, and write it to the folder `out`.
 
-    `subject` is what `report` is about; an active adapter is not looked at.
+    `subject` is what `report` is about; an active adapter is ignored.
     """
     missed = [check for check in report.checks if not check.passed]
     measures = {check.threshold.measure for check in missed}
@@ -114,20 +115,20 @@ def _note(report: ParityReport, measures: set[str]) -> str:
         return "every threshold holds: there is nothing to look for."
     if measures & {"graph", "greedy", "shipped"}:
         return (
-            "no piece of the graph is wrong when it is fed with PyTorch's values: either rounding "
-            "adds up over the layers, or the fault is in how a whole session runs them."
+            "no piece of the graph is wrong when it is fed PyTorch's values: either rounding "
+            "errors add up over the layers, or only a whole session shows the fault."
         )
     if measures:
         return (
-            f"only {' and '.join(sorted(measures))} missed, to which every rounded weight "
-            "contributes: the weights are their originals, rounded, and the graph is right."
+            f"only {' and '.join(sorted(measures))} missed a limit, and every rounded weight "
+            "contributes to that: the weights are rounded correctly, and the graph is right."
         )
-    return "the graph and the weights are right: the tokenizer or another file is not."
+    return "the graph and the weights are right: the tokenizer or another file is wrong."
 
 
 @dataclass(frozen=True)
 class _Search:
-    """Where to look for a fault of the graph: `program` has the steps of all situations, and
+    """Where to look for a fault in the graph: `program` has the steps of all situations, and
     `situations` names the one that each step belongs to."""
 
     subject: Subject
@@ -181,7 +182,7 @@ def _report_weights(subject: Subject, wrong: WrongWeights, limits: Limits, out: 
     node = shown.nodes[-1]
     piece = cut_out(model, shown.inputs, shown.output)
     found = run_piece(piece, shown.inputs, subject.path)
-    title = f"{wrong.tensor} is not its original, as {node.op_type} shows."
+    title = f"{wrong.tensor} differs from its original, as {node.op_type} shows."
     write_reproduction(out, piece, shown.inputs, shown.expected, found, title)
     how = deviation(shown.expected, found, 0)
     return Finding(
@@ -212,7 +213,7 @@ def _report_rotary(subject: Subject, report: ParityReport, out: Path) -> Finding
     model, config = subject.load_graph(), subject.weights.config
     (limit,) = (c.threshold.limit for c in report.checks if c.threshold.measure == "rotary")
     error = rotary_error(model, config, limit)
-    assert error is not None and error.positions, "the report says so"
+    assert error is not None and error.positions, "the report has a rotary error"
     position = error.positions[0]
     readers = [
         node

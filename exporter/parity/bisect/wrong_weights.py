@@ -1,4 +1,4 @@
-"""Finds the tensor of a package that is not its original, rounded, and shows it in the graph."""
+"""Finds the tensor of a package that is not its rounded original, and shows it in the graph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SHOWN = 32  # most rows, and columns, that a probe shows
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of `thresholds.csv`; infinite where it has none."""
+    """The limits in `thresholds.csv`; infinite if it has none."""
 
     steps: float
     block_maximum: float
@@ -58,7 +58,7 @@ class WrongWeights:
 def find_wrong_weights(
     package: PackageCheckpoint, original: Checkpoint, limits: Limits
 ) -> WrongWeights | None:
-    """Return those of the first tensor, from the embedding to the head, that has any."""
+    """Return the wrong weights of the first tensor that has any, from the embedding to the head."""
     limits = _of_quantizer(package, limits)
     for name in package.config.tensor_shapes():
         if wrong := _wrong_in(name, package, original, limits):

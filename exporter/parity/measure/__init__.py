@@ -1,1 +1,1 @@
-"""Each kind of error measured by itself."""
+"""Measures each kind of error separately."""

@@ -32,8 +32,8 @@ _WEIGHTS = {
 
 @dataclass(frozen=True)
 class File:
-    """A file of the package. `as_made` says whether its hash is that of the manifest, None
-    if the manifest does not name it."""
+    """A file of the package. `as_made` is whether it has the hash in the manifest, None if
+    the manifest does not name it."""
 
     name: str
     size: int
@@ -96,7 +96,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-@cache  # reading a package's metadata takes milliseconds, and none changes while this runs
+@cache  # reading a package's metadata takes milliseconds, and it does not change meanwhile
 def _versions() -> Mapping[str, str]:
     return {"Python": platform.python_version(), **{name: _version(name) for name in TOOLS}}
 
@@ -104,7 +104,7 @@ def _versions() -> Mapping[str, str]:
 def _version(name: str) -> str:
     try:
         return version(name)
-    except PackageNotFoundError:  # run from a checkout, or another flavour of the wheel
+    except PackageNotFoundError:  # run from a checkout, or another flavor of the wheel
         return "not installed as a package"
 
 

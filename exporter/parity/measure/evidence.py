@@ -29,7 +29,7 @@ from llama_onnx.targets.progress import SILENT, Progress
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that was run.
+    """The result of every run.
 
     Logits are float32 [N, V], one array for each passage: `package_logits` are PyTorch's with the
     package's weights, `original_logits` PyTorch's with the original weights, and those that begin
@@ -89,7 +89,8 @@ def gather(
 
 
 def _graph_error(stage: Stage, names: Sequence[str]) -> float:
-    """Relative L2 of the graph's hidden states in one pass; `names` are the steps' situations."""
+    """Return the relative L2 of the graph's hidden states in one pass. `names` are the situations
+    of the steps."""
     return _relative_l2(
         (stage.package[found.passage][found.positions], found.logits)
         for step, found in stage.graph
@@ -116,7 +117,7 @@ def _measure_graph(
 
 
 def _relative_l2(pairs: Iterable[tuple[Float32, Float32]]) -> float:
-    """||candidate - reference|| / ||reference|| over all pairs (reference, candidate)."""
+    """Return ||candidate - reference|| / ||reference|| over all pairs (reference, candidate)."""
     squares, reference_squares = 0.0, 0.0
     for reference, candidate in pairs:
         squares += float(np.square(candidate.astype(np.float64) - reference).sum())

@@ -64,7 +64,7 @@ def curves(evidence: Evidence) -> Iterator[Curve]:
 
 
 def greedy_continuations(evidence: Evidence) -> tuple[Greedy, Greedy]:
-    """Check those of the graph with fp32 activations, and those of the package as it ships."""
+    """Return those of the graph with fp32 activations, then those of the package as it ships."""
     passages = evidence.shipped.passages
     chosen = [
         choices[p.prompt - 1 : -1]

@@ -1,4 +1,4 @@
-"""The whole context: past positions 2047, 2048 and 2049 and up to its end, in bounded memory.
+"""Measures the whole context: at positions 2047 to 2049 and up to its end, in bounded memory.
 
 A passage this long has gigabytes of logits, so the references compute those of a few positions
 only, and no step has more than `PIECE` tokens.
@@ -34,12 +34,12 @@ from llama_onnx.runtime.measure.situations import (
 from llama_onnx.targets.progress import Progress
 
 PIECE = 512
-"""Most tokens of one step: all logits of a step are in memory at once."""
+"""Maximum tokens of one step: all logits of a step are in memory at once."""
 
 
 @dataclass(frozen=True)
 class LongPosition:
-    """The errors at one position; `beyond_training` says that the model was never trained on it.
+    """The errors at one position; `beyond_training` is whether it exceeds the trained length.
 
     `graph` and `shipped` are the relative L2 error of the logits against the package's weights,
     `kl` (nats) is the divergence of the package as it ships from the original weights.

@@ -1,4 +1,4 @@
-"""Opens a package and the checkpoint it was made from, once for everything that looks at them."""
+"""Opens a package and the checkpoint it was made from, once for all measurements."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def open_subject(
 
 
 def _read_manifest(package: Path) -> Mapping[str, Any]:
-    # Not `ModelPackage.open`, which refuses files of another size: those are to be measured too.
+    # Not `ModelPackage.open`, which refuses files of another size: they must be measured too.
     file = package / MANIFEST
     return read_index(file, FORMAT_VERSION) if file.exists() else {}

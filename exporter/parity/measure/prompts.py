@@ -52,7 +52,7 @@ def make_prompts(
     if room < 1:
         raise UsageError(
             f"a prompt and {tokens} more tokens do not fit the context of "
-            f"{config.max_position_embeddings}: ask for fewer tokens."
+            f"{config.max_position_embeddings}: use fewer tokens."
         )
     prompts = _encode(package, texts) or _random(config)
     if any(ids.max() >= config.vocab_size for ids in prompts):
@@ -81,7 +81,7 @@ def _encode(package: Path, texts: Sequence[str]) -> list[Ids]:
         raise PackageError(f"{package / 'tokenizer.json'} cannot be read: {error}.") from None
     encoded = [np.array(tokenizer.encode(text).ids, np.int64) for text in texts]
     if not all(len(ids) for ids in encoded):
-        raise UsageError("a text has no tokens: give one that is not empty.")
+        raise UsageError("a text has no tokens: use one that is not empty.")
     return encoded
 
 

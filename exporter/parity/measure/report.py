@@ -17,13 +17,13 @@ from llama_onnx.runtime.measure.speed import Speed
 from llama_onnx.runtime.measure.thresholds import Check, Threshold
 
 _SAME_FILES = "every file that the manifest names must have the hash given there"
-_SAME_TOKENIZER = "the package must split text into the tokens that its source does"
+_SAME_TOKENIZER = "the package must tokenize text as its source does"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One kind of `error` in one situation ("" for the quantization's, which no way of feeding the
-    graph changes); `validate` lists the kinds."""
+    """One kind of `error` in one situation ("" for "quantization", which does not depend on how the
+    graph is fed); `validate` lists the kinds."""
 
     error: str
     situation: str
@@ -77,7 +77,7 @@ class Verdict:
 
     `worst` is the value farthest beyond, or nearest to, the `limit`: the largest one, and a NaN
     before any number. `missed` are the situations in which the limit is missed ("" for a
-    requirement that knows no situations), out of `situations`.
+    requirement without situations), out of `situations`.
     """
 
     measure: str
@@ -108,11 +108,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Everything that was measured, and the thresholds it was held against.
+    """Everything that was measured, and the thresholds it was compared with.
 
     `original` names the checkpoint. `tokenizer` is None when the source has none to compare with.
     `trained_length` is the number of positions the model was trained on, None if that is the whole
-    context. `long` is None unless it was asked for. `passages`, the texts measured on, are not part
+    context. `long` is None unless it was requested. `passages`, the texts measured on, are not part
     of the JSON.
     """
 
@@ -179,7 +179,7 @@ class ParityReport:
 
 
 def _count(measure: str, metric: str, count: int, reason: str) -> Verdict:
-    """A verdict on something that must not occur."""
+    """Return a verdict on something that must not occur."""
     return Verdict(measure, metric, count, 0, reason, ("",) if count else (), 1)
 
 

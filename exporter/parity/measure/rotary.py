@@ -1,7 +1,7 @@
 """Compares the package's rotary tables with those of transformers, at every position.
 
-Logits cannot do that: a shift of both tables changes nothing but the cached keys, and an error
-after the last position that the prompts reach does not show at all.
+Logits cannot show every error there: a shift of both tables changes only the cached keys, and an
+error after the last position of the prompts changes nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _COS = {
 class RotaryError:
     """`max_abs` is the largest difference of any table from transformers' value.
 
-    `table` ("cos" or "sin"), `initializer` and `positions` are of the first table that has a
-    difference above the limit, and where it has them.
+    `table` ("cos" or "sin") and `initializer` identify the first table with a difference above the
+    limit, `positions` are those of its differences.
     """
 
     max_abs: float

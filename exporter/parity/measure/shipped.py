@@ -25,7 +25,7 @@ from llama_onnx.runtime.measure.speed import Speed, measure_speed
 from llama_onnx.runtime.memory import trim_heap
 from llama_onnx.targets.progress import Progress
 
-_MAX_POSITIONS = 24  # kept of one observation, where not all of them are
+_MAX_POSITIONS = 24  # kept of one observation, if not all of them are
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Shipped:
     """What the package as it ships did: the prompts with the tokens that follow them greedily, the
     logits observed in each situation, and the speed on the longest passage.
 
-    `certificate_passages` are the passages of the certificate, which are continued only.
+    `certificate_passages` are the passages of the certificate, which are only continued.
     """
 
     passages: tuple[Passage, ...]
@@ -91,7 +91,7 @@ def _continue(graph: GraphSession, prompts: PromptSet) -> tuple[Passage, ...]:
 
 
 def _on_disk(found: Iterable[Observation]) -> list[Observation]:
-    """Move the logits to one file without a name, which goes when nothing refers to it any more."""
+    """Move the logits to one unnamed file, which is deleted when nothing refers to it any more."""
     seen: list[tuple[int, Ids]] = []
     with TemporaryFile() as file:
         for observation in found:
@@ -110,7 +110,7 @@ def _on_disk(found: Iterable[Observation]) -> list[Observation]:
 
 
 def _thin_out(found: Observation) -> Observation:
-    """Keep some of the positions, the first and the last among them: logits are large."""
+    """Keep some of the positions, including the first and last: logits are large."""
     count = len(found.positions)
     if count <= _MAX_POSITIONS:
         return found

@@ -1,8 +1,8 @@
 """Compares a package's tokenizer with its source's: the whole vocabulary, and some texts.
 
 Every token must have the same id and every id the same token, added tokens included, and the same
-tokens must be special. Some texts are encoded and decoded again too, because the vocabulary says
-nothing about merges, normalization and templates.
+tokens must be special. Some texts are encoded and decoded again too, because the vocabulary does
+not show merges, normalization and templates.
 
 The model may have more rows of the embedding than the tokenizer has tokens (a padded vocabulary):
 such rows are in neither tokenizer, so they do not count. Steps that cut text may be written in
@@ -69,8 +69,9 @@ class VocabularyDifference:
 
 @dataclass(frozen=True)
 class TokenizerCheck:
-    """The package's tokenizer.json compared with the source's tokenizer, which is a `source`: its
-    `tokens`, all of them, and `texts`. None stands for no difference."""
+    """The package's tokenizer.json compared with the source's tokenizer, of the kind `source`.
+
+    `tokens` and `texts` are the numbers of those compared. None means no difference."""
 
     source: str
     texts: int
@@ -86,8 +87,8 @@ class TokenizerCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether the vocabulary is the same, and every text has the same ids and these the same
-        text."""
+        """Whether the vocabulary is the same, and every text has the same ids, which decode to
+        the same text."""
         return not self.differences
 
 

@@ -1,4 +1,4 @@
-"""Measures whether a package is the model it was made from, each kind of error by itself.
+"""Measures whether a package is the model it was made from, each kind of error separately.
 
     weights        every weight of the package        against  its original
     rotary         its rotary tables                  against  those of transformers
@@ -54,7 +54,7 @@ def validate(
 
     The two tokenizers are compared on a fixed set of texts and on `texts`. `situations` are by
     default all that apply to the graph. `thorough` also goes to the end of the context. `max_kl`
-    (nats) is a limit on what is lost against the original weights. The evidence returned with the
+    (nats) limits the loss against the original weights. The evidence returned with the
     report has both references' logits on `certificate_prompts` too.
 
     Raises `PackageError` when the package cannot be run.
@@ -97,7 +97,7 @@ def validate(
 def _values(
     subject: Subject, measured: Iterable[Measurement], distance: WeightError, greedy: Greedy
 ) -> Mapping[tuple[str, str, str], float]:
-    """What thresholds are held against, by (measure, situation, metric)."""
+    """Return the values to compare with thresholds, by (measure, situation, metric)."""
     values = {
         (m.error, m.situation, metric): value
         for m in measured
@@ -132,6 +132,6 @@ def _trained_length(original: Checkpoint) -> int | None:
     config, scaling = original.config, original.config.rope_scaling
     if scaling is None:
         return None
-    if scaling.rope_type == "linear":  # has no key for it
+    if scaling.rope_type == "linear":  # it has no key for that length
         return int(config.max_position_embeddings / scaling.factor)
     return scaling.original_max_position_embeddings

@@ -20,7 +20,7 @@ from llama_onnx.targets.package import MANIFEST
 from llama_onnx.targets.progress import Progress
 
 _CHUNK_VALUES = 1 << 20
-_TIE = 1e-5  # magnitudes this close may have been equal, or the other way round, when rounded
+_TIE = 1e-5  # magnitudes this close may have been equal, or in reverse order, when rounded
 _SMALLEST = np.float32(1e-30)  # below it a float32 has fewer digits
 
 
@@ -30,10 +30,10 @@ class WeightError:
 
     A step is the distance between neighboring values at the original: of float16 or bfloat16
     numbers, or the largest magnitude of the original's block over 2^(bits-1). A weight stored in
-    float32, or as the very codes of the original, must be equal: its distance is 0 or infinite.
+    float32, or with the codes of the original, must be equal: its distance is 0 or infinite.
 
     Rounding to nearest keeps the value of largest magnitude of every block. `block_maximum` is the
-    largest relative error of these values, and `block_tensor` has it: steps alone would not show a
+    largest relative error of these values, and `block_tensor` has it: `steps` would not show a
     scale that is slightly wrong. Both are None without such blocks.
     """
 
@@ -70,7 +70,7 @@ def compare_weights(
 
 def original_of(name: str, package: PackageCheckpoint, original: Checkpoint) -> LazyTensor:
     """Return the tensor of `original` that tensor `name` of `package` was made from: with its codes
-    only if the package may have kept them, else as the values that they stand for."""
+    only if the package may have kept them, else as the values that they represent."""
     # A package stores tied weights once, but its graph reads them twice.
     tied = name == "lm_head.weight" and original.config.tie_word_embeddings
     source = original.tensor("model.embed_tokens.weight" if tied else name)
@@ -90,7 +90,7 @@ def same_codes(found: LazyTensor, original: LazyTensor) -> bool:
 
 
 def in_chunks(found: LazyTensor, original: LazyTensor) -> Iterator[tuple[Float32, Float32]]:
-    """Yield the rows of both, some at a time."""
+    """Yield the same rows of both, a few at a time."""
     rows = found.shape[0]
     chunk = max(1, _CHUNK_VALUES // max(1, int(np.prod(found.shape[1:]))))
     for start in range(0, rows, chunk):

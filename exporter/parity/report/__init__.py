@@ -1,1 +1,1 @@
-"""A proof in words, on a page."""
+"""Prints a report on the terminal, and writes it to an HTML page."""

@@ -17,7 +17,7 @@ _LINES = {
 
 
 def layers(report: ParityReport) -> Section:
-    """The error by layer, and the distribution of the KL divergence."""
+    """Return the error by layer, and the distribution of the KL divergence."""
     names = [layer.stage.removeprefix("layer ") for layer in report.layers]
     both = [
         Series("the graph", "first", list(enumerate(layer.graph for layer in report.layers))),
@@ -49,7 +49,7 @@ def layers(report: ParityReport) -> Section:
 
 
 def positions(report: ParityReport) -> Section:
-    """Both errors against the original weights at each position of the first passages."""
+    """Return both errors against the original weights at each position of the first passages."""
     passages = sorted({curve.passage for curve in report.curves})
     figures = []
     for passage in passages[:_MAX_PASSAGES]:
@@ -67,7 +67,7 @@ def _last_values(series: Sequence[Series]) -> str:
 
 
 def _notes(series: Sequence[Series]) -> str:
-    """What a logarithmic axis cannot show, as text."""
+    """Return what a logarithmic axis cannot show, as text."""
     values = [y for one in series for _, y in one.points]
     notes = ["Zero is drawn at the bottom."] if any(value <= 0 for value in values) else []
     missing = sum(value != value for value in values)

@@ -1,6 +1,6 @@
-"""A parity report as one HTML page that needs nothing but a browser: no network, no script.
+"""A parity report as one HTML page that needs only a browser: no network, no script.
 
-Its content is data (`sections.py`, `charts.py`), its looks are in page.html.jinja and page.css.
+Its content is data (`sections.py`, `charts.py`), its appearance is in page.html.jinja and page.css.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llama_onnx.targets.errors import ResourceError, UsageError
 
 
 def check_report_file(file: Path) -> None:
-    """Raise `UsageError` if no report can be written to `file`: before minutes of measuring."""
+    """Raise `UsageError` if no report can be written to `file`. Call it before measuring."""
     if not file.parent.is_dir():
         raise UsageError(
             f"{file} cannot be written: {file.parent} is not a folder: create it first."
@@ -68,7 +68,7 @@ def _as_sentence(report: ParityReport, verdict: str) -> str:
 
 
 def _shipped_cost(report: ParityReport) -> str:
-    """Return the loss of the package as it ships, unless it is that of its weights alone."""
+    """Return the loss of the package as it ships, or "" if it is that of its weights."""
     if report.activations == "fp32" and report.passed:
         return ""
     total = report.figures("total", "decode")

@@ -106,8 +106,8 @@ def _losses(report: ParityReport) -> Section:
         "Loss against the original weights",
         (
             f"Over {report.positions} positions. KL is the divergence from the original's "
-            "probabilities in nats, Δp the change of the true next token's probability. The ratio "
-            "of the perplexities is given with its standard error.",
+            "probabilities in nats, Δp the change of the true next token's probability. The "
+            "perplexity ratio is given with its standard error.",
         ),
         (Table("Against the original weights", head, rows),),
     )
@@ -117,9 +117,9 @@ def _long_context(report: ParityReport) -> Section:
     long = report.long
     assert long is not None
     trained = report.trained_length
-    text = f"One passage of {long.length:,} tokens, the whole context, measured where it may break."
+    text = f"One passage of {long.length:,} tokens, the whole context, measured at some positions."
     if trained:
-        text += f" The model was trained on {trained:,} positions; its rope is scaled from there."
+        text += f" The model was trained on {trained:,} positions; RoPE scaling extends them."
     rows = [
         [
             Cell(f"{row.position + 1:,}"),
@@ -154,8 +154,8 @@ def _continuations(report: ParityReport) -> Section:
     ]
     text = (
         "Each prompt is continued greedily. The margin is the reference's logit of its own choice "
-        f"minus that of the token chosen where the two part; up to {NEAR_TIE:g} logits it is a "
-        "near-tie, which rounding alone can decide."
+        f"minus that of the token chosen at the first difference; up to {NEAR_TIE:g} logits it is "
+        "a near-tie, which rounding can decide."
     )
     return Section("Greedy continuations", (text,), tables)
 
@@ -233,7 +233,7 @@ def _size(report: ParityReport) -> Section:
         f"{total / 1e6:,.1f} MB in all, {about.bits_per_weight:.2f} bits per weight. Plain "
         f"onnxruntime reads a prompt of {speed.prompt_tokens} tokens at {speed.prefill_rate:,.0f} "
         f"tokens/s and writes {speed.new_tokens} more at {speed.decode_rate:,.1f} tokens/s on "
-        f"{about.machine}: one run after one to warm up, an indication rather than a benchmark."
+        f"{about.machine}: one run after a warm-up run, an indication rather than a benchmark."
     )
     table = Table("Bytes by part", ("part", "size", "share", ""), rows)
     return Section("Size and speed", (text,), (table,))
@@ -248,7 +248,7 @@ def _origin(report: ParityReport) -> Section:
         ("machine", about.machine),
         *about.versions.items(),
     ]
-    changed = {True: "unchanged", False: "CHANGED since the export", None: "not in the manifest"}
+    changed = {True: "unchanged", False: "changed since the export", None: "not in the manifest"}
     hashes = [
         [
             Cell(file.name),

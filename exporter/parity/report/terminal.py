@@ -61,7 +61,7 @@ def print_bisection(bisection: Bisection) -> None:
 
 
 def _situations(report: ParityReport) -> Table:
-    """Against the package's weights, so that an error here has nothing to do with precision."""
+    """Return the errors against the package's weights, which have nothing to do with precision."""
     graph, shipped = report.by_situation("graph"), report.by_situation("shipped")
     table = _table("against PyTorch on the package's weights", "situation")
     for name in ("graph max", "rel L2", "shipped max", "rel L2", "mean KL"):

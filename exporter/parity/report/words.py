@@ -30,8 +30,8 @@ GREEDY = {
 
 
 def verdict(report: ParityReport) -> str:
-    """Return "passed: ..." or "failed: ...", one sentence that names each limit missed, and the
-    situations in which it is."""
+    """Return "passed: ..." or "failed: ...", one sentence that names each missed limit and the
+    situations in which it is missed."""
     failed = [found for found in report.verdicts() if not found.passed]
     limits = ", ".join(_limit(found) for found in failed if found.measure not in _ON_FILES)
     reasons = [f"{limits} beyond the limit"] if limits else []
@@ -45,9 +45,9 @@ _ON_FILES = ("tokenizer", "files")
 
 
 def failure(report: ParityReport) -> Iterator[str]:
-    """Yield the reasons why a package did not pass: each limit missed with the worst value, then
+    """Yield the reasons why a package did not pass: each missed limit with the worst value, then
     where to look."""
-    yield f"{report.package} is not {report.original}:"
+    yield f"{report.package} differs from {report.original}:"
     failed = [found for found in report.verdicts() if not found.passed]
     for found in failed:
         if found.measure not in _ON_FILES:
@@ -107,14 +107,14 @@ def _text_difference(difference: Difference) -> str:
     if difference.expected_text is not None:
         found = (difference.found_text or "")[:60]
         return (
-            f"on {text}: the ids decode to {difference.expected_text[:60]!r} there, to {found!r} "
-            "in the package"
+            f"on {text}: the ids decode to {difference.expected_text[:60]!r} in the source, "
+            f"to {found!r} in the package"
         )
     part = slice(difference.position, difference.position + 8)
     found_ids = list((difference.found or ())[part])
     return (
-        f"on {text}: from token {part.start + 1} on {list(difference.expected[part])} there, "
-        f"{found_ids} in the package"
+        f"on {text}: from token {part.start + 1} on {list(difference.expected[part])} in the "
+        f"source, {found_ids} in the package"
     )
 
 
@@ -124,14 +124,14 @@ def _vocabulary_difference(difference: VocabularyDifference) -> str:
     expected, found = ("none" if answer is None else repr(answer) for answer in answers)
     return (
         f"in {difference.count:,} entries of the vocabulary: {what[difference.direction]} "
-        f"{difference.key!r} is {expected} there, {found} in the package"
+        f"{difference.key!r} is {expected} in the source, {found} in the package"
     )
 
 
 def files(about: About) -> str:
-    """Return which files are not those that the manifest names."""
+    """Return which files differ from the manifest."""
     if not about.altered:
-        return "as the manifest names them"
+        return "all as in the manifest"
     verb = "is" if len(about.altered) == 1 else "are"
     return f"{', '.join(about.altered)} {verb} missing or changed since the export"
 
@@ -144,7 +144,7 @@ def ratio(value: float | None, error: float | None) -> str:
 
 
 def is_near_tie(divergence: Divergence) -> bool:
-    """Return whether rounding alone may have decided between the two tokens."""
+    """Return whether rounding may have decided between the two tokens."""
     return divergence.margin <= NEAR_TIE
 
 

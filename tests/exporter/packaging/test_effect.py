@@ -24,11 +24,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ("--precision fp32 --block-size 32", "--block-size is about quantized matrices"),
-        ("--precision fp16 --block-size 128", "--block-size is about quantized matrices"),
-        ("--precision fp32 --quantizer rtn", "--quantizer is about quantized matrices"),
-        ("--precision fp32 --accuracy-level 1", "--accuracy-level is about quantized matrices"),
-        ("--precision fp16 --accuracy-level 4 --embedding int8", "--accuracy-level is about"),
+        ("--precision fp32 --block-size 32", "--block-size applies to quantized matrices"),
+        ("--precision fp16 --block-size 128", "--block-size applies to quantized matrices"),
+        ("--precision fp32 --quantizer rtn", "--quantizer applies to quantized matrices"),
+        ("--precision fp32 --accuracy-level 1", "--accuracy-level applies to quantized matrices"),
+        ("--precision fp16 --accuracy-level 4 --embedding int8", "--accuracy-level applies to"),
     ],
 )
 def test_an_option_without_effect_is_refused(

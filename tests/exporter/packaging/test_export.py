@@ -377,7 +377,7 @@ def test_a_source_without_tokenizer_is_refused_before_a_weight_is_read(tmp_path:
 def test_sampling_defaults_genai_cannot_take(tmp_path: Path, bad: dict[str, Any]) -> None:
     source = tiny.write_huggingface(tmp_path / "source")
     (source / "generation_config.json").write_text(json.dumps(bad))
-    with pytest.raises(CheckpointError, match=f"asks for {next(iter(bad))}"):
+    with pytest.raises(CheckpointError, match=f"sets {next(iter(bad))} to"):
         export(source, tmp_path / "out")
 
 
@@ -417,7 +417,7 @@ def test_too_small_a_disk_is_noticed_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ResourceError, match=r"0\.00 GB free, the package needs 0\.07 GB"):
+    with pytest.raises(ResourceError, match=r"0\.00 GB free, but the package needs 0\.07 GB"):
         export(source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -53,7 +53,7 @@ def test_a_damaged_package_fails_and_the_limit_and_place_are_named(
     result = project.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
-    assert f"{damaged} is not {package_fp32.parent / 'checkpoint'}:" in text
+    assert f"{damaged} differs from {package_fp32.parent / 'checkpoint'}:" in text
     assert "graph relative_l2 (in every situation): 0." in text
     assert "limit 1e-05: the same weights in the same fp32 arithmetic" in text
     assert "the graph exceeds the limit after layer 0: relative L2 " in text

@@ -207,7 +207,7 @@ def test_bos_and_eos_enclose_each_text_of_a_pair(bytelevel: dict[str, Any]) -> N
         ({"model": "no_vocab"}, "here holds no tokenizer"),
         ({"model": "t5"}, "tokenizer.ggml.model is 't5', but only 'llama'"),
         ({"pre": "klingon"}, "the pre-tokenizer 'klingon' .* is not supported"),
-        ({"pre": None}, "does not say how its tokenizer splits text"),
+        ({"pre": None}, r"lacks tokenizer\.ggml\.pre, the way its tokenizer splits text"),
         ({"merges": None}, "lacks the metadata key 'tokenizer.ggml.merges'"),
         ({"merges": ["q x"]}, "the merge 'q x'"),
         ({"tokens": None}, "lacks the metadata key 'tokenizer.ggml.tokens'"),
