@@ -413,8 +413,8 @@ def test_a_card_of_a_package_that_knows_little(package: Path, out: Path) -> None
     assert "has no certificate" in text
     assert "|" not in text and "%" not in text, "a figure from nowhere"
     assert [warning.partition(":")[0].partition(",")[0] for warning in made.warnings] == [
-        "The card names no base model",
-        "The card names no language",
+        "The card has no base model",
+        "The card has no language",
         "The card has no parity table",
     ]
 

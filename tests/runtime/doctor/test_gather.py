@@ -327,7 +327,7 @@ def test_trouble_is_exit_1_and_a_command_can_be_copied(
     (line,) = [line for line in result.stdout.splitlines() if "pip uninstall" in line]
     assert line.startswith("onnxruntime, onnxruntime-genai: run")
     assert line.count("`") == 2 and 'pip install ".[cpu]"' in line
-    assert result.stdout.splitlines()[-1].startswith("2 troubles, ")
+    assert result.stdout.splitlines()[-1].startswith("2 problems, ")
     assert "Traceback" not in result.output
 
 
