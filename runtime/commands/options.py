@@ -104,7 +104,9 @@ def _refuse_greedy_sampling(package: Path, sampling: Sampling) -> None:
     given = [name for name in sampling.to_json() if name != "temperature"]
     flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
     if given and sampling.temperature == 0:
-        raise UsageError(f"--temperature 0 is greedy: leave out {flags}, which would have no effect.")
+        raise UsageError(
+            f"--temperature 0 is greedy: leave out {flags}, which would have no effect."
+        )
     if given == ["seed"] and sampling.temperature is None and not _samples(package):
         raise UsageError(
             "--seed has no effect on a greedy answer: add --temperature, --top-k or --top-p."

@@ -1,4 +1,4 @@
-"""Collects facts from the system; does not import the runtimes in this process."""
+"""Collect facts from the system, without importing the runtimes in this process."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def try_provider(name: str, seconds: float) -> Tried:
 
 
 def gather_graphics() -> Graphics:
-    """Return display adapters, and what NVIDIA's driver reports of its devices."""
+    """Return display adapters, and what NVIDIA's driver reports about its devices."""
     adapters: tuple[str, ...] = ()
     if sys.platform == "win32":
         from llama_onnx.runtime.doctor import win32
@@ -203,7 +203,7 @@ def gather_disk(purpose: str, folder: Path) -> Disk:
 def _temp_folder() -> Path:
     try:
         return Path(tempfile.gettempdir())
-    except FileNotFoundError:  # it looks for a folder to write to, and found none
+    except FileNotFoundError:  # no folder is writable
         return Path(os.environ.get("TMPDIR", os.sep))
 
 

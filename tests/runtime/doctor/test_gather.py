@@ -248,7 +248,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     [
         ("import os; os.kill(os.getpid(), 4)", "it crashes (SIGILL)"),
         ("import time; time.sleep(600)", "no answer within 3 s"),
-        ("import os; os._exit(0)", "it ends without an answer"),
+        ("import os; os._exit(0)", "it ended without an answer"),
         ("raise ImportError('DLL load failed')", "ImportError: DLL load failed"),
         ("", "AttributeError: module 'onnxruntime' has no attribute"),
     ],
