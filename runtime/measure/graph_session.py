@@ -1,4 +1,4 @@
-"""Runs a package's graph step by step in plain onnxruntime, for measurements."""
+"""Run a package's graph step by step in plain onnxruntime, for measurements."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Cache = Mapping[str, npt.NDArray[Any]]
 """`past_key_values.{i}.key` and `.value`, [B, kv_heads, past, head_dim] each."""
 
 Adapter = Mapping[str, npt.NDArray[Any]]
-"""Parameters of a LoRA adapter by graph input; inputs that are left out get rank 0."""
+"""Parameters of a LoRA adapter by graph input; inputs without an entry get rank 0."""
 
-_WHAT = "while it runs the graph"
+_WHAT = "while running the graph"
 
 
 class GraphSession:
@@ -53,7 +53,7 @@ class GraphSession:
     def open(cls, package: Path, adapter: Adapter | None = None) -> GraphSession:
         """Open the graph of `package` on the CPU, in as little memory as possible.
 
-        Raises `PackageError` when onnxruntime refuses the graph.
+        Raises `PackageError` if onnxruntime refuses the graph.
         """
         with forgetting_pages(package / DATA_FILE):
             opened = open_session(package / MODEL_FILE, CPU, arena=False)

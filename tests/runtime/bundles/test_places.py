@@ -116,7 +116,7 @@ def test_a_model_without_its_license_needs_an_option(
     package: Path, out: Path, tmp_path: Path, bundle: Bundle
 ) -> None:
     opened = altered(package, tmp_path / "copy", {"name": "Llama-2-7b"}, USE_POLICY__md=None)
-    with pytest.raises(PackageError, match=r"no use policy \(USE_POLICY\) to pass"):
+    with pytest.raises(PackageError, match=r"lacks the use policy \(USE_POLICY\) that must"):
         bundle(opened, out)
     assert left_over(out) == []
     assert bundle(opened, out, licensed=True).path == out

@@ -139,8 +139,8 @@ def test_the_package_has_its_sums_and_its_self_test(
 @pytest.mark.parametrize(
     ("patterns", "source", "message"),
     [
-        (["LICENSE*"], "checkpoint", r"no license \(LICENSE\) to pass"),
-        (["USE_POLICY*"], "Llama-2-7b-chat-hf", r"no use policy \(USE_POLICY\) to pass"),
+        (["LICENSE*"], "checkpoint", r"lacks the license \(LICENSE\) that"),
+        (["USE_POLICY*"], "Llama-2-7b-chat-hf", r"lacks the use policy \(USE_POLICY\) that"),
         (["USE_POLICY*"], "llama2-7b.gguf", "no use policy"),
         (["LICENSE*", "USE_POLICY*"], "Llama-2-7b", "no license .* and no use policy"),
     ],

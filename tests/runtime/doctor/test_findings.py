@@ -345,7 +345,7 @@ UNREPORTED = {"VNNI": None, "AVX-VNNI": None}  # as on Windows
             X86 | {"AVX512": True} | UNREPORTED,
             "AVX512",
             "ok",
-            "AVX512 kernels, with products in int8, or on AVX512-VNNI: this system does not report it",
+            "with products in int8, or on AVX512-VNNI: this system does not report it",
         ),
         (X86 | UNREPORTED, "AVX2", "ok", "or on AVX-VNNI: this system does not report it"),
         ({"AVX2": False, "AVX512": False} | UNREPORTED, None, "warning", "without AVX2"),
