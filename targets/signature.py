@@ -1,4 +1,4 @@
-"""Ed25519 signatures of the file that lists all others by sha256: who made this package.
+"""Ed25519 signatures of the file that lists all others by sha256; they show who made a package.
 
 A signature is a file beside the signed one (`manifest.json.sig`, `bundle.json.sig`) with the 64
 bytes of RFC 8032, as `openssl pkeyutl` writes and checks them. Keys are PEM files, as
@@ -30,7 +30,7 @@ _PUBLIC_KEY = "make one with `openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.p
 class Signature:
     """The state of the signature in the file called `file`.
 
-    `there`: it exists; `checked`: it was compared with a key; `problem`: what is wrong with it.
+    `there`: it exists; `checked`: it was checked with a key; `problem`: what is wrong with it.
     """
 
     file: str

@@ -1,4 +1,4 @@
-"""A target: what the exporter emits for a kind of device, and how the runtime opens it there."""
+"""A target: what the exporter emits for a kind of device, and how the runtime opens it."""
 
 from __future__ import annotations
 

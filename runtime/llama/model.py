@@ -128,7 +128,7 @@ class Llama:
         """Continue `prompt` by at most `max_new_tokens`.
 
         `sampling` says how to choose tokens; `temperature`, `top_k`, `top_p` and `seed` override
-        its fields. For fields that are None the package decides; it is greedy by default. The answer
+        its fields. If a field is None the package decides; it is greedy by default. The answer
         ends before any text in `stop`. `adapter` names one of `package.adapters`, used for this
         answer only. The model runs when the first piece is requested. Raises `UsageError` for a
         value out of range, a prompt longer than the context, or an unknown adapter.

@@ -316,7 +316,7 @@ def test_a_bundle_for_any_place_is_signed(
     done = run("verify", out, "--key", public_of(keys / "other.pem"))
     if place == "sagemaker":
         assert done.exit_code == 1
-        assert "holds its package as an archive, which cannot run" in done.stderr
+        assert "contains its package as an archive, which cannot run" in done.stderr
         shutil.unpack_archive(out / "model.tar.gz", tmp_path / "package")
         assert verify(tmp_path / "package", keys / "mine.pem").exit_code == 0
     else:
@@ -409,7 +409,7 @@ def test_a_bundle_signed_after_it_was_made_is_signed(bundle: Path, keys: Path) -
     ("content", "message"),
     [
         ("{}", "it has no format_version"),
-        ('{"format_version": 1, "files": {}}', "it does not name its package"),
+        ('{"format_version": 1, "files": {}}', "it does not describe its package"),
         ('{"format_version": 1, "files": {"../x": {}}}', "its entry for '../x' is invalid"),
     ],
 )
