@@ -150,8 +150,8 @@ def verify(
     """Check every file of the package at `path`, then replay its certificate.
 
     If `path` is a bundle, all its files are checked, and its package is replayed. `provider`
-    replaces the target's; `allow_fallback` lets the CPU run what it cannot. `key` is the file of the
-    signer's public key. `situations` default to all that apply to the graph.
+    replaces the target's; `allow_fallback` lets the CPU run what it cannot. `key` is a file with
+    the signer's public key. `situations` default to all that apply to the graph.
 
     Raises `PackageError` for a package that has no certificate or does not run, `ProviderError`
     if `provider` cannot run it, `UsageError` for a `key` that is not a public key.

@@ -64,7 +64,8 @@ def open_session(
     if placement.heavy_elsewhere and not allow_fallback:
         raise ProviderError(
             f"provider {provider.name} does not run all of {model}: "
-            f"{summarize(placement.heavy_elsewhere)}; pass --provider cpu, or accept it with --allow-fallback."
+            f"{summarize(placement.heavy_elsewhere)}; pass --provider cpu, or accept it with "
+            "--allow-fallback."
         )
     return OpenSession(session, placement, fallback)
 
