@@ -100,7 +100,7 @@ class Settings:
         prepack: False opens faster, without a second copy of the weights, for a session that runs
             little or not at all.
         arena: False gives memory back after each run.
-        optimize: False opens the graph as it is written, to check its nodes. Do not run such a
+        optimize: False opens the graph as written, to check its nodes. Do not run such a
             session: weights stored in a packed form are unpacked by the optimizer.
         assignment: record which provider each node is assigned to.
         profile: write a profile of each run to files whose names begin with this.

@@ -15,7 +15,7 @@ from llama_onnx.targets.package import (
     altered_files,
     hash_file,
     read_index,
-    unnamed_files,
+    unlisted_files,
 )
 from llama_onnx.targets.signature import Signer, write_signature
 
@@ -70,9 +70,9 @@ class Bundle:
         """Read every file and return the names of those that are missing or were changed."""
         return altered_files(self.path, self.files)
 
-    def unnamed(self) -> list[str]:
+    def unlisted(self) -> list[str]:
         """Return the files that bundle.json does not list, so that no hash covers them."""
-        return unnamed_files(self.index, self.files)
+        return unlisted_files(self.index, self.files)
 
 
 def open_shipped(path: Path) -> ModelPackage | Bundle:

@@ -27,7 +27,7 @@ PACKAGE_CARD = "MODEL_CARD.md"
 TERMS: tuple[Kind, ...] = ("license", "use policy", "notice")
 """The kinds with terms under which a model may be used; a model card only describes it."""
 
-_TELLING: tuple[Kind, ...] = ("license", "notice")
+_IDENTIFYING: tuple[Kind, ...] = ("license", "notice")
 _TITLE_BYTES = 4096
 # Llama 2 or later: Llama 1 had no community license. "tinyllama2" and "llama-2024" do not match.
 _LLAMA = re.compile(r"(?<![a-z])llama[-_ ]?([234])(?![0-9])", re.IGNORECASE)
@@ -70,7 +70,7 @@ def llama_generation(name: str, files: Iterable[Path]) -> int | None:
 
     The model's `name` decides, otherwise the licenses and notices among its `files`.
     """
-    for text in (name, *(title(file) for file in files if kind_of(file.name) in _TELLING)):
+    for text in (name, *(title(file) for file in files if kind_of(file.name) in _IDENTIFYING)):
         if found := _LLAMA.search(text):
             return int(found[1])
     return None

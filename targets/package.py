@@ -20,7 +20,7 @@ ADAPTER_FOLDER, ADAPTER_SUFFIX = "adapters", ".onnx_adapter"
 PARTIAL_SUFFIX = ".partial"
 """An export writes to `OUT.partial` and renames it at the end."""
 
-BESIDE = ("SHA256SUMS", "selftest.txt", "README.md")
+BUNDLE_FILES = ("SHA256SUMS", "selftest.txt", "README.md")
 """Files that bundles add to a package and its manifest does not list."""
 
 WORKING_FILES = ("journal.jsonl", "journal.jsonl.tmp", "journal.lock")
@@ -119,9 +119,9 @@ class ModelPackage:
         """Read every file and return the names of those that are missing or were changed."""
         return altered_files(self.path, self.files)
 
-    def unnamed(self) -> list[str]:
+    def unlisted(self) -> list[str]:
         """Return the files that the manifest does not list, so that no hash covers them."""
-        return unnamed_files(self.index, {*self.files, *BESIDE})
+        return unlisted_files(self.index, {*self.files, *BUNDLE_FILES})
 
 
 def write_manifest(
@@ -206,20 +206,20 @@ def altered_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[
     return [name for name in files if not _is_intact(folder / name, files[name]["sha256"])]
 
 
-def unnamed_files(index: Path, named: Collection[str]) -> list[str]:
-    """Return the files in the folder of `index`, or below, that are not `named`, sorted.
+def unlisted_files(index: Path, listed: Collection[str]) -> list[str]:
+    """Return the files in the folder of `index`, or below, that are not `listed`, sorted.
 
     `index` and its signature are left out, and names with a leading dot, which operating systems
     and version control create.
     """
-    known = {*named, index.name, index.name + SIGNATURE_SUFFIX}
+    known = {*listed, index.name, index.name + SIGNATURE_SUFFIX}
     there = (path.relative_to(index.parent) for path in index.parent.rglob("*") if path.is_file())
     seen = {path.as_posix() for path in there if not any(p.startswith(".") for p in path.parts)}
     return sorted(seen - known)
 
 
 def read_index(file: Path, format_version: int) -> dict[str, Any]:
-    """Read a JSON file that lists all files beside it with size and sha256, and check its form.
+    """Read a JSON file that lists the files beside it with size and sha256, and check its structure.
 
     Raises `PackageError`, also for a format newer than `format_version`.
     """

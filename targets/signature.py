@@ -78,11 +78,11 @@ def write_signature(index: Path, sign: Signer) -> Path:
     return file
 
 
-def check_signature(index: Path, unnamed: Sequence[str], key: Path | None) -> Signature:
+def check_signature(index: Path, unlisted: Sequence[str], key: Path | None) -> Signature:
     """Check the signature of `index` with the public key in the file `key`, if a key is given.
 
-    `unnamed` are files beside `index` that it does not list: they are not signed, which is a
-    problem. Raises `UsageError` for a `key` that is not an ed25519 public key,
+    `unlisted` are files beside `index` that it does not list: they are not signed, which is
+    reported as a problem. Raises `UsageError` for a `key` that is not an ed25519 public key,
     `MissingDependencyError` without `cryptography`.
     """
     file = _signature_of(index)
@@ -90,8 +90,8 @@ def check_signature(index: Path, unnamed: Sequence[str], key: Path | None) -> Si
         return Signature(file.name, file.exists(), checked=False)
     public = _read_public(key)
     problem = _problem(index, file, public, key)
-    if problem is None and unnamed:
-        problem = f"{', '.join(unnamed)}: not listed in {index.name}, so not signed"
+    if problem is None and unlisted:
+        problem = f"{', '.join(unlisted)}: not listed in {index.name}, so not signed"
     return Signature(file.name, file.exists(), checked=True, problem=problem)
 
 

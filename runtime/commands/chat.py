@@ -86,7 +86,7 @@ def _read_line() -> str:
 
 
 def _fit(model: Llama, messages: Sequence[Message], max_new_tokens: int) -> list[Message] | None:
-    """Drop old messages until an answer has room; return None if the new one alone is too long."""
+    """Drop old messages until an answer has room; return None if even the new one is too long."""
     from llama_onnx.runtime.llama.conversation import trim_history
 
     # A large `--max-new-tokens` must not displace the whole history: reserve a quarter at most.

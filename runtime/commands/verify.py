@@ -105,7 +105,7 @@ def _head(report: VerifyReport) -> Iterator[str]:
     )
     if signed := _signed(report.signature):
         yield f"signature  {signed}"
-    yield f"here       {', '.join(f'{name} {value}' for name, value in report.versions.items())}"
+    yield f"versions   {', '.join(f'{name} {value}' for name, value in report.versions.items())}"
     if report.placement:
         from llama_onnx.runtime.placement.shares import percent
 

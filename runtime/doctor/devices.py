@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from llama_onnx.runtime.doctor.facts import Facts, Graphics, Libraries, Loaded, Tried, Wheels
+from llama_onnx.runtime.doctor.facts import Facts, Graphics, Libraries, Loaded, ProviderRun, Wheels
 from llama_onnx.runtime.doctor.finding import Finding, Status
 from llama_onnx.runtime.doctor.requirements import numbers
 from llama_onnx.runtime.placement.wheels import install_wheels
@@ -76,7 +76,7 @@ def judge_libraries(tried: Libraries, platform: str) -> Finding:
 
 
 def judge_tried(
-    tried: Sequence[Tried], wheels: Wheels, lacking: Collection[str] = ()
+    tried: Sequence[ProviderRun], wheels: Wheels, lacking: Collection[str] = ()
 ) -> Iterator[Finding]:
     """Yield a finding for each provider: whether it runs, and gives the same results as the CPU.
 
@@ -85,8 +85,8 @@ def judge_tried(
     cpu = next((entry.logits for entry in tried if entry.provider == CPU.name), ())
     for entry in tried:
         short = entry.error and entry.provider in lacking
-        said = replace(entry, error="does not run without its libraries") if short else entry
-        yield _judge_one(said, cpu, wheels)
+        reported = replace(entry, error="does not run without its libraries") if short else entry
+        yield _judge_one(reported, cpu, wheels)
 
 
 def judge_unused(graphics: Graphics, loaded: Loaded, wheels: Wheels) -> Finding | None:
@@ -116,7 +116,7 @@ def _judge_gpus(graphics: Graphics, cuda: bool) -> Finding:
     return Finding(name, "ok", found)
 
 
-def _judge_one(tried: Tried, expected: Sequence[float], wheels: Wheels) -> Finding:
+def _judge_one(tried: ProviderRun, expected: Sequence[float], wheels: Wheels) -> Finding:
     name, provider = f"provider {tried.provider}", PROVIDERS[tried.provider]
     if tried.error:
         return Finding(name, "trouble", tried.error, _remedy(provider, wheels))

@@ -58,7 +58,7 @@ class Libraries:
 
 
 @dataclass(frozen=True)
-class Tried:
+class ProviderRun:
     """The result of opening and running a small int4 Llama on a provider, in a separate process.
 
     `nodes` is the number of nodes in the graph, `elsewhere` that of nodes on other providers,
@@ -179,7 +179,7 @@ class Facts:
     onnxruntime: Loaded
     genai: Loaded
     libraries: tuple[Libraries, ...]
-    tried: tuple[Tried, ...]
+    tried: tuple[ProviderRun, ...]
     graphics: Graphics
     processor: Processor
     memory: Memory | None

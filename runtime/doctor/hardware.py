@@ -18,7 +18,7 @@ EXPORT_MEMORY, PACKAGE_DISK, SCRATCH_DISK, FULL_DISK = 1e9, 5e9, 1e9, 1e8
 
 
 def judge_processor(processor: Processor) -> Finding:
-    """Name the processor and its instruction sets; `judge_int4` says what they mean."""
+    """Name the processor and its instruction sets; `judge_int4` judges them."""
     there = [feature for feature, found in processor.features.items() if found]
     named = processor.name or "unknown"
     return Finding("processor", "ok", f"{named}: {', '.join(there)}" if there else named)

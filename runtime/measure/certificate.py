@@ -28,7 +28,7 @@ CERTIFICATE, REFERENCE = "certificate.json", "reference.safetensors"
 MAX_BYTES = 2_000_000
 """The most bytes that both files may take together."""
 
-ABOUT = (MODEL_FILE, DATA_FILE, "tokenizer.json", "genai_config.json")
+COVERED_FILES = (MODEL_FILE, DATA_FILE, "tokenizer.json", "genai_config.json")
 """The files that a certificate covers, if the package has them."""
 
 Arrays = dict[str, npt.NDArray[Any]]

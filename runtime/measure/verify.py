@@ -219,7 +219,7 @@ def _check_files(
     progress: Progress,
 ) -> VerifyReport:
     # Check the key first, so that a wrong one is reported before minutes of hashing.
-    signature = check_signature(shipped.index, shipped.unnamed() if key else (), key)
+    signature = check_signature(shipped.index, shipped.unlisted() if key else (), key)
     started = perf_counter()
     integrity = _check_integrity(shipped, certificate, progress)
     return VerifyReport(

@@ -70,7 +70,7 @@ LLAMA_ONNX_API int llama_onnx_chat(llama_onnx *self, const char *messages, int m
                                    llama_onnx_callback callback, void *user);
 
 /* Continues tokens with tokens. `*count` is the capacity of `ids` on input and the number of new
- * tokens on output, whatever the status. They include the end token if it was reached. */
+ * tokens on output, for every status. They include the end token if it was reached. */
 LLAMA_ONNX_API int llama_onnx_generate_ids(llama_onnx *self, const int32_t *prompt,
                                            size_t prompt_count, int32_t *ids, size_t *count);
 

@@ -458,4 +458,4 @@ def test_a_signature_appears_whole_or_not_at_all(
         write_signature(copy / MANIFEST, sign)
     assert not check_signature(copy / MANIFEST, (), None).there
     assert write_signature(copy / MANIFEST, sign).stat().st_size == 64
-    assert open_shipped(copy).unnamed() == []
+    assert open_shipped(copy).unlisted() == []

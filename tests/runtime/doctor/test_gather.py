@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.doctor import gather, linux
-from llama_onnx.runtime.doctor.child import ask, run
+from llama_onnx.runtime.doctor.child import run, run_probe
 from llama_onnx.runtime.doctor.facts import Gpu
 from llama_onnx.runtime.doctor.gather import parse_gpus
 from tests.support import probe_model
@@ -284,7 +284,7 @@ def test_a_provider_that_does_not_run() -> None:
     assert "cannot run here" in str(gather.try_provider("cuda", seconds=60).error)
     libraries = gather.try_libraries("cuda", seconds=60)
     assert libraries.error is None
-    assert "no provider 'gpu'" in ask("open", "gpu", seconds=60)["error"]
+    assert "no provider 'gpu'" in run_probe("open", "gpu", seconds=60)["error"]
 
 
 # The small model
