@@ -1,4 +1,4 @@
-"""The one door to onnxruntime-genai: import `og` from here, and its usage reports are off.
+"""The only module that imports onnxruntime-genai: import `og` from here; its usage reports are off.
 
 Set ORT_DISABLE_TELEMETRY=0 to turn them on.
 """

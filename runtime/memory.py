@@ -1,4 +1,4 @@
-"""This process's memory: how much it holds, and ways to give back what it does not need."""
+"""This process's memory: how much it uses, and ways to return what it does not need."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _INTERVAL = 0.2  # seconds
 def forget_pages(file: Path) -> None:
     """Drop the pages of the mapped `file` from this process's resident memory.
 
-    What is needed again is read again. ONNX Runtime maps a package's weights and packs copies of
-    most of them, one after the other; the originals stay resident until the last is packed, and
-    some longer. Does nothing except on Linux.
+    Pages needed later are read again. ONNX Runtime maps a package's weights and packs copies of
+    most of them, one after the other; the originals stay resident until the last is packed,
+    some of them longer. Does nothing except on Linux.
     """
     if sys.platform != "linux":
         return
@@ -61,9 +61,9 @@ def trim_heap() -> None:
 
 
 def resident_bytes() -> tuple[int, int] | None:
-    """Return the bytes this process holds now and the most it ever held, mapped files included.
+    """Return the bytes this process uses now and the most it ever used, mapped files included.
 
-    None where the system does not tell.
+    None where the system does not report them.
     """
     if sys.platform == "win32":
         return _memory_counters()

@@ -1,9 +1,9 @@
-"""The one door to onnxruntime: nothing else in `exporter` and `runtime` imports it.
+"""The only module of `exporter` and `runtime` that imports onnxruntime.
 
-So its usage reports are off before it loads, all sessions are opened with the same settings, and
-its exceptions become ours. Importing this module is cheap: onnxruntime loads at the first call.
+It turns usage reports off before onnxruntime loads, opens all sessions with the same settings, and
+turns exceptions into ours. Importing it is cheap: onnxruntime loads at the first call.
 
-Set ORT_DISABLE_TELEMETRY=0 to have the usage reports on.
+Set ORT_DISABLE_TELEMETRY=0 to turn the usage reports on.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _DTYPES: Mapping[str, type[np.generic]] = {
 
 
 def disable_telemetry() -> bool:
-    """Have libraries that load from now on send no usage reports, unless the user wants them.
+    """Turn off usage reports of libraries that load from now on, unless the user wants them.
 
-    Returns whether they are off. ONNX Runtime and onnxruntime-genai read the variable when they
+    Return whether they are off. ONNX Runtime and onnxruntime-genai read the variable when they
     load, so call this before importing either.
     """
     return os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1") != "0"
@@ -59,9 +59,9 @@ def disable_telemetry() -> bool:
 
 @cache
 def load() -> Any:
-    """Return the module onnxruntime, its usage reports off.
+    """Return the module onnxruntime, with its usage reports off.
 
-    Raises `MissingDependencyError` when it, or a library it needs, is not installed.
+    Raises `MissingDependencyError` if it, or a library it needs, is not installed.
     """
     quiet = disable_telemetry()
     try:
@@ -84,9 +84,9 @@ def available_providers() -> list[str]:
 
 
 def preload_libraries() -> None:
-    """Load CUDA and cuDNN from NVIDIA's wheels, where onnxruntime would not look by itself.
+    """Load CUDA and cuDNN from NVIDIA's wheels, which onnxruntime does not search otherwise.
 
-    Prints what it does not find.
+    Prints the names of those it does not find.
     """
     load().preload_dlls()
 
@@ -100,10 +100,10 @@ class Settings:
         prepack: False opens faster, without a second copy of the weights, for a session that runs
             little or not at all.
         arena: False gives memory back after each run.
-        optimize: False opens the graph as it is written, to check its nodes. Do not run such a
+        optimize: False opens the graph as written, to check its nodes. Do not run such a
             session: weights stored in a packed form are unpacked by the optimizer.
         assignment: record which provider each node is assigned to.
-        profile: write a profile of each run to files whose names begin so.
+        profile: write a profile of each run to files whose names begin with this.
         weights: the folder of the data file, for a graph that is given as bytes.
         exact: compute float32 products of quantized weights in float32, not in int8.
     """
@@ -121,10 +121,10 @@ class Settings:
 def create_session(
     model: Path | bytes, provider: Provider = CPU, settings: Settings | None = None
 ) -> Session:
-    """Open a graph, a file or its bytes, on `provider`, and on the CPU what that does not run.
+    """Open a graph, a file or its bytes, on `provider`; the CPU runs the nodes that it cannot.
 
-    Raises `PackageError` when ONNX Runtime refuses the graph on the CPU, and `ProviderError` when
-    it does on another provider or cannot start that.
+    Raises `PackageError` if ONNX Runtime refuses the graph on the CPU, and `ProviderError` if it
+    refuses it on another provider or cannot start that provider.
     """
     options = _session_options(settings or Settings())
     providers: list[Any] = [(provider.ort_name, dict(provider.provider_options))]
@@ -133,47 +133,47 @@ def create_session(
     source = model if isinstance(model, bytes) else str(model)
     runtime = load()
     try:
-        # With its fallback enabled, which it is by default, onnxruntime opens the model on the CPU
-        # when the provider fails, and again when a run fails; it only prints that it did.
+        # By default onnxruntime falls back to the CPU, with no more than a printed line, when the
+        # provider fails to open the model and when a run fails.
         session = runtime.InferenceSession(source, options, providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common base class
         name = "the graph" if isinstance(model, bytes) else str(model)
         raise _refusal(name, provider, error) from None
     if provider.ort_name not in session.get_providers():
         raise ProviderError(
-            f"provider {provider.name} cannot run here: ONNX Runtime could not start it and says "
-            "why above; check that there is a device for it and that its driver is recent."
+            f"provider {provider.name} cannot run here: ONNX Runtime could not start it, for "
+            "the reason printed above; check that it has a device and that the driver is recent."
         )
     return session
 
 
 @contextmanager
 def running(what: str) -> Iterator[None]:
-    """Turn an exception into `PackageError`; `what` says where, as "while it runs the graph"."""
+    """Turn an exception into `PackageError`; `what` completes "onnxruntime failed ..."."""
     try:
         yield
     except LlamaOnnxError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base class
-        raise PackageError(f"onnxruntime fails {what}: {first_line(error)}") from error
+        raise PackageError(f"onnxruntime failed {what}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
-    """Return what went wrong; a trace through C++ follows in the other lines."""
+    """Return the first line of the message; the others are a trace through C++."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def numpy_dtype(type_name: str) -> type[np.generic]:
     """Return numpy's type for ONNX Runtime's `type_name`, such as "tensor(float16)".
 
-    Raises `PackageError` when numpy has none.
+    Raises `PackageError` if numpy has none.
     """
     try:
         return _DTYPES[type_name]
     except KeyError:
         raise PackageError(
             f"the graph has an input of type {type_name}, which numpy cannot hold: export the "
-            "package with other activations to run it here."
+            "package with different activations to run it here."
         ) from None
 
 
@@ -186,10 +186,9 @@ def to_device(array: Array, device: str) -> Any:
 
 
 def write_adapter(path: Path, parameters: Mapping[str, Array]) -> None:
-    """Write `parameters` as an adapter file, whole or not at all.
+    """Write `parameters`, named like the graph's inputs, as an adapter file, whole or not at all.
 
-    Their names are those of the graph's inputs. Raises `ResourceError` when the disk does not take
-    the file.
+    Raises `ResourceError` if the file cannot be written.
     """
     runtime = load()
     values = {name: runtime.OrtValue.ortvalue_from_numpy(v) for name, v in parameters.items()}
@@ -249,8 +248,8 @@ def _refusal(name: str, provider: Provider, error: Exception) -> LlamaOnnxError:
     reason = " ".join(str(error).split())
     if provider == CPU:
         return PackageError(f"onnxruntime refuses {name}: {reason}")
-    # First come the C++ functions that failed, then what is wrong, then where it was noticed.
+    # The message lists the C++ functions that failed, then the reason, then the place in C++.
     reason = re.sub(r"^.*(void\]|was false\.) ", "", reason).split(" ; ")[0].rstrip(".")
     return ProviderError(
-        f"{name} does not open on {provider.name}: {reason}; pass --provider cpu to run it there."
+        f"{name} does not open on {provider.name}: {reason}; pass --provider cpu to use the CPU."
     )

@@ -1,4 +1,4 @@
-"""A bundle on disk: a package with what one place needs, every file listed in bundle.json."""
+"""A bundle on disk: a package and what one place needs, every file listed in bundle.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llama_onnx.targets.package import (
     altered_files,
     hash_file,
     read_index,
-    unnamed_files,
+    unlisted_files,
 )
 from llama_onnx.targets.signature import Signer, write_signature
 
@@ -37,7 +37,7 @@ class Bundle:
         content = read_index(path / BUNDLE, FORMAT_VERSION)
         about = content.get("package")
         if not (isinstance(about, dict) and isinstance(about.get("precision"), str)):
-            raise PackageError(f"{path / BUNDLE} is damaged: it does not name its package.")
+            raise PackageError(f"{path / BUNDLE} is damaged: it does not describe its package.")
         return cls(path, content)
 
     @property
@@ -48,7 +48,7 @@ class Bundle:
 
     @property
     def index(self) -> Path:
-        """bundle.json, which lists every other file by hash: a signature signs this one."""
+        """bundle.json, which lists every other file by hash and is the file that is signed."""
         return self.path / BUNDLE
 
     @property
@@ -58,21 +58,21 @@ class Bundle:
 
     @property
     def package(self) -> ModelPackage:
-        """The package inside. Raises `PackageError` if the bundle holds it as an archive."""
+        """The package inside. Raises `PackageError` if it is packed in an archive."""
         for folder in (self.path, self.path / "package"):
             if (folder / MANIFEST).is_file():
                 return ModelPackage.open(folder)
         raise PackageError(
-            f"{self.path} holds its package as an archive, which cannot run: pass --files-only."
+            f"{self.path} contains its package as an archive, which cannot run: pass --files-only."
         )
 
     def verify(self) -> list[str]:
         """Read every file and return the names of those that are missing or were changed."""
         return altered_files(self.path, self.files)
 
-    def unnamed(self) -> list[str]:
-        """Return the files that bundle.json does not list, so that no hash vouches for them."""
-        return unnamed_files(self.index, self.files)
+    def unlisted(self) -> list[str]:
+        """Return the files that bundle.json does not list, so that no hash covers them."""
+        return unlisted_files(self.index, self.files)
 
 
 def open_shipped(path: Path) -> ModelPackage | Bundle:
@@ -100,7 +100,7 @@ def write_bundle(folder: Path, content: Mapping[str, Any], sign: Signer | None =
 def write_sums(folder: Path) -> None:
     """Write `folder`/SHA256SUMS, in the format of sha256sum, for every other file in it."""
     lines = [f"{hash_file(path)}  {name}\n" for name, path in list_files(folder) if name != SUMS]
-    # As bytes: Windows would end the lines in another way, and the file has a hash too.
+    # As bytes: Windows would change the line endings, and bundle.json has this file's hash.
     (folder / SUMS).write_bytes("".join(lines).encode())
 
 

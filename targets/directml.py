@@ -13,7 +13,7 @@ TARGET = Target(
         default_precision="int4",
         activations=("fp16",),
         accuracy_level=0,
-        # Its GroupQueryAttention reads query, key, value, cache and lengths only: it would silently
+        # Its GroupQueryAttention reads only query, key, value, cache and lengths: it would silently
         # ignore a packed matrix and rotary tables.
         operators=Operators(
             packed_qkv=False, inner_rotary=False, rms_normalization=False, gather_blocks=False

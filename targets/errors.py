@@ -1,7 +1,7 @@
 """All errors that this project raises on purpose.
 
     LlamaOnnxError                 exit 1   base: one sentence - what is wrong, where, what to do
-    ├── UsageError                 exit 2   the call is wrong, whatever the files contain
+    ├── UsageError                 exit 2   the call is wrong, independent of any file
     ├── CheckpointError            exit 1   a checkpoint is missing, damaged or inconsistent
     │   └── UnsupportedError       exit 1   a sound checkpoint has an unsupported feature
     ├── PackageError               exit 1   a package is incomplete or damaged
@@ -23,7 +23,7 @@ class LlamaOnnxError(Exception):
 
 
 class UsageError(LlamaOnnxError):
-    """The call is wrong, whatever the files contain."""
+    """The call is wrong, independent of the content of any file."""
 
     exit_code = 2
 
@@ -49,7 +49,7 @@ class ProviderError(LlamaOnnxError):
 
 
 class BusyError(LlamaOnnxError):
-    """Too many requests are waiting for a server; this one can be repeated later."""
+    """Too many requests are waiting for a server; the caller can try again later."""
 
 
 class MissingDependencyError(LlamaOnnxError):

@@ -1,5 +1,5 @@
 """How to install what an optional part of the project needs. The project is not on PyPI, so the
-command is one for a clone."""
+command is for a clone."""
 
 from __future__ import annotations
 

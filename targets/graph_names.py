@@ -1,6 +1,6 @@
-"""Names of a package's inputs and outputs, as its graph and its adapters' files have them.
+"""Names of a package's inputs and outputs, as used in its graph and in its adapter files.
 
-Every writer and reader of a package uses these; what is inside the graph alone is named in
+Every writer and reader of a package uses these; names inside the graph are in
 exporter/graph/names.py.
 """
 
@@ -11,10 +11,10 @@ INPUT_IDS, ATTENTION_MASK, LOGITS = "input_ids", "attention_mask", "logits"
 KEY, VALUE = "key", "value"
 
 PAST = "past_key_values.%d."
-"""What the names of a layer's cache inputs begin with."""
+"""The start of the names of a layer's cache inputs."""
 
 PRESENT = "present.%d."
-"""What the names of a layer's cache outputs begin with."""
+"""The start of the names of a layer's cache outputs."""
 
 _PAST, _PRESENT = PAST.partition("%d")[0], PRESENT.partition("%d")[0]
 
@@ -74,8 +74,8 @@ LORA_A, LORA_B = "lora_A", "lora_B"
 
 
 def adapter_name(module: str, side: str) -> str:
-    """Return the name of the input for A or B (`side`) of the adapter's change of `module`, which
-    is PEFT's own.
+    """Return the name of the input for A or B (`side`) of an adapter's change to `module`; PEFT
+    uses the same name.
 
     >>> adapter_name("model.layers.0.self_attn.q_proj", LORA_A)
     'model.layers.0.self_attn.q_proj.lora_A.weight'

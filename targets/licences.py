@@ -1,4 +1,4 @@
-"""Which files are a model's license, use policy, notice or model card, and whether it is a Llama.
+"""Find a model's license, use policy, notice and model card, and whether it is a Llama.
 
 These files travel with the weights: from a checkpoint into its package, from a package into a
 bundle.
@@ -25,16 +25,16 @@ PACKAGE_CARD = "MODEL_CARD.md"
 """The name that a checkpoint's model card has in its package: README.md is the bundle's own."""
 
 TERMS: tuple[Kind, ...] = ("license", "use policy", "notice")
-"""The kinds that say under which terms a model may be used; a model card describes it."""
+"""The kinds with terms under which a model may be used; a model card only describes it."""
 
-_TELLING: tuple[Kind, ...] = ("license", "notice")
+_IDENTIFYING: tuple[Kind, ...] = ("license", "notice")
 _TITLE_BYTES = 4096
 # Llama 2 or later: Llama 1 had no community license. "tinyllama2" and "llama-2024" do not match.
 _LLAMA = re.compile(r"(?<![a-z])llama[-_ ]?([234])(?![0-9])", re.IGNORECASE)
 
 
 def kind_of(name: str) -> Kind | None:
-    """Return what the file called `name` is, None for any other file. Case does not matter.
+    """Return the kind of the file called `name`, None for any other file. Case does not matter.
 
     >>> kind_of("LICENSE.txt"), kind_of("use_policy.md"), kind_of("tokenizer.json")
     ('license', 'use policy', None)
@@ -45,7 +45,7 @@ def kind_of(name: str) -> Kind | None:
 
 
 def of_kind(names: Iterable[str], *kinds: Kind) -> list[str]:
-    """Return those of `names` that are files of one of `kinds`, in their order."""
+    """Return those of `names` that are of one of `kinds`, in their order."""
     return [name for name in names if kind_of(name) in kinds]
 
 
@@ -60,24 +60,24 @@ def file_start(kind: Kind) -> str:
 
 
 def title(file: Path) -> str:
-    """Read the start of `file`, which is enough to tell a license: the file may have any size."""
+    """Read the start of `file`, enough to identify a license: the file may have any size."""
     with file.open("rb") as opened:
         return opened.read(_TITLE_BYTES).decode("utf-8", "replace")
 
 
 def llama_generation(name: str, files: Iterable[Path]) -> int | None:
-    """Return which Llama of Meta's a model is, 2 or later; None for any other model.
+    """Return the generation of Meta's Llama that a model is, 2 or later; None for any other model.
 
-    The model's `name` decides, else the licenses and notices among its `files`.
+    The model's `name` decides, otherwise the licenses and notices among its `files`.
     """
-    for text in (name, *(title(file) for file in files if kind_of(file.name) in _TELLING)):
+    for text in (name, *(title(file) for file in files if kind_of(file.name) in _IDENTIFYING)):
         if found := _LLAMA.search(text):
             return int(found[1])
     return None
 
 
 def required_kinds(generation: int | None) -> tuple[Kind, ...]:
-    """Return what a model must be passed on with: a license, and Meta's use policy for a Llama."""
+    """Return what must accompany a model: a license, and Meta's use policy for a Llama."""
     return ("license",) if generation is None else ("license", "use policy")
 
 

@@ -20,19 +20,19 @@ ADAPTER_FOLDER, ADAPTER_SUFFIX = "adapters", ".onnx_adapter"
 PARTIAL_SUFFIX = ".partial"
 """An export writes to `OUT.partial` and renames it at the end."""
 
-BESIDE = ("SHA256SUMS", "selftest.txt", "README.md")
+BUNDLE_FILES = ("SHA256SUMS", "selftest.txt", "README.md")
 """Files that bundles add to a package and its manifest does not list."""
 
 WORKING_FILES = ("journal.jsonl", "journal.jsonl.tmp", "journal.lock")
 """Files that an export keeps in its folder while it runs; never part of a package. They remain in a
-finished one if the export was killed between the last rename and their removal."""
+finished package if the export was killed between the last rename and their removal."""
 
 _TYPES = {"target": str, "precision": str, "recipe": dict, "source": dict}
 
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """An opened package: its manifest was read, and every file exists with the right size."""
+    """An opened package: its manifest has been read, and every file exists with the right size."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -57,7 +57,7 @@ class ModelPackage:
 
     @property
     def index(self) -> Path:
-        """The manifest, which lists every other file by hash: a signature signs this one."""
+        """The manifest, which lists every other file by hash and is the file that is signed."""
         return self.path / MANIFEST
 
     @property
@@ -95,13 +95,13 @@ class ModelPackage:
         """Raise `UsageError` for a package that takes token ids only."""
         if not self.has_tokenizer:
             raise UsageError(
-                f"{self.path} has no tokenizer and takes token ids only: to give it text, export "
-                "it again without --no-tokenizer."
+                f"{self.path} has no tokenizer and takes token ids only: to use text, export it "
+                "again without --no-tokenizer."
             )
 
     @classmethod
     def unchecked(cls, path: Path) -> ModelPackage | None:
-        """Read the manifest in `path` alone, None without a valid one: files may be missing."""
+        """Read only the manifest in `path`; None if it is not valid. Other files may be missing."""
         try:
             return cls(path, _read_manifest(path))
         except PackageError:
@@ -119,9 +119,9 @@ class ModelPackage:
         """Read every file and return the names of those that are missing or were changed."""
         return altered_files(self.path, self.files)
 
-    def unnamed(self) -> list[str]:
-        """Return the files that the manifest does not list, so that no hash vouches for them."""
-        return unnamed_files(self.index, {*self.files, *BESIDE})
+    def unlisted(self) -> list[str]:
+        """Return the files that the manifest does not list, so that no hash covers them."""
+        return unlisted_files(self.index, {*self.files, *BUNDLE_FILES})
 
 
 def write_manifest(
@@ -188,7 +188,7 @@ def check_unsigned(package: ModelPackage) -> None:
 
 
 def is_package(path: Path) -> bool:
-    """Return whether `path` is a folder with a valid manifest; other files are not looked at."""
+    """Return whether `path` is a folder with a valid manifest; other files are not checked."""
     return ModelPackage.unchecked(path) is not None
 
 
@@ -206,20 +206,20 @@ def altered_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[
     return [name for name in files if not _is_intact(folder / name, files[name]["sha256"])]
 
 
-def unnamed_files(index: Path, named: Collection[str]) -> list[str]:
-    """Return the files in the folder of `index`, or below, that are not `named`, sorted.
+def unlisted_files(index: Path, listed: Collection[str]) -> list[str]:
+    """Return the files in the folder of `index`, or below, that are not `listed`, sorted.
 
     `index` and its signature are left out, and names with a leading dot, which operating systems
     and version control create.
     """
-    known = {*named, index.name, index.name + SIGNATURE_SUFFIX}
+    known = {*listed, index.name, index.name + SIGNATURE_SUFFIX}
     there = (path.relative_to(index.parent) for path in index.parent.rglob("*") if path.is_file())
     seen = {path.as_posix() for path in there if not any(p.startswith(".") for p in path.parts)}
     return sorted(seen - known)
 
 
 def read_index(file: Path, format_version: int) -> dict[str, Any]:
-    """Read a JSON file that lists all files beside it with size and sha256, and check its form.
+    """Read a JSON file that lists the files beside it with size and sha256, and check its structure.
 
     Raises `PackageError`, also for a format newer than `format_version`.
     """
@@ -305,7 +305,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _is_inside(name: str) -> bool:
-    # A manifest may come from a stranger: it must not make us read outside its folder.
+    # A manifest may come from anyone: it must not make us read files outside its folder.
     path = PurePosixPath(name)
     return not (path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name)
 

@@ -23,13 +23,14 @@ class Provider:
     reports for an open model; any other value means that it fell back.
 
     `wheel` and `genai_wheel` are the distributions of onnxruntime and onnxruntime-genai that
-    contain it (None: no genai wheel fits), and `extra` is the extra of this project that installs
-    them. Wheels of the same module exclude each other. `platforms` are the values of `sys.platform`
-    that have such wheels; `libraries` lists, by platform, what else must load, dependencies first.
+    contain it (None: there is no such genai wheel), and `extra` is the extra of this project that
+    installs them. Wheels of the same module exclude each other. `platforms` are the values of
+    `sys.platform` that have such wheels; `libraries` lists, by platform, the other libraries that
+    must load, dependencies first.
 
-    `ort_device` is the device name for values in ONNX Runtime's Python API. `continues` says that
-    its attention accepts several tokens after a cache that is not empty; without it they must come
-    one by one, and past and present must share one buffer.
+    `ort_device` is the device name for values in ONNX Runtime's Python API. `continues`: its
+    attention accepts several tokens after a cache that is not empty; otherwise they must be fed one
+    by one, and past and present must share one buffer.
 
     `session_options` are onnxruntime-genai's, `provider_options` the provider's own; both apply
     whenever a package is opened.

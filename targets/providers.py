@@ -1,4 +1,4 @@
-"""The execution providers. A new one is one more entry here."""
+"""The execution providers. To add one, add an entry here."""
 
 from __future__ import annotations
 

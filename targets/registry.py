@@ -1,4 +1,4 @@
-"""The targets. A new one is a new file, and one more line here."""
+"""The targets. To add one, add a file and a line here."""
 
 from __future__ import annotations
 

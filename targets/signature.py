@@ -1,4 +1,4 @@
-"""Ed25519 signatures of the file that lists all others by sha256: who made this package.
+"""Ed25519 signatures of the file that lists all others by sha256; they show who made a package.
 
 A signature is a file beside the signed one (`manifest.json.sig`, `bundle.json.sig`) with the 64
 bytes of RFC 8032, as `openssl pkeyutl` writes and checks them. Keys are PEM files, as
@@ -30,7 +30,7 @@ _PUBLIC_KEY = "make one with `openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.p
 class Signature:
     """The state of the signature in the file called `file`.
 
-    `there`: it exists; `checked`: it was compared with a key; `problem`: what is wrong with it.
+    `there`: it exists; `checked`: it was checked with a key; `problem`: what is wrong with it.
     """
 
     file: str
@@ -78,11 +78,11 @@ def write_signature(index: Path, sign: Signer) -> Path:
     return file
 
 
-def check_signature(index: Path, unnamed: Sequence[str], key: Path | None) -> Signature:
+def check_signature(index: Path, unlisted: Sequence[str], key: Path | None) -> Signature:
     """Check the signature of `index` with the public key in the file `key`, if a key is given.
 
-    `unnamed` are files beside `index` that it does not list: they are not signed, which is a
-    problem. Raises `UsageError` for a `key` that is not an ed25519 public key,
+    `unlisted` are files beside `index` that it does not list: they are not signed, which is
+    reported as a problem. Raises `UsageError` for a `key` that is not an ed25519 public key,
     `MissingDependencyError` without `cryptography`.
     """
     file = _signature_of(index)
@@ -90,8 +90,8 @@ def check_signature(index: Path, unnamed: Sequence[str], key: Path | None) -> Si
         return Signature(file.name, file.exists(), checked=False)
     public = _read_public(key)
     problem = _problem(index, file, public, key)
-    if problem is None and unnamed:
-        problem = f"{', '.join(unnamed)}: not listed in {index.name}, so not signed"
+    if problem is None and unlisted:
+        problem = f"{', '.join(unlisted)}: not listed in {index.name}, so not signed"
     return Signature(file.name, file.exists(), checked=True, problem=problem)
 
 

@@ -1,4 +1,4 @@
-"""A target: what the exporter emits for a kind of device, and how the runtime opens it there."""
+"""A target: what the exporter emits for a kind of device, and how the runtime opens it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Graph:
     """What the exporter emits.
 
     `precisions` are the ways to store the weights. `activations` are the dtypes that can flow
-    between operators, whatever the weights are; the first one is the default. `accuracy_level` is
+    between operators, independent of the weights; the first one is the default. `accuracy_level` is
     the attribute of `MatMulNBits`: 4 computes in int8, 1 in fp32; with activations in half
     precision it has no effect.
     """

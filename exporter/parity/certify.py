@@ -16,8 +16,8 @@ from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.measure.shipped import PromptSet
 from llama_onnx.runtime.measure.certificate import (
-    ABOUT,
     CERTIFICATE,
+    COVERED_FILES,
     FOLDER,
     FORMAT_VERSION,
     MAX_BYTES,
@@ -74,7 +74,7 @@ def _certificate(package: ModelPackage, report: ParityReport, evidence: Evidence
         "precision": report.precision,
         "activations": report.activations,
         "vocab_size": evidence.certificate_original_logits[0].shape[1],
-        "files": {name: files[name]["sha256"] for name in ABOUT if name in files},
+        "files": {name: files[name]["sha256"] for name in COVERED_FILES if name in files},
         "passages": [
             {"text": text, "prompt": passage.prompt}
             for text, passage in zip(texts, passages, strict=True)

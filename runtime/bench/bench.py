@@ -1,4 +1,4 @@
-"""How fast a package is on this machine: medians of several runs, and their spread."""
+"""Measure how fast a package runs on this machine: medians of several runs, and their spread."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Return the spread of `values`, of which there must be one or more."""
+        """Return the spread of `values`, at least one number."""
         measured = list(values)
         return cls(median(measured), min(measured), max(measured))
 
@@ -40,10 +40,11 @@ class Spread:
 class Bench:
     """What was measured, and how.
 
-    `prefill_rate` and `decode_rate` are tokens a second, `first_token_seconds` the wait from the
-    prompt to the first token. `load_seconds` is the time of the one load; it depends on how much
-    of the files the system has cached. `resident` and `peak` are this process's bytes after loading
-    and at their highest, mapped files included; None where the system does not report them.
+    `prefill_rate` and `decode_rate` are in tokens per second, `first_token_seconds` is the time
+    from the prompt to the first token. `load_seconds` is the time of a single load; it depends on
+    how much of the files the system has cached. `resident` and `peak` are the bytes of memory that
+    this process uses after loading and at most, mapped files included; None where the system does
+    not report them.
     """
 
     package: str
@@ -78,7 +79,7 @@ def bench(
 ) -> Bench:
     """Measure the package at `package` in onnxruntime-genai, after one warm-up run.
 
-    `prompt_tokens` and `new_tokens` default to `PROMPT_TOKENS` and `NEW_TOKENS`, or to fewer where
+    `prompt_tokens` and `new_tokens` default to `PROMPT_TOKENS` and `NEW_TOKENS`, or to fewer if
     the context is short. Raises what `Llama.load` raises, and `UsageError` for numbers below 1 or
     more tokens than the context holds.
     """

@@ -1,4 +1,4 @@
-"""A package made ready for a managed online endpoint of Azure Machine Learning.
+"""Bundle a package for a managed online endpoint of Azure Machine Learning.
 
 OUT/
   package/                                the model
@@ -44,7 +44,7 @@ _FILLED = ("endpoint.yml", "deployment.yml", "environment.yml", "conda.yml", "RE
 
 @dataclass(frozen=True)
 class AzureML(Place):
-    """A managed online endpoint, named after the bundle as far as Azure allows the name."""
+    """A managed online endpoint, named after the bundle, in characters that Azure allows."""
 
     name: ClassVar[str] = "azureml"
     summary: ClassVar[str] = "a managed online endpoint of Azure Machine Learning"
@@ -54,7 +54,7 @@ class AzureML(Place):
         check_cpu(package, self.name)
 
     def fill(self, package: ModelPackage, folder: Path, name: str) -> Sequence[str]:
-        """Write the package, the scoring script and what Azure is to create."""
+        """Write the package, the scoring script and the definitions of what Azure creates."""
         need = choose_machine(package, MACHINES)
         values = {
             "name": service_name(name),

@@ -1,4 +1,4 @@
-"""The model card of a package for the Hugging Face hub; it says only what the package records."""
+"""The model card of a package for the Hugging Face hub; it shows only what the package records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LICENCES = {
     "llama3.1": r"Llama 3\.1 Community License",
     "llama3.2": r"Llama 3\.2 Community License",
 }
-"""The hub's name of a licence -> how its text begins."""
+"""The hub's name of a license -> a pattern found near the start of its text."""
 
 _SCALAR = r"""(?:"[^"\\\n]*"|'[^'\n]*'|[\w./:+-]+(?: [\w./:+-]+)*)"""
 _CARRIED = re.compile(
@@ -67,12 +67,12 @@ def write_card(
 
 
 def missing(package: ModelPackage, certificate: Certificate | None) -> Iterator[str]:
-    """Yield a warning for each thing that readers expect in a card and the package lacks."""
+    """Yield a warning for each item that readers expect in a card but the package lacks."""
     names = {line.partition(":")[0] for line in _metadata(package)}
     if "base_model" not in names:
-        yield "The card names no base model: the package was not made from a model of the hub."
+        yield "The card has no base model: the package was not made from a model on the hub."
     if "language" not in names:
-        yield "The card names no language: add one at the top of README.md."
+        yield "The card has no language: add one at the top of README.md."
     if not certificate:
         yield (
             "The card has no parity table, because the package has no certificate: make one with "
@@ -134,11 +134,11 @@ def _source(package: ModelPackage) -> str:
 
 def _parity(package: ModelPackage, certificate: Certificate | None) -> list[str]:
     if certificate is None:
-        return ["This package has no certificate: its distance from the original is not recorded."]
+        return ["This package has no certificate: its loss against the original is not recorded."]
     try:
         return list(_figures(certificate.content))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        # The certificate's own reader needs none of these.
+        # `read_certificate` does not check these entries.
         raise PackageError(f"{package.path / CERTIFICATE} is damaged: {error!r}.") from None
 
 
@@ -149,7 +149,7 @@ def _figures(content: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Measured against the original in PyTorch at {report['positions']:,} positions, on "
         f"{report['provider']} with onnxruntime {versions['onnxruntime']}; "
-        f"{'every threshold holds' if report['passed'] else 'NOT every threshold holds'}. "
+        f"{'all thresholds hold' if report['passed'] else 'NOT all thresholds hold'}. "
         "KL is in nats."
     )
     yield ""
@@ -160,8 +160,8 @@ def _figures(content: Mapping[str, Any]) -> Iterator[str]:
     graph = [values for (error, _), values in figures.items() if error == "graph"]
     yield ""
     yield (
-        "The graph alone, with the package's weights in fp32, in the worst of "
-        f"{len(graph)} situations: largest difference of a logit "
+        "The graph only, with the package's weights in fp32, in the worst of "
+        f"{len(graph)} situations: largest logit difference "
         f"{max(values['max_abs'] for values in graph):.1e}, relative L2 "
         f"{max(values['relative_l2'] for values in graph):.1e}."
     )
@@ -204,7 +204,7 @@ def _licence(package: ModelPackage) -> str:
     if not files:
         return "The package has no license file; the terms of the original model apply."
     links = ", ".join(f"[{name}]({name})" for name in files)
-    return f"The license of the model, which is part of the package: {links}."
+    return f"The license of the model is part of the package: {links}."
 
 
 _VERIFY = """\

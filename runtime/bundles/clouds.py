@@ -1,4 +1,4 @@
-"""What the bundles for clouds share: the runtime's source, requirements, names, machines."""
+"""Shared by the bundles for clouds: the runtime's source, requirements, names, machines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REQUEST = '{"prompt": "Once upon a time", "max_new_tokens": 32}\n'
 
 _LEFT_OUT = ("__pycache__", "bundles", "commands", "doctor", "kernels", "native", "*.typed")
 _SOURCES = {"runtime": Path(__file__).parents[1], "targets": Path(cpu.__file__).parent}
-"""The folders of this project that run a package."""
+"""The folders of this project that are needed to run a package."""
 
 _GIB = 2**30
 
@@ -34,15 +34,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Need:
-    """The machine for a package, and the reason as part of a sentence."""
+    """The machine chosen for a package, and the reason as part of a sentence."""
 
     machine: Machine
     reason: str
 
 
 def check_cpu(package: ModelPackage, place: str) -> None:
-    """Raise `PackageError` for a package whose target is not cpu, `UsageError` for one that takes
-    no text."""
+    """Raise `PackageError` for a package whose target is not cpu, `UsageError` for one without a
+    tokenizer."""
     package.require_tokenizer()
     if package.target != cpu.TARGET.name:
         raise PackageError(
@@ -52,7 +52,7 @@ def check_cpu(package: ModelPackage, place: str) -> None:
 
 
 def choose_machine(package: ModelPackage, machines: Sequence[Machine]) -> Need:
-    """Return the first of `machines`, which ascend, with enough memory, or else the last."""
+    """Return the first of `machines`, sorted by memory, that has enough; if none has, the last."""
     # ONNX Runtime maps the weights and keeps a second copy, packed for its kernels.
     files = sum(entry["size"] for entry in package.manifest["files"].values())
     needed = 2 * files / _GIB + 2
@@ -90,15 +90,15 @@ def copy_runtime(folder: Path) -> None:
     As source, with the license: llama-onnx is not on PyPI.
     """
     ignored = shutil.ignore_patterns(*_LEFT_OUT)
-    for house, source in _SOURCES.items():
-        shutil.copytree(source, folder / "llama_onnx" / house, ignore=ignored)
-    # A package, not a namespace: a llama_onnx that is installed there must not win over this one.
-    write_text(folder / "llama_onnx" / "__init__.py", '"""What runs a package."""\n')
+    for name, source in _SOURCES.items():
+        shutil.copytree(source, folder / "llama_onnx" / name, ignore=ignored)
+    # Not a namespace package: an installed llama_onnx must not take precedence over this one.
+    write_text(folder / "llama_onnx" / "__init__.py", '"""The code that runs a package."""\n')
     shutil.copyfile(_SOURCES["runtime"] / "native" / "LICENSE", folder / "llama_onnx" / "LICENSE")
 
 
 def licence_files(package: ModelPackage) -> str:
-    """The package's licence files, for a sentence."""
+    """Return the names of the package's license files, as part of a sentence."""
     names = of_kind(package.files, *TERMS)
     return ", ".join(f"`{name}`" for name in names) or "none came with it"
 

@@ -1,4 +1,4 @@
-"""A package made ready for the Hugging Face hub; `huggingface_hub.upload_folder` uploads it.
+"""Bundle a package for the Hugging Face hub; `huggingface_hub.upload_folder` uploads the bundle.
 
 OUT/
   README.md  .gitattributes               the model card, and which files Git LFS stores

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a bundle is made, whatever its place.
+    """How to make a bundle; these settings apply to every place.
 
-    `licensed`: the license files that a model must be passed on with may be missing. `force`:
+    `licensed`: accept a package without the license files that must accompany its model. `force`:
     replace an older bundle. `as_zip`: also pack the bundle into OUT.zip. `sign`: sign bundle.json.
     """
 
@@ -52,7 +52,7 @@ DEFAULTS = Settings()
 
 @dataclass(frozen=True)
 class Bundled:
-    """A finished bundle: its folder, its zip file if there is one, and warnings for people."""
+    """A finished bundle: its folder, its zip file if there is one, and warnings for the user."""
 
     path: Path
     zip: Path | None
@@ -65,7 +65,8 @@ def make_bundle(
     """Make `package` ready for `place` in the new folder `out`.
 
     Raises `PackageError` for a damaged package, one that cannot run there and one that lacks its
-    license files, `UsageError` if `out` exists, and what `place.fill` raises; nothing is left then.
+    license files, `UsageError` if `out` exists, and what `place.fill` raises; no bundle is then
+    written.
     """
     place.check(package)
     if not settings.licensed:
@@ -81,9 +82,9 @@ def make_bundle(
 
 
 def check_licences(package: ModelPackage) -> None:
-    """Raise `PackageError` for a package that lacks the licence files it must be passed on with.
+    """Raise `PackageError` for a package without the license files that must accompany its model.
 
-    That is a licence for every model, and for Meta's Llama its use policy too.
+    These are a license for every model, and for Meta's Llama the use policy too.
     """
     name = str(package.manifest["source"].get("name", ""))
     generation = llama_generation(name, [package.path / file for file in package.files])
@@ -94,8 +95,9 @@ def check_licences(package: ModelPackage) -> None:
     ]
     if missing:
         raise PackageError(
-            f"{package.path} has no {' and no '.join(missing)} to pass the model on with: export "
-            "it from a source that has, or say --i-have-the-licence if you may do without."
+            f"{package.path} lacks the {' and the '.join(missing)} that must accompany the model: "
+            "export it from a source that has them, or pass --i-have-the-licence if you may "
+            "distribute it without them."
         )
 
 
@@ -113,8 +115,8 @@ def certificate_of(package: ModelPackage) -> Certificate | None:
     certificate = certificates.read_certificate(package.path)
     if stale := certificates.stale_files(certificate, package):
         raise PackageError(
-            f"{package.path / name} was made for another {', '.join(stale)}: make a new one with "
-            "`llama-onnx validate --certify`."
+            f"{package.path / name} was made for a different {', '.join(stale)}: make a new one "
+            "with `llama-onnx validate --certify`."
         )
     return certificate
 

@@ -1,4 +1,4 @@
-"""A place that bundles are made for, as data: a new one is a new file and a line in places.py."""
+"""A place that bundles are made for. To add one, add a file and a line in places.py."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Option:
 class Place(ABC):
     """A place that a bundle is made for. A subclass has the place's settings as its fields.
 
-    `name` is the value of `--for`, `summary` what the bundle is there, `options` what the command
-    line can set.
+    `name` is the value of `--for`, `summary` describes the bundle, `options` are the settings that
+    the command line offers.
     """
 
     name: ClassVar[str]
@@ -46,7 +46,7 @@ class Place(ABC):
 
     @classmethod
     def from_options(cls, given: Mapping[str, Any]) -> Place:
-        """Return the place set up as the command line says: `given` maps option names to values.
+        """Return the place with settings from the command line; `given` is option name -> value.
 
         Options that were not given are absent. Raises `UsageError`.
         """
@@ -57,12 +57,12 @@ class Place(ABC):
         return
 
     def content(self) -> Mapping[str, Any]:
-        """Return more entries for bundle.json than every bundle has."""
+        """Return entries for bundle.json that only bundles for this place have."""
         return {}
 
     @abstractmethod
     def fill(self, package: ModelPackage, folder: Path, name: str) -> Sequence[str]:
         """Write the bundle called `name` to the empty `folder` and return warnings.
 
-        bundle.json is written afterwards. Raises any of our errors; the folder is then removed.
+        bundle.json is written afterwards. Raises any `LlamaOnnxError`; the folder is then removed.
         """

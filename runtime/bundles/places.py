@@ -1,4 +1,4 @@
-"""The places that bundles can be made for. A new one is a new file, and one more line here."""
+"""The places that bundles can be made for. To add one, add a file and a line here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llama_onnx.runtime.bundles.windows import Windows
 from llama_onnx.targets.errors import UsageError
 
 PLACES: dict[str, type[Place]] = {place.name: place for place in (Windows, AzureML, SageMaker, Hub)}
-"""Name, as `--for` takes it -> place."""
+"""Value of `--for` -> place."""
 
 OPTIONS: dict[str, Option] = {
     option.name: option for place in PLACES.values() for option in place.options
@@ -22,7 +22,7 @@ OPTIONS: dict[str, Option] = {
 
 
 def get_place(name: str, given: Mapping[str, Any] | None = None) -> Place:
-    """Return the place called `name`, set up with the options `given`: name -> value.
+    """Return the place called `name`, configured by the options `given`: name -> value.
 
     Raises `UsageError` for an unknown place and for an option that this place does not take.
     """
@@ -33,8 +33,8 @@ def get_place(name: str, given: Mapping[str, Any] | None = None) -> Place:
         takers = places_with(option)
         if name not in takers:
             flag = OPTIONS[option].flag if option in OPTIONS else option
-            others = f", only by {' and '.join(takers)}" if takers else ""
-            raise UsageError(f"{flag} is not used by the place {name}{others}: leave it out.")
+            others = f", only for {' and '.join(takers)}" if takers else ""
+            raise UsageError(f"{flag} is not an option for the place {name}{others}: leave it out.")
     return PLACES[name].from_options(given)
 
 

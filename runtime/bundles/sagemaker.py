@@ -1,4 +1,4 @@
-"""A package made ready for a real-time endpoint of Amazon SageMaker.
+"""Bundle a package for a real-time endpoint of Amazon SageMaker.
 
 OUT/
   model.tar.gz                            the model, for /opt/ml/model
@@ -45,7 +45,7 @@ MACHINES = (
 
 @dataclass(frozen=True)
 class SageMaker(Place):
-    """A real-time endpoint, named after the bundle as far as AWS allows the name."""
+    """A real-time endpoint, named after the bundle, in characters that AWS allows."""
 
     name: ClassVar[str] = "sagemaker"
     summary: ClassVar[str] = "a container for Amazon SageMaker, and the calls that deploy it"
@@ -76,13 +76,13 @@ class SageMaker(Place):
 
 
 def write_model_archive(package: ModelPackage, file: Path) -> None:
-    """Pack the files of `package` into the archive `file`: the same package gives the same bytes.
+    """Pack the files of `package` into the archive `file`; equal packages give equal bytes.
 
     Raises `PackageError` if a file differs from the manifest.
     """
     with (
         file.open("wb") as raw,
-        # Weights hardly compress, so the fastest level; the header has neither name nor time.
+        # Weights hardly compress: use the fastest level. The header holds neither name nor time.
         gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w") as archive,
     ):
@@ -107,7 +107,7 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> str:
 
 
 class _HashingReader(io.RawIOBase):
-    """Hashes a file while it is read: the check must cover the bytes that were packed."""
+    """Hash a file while it is read, so that the check covers the bytes that are packed."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,8 +1,8 @@
-"""A short test of a device: a prompt, and the tokens that the model has to continue it with.
+"""A short test of a device: a prompt, and the tokens that the model must generate after it.
 
-It can be taken from a package's certificate, which records by how much the reference model prefers
-each next token to the second likeliest one. Devices round differently, so a self-test needs a
-stretch of tokens that lead by a wide margin.
+A package's certificate can provide one: it records how much larger the reference model's logit of
+each next token is than that of the second likeliest. Devices round differently, so a self-test
+needs a run of tokens that lead by a wide margin.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from llama_onnx.runtime.measure.certificate import Certificate
 
 MAX_TOKENS = 512
-"""Limit of the prompt, and of the answer; llama_onnx.c has the same."""
+"""Largest number of tokens in the prompt, and in the answer; llama_onnx.c has the same limit."""
 
 LENGTH = 8
 """Number of tokens in an answer taken from a certificate."""
 
 LEAST_LEAD = 1.0
-"""Smallest difference of the two largest logits: the likeliest token is e times as probable."""
+"""Smallest lead, in logits, of the likeliest token: it is e times as probable as the second."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,26 @@ class SelfTest:
 
     @classmethod
     def from_certificate(cls, certificate: Certificate) -> SelfTest | None:
-        """Return the stretch of `certificate` with the largest smallest lead.
+        """Return the run of tokens in `certificate` whose smallest lead is the largest.
 
-        None if no stretch leads by `LEAST_LEAD` throughout.
+        None if in every run some token leads by less than `LEAST_LEAD`.
         """
         best = (0.0, cls((), ()))
         for passage, kept in zip(certificate.passages, certificate.package, strict=True):
-            if kept.logits.shape[1] > 1:  # else nothing is known of the second likeliest
+            if kept.logits.shape[1] > 1:  # otherwise the second likeliest is unknown
                 leads = kept.logits[:, 0] - kept.logits[:, 1]
                 found = _best(passage.ids.tolist(), kept.ids[:, 0].tolist(), leads.tolist())
-                best = max(best, found, key=lambda stretch: stretch[0])
+                best = max(best, found, key=lambda run: run[0])
         return best[1] if best[0] >= LEAST_LEAD else None
 
 
 def _best(
     ids: Sequence[int], likeliest: Sequence[int], leads: Sequence[float]
 ) -> tuple[float, SelfTest]:
-    """Return the smallest lead of the best stretch of a passage, and that stretch.
+    """Return the smallest lead in the best run of a passage, and that run.
 
-    A stretch is `LENGTH` tokens of the passage that are all the likeliest; the lead is 0 if there
-    is none. `likeliest` and `leads` are of the token after each of `ids`.
+    A run is `LENGTH` tokens of the passage that are all the likeliest; the lead is 0 if there is
+    none. `likeliest` and `leads` describe the token after each of `ids`.
     """
     followed = [
         lead if token == following else 0.0

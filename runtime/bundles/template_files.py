@@ -1,7 +1,7 @@
-"""The files in templates/, which bundles are filled with.
+"""The files in templates/, from which bundles are made.
 
-They run elsewhere, so here they are data: Python among them is stored as NAME.py.template, and no
-tool or import takes it for a module of this project.
+They run elsewhere, so here they are data: Python files are stored as NAME.py.template, so that no
+tool or import mistakes them for modules of this project.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def template_path(place: str, name: str) -> Path:
-    """Return where the template of `place` for the file `name` is stored."""
+    """Return the path of the template of `place` for the file `name`."""
     return TEMPLATES / place / (f"{name}.template" if name.endswith(".py") else name)
 
 
@@ -36,6 +36,6 @@ def copy_template(place: str, name: str, folder: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text` as UTF-8; lines end with a newline alone, also on Windows."""
+    """Write `text` as UTF-8; lines end with LF, on Windows too."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(text.encode())

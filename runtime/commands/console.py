@@ -1,4 +1,4 @@
-"""Prints answers to stdout, and everything about them to stderr."""
+"""Print answers to stdout, and information about them to stderr."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def note(text: str) -> None:
 
 
 def introduce(model: Llama, adapter: str | None = None) -> None:
-    """Print which model runs on which provider, and why it is not the one asked for."""
+    """Print which model runs on which provider, and why if it is not the requested provider."""
     note(f"{model} · adapter {adapter}" if adapter else str(model))
     if model.opened.fallback:
         note(f"{model.opened.fallback} The CPU runs it instead, as --allow-fallback allows.")

@@ -35,7 +35,7 @@ def command(ctx: click.Context, as_json: bool, timeout: float) -> None:
     """Check what this machine can run, and say how to fix what it cannot.
 
     Each provider of the installed onnxruntime opens and runs a small int4 Llama in a separate
-    process. Exits with 1 if anything is in trouble, with 0 if there are only warnings.
+    process. Exits with 1 if anything does not work, with 0 if there are only warnings.
     """
     from llama_onnx.runtime.doctor.examine import examine
     from llama_onnx.runtime.doctor.finding import worst
@@ -63,7 +63,7 @@ def _print(findings: Sequence[Finding]) -> None:
         sum(finding.status == status for finding in findings) for status in ("trouble", "warning")
     )
     if troubles or warnings:
-        click.echo(f"{_count(troubles, 'trouble')}, {_count(warnings, 'warning')}.")
+        click.echo(f"{_count(troubles, 'problem')}, {_count(warnings, 'warning')}.")
     else:
         click.echo("Nothing to fix.")
 

@@ -18,7 +18,7 @@ def sign_with(key: Path) -> Signer:
     """Return a function that signs with the private key in the file `key`.
 
     The password of a protected key comes from LLAMA_ONNX_KEY_PASSWORD or the terminal. Raises
-    `UsageError` for a file that is not such a key, and without a terminal to read a password from.
+    `UsageError` for a file that is not such a key, and if no password can be read.
     """
 
     def ask() -> str:

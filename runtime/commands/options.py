@@ -24,13 +24,13 @@ threads_option = click.option(
 )
 
 adapter_option = click.option(
-    "--adapter", metavar="NAME", help="Answer with this adapter of the package."
+    "--adapter", metavar="NAME", help="Use this LoRA adapter of the package."
 )
 
 
 def provider_options(command: _Command) -> _Command:
-    """Add `--provider` and `--allow-fallback`; refuse the second where there is nothing to fall
-    back from."""
+    """Add `--provider` and `--allow-fallback`; refuse the second with `--provider cpu`, where it
+    has no effect."""
 
     @wraps(command)
     def checked(*args: Any, provider: Provider | None, allow_fallback: bool, **rest: Any) -> Any:
@@ -62,7 +62,7 @@ def _provider(_: click.Context, __: click.Parameter, name: str | None) -> Provid
 
 
 def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
-    """Add what `Llama.generate` and `Llama.chat` accept, by the same names.
+    """Add options for the arguments of `Llama.generate` and `Llama.chat`, with the same names.
 
     The fields of `Sampling` reach the command as one argument, `sampling`.
     """
@@ -72,7 +72,7 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
             type=int,
             default=max_new_tokens,
             show_default=True,
-            help="Longest answer, in tokens.",
+            help="Largest number of tokens in the answer.",
         ),
         *(
             click.option(f"--{name.replace('_', '-')}", type=known["type"], help=known["help"])
@@ -104,7 +104,9 @@ def _refuse_greedy_sampling(package: Path, sampling: Sampling) -> None:
     given = [name for name in sampling.to_json() if name != "temperature"]
     flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
     if given and sampling.temperature == 0:
-        raise UsageError(f"--temperature 0 is greedy, so {flags} has no effect: leave it out.")
+        raise UsageError(
+            f"--temperature 0 is greedy: leave out {flags}, which would have no effect."
+        )
     if given == ["seed"] and sampling.temperature is None and not _samples(package):
         raise UsageError(
             "--seed has no effect on a greedy answer: add --temperature, --top-k or --top-p."
@@ -112,7 +114,7 @@ def _refuse_greedy_sampling(package: Path, sampling: Sampling) -> None:
 
 
 def _samples(package: Path) -> bool:
-    """Whether the package samples by default. A damaged one is refused when it is opened."""
+    """Whether the package samples by default; True if it is damaged, which `Llama.load` reports."""
     try:
         search = json.loads((package / "genai_config.json").read_text("utf-8"))["search"]
         return bool(search["do_sample"])

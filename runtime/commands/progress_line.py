@@ -1,4 +1,4 @@
-"""Draws progress with rich. `console.progress_line` decides whether to draw at all."""
+"""Draw progress with rich. `console.progress_line` decides whether to draw at all."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from llama_onnx.targets.progress import Unit
 
 
 class ProgressLine:
-    """A `Progress` drawn as one line: what, a bar, how much of how much. A context manager.
+    """A `Progress` drawn as one line: the step, a bar, the amount done. A context manager.
 
-    Bytes also get a speed and the time that is left. The line disappears at the end.
+    For bytes it also shows the speed and the remaining time. The line disappears at the end.
     """
 
     def __init__(self, console: Console) -> None:
@@ -50,24 +50,24 @@ class ProgressLine:
         self._bars.stop()
 
     def refresh(self) -> None:
-        """Draw the line now; otherwise ten times a second."""
+        """Draw the line now; it is also drawn ten times a second."""
         self._bars.refresh()
 
     def step(self, what: str) -> None:
-        """Show `what`, and leave the bar where it is."""
+        """Show `what` and leave the bar unchanged."""
         self._bars.update(self._task, description=what)
 
     def update(self, what: str, done: int, total: int, unit: Unit = "steps") -> None:
         """Show `what` and how much is done."""
         task = self._bars.tasks[0]
         if task.fields["unit"] != unit or task.total != total:
-            # A new amount: the speed of the one before says nothing about it.
+            # A new total: the speed measured so far does not apply to it.
             self._bars.reset(self._task, total=total, description=what, unit=unit)
         self._bars.update(self._task, description=what, completed=done)
 
 
 class _Amount(ProgressColumn):
-    """How much of how much, with the columns that suit the task's unit; nothing without a total."""
+    """The amount done and the total, in columns for the task's unit; empty without a total."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`llama-onnx sign PATH --key PRIVATE.pem`: let others check who made a package."""
+"""`llama-onnx sign PATH --key PRIVATE.pem`: sign a package, so that users can check its origin."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def command(path: Path, key: Path, as_json: bool) -> None:
         remove_working_files(path)
     if altered := shipped.verify():
         raise PackageError(f"{path} is damaged: {altered[0]} is missing or was changed.")
-    if unnamed := shipped.unnamed():
+    if unlisted := shipped.unlisted():
         raise PackageError(
-            f"{path} contains {', '.join(unnamed)}, which {shipped.index.name} does not list, so "
-            "that nobody could check it: move it elsewhere."
+            f"{path} contains {', '.join(unlisted)}, which {shipped.index.name} does not "
+            "list and the signature would not cover: move it elsewhere."
         )
     file = write_signature(shipped.index, sign)
     click.echo(json.dumps({"signature": str(file)}) if as_json else f"{file}: signed")

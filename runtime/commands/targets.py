@@ -1,4 +1,4 @@
-"""`llama-onnx targets`: list what packages can be made for."""
+"""`llama-onnx targets`: list the targets that packages can be made for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llama_onnx.targets.target import Target
 def command(as_json: bool) -> None:
     """List the targets, their precisions and what to install.
 
-    The last column is for pip, in a clone of this repository.
+    The last column is the argument of `pip install` in a clone of llama-onnx.
     """
     if as_json:
         click.echo(json.dumps([asdict(target) for target in TARGETS.values()], indent=2))

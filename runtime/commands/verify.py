@@ -1,4 +1,4 @@
-"""`llama-onnx verify`: check a package's files, and that it computes here what it should."""
+"""`llama-onnx verify`: check a package's files, and that it computes the certified results here."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def command(
     from llama_onnx.runtime.measure.verify import verify, verify_files
 
     if files_only and (provider or threads is not None or allow_fallback):
-        raise click.UsageError("--files-only runs nothing: leave out the options of the provider.")
+        raise click.UsageError(
+            "--files-only runs nothing: leave out --provider, --allow-fallback and --threads."
+        )
     with progress_line() as progress:
         if files_only:
             report = verify_files(package, key=key, progress=progress)
@@ -83,9 +85,13 @@ def _print(report: VerifyReport) -> None:
     if problems:
         console.print(f"[bold red]failed[/]: {'; '.join(problems)}.", soft_wrap=True)
     else:
-        computes = ", and computes here what its weights say" if report.placement else ""
+        computes = (
+            ", and the package computes the certified results on this machine"
+            if report.placement
+            else ""
+        )
         console.print(
-            f"[bold green]passed[/]: the package is the one that was made{computes}.",
+            f"[bold green]passed[/]: all files are intact{computes}.",
             soft_wrap=True,
         )
 
@@ -99,7 +105,7 @@ def _head(report: VerifyReport) -> Iterator[str]:
     )
     if signed := _signed(report.signature):
         yield f"signature  {signed}"
-    yield f"here       {', '.join(f'{name} {value}' for name, value in report.versions.items())}"
+    yield f"versions   {', '.join(f'{name} {value}' for name, value in report.versions.items())}"
     if report.placement:
         from llama_onnx.runtime.placement.shares import percent
 
@@ -128,14 +134,14 @@ def _situations(report: VerifyReport) -> Table:
     from rich.table import Table
 
     table = Table(
-        title="PyTorch on the package's own weights is the reference",
+        title="Compared with PyTorch, using the package's weights",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column("situation", no_wrap=True)
-    for name in ("max abs", "rel L2", "mean KL", "at most", "top-1", "top-5"):
+    for name in ("max abs", "rel L2", "mean KL", "KL bound", "top-1", "top-5"):
         table.add_column(name, justify="right", no_wrap=True)
     for entry in report.situations:
         row = entry.shipped
@@ -157,19 +163,19 @@ def _details(report: VerifyReport) -> Iterator[str]:
     for entry in report.situations:
         if entry.situation == "decode" and entry.total:
             yield (
-                f"original   mean KL {entry.total.mean_kl:.2g} to the original weights, same "
+                f"original   mean KL {entry.total.mean_kl:.2g} from the original weights, same "
                 f"likeliest token at {entry.total.same_top1:.1%} of {entry.total.positions} "
                 "positions"
             )
     if report.full is not None and report.kl_difference is not None:
         yield (
-            f"whole rows {report.full.positions} positions with all logits: relative L2 "
+            f"full rows  {report.full.positions} positions with all logits: relative L2 "
             f"{report.full.relative_l2:.1e}, mean KL {report.full.mean_kl:.1e}, "
-            f"{report.kl_difference:.1e} above that of the likeliest tokens"
+            f"{report.kl_difference:.1e} above the value from the likeliest tokens only"
         )
     if report.divergences:
         same = sum(d is None for d in report.divergences)
-        yield f"greedy     {same} of {len(report.divergences)} continuations are the certificate's"
+        yield f"greedy     {same} of {len(report.divergences)} continuations match the certificate"
     for index, found in enumerate(report.divergences):
         if found is not None:
             tie = ", a near-tie" if abs(found.margin) <= NEAR_TIE else ""
@@ -195,6 +201,6 @@ def _broken(integrity: Integrity) -> Iterator[str]:
     if integrity.altered:
         yield f"{', '.join(integrity.altered)} changed since the package was made"
     if integrity.stale:
-        yield f"the certificate was made for another {', '.join(integrity.stale)}"
+        yield f"the certificate was made for a different {', '.join(integrity.stale)}"
     if integrity.tokens is False:
-        yield "tokenizer.json gives other tokens than the certificate's"
+        yield "tokenizer.json produces tokens that differ from the certificate's"

@@ -1,1 +1,1 @@
-"""What this machine can do: facts gathered from it, and findings with remedies judged from them."""
+"""What this machine can do: facts about it, findings derived from them, and remedies."""

@@ -1,4 +1,4 @@
-"""Runs a program with a time limit, and survives its crash."""
+"""Run a program in a separate process, with a time limit; it may crash."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ _START = (
 
 
 @dataclass(frozen=True)
-class Ended:
+class Outcome:
     """What a program printed, and how it ended: `error` is None if it succeeded."""
 
     stdout: str
     error: str | None
 
 
-def ask(*arguments: str, seconds: float) -> dict[str, Any]:
+def run_probe(*arguments: str, seconds: float) -> dict[str, Any]:
     """Return what `probe` finds in a separate process: `{"error": ...}` if it crashes or hangs."""
-    # With this process's own path: `-m` would put the current folder first, and a folder called
-    # onnxruntime there is not the installed one.
+    # Pass on this process's sys.path: `-m` would put the current folder first, where a folder
+    # called onnxruntime would hide the installed one.
     command = [sys.executable, "-c", _START, json.dumps(sys.path), *arguments]
-    ended = run(command, seconds=seconds)
-    for line in reversed(ended.stdout.splitlines()):
+    outcome = run(command, seconds=seconds)
+    for line in reversed(outcome.stdout.splitlines()):
         if line.startswith(MARK):
             answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
             return answer
-    return {"error": ended.error or "it ends without an answer"}
+    return {"error": outcome.error or "it ended without an answer"}
 
 
-def run(command: Sequence[str], *, seconds: float) -> Ended:
+def run(command: Sequence[str], *, seconds: float) -> Outcome:
     """Run `command` for at most `seconds`, and return its output and how it ended."""
-    # Not pipes: a background process that a driver starts would hold them open.
+    # Files instead of pipes, which a background process started by a driver would hold open.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors)
         except OSError as error:
-            return Ended("", f"{command[0]} cannot be started: {error.strerror}")
+            return Outcome("", f"{command[0]} cannot be started: {error.strerror}")
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -56,9 +56,9 @@ def run(command: Sequence[str], *, seconds: float) -> Ended:
             # A process stuck in a driver cannot be killed; do not wait for it.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2)
-            return Ended("", f"no answer within {seconds:g} s")
+            return Outcome("", f"no answer within {seconds:g} s")
         stdout, stderr = _text(out), _text(errors)
-    return Ended(stdout, _error(code, stdout, stderr))
+    return Outcome(stdout, _error(code, stdout, stderr))
 
 
 def _text(file: IO[bytes]) -> str:

@@ -1,4 +1,4 @@
-"""Judges providers by what ran, and graphics hardware by its driver and libraries."""
+"""Judge providers by how they ran, and graphics hardware by its driver and libraries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from llama_onnx.runtime.doctor.facts import Facts, Graphics, Libraries, Loaded, Tried, Wheels
+from llama_onnx.runtime.doctor.facts import Facts, Graphics, Libraries, Loaded, ProviderRun, Wheels
 from llama_onnx.runtime.doctor.finding import Finding, Status
 from llama_onnx.runtime.doctor.requirements import numbers
 from llama_onnx.runtime.placement.wheels import install_wheels
@@ -15,7 +15,7 @@ from llama_onnx.targets.providers import CPU, CUDA, PROVIDERS
 
 CUDA_DRIVER = (580,)
 CUDA_CAPABILITY = (7, 5)
-"""The driver and the device that CUDA 13 needs, with which onnxruntime-gpu 1.31 is built."""
+"""The oldest driver and compute capability that CUDA 13 supports; onnxruntime-gpu 1.31 needs it."""
 
 SAME = 0.1
 """Largest relative L2 difference between two providers' logits that counts as the same. Int8
@@ -41,15 +41,15 @@ def judge_graphics(graphics: Graphics, *, cuda: bool, platform: str) -> Finding:
     if graphics.gpus:
         return _judge_gpus(graphics, cuda)
     if not has_nvidia(graphics) and not graphics.driver:
-        return Finding(name, "ok", seen or "no device found: the CPU computes")
+        return Finding(name, "ok", seen or "no device found: models run on the CPU")
     if graphics.driver:
-        why = graphics.error or "it shows no device"
+        why = graphics.error or "it lists no device"
         found = f"NVIDIA's driver {graphics.driver}, but nvidia-smi fails: {why}"
-        mend = "reinstall NVIDIA's driver and restart; in a container, pass the device on: "
+        mend = "reinstall NVIDIA's driver and restart; in a container, expose the device: "
         return Finding(name, "warning", found, mend + "`docker run --gpus all`")
     mend = "install NVIDIA's driver from https://www.nvidia.com/drivers"
     if platform == "linux":
-        mend += "; in a container, pass the device on: `docker run --gpus all`"
+        mend += "; in a container, expose the device: `docker run --gpus all`"
     return Finding(name, "warning", f"{seen}, without NVIDIA's driver", mend)
 
 
@@ -59,12 +59,12 @@ def has_nvidia(graphics: Graphics) -> bool:
 
 
 def judge_libraries(tried: Libraries, platform: str) -> Finding:
-    """Judge which of the libraries that a provider links with load."""
+    """Judge whether the libraries that a provider is linked with can be loaded."""
     name, missing = f"{tried.provider} libraries", tried.missing
     libraries = PROVIDERS[tried.provider].libraries.get(platform, ())
     if tried.error:
         mend = "reinstall the graphics driver and restart"
-        return Finding(name, "trouble", f"loading them: {tried.error}", mend)
+        return Finding(name, "trouble", f"loading them failed: {tried.error}", mend)
     there = [library.name for library in libraries if library.name not in missing]
     found = f"{len(there)} of {len(libraries)} load"
     if tried.cudnn is not None:
@@ -76,25 +76,25 @@ def judge_libraries(tried: Libraries, platform: str) -> Finding:
 
 
 def judge_tried(
-    tried: Sequence[Tried], wheels: Wheels, lacking: Collection[str] = ()
+    tried: Sequence[ProviderRun], wheels: Wheels, lacking: Collection[str] = ()
 ) -> Iterator[Finding]:
-    """Yield a finding for each provider: whether it runs, and computes the same as the CPU.
+    """Yield a finding for each provider: whether it runs, and gives the same results as the CPU.
 
     `lacking` are the providers whose libraries are missing, which another finding reports.
     """
     cpu = next((entry.logits for entry in tried if entry.provider == CPU.name), ())
     for entry in tried:
         short = entry.error and entry.provider in lacking
-        said = replace(entry, error="does not run without its libraries") if short else entry
-        yield _judge_one(said, cpu, wheels)
+        reported = replace(entry, error="does not run without its libraries") if short else entry
+        yield _judge_one(reported, cpu, wheels)
 
 
 def judge_unused(graphics: Graphics, loaded: Loaded, wheels: Wheels) -> Finding | None:
-    """Report a device that the installed wheels do not use, and how to use it."""
+    """Report an NVIDIA device that the installed wheels do not use, and how to use it."""
     if not has_nvidia(graphics) or CUDA.ort_name in loaded.providers:
         return None
     install = install_wheels(CUDA, {**wheels.onnxruntime, **wheels.genai})
-    found = "there is an NVIDIA device, but the wheels are for another provider"
+    found = "there is an NVIDIA device, but the installed wheels are for another provider"
     return Finding(f"provider {CUDA.name}", "warning", found, f"to use it, {install}")
 
 
@@ -116,7 +116,7 @@ def _judge_gpus(graphics: Graphics, cuda: bool) -> Finding:
     return Finding(name, "ok", found)
 
 
-def _judge_one(tried: Tried, expected: Sequence[float], wheels: Wheels) -> Finding:
+def _judge_one(tried: ProviderRun, expected: Sequence[float], wheels: Wheels) -> Finding:
     name, provider = f"provider {tried.provider}", PROVIDERS[tried.provider]
     if tried.error:
         return Finding(name, "trouble", tried.error, _remedy(provider, wheels))
@@ -129,7 +129,7 @@ def _judge_one(tried: Tried, expected: Sequence[float], wheels: Wheels) -> Findi
 
 
 def _wrong(logits: Sequence[float], cpu: Sequence[float]) -> str | None:
-    """Return what is wrong with logits compared with the CPU's, which are () if there are none."""
+    """Return what is wrong with `logits`; `cpu` are those of the CPU, () if there are none."""
     if not all(map(math.isfinite, logits)):
         return "runs, but its logits hold NaN or infinity"
     if not cpu:

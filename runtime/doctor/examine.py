@@ -1,4 +1,4 @@
-"""Derives all findings about a machine from its facts."""
+"""Derive all findings about a machine from its facts."""
 
 from __future__ import annotations
 

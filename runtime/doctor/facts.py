@@ -1,6 +1,6 @@
-"""What is known about a machine: plain data that `gather` collects and the judges read.
+"""Facts about a machine: plain data that `gather` collects and the judges read.
 
-Where a fact may be None, that means "not known on this system". Sizes are in bytes.
+None means that a fact is not known on this system, unless stated otherwise. Sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Python:
 
 @dataclass(frozen=True)
 class Wheels:
-    """What is installed, by its metadata: distribution -> version.
+    """What is installed, according to its metadata: distribution -> version.
 
     `llama_onnx` is the version of this project. `requires` are the requirements of each
     distribution of genai ("onnxruntime>=1.31.0"), `extras` those of this project by extra.
@@ -58,7 +58,7 @@ class Libraries:
 
 
 @dataclass(frozen=True)
-class Tried:
+class ProviderRun:
     """The result of opening and running a small int4 Llama on a provider, in a separate process.
 
     `nodes` is the number of nodes in the graph, `elsewhere` that of nodes on other providers,
@@ -87,7 +87,7 @@ class Gpu:
 class Graphics:
     """Graphics hardware: `adapters` from the bus or the registry, `gpus` from NVIDIA's driver.
 
-    `driver` is the version of NVIDIA's kernel driver, `error` says why nvidia-smi fails.
+    `driver` is the version of NVIDIA's kernel driver, `error` the reason why nvidia-smi fails.
     """
 
     adapters: tuple[str, ...] = ()
@@ -101,8 +101,7 @@ class Int4Kernels:
     """The kernels that MatMulNBits uses on the CPU.
 
     `name` is the instruction set they are written for, None where there are no fast ones or nothing
-    is known; `maybe` are better ones, of which the system does not report whether it has what they
-    need.
+    is known; `maybe` are better ones that need instructions which the system does not report.
     """
 
     name: str | None = None
@@ -114,8 +113,8 @@ class Processor:
     """The CPU.
 
     `allowed` are the logical processors this process may use, `quota` how many of them its
-    container may keep busy. `features` maps instruction sets to whether they are there, `int4` is
-    what follows from them.
+    container may keep busy. `features` maps instruction sets to whether the processor has
+    them, `int4` is derived from them.
     """
 
     name: str | None
@@ -158,7 +157,7 @@ class Encodings:
 
 @dataclass(frozen=True)
 class WindowsFacts:
-    """What only Windows has.
+    """Facts that exist only on Windows.
 
     `vc_runtime`: DLL -> file version, None where it does not load. `libraries`: each
     onnxruntime.dll in System32 and on PATH -> file version. `long_paths`: the registry's setting.
@@ -180,7 +179,7 @@ class Facts:
     onnxruntime: Loaded
     genai: Loaded
     libraries: tuple[Libraries, ...]
-    tried: tuple[Tried, ...]
+    tried: tuple[ProviderRun, ...]
     graphics: Graphics
     processor: Processor
     memory: Memory | None

@@ -1,4 +1,4 @@
-"""A finding: what `doctor` says about one subject."""
+"""A finding: what `doctor` reports about one subject."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collects facts from the system; does not import the runtimes in this process."""
+"""Collect facts from the system, without importing the runtimes in this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_onnx.runtime.doctor import linux
-from llama_onnx.runtime.doctor.child import ask, run
+from llama_onnx.runtime.doctor.child import run, run_probe
 from llama_onnx.runtime.doctor.devices import provider_names
 from llama_onnx.runtime.doctor.facts import (
     Disk,
@@ -27,8 +27,8 @@ from llama_onnx.runtime.doctor.facts import (
     Loaded,
     Memory,
     Processor,
+    ProviderRun,
     Python,
-    Tried,
     Wheels,
     WindowsFacts,
 )
@@ -97,7 +97,7 @@ def gather_wheels() -> Wheels:
 
 def load(module: str, seconds: float) -> Loaded:
     """Import "onnxruntime" or "genai" in a separate process."""
-    answer = ask(module, seconds=seconds)
+    answer = run_probe(module, seconds=seconds)
     return Loaded(
         version=answer.get("version"),
         error=answer.get("error"),
@@ -107,20 +107,20 @@ def load(module: str, seconds: float) -> Loaded:
 
 def try_libraries(name: str, seconds: float) -> Libraries:
     """Load the libraries of a provider in a separate process."""
-    answer = ask("libraries", name, seconds=seconds)
+    answer = run_probe("libraries", name, seconds=seconds)
     return Libraries(name, **{**answer, "missing": tuple(answer.get("missing", ()))})
 
 
-def try_provider(name: str, seconds: float) -> Tried:
+def try_provider(name: str, seconds: float) -> ProviderRun:
     """Open and run the small model on a provider, in a separate process."""
-    answer = ask("open", name, seconds=seconds)
+    answer = run_probe("open", name, seconds=seconds)
     if "error" in answer:
-        return Tried(name, error=answer["error"])
-    return Tried(name, **{**answer, "logits": tuple(answer["logits"])})
+        return ProviderRun(name, error=answer["error"])
+    return ProviderRun(name, **{**answer, "logits": tuple(answer["logits"])})
 
 
 def gather_graphics() -> Graphics:
-    """Return display adapters, and what NVIDIA's driver reports of its devices."""
+    """Return display adapters, and what NVIDIA's driver reports about its devices."""
     adapters: tuple[str, ...] = ()
     if sys.platform == "win32":
         from llama_onnx.runtime.doctor import win32
@@ -134,8 +134,8 @@ def gather_graphics() -> Graphics:
         return Graphics(adapters, driver=driver, error="not found" if driver else None)
     fields = "name,driver_version,memory.total,compute_cap"
     query = [smi, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    ended = run(query, seconds=SMI_SECONDS)
-    return Graphics(adapters, parse_gpus(ended.stdout), driver, ended.error)
+    outcome = run(query, seconds=SMI_SECONDS)
+    return Graphics(adapters, parse_gpus(outcome.stdout), driver, outcome.error)
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
@@ -203,7 +203,7 @@ def gather_disk(purpose: str, folder: Path) -> Disk:
 def _temp_folder() -> Path:
     try:
         return Path(tempfile.gettempdir())
-    except FileNotFoundError:  # it looks for a folder to write to, and found none
+    except FileNotFoundError:  # no folder is writable
         return Path(os.environ.get("TMPDIR", os.sep))
 
 

@@ -1,4 +1,4 @@
-"""Judges processor, memory and disk: what this machine can hold and how fast it computes."""
+"""Judge processor, memory and disk: what this machine can hold and how fast it computes."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from llama_onnx.runtime.doctor.int4 import judge_int4
 GB = 1e9
 
 INT4_BYTES = {"7B": 4.6e9, "13B": 8.9e9, "70B": 47.3e9}
-"""Memory to run a Llama 2 in int4, blocks of 32 with a float32 scale: parameters x 5.5 bits, which
-is the weights and a tenth more."""
+"""Bytes of memory that a Llama 2 needs to run in int4, blocks of 32 with a float32 scale: 5.5 bits
+for each parameter, which is the weights plus a tenth."""
 
 EXPORT_MEMORY, PACKAGE_DISK, SCRATCH_DISK, FULL_DISK = 1e9, 5e9, 1e9, 1e8
 
 
 def judge_processor(processor: Processor) -> Finding:
-    """Name the processor and its instruction sets; `judge_int4` says what they mean."""
+    """Name the processor and its instruction sets; `judge_int4` judges them."""
     there = [feature for feature, found in processor.features.items() if found]
     named = processor.name or "unknown"
     return Finding("processor", "ok", f"{named}: {', '.join(there)}" if there else named)
 
 
 def judge_cores(processor: Processor) -> Finding:
-    """Judge whether all the threads that ONNX Runtime starts may run at once."""
+    """Judge whether all the threads that ONNX Runtime starts can run at once."""
     usable = float(processor.allowed)
     if processor.quota is not None:
         usable = min(usable, processor.quota)
@@ -39,15 +39,15 @@ def judge_cores(processor: Processor) -> Finding:
     return Finding(
         "cores",
         "warning",
-        f"{found}: ONNX Runtime starts a thread for every core of the machine, and they will wait "
-        "for each other",
+        f"{found}: ONNX Runtime starts a thread for every core of the machine, and these wait for "
+        "each other",
         f"pass `--threads {threads}`; for your own programs, with ONNX Runtime 1.32 or newer, set "
         f"`ORT_INTRA_OP_NUM_THREADS={threads}`",
     )
 
 
 def judge_memory(memory: Memory | None) -> Finding:
-    """Judge which Llama 2 the free memory holds in int4."""
+    """Judge which size of Llama 2 the free memory can hold in int4."""
     if memory is None:
         return Finding("memory", "ok", "cannot be determined here")
     found = f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f} GB"
@@ -65,7 +65,7 @@ def judge_disk(disk: Disk, platform: str) -> Finding:
     """Judge whether there is space for packages here and for scratch files in the temp folder."""
     name = "disk here" if disk.purpose == "here" else "temp folder"
     found = f"{disk.free / GB:.1f} GB free of {disk.total / GB:.1f} GB in {disk.path}"
-    move = "go to a folder on another disk" if disk.purpose == "here" else _move_temp(platform)
+    move = "work in a folder on another disk" if disk.purpose == "here" else _move_temp(platform)
     if not disk.writable:
         return Finding(name, "warning", f"{found}, which is not writable", move)
     if disk.free < FULL_DISK:
@@ -73,7 +73,7 @@ def judge_disk(disk: Disk, platform: str) -> Finding:
     if disk.purpose == "here" and disk.free < PACKAGE_DISK:
         short = f"{found}: an int4 package of Llama 2 7B takes 4.3 GB"
         return Finding(
-            name, "warning", short, f"{move}; `llama-onnx plan SOURCE` says what it needs"
+            name, "warning", short, f"{move}; `llama-onnx plan SOURCE` shows what an export needs"
         )
     if disk.purpose == "temp" and disk.free < SCRATCH_DISK:
         return Finding(name, "warning", f"{found}: too little for pip to unpack wheels", move)

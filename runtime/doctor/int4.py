@@ -1,4 +1,4 @@
-"""Which of ONNX Runtime's int4 kernels a processor runs, from its instruction sets.
+"""Determine which of ONNX Runtime's int4 kernels a processor runs, from its instruction sets.
 
 MatMulNBits has kernels for each set of instructions below and uses the best that the processor has
 (onnxruntime/core/mlas/lib/platform.cpp). They multiply in int8 where the package allows it
@@ -35,17 +35,17 @@ def int4_kernels(features: Mapping[str, bool | None]) -> Int4Kernels:
 
 
 def judge_int4(processor: Processor) -> Finding:
-    """Say what int4 packages compute with here, and what it means for the block size."""
+    """Report the kernels that run int4 packages here, and which block size suits them."""
     kernels, features = processor.int4, processor.features
     if kernels.name is None and not features:
-        return Finding("int4", "ok", "which kernels it runs on cannot be determined here")
+        return Finding("int4", "ok", "the kernels it runs on cannot be determined here")
     if kernels.name is None and not kernels.maybe:
         return _without_kernels(features)
     return Finding("int4", "ok", "".join(_describe(kernels)))
 
 
 def _describe(kernels: Int4Kernels) -> Iterator[str]:
-    yield f"runs on the {kernels.name or 'plain'} kernels, products in int8"
+    yield f"runs on the {kernels.name or 'plain'} kernels, with products in int8"
     if kernels.maybe:
         yield f", or on {' or '.join(kernels.maybe)}: this system does not report it"
     elif kernels.name in ("AVX512-VNNI", "AVX-VNNI"):
@@ -58,5 +58,5 @@ def _without_kernels(features: Mapping[str, bool | None]) -> Finding:
     x86 = "AVX2" in features
     lacking = "AVX2" if x86 else "the dot product instructions"
     found = f"has no fast kernels without {lacking}: weights are unpacked again at every step"
-    remedy = "in a virtual machine, pass the host's processor on, for QEMU `-cpu host`"
+    remedy = "in a virtual machine, expose the host's processor, for QEMU with `-cpu host`"
     return Finding("int4", "warning", found, remedy if x86 else None)

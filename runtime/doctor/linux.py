@@ -1,4 +1,4 @@
-"""Reads facts from Linux's files, below `root`, which tests replace."""
+"""Read facts from Linux's files below `root`, which tests replace."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Yield the folders of this process's control group and its parents, versions 1 and 2.
 
     In a container the group's path may be the host's, while the folder at the top is the
-    container's; `read` returns "" for what does not exist.
+    container's; `read` returns "" for a file that does not exist.
     """
     for line in read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

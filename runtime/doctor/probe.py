@@ -1,4 +1,4 @@
-"""What doctor tries in a child process, since it may crash, hang, or print many warnings.
+"""What `doctor` runs in a child process, because it may crash, hang or print many warnings.
 
 `main` is called with `onnxruntime`, `genai`, `libraries NAME` or `open NAME`. It prints one line
 that starts with `MARK`, then JSON: what it found, or `{"error": ...}`.
@@ -23,12 +23,12 @@ _CUDNN = {"linux": "libcudnn.so.9", "win32": "cudnn64_9.dll"}
 
 
 def main() -> None:
-    """Try what the command line names, and print the answer."""
+    """Run the probe named on the command line, and print the answer."""
     try:
         answer = _try(*sys.argv[1:])
     except LlamaOnnxError as error:
         answer = {"error": str(error).rstrip(".")}
-    except Exception as error:  # the exception of a broken installation is the answer
+    except Exception as error:  # a broken installation's exception is the answer
         answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     sys.stdout.write(f"\n{MARK}{json.dumps(answer)}\n")
     sys.stdout.flush()

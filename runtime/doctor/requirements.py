@@ -1,4 +1,4 @@
-"""Checks the lower bounds of requirements in wheels' metadata, such as "onnxruntime>=1.31.0"."""
+"""Check the lower bounds of requirements in wheels' metadata, such as "onnxruntime>=1.31.0"."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _met(requirement: str, versions: Mapping[str, str]) -> bool:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Return the release of a version, comparable: (1, 31) of "1.31.0rc1", trailing zeros cut."""
+    """Return a version's release as numbers without trailing zeros: (1, 31) for "1.31.0rc1"."""
     release = re.match(r"\d+(?:\.\d+)*", version)
     parts = [int(part) for part in release[0].split(".")] if release else []
     while parts and parts[-1] == 0:

@@ -1,4 +1,4 @@
-"""Judges Python and the wheels: flavors, versions, whether they match and load."""
+"""Judge Python and the wheels: flavors, versions, whether they match and load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llama_onnx.targets.providers import CPU, PROVIDERS
 
 
 def judge_python(python: Python) -> Finding:
-    """Judge whether there can be a wheel for this Python."""
+    """Judge whether onnxruntime has wheels for this Python."""
     found = f"{python.version}, {python.bits}-bit, {python.machine}"
     if python.bits == 64:
         return Finding("Python", "ok", found)
@@ -42,7 +42,7 @@ def judge_onnxruntime(wheels: Wheels, loaded: Loaded) -> Finding:
 
 
 def judge_genai(wheels: Wheels, loaded: Loaded) -> Finding:
-    """Judge the same of onnxruntime-genai, and whether its flavor is that of onnxruntime."""
+    """Judge the same for onnxruntime-genai, and whether its flavor matches onnxruntime's."""
     name, flavours, provider = "onnxruntime-genai", wheels.genai, wanted(wheels)
     if not flavours:
         found = "not installed: `generate` and `chat` need it"
@@ -75,15 +75,16 @@ def judge_telemetry(value: str | None) -> Finding:
     """Judge whether ONNX Runtime sends usage reports; `value` is that of ORT_DISABLE_TELEMETRY."""
     if value is None:
         found = (
-            "ORT_DISABLE_TELEMETRY is not set: llama-onnx sets it for itself, your own programs "
+            "ORT_DISABLE_TELEMETRY is not set: llama-onnx sets it to 1 for itself, but your own "
+            "programs report to Microsoft unless they set it to 1 too"
         )
-        return Finding("telemetry", "ok", found + "report to Microsoft unless they set it to 1")
+        return Finding("telemetry", "ok", found)
     state = "on, as you chose" if value == "0" else "off"
     return Finding("telemetry", "ok", f"{state} (ORT_DISABLE_TELEMETRY={value})")
 
 
 def judge_encodings(encodings: Encodings, platform: str) -> Finding:
-    """Judge whether every character that a model generates can be printed, and every path named."""
+    """Judge whether every character can be printed, and used in file names."""
     name = "text encoding"
     places = {"output": encodings.stdout, "files": encodings.files, "names": encodings.names}
     other = {place: found for place, found in places.items() if not _is_utf8(found)}
@@ -91,7 +92,7 @@ def judge_encodings(encodings: Encodings, platform: str) -> Finding:
         return Finding(name, "ok", "UTF-8")
     command = "setx PYTHONUTF8 1" if platform == "win32" else "export PYTHONUTF8=1 LC_ALL=C.UTF-8"
     said = ", ".join(f"{place} in {found}" for place, found in other.items())
-    lost = f"{said}: characters it lacks are printed as ?"
+    lost = f"{said}: characters that it lacks are printed as ?"
     return Finding(name, "warning", lost, f"run `{command}` and open a new terminal"
                    if platform == "win32" else f"run `{command}`")  # fmt: skip
 
@@ -122,7 +123,7 @@ def _broken(flavours: Mapping[str, str], loaded: Loaded) -> str | None:
     (version,) = flavours.values()
     if loaded.version and numbers(loaded.version) != numbers(version):
         return (
-            f"{listed(flavours)} is installed, but what loads is {loaded.version}: "
+            f"{listed(flavours)} is installed, but {loaded.version} is loaded: "
             "another wheel or folder hides it"
         )
     return None

@@ -1,4 +1,4 @@
-"""Reads facts from Windows' DLLs and registry. Only Windows can import this module."""
+"""Read facts from Windows' DLLs and registry. Only Windows can import this module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llama_onnx.runtime.doctor.facts import WindowsFacts
 
-assert sys.platform == "win32"  # mypy reads no further on other systems
+assert sys.platform == "win32"  # on other systems mypy skips the rest
 
 _VC_RUNTIME = ("vcruntime140.dll", "vcruntime140_1.dll", "msvcp140.dll")
 _X86 = {"AVX2": 40, "AVX512": 41}
@@ -35,7 +35,7 @@ class _MemoryStatus(ctypes.Structure):
 
 
 def gather() -> WindowsFacts:
-    """Return what only Windows has."""
+    """Return the facts that exist only on Windows."""
     system = _system_folder()
     strays = [system, *(Path(folder) for folder in os.environ["PATH"].split(";") if folder)]
     libraries = {str(path / "onnxruntime.dll") for path in strays}

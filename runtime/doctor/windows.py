@@ -1,4 +1,4 @@
-"""Judges what only Windows has: the VC runtime, stray DLLs, the limit on path lengths."""
+"""Judge what exists only on Windows: the VC runtime, stray DLLs, the limit on path lengths."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from llama_onnx.runtime.doctor.requirements import numbers
 
 MSVCP = "msvcp140.dll"
 OLDEST_MSVCP = (14, 40)
-"""Code from Visual Studio 2022 17.10 or newer does not initialize a mutex by a call, and locking
-such a mutex in an older msvcp140.dll is an access violation (microsoft/onnxruntime issues 21543,
-26599)."""
+"""Code built with Visual Studio 2022 17.10 or newer initializes a mutex at compile time; an older
+msvcp140.dll fails with an access violation when it locks such a mutex (microsoft/onnxruntime issues
+21543, 26599)."""
 
 _INSTALL_VC = "run `winget install Microsoft.VCRedist.2015+.x64`"
 
@@ -26,7 +26,7 @@ def judge_windows(windows: WindowsFacts) -> Iterator[Finding]:
 
 
 def judge_vc_runtime(versions: Mapping[str, str | None]) -> Finding:
-    """Judge whether the C++ libraries that ONNX Runtime is linked with are there and new enough."""
+    """Judge whether the C++ libraries that ONNX Runtime needs are installed and new enough."""
     name = "VC runtime"
     missing = [library for library, version in versions.items() if version is None]
     if missing:
@@ -42,10 +42,10 @@ def judge_vc_runtime(versions: Mapping[str, str | None]) -> Finding:
 
 
 def judge_strays(libraries: Mapping[str, str | None], system_folder: str) -> Finding:
-    """Judge which onnxruntime.dll a program loads that does not ship its own.
+    """Judge which onnxruntime.dll a program would load if it does not ship its own.
 
-    Windows has one in System32, which belongs there; one on PATH is a mistake. Python loads that of
-    the wheel by its full path, so this concerns programs that embed the runtime.
+    Windows has one in System32, which belongs there; one on PATH is a mistake. Python loads the
+    wheel's by its full path, so this concerns only programs that embed the runtime.
     """
     name = "onnxruntime.dll"
     system = normcase(system_folder)
@@ -54,7 +54,7 @@ def judge_strays(libraries: Mapping[str, str | None], system_folder: str) -> Fin
     if on_path:
         found = f"{known}: a program without its own may load one of these"
         folders = " and ".join(dirname(path) for path in on_path)
-        mend = f"remove {folders} from PATH; `where.exe onnxruntime.dll` lists what is on it"
+        mend = f"remove {folders} from PATH; `where.exe onnxruntime.dll` lists those on it"
         return Finding(name, "warning", found, mend)
     if libraries:
         return Finding(name, "ok", f"Windows' own, {known}: ship one beside your program")

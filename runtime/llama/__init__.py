@@ -1,1 +1,1 @@
-"""A package open in onnxruntime-genai: load, generate, chat."""
+"""A package opened in onnxruntime-genai: load, generate, chat."""

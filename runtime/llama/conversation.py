@@ -1,4 +1,4 @@
-"""Shortens a conversation until it fits into a context."""
+"""Shorten a conversation until it fits into a context."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llama_onnx.runtime.llama.model import Message
 def trim_history(
     messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]
 ) -> list[Message]:
-    """Return `messages` without the oldest exchanges, as many as it takes until the rest `fits`.
+    """Return `messages` without the oldest exchanges, dropping as many as needed until it `fits`.
 
     A system message at the start and the last message always stay.
     """

@@ -1,4 +1,4 @@
-"""An answer as it is generated: text, piece by piece, and the time it took."""
+"""An answer while it is generated: text, piece by piece, and the time it took."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class GenerationStats:
 
     @property
     def prefill_rate(self) -> float | None:
-        """Prompt tokens per second; None if the prompt was not read."""
+        """Prompt tokens per second; None if the prompt has not been read."""
         return _rate(self.prompt_tokens, self.prefill_seconds)
 
     @property

@@ -1,4 +1,4 @@
-"""A package, opened: text in, text out.
+"""An opened package: text in, text out.
 
 model = Llama.load("llama-2-7b-chat-int4")
 answer = model.chat([{"role": "user", "content": "Name three primary colors."}])
@@ -26,7 +26,7 @@ from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import get_provider
 from llama_onnx.targets.registry import get_target
 
-# What needs an extra is imported where it is used: the class can be looked at without.
+# Modules that need an extra are imported where they are used, so that `help(Llama)` needs none.
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -67,7 +67,7 @@ class Llama:
         self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
 
     def __str__(self) -> str:
-        """Return what runs, and on what."""
+        """Return the package's name, its precision and its provider."""
         provider = self.opened.provider.ort_name
         return f"{self.package.path.resolve().name} · {self.package.precision} · {provider}"
 
@@ -83,8 +83,8 @@ class Llama:
     ) -> Llama:
         """Open the package at `path`, on `provider` ("cpu", "cuda", ...) instead of its target's.
 
-        `max_length` lowers the context below what the model was made for. Where the provider does
-        not run, `allow_fallback` takes the CPU instead, and `opened.fallback` says why. Raises
+        `max_length` limits the context to fewer tokens than the model supports. If the provider
+        cannot run, `allow_fallback` uses the CPU instead, and `opened.fallback` says why. Raises
         `PackageError`, `ProviderError` or `UsageError`.
         """
         from llama_onnx.runtime.placement.genai_model import open_model
@@ -128,9 +128,9 @@ class Llama:
         """Continue `prompt` by at most `max_new_tokens`.
 
         `sampling` says how to choose tokens; `temperature`, `top_k`, `top_p` and `seed` override
-        its fields. What remains None is up to the package, which is greedy by default. The answer
+        its fields. If a field is None the package decides; it is greedy by default. The answer
         ends before any text in `stop`. `adapter` names one of `package.adapters`, used for this
-        answer only. The model runs when the first piece is asked for. Raises `UsageError` for a
+        answer only. The model runs when the first piece is requested. Raises `UsageError` for a
         value out of range, a prompt longer than the context, or an unknown adapter.
         """
         sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
@@ -158,8 +158,8 @@ class Llama:
         self.package.require_tokenizer()
         sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stream = self._tokenizer.create_stream()
-        # An answer starts a new text. A special token tells the stream so: it then drops the space
-        # that SentencePiece puts before the first word of a text.
+        # An answer starts a new text. After a special token the stream drops the space that
+        # SentencePiece puts before the first word of a text.
         for token in list(self._end_tokens)[:1]:
             stream.decode(token)
         prompt = self.encode_chat(messages)
@@ -169,13 +169,13 @@ class Llama:
     def measure(self, prompt: Tokens, new_tokens: int) -> GenerationStats:
         """Continue `prompt` greedily by exactly `new_tokens`, end tokens ignored, and time it.
 
-        Raises `UsageError` when the context does not hold both.
+        Raises `UsageError` if the context cannot hold both.
         """
         length = total_length(len(prompt), new_tokens, self.context_length)
         if length < len(prompt) + new_tokens:
             raise UsageError(
                 f"a prompt of {len(prompt):,} and {new_tokens:,} new tokens are more than the "
-                f"context of {self.context_length:,} tokens holds: ask for fewer."
+                f"context of {self.context_length:,} tokens can hold: ask for fewer."
             )
         search = {"do_sample": False, "min_length": length}
         answer = self._start(
@@ -200,7 +200,7 @@ class Llama:
     def encode_chat(self, messages: Sequence[Message]) -> Tokens:
         """Return the tokens of a conversation up to the start of the answer.
 
-        Raises `UsageError` when the model has no chat template, or when the template refuses the
+        Raises `UsageError` if the model has no chat template, or if the template rejects the
         messages.
         """
         self.package.require_tokenizer()
@@ -227,7 +227,7 @@ class Llama:
             return str(self._tokenizer.apply_chat_template(conversation))
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise UsageError(f"the model's chat template refuses the messages: {reason}") from None
+            raise UsageError(f"the model's chat template rejects the messages: {reason}") from None
 
     def _start(
         self,
@@ -249,8 +249,8 @@ class Llama:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise PackageError(
-                f"{self.package.path / 'genai_config.json'} has settings that genai refuses: "
-                f"{reason}"
+                f"{self.package.path / 'genai_config.json'} has settings that "
+                f"onnxruntime-genai rejects: {reason}"
             ) from None
         if adapter is not None:
             self._adapters.activate(generator, adapter)
@@ -280,7 +280,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         settings = json.loads(file.read_text(encoding="utf-8"))["model"]
         int(settings["context_length"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise PackageError(f"{file} is missing or damaged: it gives no context length.") from None
+        raise PackageError(f"{file} is missing or damaged: it has no context length.") from None
     return dict(settings)
 
 

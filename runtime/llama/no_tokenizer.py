@@ -1,4 +1,4 @@
-"""What takes the tokenizer's place in a package without one, which accepts token ids only."""
+"""A stand-in for the tokenizer in a package without one, which accepts token ids only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SilentStream:
 
 
 class NoTokenizer:
-    """Has the methods of genai's and of `tokenizers`' tokenizer that `Llama` calls.
+    """The methods of genai's tokenizer and of `tokenizers.Tokenizer` that `Llama` calls.
 
     `settings` is the `model` part of genai_config.json.
     """
@@ -29,7 +29,7 @@ class NoTokenizer:
         self._vocab_size = int(settings["vocab_size"])
 
     def get_vocab_size(self) -> int:
-        """Return the rows of the embedding."""
+        """Return the number of rows of the embedding."""
         return self._vocab_size
 
     def create_stream(self) -> SilentStream:

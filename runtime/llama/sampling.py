@@ -9,7 +9,7 @@ from llama_onnx.targets.errors import UsageError
 
 
 def _parameter(kind: type, explanation: str) -> Any:
-    """A field that is None by default; its metadata is what interfaces show and check."""
+    """A field that is None by default, with the metadata that interfaces show and check."""
     return field(default=None, metadata={"type": kind, "help": explanation})
 
 
@@ -18,7 +18,7 @@ class Sampling:
     """How to choose the next token; None leaves a choice to the package, greedy by default.
 
     A temperature above 0, `top_k` or `top_p` turns sampling on; temperature 0 turns it off. Raises
-    `UsageError` for a value that has no meaning.
+    `UsageError` for a value out of range.
 
     >>> Sampling(temperature=0.7, seed=1).search_options()
     {'temperature': 0.7, 'random_seed': 1, 'do_sample': True}
@@ -45,7 +45,7 @@ class Sampling:
             raise UsageError(f"the seed must be 0 or more, not {self.seed}.")
 
     def override(self, **given: Any) -> Sampling:
-        """Return these parameters, replaced by those `given` that are not None."""
+        """Return a copy with the `given` values that are not None."""
         values: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         return replace(self, **values)
 
@@ -54,7 +54,7 @@ class Sampling:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def search_options(self) -> dict[str, bool | int | float]:
-        """Return onnxruntime-genai's search options; the package decides what is not among them."""
+        """Return onnxruntime-genai's search options; for all others the package decides."""
         options: dict[str, bool | int | float] = dict(self.to_json())
         if "seed" in options:
             options["random_seed"] = options.pop("seed")
@@ -70,4 +70,4 @@ PARAMETERS = {entry.name: entry.metadata for entry in fields(Sampling)}
 """Name -> `type` and `help` of each field of `Sampling`."""
 
 PACKAGE_DEFAULT = Sampling()
-"""All choices left to the package."""
+"""Leaves all choices to the package."""

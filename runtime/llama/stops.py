@@ -1,4 +1,4 @@
-"""Finds stop strings in a stream of text pieces."""
+"""Find stop strings in a stream of text pieces."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 class StopFilter:
-    """Passes text on up to the first stop string, and nothing of that string.
+    """Passes text through up to the first stop string, which is left out.
 
-    Text that may be the start of a stop string is held back until more is known. The first stop
+    Text that may be the start of a stop string is held back until that is known. The first stop
     string is the one that ends first, so the result does not depend on how the text was split.
     """
 

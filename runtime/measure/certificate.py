@@ -1,7 +1,7 @@
-"""The certificate in a package: the reference's logits, to check the package against anywhere.
+"""The certificate in a package: reference logits, to check the package against on any machine.
 
-`parity/certificate.json` has what was measured when the package was made, the thresholds, and the
-hashes of the files it covers; `parity/reference.safetensors` has the reference's logits, cut down
+`parity/certificate.json` has the measurements made with the package, the thresholds, and the hashes
+of the files it covers; `parity/reference.safetensors` has the reference's logits, cut down
 to the likeliest tokens. docs/parity.md describes the format.
 """
 
@@ -28,8 +28,8 @@ CERTIFICATE, REFERENCE = "certificate.json", "reference.safetensors"
 MAX_BYTES = 2_000_000
 """The most bytes that both files may take together."""
 
-ABOUT = (MODEL_FILE, DATA_FILE, "tokenizer.json", "genai_config.json")
-"""The files that a certificate covers, as far as the package has them."""
+COVERED_FILES = (MODEL_FILE, DATA_FILE, "tokenizer.json", "genai_config.json")
+"""The files that a certificate covers, if the package has them."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -48,7 +48,8 @@ class Certificate:
     """What a package is checked against.
 
     `package` and `original` are the reference's logits at every position of every passage, with the
-    package's weights and with the original weights. `full` has complete rows of some of the former.
+    package's weights and with the original weights. `full` has complete rows at some positions,
+    with the package's weights.
     `content` is certificate.json: precision, activations, measurements, versions, hashes,
     thresholds.
     """
@@ -69,7 +70,7 @@ class Certificate:
 def next_tokens(passage: Passage) -> Ids:
     """Return the next token [N] at each position of the prompt, and `NO_TARGET` after it.
 
-    What follows the prompt was generated, so it is not a text to predict.
+    The tokens after the prompt were generated, so they are not a text to predict.
     """
     targets = np.full(len(passage.ids), NO_TARGET)
     targets[: passage.prompt - 1] = passage.ids[1 : passage.prompt]
@@ -133,9 +134,7 @@ def _read_arrays(path: Path, sha256: str) -> Arrays:
     from safetensors.numpy import load_file
 
     if not path.is_file() or hash_file(path) != sha256:
-        raise PackageError(
-            f"{path} is missing, or is not the file that the certificate beside it names."
-        )
+        raise PackageError(f"{path} is missing, or is not the file that the certificate lists.")
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -188,7 +187,7 @@ def _check_sizes(certificate: Certificate, vocab_size: int) -> None:
             if len(shapes) > 1 or {kept.logsumexp.shape, kept.target_logits.shape} != {(length,)}:
                 raise ValueError("an array of another length")
             if kept.ids.min() < 0 or kept.ids.max() >= vocab_size:
-                raise ValueError("a token beyond the vocabulary")
+                raise ValueError("a token outside the vocabulary")
     for rows in certificate.full:
         if rows.logits.shape != (len(rows.positions), vocab_size):
             raise ValueError("logits of another size")

@@ -1,4 +1,4 @@
-"""Runs a package's graph step by step in plain onnxruntime, for measurements."""
+"""Run a package's graph step by step in plain onnxruntime, for measurements."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Cache = Mapping[str, npt.NDArray[Any]]
 """`past_key_values.{i}.key` and `.value`, [B, kv_heads, past, head_dim] each."""
 
 Adapter = Mapping[str, npt.NDArray[Any]]
-"""Parameters of a LoRA adapter by graph input; inputs that are left out get rank 0."""
+"""Parameters of a LoRA adapter by graph input; inputs without an entry get rank 0."""
 
-_WHAT = "while it runs the graph"
+_RUNNING = "while running the graph"
 
 
 class GraphSession:
@@ -53,7 +53,7 @@ class GraphSession:
     def open(cls, package: Path, adapter: Adapter | None = None) -> GraphSession:
         """Open the graph of `package` on the CPU, in as little memory as possible.
 
-        Raises `PackageError` when onnxruntime refuses the graph.
+        Raises `PackageError` if onnxruntime refuses the graph.
         """
         with forgetting_pages(package / DATA_FILE):
             opened = open_session(package / MODEL_FILE, CPU, arena=False)
@@ -83,7 +83,7 @@ class GraphSession:
         if cache is None:
             cache = self.empty_cache(len(ids))
         feeds = {INPUT_IDS: ids, ATTENTION_MASK: mask, **cache, **self.adapter}
-        with ort.running(_WHAT):
+        with ort.running(_RUNNING):
             outputs = self.raw.run(self._outputs, feeds)
         named = dict(zip(self._outputs, outputs, strict=True))
         return named.pop(LOGITS).astype(np.float32, copy=False), {
@@ -142,7 +142,7 @@ class SharedBuffer:
         self._binding.bind_cpu_input(INPUT_IDS, batch)
         self._binding.bind_cpu_input(ATTENTION_MASK, mask)
         self._binding.bind_output(LOGITS)  # again: its shape differs in every step
-        with ort.running(_WHAT):
+        with ort.running(_RUNNING):
             self._session.run_with_iobinding(self._binding)
         logits = self._binding.get_outputs()[-1].numpy()[0]
         return np.asarray(logits, np.float32)

@@ -1,4 +1,4 @@
-"""Compares a candidate's logits with a reference's: pure functions in float64.
+"""Compare a candidate's logits with a reference's: pure functions in float64.
 
 Logits are [S, V] (positions, vocabulary), finite, of any float dtype. Differences are in logits,
 divergences in nats, probabilities between 0 and 1. A NaN on either side makes every figure that
@@ -27,7 +27,7 @@ NO_TARGET = -1
 """Marks a position that has no next token to predict."""
 
 NEAR_TIE = 2e-3
-"""In logits. Two tokens this close may swap ranks within the graph's limit of 1e-3."""
+"""In logits. Two tokens this close may swap ranks even if the graph is within its limit, 1e-3."""
 
 TOP = 5
 """The number of likeliest tokens whose overlap is counted."""
@@ -111,7 +111,7 @@ class Divergence:
     """A greedily chosen token that is not the `expected` one.
 
     `margin` is the reference's logit of the expected token minus that of the chosen one. A
-    reference cut down to its likeliest tokens counts every other token like the last one it kept.
+    reference cut down to its likeliest tokens treats every other token as the last one it kept.
     """
 
     step: int
@@ -158,8 +158,8 @@ def first_divergence(reference: Reference, tokens: Sequence[int]) -> Divergence 
     """Return the first of `tokens` that is not the reference's greedy choice, or None.
 
     `reference` [n, ...] are the reference's logits at the positions where the n tokens were chosen,
-    given the same tokens before them (teacher forcing). So None proves that the reference would
-    have generated the same tokens by itself.
+    given the same tokens before them (teacher forcing). None therefore proves that the reference
+    would have generated the same tokens.
     """
     for step, (token, expected) in enumerate(zip(tokens, likeliest(reference), strict=True)):
         if token != expected:
@@ -319,7 +319,7 @@ def _worst_rest(q: Floats, mass: Floats, largest: Floats) -> Floats:
     The function is convex, so it is largest where as few tokens as possible have any mass.
     """
     share = np.exp(largest)[:, None]
-    # Only so many tokens can share the mass; sorting the whole vocabulary would take long.
+    # At most this many tokens share the mass; sorting the whole vocabulary would take long.
     few = min(int(np.ceil((mass / share[:, 0]).max())) + 1, q.shape[-1])
     q = np.sort(np.partition(q, few - 1, axis=-1)[:, :few], axis=-1)  # the least likely first
     taken = np.minimum(share, np.clip(mass[:, None] - share * np.arange(q.shape[-1]), 0, None))

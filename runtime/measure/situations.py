@@ -1,8 +1,8 @@
 """The ways in which an application feeds a graph; all must give the same logits at a position.
 
-A situation turns passages of known ids into steps, which are data: a whole session can run them,
-and so can the pieces of a graph one after the other. At each position the logits must be those
-that a reference computes in one pass.
+A situation turns passages of known ids into steps, which are data: a session of the whole graph can
+run them, or sessions of its parts in turn. At each position the logits must be those that a
+reference computes in one pass.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TRIM = 16  # steps between two calls of trim_heap
 
 @dataclass(frozen=True)
 class Passage:
-    """Token ids [N]: the first `prompt` are a prompt, the others follow it one by one."""
+    """Token ids [N]: the first `prompt` are a prompt, the others are fed one by one."""
 
     ids: Ids
     prompt: int
@@ -41,7 +41,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Row:
-    """The logits to look at in row `batch` of a step: those at `outputs`.
+    """The logits to compare in row `batch` of a step: those at `outputs`.
 
     They belong to positions `first` and following of passage number `passage`.
     """
@@ -57,7 +57,7 @@ class Step:
     """A call of the graph: `ids` [B, S] with `mask` [B, T], after the cache of step `past`.
 
     `past` is an index of the program, None for an empty cache. Of that cache the first `keep`
-    positions are used (None: all). `rows` are the logits to look at.
+    positions are used (None: all). `rows` are the logits to compare.
     """
 
     ids: Ids
@@ -81,7 +81,7 @@ Runner = Callable[[GraphSession, Program], Iterator[Observation]]
 
 
 def observe(step: Step, logits: Logits) -> Iterator[Observation]:
-    """Yield the logits that the rows of `step` look at, of its logits [B, S, V].
+    """Yield the logits selected by the rows of `step` from its `logits` [B, S, V].
 
     A graph that computes the last position only gives [B, 1, V].
     """
@@ -136,7 +136,7 @@ class Caches:
         }
 
     def put(self, index: int, cache: Cache) -> None:
-        """Keep the cache that step number `index` returned, if a later step reads it."""
+        """Keep the cache that step number `index` returned if a later step reads it."""
         if index in self._last_use:
             self._kept[index] = cache
 

@@ -1,4 +1,4 @@
-"""Measures how fast an open graph reads a prompt and generates tokens, in wall-clock time."""
+"""Measure how fast an open graph reads a prompt and generates tokens, in wall-clock time."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Speed:
 def measure_speed(graph: GraphSession, ids: Ids, prompt: int) -> Speed:
     """Time `graph` on `ids` [N]: the first `prompt` in one pass, the rest (1 or more) one by one.
 
-    The cache is one buffer, as in onnxruntime-genai, if the graph allows it. An untimed pass before
-    warms up.
+    The cache is one buffer, as in onnxruntime-genai, if the graph allows it. An untimed
+    pass warms up first.
     """
     for _ in range(2):
         buffer = SharedBuffer(graph, len(ids)) if graph.shares_buffer else GrowingCache(graph)

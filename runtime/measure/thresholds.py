@@ -15,8 +15,8 @@ EVERY = "every"
 class Threshold:
     """`metric` of `measure` must be at most `limit`.
 
-    It is for packages of `precision` with `activations` in "fp32", "fp16" or "int8", on
-    `provider`. `measure` is what was measured: "weights", "graph", "quantization", "total" and
+    It applies to packages of `precision` with `activations` in "fp32", "fp16" or "int8", on
+    `provider`. `measure` names what was measured: "weights", "graph", "quantization", "total" and
     "greedy" by `validate`, "shipped" by `validate` and `verify`.
     """
 
@@ -94,7 +94,7 @@ def thresholds(
 def check(
     rows: Iterable[Threshold], values: Mapping[tuple[str, str, str], float]
 ) -> tuple[Check, ...]:
-    """Check every row against all `values`, by (measure, situation, metric), it applies to."""
+    """Check every row against the `values`, by (measure, situation, metric), that it applies to."""
     return tuple(
         Check(row, situation, value)
         for row in rows

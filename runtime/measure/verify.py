@@ -1,6 +1,6 @@
-"""Checks a package's signature and files, and replays its certificate here.
+"""Check a package's signature and files, and replay its certificate on this machine.
 
-Needs onnxruntime and numpy, and neither PyTorch nor the original weights.
+This needs onnxruntime and numpy, but neither PyTorch nor the original weights.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ Rows = Mapping[tuple[int, int], Logits]
 
 @dataclass(frozen=True)
 class Integrity:
-    """Whether the files are those that were written.
+    """Whether the files are unchanged.
 
-    `altered` differ from the manifest, `stale` differ from those the certificate was made for.
+    `altered` are the files that differ from the manifest, `stale` those that differ from the
+    certificate.
     `tokens` is whether tokenizer.json still encodes the certificate's texts to its ids; None where
     the library tokenizers is not installed or no certificate was read.
     """
@@ -75,13 +76,13 @@ class Integrity:
 
     @property
     def passed(self) -> bool:
-        """Whether all is as it was written."""
+        """Whether the files are unchanged."""
         return not self.altered and not self.stale and self.tokens is not False
 
 
 @dataclass(frozen=True)
 class SituationFigures:
-    """What runs here compared with the references.
+    """The package as it runs here, compared with the references.
 
     `shipped` is against the package's weights, `total` against the original weights, which only the
     situations in `WHOLE` have; None elsewhere.
@@ -95,10 +96,10 @@ class SituationFigures:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was found.
+    """The result of `verify`.
 
-    Nothing is replayed if only the files are checked, or if they are not those that were written
-    and signed: then there are no figures, and `activations` and `provider` are None.
+    Nothing is replayed if only the files are checked, or if files or signature are not valid: then
+    there are no figures. `activations` and `provider` are None if only the files are checked.
     """
 
     package: str
@@ -119,12 +120,12 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Whether files and signature are in order, and every threshold holds."""
+        """Whether files and signature are valid, and every threshold holds."""
         return self.intact and all(check.passed for check in self.checks)
 
     @property
     def intact(self) -> bool:
-        """Whether files and signature are in order."""
+        """Whether files and signature are valid."""
         return self.integrity.passed and self.signature.passed
 
     def to_json(self) -> dict[str, Any]:
@@ -148,12 +149,12 @@ def verify(
 ) -> VerifyReport:
     """Check every file of the package at `path`, then replay its certificate.
 
-    A bundle at `path` has all its files checked and its package replayed. `provider` replaces that
-    of the target; `allow_fallback` lets the CPU run what it cannot. `key` is a file with the
-    signer's public key. `situations` default to all that apply to the graph.
+    If `path` is a bundle, all its files are checked, and its package is replayed. `provider`
+    replaces the target's; `allow_fallback` lets the CPU run what it cannot. `key` is a file with
+    the signer's public key. `situations` default to all that apply to the graph.
 
     Raises `PackageError` for a package that has no certificate or does not run, `ProviderError`
-    when `provider` cannot run it, `UsageError` for a `key` that is not a public key.
+    if `provider` cannot run it, `UsageError` for a `key` that is not a public key.
     """
     shipped = open_shipped(path)
     package = _package_of(shipped)
@@ -217,8 +218,8 @@ def _check_files(
     key: Path | None,
     progress: Progress,
 ) -> VerifyReport:
-    # The key first, so that a wrong one is reported before minutes of hashing.
-    signature = check_signature(shipped.index, shipped.unnamed() if key else (), key)
+    # Check the key first, so that a wrong one is reported before minutes of hashing.
+    signature = check_signature(shipped.index, shipped.unlisted() if key else (), key)
     started = perf_counter()
     integrity = _check_integrity(shipped, certificate, progress)
     return VerifyReport(

@@ -21,7 +21,7 @@
 #define ACCELERATOR "DML"
 #endif
 
-/* A text file in each set of libraries with the version of its ONNX Runtime. */
+/* The text file in each set of libraries that contains the version of its ONNX Runtime. */
 #define VERSION_FILE "onnxruntime.version"
 
 /* ---- an opened package ------------------------------------------------------------------------ */
@@ -112,7 +112,7 @@ static int check_line(llama_onnx *self, const char *line) {
     char hex[65];
     const char *name = line + 66;
     bool sound = strspn(line, "0123456789abcdef") == 64 && strncmp(line + 64, "  ", 2) == 0;
-    /* The list came with the package: it must not make us read outside the package. */
+    /* The list comes with the package: it must not make us read files outside the package. */
     if (!sound || !*name || *name == '/' || strpbrk(name, "\\:") || strstr(name, "..")) {
         return fail(self, "%s is damaged: SHA256SUMS has the invalid line \"%s\".", self->package,
                     line);
@@ -171,7 +171,7 @@ static int check_version(llama_onnx *self, const char *folder) {
     return status;
 }
 
-/* genai must get the ONNX Runtime that we loaded, not one that was there before. */
+/* genai must use the ONNX Runtime that we loaded, not one that was loaded before. */
 static int check_only_one(llama_onnx *self, const char *folder) {
     module given = loaded_module(ORT_LIBRARY);
     if (!given || given == self->ort) return LLAMA_ONNX_OK;
@@ -201,7 +201,7 @@ static int load_api(llama_onnx *self, const char *folder) {
     for (size_t i = 0; i < sizeof api_members / sizeof *api_members; i++) {
         void *found = symbol(self->genai, api_members[i].name);
         if (!found) {
-            return fail(self, "%s%s%s has another version, without %s: restore it from the bundle.",
+            return fail(self, "%s%s%s is another version, without %s: restore it from the bundle.",
                         folder, SEPARATOR, GENAI_LIBRARY, api_members[i].name);
         }
         memcpy((char *)&self->oga + api_members[i].offset, &found, sizeof found);
@@ -263,8 +263,8 @@ static bool is_cancelled(llama_onnx *self) {
     return cancelled;
 }
 
-/* Holds the lock, because IsDone throws a C++ exception, which must not leave it, after
- * llama_onnx_cancel() has terminated the generator. */
+/* Holds the lock: after llama_onnx_cancel() has terminated the generator, IsDone throws a C++
+ * exception, which C cannot catch. */
 static bool is_over(llama_onnx *self, OgaGenerator *generator) {
     mutex_lock(&self->lock);
     bool over = self->cancelled || self->oga.OgaGenerator_IsDone(generator);
@@ -314,7 +314,7 @@ static int generate(llama_onnx *self, const int32_t *prompt, size_t count, sink 
     if (to->room > context - count) to->room = context - count;
     int status = check(self, oga->OgaCreateGeneratorParams(self->model, &params), self->package);
     if (!status) {
-        /* The cache gets the largest length of prompt and answer, not that of the model. */
+        /* The cache is sized for this prompt and answer, not for the model's whole context. */
         status = check(self, oga->OgaGeneratorParamsSetSearchNumber(params, "max_length",
                                                                     (double)(count + to->room)),
                        self->package);
@@ -357,7 +357,7 @@ static int encode(llama_onnx *self, const char *text, bool special, OgaSequences
     int status = check(self, self->oga.OgaCreateSequences(out), what);
     if (!status) {
         status = check(self, self->oga.OgaUpdateTokenizerOptions(self->tokenizer, keys, values, 1),
-                       "the tokenizer rejects its options");
+                       "the tokenizer rejected its options");
     }
     if (!status) {
         status = check(self, self->oga.OgaTokenizerEncode(self->tokenizer, text, *out), what);
@@ -398,7 +398,7 @@ static int generate_text(llama_onnx *self, const char *prompt, bool chat, int ma
 }
 
 static int check_call(llama_onnx *self, const void *prompt, int max_new_tokens) {
-    if (!self->model) return fail(self, "there is no model, because opening it failed.");
+    if (!self->model) return fail(self, "there is no model: opening the package failed.");
     if (!prompt) return fail(self, "the prompt is NULL.");
     if (max_new_tokens < 1) return fail(self, "the number of new tokens must be at least 1.");
     return LLAMA_ONNX_OK;
@@ -421,7 +421,7 @@ int llama_onnx_chat(llama_onnx *self, const char *messages, int max_new_tokens,
         status = check(self,
                        self->oga.OgaTokenizerApplyChatTemplate(self->tokenizer, NULL, messages,
                                                                NULL, true, &prompt),
-                       "the model's chat template does not accept these messages");
+                       "the model's chat template rejected the messages");
     }
     if (!status) status = generate_text(self, prompt, true, max_new_tokens, callback, user);
     if (prompt) self->oga.OgaDestroyString(prompt);
@@ -445,7 +445,7 @@ void llama_onnx_cancel(llama_onnx *self) {
     if (self->generator) {
         OgaResult *result =
             self->oga.OgaGenerator_SetRuntimeOption(self->generator, "terminate_session", "1");
-        if (result) self->oga.OgaDestroyResult(result); /* it then stops after this token */
+        if (result) self->oga.OgaDestroyResult(result); /* generation then stops after this token */
     }
     mutex_unlock(&self->lock);
 }
@@ -542,7 +542,7 @@ static int run_self_test(llama_onnx *self, const self_test *test) {
     return LLAMA_ONNX_OK;
 }
 
-/* On failure, self->error is the part of a sentence after "DirectML is not used: ". */
+/* On failure, self->error is the rest of a sentence that starts "DirectML is not used: ". */
 static int open_directml(llama_onnx *self, const char *libraries, bool required) {
     char device[256] = "";
     self_test test;
@@ -550,7 +550,7 @@ static int open_directml(llama_onnx *self, const char *libraries, bool required)
     char *folder = join(libraries, "directml");
     int status = folder ? LLAMA_ONNX_OK : out_of_memory(self);
     if (!status && !is_file(folder, GENAI_LIBRARY)) {
-        status = fail(self, "%s does not contain its libraries", folder);
+        status = fail(self, "its libraries are not in %s", folder);
     } else if (!status && !has_test && !required) {
         status = fail(self, "%s has no selftest.txt to test the device with", self->package);
     } else if (!status && !find_device(device, sizeof device)) {
@@ -573,7 +573,7 @@ static int open_directml(llama_onnx *self, const char *libraries, bool required)
 
 static int open_cpu(llama_onnx *self, const char *libraries) {
     int status = LLAMA_ONNX_OK;
-    if (!self->genai) { /* DirectML's libraries, if they are loaded, include the CPU */
+    if (!self->genai) { /* DirectML's libraries, if loaded, can run on the CPU too */
         char *folder = join(libraries, "cpu");
         status = folder ? load_libraries(self, folder, false) : out_of_memory(self);
         free(folder);

@@ -28,7 +28,7 @@ extern "C" {
 /* An opened package. It generates one answer at a time; several packages may be open at once. */
 typedef struct llama_onnx llama_onnx;
 
-/* The status that every function returns that can fail. */
+/* The status returned by every function that can fail. */
 enum {
     LLAMA_ONNX_OK = 0,
     LLAMA_ONNX_FAILED = 1,    /* llama_onnx_error() returns the reason */
@@ -38,7 +38,7 @@ enum {
 
 typedef struct llama_onnx_options {
     /* Folder whose subfolders `cpu` and `directml` each contain a set of libraries. NULL: the
-     * folder that contains this library. */
+     * folder of this library. */
     const char *libraries;
     /* "cpu", "directml" or "auto". NULL is "auto": DirectML if its libraries exist, the machine has
      * a device for it and that device reproduces the tokens in the package's selftest.txt, or else
@@ -53,8 +53,8 @@ typedef struct llama_onnx_options {
 typedef int (*llama_onnx_callback)(const char *text, void *user);
 
 /* Opens the package in the folder `package`. `options` may be NULL.
- * *out is set even if opening fails; it is then only good for llama_onnx_error(). Close it in
- * either case. It is NULL only if there is no memory for it.
+ * *out is set even if opening fails: pass it to llama_onnx_error() then. Close it in either case.
+ * It is NULL only if there is no memory for it.
  * Sets the environment variable ORT_DISABLE_TELEMETRY to 1 unless it is set already. */
 LLAMA_ONNX_API int llama_onnx_open(const char *package, const llama_onnx_options *options,
                                    llama_onnx **out);
@@ -70,7 +70,7 @@ LLAMA_ONNX_API int llama_onnx_chat(llama_onnx *self, const char *messages, int m
                                    llama_onnx_callback callback, void *user);
 
 /* Continues tokens with tokens. `*count` is the capacity of `ids` on input and the number of new
- * tokens on output, whatever the status. They include the end token if it was reached. */
+ * tokens on output, for every status. They include the end token if it was reached. */
 LLAMA_ONNX_API int llama_onnx_generate_ids(llama_onnx *self, const int32_t *prompt,
                                            size_t prompt_count, int32_t *ids, size_t *count);
 
@@ -78,16 +78,16 @@ LLAMA_ONNX_API int llama_onnx_generate_ids(llama_onnx *self, const int32_t *prom
  * nothing if there is none. */
 LLAMA_ONNX_API void llama_onnx_cancel(llama_onnx *self);
 
-/* Frees the model. No other call may be in progress: cancel it, wait for its return, then close. */
+/* Frees the model. No other call may be in progress: cancel it and wait until it returns first. */
 LLAMA_ONNX_API void llama_onnx_close(llama_onnx *self);
 
-/* The reason of the last failure, as a sentence, or "". Valid until the next call. */
+/* The reason for the last failure, as a sentence, or "". Valid until the next call. */
 LLAMA_ONNX_API const char *llama_onnx_error(const llama_onnx *self);
 
 /* The provider that runs the model: "DirectML" or "CPU". */
 LLAMA_ONNX_API const char *llama_onnx_provider(const llama_onnx *self);
 
-/* Why that provider was chosen, as a sentence for people. */
+/* Why that provider was chosen, as a sentence to display. */
 LLAMA_ONNX_API const char *llama_onnx_provider_reason(const llama_onnx *self);
 
 #ifdef __cplusplus

@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char own_address = 0; /* an address in this library, whatever it is linked into */
+static const char own_address = 0; /* an address in this library or the program it is linked into */
 
 #ifdef _WIN32
 typedef HMODULE module;
@@ -26,7 +26,7 @@ typedef SRWLOCK mutex;
 #define ORT_LIBRARY "onnxruntime.dll"
 #define GENAI_LIBRARY "onnxruntime-genai.dll"
 #define SEPARATOR "\\"
-#define LONG_PATH 200 /* longer paths get the prefix that lifts the limit of 260 characters */
+#define LONG_PATH 200 /* longer paths get the prefix that removes the limit of 260 characters */
 
 static void mutex_init(mutex *m) { InitializeSRWLock(m); }
 static void mutex_lock(mutex *m) { AcquireSRWLockExclusive(m); }
@@ -80,8 +80,8 @@ static FILE *open_file(const char *path) {
     return file;
 }
 
-/* Loads a library. Its dependencies are searched for beside it, then in System32 for those of
- * Windows, but not in the folder of the program, the current folder or PATH. */
+/* Loads a library. Windows looks for its dependencies beside it, then in System32, but not in the
+ * program's folder, the current folder or PATH. */
 static module load_module(const char *path) {
     wchar_t *name = to_wide(path);
     module loaded = NULL;
@@ -95,7 +95,7 @@ static module load_module(const char *path) {
 
 static void unload_module(module m) { FreeLibrary(m); }
 
-/* The loaded module that another library gets when it asks for `name`; NULL if there is none. */
+/* The loaded module that another library would get by `name`; NULL if there is none. */
 static module loaded_module(const char *name) {
     wchar_t *wide = to_wide(name);
     module found = wide ? GetModuleHandleW(wide) : NULL;
@@ -129,7 +129,7 @@ static void load_error(char *out, size_t size) {
         snprintf(out, size, "a library that it needs is missing, usually Microsoft's Visual C++ "
                             "Redistributable: install it");
     } else if (code == ERROR_BAD_EXE_FORMAT) {
-        snprintf(out, size, "it is damaged or built for another kind of processor");
+        snprintf(out, size, "it is damaged or built for a different kind of processor");
     } else {
         snprintf(out, size, "Windows error %lu", (unsigned long)code);
     }
@@ -153,7 +153,7 @@ static bool telemetry_wanted(void) {
     return GetEnvironmentVariableW(L"ORT_DISABLE_TELEMETRY", value, 2) == 1 && value[0] == L'0';
 }
 
-/* Writes the name of the first graphics device with Direct3D 12 that is not an emulation. */
+/* Writes the name of the first graphics device with Direct3D 12, emulations excluded. */
 static bool find_device(char *name, size_t size) {
     typedef HRESULT(WINAPI * create_factory)(REFIID, void **);
     typedef HRESULT(WINAPI * create_device)(IUnknown *, int, REFIID, void **);
@@ -231,7 +231,7 @@ static void load_error(char *out, size_t size) {
     snprintf(out, size, "%s", text ? text : "the system gives no reason");
 }
 
-/* There is no DirectML here; tests of the code around it define TEST_DEVICE. */
+/* DirectML does not exist here; tests define TEST_DEVICE to run the code that uses it. */
 static bool find_device(char *name, size_t size) {
 #ifdef TEST_DEVICE
     return snprintf(name, size, "%s", TEST_DEVICE) > 0;

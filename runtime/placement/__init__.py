@@ -1,1 +1,1 @@
-"""Which provider runs which node, and proof of it."""
+"""Which provider runs which node, as ONNX Runtime reports it."""

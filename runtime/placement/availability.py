@@ -1,4 +1,4 @@
-"""Whether a provider can run on this machine; if not, why, and what to do about it."""
+"""Check whether a provider can run on this machine; if not, report why, and what to do."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SYSTEMS = {"linux": "Linux", "win32": "Windows", "darwin": "macOS"}
 
 
 def require(provider: Provider, *, genai: bool = False) -> None:
-    """Raise `ProviderError` when `provider` cannot run here.
+    """Raise `ProviderError` if `provider` cannot run here.
 
-    `genai`: onnxruntime-genai has to run it, not only ONNX Runtime. Loads the provider's libraries,
-    including those in NVIDIA's wheels, where neither runtime looks by itself.
+    `genai`: onnxruntime-genai must run it too, not only ONNX Runtime. Loads the provider's
+    libraries, including those in NVIDIA's wheels, which neither runtime searches.
     """
     if provider == CPU:
         return
@@ -41,7 +41,7 @@ def missing_libraries(provider: Provider) -> tuple[Library, ...]:
     """Return those of the provider's libraries that do not load on this machine."""
     wanted = provider.libraries.get(sys.platform, ())
     if wanted:
-        # It prints what it does not find; our own error names that.
+        # It prints what it does not find; our own error lists that.
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_libraries()
     return tuple(library for library in wanted if not _loads(library.name))

@@ -1,4 +1,4 @@
-"""Opens a package in onnxruntime-genai, and checks that the provider asked for is in use."""
+"""Open a package in onnxruntime-genai, and check that the requested provider is in use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from llama_onnx.targets.providers import CPU
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model open in genai, on `provider`, where `asked` was asked for.
+    """A model open in genai on `provider`; `asked` is the requested provider.
 
-    `fallback` says why the two differ; None if they do not.
+    `fallback` is the reason why the two differ, None if they do not.
     """
 
     model: Any
@@ -47,8 +47,8 @@ def open_model(
 ) -> OpenModel:
     """Open the model in `folder` on `provider`, with `threads` threads if given.
 
-    Raises `ProviderError` when the provider cannot run it, unless `allow_fallback`: then the CPU
-    does, and the result says why. Raises `PackageError` when the model does not open, and
+    Raises `ProviderError` if the provider cannot run it, unless `allow_fallback`: then the CPU
+    runs it, and the result has the reason. Raises `PackageError` if the model does not open, and
     `UsageError` for fewer than one thread.
     """
     try:
@@ -69,7 +69,7 @@ def _open(folder: Path, provider: Provider, threads: int | None) -> Any:
             raise PackageError(f"{folder} does not open in onnxruntime-genai: {reason}") from None
         raise ProviderError(
             f"{folder} does not open in onnxruntime-genai on {provider.name}: "
-            f"{reason.rstrip('.')}; pass --provider cpu to run it there."
+            f"{reason.rstrip('.')}; pass --provider cpu to use the CPU."
         ) from None
     if str(model.device_type).casefold() != provider.device.casefold():
         raise ProviderError(

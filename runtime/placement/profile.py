@@ -1,4 +1,4 @@
-"""Compares what ONNX Runtime executed, by its profile of one step, with what it had assigned."""
+"""Compare what ONNX Runtime executed, by its profile of one step, with what it had assigned."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Kernels:
 
 @dataclass(frozen=True)
 class Profile:
-    """A step as it ran.
+    """What ran in one step.
 
     `moved` are the nodes that ran on another provider than they were assigned to, each with the
     provider that ran it.
@@ -61,7 +61,7 @@ def profile_step(
 ) -> tuple[OpenSession, Profile]:
     """Open the graph at `model` as `open_session` does, and run a prefill of four tokens.
 
-    Raises what `open_session` raises, and `ProviderError` when the step fails.
+    Raises what `open_session` raises, and `ProviderError` if the step fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         opened = open_session(
@@ -76,7 +76,7 @@ def profile_step(
         except Exception as error:  # onnxruntime's exceptions have no common base class
             reason = " ".join(str(error).split())
             raise ProviderError(
-                f"{provider.name} opens {model} but does not run it: {reason}"
+                f"provider {provider.name} opens {model} but cannot run it: {reason}"
             ) from None
         file = Path(opened.session.end_profiling())
         events = json.loads(file.read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ def step_feeds(session: Session, tokens: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def read_profile(events: Iterable[Mapping[str, Any]], placement: Placement) -> Profile:
-    """Return the `Profile` that the events of ONNX Runtime's profile of one run make."""
+    """Return the `Profile` of one run, from the events in ONNX Runtime's profile of it."""
     assigned = {node.name: node.provider for node in placement.nodes}
     ran: dict[str, list[tuple[str, int]]] = {}
     moved = {}

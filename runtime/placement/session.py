@@ -1,4 +1,4 @@
-"""Opens a package's graph in plain ONNX Runtime, and reports where its nodes run."""
+"""Open a package's graph in plain ONNX Runtime, and report where its nodes run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.placement.availability import require
 from llama_onnx.runtime.placement.shares import Placement, place, read_costs, summarize
+from llama_onnx.runtime.placement.wheels import installed_flavours
 from llama_onnx.targets.errors import ProviderError, UsageError
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU
@@ -17,8 +18,8 @@ from llama_onnx.targets.providers import CPU
 class OpenSession:
     """An open graph: `session` is an `onnxruntime.InferenceSession`.
 
-    `fallback` says why the provider asked for does not run the graph at all. It is None when it
-    does, and always unless a fallback was allowed.
+    `fallback` is the reason why the requested provider does not run the graph at all; None if it
+    does.
     """
 
     session: ort.Session
@@ -44,25 +45,27 @@ def open_session(
     """Open the graph at `model` on `provider`, and ask ONNX Runtime which node runs where.
 
     Small nodes (shapes, masks) may always run on the CPU. A node with weights, or an attention,
-    that is not on `provider` is an error unless `allow_fallback`; so is a provider that does not
+    that is not on `provider` is an error unless `allow_fallback`; so is a provider that cannot
     run here at all. `threads`, `prepack`, `arena` and `profile` are those of `ort.Settings`.
 
-    Raises `ProviderError`, `UsageError` for fewer than one thread, and `PackageError` when ONNX
+    Raises `ProviderError`, `UsageError` for fewer than one thread, and `PackageError` if ONNX
     Runtime refuses the graph.
     """
     settings = _settings(threads, prepack, arena, profile)
     costs = read_costs(model)
     session, fallback = _open(model, provider, settings, allow_fallback)
     if not hasattr(session, "get_provider_graph_assignment_info"):
+        wheel = next(iter(installed_flavours("onnxruntime")), provider.wheel)
         raise ProviderError(
-            f"onnxruntime {ort.version()} cannot say where the nodes of a graph run: 1.24 or newer "
-            "is needed; run `python -m pip install --upgrade onnxruntime`."
+            f"onnxruntime {ort.version()} cannot report where the nodes of a graph run: 1.24 or "
+            f"newer is needed; run `python -m pip install --upgrade {wheel}`."
         )
     placement = place(provider.ort_name, session.get_provider_graph_assignment_info(), costs)
     if placement.heavy_elsewhere and not allow_fallback:
         raise ProviderError(
-            f"{provider.name} does not run all of {model}: {summarize(placement.heavy_elsewhere)}; "
-            "pass --provider cpu, or accept it with --allow-fallback."
+            f"provider {provider.name} does not run all of {model}: "
+            f"{summarize(placement.heavy_elsewhere)}; pass --provider cpu, or accept it with "
+            "--allow-fallback."
         )
     return OpenSession(session, placement, fallback)
 
@@ -70,7 +73,7 @@ def open_session(
 def _open(
     model: Path, provider: Provider, settings: ort.Settings, allow_fallback: bool
 ) -> tuple[ort.Session, str | None]:
-    """Return an open session, and why it is not on `provider` if it is not."""
+    """Return an open session, and the reason if it is not on `provider`."""
     try:
         require(provider)
         return ort.create_session(model, provider, settings), None

@@ -65,10 +65,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where ONNX Runtime assigned each node, compared with the provider asked for.
+    """Where ONNX Runtime assigned each node, compared with the requested provider, `asked`.
 
     Nodes that ONNX Runtime folded away or merged when it opened the graph are in no share;
-    `unplaced` names those that had weights.
+    `unplaced` lists those that had weights.
     """
 
     asked: str
@@ -77,14 +77,14 @@ class Placement:
 
     @property
     def shares(self) -> tuple[Share, ...]:
-        """The share of each provider that has nodes; that of the one asked for comes first."""
+        """The share of each provider that has nodes, the requested provider first."""
         counts = Counter(node.provider for node in self.nodes)
         providers = sorted(counts, key=lambda name: (name != self.asked, -counts[name]))
         return tuple(self._share(provider) for provider in providers)
 
     @property
     def elsewhere(self) -> tuple[AssignedNode, ...]:
-        """The nodes on other providers than the one asked for."""
+        """The nodes that are not on the requested provider."""
         return tuple(node for node in self.nodes if node.provider != self.asked)
 
     @property
@@ -94,7 +94,7 @@ class Placement:
 
     @property
     def unplaced(self) -> tuple[str, ...]:
-        """Nodes with weights that ONNX Runtime did not assign under their name."""
+        """Nodes with weights whose names are not in ONNX Runtime's assignment."""
         if self.costs is None:
             return ()
         assigned = {node.name for node in self.nodes}
@@ -107,7 +107,7 @@ class Placement:
         return node.name in self.costs.nodes
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values; each `fraction` is one of the whole graph."""
+        """Return everything as JSON values; each `fraction` is of the whole graph."""
         return {
             "asked": self.asked,
             "source": "onnxruntime's own assignment",
@@ -126,7 +126,7 @@ class Placement:
         }
 
     def __str__(self) -> str:
-        """Return a line for each share, then what is not on the provider asked for."""
+        """Return a line for each share, then what is not on the requested provider."""
         lines = [self._share_text(share) for share in self.shares]
         if self.elsewhere:
             lines.append(f"not on {self.asked}: {summarize(self.elsewhere)}")
@@ -177,9 +177,9 @@ class Placement:
 
 
 def read_costs(model: Path) -> GraphCosts | None:
-    """Return the table of costs in the manifest beside `model`; None where there is none.
+    """Return the table of costs in the manifest beside `model`; None if there is none.
 
-    Raises `PackageError` when the table is damaged.
+    Raises `PackageError` if the table is damaged.
     """
     file = model.parent / MANIFEST
     try:
@@ -222,7 +222,7 @@ def summarize(nodes: Sequence[AssignedNode]) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """Return a percentage for people: 0.0 % is exactly nothing, and 100.0 % exactly all."""
+    """Return a percentage to print: 0.0 % is exactly nothing, and 100.0 % exactly all."""
     if fraction is None:
         return "-"
     if 0 < fraction < 0.001:

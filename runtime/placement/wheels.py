@@ -1,4 +1,4 @@
-"""Which wheels of the runtimes are installed, by their metadata, and how to replace them."""
+"""Find which wheels of the runtimes are installed, by their metadata, and how to replace them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llama_onnx.targets.provider import Provider
 
 
 def installed_flavours(module: str) -> dict[str, str]:
-    """Return distribution -> version of everything installed that owns `module`.
+    """Return distribution -> version of all installed distributions that contain `module`.
 
     `module` is "onnxruntime" or "onnxruntime_genai". Several distributions of one module overwrite
     each other's files.
@@ -18,7 +18,7 @@ def installed_flavours(module: str) -> dict[str, str]:
     found = {}
     for distribution in distributions():
         name = distribution.metadata["Name"] or ""
-        # Names first: reading the list of files of every distribution takes a second.
+        # Filter by name first: reading the file lists of all distributions takes a second.
         if name.lower().startswith(("onnxruntime", "ort-")) and any(
             file.as_posix() == f"{module}/__init__.py" for file in distribution.files or ()
         ):

@@ -1,1 +1,1 @@
-"""Serves one model to many callers: JSON requests, answered one at a time."""
+"""Serve one model to many callers: JSON requests, answered one at a time."""

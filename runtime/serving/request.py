@@ -22,7 +22,7 @@ _LARGEST = 2**31 - 1  # onnxruntime-genai's options are 32-bit integers
 
 @dataclass(frozen=True)
 class Request:
-    """A `prompt` to continue, or `messages`, a conversation whose last message to answer.
+    """A `prompt` to continue, or `messages`, a conversation whose last message is to be answered.
 
     `stream` asks for the answer in pieces; the other fields are arguments of `Llama.generate` and
     `Llama.chat`.
@@ -38,7 +38,7 @@ class Request:
 
     @classmethod
     def parse(cls, body: str | bytes) -> Request:
-        """Read a request's body; raise `UsageError`, with a sentence for the caller."""
+        """Read a request's body; raise `UsageError` with a message for the caller."""
         try:
             content = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -47,9 +47,9 @@ class Request:
 
     @classmethod
     def from_json(cls, content: Any) -> Request:
-        """Check decoded JSON; raise `UsageError`, with a sentence for the caller."""
+        """Check decoded JSON; raise `UsageError` with a message for the caller."""
         if not isinstance(content, dict):
-            raise UsageError('the request must be an object, such as {"prompt": "Once"}.')
+            raise UsageError('the request must be a JSON object, such as {"prompt": "Once"}.')
         for name, value in content.items():
             if name not in _FIELDS:
                 raise UsageError(f"unknown field {name!r}: use {', '.join(_FIELDS)}.")

@@ -1,4 +1,4 @@
-"""Runs the model's process for a server: queues requests, and refuses what is too much."""
+"""Run the model's process for a server: queue requests, and refuse those beyond a limit."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MAX_WAITING = 8
 class Service:
     """A package that answers one request at a time; others wait, in no particular order.
 
-    `about` says which model it is and which provider runs it. A process that has ended is started
-    again before the next answer.
+    `about` has the model's name and its provider. A process that has ended is restarted before the
+    next answer.
     """
 
     def __init__(self, package: Path, *, max_waiting: int = MAX_WAITING) -> None:
-        """Open `package`; raise `LlamaOnnxError` if its provider does not run it."""
+        """Open `package`; raise `LlamaOnnxError` if its provider cannot run it."""
         self._package = package
         self._turn = Lock()
         self._room = BoundedSemaphore(max_waiting + 1)
@@ -42,7 +42,7 @@ class Service:
     def answer(self, request: Request) -> dict[str, Any]:
         """Return the whole answer: `text` and `stats`.
 
-        Raises `UsageError`, `BusyError`, or `LlamaOnnxError` when the answer fails.
+        Raises `UsageError`, `BusyError`, or `LlamaOnnxError` if the answer fails.
         """
         messages = list(self.stream(request))
         text = "".join(message["text"] for message in messages[:-1])
@@ -90,13 +90,13 @@ class Service:
 
 
 def find_package(folder: Path) -> Path:
-    """Return the package that `folder` is or holds; raise `PackageError` unless there is one."""
+    """Return the package that `folder` is or contains; raise `PackageError` unless there is one."""
     places = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
     found = [path for path in places if (path / MANIFEST).is_file()]
     if len(found) != 1:
         raise PackageError(
-            f"{folder} must be a package or hold exactly one, but {len(found)} were found: put the "
-            f"files beside {MANIFEST} there."
+            f"{folder} must be a package or contain exactly one, but {len(found)} were found: "
+            f"put one package, with its {MANIFEST}, there."
         )
     return found[0]
 
@@ -110,7 +110,7 @@ def http_status(error: LlamaOnnxError) -> int:
 
 def _open(package: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """Start the model's process and wait until it has opened `package`."""
-    # The child must find the same modules as this process, however they came onto its path.
+    # The child must find the same modules as this process.
     path = os.pathsep.join(filter(None, sys.path))
     process = subprocess.Popen(
         [sys.executable, "-m", "llama_onnx.runtime.serving.worker", str(package)],
@@ -145,7 +145,7 @@ def _receive(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End the current answer, if there still is one."""
+    """End the current answer, if it is still in progress."""
     try:
         _send(process, None)
         while not _is_last(_receive(process)):
@@ -164,6 +164,6 @@ def _error(message: dict[str, Any]) -> LlamaOnnxError:
 
 def _ended(process: subprocess.Popen[str]) -> LlamaOnnxError:
     return LlamaOnnxError(
-        f"the model's process ended with status {process.wait()}: see its log; -9 mostly means "
-        "that memory ran out."
+        f"the model's process ended with status {process.wait()}: see its log; -9 usually "
+        "means that memory ran out."
     )

@@ -1,9 +1,10 @@
 """The process that holds the model: `python -m llama_onnx.runtime.serving.worker PACKAGE`.
 
 onnxruntime-genai 0.18 holds Python's global lock while it reads a prompt, so nothing else in its
-process can answer, not even a health check. Hence a separate process, which speaks JSON lines:
+process can answer, not even a health check. It therefore runs in a separate process, which
+exchanges JSON lines with the server:
 
-    out  {"ready": {...}}                      once; or an error, and the end
+    out  {"ready": {...}}                      once; or an error, then it exits
     in   a request                             null ends the current answer
     out  {"started": true}  {"text": ...}*     the pieces
     out  {"stats": {...}}  or  {"error": ..., "usage": ...}    the end of an answer
@@ -82,7 +83,7 @@ def _read(lines: IO[str], inbox: Inbox) -> None:
 
 def main() -> int:
     """Answer requests from stdin on stdout."""
-    # Anything that a library prints goes to stderr; only answers go to the real stdout.
+    # What libraries print goes to stderr; only answers go to the real stdout.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

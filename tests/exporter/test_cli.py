@@ -75,8 +75,11 @@ def test_values_arrive_as_the_options_have_them(tmp_path: Path, package: Path) -
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--temperature", "0", "--top-k", "4"), "--temperature 0 is greedy, so --top-k has no"),
-        (("--temperature", "0", "--top-p", "0.5", "--seed", "1"), "so --top-p, --seed has no"),
+        (("--temperature", "0", "--top-k", "4"), "--temperature 0 is greedy: leave out --top-k"),
+        (
+            ("--temperature", "0", "--top-p", "0.5", "--seed", "1"),
+            "leave out --top-p, --seed,",
+        ),
         (("--seed", "1"), "--seed has no effect on a greedy answer"),
         (("--provider", "cpu", "--allow-fallback"), "no effect with --provider cpu"),
     ],

@@ -1,4 +1,4 @@
-"""The one door to onnxruntime: quiet, lazy, and its exceptions are ours."""
+"""The only import of onnxruntime: quiet, lazy, and with our exceptions."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_provider_the_wheel_lacks_does_not_become_the_cpu(package_fp32: Path) 
 
 def test_what_fails_in_a_run_is_one_sentence_and_ours_pass_through() -> None:
     with (
-        pytest.raises(PackageError, match=r"^onnxruntime fails in layer 3: no kernel$"),
+        pytest.raises(PackageError, match=r"^onnxruntime failed in layer 3: no kernel$"),
         ort.running("in layer 3"),
     ):
         raise ValueError("no kernel\nand a trace")

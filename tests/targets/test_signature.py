@@ -151,7 +151,7 @@ def test_a_signed_package_verifies_and_runs(signed: Path, keys: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "manifest.json.sig was made with the key" in done.stdout
     assert "ran on     CPUExecutionProvider" in done.stdout
-    assert "computes here what its weights say" in done.stdout
+    assert "the package computes the certified results on this machine." in done.stdout
 
 
 def test_a_signature_that_nobody_asked_about_is_named(signed: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_bundle_for_any_place_is_signed(
     done = run("verify", out, "--key", public_of(keys / "other.pem"))
     if place == "sagemaker":
         assert done.exit_code == 1
-        assert "holds its package as an archive, which cannot run" in done.stderr
+        assert "contains its package as an archive, which cannot run" in done.stderr
         shutil.unpack_archive(out / "model.tar.gz", tmp_path / "package")
         assert verify(tmp_path / "package", keys / "mine.pem").exit_code == 0
     else:
@@ -409,7 +409,7 @@ def test_a_bundle_signed_after_it_was_made_is_signed(bundle: Path, keys: Path) -
     ("content", "message"),
     [
         ("{}", "it has no format_version"),
-        ('{"format_version": 1, "files": {}}', "it does not name its package"),
+        ('{"format_version": 1, "files": {}}', "it does not describe its package"),
         ('{"format_version": 1, "files": {"../x": {}}}', "its entry for '../x' is invalid"),
     ],
 )
@@ -425,7 +425,7 @@ def test_only_files_are_checked_without_a_certificate_or_a_provider(
 ) -> None:
     done = verify(package, None)
     assert done.exit_code == 0
-    assert "passed: the package is the one that was made." in done.stdout
+    assert "passed: all files are intact." in done.stdout
     done = verify(package, None, "--provider", "cpu")
     assert done.exit_code == 2
     assert "--files-only runs nothing" in done.stderr
@@ -458,4 +458,4 @@ def test_a_signature_appears_whole_or_not_at_all(
         write_signature(copy / MANIFEST, sign)
     assert not check_signature(copy / MANIFEST, (), None).there
     assert write_signature(copy / MANIFEST, sign).stat().st_size == 64
-    assert open_shipped(copy).unnamed() == []
+    assert open_shipped(copy).unlisted() == []

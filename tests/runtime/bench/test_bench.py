@@ -53,7 +53,7 @@ def test_a_table_in_80_columns(package: Path) -> None:
     # The tiny model's context is 256: half of it for the prompt, not 512.
     assert "int4 · CPUExecutionProvider · prompt 128, answer 4 tokens" in lines[0]
     assert all(len(line) <= 80 for line in lines)
-    for name in ("first token", "prefill", "decode", "load, once", "memory at most"):
+    for name in ("first token", "prefill", "decode", "load (one run)", "peak memory"):
         assert any(line.strip().startswith(name) for line in lines)
 
 

@@ -116,7 +116,7 @@ def test_a_model_without_its_license_needs_an_option(
     package: Path, out: Path, tmp_path: Path, bundle: Bundle
 ) -> None:
     opened = altered(package, tmp_path / "copy", {"name": "Llama-2-7b"}, USE_POLICY__md=None)
-    with pytest.raises(PackageError, match=r"no use policy \(USE_POLICY\) to pass"):
+    with pytest.raises(PackageError, match=r"lacks the use policy \(USE_POLICY\) that must"):
         bundle(opened, out)
     assert left_over(out) == []
     assert bundle(opened, out, licensed=True).path == out
@@ -188,7 +188,7 @@ def test_options_of_windows_are_refused_elsewhere(
 ) -> None:
     done = run(package, out, "--for", place, *option)
     assert done.exit_code == 2
-    sentence = f"{option[0]} is not used by the place {place}, only by windows: leave it out."
+    sentence = f"{option[0]} is not an option for the place {place}, only for windows: leave "
     assert sentence in done.stderr
     assert left_over(out) == []
 
@@ -196,7 +196,7 @@ def test_options_of_windows_are_refused_elsewhere(
 def test_a_place_or_an_option_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UsageError, match="no place 'moon': choose one of windows, azureml, "):
         get_place("moon")
-    with pytest.raises(UsageError, match="heat is not used by the place hub: leave it out"):
+    with pytest.raises(UsageError, match="heat is not an option for the place hub: leave it out"):
         get_place("hub", {"heat": True})
 
 
@@ -230,7 +230,7 @@ def test_a_new_place_is_a_class_and_a_line_in_the_registry(
     described = json.loads((out / "bundle.json").read_text("utf-8"))
     assert (described["for"], described["crater"]) == ("moon", "Tycho")
     assert list(described["files"]) == ["flag"]
-    with pytest.raises(UsageError, match="crater is not used by the place hub, only by moon"):
+    with pytest.raises(UsageError, match="not an option for the place hub, only for moon"):
         get_place("hub", {"crater": "Tycho"})
     with pytest.raises(PackageError, match="too hot"):
         make_bundle(opened, out.with_name("sun"), get_place("moon"))
@@ -413,8 +413,8 @@ def test_a_card_of_a_package_that_knows_little(package: Path, out: Path) -> None
     assert "has no certificate" in text
     assert "|" not in text and "%" not in text, "a figure from nowhere"
     assert [warning.partition(":")[0].partition(",")[0] for warning in made.warnings] == [
-        "The card names no base model",
-        "The card names no language",
+        "The card has no base model",
+        "The card has no language",
         "The card has no parity table",
     ]
 
@@ -487,7 +487,7 @@ def test_the_table_is_the_certificate_s(certified: tuple[Path, ParityReport], ou
         assert float(row[4].rstrip("%")) / 100 == pytest.approx(of.top5_overlap, abs=6e-4)
         assert float(row[5].split()[0]) == pytest.approx(of.perplexity_ratio, abs=6e-5)
     assert f"at {report.positions:,} positions" in text
-    assert "every threshold holds" in text and "NOT" not in text
+    assert "all thresholds hold" in text and "NOT" not in text
     assert "llama-onnx verify FOLDER" in text
 
 
@@ -495,7 +495,7 @@ def test_a_certificate_for_other_files_is_refused(
     certified: tuple[Path, ParityReport], out: Path, tmp_path: Path
 ) -> None:
     stale = altered(certified[0], tmp_path / "stale", tokenizer__json="{}")
-    with pytest.raises(PackageError, match=r"was made for another tokenizer\.json"):
+    with pytest.raises(PackageError, match=r"was made for a different tokenizer\.json"):
         bundle_hub(stale, out)
     assert left_over(out) == []
 

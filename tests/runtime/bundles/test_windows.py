@@ -139,8 +139,8 @@ def test_the_package_has_its_sums_and_its_self_test(
 @pytest.mark.parametrize(
     ("patterns", "source", "message"),
     [
-        (["LICENSE*"], "checkpoint", r"no license \(LICENSE\) to pass"),
-        (["USE_POLICY*"], "Llama-2-7b-chat-hf", r"no use policy \(USE_POLICY\) to pass"),
+        (["LICENSE*"], "checkpoint", r"lacks the license \(LICENSE\) that"),
+        (["USE_POLICY*"], "Llama-2-7b-chat-hf", r"lacks the use policy \(USE_POLICY\) that"),
         (["USE_POLICY*"], "llama2-7b.gguf", "no use policy"),
         (["LICENSE*", "USE_POLICY*"], "Llama-2-7b", "no license .* and no use policy"),
     ],
@@ -205,7 +205,7 @@ def test_a_wheel_that_is_missing_or_broken(
     opened, (wheels, libraries) = ModelPackage.open(package), sets
     (genai,) = wheels.glob("onnxruntime_genai-*.whl")
     genai.write_bytes(b"no zip")
-    with pytest.raises(PackageError, match=r"genai-.*\.whl is damaged or is another wheel"):
+    with pytest.raises(PackageError, match=r"genai-.*\.whl is damaged or is not the"):
         bundle_windows(opened, out, wheels, libraries=libraries)
     genai.unlink()
     with pytest.raises(UsageError, match=r"has no onnxruntime_genai-0\.18\.0-\*-win_amd64\.whl"):
@@ -274,6 +274,15 @@ def test_a_file_that_is_not_a_self_test(tmp_path: Path, text: str) -> None:
     file.write_text(text, "utf-8")
     with pytest.raises(UsageError, match="is not a self-test"):
         SelfTest.read(file)
+
+
+def test_a_self_test_that_nothing_would_use_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "selftest.txt"
+    file.write_text("prompt 1\nexpected 2\n", "utf-8")
+    with pytest.raises(UsageError, match="--self-test has no effect with --cpu-only"):
+        Windows.from_options({"cpu_only": True, "self_test": file})
+    place = Windows.from_options({"self_test": file})
+    assert place.self_test == SelfTest((1,), (2,))
 
 
 def run(*arguments: str | Path) -> Result:

@@ -20,8 +20,8 @@ from llama_onnx.runtime.doctor.facts import (
     Loaded,
     Memory,
     Processor,
+    ProviderRun,
     Python,
-    Tried,
     Wheels,
     WindowsFacts,
 )
@@ -85,7 +85,7 @@ HEALTHY = Facts(
     onnxruntime=ORT,
     genai=GENAI,
     libraries=(),
-    tried=(Tried("cpu", nodes=34, logits=(1.0, 2.0), seconds=0.1),),
+    tried=(ProviderRun("cpu", nodes=34, logits=(1.0, 2.0), seconds=0.1),),
     graphics=Graphics(),
     processor=PROCESSOR,
     memory=Memory(24 * 10**9, 20 * 10**9),
@@ -101,7 +101,7 @@ CUDA_MACHINE = replace(
     wheels=CUDA_WHEELS,
     onnxruntime=Loaded("1.31.1", providers=(CUDA.ort_name, CPU.ort_name)),
     libraries=(Libraries("cuda", cudnn=True),),
-    tried=(*HEALTHY.tried, Tried("cuda", nodes=34, elsewhere=6, logits=(1.01, 2.02))),
+    tried=(*HEALTHY.tried, ProviderRun("cuda", nodes=34, elsewhere=6, logits=(1.01, 2.02))),
     graphics=Graphics(("NVIDIA",), (L40,), "580.82.07"),
 )
 
@@ -251,7 +251,7 @@ def test_a_gpu_wheel_without_a_driver() -> None:
     facts = replace(
         CUDA_MACHINE,
         libraries=(Libraries("cuda", libraries, cudnn=False),),
-        tried=(*HEALTHY.tried, Tried("cuda", error="provider cuda cannot run here: no")),
+        tried=(*HEALTHY.tried, ProviderRun("cuda", error="provider cuda cannot run here: no")),
         graphics=Graphics(),
     )
     assert not_ok(facts) == {"cuda libraries": "trouble", "provider cuda": "trouble"}
@@ -306,7 +306,7 @@ def test_graphics(graphics: Graphics, cuda: bool, status: str, said: str) -> Non
     ],
 )
 def test_gibberish_is_not_a_provider_that_runs(logits: tuple[float, ...], said: str | None) -> None:
-    tried = [Tried("cpu", 34, 0, (1.0, 2.0)), Tried("directml", 34, 0, logits)]
+    tried = [ProviderRun("cpu", 34, 0, (1.0, 2.0)), ProviderRun("directml", 34, 0, logits)]
     cpu, other = judge_tried(tried, WHEELS)
     assert cpu.status == "ok"
     assert other.status == ("trouble" if said else "ok")
@@ -314,7 +314,10 @@ def test_gibberish_is_not_a_provider_that_runs(logits: tuple[float, ...], said: 
 
 
 def test_a_cpu_that_fails_is_no_reference() -> None:
-    tried = [Tried("cpu", error="it crashes (SIGILL)"), Tried("cuda", 34, 0, (1.0, 2.0))]
+    tried = [
+        ProviderRun("cpu", error="it crashes (SIGILL)"),
+        ProviderRun("cuda", 34, 0, (1.0, 2.0)),
+    ]
     cpu, cuda = judge_tried(tried, WHEELS)
     assert (cpu.status, cpu.found, cuda.status) == ("trouble", "it crashes (SIGILL)", "ok")
     assert str(cpu.mend).startswith("run `python -m pip uninstall -y onnxruntime onnxruntime-genai")
@@ -334,13 +337,18 @@ UNREPORTED = {"VNNI": None, "AVX-VNNI": None}  # as on Windows
         (X86 | {"AVX512": True, "VNNI": True}, "AVX512-VNNI", "ok", "blocks of 128 are faster"),
         (X86 | {"AVX512": True}, "AVX512", "ok", "without VNNI"),
         (X86 | {"AVX-VNNI": True}, "AVX-VNNI", "ok", "blocks of 128 are faster"),
-        (X86, "AVX2", "ok", "AVX2 kernels, products in int8; without VNNI, blocks of 128 are hard"),
+        (
+            X86,
+            "AVX2",
+            "ok",
+            "AVX2 kernels, with products in int8; without VNNI, blocks of 128 are hard",
+        ),
         (X86 | {"AVX2": False}, None, "warning", "no fast kernels without AVX2"),
         (
             X86 | {"AVX512": True} | UNREPORTED,
             "AVX512",
             "ok",
-            "AVX512 kernels, products in int8, or on AVX512-VNNI: this system does not report it",
+            "with products in int8, or on AVX512-VNNI: this system does not report it",
         ),
         (X86 | UNREPORTED, "AVX2", "ok", "or on AVX-VNNI: this system does not report it"),
         ({"AVX2": False, "AVX512": False} | UNREPORTED, None, "warning", "without AVX2"),

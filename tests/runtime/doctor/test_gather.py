@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.doctor import gather, linux
-from llama_onnx.runtime.doctor.child import ask, run
+from llama_onnx.runtime.doctor.child import run, run_probe
 from llama_onnx.runtime.doctor.facts import Gpu
 from llama_onnx.runtime.doctor.gather import parse_gpus
 from tests.support import probe_model
@@ -248,7 +248,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     [
         ("import os; os.kill(os.getpid(), 4)", "it crashes (SIGILL)"),
         ("import time; time.sleep(600)", "no answer within 3 s"),
-        ("import os; os._exit(0)", "it ends without an answer"),
+        ("import os; os._exit(0)", "it ended without an answer"),
         ("raise ImportError('DLL load failed')", "ImportError: DLL load failed"),
         ("", "AttributeError: module 'onnxruntime' has no attribute"),
     ],
@@ -284,7 +284,7 @@ def test_a_provider_that_does_not_run() -> None:
     assert "cannot run here" in str(gather.try_provider("cuda", seconds=60).error)
     libraries = gather.try_libraries("cuda", seconds=60)
     assert libraries.error is None
-    assert "no provider 'gpu'" in ask("open", "gpu", seconds=60)["error"]
+    assert "no provider 'gpu'" in run_probe("open", "gpu", seconds=60)["error"]
 
 
 # The small model
@@ -327,7 +327,7 @@ def test_trouble_is_exit_1_and_a_command_can_be_copied(
     (line,) = [line for line in result.stdout.splitlines() if "pip uninstall" in line]
     assert line.startswith("onnxruntime, onnxruntime-genai: run")
     assert line.count("`") == 2 and 'pip install ".[cpu]"' in line
-    assert result.stdout.splitlines()[-1].startswith("2 troubles, ")
+    assert result.stdout.splitlines()[-1].startswith("2 problems, ")
     assert "Traceback" not in result.output
 
 

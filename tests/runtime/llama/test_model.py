@@ -241,7 +241,7 @@ def test_a_text_that_is_not_utf_8(llama: Llama) -> None:
 
 def test_settings_genai_refuses(package: Path, tmp_path: Path) -> None:
     altered = alter_package(package, tmp_path / "altered", search={"top_p": 7.0, "do_sample": True})
-    with pytest.raises(PackageError, match="has settings that genai refuses"):
+    with pytest.raises(PackageError, match="has settings that onnxruntime-genai rejects"):
         "".join(Llama.load(altered).generate(PROMPT, max_new_tokens=2))
 
 

@@ -324,8 +324,8 @@ def test_the_command_prints_a_verdict(packages: dict[str, Path]) -> None:
         result.stdout
     )
     assert "batch, padded left" in result.stdout
-    assert "4 of 4 continuations are the certificate's" in result.stdout
-    assert "passed: the package is the one that was made" in result.stdout
+    assert "4 of 4 continuations match the certificate" in result.stdout
+    assert "passed: all files are intact" in result.stdout
     assert result.stderr == ""
 
 

@@ -97,7 +97,7 @@ def test_a_graph_that_gives_up_says_in_which_situation(graph: GraphSession) -> N
     with pytest.raises(PackageError) as caught:
         list(try_situation(DECODE, GraphSession(Broken()), PASSAGES))
     assert str(caught.value) == (
-        "onnxruntime fails while it runs the graph: no kernel for this (situation: token by token)"
+        "onnxruntime failed while running the graph: no kernel for this (situation: token by token)"
     )
 
 

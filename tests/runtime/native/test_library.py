@@ -141,7 +141,7 @@ def test_a_start_token_is_written_where_the_tokenizer_wants_one(
 
 def test_the_app_learns_what_runs_and_why(model: Any) -> None:
     assert model.provider == "CPU"
-    assert "does not contain its libraries" in model.provider_reason
+    assert "its libraries are not in" in model.provider_reason
 
 
 def test_usage_reports_are_off(sample: Any, built: Path, package: Path) -> None:
@@ -203,7 +203,7 @@ def test_an_answer_ends_with_the_context(model: Any) -> None:
 
 
 def test_invalid_messages(model: Any) -> None:
-    with pytest.raises(RuntimeError, match="chat template does not accept these messages"):
+    with pytest.raises(RuntimeError, match="chat template rejected the messages"):
         list(model._stream(model._api.llama_onnx_chat, "not JSON", 5))
 
 

@@ -296,7 +296,7 @@ def test_a_provider_that_fails_is_an_error_in_one_sentence(
 
     play(monkeypatch, fail)
     model = tmp_path / "model.onnx"
-    sentence = f"{model} does not open on cuda: {reason}; pass --provider cpu to run it there."
+    sentence = f"{model} does not open on cuda: {reason}; pass --provider cpu to use the CPU."
     with pytest.raises(ProviderError) as caught:
         open_session(model, CUDA)
     assert str(caught.value) == sentence

@@ -1,4 +1,4 @@
-/* A chat, or one answer, in the console.
+/* Chats, or prints one answer, in the console.
  *
  *     llama_onnx_chat                          chats with the bundle's package, ..\package
  *     llama_onnx_chat PACKAGE                  chats with another package
@@ -126,7 +126,7 @@ static char *to_utf8(const wchar_t *text) {
     return out;
 }
 
-/* Only as UTF-16 does a console return every character; a file or pipe is read as UTF-8. */
+/* A console must be read as UTF-16 to get every character; a file or pipe is read as UTF-8. */
 static int read_line(char *line, int size) {
     HANDLE console = GetStdHandle(STD_INPUT_HANDLE);
     DWORD mode, count;
@@ -154,7 +154,7 @@ static char *own_package(void) {
     return to_utf8(path);
 }
 
-/* Not main, whose arguments are in the machine's code page, which lacks characters. */
+/* wmain, because the arguments of main are in the machine's code page, which lacks characters. */
 int wmain(int argc, wchar_t **argv) {
     SetConsoleOutputCP(CP_UTF8);
     char *package = argc > 1 ? to_utf8(argv[1]) : own_package();

@@ -4,7 +4,7 @@
 //     await foreach (var piece in model.ChatAsync(messages, cancellationToken: stop.Token))
 //         Answer.Text += piece;   // in WinUI and WPF this runs in the UI thread
 //
-// C# 8 and .NET Core 3.1 or later. llama_onnx.dll is first searched for beside the program.
+// Needs C# 8 and .NET Core 3.1 or later, which look for llama_onnx.dll beside the program first.
 #nullable enable
 using System;
 using System.Collections.Concurrent;
@@ -104,8 +104,8 @@ namespace LlamaOnnx
             return StreamAsync(Native.llama_onnx_chat, json, maxNewTokens, cancellationToken);
         }
 
-        // The native call returns at the end of the answer, so it runs in a thread of the pool and
-        // passes its pieces on through a queue.
+        // The native call returns at the end of the answer, so it runs in a pool thread, which passes
+        // the pieces through a queue.
         private async IAsyncEnumerable<string> StreamAsync(
             Native.Generate generate, string text, int maxNewTokens,
             [EnumeratorCancellation] CancellationToken cancellationToken)
@@ -120,7 +120,7 @@ namespace LlamaOnnx
                 arrived.Release();
                 return stop.IsCancellationRequested ? 1 : 0;
             }
-            Native.Callback callback = Receive; // kept alive here, or it would be collected
+            Native.Callback callback = Receive; // keeps it from being garbage-collected
             var answer = Task.Run(() =>
             {
                 var status =

@@ -33,7 +33,7 @@ internal static class Program
         }
     }
 
-    // Only a console has an encoding that can be set; files and pipes need new streams.
+    // Only a console's encoding can be set; files and pipes need new streams.
     private static void UseUtf8()
     {
         var utf8 = new UTF8Encoding(false);

@@ -1,4 +1,4 @@
-"""Generate text with a llama-onnx package through the C library, without any Python package.
+"""Generate text with a llama-onnx package through the C library; needs no Python packages.
 
 python llama_onnx.py PACKAGE "The capital of France is"
 """
@@ -22,7 +22,7 @@ LIBRARY = (
     .parents[3]
     .joinpath("bin", "llama_onnx.dll" if os.name == "nt" else "libllama_onnx.so")
 )
-"""Where a bundle has the library."""
+"""The path of the library in a bundle."""
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
@@ -75,7 +75,7 @@ class Model:
 
     @property
     def error(self) -> str:
-        """The reason of the last failure, as a sentence."""
+        """The reason for the last failure, as a sentence."""
         return str(self._api.llama_onnx_error(self._handle).decode(errors="replace"))
 
     def generate(self, prompt: str, max_new_tokens: int = 256) -> Iterator[str]:
@@ -110,7 +110,7 @@ class Model:
         self._handle = ctypes.c_void_p()
 
     def _stream(self, call: Callable[..., int], text: str, max_new_tokens: int) -> Iterator[str]:
-        # The C call returns at the end of the answer: it runs in a thread that queues the pieces.
+        # The C call returns when the answer ends, so it runs in a thread that queues the pieces.
         pieces: queue.SimpleQueue[str | int] = queue.SimpleQueue()
         stop = threading.Event()
 
