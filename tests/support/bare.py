@@ -9,8 +9,8 @@ import llama_onnx
 
 
 def main() -> None:
-    """Look at every public name; call a function whose extra is missing."""
-    assert find_spec("onnxruntime") is None, "this is to run without the extras"
+    """Check every public name, and call a function whose extra is missing."""
+    assert find_spec("onnxruntime") is None, "run this without the extras"
     print(llama_onnx.__version__, llama_onnx.__all__)
     assert isinstance(llama_onnx.Llama, type)
     for name in ("Llama", "export", "plan", "validate", "verify"):
