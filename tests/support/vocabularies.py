@@ -58,7 +58,7 @@ def trained(
     digits: bool = True,
     symbols: Sequence[str] = (),
 ) -> bytes:
-    """Train a vocabulary like Llama's; `digits`: a piece per digit, `symbols`: user-defined pieces."""
+    """Train a vocabulary like Llama's; `digits`: one piece each, `symbols`: user-defined pieces."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS.splitlines()),
