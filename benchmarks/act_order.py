@@ -2,8 +2,8 @@
 
     python benchmarks/act_order.py
 
-One matrix of 4096 x 4096 at four bits, groups of 128 input channels drawn at random, one row of
-input. Prints the time of a call and the error against float64.
+One matrix of 4096 x 4096 with four bits, random groups of 128 input channels, one row of input.
+Prints the time of a call and the error relative to float64.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def session(weights: dict[str, Array], gather: bool) -> ort.InferenceSession:
 
 
 def measure(zero_points: bool, gather: bool) -> tuple[float, float]:
-    """Seconds of a call (median), relative error."""
+    """Return the median seconds of a call, and the relative error."""
     rng = np.random.default_rng(0)
     groups = rng.permutation(np.arange(SIZE) // GROUP)
     order = np.argsort(groups, kind="stable")

@@ -1,10 +1,11 @@
-"""What a swappable adapter costs: base, base that could have one, base with one active.
+"""The cost of a swappable adapter: the plain base, one with inputs for adapters, one with an
+active adapter.
 
     python benchmarks/adapters.py work/7b-6 --work work/adapters
 
-Exports SOURCE to int4 twice, plainly and with random adapters of every linear layer beside it, and
-times onnxruntime-genai. A few decode steps of one contender are followed by a few of the next, so
-that a busy machine is as busy for all; medians, and ratios to the plain package.
+Exports SOURCE to int4 twice, without adapters and with random ones of every linear layer, and
+times onnxruntime-genai. Contenders take turns every few decode steps, so that other loads on the
+machine affect all of them; prints medians, and ratios to the plain package.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def main() -> None:
             prefill[name].append(seconds)
         for block in range(arguments.new // BLOCK):
             for name in rotated(names, block):
-                # The first one competes with the threads of the session before, which still spin.
+                # The first step competes with the previous session's threads, which still spin.
                 decode[name] += steps(generators[name], BLOCK)[1:]
         if number == 0:  # the first round warms up
             prefill, decode = ({name: [] for name in names} for _ in range(2))

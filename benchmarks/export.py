@@ -1,12 +1,12 @@
-"""Time and peak memory of an export, next to the genai builder's and to a plain copy of the bytes.
+"""Time and peak memory of an export, compared with the genai builder and a copy of the bytes.
 
     python benchmarks/export.py work/1.1b --builder
     python benchmarks/export.py work/7b
 
-Each runs in a process of its own, and peak memory is that process's high-water mark. The source is
-dropped from the page cache before each run where the system allows it (Linux), so that all of them
-read from the disk. The copy reads the source and writes as many bytes as the package has, flushed
-to the disk: what any exporter has to do at least.
+Each runs in a separate process; peak memory is the largest resident set of that process. Before
+each run the source is dropped from the page cache (on Linux), so that all of them read from the
+disk. The copy reads the source and writes as many bytes as the package has, flushed to the disk:
+the least that any exporter has to do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RunResult = tuple[float, float]  # seconds, peak bytes
 
 
 def run(command: list[str]) -> RunResult:
-    """Seconds and peak resident bytes of `command`; stops the benchmark when it fails."""
+    """Return the seconds and peak resident bytes of `command`; exit if it fails."""
     start = time.perf_counter()
     pid = os.posix_spawnp(
         command[0],

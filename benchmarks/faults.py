@@ -1,10 +1,11 @@
-"""Plant every fault of tests/support/faults.py in tiny packages of every precision: what finds it,
-and what does bisect name? Then validate sound packages of every kind: none may be refused.
+"""Plant every fault of tests/support/faults.py in tiny packages of every precision; print which
+check finds it and what bisect names. Then validate sound packages of every kind, all of which must
+pass.
 
     python benchmarks/faults.py [--write docs/faults.md]
 
-prints the tables, or puts them between the markers of a file. Ends with 1 if a fault is not found,
-if bisect names something else, or if a sound package is refused.
+prints the tables, or writes them between the markers of a file. Exit status 1 if a fault is not
+found, if bisect names something else, or if a sound package is refused.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def try_fault(fault: Fault, precision: str, make: Make, folder: Path) -> Outcome
 
 
 def integrity(package: Path) -> bool:
-    """Whether something was altered, by the manifest."""
+    """Return whether a file differs from the manifest."""
     try:
         return bool(ModelPackage.open(package).verify())
     except PackageError:
@@ -74,7 +75,7 @@ def integrity(package: Path) -> bool:
 
 
 def measures(report: ParityReport) -> dict[str, str]:
-    """Measure -> the metric farthest beyond its limit."""
+    """Return, for each missed measure, the metric that exceeds its limit most."""
     found: dict[str, tuple[float, str]] = {}
     for check in report.checks:
         if not check.passed:
@@ -94,8 +95,8 @@ def is_right(fault: Fault, finding: Finding | None) -> bool:
 
 
 def name_of(finding: Finding) -> str:
-    """Layer, module, operator; then what of it, as far as not all of it is wrong."""
-    # Figures of a tensor say little of another model.
+    """Return layer, module and operator, and which part if not all of it is wrong."""
+    # Figures of a tensor mean little for another model.
     places = (w for w in finding.where if not w.startswith("[") and not w.endswith(" weights"))
     where = "; ".join(places)
     text = f"{finding.layer}, {finding.module}: {finding.op_type}"
@@ -123,7 +124,7 @@ def fault_table(make: Make, folder: Path, wrong: list[str]) -> Iterator[str]:
 
 
 def _merged(texts: list[str]) -> str:
-    """One text where all are the same, otherwise one a line."""
+    """Return one text if all are the same, otherwise one per line."""
     return "<br>".join(dict.fromkeys(text or "-" for text in texts))
 
 
@@ -142,7 +143,7 @@ def sound_table(make: Make, wrong: list[str]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", type=Path, help="the file whose tables are made anew")
+    parser.add_argument("--write", type=Path, help="replace the tables in this file")
     target: Path | None = parser.parse_args().write
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,13 +1,13 @@
-"""A GPU session in one command: export, prove, verify on the device, measure beside PyTorch.
+"""A GPU session in one command: export, prove, verify on the device, compare with PyTorch.
 
     python benchmarks/gpu.py WORK_FOLDER [--geometry 1.1b] [--json FILE]
 
-Every package is made for the provider's target and proved on the CPU; then `verify` replays its
+Every package is exported for the provider's target and proved on the CPU; then `verify` replays its
 certificate on the device. Speed is measured on random weights of the geometry, in int4 and fp16,
-beside PyTorch (transformers, fp16) on the same device, in interleaved rounds; medians. Exit status
-1 if a package does not verify, or does not run on the device at all.
+and compared with PyTorch (transformers, fp16) on the same device, as medians of interleaved rounds.
+Exit status 1 if a package does not verify, or does not run on the device.
 
-`--provider cpu --geometry tiny` rehearses it without a GPU: what PyTorch computes is fp32 then.
+`--provider cpu --geometry tiny` tests the script without a GPU; PyTorch then computes in fp32.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Kill an export again and again, resume it, and compare the result with an unbroken one.
+"""Kill an export several times, resume it, and compare the result with an uninterrupted one.
 
     python benchmarks/make_checkpoint.py 13b work/13b --sparse
     python benchmarks/kills.py work/13b [--kills 5] [--seed 0] [-- options of export]
 
-The first kill falls before the first weight is written, while graph and tokenizer are; the last
-behind the last weight, while the package is tried; those between at random places among the
-weights. SIGKILL, so that nothing can be tidied up. Needs twice the package's size on the disk
-beside the source.
+The first kill comes before the first weight is written, the last after the last weight, while the
+package is tested, and the others at random places among the weights. SIGKILL, so that the process
+cannot clean up. Needs disk space of twice the package's size next to the source.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ POLL = 0.005
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds after the start of an export when its first weight was there, its last, its end."""
+    """Seconds from the start of an export to its first weight, its last weight, and its end."""
 
     first: float
     last: float
@@ -46,12 +45,12 @@ class Moment:
 
 @dataclass(frozen=True)
 class State:
-    """How far a run is: seconds since its start, bytes of weights, seconds since the last of them
-    (below 0 before)."""
+    """The progress of a run: seconds since its start, bytes of weights written, seconds since the
+    last weight (negative before it)."""
 
     seconds: float
     size: int
-    behind: float
+    after: float
 
 
 class Export:
@@ -72,8 +71,8 @@ class Export:
         except OSError:
             return 0
 
-    def watch(self, total: int | None = None) -> Times:
-        """Wait for the end; `total` is unknown for the first run."""
+    def watch(self) -> Times:
+        """Wait for the end and return when what happened."""
         first = last = 0.0
         size = 0
         while self.process.poll() is None:
@@ -88,17 +87,17 @@ class Export:
         return Times(first, last, self.elapsed(), size)
 
     def kill_at(self, moment: Moment, total: int) -> bool:
-        """Kill it when `moment` is due; False when it ended before."""
+        """Kill it when `moment` is due; return False if it ended before."""
         complete: float | None = None
         found = self.size()
         while self.process.poll() is None:
-            # What an earlier run left is no progress of this one.
+            # Weights that an earlier run wrote do not count.
             size = self.size()
             size, found = (0, found) if size == found else (size, -1)
             if size == total and complete is None:
                 complete = self.elapsed()
-            behind = -1.0 if complete is None else self.elapsed() - complete
-            if moment.due(State(self.elapsed(), size, behind)):
+            after = -1.0 if complete is None else self.elapsed() - complete
+            if moment.due(State(self.elapsed(), size, after)):
                 self.process.kill()
                 break
             time.sleep(POLL)
@@ -107,8 +106,8 @@ class Export:
 
 def moments(rng: random.Random, count: int, times: Times) -> list[Moment]:
     before = rng.uniform(0, times.first)
-    # The first half: on a busy machine no two runs take the same time.
-    behind = rng.uniform(0, (times.end - times.last) / 2)
+    # In the first half only, because the next run may be faster.
+    after = rng.uniform(0, (times.end - times.last) / 2)
     places = sorted(rng.uniform(0, 1) for _ in range(count - 2))
     return [
         Moment(
@@ -116,7 +115,7 @@ def moments(rng: random.Random, count: int, times: Times) -> list[Moment]:
             lambda state: state.seconds >= before or state.size > 0,
         ),
         *(_at(place, times.data_bytes) for place in places),
-        Moment(f"{behind:.2f} s behind the last weight", lambda state: state.behind >= behind),
+        Moment(f"{after:.2f} s after the last weight", lambda state: state.after >= after),
     ]
 
 
@@ -143,12 +142,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.work or source.parent) as temporary:
         unbroken, out = Path(temporary, "unbroken"), Path(temporary, "killed")
         times = Export(source, unbroken, arguments.options).watch()
-        print(f"unbroken: {times.data_bytes / 1e9:.2f} GB in {times.end:.1f} s", flush=True)
+        print(f"uninterrupted: {times.data_bytes / 1e9:.2f} GB in {times.end:.1f} s", flush=True)
         resume: list[str] = []
         for moment in moments(rng, arguments.kills, times):
             export = Export(source, out, [*arguments.options, *resume])
             if not export.kill_at(moment, times.data_bytes):
-                print(f"ended by itself before it was killed {moment.what}")
+                print(f"ended before the kill {moment.what}")
                 break
             print(f"killed {moment.what}, after {export.elapsed():.1f} s", flush=True)
             partial = export.data.parent
@@ -158,7 +157,7 @@ def main() -> None:
             print(f"finished by --resume in {seconds:.1f} s", flush=True)
         if not same(unbroken, out):
             raise SystemExit("the packages differ.")
-    print("byte for byte the unbroken package.")
+    print("equal to the uninterrupted package, byte for byte.")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@
     python benchmarks/make_checkpoint.py 70b work/70b --sparse
     python benchmarks/make_checkpoint.py 70b work/70b-meta --sparse --meta
 
-Memory stays at one shard's largest tensor. Values are slices of one block of normal numbers, scaled
-so that activations keep their size; speed and size of everything downstream depend on the geometry
-alone. `--sparse` writes headers and leaves holes for the weights: zeros, read byte for byte like
-any other, and no disk taken. `--meta` writes these as Meta's download has them: params.json, as
-many consolidated.NN.pth as there, and a tokenizer.model of as many tokens.
+Memory is limited to the largest tensor. Values are slices of one block of normal numbers, scaled so
+that activations keep their size; speed and size depend only on the geometry. `--sparse` writes
+headers and leaves holes for the weights: they read as zeros and take no disk space. `--meta` writes
+them in the form of Meta's download: params.json, the same number of consolidated.NN.pth files, and
+a tokenizer.model of the same size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ META: dict[str, tuple[int, dict[str, Any]]] = {
     "13b": (2, {"multiple_of": 256}),
     "70b": (8, {"multiple_of": 4096, "ffn_dim_multiplier": 1.3, "n_kv_heads": 8}),
 }
-"""Shards of Meta's download, and what its params.json says beside the sizes."""
+"""Shards of Meta's download, and the keys of its params.json apart from the sizes."""
 
 POOL = np.random.default_rng(0).standard_normal(1 << 24, dtype=np.float32)
 SHARD_BYTES = 4 << 30
@@ -89,7 +89,7 @@ GEOMETRIES = {
         head_dim=128,
         max_position_embeddings=4096,
     ),
-    # Six layers of 7B: what fits where two such models have to be in memory at once.
+    # Six layers of 7B, for benchmarks with two models in memory at once.
     "7b-6": geometry(
         hidden_size=4096,
         intermediate_size=11008,
@@ -178,7 +178,7 @@ def write_meta(out: Path, name: str) -> int:
         if axis is not None:
             shape[axis] //= count
     for index in range(count):
-        # Never touched, so no memory is taken; and skip_data leaves them out of the file.
+        # Never written to, so they take no memory; skip_data leaves them out of the file.
         tensors = {name: torch.empty(*shape, dtype=torch.float16) for name, shape in shapes.items()}
         with torch.serialization.skip_data():
             torch.save(tensors, out / f"consolidated.{index:02}.pth")
@@ -187,7 +187,7 @@ def write_meta(out: Path, name: str) -> int:
 
 
 def sentencepiece_model(size: int) -> bytes:
-    """A vocabulary of bytes and single characters, in the format of Llama's."""
+    """Return a tokenizer.model of bytes and single characters, in the format of Llama's."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto: Any = sentencepiece_model_pb2
@@ -211,13 +211,13 @@ def main() -> None:
     parser.add_argument("geometry", choices=GEOMETRIES)
     parser.add_argument("out", type=Path)
     parser.add_argument("--sparse", action="store_true", help="holes instead of weights")
-    parser.add_argument("--meta", action="store_true", help="in Meta's form; needs --sparse")
+    parser.add_argument("--meta", action="store_true", help="Meta's format; needs --sparse")
     arguments = parser.parse_args()
     config, out = GEOMETRIES[arguments.geometry], arguments.out
     out.mkdir(parents=True, exist_ok=True)
     if arguments.meta:
         if not arguments.sparse or arguments.geometry not in META:
-            parser.error(f"--meta goes with --sparse and one of {', '.join(META)}")
+            parser.error(f"--meta needs --sparse and one of {', '.join(META)}")
         count = write_meta(out, arguments.geometry)
         print(f"{out}: {2 * config.num_parameters() / 1e9:.2f} GB in {count} shards")
         return

@@ -84,7 +84,7 @@ def main() -> None:
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{arguments.type}")
     paths = str(f16).encode(), str(arguments.out).encode()
     if llama_cpp.llama_model_quantize(*paths, params):
-        raise SystemExit("llama.cpp refused to quantize")
+        raise SystemExit("llama.cpp could not quantize the file.")
     f16.unlink()
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.0f} MB")
 

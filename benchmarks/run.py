@@ -1,8 +1,8 @@
-"""The figures of docs/benchmarks.md, from nothing: `nox -s bench`, or `python benchmarks/run.py`.
+"""The export and speed figures of docs/benchmarks.md: `nox -s bench`, or this script.
 
     python benchmarks/run.py [--work FOLDER] [--7b]
 
-Makes the checkpoints, exports them, and measures each against its peers. llama.cpp joins in when
+Makes the checkpoints, exports them, and compares them with other tools, with llama.cpp only if
 llama-cpp-python is installed.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
         python(HERE / "make_gguf.py", source, work / "q4_0.gguf")
         peers.append(f"llama.cpp={work / 'q4_0.gguf'}")
     else:
-        print("llama.cpp is left out: `pip install llama-cpp-python` brings it.")
+        print("llama.cpp is left out: install it with `pip install llama-cpp-python`.")
     speed = HERE / "speed.py"
     python(speed, f"block 32={work / '32'}", *peers)
     python(speed, f"block 128={work / '128'}", *peers)

@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py ours=work/1.1b-int4 builder=work/1.1b-builder [llama=work/q4_0.gguf]
 
-A folder is opened by onnxruntime-genai, a .gguf file by llama-cpp-python. The first contender is
-the one the others are compared with. All use the same number of threads.
+onnxruntime-genai opens a folder, llama-cpp-python a .gguf file. The others are compared with the
+first contender. All use the same number of threads.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ def genai(path: Path, threads: int) -> Round:
 
 
 def llama_cpp(path: Path, threads: int) -> Round:
-    """Through the C API: the Python class copies the logits of every position, which is not what
-    is measured here."""
+    """Use the C API: the Python class would also copy the logits of every position."""
     import llama_cpp as lib
 
     silence = lib.llama_log_callback(lambda *_: None)
@@ -65,7 +64,7 @@ def llama_cpp(path: Path, threads: int) -> Round:
     def step(tokens: list[int]) -> int:
         ids = (lib.llama_token * len(tokens))(*tokens)
         if lib.llama_decode(context, lib.llama_batch_get_one(ids, len(tokens))):
-            raise SystemExit("llama.cpp refused a batch")
+            raise SystemExit("llama.cpp could not decode a batch.")
         logits = lib.llama_get_logits_ith(context, -1)
         return int(np.ctypeslib.as_array(logits, (vocabulary,)).argmax())
 
@@ -102,8 +101,8 @@ def main() -> None:
     prompt = np.random.default_rng(0).integers(3, 290, arguments.prompt).tolist()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}
     for number in range(arguments.rounds + 1):
-        # Every round begins with another one: whoever follows a runtime whose threads still spin
-        # is a few percent slower.
+        # Every round starts with another contender: one that follows a runtime whose threads still
+        # spin is a few percent slower.
         first = number % len(runs)
         order = [*runs][first:] + [*runs][:first]
         for name in order:

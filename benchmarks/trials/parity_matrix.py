@@ -28,8 +28,8 @@ REAL = "SmolLM2-135M, GGUF Q4_1"
 @dataclass(frozen=True)
 class Row:
     """One case: `graph` is the largest relative L2 of all situations, `kl` and `shipped_kl` are the
-    mean KL in nats of the quantization and of int8 activations; `providers` says which of those
-    available replay the certificate; `problem` is why it failed."""
+    mean KL in nats of the quantization and of int8 activations; `providers` maps each available
+    one to whether it replayed the certificate; `problem` is why the case failed."""
 
     storage: str
     source: str
@@ -82,7 +82,7 @@ def main(real: bool, every: bool, only: str, workers: int, as_json: bool) -> Non
 
 
 def choose(*, real: bool, every: bool, only: str) -> list[Case]:
-    """The cases to run; raises click's usage error when there are none."""
+    """Return the cases to run; raise click's usage error if there are none."""
     everything = list(all_cases())
     chosen = everything if every else cover(everything)
     if real:
@@ -94,7 +94,7 @@ def choose(*, real: bool, every: bool, only: str) -> list[Case]:
 
 
 def find_providers() -> tuple[list[str], dict[str, str]]:
-    """Names of the providers that run here, and why the others do not."""
+    """Return the names of the providers that run here, and why the others do not."""
     from llama_onnx.runtime.placement.availability import require
     from llama_onnx.targets.errors import ProviderError
     from llama_onnx.targets.providers import PROVIDERS
@@ -110,15 +110,15 @@ def find_providers() -> tuple[list[str], dict[str, str]]:
 
 
 def run_case(case: Case, folder: Path, providers: Sequence[str], real: bool) -> Row:
-    """Make the source, export it, hold it against its source, replay it on each provider."""
+    """Make the source, export it, validate it, and replay its certificate on each provider."""
     import torch
 
     if not real:
-        torch.set_num_threads(1)  # models this small only wait for one another's threads
+        torch.set_num_threads(1)  # several threads slow down models this small
     started = time.perf_counter()
     try:
         row = _measure(case, folder, providers, real)
-    except Exception as error:  # one case that breaks must not hide what the others say
+    except Exception as error:  # the other cases must still run
         row = Row(**asdict(case), problem=f"{type(error).__name__}: {error}")
     return Row(**{**asdict(row), "seconds": time.perf_counter() - started})
 
@@ -186,7 +186,7 @@ def _print(
     every: bool,
 ) -> None:
     console = Console(highlight=False)
-    console.width = max(console.width, 125)  # a table cut off says nothing
+    console.width = max(console.width, 125)  # narrower, the table is cut off
     table = Table(title=f"Parity of {len(rows)} packages", title_style="bold")
     for name in ("stored as", "source", "architecture"):
         table.add_column(name, no_wrap=True)

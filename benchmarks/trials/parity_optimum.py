@@ -1,8 +1,8 @@
 """`nox -s parity-optimum`: optimum-onnx exports the same checkpoints; the logits must be the same.
 
-A second oracle that shares nothing with this project: optimum traces transformers' own model, in an
-older version of it, and the graph it writes has none of our operators. Both graphs are in fp32 and
-run by onnxruntime here, in one pass and token by token.
+A second oracle, independent of this project: optimum traces transformers' own model, in an older
+version, and its graph has none of our operators. onnxruntime runs both graphs in fp32, in one pass
+and token by token.
 
     python -m benchmarks.trials.parity_optimum
 """
@@ -32,13 +32,13 @@ from llama_onnx.targets.cpu import TARGET
 from tests.support import tiny
 
 MAX_ABS, RELATIVE_L2 = 1e-3, 1e-5
-"""The limits of our own graph error: both sides are fp32, only the order of sums may differ."""
+"""The limits of the graph error: both sides are fp32, only the order of sums may differ."""
 
 VARIANTS = {
     "MHA": replace(tiny.GQA, num_key_value_heads=tiny.GQA.num_attention_heads),
     "GQA": tiny.GQA,
     "tied": replace(tiny.GQA, tie_word_embeddings=True),
-    "no multiple of 32": replace(tiny.GQA, hidden_size=80, intermediate_size=72),
+    "not a multiple of 32": replace(tiny.GQA, hidden_size=80, intermediate_size=72),
     "rope linear": replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["linear"]),
     "rope llama3": replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["llama3"]),
     "rope yarn": replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["yarn"]),
@@ -49,7 +49,7 @@ Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def main() -> None:
-    """Compare every variant and print one table; exit status 1 when one is beyond a limit."""
+    """Compare every variant and print one table; exit status 1 if one exceeds a limit."""
     table = Table(title=f"Against optimum-onnx {version('optimum-onnx')}, fp32")
     for name in ("architecture", "one pass: max", "rel L2", "step by step: max", "rel L2", ""):
         table.add_column(name, justify="left" if name == "architecture" else "right")
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def compare(folder: Path, config: LlamaConfig) -> list[tuple[float, float]]:
-    """Largest difference and relative L2 of the logits, in one pass and step by step."""
+    """Return the largest difference and relative L2 of the logits, in one pass and step by step."""
     source = tiny.write_huggingface(folder / "checkpoint", config)
     package = export_package(source, folder / "ours", TARGET, Options("fp32")).package
     theirs = export_with_optimum(source, folder / "theirs")
@@ -85,7 +85,7 @@ def compare(folder: Path, config: LlamaConfig) -> list[tuple[float, float]]:
 
 
 def export_with_optimum(source: Path, out: Path) -> ort.InferenceSession:
-    """Optimum's graph of the checkpoint in `source`, opened."""
+    """Export the checkpoint in `source` with optimum and open its graph."""
     from optimum.exporters.onnx import main_export
 
     main_export(str(source), str(out), task="text-generation-with-past", no_post_process=True)
@@ -93,7 +93,7 @@ def export_with_optimum(source: Path, out: Path) -> ort.InferenceSession:
 
 
 def run_optimum(session: ort.InferenceSession, ids: np.ndarray, ends: list[int]) -> Logits:
-    """Logits [N, V] behind `ids` [N], fed up to each of `ends` in turn."""
+    """Return the logits [N, V] after `ids` [N], fed up to each of `ends` in turn."""
     outputs = [output.name for output in session.get_outputs()]
     cache = {
         entry.name: np.zeros((1, entry.shape[1], 0, entry.shape[3]), np.float32)
@@ -123,7 +123,7 @@ def run_optimum(session: ort.InferenceSession, ids: np.ndarray, ends: list[int])
 
 
 def distance(ours: Logits, theirs: Logits) -> tuple[float, float]:
-    """Largest difference, and ||ours - theirs|| / ||theirs||."""
+    """Return the largest difference, and ||ours - theirs|| / ||theirs||."""
     difference = ours.astype(np.float64) - theirs
     relative = np.linalg.norm(difference) / np.linalg.norm(theirs.astype(np.float64))
     return float(np.abs(difference).max()), float(relative)

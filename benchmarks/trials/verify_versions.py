@@ -2,8 +2,8 @@
 
     python -m benchmarks.trials.verify_versions FOLDER
 
-Exports and proves SmolLM2-135M (int4, int8) and a tiny model (fp32), then lets `verify` replay each
-in an environment of its own for every release. Exit status 1 if one does not pass.
+Exports and proves SmolLM2-135M (int4, int8) and a tiny model (fp32), then runs `verify` on each in
+a separate environment for every release. Exit status 1 if one fails.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from examples.demo import find_model
 from tests.support import tiny
 
 RELEASES = ("1.24.4", "1.26.0", "1.28.0", "1.30.0", "1.31.1", "1.32.0")
-"""The first one that says where nodes run, and some since."""
+"""The first one that reports where nodes run, and some later ones."""
 
 COMMAND = ("-m", "llama_onnx.exporter.cli")
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def make_packages(folder: Path) -> Iterator[Path]:
-    """Certified packages in `folder`."""
+    """Make certified packages in `folder`."""
     source = tiny.write_huggingface(folder / "tiny")
     for checkpoint, name, precision in (
         (source, "tiny-fp32", "fp32"),
@@ -59,7 +59,7 @@ def make_packages(folder: Path) -> Iterator[Path]:
 
 
 def make_environment(folder: Path, release: str) -> Path:
-    """The Python of an environment with onnxruntime `release` and what `verify` needs."""
+    """Make an environment with onnxruntime `release` and what `verify` needs; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     needed = (f"onnxruntime=={release}", "safetensors", "tokenizers", ".")
@@ -68,7 +68,7 @@ def make_environment(folder: Path, release: str) -> Path:
 
 
 def replay(python: Path, package: Path, threads: str) -> dict[str, object]:
-    """What `verify --json` says of `package`."""
+    """Return the report of `verify --json` on `package`."""
     call = [str(python), *COMMAND, "verify", str(package), "--threads", threads, "--json"]
     done = subprocess.run(call, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     report: dict[str, object] = json.loads(done.stdout) if done.stdout else {"passed": False}
@@ -76,7 +76,7 @@ def replay(python: Path, package: Path, threads: str) -> dict[str, object]:
 
 
 def figures(report: dict[str, object]) -> tuple[str, str, str]:
-    """Verdict, the worst situation's relative L2, and how long all of it took."""
+    """Return the verdict, the relative L2 of the worst situation, and the total seconds."""
     situations, seconds = report.get("situations"), report.get("seconds")
     assert isinstance(situations, list) and isinstance(seconds, dict), "verify did not run"
     worst = max(entry["shipped"]["relative_l2"] for entry in situations)

@@ -1,9 +1,9 @@
-"""WebGPU on software Vulkan: does it open, does it run there, does it compute what it should?
+"""WebGPU on software Vulkan: whether packages open, run there, and compute the right values.
 
     python -m benchmarks.trials.webgpu WORK_FOLDER
 
-Tiny packages on every Vulkan driver there is. Each line says what ran, or where it stopped; exit
-status 1 for a stop that docs/providers.md does not know, and for a model that ran on the CPU.
+Opens tiny packages on every Vulkan driver. Each line shows what ran, or why it stopped; exit status
+1 for a reason that is not in docs/providers.md, and for a model that ran on the CPU.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ SWIFTSHADER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
 NO_ADAPTER = "No supported adapters"
 NO_FP16 = "requires f16 but the device does not support it"
 WRONG = "GroupQueryAttention"
-"""What computes something else on SwiftShader, whose subgroups have four lanes: each position from
-the fifth on is wrong."""
+"""The operator that is wrong on SwiftShader, whose subgroups have four lanes: each position from
+the fifth on."""
 
 FORCE = "ep.webgpuexecutionprovider.forceCpuNodeNames"
 
 SAME = 1e-3
-"""Relative L2 of one operator's output, float32, beside the CPU's."""
+"""Limit for the relative L2 between one operator's float32 output and the CPU's."""
 
 
 def drivers() -> dict[str, Mapping[str, str]]:
-    """Name -> environment in which Vulkan has just this driver."""
+    """Return name -> environment in which Vulkan has only this driver."""
     found: dict[str, Mapping[str, str]] = {"Vulkan's own choice": {}}
     if SWIFTSHADER.exists():
-        # Two names of one variable: the older loaders know the first alone.
+        # Two names of one variable: older loaders know only the first.
         names = ("VK_ICD_FILENAMES", "VK_DRIVER_FILES")
         found["SwiftShader"] = dict.fromkeys(names, str(SWIFTSHADER))
     return found
 
 
 def make_certified(folder: Path, precision: str) -> Path:
-    """A tiny package for WebGPU, computed in float32, with its certificate."""
+    """Make a tiny package for WebGPU, with float32 activations and a certificate."""
     source = tiny.write_huggingface(folder / "checkpoint")
     options = Options(precision, activations="fp32")
     package = export_package(source, folder / "package", get_target("webgpu"), options).package
@@ -75,7 +75,7 @@ def cases(work: Path) -> Iterator[Case]:
 
 
 def try_package(what: str, package: Path, environment: Mapping[str, str]) -> Case:
-    """One package on one driver: profile first, so that parity is known to be WebGPU's."""
+    """Test a package on a driver: the profile first, to know that parity is WebGPU's."""
     cli = ("-m", "llama_onnx.exporter.cli")
     on_webgpu = (str(package), "--provider", WEBGPU.name, "--json")
     done = call(environment, *cli, "inspect", *on_webgpu, "--profile")
@@ -96,8 +96,8 @@ def try_package(what: str, package: Path, environment: Mapping[str, str]) -> Cas
 
 
 def stopped(what: str, said: str) -> Case:
-    """An error: one of those that are known?"""
-    lines = said.strip().splitlines() or ["nothing was said"]
+    """Return the case of an error, which holds if the error is a known one."""
+    lines = said.strip().splitlines() or ["no message"]
     reasons = [line for line in lines if "required" in line]
     holds = NO_ADAPTER in lines[-1] or NO_FP16 in lines[-1]
     message = lines[-1].partition("model.onnx")[2].lstrip(": ") or lines[-1]
@@ -105,9 +105,9 @@ def stopped(what: str, said: str) -> Case:
 
 
 def first_difference(package: Path, *on_cpu: str) -> dict[str, Any]:
-    """The first operator, in the graph's order, whose output on WebGPU is not the CPU's.
+    """Return the first operator, in graph order, whose output on WebGPU differs from the CPU's.
 
-    Operators in `on_cpu` are left to the CPU.
+    The CPU runs operators in `on_cpu`.
     """
     import onnx
     import onnxruntime as ort
@@ -115,16 +115,14 @@ def first_difference(package: Path, *on_cpu: str) -> dict[str, Any]:
     model = onnx.load(package / "model.onnx", load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:
-            if (
-                attribute.name == "accuracy_level"
-            ):  # the CPU's int8 activations are no error of GPUs
+            if attribute.name == "accuracy_level":  # int8 activations are the CPU's, not the GPU's
                 attribute.i = 1
     known = {value.name for value in model.graph.output}
     outputs = [(node.op_type, node.output[0]) for node in model.graph.node]
     model.graph.output.extend(
         onnx.ValueInfoProto(name=name) for _, name in outputs if name not in known
     )
-    # Beside the weights, which it refers to.
+    # In the folder of the weights, which it refers to.
     file = package / "all.onnx"
     onnx.save(model, file)
     forced = "\n".join(node.name for node in model.graph.node if node.op_type in on_cpu)
@@ -149,7 +147,7 @@ def first_difference(package: Path, *on_cpu: str) -> dict[str, Any]:
 
 
 def call(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own: a driver is chosen once a process."""
+    """Run Python in a separate process, because a process chooses its driver once."""
     command = [sys.executable, *arguments]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -157,14 +155,14 @@ def call(environment: Mapping[str, str], *arguments: str) -> subprocess.Complete
 
 
 def read(done: subprocess.CompletedProcess[str]) -> Any:
-    """What a process printed as JSON."""
+    """Return the JSON that a process printed."""
     if not done.stdout.strip():
-        raise RuntimeError(f"{done.args} said nothing but: {done.stderr}")
+        raise RuntimeError(f"{done.args} printed no JSON: {done.stderr}")
     return json.loads(done.stdout)
 
 
 def main() -> None:
-    """Print a line each; exit status 1 when one does not hold."""
+    """Print a line for each case; exit status 1 if one does not hold."""
     if sys.argv[1] == "--first":
         print(json.dumps(first_difference(Path(sys.argv[2]), *sys.argv[3:])))
         return

@@ -1,4 +1,4 @@
-"""Fills docs/cli.md from the command line itself, so that a new command or option needs no edit."""
+"""Generates docs/cli.md from the commands, so that a new command or option needs no edit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEADINGS = "##", "###"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the marker in a page by every command; MkDocs calls this for each page."""
+    """Replace the marker in a page with all commands; MkDocs calls this for each page."""
     if MARKER not in markdown:
         return markdown
     from llama_onnx.exporter.cli import main
@@ -23,9 +23,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def render(root: click.Command, name: str) -> str:
-    """Return the Markdown of `root` and all commands below it, one section for each.
+    """Return the Markdown of `root` and all its subcommands, one section for each.
 
-    Commands are asked for by name, as a shell user would: a group may load them on demand.
+    Commands are looked up by name, because a group may load them on demand.
     """
     context = click.Context(root, info_name=name, **root.context_settings)
     return "\n\n".join(_sections(root, context))
@@ -54,7 +54,7 @@ def _shown(group: click.Group, context: click.Context, name: str) -> bool:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    # click marks a paragraph that keeps its line breaks by a line with \b alone.
+    # In click, a line with only \b marks a paragraph that keeps its line breaks.
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         lines = [line.strip() for line in paragraph.splitlines()]
         if lines[:1] == ["\b"]:

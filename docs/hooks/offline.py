@@ -1,4 +1,4 @@
-"""Fails the build when a page would load anything from another place."""
+"""Fails the build if a page would load anything from another site."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CSS = re.compile(r"""(?:url\(|@import\s+)["']?((?:https?:)?//[^"')\s]+)""", re.
 
 
 def foreign(text: str, suffix: str) -> list[str]:
-    """Return the addresses of other places that a .html or .css file makes a browser load."""
+    """Return the addresses on other sites that a browser would load for a .html or .css file."""
     found = (_CSS if suffix == ".css" else _LOADED).findall(text)
     return [match if isinstance(match, str) else "".join(match) for match in found]
 
@@ -26,4 +26,4 @@ def on_post_build(config: Any, **_: Any) -> None:
         if file.suffix in (".html", ".css"):
             addresses = foreign(file.read_text(encoding="utf-8"), file.suffix)
             if addresses:
-                raise RuntimeError(f"{file} loads {addresses[0]}: copy it into docs/assets.")
+                raise RuntimeError(f"{file} loads {addresses[0]}: copy it to docs/assets.")

@@ -1,4 +1,4 @@
-"""The hooks of the documentation site, loaded as MkDocs loads them: by their path."""
+"""The hooks of the documentation site, loaded by path, as MkDocs does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(name: str) -> ModuleType:
 
 
 class OnDemand(click.Group):
-    """Knows its commands by name alone, as a group does that loads them when they are called."""
+    """Like a group that loads its commands on demand, it finds them only by name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return ["nested", "secret"]

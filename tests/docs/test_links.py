@@ -13,7 +13,7 @@ _LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s#]*)(?:#([^)\s]*))?\)")
 
 
 def dead_links(file: Path) -> list[str]:
-    """Relative links of a Markdown file whose file or heading is not there."""
+    """Return the relative links of a Markdown file whose file or heading is missing."""
     return [
         "#".join(filter(None, link))
         for link in _LINK.findall(_without_code(file.read_text(encoding="utf-8")))
@@ -59,7 +59,7 @@ PAGES = sorted([*(ROOT / name for name in FILES), *(ROOT / "docs").glob("*.md")]
 
 
 def missing_paths(text: str) -> list[str]:
-    """Paths of the repository that a page names in code, and that are not there."""
+    """Return the repository paths that a page names in code and that do not exist."""
     code = re.findall(r"`([^`\n]+)`", text)
     named = {path for part in code for path in _PATH.findall(part)}
     return sorted(path for path in named if not (ROOT / path).exists())

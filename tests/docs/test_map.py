@@ -1,4 +1,4 @@
-"""The map in docs/architecture.md names what is there, and every folder that is."""
+"""The map in docs/architecture.md names only existing paths, and every folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HOUSES = ("api", "exporter", "runtime", "targets")
 DATA = ("templates", "samples")
-"""Folders whose own folders are not code of ours: the map names them as a whole."""
+"""Folders whose subfolders are not in the map."""
 
 
 def read_map(page: str) -> set[str]:
-    """Paths that the map names, folders with a slash at their end."""
+    """Return the paths in the map; folders end with a slash."""
     (text,) = re.findall(r"<!-- map -->\s*```text\n(.*?)```\s*<!-- end of map -->", page, re.DOTALL)
     paths: set[str] = set()
     parents: list[str] = []
@@ -28,7 +28,7 @@ def read_map(page: str) -> set[str]:
 
 
 def folders(root: Path) -> set[str]:
-    """Folders below the houses that hold files, as the map would write them."""
+    """Return the top-level folders' subfolders with files, as the map writes them."""
     found = {
         file.parent.relative_to(root)
         for house in HOUSES

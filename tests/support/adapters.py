@@ -1,4 +1,4 @@
-"""Tiny LoRA adapters in PEFT's layout, and what merging them must give, from the equations."""
+"""Tiny LoRA adapters in PEFT's layout, and the result of merging them, from the equations."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ BASE_NAME = "somebody/some-llama"
 
 
 def attention(layer: int, *letters: str) -> list[str]:
-    """Names of the projections `letters` (q, k, v, o) of `layer`."""
+    """Return the names of the projections `letters` (q, k, v, o) of `layer`."""
     return [f"model.layers.{layer}.self_attn.{letter}_proj" for letter in letters]
 
 
 def factors(
     ranks: Mapping[str, int], config: LlamaConfig = tiny.GQA, seed: int = 1
 ) -> dict[str, tuple[Array, Array]]:
-    """Random A and B for each module, of the rank given; the change is as large as the weights."""
+    """Return random A and B of the given rank for each module, as large as the weights."""
     rng = np.random.default_rng(seed)
     shapes = {**config.tensor_shapes(), "lm_head.weight": (config.vocab_size, config.hidden_size)}
     made = {}
@@ -98,7 +98,8 @@ def write_adapter(
 def merged(
     weights: Mapping[str, Array], changes: Factors, scalings: Mapping[str, float] | float
 ) -> dict[str, Array]:
-    """W + scaling * B A in float64, rounded once; an embedding's is (B A) transposed."""
+    """Return W + scaling * B A, computed in float64 and rounded once; for an embedding, B A is
+    transposed."""
     result = dict(weights)
     for module, (a, b) in changes.items():
         scaling = scalings if isinstance(scalings, float) else scalings[module]

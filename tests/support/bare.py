@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).with_name("earlier_packages") / "0.1.0-int4"
 
 
 def main() -> None:
-    """Look at every public name; call a function whose extra is missing."""
-    assert find_spec("onnxruntime") is None, "this is to run without the extras"
+    """Check every public name, and call a function whose extra is missing."""
+    assert find_spec("onnxruntime") is None, "run this without the extras"
     print(llama_onnx.__version__, llama_onnx.__all__)
     assert isinstance(llama_onnx.Llama, type)
     for name in ("Llama", "export", "plan", "validate", "verify"):

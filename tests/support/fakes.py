@@ -1,4 +1,4 @@
-"""Stand-ins for onnxruntime-genai's generator and token stream, for what no model does on cue."""
+"""Fakes of onnxruntime-genai's generator and token stream, for behavior no model has on demand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llama_onnx.runtime.llama.generation import Generation, Tokens
 
 
 class FakeGenerator:
-    """Gives `tokens`, one a step, calling `before_step` with the step's number first."""
+    """Generates `tokens`, one per step; calls `before_step` with the step's number first."""
 
     def __init__(
         self, tokens: Sequence[int], before_step: Callable[[int], None] = lambda step: None
@@ -45,14 +45,14 @@ def generation(
     stop: Sequence[str] = (),
     before_step: Callable[[int], None] = lambda step: None,
 ) -> Generation:
-    """An answer of one token a character; "." is the end token."""
+    """Return an answer with one token per character; "." is the end token."""
     generator = FakeGenerator([ord(character) for character in text], before_step)
     prompt = np.array([1, 2, 3], dtype=np.int32)
     return Generation(generator, FakeStream(), prompt, {ord(".")}, stop)
 
 
 def interrupt_at(step: int) -> Callable[[int], None]:
-    """Ctrl-C, pressed while the model computes that step."""
+    """Simulate Ctrl-C while the model computes that step."""
 
     def before_step(current: int) -> None:
         if current == step:

@@ -1,4 +1,4 @@
-"""Faults planted in packages, and what has to find each of them."""
+"""Faults planted in packages, and the checks that must find each of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADS, KV_HEADS, DIM = (
 
 
 def edit(package: Path, name: str, change: Callable[[Array], None]) -> None:
-    """Let `change` alter initializer `name` of `package` in place."""
+    """Apply `change` to the initializer `name` of `package` in place."""
     model = onnx.load(package / "model.onnx", load_external_data=False)
     tensor = next(t for t in model.graph.initializer if t.name == name)
     entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -48,7 +48,7 @@ def edit_graph(package: Path, change: Callable[[Graph], None]) -> None:
 
 
 def node_of(graph: Graph, scope: str, op_type: str) -> onnx.NodeProto:
-    """The node with `op_type` directly in module `scope`, as in "layers.1/self_attn"."""
+    """Return the node with `op_type` directly in module `scope`, such as "layers.1/self_attn"."""
     nodes: list[onnx.NodeProto] = [n for n in graph.node if n.op_type == op_type]
     return next(n for n in nodes if n.name.rpartition("/")[0].endswith(scope))
 
@@ -80,7 +80,7 @@ def negate(array: Array) -> None:
 
 def _matrix(module: str, *, plain: Callable[[Array], None], codes: Callable[[Array], None] | None,
             scales: Callable[[Array], None] | None = None) -> Callable[[Path], None]:  # fmt: skip
-    """A fault of matrix `module`, as floats and as blocks."""
+    """Return a fault of matrix `module`, stored as floats or as blocks."""
 
     def plant(package: Path) -> None:
         if not _is_blocks(package, module):
@@ -95,14 +95,14 @@ def _matrix(module: str, *, plain: Callable[[Array], None], codes: Callable[[Arr
 
 
 def _one_sign(array: Array) -> None:
-    """Negate one weight: the one of largest magnitude of row 5, columns 32 and following."""
+    """Negate one weight: row 5, column 32."""
     if array.dtype != np.uint8:
         array[5, 32] *= -1
-    elif array.shape[2] == 32:  # a byte a code
+    elif array.shape[2] == 32:  # one byte per code
         array[5, 1, 0] = np.uint8((256 - int(array[5, 1, 0])) % 256)
     else:
         first = int(array[5, 1, 0]) & 15
-        # -8 has no opposite but 7; a zero none at all.
+        # -8 becomes 7, because there is no 8; a zero cannot be negated.
         turned = min(16 - first, 15) if first != 8 else 11
         array[5, 1, 0] = (array[5, 1, 0] & 0xF0) | turned
 
@@ -141,7 +141,7 @@ def _gain(package: Path) -> None:
 
 
 def _flip_bit(package: Path) -> None:
-    """The least bit of one byte in the middle of the data file."""
+    """Flip the lowest bit of one byte in the middle of the data file."""
     data = package / "model.onnx.data"
     with data.open("r+b") as file:
         file.seek(data.stat().st_size // 2)
@@ -202,7 +202,7 @@ def _alpha(graph: Graph) -> None:
 def _rearrange(
     layer: int, name: str, sizes: list[int], order: list[int]
 ) -> Callable[[Graph], None]:
-    """Cut the packed queries, keys and values into `sizes` and put them together in `order`."""
+    """Cut the packed queries, keys and values into `sizes` and join them in `order`."""
 
     def change(graph: Graph) -> None:
         attention = node_of(graph, f"layers.{layer}/self_attn", "GroupQueryAttention")
@@ -222,13 +222,13 @@ def _rearrange(
 
 
 def _swap_cached(graph: Graph) -> None:
-    """Keys leave a layer as its values, and the other way round."""
+    """Swap the keys and values that leave a layer."""
     node = node_of(graph, "layers.1/self_attn", "GroupQueryAttention")
     node.output[1], node.output[2] = node.output[2], node.output[1]
 
 
 def double_cached_keys(graph: Graph) -> None:
-    """Keys of layer 0 leave the graph doubled: a pass without a past cannot notice."""
+    """Double the keys of layer 0 that leave the graph: a pass without a past is not affected."""
     node = node_of(graph, "layers.0/self_attn", "GroupQueryAttention")
     node.output[list(node.output).index("present.0.key")] = "key"
     graph.initializer.append(numpy_helper.from_array(np.array(2, np.float32), "two"))
@@ -237,7 +237,7 @@ def double_cached_keys(graph: Graph) -> None:
 
 
 def _other_cache(graph: Graph) -> None:
-    """Layer 2 reads the keys that layer 1 left behind."""
+    """Make layer 2 read the cached keys of layer 1."""
     node_of(graph, "layers.2/self_attn", "GroupQueryAttention").input[3] = "past_key_values.1.key"
 
 
@@ -247,7 +247,7 @@ def _no_residual(graph: Graph) -> None:
 
 
 def _old_residual(graph: Graph) -> None:
-    """The residual of the layer's input goes on, without the attention's part."""
+    """Pass on the residual of the layer's input without the attention's output."""
     here = node_of(graph, "layers.1/post_attention_layernorm", _SKIP)
     node_of(graph, "layers.2/input_layernorm", _SKIP).input[1] = here.input[1]
 
@@ -258,7 +258,7 @@ def _swap_gate_up(graph: Graph) -> None:
 
 
 def _swap_matrices(graph: Graph) -> None:
-    """gate_proj and up_proj multiply by each other's matrix."""
+    """Make gate_proj and up_proj multiply by each other's matrix."""
     swapped = {"mlp.gate_proj.": "mlp.up_proj.", "mlp.up_proj.": "mlp.gate_proj."}
     for node in graph.node:
         for index, name in enumerate(node.input):
@@ -273,7 +273,7 @@ def _maker(graph: Graph, value: str) -> onnx.NodeProto:
 
 
 def _not_rotated(graph: Graph) -> None:
-    """Padding on the left is not rotated away: positions count it."""
+    """Do not rotate left padding away: positions count it."""
     gather = next(n for n in graph.node if n.op_type == "GatherElements")
     add = _maker(graph, _maker(graph, gather.input[1]).input[0])
     zero = helper.make_node("Mul", [add.input[1], "const_0_i64"], ["none"], "no_padding")
@@ -282,20 +282,20 @@ def _not_rotated(graph: Graph) -> None:
 
 
 def _not_rotated_back(graph: Graph) -> None:
-    """The logits are those of the position that the token has without padding."""
+    """Return the logits of the position that the token has without padding."""
     front = next(n for n in graph.node if n.op_type == "GatherElements").input[1]
     back = next(n for n in graph.node if n.op_type == "GatherND").input[1]
     _maker(graph, back).input[0] = front
 
 
 def _off_by_one(graph: Graph) -> None:
-    """Every row is said to be one position longer than it is."""
+    """Set every row's length one too high."""
     attention = node_of(graph, "layers.0/self_attn", "GroupQueryAttention")
     _maker(graph, _maker(graph, attention.input[5]).input[0]).input[1] = "const_0_i64"
 
 
 def _off_by_one_if_padded(graph: Graph) -> None:
-    """The same, but no longer than the longest of its batch."""
+    """The same, but at most the length of the longest row of the batch."""
     attention = node_of(graph, "layers.0/self_attn", "GroupQueryAttention")
     subtract = _maker(graph, _maker(graph, attention.input[5]).input[0])
     width = helper.make_node("Shape", ["attention_mask"], ["width"], "width", start=1, end=2)
@@ -306,7 +306,7 @@ def _off_by_one_if_padded(graph: Graph) -> None:
 
 
 def _no_mask(graph: Graph) -> None:
-    """The lengths of the rows count their padding too."""
+    """Count the padding in the lengths of the rows."""
     attention = node_of(graph, "layers.0/self_attn", "GroupQueryAttention")
     subtract = _maker(graph, _maker(graph, attention.input[5]).input[0])
     count = _maker(graph, subtract.input[0])
@@ -316,7 +316,7 @@ def _no_mask(graph: Graph) -> None:
 
 
 def _tokenizer(package: Path) -> None:
-    """The tokenizer.json of another model with the same size of vocabulary."""
+    """Replace tokenizer.json by one of another model with a vocabulary of the same size."""
     content = json.loads((package / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = content["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
@@ -332,10 +332,12 @@ def _graph(change: Callable[[Graph], None]) -> Callable[[Path], None]:
 
 @dataclass(frozen=True)
 class Fault:
-    """`plant` alters a package; `found_by` are the measures of which one at least must miss
-    ("integrity": `ModelPackage.verify`; "tokenizer"; "refused": `validate` ends with an error that
-    says what is wrong). `layer` and `op` are what bisect has to name,
-    if the fault is one of weights or graph: `op` is part of the name of one of its nodes."""
+    """A fault that `plant` puts into a package.
+
+    `found_by` are the measures that must miss their limit ("integrity": `ModelPackage.verify`;
+    "refused": `validate` ends with an error that describes the fault). `layer` and `op` are what
+    bisect must name for a fault of weights or graph: `op` is part of the name of one of its nodes.
+    """
 
     name: str
     plant: Callable[[Path], None]

@@ -58,7 +58,7 @@ def gguf_name(name: str) -> str:
 
 
 def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Half-split to interleaved, row by row, as the format's users define it."""
+    """Reorder rows from half-split to interleaved, as programs that use the format define it."""
     head_dim = len(weight) // heads
     half = head_dim // 2
     order = [h * head_dim + j + k * half for h in range(heads) for j in range(half) for k in (0, 1)]
@@ -75,7 +75,7 @@ def stored_tensors(config: LlamaConfig) -> dict[str, np.ndarray]:
 
 
 def random_blocks(shape: tuple[int, ...], kind: Type) -> np.ndarray:
-    # There is no quantizer for these in Python; bytes under 0x3C make finite half floats anywhere.
+    # Python has no quantizer for these; bytes below 0x3C give finite half floats at any offset.
     rng = np.random.default_rng(shape[0])
     size = gguf.quant_shape_to_byte_shape(shape, kind)
     return rng.integers(0, 0x3C, size, dtype=np.uint8)

@@ -1,5 +1,5 @@
-"""A hub in a thread: as much of huggingface.co's HTTP interface as huggingface_hub needs to fetch
-a model. https://huggingface.co/docs/hub/api"""
+"""A hub in a thread, with the part of huggingface.co's HTTP interface that huggingface_hub needs to
+fetch a model. https://huggingface.co/docs/hub/api"""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name
 class Hub:
     """Serves `folder` as the model `repo`. Each of its lists can be changed while it runs.
 
-    `gated` answers requests for files as the hub does those of somebody who has not accepted the
-    licence; `cut` names files whose next download breaks off half way, `stalled` those that stop
-    there without an end, upon which `reached` is set; `requests` notes every request for a file:
-    method, name, range.
+    `gated` answers requests for files as the hub answers somebody who has not accepted the license;
+    `cut` names files whose next download breaks off half way, `stalled` those that
+    hang there, which sets `reached`; `requests` records method, name and range of every request for
+    a file.
     """
 
     repo: str
@@ -45,13 +45,13 @@ class Hub:
         return {"main": COMMIT, "v2": OTHER_COMMIT, COMMIT: COMMIT, OTHER_COMMIT: OTHER_COMMIT}
 
     def sent(self, name: str) -> list[str | None]:
-        """The range of each download of the file `name`."""
+        """Return the range of each download of the file `name`."""
         return [where for method, file, where in self.requests if (method, file) == ("GET", name)]
 
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed is no news."""
+        """Ignore errors of clients that were killed."""
 
 
 @contextmanager
@@ -143,14 +143,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _bounds(where: str | None, size: int) -> tuple[int, int]:
-    """First and last byte of a Range header."""
+    """Return the first and last byte of a Range header."""
     match = re.fullmatch(r"bytes=(\d+)-(\d*)", where or "bytes=0-")
-    assert match, f"a range of another form: {where}"
+    assert match, f"unexpected range: {where}"
     return int(match[1]), min(int(match[2] or size - 1), size - 1)
 
 
 def _oid(path: Path) -> str:
-    """As the hub has it: the sha256 of a large file, git's sha1 of a small one."""
+    """Return the hash that the hub uses: sha256 for a large file, git's sha1 for a small one."""
     data = path.read_bytes()
     if path.suffix in (".safetensors", ".bin", ".pth", ".model"):
         return hashlib.sha256(data).hexdigest()

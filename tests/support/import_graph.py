@@ -1,4 +1,4 @@
-"""The shape of the source, from its text: `python -m tests.support.import_graph [ROOT]` prints it.
+"""The structure of the source, read from its text: `python -m tests.support.import_graph [ROOT]`.
 
 Nothing is imported, so ROOT may be a checkout of another commit.
 """
@@ -71,7 +71,7 @@ class Source:
         return edges
 
     def cycles(self) -> list[list[str]]:
-        """Groups of modules that import one another, in a circle."""
+        """Return the groups of modules that import one another in a circle."""
         return [sorted(group) for group in components(self.edges) if len(group) > 1]
 
     def folder_pairs(self) -> list[tuple[str, str]]:
@@ -126,7 +126,7 @@ class Source:
         return parts[1:] if parts[0] == "api" else parts
 
     def _resolve(self, text: str) -> str | None:
-        """The module that a dotted name is, or is in."""
+        """Return the module that a dotted name names or is part of."""
         parts = text.split(".")
         prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
         return next((prefix for prefix in prefixes if prefix in self.modules), None)
@@ -163,7 +163,7 @@ def components(edges: Edges) -> list[set[str]]:
 
 
 def report(root: Path) -> Iterator[str]:
-    """The figures, a line each, and below each what it counts."""
+    """Yield the figures, one per line, each followed by what it counts."""
     source = Source(root)
     yield f"modules: {sum(file.name != '__init__.py' for file in source.modules.values())}"
     yield from _counted("module cycles", [", ".join(group) for group in source.cycles()])

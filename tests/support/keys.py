@@ -1,4 +1,4 @@
-"""Keys to sign with."""
+"""Keys for signing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What parity is tried on: storages x sources x architectures, as data, and a cover of their pairs.
+"""The cases of the parity matrix: storages x sources x architectures, and a cover of their pairs.
 
 All combinations would take an hour. A fault that needs three particular values at once is rare; the
-cases chosen have every possible pair of values together at least once.
+chosen cases contain every possible pair of values at least once.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Case:
 
     @property
     def thorough(self) -> bool:
-        """Whether the context is worth walking to its end."""
+        """Whether to measure up to the end of the context."""
         return self.variant == LONG
 
 
@@ -92,7 +92,7 @@ def _adapted(folder: Path, config: LlamaConfig) -> Made:
 
 def _meta(shards: int) -> Callable[[Path, LlamaConfig], Made]:
     def write(folder: Path, config: LlamaConfig) -> Made:
-        # Meta's files have sizes of their own, made for eight shards; the heads are the variant's.
+        # Meta's files have other sizes, made for eight shards; the heads are those of the variant.
         grouped = config.num_key_value_heads < config.num_attention_heads
         sizes = meta_files.CONFIG
         heads = sizes.num_key_value_heads if grouped else sizes.num_attention_heads
@@ -131,18 +131,18 @@ SOURCES: Mapping[str, Source] = {
 
 
 def all_cases() -> Iterator[Case]:
-    """Every combination that can be."""
+    """Yield every possible combination."""
     for storage, (name, source) in product(STORAGES, SOURCES.items()):
         yield from (Case(storage, name, variant) for variant in source.variants)
 
 
 def pairs(case: Case) -> set[tuple[str, str]]:
-    """The pairs of values that `case` has together."""
+    """Return the pairs of values in `case`."""
     return set(combinations((case.storage, case.source, case.variant), 2))
 
 
 def cover(cases: Sequence[Case]) -> list[Case]:
-    """Few of `cases` that have every pair of theirs: always the one next that adds the most."""
+    """Return a few of `cases` with every pair: next is always the case that adds the most pairs."""
     missing = set().union(*map(pairs, cases))
     chosen = []
     while missing:

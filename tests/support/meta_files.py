@@ -1,4 +1,4 @@
-"""Folders as Meta's download has them, written from weights in Hugging Face's form."""
+"""Folders in the form of Meta's download, written from weights in Hugging Face's form."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIG = LlamaConfig(
     bos_token_id=1,
     eos_token_ids=(2,),
 )
-"""Heads enough for eight shards."""
+"""Enough heads for eight shards."""
 
 PARAMS = {
     "dim": 256,
@@ -54,7 +54,7 @@ AXES = {
     "output": 0,
     "tok_embeddings": 1,
 }
-"""Which axis each of Meta's model-parallel layers splits."""
+"""The axis along which each of Meta's model-parallel layers is split."""
 
 _NAMES = {
     "model.embed_tokens": "tok_embeddings",
@@ -73,7 +73,7 @@ _NAMES = {
 
 
 def whole(config: LlamaConfig = CONFIG, dtype: torch.dtype = torch.float32) -> Tensors:
-    """The tiny weights under Meta's names, queries and keys interleaved."""
+    """Return the tiny weights under Meta's names, with queries and keys interleaved."""
     heads = {"wq": config.num_attention_heads, "wk": config.num_key_value_heads}
     tensors = {}
     for name, weight in tiny.weights(config).items():
@@ -87,7 +87,7 @@ def whole(config: LlamaConfig = CONFIG, dtype: torch.dtype = torch.float32) -> T
 
 
 def cut(tensors: Tensors, shards: int) -> list[Tensors]:
-    """The same as `shards` shards, each tensor cut along its layer's axis."""
+    """Split them into `shards` shards, each tensor along its layer's axis."""
     pieces: list[Tensors] = [{} for _ in range(shards)]
     for name, tensor in tensors.items():
         axis = AXES.get(name.removesuffix(".weight").split(".")[-1])
@@ -130,7 +130,7 @@ def write_checklist(folder: Path) -> Path:
 
 
 def meta_name(name: str) -> str:
-    """Meta's name of the tensor that Hugging Face calls `name`."""
+    """Return Meta's name of the tensor that Hugging Face calls `name`."""
     stem = name.removesuffix(".weight")
     if not stem.startswith("model.layers."):
         return f"{_NAMES[stem]}.weight"

@@ -1,4 +1,4 @@
-/* Stands for an ONNX Runtime that is not ours: its version is 1.2.3, and it can do nothing. */
+/* A fake ONNX Runtime, version 1.2.3, without any function. */
 #include <stddef.h>
 #include <stdint.h>
 

@@ -20,7 +20,7 @@ START, END = 1, 2
 
 
 class Stop(Silent):
-    """Raises after `count` pieces, as Ctrl-C or a kill would at that moment."""
+    """Raises after `count` pieces, like Ctrl-C or a kill at that moment."""
 
     def __init__(self, count: int, error: BaseException) -> None:
         self.left, self.error = count, error
@@ -63,7 +63,7 @@ def alter_package(
 
 
 def renew_hashes(package: Path) -> None:
-    """Write the manifest again for the files that are there now."""
+    """Write the manifest again for the current files."""
     write_manifest(package, json.loads((package / MANIFEST).read_text(encoding="utf-8")))
 
 
@@ -81,8 +81,8 @@ def _update(file: Path, values: Mapping[str, Any] | None) -> None:
 
 
 def greedy(package: Path, prompt: Sequence[int], count: int) -> list[int]:
-    """What onnxruntime-genai's own Python API continues `prompt` with, on the CPU whatever the
-    package is for."""
+    """Return the greedy continuation of `prompt` by onnxruntime-genai's own Python API, on the CPU
+    for every target."""
     from llama_onnx.runtime.genai import og  # not at the top: no genai fits WebGPU's wheel
 
     config = og.Config(str(package))
@@ -100,7 +100,7 @@ def greedy(package: Path, prompt: Sequence[int], count: int) -> list[int]:
 
 
 def decode(package: Path, tokens: list[int]) -> str:
-    """What genai makes of tokens when they come one by one."""
+    """Return the text that onnxruntime-genai decodes from tokens one by one."""
     from llama_onnx.runtime.genai import og  # as in greedy
 
     stream = og.Tokenizer(og.Config(str(package))).create_stream()

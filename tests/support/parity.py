@@ -1,4 +1,4 @@
-"""Tiny packages of every kind, and what `validate` says about them."""
+"""Tiny packages of every kind, and their reports by `validate`."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ EXPORTS = {
 
 
 Make = Callable[[str], tuple[Path, Path]]
-"""From a name in `EXPORTS` to a package and its source."""
+"""A function from a name in `EXPORTS` to a package and its source."""
 
 
 def maker(root: Path) -> Make:
-    """Makes each of `EXPORTS` in `root`, once."""
+    """Return a function that makes each of `EXPORTS` in `root`, once."""
 
     def make(name: str) -> tuple[Path, Path]:
         config, options = EXPORTS[name]
@@ -74,7 +74,7 @@ def report_on(
 
 
 def figures(report: ParityReport) -> dict[str, dict[str, float]]:
-    """By error and situation: "graph prefill", and "quantization"."""
+    """Return the figures by error and situation, such as "graph prefill" or "quantization"."""
     return {f"{m.error} {m.situation}".strip(): asdict(m.figures) for m in report.measurements}
 
 

@@ -32,7 +32,7 @@ CONFIG = replace(
 
 
 def weights() -> dict[str, np.ndarray]:
-    """Weights from integer arithmetic: no generator's stream can change them."""
+    """Return weights from integer arithmetic, which does not depend on a random generator."""
     tensors, start = {}, 1
     for name, shape in CONFIG.tensor_shapes().items():
         count = int(np.prod(shape))
@@ -45,7 +45,7 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def make(folder: Path) -> onnx.ModelProto:
-    """The model, its weights inside; `folder` is for what is made on the way."""
+    """Return the model with its weights inside; `folder` is for intermediate files."""
     source = tiny.write_huggingface(folder / "checkpoint", CONFIG, tensors=weights())
     options = Options(precision="int4")
     result = export_package(source, folder / "package", get_target("cpu"), options)

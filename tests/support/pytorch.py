@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 @cache
 def oracle(config: LlamaConfig) -> Any:
-    """transformers' own model with the tiny weights, float32, eager attention."""
+    """Return transformers' own model with the tiny weights, float32, eager attention."""
     settings = config.to_huggingface()
     for key in ("rope_scaling", "rope_theta", "architectures", "model_type"):
         del settings[key]
@@ -41,7 +41,7 @@ def reference(config: LlamaConfig, ids: Array) -> Array:
 
 
 def whole_model(config: LlamaConfig, tensors: dict[str, np.ndarray]) -> LlamaForCausalLM:
-    """Transformers' own model with all its weights, float32 from the start."""
+    """Return transformers' own model with all its weights, loaded as float32."""
     model: LlamaForCausalLM = LlamaForCausalLM(reference_config(config))
     model.set_attn_implementation("eager")  # the walk does not
     state = {name: torch.from_numpy(value) for name, value in tensors.items()}

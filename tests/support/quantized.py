@@ -49,7 +49,7 @@ def quantize(
     scales: str = "fp16",
 ) -> Quantized:
     """Round `weight` [N, K] to the nearest codes. `order` [K]: channels in the order in which they
-    are put into groups (act-order); -1 is one group a row."""
+    are grouped (act-order); -1 is one group per row."""
     inputs = weight.shape[1]
     size = inputs if group_size == -1 else group_size
     groups = np.arange(inputs) // size
@@ -71,8 +71,8 @@ def quantize(
 
 
 def pack_words(codes: Array, bits: int) -> Array:
-    """Codes [n, m] packed along the first axis, the first in the lowest bits: int32 [n bits/32, m].
-    A last word may be filled up with zeros."""
+    """Pack codes [n, m] along the first axis, the first in the lowest bits: int32 [n bits/32, m].
+    The last word may be padded with zeros."""
     fields = 32 // bits
     words = np.zeros((-(-len(codes) // fields), codes.shape[1]), np.uint32)
     for index, row in enumerate(codes.astype(np.uint32)):
@@ -81,7 +81,7 @@ def pack_words(codes: Array, bits: int) -> Array:
 
 
 def pack_awq(codes: Array) -> Array:
-    """Codes [n, m] packed along the second axis in AWQ's order: int32 [n, m / 8]."""
+    """Pack codes [n, m] along the second axis in AWQ's order: int32 [n, m / 8]."""
     words = np.zeros((len(codes), codes.shape[1] // 8), np.uint32)
     for column in range(words.shape[1]):
         for place, output in enumerate(AWQ_ORDER):
@@ -91,7 +91,7 @@ def pack_awq(codes: Array) -> Array:
 
 
 def gptq_tensors(module: str, matrix: Quantized, *, v2: bool = False) -> dict[str, Array]:
-    """The tensors of one linear layer as GPTQ stores them."""
+    """Return the tensors of one linear layer as GPTQ stores them."""
     zeros = matrix.zeros if v2 else matrix.zeros - 1
     return {
         f"{module}.qweight": pack_words(matrix.codes.T, matrix.bits),
@@ -102,7 +102,7 @@ def gptq_tensors(module: str, matrix: Quantized, *, v2: bool = False) -> dict[st
 
 
 def awq_tensors(module: str, matrix: Quantized) -> dict[str, Array]:
-    """The tensors of one linear layer as AWQ's GEMM layout stores them."""
+    """Return the tensors of one linear layer in AWQ's GEMM layout."""
     return {
         f"{module}.qweight": pack_awq(matrix.codes.T),
         f"{module}.qzeros": pack_awq(matrix.zeros.T),
@@ -111,7 +111,7 @@ def awq_tensors(module: str, matrix: Quantized) -> dict[str, Array]:
 
 
 def modules(config: LlamaConfig) -> list[str]:
-    """All linear layers of the decoder."""
+    """Return all linear layers of the decoder."""
     layers = range(config.num_hidden_layers)
     return [f"model.layers.{layer}.{name}" for layer in layers for name in MATRICES]
 
@@ -128,7 +128,7 @@ def quantize_model(
     symmetric: bool = False,
     scales: str = "fp16",
 ) -> dict[str, Quantized]:
-    """The linear layers of the tiny model, but for those in `skip`, and `extra` ones. `bits` and
+    """Quantize the tiny model's linear layers except those in `skip`, and `extra` ones. `bits` and
     `group_size` by the last part of the name ("" for the others). With `act_order` the layers that
     read the same input have the same order, as GPTQ makes it; with `apart` each has its own."""
     weights = tiny.weights(config)
@@ -159,7 +159,7 @@ def write(
     v2: bool = False,
     file: str = "model.safetensors",
 ) -> Path:
-    """Write a checkpoint; what is not in `matrices` is stored as float16. `quantization` overrides
+    """Write a checkpoint; tensors not in `matrices` are stored as float16. `quantization` overrides
     keys of quantization_config (None removes); `extra` tensors are added, replaced, or with None
     removed."""
     first = next(iter(matrices.values()))
@@ -197,13 +197,13 @@ def write(
 def dequantized(
     matrices: Mapping[str, Quantized], config: LlamaConfig = tiny.GQA
 ) -> dict[str, Array]:
-    """All weights of the model that `write` wrote, float32."""
+    """Return all weights of the model that `write` wrote, float32."""
     weights = {k: v.astype(np.float16).astype(np.float32) for k, v in tiny.weights(config).items()}
     return weights | {f"{module}.weight": matrix.weight() for module, matrix in matrices.items()}
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """quantization_config of a folder."""
+    """Return the quantization_config of a folder."""
     raw: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     found: dict[str, Any] = raw["quantization_config"]
     return found

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ checkpoints by name, and what is done with them again and again."""
+"""GPTQ and AWQ checkpoints by name, and helpers shared by their tests."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.support.quantized import Quantized, quantize_model, write
 Array = npt.NDArray[Any]
 
 EXACT = Options(embedding="fp32", head="fp32", accuracy_level=1)
-"""Nothing but the source's own codes is rounded."""
+"""Options that round only the source's own codes."""
 
 PARTIAL = replace(tiny.GQA, hidden_size=80, intermediate_size=72)  # no multiples of 32
 HEAD = "lm_head"
 QKV = [f"model.layers.1.self_attn.{part}_proj" for part in "qkv"]
 LAYER = "model.layers.1.mlp.down_proj"
 
-# What quantize_model is given, what write is given, and the model's configuration.
+# Arguments of quantize_model, arguments of write, and the model's configuration.
 Case = tuple[dict[str, Any], dict[str, Any], LlamaConfig]
 CASES: dict[str, Case] = {
     "gptq": ({}, {}, tiny.GQA),
@@ -66,7 +66,7 @@ CASES: dict[str, Case] = {
 
 
 def make(folder: Path, name: str) -> tuple[Path, dict[str, Quantized]]:
-    """The checkpoint of a case in `folder`, and its matrices."""
+    """Write the checkpoint of a case to `folder`; return it and its matrices."""
     how, written, config = CASES[name]
     matrices = quantize_model(config, **how)
     return write(folder, matrices, config=config, **written), matrices

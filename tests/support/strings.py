@@ -1,4 +1,4 @@
-"""Strings, and sequences of ids, that tokenizers are likely to disagree on. Seeded."""
+"""Seeded strings and sequences of ids on which tokenizers are likely to differ."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _BLOCKS = ((0x20, 0x7F), (0, 0x250), (0x250, 0x2000), (0x2000, 0xD800), (0xE000,
 
 
 def strings(count: int, corpus: Sequence[str], *, special: bool, seed: int = 0) -> Iterator[str]:
-    """`count` strings: those of validate, of parts, of any characters, runs, pieces of the texts in
-    `corpus`; with `special`, every one has a special token's text in it."""
+    """Yield `count` strings: those of `validate`, joined parts, random characters, runs, pieces of
+    the texts in `corpus`; with `special`, each contains the text of a special token."""
     rng = random.Random(seed)
     makers: list[Callable[[random.Random], str]] = [_of_parts, _of_parts, _of_characters, _runs]
     fixed = list(FIXED_TEXTS)
@@ -44,8 +44,8 @@ def strings(count: int, corpus: Sequence[str], *, special: bool, seed: int = 0) 
 def sequences(
     count: int, texts: Sequence[Sequence[int]], byte_ids: Sequence[int], size: int, seed: int = 0
 ) -> Iterator[list[int]]:
-    """`count` sequences of ids below `size`: any ids, the ids of `texts` cut anywhere, and bytes:
-    `byte_ids[b]` is that of byte b."""
+    """Yield `count` sequences of ids below `size`: random ids, the ids of `texts` cut anywhere, and
+    bytes, where `byte_ids[b]` is the id of byte b."""
     rng = random.Random(seed)
     for index in range(count):
         if index % 3 == 0:
@@ -93,7 +93,7 @@ def _without_special(text: str) -> str:
 
 
 def _bytes(rng: random.Random, byte_ids: Sequence[int], size: int) -> list[int]:
-    """UTF-8 cut anywhere, with or without noise, between other pieces."""
+    """Return UTF-8 cut anywhere, with or without noise, between other pieces."""
     data = _of_parts(rng).encode()
     start = rng.randint(0, len(data))
     data = data[start : rng.randint(start, len(data))]

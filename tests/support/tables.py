@@ -1,4 +1,4 @@
-"""Tables of what was tried, printed and kept in the documentation."""
+"""Tables of tested cases, printed and written into the documentation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Case:
-    """One line of a table: what was tried, whether it went as it has to, what was said."""
+    """One line of a table: what was tested, whether it holds, and the result as text."""
 
     what: str
     holds: bool
@@ -18,11 +18,11 @@ class Case:
 
 
 Table = tuple[str, Sequence[Case]]
-"""Its header, as Markdown has it, and its lines."""
+"""The header, in Markdown, and the lines."""
 
 
 def markdown(header: str, cases: Sequence[Case]) -> str:
-    """A table with a column more than `header`, for whether each line holds."""
+    """Return a table with one more column than `header`, for whether each line holds."""
     columns = header.count("|") + 1
     lines = [f"| {header} | holds |", "| --- " * columns + "| --- |"]
     for case in cases:
@@ -32,7 +32,7 @@ def markdown(header: str, cases: Sequence[Case]) -> str:
 
 
 def write_docs(docs: Path, name: str, text: str) -> None:
-    """Put `text` between the marks of the part `name` in `docs`."""
+    """Write `text` between the markers of the part `name` in `docs`."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     content = docs.read_text("utf-8")
     before, found, rest = content.partition(begin)
@@ -42,8 +42,8 @@ def write_docs(docs: Path, name: str, text: str) -> None:
 
 
 def show(docs: Path, name: str, tables: Sequence[Table], private: Sequence[str] = ()) -> bool:
-    """Print `tables` and put them into the part `name` of `docs`, the paths in `private` left out;
-    returns whether every line holds."""
+    """Print `tables` and write them to the part `name` of `docs`, without the paths in `private`;
+    return whether every line holds."""
     text = "\n\n".join(markdown(header, cases) for header, cases in tables)
     for folder in private:
         text = text.replace(folder, "…")

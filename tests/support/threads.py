@@ -16,7 +16,7 @@ VARIABLE = "OMP_NUM_THREADS"
 
 
 def limit_threads(patch: pytest.MonkeyPatch) -> None:
-    """Give PyTorch and sessions of ONNX Runtime one thread, where the code leaves the number open.
+    """Give PyTorch and ONNX Runtime sessions one thread, unless the code sets the number.
 
     Call it before PyTorch is imported: it reads the variable as it loads. Processes that a test
     starts inherit the variable.

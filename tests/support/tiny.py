@@ -45,7 +45,7 @@ ROPE_SCALINGS = {
     ),
     "yarn": RopeScaling("yarn", 4.0, original_max_position_embeddings=64),
 }
-"""From a context of 64 to `GQA`'s 256, but for `dynamic`, whose context is the original one."""
+"""All extend a context of 64 to `GQA`'s 256, except `dynamic`, which keeps the original one."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
@@ -56,7 +56,7 @@ _NUMPY_DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloa
 
 
 def weights(config: LlamaConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random float32 weights by Hugging Face name, scaled so that activations stay of order one."""
+    """Return random float32 weights by Hugging Face name, scaled to keep activations near one."""
     return {name: array.copy() for name, array in _weights(config, seed).items()}
 
 
@@ -102,7 +102,7 @@ def write_huggingface(
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """A byte-level BPE tokenizer: <unk>, <s>, </s>, the 256 bytes, and merges up to vocab_size."""
+    """Write a byte-level BPE tokenizer: <unk>, <s>, </s>, 256 bytes, merges up to vocab_size."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Vocabularies of Llama's kind, trained by SentencePiece itself, and texts to try them on."""
+"""Vocabularies like Llama's, trained by SentencePiece itself, and texts to test them with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.support import tiny
 
-# Generated code whose messages exist at run time only.
+# Generated code whose messages exist only at run time.
 proto: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
 
 CORPUS = (
@@ -58,7 +58,7 @@ def trained(
     digits: bool = True,
     symbols: Sequence[str] = (),
 ) -> bytes:
-    """A vocabulary of Llama's kind; `digits`: each a piece, `symbols`: user-defined pieces."""
+    """Train a vocabulary like Llama's; `digits`: one piece each, `symbols`: user-defined pieces."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS.splitlines()),
@@ -79,7 +79,7 @@ def trained(
 
 
 def with_llama_runs(model: bytes) -> bytes:
-    """Runs of 2 to 16 spaces, all with one score: Llama 2's vocabulary has them so."""
+    """Add runs of 2 to 16 spaces with the same score, as in Llama 2's vocabulary."""
     parsed = proto.ModelProto.FromString(model)
     for length in (2, 4, 8, 5, 16, 6, 12, 13, 10, 14, 3, 9, 7, 11, 15):
         parsed.pieces.add(piece="▁" * length, score=-1e9)
@@ -118,7 +118,7 @@ def spm_metadata(model: bytes, **keys: Any) -> dict[str, Any]:
 
 
 def bytelevel_metadata(**keys: Any) -> dict[str, Any]:
-    """The vocabulary that tests/support/tiny.py trains, with a control and a user-defined token."""
+    """Return the vocabulary of tests/support/tiny.py, with a control and a user-defined token."""
     folder = Path(os.fspath(keys.pop("folder")))
     tiny.write_tokenizer(folder, 320)
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
