@@ -33,6 +33,7 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.bisect.culprit import find_culprit
 from llama_onnx.exporter.parity.bisect.search import bisect
 from llama_onnx.exporter.parity.measure.open_subject import open_subject
+from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.exporter.reference.walk import walk
@@ -80,12 +81,28 @@ def make(tmp_path_factory: pytest.TempPathFactory, source: Callable[[bool], Path
     root, numbers = tmp_path_factory.mktemp("packages ä 日本"), itertools.count()
 
     @cache
-    def export(target: str, precision: str, tied: bool = False, **options: Any) -> Path:
+    def export(target: str, precision: str, tied: bool, **options: Any) -> Path:
         out = root / f"{target}-{precision}-{next(numbers)}"
         export_package(source(tied), out, TARGETS[target], Options(precision, **options))
         return out
 
-    return export
+    # Outside the cache, which takes a default for another argument than the same value given.
+    def make(target: str, precision: str, tied: bool = False, **options: Any) -> Path:
+        return export(target, precision, tied, **options)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def proved(make: Make, source: Callable[[bool], Path]) -> Callable[..., ParityReport]:
+    """What is said about a package as it was made, measured once."""
+
+    @cache
+    def measure(target: str, precision: str, tied: bool) -> ParityReport:
+        package, checkpoint = make(target, precision, tied), open_checkpoint(source(tied))
+        return prove(package, checkpoint, tokens=4, longest=12)
+
+    return measure
 
 
 # --- every target -------------------------------------------------------------------------
@@ -93,11 +110,10 @@ def make(tmp_path_factory: pytest.TempPathFactory, source: Callable[[bool], Path
 
 @pytest.mark.parametrize(("target", "precision", "tied"), CASES)
 def test_a_package_is_its_source(
-    make: Make, source: Callable[[bool], Path], target: str, precision: str, tied: bool
+    proved: Callable[..., ParityReport], target: str, precision: str, tied: bool
 ) -> None:
     """Every error of `validate`: the graph's is at rounding level, whatever it computes in."""
-    package = make(target, precision, tied)
-    report = prove(package, open_checkpoint(source(tied)), tokens=4, longest=12)
+    report = proved(target, precision, tied)
     assert report.passed, [c for c in report.checks if not c.passed]
     measured = {check.threshold.measure for check in report.checks}
     assert {"weights", "rotary", "graph", "shipped"} <= measured
@@ -128,11 +144,10 @@ def test_a_wrong_weight_of_a_half_precision_package_is_found(
 
 @pytest.mark.parametrize("target", ["cuda", "directml", "webgpu", "portable"])
 def test_no_piece_of_a_sound_graph_is_accused(
-    make: Make, source: Callable[[bool], Path], target: str
+    make: Make, proved: Callable[..., ParityReport], target: str
 ) -> None:
     """In float32, and as it ships within what half precision does."""
-    package = make(target, "int4")
-    report = prove(package, open_checkpoint(source(False)), tokens=4, longest=12)
+    package, report = make(target, "int4"), proved(target, "int4", False)
     program = join(s.program(report.passages) for s in SITUATIONS if s.run is run_plainly)
     subject = open_subject(package, open_checkpoint(source(False)))
     culprit = find_culprit(subject, report.passages, program, 5e-6, True, SILENT)

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.measure.shipped import PromptSet
 from llama_onnx.exporter.parity.measure.tokenizers import FIXED_TEXTS
-from llama_onnx.exporter.parity.measure.validate import validate
+from llama_onnx.exporter.parity.measure.validate import ParityReport, validate
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.runtime.measure.situations import SITUATIONS, run_plainly
@@ -51,10 +52,15 @@ def run(*arguments: object) -> Result:
 # Sound packages
 
 
+@pytest.fixture(scope="module")
+def sound(made: Make) -> Callable[[str], ParityReport]:
+    """What is said about one of `EXPORTS` as it was made, measured once."""
+    return cache(lambda name: report_on(*made(name)))
+
+
 @pytest.mark.parametrize("name", EXPORTS)
-def test_a_sound_package_passes(made: Make, name: str) -> None:
-    package, source = made(name)
-    report = report_on(package, source)
+def test_a_sound_package_passes(sound: Callable[[str], ParityReport], name: str) -> None:
+    report = sound(name)
     rows = figures(report)
     assert missed(report) == set()
     assert report.precision == name.partition("-")[0]
@@ -79,14 +85,17 @@ def test_a_sound_package_passes(made: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fp32", "int4", "int4-exact"])
-def test_activations_are_those_of_the_graph(made: Make, name: str) -> None:
-    report = report_on(*made(name))
+def test_activations_are_those_of_the_graph(
+    sound: Callable[[str], ParityReport], name: str
+) -> None:
+    report = sound(name)
     assert report.activations == ("int8" if name == "int4" else "fp32")
 
 
-def test_a_pruned_head_is_compared_at_the_last_positions(made: Make) -> None:
-    package, source = made("int4-last")
-    report = report_on(package, source)
+def test_a_pruned_head_is_compared_at_the_last_positions(
+    sound: Callable[[str], ParityReport],
+) -> None:
+    report = sound("int4-last")
     rows = figures(report)
     assert rows["graph prefill"]["positions"] == 4  # one of each passage
     assert rows["graph decode"]["positions"] == 4 * (1 + 12)
@@ -174,9 +183,9 @@ def test_flipped_weights_are_no_graph_error_but_a_quantization_error(copied: Mak
 
 
 def test_flipped_codes_are_no_graph_error_but_a_quantization_error(
-    made: Make, copied: Make
+    made: Make, sound: Callable[[str], ParityReport], copied: Make
 ) -> None:
-    clean = figures(report_on(*made("int4")))
+    clean = figures(sound("int4"))
     package, source = copied("int4")
     edit(package, "model.layers.1.mlp.down_proj.qweight", flip_codes)
     limit = 1.5 * clean["quantization"]["mean_kl"]
