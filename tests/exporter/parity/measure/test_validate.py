@@ -24,9 +24,10 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
+from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.measure.shipped import PromptSet
 from llama_onnx.exporter.parity.measure.tokenizers import FIXED_TEXTS
-from llama_onnx.exporter.parity.measure.validate import ParityReport, validate
+from llama_onnx.exporter.parity.measure.validate import validate
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.runtime.measure.situations import SITUATIONS, run_plainly
