@@ -151,7 +151,7 @@ def _refuse_methods(raw: Mapping[str, Any], where: Path) -> None:
             )
     if raw.get("bias", "none") != "none":
         raise UnsupportedError(
-            f"{where}: bias is {raw['bias']!r}; the graph has no biases: use 'none'."
+            f"{where}: bias is {raw['bias']!r}; the graph has no biases, so only 'none' works."
         )
     init = raw.get("init_lora_weights", True)
     if init not in _INITS:

@@ -451,8 +451,8 @@ def test_what_is_not_plain_lora_is_refused_by_name(
         ({"lora_alpha": float("nan")}, r"lora_alpha must be a number, not nan"),
         ({"rank_pattern": {"q_proj": 0.5}}, r"rank_pattern must be a positive integer, not 0.5"),
         ({"rank_pattern": [4]}, r"rank_pattern must be an object, not \[4\]"),
-        ({"alpha_pattern": {"(": 4}}, r"alpha_pattern '\(' is not a pattern"),
-        ({"target_modules": "(["}, r"target_modules '\(\[' is not a pattern"),
+        ({"alpha_pattern": {"(": 4}}, r"alpha_pattern '\(' is not a valid reg"),
+        ({"target_modules": "(["}, r"target_modules '\(\[' is not a valid reg"),
         ({"target_modules": [3]}, r"target_modules must be a list of names, not \[3\]"),
         ({"target_modules": None}, r"names no target_modules"),
         ({"layers_to_transform": "1"}, r"layers_to_transform must be layer numbers, not '1'"),
@@ -491,14 +491,14 @@ Q0 = f"{adapters.PREFIX}{QV[0]}"
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("base_model.model.score.weight", r"score\.weight, for which .* has no place"),
-        (f"{Q0}.lora_magnitude_vector", r"lora_magnitude_vector, for which .* has no place"),
-        (f"{Q0}.lora_B.bias", r"lora_B\.bias, for which .* has no place"),
-        (f"{Q0}.lora_embedding_A", r"lora_embedding_A, for which .* has no place"),
+        ("base_model.model.score.weight", r"score\.weight, which matches nothing in"),
+        (f"{Q0}.lora_magnitude_vector", r"lora_magnitude_vector, which matches nothing in"),
+        (f"{Q0}.lora_B.bias", r"lora_B\.bias, which matches nothing in"),
+        (f"{Q0}.lora_embedding_A", r"lora_embedding_A, which matches nothing in"),
         (f"{Q0}.weight", r"q_proj\.weight, which modules_to_save .* does not name"),
         (
             "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight",
-            r"layers\.3\..*, for which .* has no place: .* made for another base \(somebody/",
+            r"layers\.3\..*, which matches nothing in .* made for another base \(somebody/",
         ),
     ],
 )
@@ -529,8 +529,8 @@ def test_an_embedding_s_change_for_another_vocabulary(source: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("module", "shape", "message"),
     [
-        (EMBEDDING, (290, 64), r"290 rows for model.embed_tokens, the base 288: a resized voc"),
-        (HEAD, (290, 64), r"290 rows for lm_head, the base 288: a resized vocabulary"),
+        (EMBEDDING, (290, 64), r"290 rows for model.embed_tokens, but the base 288: a resized"),
+        (HEAD, (290, 64), r"290 rows for lm_head, but the base 288: a resized vocabulary"),
         (EMBEDDING, (288, 128), r"shape \[288, 128\], but the base's is \[288, 64\]"),
         ("model.layers.0.input_layernorm", (128,), r"shape \[128\], but the base's is \[64\]"),
     ],

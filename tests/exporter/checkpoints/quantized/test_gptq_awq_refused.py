@@ -89,7 +89,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "another group size": (_says(group_size=64), "3 groups for 96 input channels, but .* is 64"),
     "another width": (_says(bits=8), "4 bits per weight, not 8"),
     "three bits": (_says(bits=3), "GPTQ with 3 bits is not supported, only with 4 and 8"),
-    "two bits": (_says(bits=2), "GPTQ of 2 bits"),
+    "two bits": (_says(bits=2), "GPTQ with 2 bits"),
     "no bits": (_says(bits=None), "bits must be a number, not None"),
     "no group size": (_says(group_size=None), "group_size must be a positive number"),
     "a group size of zero": (_says(group_size=0), "not 0"),
@@ -97,8 +97,8 @@ BAD: dict[str, tuple[Change, str]] = {
     "marlin, as AutoGPTQ said it": (_says(is_marlin_format=True), "is_marlin_format is True"),
     "planar": (_says(checkpoint_format="gptq_p"), "'gptq_p'"),
     "an adapter that belongs to it": (_says(adapter={"rank": 8}), "adapter is"),
-    "another method": (_says(quant_method="bitsandbytes"), "quantized by 'bitsandbytes'"),
-    "no method": (_says(quant_method=None), "quantized by None"),
+    "another method": (_says(quant_method="bitsandbytes"), "quantized with 'bitsandbytes'"),
+    "no method": (_says(quant_method=None), "quantized with None"),
 }
 
 
