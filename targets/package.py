@@ -219,7 +219,7 @@ def unlisted_files(index: Path, listed: Collection[str]) -> list[str]:
 
 
 def read_index(file: Path, format_version: int) -> dict[str, Any]:
-    """Read and check a JSON file that lists the files beside it with their sizes and sha256.
+    """Read a JSON file that lists all files beside it with size and sha256, and check it.
 
     Raises `PackageError`, also for a format newer than `format_version`.
     """

@@ -141,8 +141,8 @@ def test_the_package_has_its_sums_and_its_self_test(
     [
         (["LICENSE*"], "checkpoint", r"lacks the license \(LICENSE\) that"),
         (["USE_POLICY*"], "Llama-2-7b-chat-hf", r"lacks the use policy \(USE_POLICY\) that"),
-        (["USE_POLICY*"], "llama2-7b.gguf", "no use policy"),
-        (["LICENSE*", "USE_POLICY*"], "Llama-2-7b", "no license .* and no use policy"),
+        (["USE_POLICY*"], "llama2-7b.gguf", "lacks the use policy"),
+        (["LICENSE*", "USE_POLICY*"], "Llama-2-7b", "lacks the license .* and the use policy"),
     ],
 )
 def test_a_model_without_its_license_needs_an_option(
@@ -175,7 +175,7 @@ def test_a_notice_identifies_a_llama(
     copy = Path(shutil.copytree(package, tmp_path / "noticed"))
     (copy / "NOTICE").write_text("Llama 2 is licensed under the LLAMA 2 Community License")
     opened = without(copy, tmp_path / "copy", "USE_POLICY*", source="mine")
-    with pytest.raises(PackageError, match="no use policy"):
+    with pytest.raises(PackageError, match="lacks the use policy"):
         bundle_windows(opened, out, sets[0], libraries=sets[1])
 
 

@@ -343,7 +343,7 @@ def test_a_package_without_chat_template_says_so(package: Path, tmp_path: Path) 
 def test_a_chat_template_may_refuse(package: Path, tmp_path: Path) -> None:
     refusal = "{{ raise_exception('roles must alternate') }}"
     folder = alter_package(package, tmp_path / "strict", chat_template=refusal)
-    with pytest.raises(UsageError, match=r"refuses the messages: roles must alternate") as caught:
+    with pytest.raises(UsageError, match=r"rejects the messages: roles must alternate") as caught:
         Llama.load(folder).chat(HELLO)
     assert "\n" not in str(caught.value)
 

@@ -111,7 +111,7 @@ def test_an_onnxruntime_that_cannot_say_where_nodes_run_is_too_old(
 ) -> None:
     base = ort.InferenceSession.__base__
     monkeypatch.delattr(base, "get_provider_graph_assignment_info")
-    with pytest.raises(ProviderError, match=r"onnxruntime [\d.]+ cannot say .* 1\.24 or newer"):
+    with pytest.raises(ProviderError, match=r"onnxruntime [\d.]+ cannot report .* 1\.24 or newer"):
         GraphSession.open(package)
 
 
