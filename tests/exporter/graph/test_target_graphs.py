@@ -144,7 +144,10 @@ def test_a_wrong_weight_of_a_half_precision_package_is_found(
 
 @pytest.mark.parametrize("target", ["cuda", "directml", "webgpu", "portable"])
 def test_no_piece_of_a_sound_graph_is_accused(
-    make: Make, proved: Callable[..., ParityReport], target: str
+    make: Make,
+    proved: Callable[..., ParityReport],
+    source: Callable[[bool], Path],
+    target: str,
 ) -> None:
     """In float32, and as it ships within what half precision does."""
     package, report = make(target, "int4"), proved(target, "int4", False)
