@@ -42,9 +42,9 @@ def plan(
     from llama_onnx.exporter.packaging.plan import make_plan
     from llama_onnx.exporter.sources import open_checkpoint
 
-    chosen = Options(**options)
+    chosen, merged = Options(**options), _paths(adapters)
     with _headers(checkpoint) as folder:
-        opened = open_checkpoint(folder, _paths(adapters))
+        opened = open_checkpoint(folder, merged)
         kept = open_kept(opened, _named(kept_adapters))
         workers = os.cpu_count() or 1
         return make_plan(opened, get_target(target), chosen, workers, kept, chosen.changed())
@@ -112,7 +112,8 @@ def validate(
 
     texts = TEXTS if texts is None else texts
     check_measurable(texts, tokens, prompt_tokens)  # before a download
-    original = open_checkpoint(local_copy(find_source(os.fspath(reference))), folders)
+    merged = _paths(adapters)
+    original = open_checkpoint(local_copy(find_source(os.fspath(reference))), merged)
     adapter = None if kept_adapter is None else (kept_adapter[0], Path(kept_adapter[1]))
     return prove_subject(
         open_subject(Path(package), original, adapter),

@@ -94,11 +94,7 @@ def prove_subject(
 
 
 def check_measurable(texts: Sequence[str], tokens: int, longest: int) -> None:
-    """Raise `UsageError` for settings of `prove_subject` with which nothing can be measured.
-
-    Of `tokens`, the first is predicted by the prompt and only the others by a step with a cache, so
-    2 is the least that measures both.
-    """
+    """Raise `UsageError` for settings of `prove_subject` with which nothing can be measured."""
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
         raise UsageError("texts must be a list of one or more strings: pass [text] for one text.")
     for name, value, least in (("tokens", tokens, 2), ("prompt_tokens", longest, 1)):
