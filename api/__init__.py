@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
+from llama_onnx import _results
 from llama_onnx.targets.errors import (
     BusyError,
     CheckpointError,
@@ -34,17 +35,13 @@ from llama_onnx.targets.errors import (
     UnsupportedError,
     UsageError,
 )
+from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.progress import Progress
 from llama_onnx.targets.registry import TARGETS
+from llama_onnx.targets.target import FloatName
 
 if TYPE_CHECKING:
-    from llama_onnx.exporter.packaging.export import ExportResult
-    from llama_onnx.exporter.packaging.plan import Plan
-    from llama_onnx.exporter.parity.measure.report import ParityReport
     from llama_onnx.runtime.llama.model import Llama
-    from llama_onnx.runtime.measure.verify import VerifyReport
-    from llama_onnx.targets.package import ModelPackage
-    from llama_onnx.targets.progress import Progress
-    from llama_onnx.targets.target import FloatName
 
     __version__: str
 
@@ -109,7 +106,7 @@ def plan(
     logits: Literal["all", "last"] = "all",
     adapters: Sequence[str | os.PathLike[str]] = (),
     kept_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
-) -> Plan:
+) -> _results.Plan:
     """Return what an export would make and need. Reads headers, not weights.
 
     Args:
@@ -132,7 +129,7 @@ def plan(
         The plan: `parameters`, `data_bytes`, `peak_memory`, `bits_per_weight`, ...; sizes in bytes.
 
     Raises:
-        UsageError: The target does not support an option.
+        UsageError: The target does not support an option, or an option has no effect.
         CheckpointError: The checkpoint cannot be read, or (`UnsupportedError`) is not supported.
 
     Examples:
@@ -171,7 +168,7 @@ def export(
     hash_source: bool = False,
     tokenizer: bool = True,
     progress: Progress | None = None,
-) -> ExportResult:
+) -> _results.ExportResult:
     """Export a checkpoint to a package. Memory use does not grow with the model.
 
     The arguments from `target` to `kept_adapters` are those of `plan`, which explains them.
@@ -191,7 +188,7 @@ def export(
         The result: `package` (path), `plan`, `package_bytes`, `warnings`, ...
 
     Raises:
-        UsageError: `out` exists, or the target does not support an option.
+        UsageError: `out` exists, the target does not support an option, or an option has no effect.
         CheckpointError: The checkpoint cannot be read, or (`UnsupportedError`) is not supported.
         ResourceError: The disk is full.
 
@@ -219,7 +216,7 @@ def validate(
     thorough: bool = False,
     certify: bool = False,
     progress: Progress | None = None,
-) -> ParityReport:
+) -> _results.ParityReport:
     """Compare a package with the checkpoint it was made from, each kind of error separately.
 
     Args:
@@ -227,9 +224,9 @@ def validate(
         reference: The checkpoint: a path, or OWNER/NAME[@REVISION] on the Hugging Face hub.
         adapters: PEFT folders of the LoRA adapters that were merged, in order.
         kept_adapter: Name and PEFT folder of the kept adapter to activate. None: measure the base.
-        texts: Texts to measure on. None: the built-in ones.
-        tokens: Greedy tokens after each prompt.
-        prompt_tokens: Maximum tokens of a prompt.
+        texts: Texts to measure on, at least one. None: the built-in ones.
+        tokens: Greedy tokens after each prompt, at least 2.
+        prompt_tokens: Maximum tokens of a prompt, at least 1.
         max_kl: Also fail above this mean KL divergence (nats) to the original weights.
         thorough: Also run past positions 2047 to 2049 and to the end of the context.
         certify: If every threshold holds, write the certificate that `verify` replays.
@@ -265,7 +262,7 @@ def verify(
     allow_fallback: bool = False,
     files_only: bool = False,
     progress: Progress | None = None,
-) -> VerifyReport:
+) -> _results.VerifyReport:
     """Check every file of a package or bundle, then replay its certificate on this machine.
 
     Needs neither the original weights nor PyTorch.
@@ -315,8 +312,6 @@ def open_package(path: str | os.PathLike[str]) -> ModelPackage:
         >>> package.target, package.precision, package.verify()
         ('cpu', 'int4', [])
     """
-    from llama_onnx.targets.package import ModelPackage
-
     return ModelPackage.open(os.fspath(path))
 
 

@@ -42,10 +42,12 @@ def plan(
     from llama_onnx.exporter.packaging.plan import make_plan
     from llama_onnx.exporter.sources import open_checkpoint
 
+    chosen, merged = Options(**options), _paths(adapters)
     with _headers(checkpoint) as folder:
-        opened = open_checkpoint(folder, _paths(adapters))
+        opened = open_checkpoint(folder, merged)
         kept = open_kept(opened, _named(kept_adapters))
-        return make_plan(opened, get_target(target), Options(**options), os.cpu_count() or 1, kept)
+        workers = os.cpu_count() or 1
+        return make_plan(opened, get_target(target), chosen, workers, kept, chosen.changed())
 
 
 def export(
@@ -68,11 +70,12 @@ def export(
     from llama_onnx.exporter.packaging.export import export_package
     from llama_onnx.exporter.packaging.options import Options
 
+    chosen = Options(**options)
     return export_package(
         find_source(os.fspath(checkpoint)),
         Path(out),
         get_target(target),
-        Options(**options),
+        chosen,
         adapters=_paths(adapters),
         kept=_named(kept_adapters),
         resume=resume,
@@ -80,6 +83,7 @@ def export(
         checksum=checksum,
         hash_source=hash_source,
         tokenizer=tokenizer,
+        explicit=chosen.changed(),
         progress=progress or SILENT,
     )
 
@@ -103,14 +107,17 @@ def validate(
     from llama_onnx.exporter.checkpoints.hub import find_source
     from llama_onnx.exporter.parity.measure.open_subject import open_subject
     from llama_onnx.exporter.parity.measure.prompts import TEXTS
-    from llama_onnx.exporter.parity.prove import prove_subject
+    from llama_onnx.exporter.parity.prove import check_measurable, prove_subject
     from llama_onnx.exporter.sources import open_checkpoint
 
-    original = open_checkpoint(local_copy(find_source(os.fspath(reference))), _paths(adapters))
+    texts = TEXTS if texts is None else texts
+    check_measurable(texts, tokens, prompt_tokens)  # before a download
+    merged = _paths(adapters)
+    original = open_checkpoint(local_copy(find_source(os.fspath(reference))), merged)
     adapter = None if kept_adapter is None else (kept_adapter[0], Path(kept_adapter[1]))
     return prove_subject(
         open_subject(Path(package), original, adapter),
-        texts=TEXTS if texts is None else texts,
+        texts=texts,
         tokens=tokens,
         longest=prompt_tokens,
         max_kl=max_kl,
@@ -166,6 +173,11 @@ def _headers(checkpoint: StrPath) -> Iterator[Path]:
 
 
 def _paths(values: Sequence[StrPath]) -> list[Path]:
+    # A str is a sequence of str, so type checkers accept it; its letters are not folders.
+    if isinstance(values, (str, os.PathLike)):
+        raise UsageError(
+            f"adapters is one path, {os.fspath(values)!r}: pass a list of folders instead."
+        )
     return [Path(value) for value in values]
 
 

@@ -24,7 +24,7 @@ def verify_checklists(folder: Path, step: Callable[[str], None]) -> dict[str, st
             if _md5(path) != md5:
                 raise CheckpointError(
                     f"{path} does not have the checksum in {checklist.name}: download it again, "
-                    "or pass --no-checksum if you changed it."
+                    "or pass --no-checksum (checksum=False in Python) if you changed it."
                 )
             sums[path.name] = md5
     return sums

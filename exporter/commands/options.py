@@ -102,7 +102,7 @@ def _option(field: Field[Any]) -> Callable[[_F], _F]:
         flag += f"/--no-{flag.removeprefix('--')}"
     return click.option(
         flag,
-        type=click.Choice(metadata["choices"]) if metadata["choices"] else None,
+        type=click.Choice(list(metadata["choices"])) if metadata["choices"] else None,
         default=field.default,
         show_default=metadata["otherwise"] or True,
         help=metadata["help"],

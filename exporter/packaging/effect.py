@@ -14,7 +14,7 @@ def check_effect(explicit: Collection[str], recipe: Recipe) -> None:
     multiplied = _quantized(recipe.linear.name, recipe.head.name)
     if "accuracy_level" in explicit and not multiplied:
         raise UsageError(
-            f"--accuracy-level applies to quantized matrices, and a package of {recipe.precision} "
+            f"an accuracy level applies to quantized matrices, and a package of {recipe.precision} "
             "multiplies by none: leave it out."
         )
     if multiplied or _quantized(recipe.embedding.name):
@@ -22,8 +22,8 @@ def check_effect(explicit: Collection[str], recipe: Recipe) -> None:
     for name in ("block_size", "quantizer"):
         if name in explicit:
             raise UsageError(
-                f"--{name.replace('_', '-')} applies to quantized matrices, and a package of "
-                f"{recipe.precision} has none: leave it out, or choose --precision int8 or int4."
+                f"a {name.replace('_', ' ')} applies to quantized matrices, and a package of "
+                f"{recipe.precision} has none: leave it out, or choose precision int8 or int4."
             )
 
 

@@ -99,7 +99,10 @@ def export_package(
     plan = make_plan(checkpoint, target, options, workers, swapped, explicit)
     listed = has_checklist(checkpoint.path)
     if not (checksum or listed):
-        raise UsageError(f"{checkpoint.path} has no checklist.chk: leave --no-checksum out.")
+        raise UsageError(
+            f"{checkpoint.path} has no checklist.chk to skip: leave out --no-checksum "
+            "(checksum=False in Python)."
+        )
     check = checksum and listed
     verified = verify_checklists(checkpoint.path, progress.step) if check else {}
     hashes = source_hashes(checkpoint, verified, read=hash_source, step=progress.step)

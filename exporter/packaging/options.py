@@ -3,11 +3,12 @@ these fields, and tests compare the parameters of `llama_onnx.export` with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.exporter.quantize.registry import QUANTIZERS
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName
 
 if TYPE_CHECKING:
@@ -17,19 +18,26 @@ STORAGES = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
 def _metadata(
-    help_text: str, *, choices: Sequence[str | int] = (), otherwise: str = ""
+    help_text: str, *, choices: Collection[str | int] = (), otherwise: str = ""
 ) -> dict[str, Any]:
-    """Return a field's metadata for the command line.
+    """Return a field's metadata, for the command line and the check in `Options`.
 
     `choices` are the allowed values, if they do not depend on the target. `otherwise` describes
     what None means.
     """
-    return {"help": help_text, "choices": tuple(choices), "otherwise": otherwise}
+    return {"help": help_text, "choices": choices, "otherwise": otherwise}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose; None means that the target or the recipe decides."""
+    """What the user chose; None means that the target or the recipe decides.
+
+    Raises `UsageError` for a value that is not one of its field's choices.
+
+    >>> Options(accuracy_level=3)
+    Traceback (most recent call last):
+    llama_onnx.targets.errors.UsageError: unknown accuracy level 3: use 1 or 4.
+    """
 
     precision: str | None = field(
         default=None,
@@ -56,9 +64,7 @@ class Options:
     )
     quantizer: str = field(
         default="rtn",
-        metadata=_metadata(
-            "How codes are chosen: rtn rounds to nearest.", choices=tuple(QUANTIZERS)
-        ),
+        metadata=_metadata("How codes are chosen: rtn rounds to nearest.", choices=QUANTIZERS),
     )
     embedding: str | None = field(
         default=None,
@@ -95,3 +101,24 @@ class Options:
             choices=("all", "last"),
         ),
     )
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, choices = getattr(self, option.name), tuple(option.metadata["choices"])
+            # The type too: True equals 1, and 4.0 equals 4.
+            known = any(type(value) is type(choice) and value == choice for choice in choices)
+            if choices and not known and value != option.default:
+                *others, last = map(str, choices)
+                listed = f"{', '.join(others)} or {last}" if others else last
+                name = option.name.replace("_", " ")
+                raise UsageError(f"unknown {name} {value!r}: use {listed}.")
+
+    def changed(self) -> frozenset[str]:
+        """Return the names of the fields whose value is not the default.
+
+        >>> sorted(Options("fp32", block_size=64).changed())
+        ['block_size', 'precision']
+        """
+        return frozenset(
+            option.name for option in fields(self) if getattr(self, option.name) != option.default
+        )

@@ -151,7 +151,7 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
     activations = _activations(options, target, precision)
     if level is not None and (activations != "fp32" or target.graph.operators.standard):
         raise UsageError(
-            f"--accuracy-level chooses between fp32 and int8 arithmetic, which the target "
+            f"an accuracy level chooses between fp32 and int8 arithmetic, which the target "
             f"{target.name} with {activations} activations does not offer: leave it out."
         )
     return make_recipe(

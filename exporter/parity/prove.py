@@ -66,6 +66,7 @@ def prove_subject(
     Raises `UsageError` for a package that cannot be measured or certified, `PackageError` for one
     that cannot be run.
     """
+    check_measurable(texts, tokens, longest)
     weights = subject.weights
     if certify:
         _check_certifiable(subject)
@@ -90,6 +91,15 @@ def prove_subject(
     if certify and report.passed:
         write_certificate(ModelPackage.open(subject.path), report, evidence)
     return report
+
+
+def check_measurable(texts: Sequence[str], tokens: int, longest: int) -> None:
+    """Raise `UsageError` for settings of `prove_subject` with which nothing can be measured."""
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+        raise UsageError("texts must be a list of one or more strings: pass [text] for one text.")
+    for name, value, least in (("tokens", tokens, 2), ("prompt_tokens", longest, 1)):
+        if not isinstance(value, int) or value < least:
+            raise UsageError(f"{name} is {value!r}: use a whole number from {least} up.")
 
 
 def _check_certifiable(subject: Subject) -> None:

@@ -8,17 +8,22 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 import tomllib
 from click.testing import CliRunner
 
 import llama_onnx
 from llama_onnx.exporter.cli import main
-from llama_onnx.exporter.packaging.export import export_package
+from llama_onnx.exporter.packaging.export import ExportResult, export_package
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.plan import Plan
+from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.measure.verify import VerifyReport
+from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.registry import get_target
 
 EXTRAS = (
@@ -104,7 +109,7 @@ def test_export_has_every_option_of_the_exporter() -> None:
         for function in (llama_onnx.export, export_package)
     )
     renamed = {"source": "checkpoint", "kept": "kept_adapters"}
-    # `explicit` is what the command line knows of its options; `options` are the fields above.
+    # `explicit` follows from the options' values here; `options` are the fields above.
     expected = {renamed.get(name, name) for name in private} - {"explicit", "options"}
     assert expected <= public.keys()
     for name in ("resume", "force", "checksum", "hash_source", "tokenizer"):
@@ -176,3 +181,123 @@ def test_verify_refuses_what_has_no_effect(package: Path) -> None:
     for unused in ({"provider": "cpu"}, {"threads": 1}, {"allow_fallback": True}):
         with pytest.raises(llama_onnx.UsageError, match="files_only runs nothing"):
             llama_onnx.verify(package, files_only=True, **unused)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "use"),
+    [
+        ("accuracy_level", 3, "1 or 4"),
+        ("accuracy_level", True, "1 or 4"),
+        ("logits", "some", "all or last"),
+        ("activations", "fp8", "fp32, fp16 or bf16"),
+        ("quantizer", "magic", "rtn"),
+        ("embedding", "int2", "fp32, fp16, bf16, int8 or int4"),
+        ("head", "int2", "fp32, fp16, bf16, int8 or int4"),
+    ],
+)
+def test_a_value_that_the_command_refuses_is_refused(
+    option: str, value: Any, use: str, package: Path, tmp_path: Path
+) -> None:
+    source, out = package.parent / "checkpoint", tmp_path / "out"
+    said = f"^unknown {option.replace('_', ' ')} {value!r}: use {use}\\.$"
+    given: dict[str, Any] = {"precision": "int4", option: value}
+    with pytest.raises(llama_onnx.UsageError, match=said):
+        llama_onnx.plan(source, **given)
+    with pytest.raises(llama_onnx.UsageError, match=said):
+        llama_onnx.export(source, out, **given)
+    flags = ["--precision=int4", f"--{option.replace('_', '-')}={value}"]
+    assert CliRunner().invoke(main, ["export", str(source), str(out), *flags]).exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("block_size", 64, "a block size applies to quantized matrices"),
+        ("accuracy_level", 4, "an accuracy level applies to quantized matrices"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    option: str, value: Any, said: str, package: Path, tmp_path: Path
+) -> None:
+    source, out = package.parent / "checkpoint", tmp_path / "out"
+    given: dict[str, Any] = {"precision": "fp32", option: value}
+    with pytest.raises(llama_onnx.UsageError, match=said):
+        llama_onnx.plan(source, **given)
+    with pytest.raises(llama_onnx.UsageError, match=said):
+        llama_onnx.export(source, out, **given)
+    flags = ["--precision=fp32", f"--{option.replace('_', '-')}={value}"]
+    result = CliRunner().invoke(main, ["export", str(source), str(out), *flags])
+    assert result.exit_code == 2 and said in result.output
+    assert list(tmp_path.iterdir()) == []
+    default = {field.name: field.default for field in fields(Options)}[option]
+    llama_onnx.plan(source, precision="fp32", **{option: default})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tokens": 0}, "tokens is 0: use a whole number from 2 up"),
+        ({"tokens": 1}, "tokens is 1: use a whole number from 2 up"),
+        ({"tokens": 2.5}, "tokens is 2.5: use a whole number from 2 up"),
+        ({"prompt_tokens": 0}, "prompt_tokens is 0: use a whole number from 1 up"),
+        ({"texts": []}, "texts must be a list of one or more strings"),
+        ({"texts": "abc"}, "texts must be a list of one or more strings"),
+        ({"texts": [b"abc"]}, "texts must be a list of one or more strings"),
+    ],
+)
+def test_validate_refuses_what_measures_nothing(
+    given: dict[str, Any], said: str, package: Path
+) -> None:
+    with pytest.raises(llama_onnx.UsageError, match=said):
+        llama_onnx.validate(package, package.parent / "checkpoint", **given)
+
+
+def test_the_least_that_can_be_measured(package: Path) -> None:
+    source = package.parent / "checkpoint"
+    with np.errstate(all="raise"):
+        report = llama_onnx.validate(package, source, tokens=2, prompt_tokens=1, texts=["abc"])
+    assert report.passed
+
+
+def test_one_path_is_not_a_list_of_adapters(package: Path, tmp_path: Path) -> None:
+    source = package.parent / "checkpoint"
+    for path in ("dir", Path("dir")):
+        given: dict[str, Any] = {"adapters": path}
+        for call in (
+            lambda given=given: llama_onnx.plan(source, **given),
+            lambda given=given: llama_onnx.export(source, tmp_path / "out", **given),
+            lambda given=given: llama_onnx.validate(package, source, **given),
+        ):
+            with pytest.raises(llama_onnx.UsageError, match="adapters is one path, 'dir'"):
+                call()
+
+
+def test_checksum_without_a_checklist(package: Path, tmp_path: Path) -> None:
+    with pytest.raises(llama_onnx.UsageError, match=r"\(checksum=False in Python\)"):
+        llama_onnx.export(package.parent / "checkpoint", tmp_path / "out", checksum=False)
+
+
+def test_type_hints_can_be_read() -> None:
+    returned = {
+        "export": ExportResult,
+        "open_package": ModelPackage,
+        "plan": Plan,
+        "validate": ParityReport,
+        "verify": VerifyReport,
+    }
+    assert set(returned) == {name for name in llama_onnx.__all__ if name.islower()} - {
+        "__version__"
+    }
+    for name, result in returned.items():
+        function = getattr(llama_onnx, name)
+        hints = get_type_hints(function)
+        assert hints["return"] is result
+        assert hints.keys() == {*inspect.signature(function).parameters, "return"}
+    # In a new process, where nothing has been imported yet.
+    code = (
+        "import typing, llama_onnx\n"
+        "for name in ('export', 'open_package', 'plan', 'validate', 'verify'):\n"
+        "    print(typing.get_type_hints(getattr(llama_onnx, name))['return'].__name__)\n"
+    )
+    assert run(code).split() == [returned[name].__name__ for name in sorted(returned)]

@@ -270,8 +270,8 @@ def test_int4_in_bf16_computes_what_its_weights_say(make: Make) -> None:
     [
         ("cuda", {"precision": "fp32"}, "use fp16, bf16, int8, int4"),
         ("cpu", {"activations": "fp16"}, "fp16 activations are not available .* use fp32"),
-        ("cuda", {"accuracy_level": 4}, "--accuracy-level chooses between"),
-        ("portable", {"accuracy_level": 1}, "--accuracy-level chooses between"),
+        ("cuda", {"accuracy_level": 4}, "an accuracy level chooses between"),
+        ("portable", {"accuracy_level": 1}, "an accuracy level chooses between"),
         ("portable", {"embedding": "int4"}, "no operator that reads an int4 embedding"),
         ("directml", {"embedding": "int8"}, "use fp32, fp16 or bf16"),
     ],

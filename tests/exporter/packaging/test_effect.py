@@ -24,11 +24,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ("--precision fp32 --block-size 32", "--block-size applies to quantized matrices"),
-        ("--precision fp16 --block-size 128", "--block-size applies to quantized matrices"),
-        ("--precision fp32 --quantizer rtn", "--quantizer applies to quantized matrices"),
-        ("--precision fp32 --accuracy-level 1", "--accuracy-level applies to quantized matrices"),
-        ("--precision fp16 --accuracy-level 4 --embedding int8", "--accuracy-level applies to"),
+        ("--precision fp32 --block-size 32", "a block size applies to quantized matrices"),
+        ("--precision fp16 --block-size 128", "a block size applies to quantized matrices"),
+        ("--precision fp32 --quantizer rtn", "a quantizer applies to quantized matrices"),
+        ("--precision fp32 --accuracy-level 1", "an accuracy level applies to quantized matrices"),
+        ("--precision fp16 --accuracy-level 4 --embedding int8", "an accuracy level applies to"),
     ],
 )
 def test_an_option_without_effect_is_refused(
@@ -57,5 +57,5 @@ def test_no_checksum_without_a_checklist(source: Path, tmp_path: Path) -> None:
     for given in (source, write_gguf(tmp_path / "m.gguf")):
         said = run("export", given, tmp_path / "out", "--no-checksum")
         assert said.exit_code == 2
-        assert "has no checklist.chk: leave --no-checksum out" in said.output
+        assert "has no checklist.chk to skip: leave out --no-checksum" in said.output
     assert not (tmp_path / "out").exists()
