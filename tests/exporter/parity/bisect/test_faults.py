@@ -216,7 +216,7 @@ def test_without_a_fault_it_says_so(made: Make, tmp_path: Path) -> None:
     package, source = made("int4")
     report = measured(package, source)
     result = bisect(subject_of(package, source), report, tmp_path / "out")
-    assert result == Bisection(None, "every threshold holds: there is nothing to look for.")
+    assert result == Bisection(None, "every threshold holds, so there is nothing to look for.")
     strict = report_on(package, source, tokens=6, longest=20, max_kl=1e-6)
     result = bisect(subject_of(package, source), strict, tmp_path / "out")
     assert result.finding is None
