@@ -1,6 +1,7 @@
 """Check a package's signature and files, and replay its certificate on this machine.
 
-The files alone need only numpy. A replay also needs onnxruntime, but neither PyTorch nor the original weights.
+A replay needs onnxruntime and numpy, but neither PyTorch nor the original weights. Checking only
+the files does not need onnxruntime either.
 """
 
 from __future__ import annotations
