@@ -8,6 +8,7 @@ from pathlib import Path
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.package import is_package
 
 
 def open_checkpoint(path: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
@@ -34,6 +35,10 @@ def _open_base(path: Path) -> Checkpoint:
                 f"{path} is a file, but not a .gguf file: pass the folder of the checkpoint."
             )
         return _open_gguf(path)
+    if is_package(path):
+        raise CheckpointError(
+            f"{path} is a package, not a checkpoint: pass the checkpoint that it was made from."
+        )
     if (path / "config.json").exists():
         return _open_huggingface(path)
     if (path / "params.json").exists():

@@ -16,6 +16,34 @@ They are turned into click's exceptions only in the command line's root.
 from __future__ import annotations
 
 
+def describe_reason(error: Exception) -> str:
+    """Return the first line of a library's or the system's error, without class name or full stop.
+
+    >>> describe_reason(IsADirectoryError(21, "Is a directory", "text.txt"))
+    'Is a directory'
+    >>> describe_reason(RuntimeError("bad allocation.\\nat malloc"))
+    'bad allocation'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return describe_damage(error)
+    return next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")
+
+
+def describe_damage(error: Exception) -> str:
+    """Return what is wrong with a file's content, from the exception that reading an entry raised.
+
+    >>> describe_damage(KeyError("limit"))
+    "'limit' is missing"
+    >>> describe_damage(TypeError("list indices must be integers or slices, not str"))
+    'an entry has the wrong type or size'
+    """
+    if isinstance(error, KeyError) and error.args:
+        return f"'{error.args[0]}' is missing"
+    return "an entry has the wrong type or size"
+
+
 class LlamaOnnxError(Exception):
     """Base class of this project's errors; `str()` is one sentence."""
 

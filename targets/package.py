@@ -95,8 +95,8 @@ class ModelPackage:
         """Raise `UsageError` for a package that takes token ids only."""
         if not self.has_tokenizer:
             raise UsageError(
-                f"{self.path} has no tokenizer and takes token ids only: to use text, export it "
-                "again without --no-tokenizer."
+                f"{self.path} has no tokenizer and takes token ids only: to use text, add the "
+                "tokenizer to the checkpoint and export it without --no-tokenizer."
             )
 
     @classmethod
@@ -261,7 +261,9 @@ def _check_folder(path: Path) -> None:
 
 
 def _check_index(content: Any, file: Path, format_version: int) -> None:
-    version = content.get("format_version") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise PackageError(f"{file} is damaged: it is not a JSON object.")
+    version = content.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise PackageError(f"{file} is damaged: it has no format_version.")
     if version > format_version:

@@ -19,7 +19,7 @@ from llama_onnx.exporter.commands.describe import (
 )
 from llama_onnx.exporter.commands.options import Source, gigabytes, headers_of
 from llama_onnx.exporter.commands.placement import print_placement
-from llama_onnx.runtime.commands.options import provider_options
+from llama_onnx.runtime.commands.options import optional_provider_options
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.licences import of_kind
 from llama_onnx.targets.package import MANIFEST, ModelPackage
@@ -39,7 +39,7 @@ _LABELS = {
 
 @click.command(name="inspect")
 @click.argument("path", type=Source)
-@provider_options
+@optional_provider_options
 @click.option(
     "--profile", is_flag=True, help="With --provider: also run a step and show what executed it."
 )

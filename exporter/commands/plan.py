@@ -65,6 +65,13 @@ def command(
     given = explicit_options(options)
     plan = make_plan(checkpoint, get_target(target), Options(**options), workers, kept, given)
     seconds = estimate_seconds(plan, checkpoint)
+    if plan.tokenizer is None:
+        click.echo(
+            f"Warning: {source} has no tokenizer, so `export` refuses it: add the tokenizer to the "
+            "checkpoint, or pass --no-tokenizer to `export` for a package that takes token ids "
+            "only.",
+            err=True,
+        )
     if as_json:
         click.echo(json.dumps({**plan.to_json(), "estimated_seconds": round(seconds, 1)}))
         return

@@ -17,6 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _MAGIC = b"GGUF"
+_LEAST_SIZE = 24  # magic, version, number of tensors, number of keys
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # the default if general.alignment is not set
 _STRING, _ARRAY = 8, 9
@@ -139,10 +140,15 @@ def _read(cursor: _Cursor) -> Header:
 
 
 def _check_start(cursor: _Cursor) -> None:
-    if cursor.size < 24 or cursor.take(4) != _MAGIC:
+    if cursor.take(min(4, cursor.size)) != _MAGIC:
         raise CheckpointError(
             f"{cursor.path} is not a GGUF file (it does not start with 'GGUF'): download it again "
             "and check that the link does not lead to a web page."
+        )
+    if cursor.size < _LEAST_SIZE:
+        raise CheckpointError(
+            f"{cursor.path} is truncated: it has {cursor.size} bytes, but a GGUF header has "
+            f"{_LEAST_SIZE} or more; download it again."
         )
     version = cursor.integer("I")
     if version and version & 0xFFFF == 0:

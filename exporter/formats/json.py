@@ -32,5 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
             "download it again or restore it from the source."
         ) from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}, not a JSON object.")
+        raise CheckpointError(
+            f"{path} is not a JSON object: download it again or restore it from the source."
+        )
     return value

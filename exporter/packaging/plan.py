@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.graph.kernels import Structure, check_structure
 from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
@@ -27,6 +28,7 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
 from llama_onnx.exporter.quantize.registry import get_quantizer
 from llama_onnx.exporter.quantize.source_codes import innermost, keep_source_codes, native_precision
+from llama_onnx.exporter.tokenizer.source import JSON, tokenizer_kind
 from llama_onnx.targets.errors import ResourceError, UsageError
 from llama_onnx.targets.target import FloatName, Target
 
@@ -50,7 +52,8 @@ RESERVE = 64 << 20
 class Plan:
     """A planned export. Sizes in bytes. `quantized` describes how the source is quantized and how
     its matrices are stored; None for a source of floats. `structure` is what can be told about the
-    graph on the target's provider without a session there."""
+    graph on the target's provider without a session there. `tokenizer` is where the source has its
+    tokenizer; None if an export needs `--no-tokenizer`."""
 
     recipe: Recipe
     built: BuiltModel
@@ -63,6 +66,7 @@ class Plan:
     quantized: str | None
     adapter_bytes: int = 0
     structure: Structure | None = None
+    tokenizer: str | None = None
 
     @property
     def data_bytes(self) -> int:
@@ -91,6 +95,7 @@ class Plan:
             "max_length": self.max_length,
             "cache_bytes_at_max_length": self.cache_per_token * self.max_length,
             "structure": self.structure.to_json() if self.structure else None,
+            "tokenizer": self.tokenizer,
         }
 
 
@@ -136,7 +141,15 @@ def make_plan(
         quantized=_quantization(checkpoint, recipe),
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
         structure=check_structure(built.ir, target),
+        tokenizer=_find_tokenizer(checkpoint),
     )
+
+
+def _find_tokenizer(checkpoint: Checkpoint) -> str | None:
+    """Return where `checkpoint`, or an adapter merged into it, has a tokenizer; None if nowhere."""
+    if any((folder / JSON).is_file() for folder in adapters_of(checkpoint)):
+        return JSON
+    return tokenizer_kind(checkpoint.path)
 
 
 def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.runtime.bundles.template_files import read_template
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.errors import PackageError, describe_damage
 from llama_onnx.targets.licences import PACKAGE_CARD, TERMS, of_kind, title
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.providers import CPU
@@ -139,7 +139,9 @@ def _parity(package: ModelPackage, certificate: Certificate | None) -> list[str]
         return list(_figures(certificate.content))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         # `read_certificate` does not check these entries.
-        raise PackageError(f"{package.path / CERTIFICATE} is damaged: {error!r}.") from None
+        raise PackageError(
+            f"{package.path / CERTIFICATE} is damaged: {describe_damage(error)}."
+        ) from None
 
 
 def _figures(content: Mapping[str, Any]) -> Iterator[str]:

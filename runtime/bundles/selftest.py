@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.errors import UsageError, describe_reason
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.measure.certificate import Certificate
@@ -49,8 +49,13 @@ class SelfTest:
             lines = [line.split() for line in file.read_text("ascii").splitlines()]
             found = {line[0]: tuple(int(number) for number in line[1:]) for line in lines if line}
             test = cls(found["prompt"], found["expected"])
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(f"{file} is not a self-test: {error!r}.") from None
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read: {describe_reason(error)}.") from None
+        except (ValueError, KeyError):
+            raise UsageError(
+                f"{file} is not a self-test: it needs two lines, `prompt` and `expected`, each "
+                "followed by token ids."
+            ) from None
         if not all(0 < len(ids) <= MAX_TOKENS for ids in (test.prompt, test.expected)):
             raise UsageError(
                 f"{file} is not a self-test: each line must have 1 to {MAX_TOKENS} tokens."

@@ -31,7 +31,15 @@ adapter_option = click.option(
 def provider_options(command: _Command) -> _Command:
     """Add `--provider` and `--allow-fallback`; refuse the second with `--provider cpu`, where it
     has no effect."""
+    return _add_provider_options(command, "the target's")
 
+
+def optional_provider_options(command: _Command) -> _Command:
+    """Add the same options to a command that opens the graph only with `--provider`."""
+    return _add_provider_options(command, "do not open the graph")
+
+
+def _add_provider_options(command: _Command, default: str) -> _Command:
     @wraps(command)
     def checked(*args: Any, provider: Provider | None, allow_fallback: bool, **rest: Any) -> Any:
         if allow_fallback and provider == CPU:
@@ -49,7 +57,7 @@ def provider_options(command: _Command) -> _Command:
             "--provider",
             callback=_provider,
             metavar="NAME",
-            help=f"Execution provider: {', '.join(PROVIDERS)}.  [default: the target's]",
+            help=f"Execution provider: {', '.join(PROVIDERS)}.  [default: {default}]",
         ),
     ):
         decorated = option(decorated)

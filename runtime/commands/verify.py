@@ -44,7 +44,7 @@ def command(
 ) -> None:
     """Check every file of PACKAGE, then replay its certificate on this device.
 
-    Needs only onnxruntime: neither the original weights nor PyTorch. PACKAGE may be a bundle: all
+    Needs only onnxruntime, and not even that with --files-only. PACKAGE may be a bundle: all
     its files are checked, and the package in it is replayed. Exits with 1 if a file was altered,
     the signature is not that of --key, or a threshold is missed.
     """

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from llama_onnx.runtime.measure.metrics import NO_TARGET, Ids, TopK
 from llama_onnx.runtime.measure.situations import Passage
 from llama_onnx.runtime.measure.thresholds import Threshold
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.errors import PackageError, describe_damage, describe_reason
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage, hash_file
 
 FORMAT_VERSION = 1
@@ -104,9 +104,14 @@ def read_certificate(package: Path) -> Certificate:
             f"{package} has no certificate: make one with `llama-onnx validate --certify`, or "
             "export the package with --prove; `verify --files-only` needs none."
         ) from None
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{folder / CERTIFICATE} cannot be read: {error}.") from None
-    version = content.get("format_version") if isinstance(content, dict) else None
+    except OSError as error:
+        reason = describe_reason(error)
+        raise PackageError(f"{folder / CERTIFICATE} cannot be read: {reason}.") from None
+    except ValueError:
+        raise PackageError(f"{folder / CERTIFICATE} is damaged: it is not valid JSON.") from None
+    if not isinstance(content, dict):
+        raise PackageError(f"{folder / CERTIFICATE} is damaged: it is not a JSON object.")
+    version = content.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise PackageError(
             f"{folder / CERTIFICATE} has format {version}, but this llama-onnx reads up to format "
@@ -116,7 +121,7 @@ def read_certificate(package: Path) -> Certificate:
         return _parse(content, _read_arrays(folder / REFERENCE, content["reference"]["sha256"]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise PackageError(
-            f"{folder / CERTIFICATE} is damaged: {error!r} is missing or wrong."
+            f"{folder / CERTIFICATE} is damaged: {describe_damage(error)}."
         ) from None
 
 

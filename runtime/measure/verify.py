@@ -1,6 +1,7 @@
 """Check a package's signature and files, and replay its certificate on this machine.
 
-This needs onnxruntime and numpy, but neither PyTorch nor the original weights.
+A replay needs onnxruntime and numpy, but neither PyTorch nor the original weights. Checking only
+the files does not need onnxruntime either.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from llama_onnx.runtime.measure.thresholds import Check, check
 from llama_onnx.runtime.memory import forgetting_pages
 from llama_onnx.runtime.placement.session import open_session
 from llama_onnx.targets.bundle import Bundle, open_shipped
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.errors import MissingDependencyError, PackageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.provider import Provider
@@ -225,7 +226,7 @@ def _check_files(
     return VerifyReport(
         package=str(shipped.path),
         precision=shipped.precision,
-        versions=versions(),
+        versions=versions() if certificate else _versions_if_installed(),
         integrity=integrity,
         signature=signature,
         seconds={"hashing": perf_counter() - started},
@@ -233,9 +234,23 @@ def _check_files(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what runs here."""
+    """Return the versions of what runs here.
+
+    Raises `MissingDependencyError` if onnxruntime is not installed.
+    """
+    return {"onnxruntime": ort.version(), **_other_versions()}
+
+
+def _versions_if_installed() -> dict[str, str]:
+    """Return the versions of what is installed here: checking files does not need onnxruntime."""
+    try:
+        return versions()
+    except MissingDependencyError:
+        return _other_versions()
+
+
+def _other_versions() -> dict[str, str]:
     return {
-        "onnxruntime": ort.version(),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -23,7 +23,7 @@ from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
 
 from llama_onnx.runtime.serving.request import Request
-from llama_onnx.targets.errors import LlamaOnnxError, UsageError
+from llama_onnx.targets.errors import LlamaOnnxError, UsageError, describe_reason
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.llama.model import Llama
@@ -68,7 +68,7 @@ def _answer(model: Llama, content: Any, inbox: Inbox) -> Iterator[dict[str, Any]
         yield _describe(error)
     except Exception as error:  # a library's error ends this answer, not the service
         traceback.print_exc()
-        yield {"error": f"the answer failed: {error!r}.", "usage": False}
+        yield {"error": f"the answer failed: {describe_reason(error)}.", "usage": False}
 
 
 def _describe(error: LlamaOnnxError) -> dict[str, Any]:

@@ -188,3 +188,10 @@ def test_an_adapter_is_found_by_name_and_an_older_manifest_has_none(folder: Path
     assert ModelPackage.open(folder).adapters == {}
     edit_manifest(folder, adapters={"x": {"file": "parity/logits"}})
     assert ModelPackage.open(folder).adapter_path("x") == folder / "parity" / "logits"
+
+
+@pytest.mark.parametrize("content", ["[]", '"text"', "1", "null"])
+def test_a_manifest_that_is_not_an_object(folder: Path, content: str) -> None:
+    (folder / MANIFEST).write_text(content, encoding="utf-8")
+    with pytest.raises(PackageError, match=r"manifest\.json is damaged: it is not a JSON object"):
+        ModelPackage.open(folder)

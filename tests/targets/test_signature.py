@@ -459,3 +459,17 @@ def test_a_signature_appears_whole_or_not_at_all(
     assert not check_signature(copy / MANIFEST, (), None).there
     assert write_signature(copy / MANIFEST, sign).stat().st_size == 64
     assert open_shipped(copy).unlisted() == []
+
+
+def test_files_are_checked_without_onnxruntime(copy: Path) -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None; "
+        "from llama_onnx.exporter.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "verify", str(copy)]
+    done = subprocess.run([*command, "--files-only", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["passed"] is True and "onnxruntime" not in report["versions"]
+    replay = subprocess.run(command, capture_output=True, text=True)
+    assert replay.returncode == 1 and "needs onnxruntime" in replay.stderr

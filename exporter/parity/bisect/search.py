@@ -112,18 +112,18 @@ def bisect(
 
 def _note(report: ParityReport, measures: set[str]) -> str:
     if report.passed:
-        return "every threshold holds: there is nothing to look for."
+        return "every threshold holds, so there is nothing to look for."
     if measures & {"graph", "greedy", "shipped"}:
         return (
-            "no piece of the graph is wrong when it is fed PyTorch's values: either rounding "
+            "no piece of the graph is wrong when it is fed PyTorch's values; either rounding "
             "errors add up over the layers, or only a whole session shows the fault."
         )
     if measures:
         return (
             f"only {' and '.join(sorted(measures))} missed a limit, and every rounded weight "
-            "contributes to that: the weights are rounded correctly, and the graph is right."
+            "contributes to that; the weights are rounded correctly, and the graph is right."
         )
-    return "the graph and the weights are right: the tokenizer or another file is wrong."
+    return "the graph and the weights are right, so the tokenizer or another file is wrong."
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,11 @@ def test_a_bias_is_refused_not_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not valid JSON"), ("[]", "not a JSON object"), ("\xff", "not UTF-8")],
+    [
+        ("{", "not valid JSON"),
+        ("[]", r"json is not a JSON object: download it again or restore it from the source\.$"),
+        ("\xff", "not UTF-8"),
+    ],
 )
 def test_config_that_is_no_config(tmp_path: Path, content: str, message: str) -> None:
     tiny.write_huggingface(tmp_path)
@@ -169,3 +173,9 @@ def test_every_float16_is_widened_exactly() -> None:
         found, expected = widen(halves), halves.astype(np.float32)
         np.testing.assert_array_equal(found, expected)
         assert (np.signbit(found) == np.signbit(expected)).all()
+
+
+def test_a_package_is_not_a_checkpoint(package_fp32: Path) -> None:
+    message = "is a package, not a checkpoint: pass the checkpoint that it was made from"
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(package_fp32)

@@ -70,3 +70,10 @@ def test_brackets_in_a_path_are_no_markup(tmp_path: Path) -> None:
 def test_a_path_that_is_not_there_is_a_wrong_call(tmp_path: Path) -> None:
     for arguments in (["inspect", "nope"], ["plan", "nope"], ["export", "nope", "out"]):
         assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+def test_help_tells_that_nothing_is_opened_by_default() -> None:
+    said = " ".join(CliRunner().invoke(main, ["inspect", "--help"]).stdout.split())
+    assert "[default: do not open the graph]" in said and "the target's" not in said
+    said = " ".join(CliRunner().invoke(main, ["generate", "--help"]).stdout.split())
+    assert "[default: the target's]" in said

@@ -25,7 +25,10 @@ from tests.support.adapters import write_adapter
 from tests.support.packages import greedy
 
 Array = npt.NDArray[np.float32]
-IDS_ONLY = "has no tokenizer and takes token ids only"
+IDS_ONLY = (
+    "has no tokenizer and takes token ids only: to use text, add the tokenizer to the checkpoint "
+    "and export it without --no-tokenizer."
+)
 
 
 def run(*arguments: object) -> Result:
@@ -188,3 +191,29 @@ def test_a_resumed_export_is_of_the_same_kind(source: Path, tmp_path: Path) -> N
         export_package(source, out, TARGET, Options("int4"), resume=True)
     export_package(source, out, TARGET, Options("int4"), tokenizer=False, resume=True)
     assert ModelPackage.open(out).manifest["tokenizer"] is False
+
+
+def test_plan_warns_that_export_refuses_the_checkpoint(source: Path, tmp_path: Path) -> None:
+    said = run("plan", source, "--json")
+    assert said.exit_code == 0 and json.loads(said.stdout)["tokenizer"] is None
+    assert said.stderr.startswith("Warning: ") and "pass --no-tokenizer" in said.stderr
+    assert "pass --no-tokenizer" in run("plan", source).stderr
+    whole = run("plan", tiny.write_huggingface(tmp_path / "whole"), "--json")
+    assert json.loads(whole.stdout)["tokenizer"] == "tokenizer.json" and whole.stderr == ""
+
+
+def test_plan_knows_that_an_adapter_can_bring_the_tokenizer(source: Path, tmp_path: Path) -> None:
+    factors = {"model.layers.0.self_attn.q_proj": tiny_factors()}
+    folder = write_adapter(tmp_path / "adapter", factors)
+    tokenizer = tiny.write_huggingface(tmp_path / "whole") / "tokenizer.json"
+    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    planned = run("plan", source, "--adapter", folder, "--json")
+    assert json.loads(planned.stdout)["tokenizer"] == "tokenizer.json", planned.output
+
+
+def test_tokenizer_settings_that_are_not_an_object_are_refused(tmp_path: Path) -> None:
+    folder = tiny.write_huggingface(tmp_path / "checkpoint")
+    (folder / "tokenizer_config.json").write_text("[]", encoding="utf-8")
+    said = run("export", folder, tmp_path / "out")
+    assert said.exit_code == 1
+    assert "tokenizer_config.json is not a JSON object: download it again" in said.stderr

@@ -276,6 +276,12 @@ def test_a_file_that_is_not_a_self_test(tmp_path: Path, text: str) -> None:
         SelfTest.read(file)
 
 
+def test_a_folder_is_not_a_self_test(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as said:
+        SelfTest.read(tmp_path)
+    assert str(said.value) == f"{tmp_path} cannot be read: Is a directory."
+
+
 def test_a_self_test_that_nothing_would_use_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "selftest.txt"
     file.write_text("prompt 1\nexpected 2\n", "utf-8")

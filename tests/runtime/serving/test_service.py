@@ -280,7 +280,7 @@ def test_what_a_library_raises_ends_the_answer_alone(
 
     sent = run_worker(monkeypatch, iter(lines), at_step)
     assert sent[-1] == {
-        "error": "the answer failed: RuntimeError('bad allocation').",
+        "error": "the answer failed: bad allocation.",
         "usage": False,
     }
     assert "Traceback" in capsys.readouterr().err

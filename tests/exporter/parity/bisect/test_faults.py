@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import onnx
@@ -17,7 +19,7 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.formats.tensor import BlockCodes
 from llama_onnx.exporter.parity.bisect.culprit import find_culprit
 from llama_onnx.exporter.parity.bisect.deviation import deviation, ranges
-from llama_onnx.exporter.parity.bisect.search import Bisection, Finding, bisect
+from llama_onnx.exporter.parity.bisect.search import Bisection, Finding, _note, bisect
 from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.measure.weights import block_errors
@@ -216,7 +218,7 @@ def test_without_a_fault_it_says_so(made: Make, tmp_path: Path) -> None:
     package, source = made("int4")
     report = measured(package, source)
     result = bisect(subject_of(package, source), report, tmp_path / "out")
-    assert result == Bisection(None, "every threshold holds: there is nothing to look for.")
+    assert result == Bisection(None, "every threshold holds, so there is nothing to look for.")
     strict = report_on(package, source, tokens=6, longest=20, max_kl=1e-6)
     result = bisect(subject_of(package, source), strict, tmp_path / "out")
     assert result.finding is None
@@ -266,7 +268,14 @@ def test_the_command_writes_over_nothing_of_others(copied: Make, tmp_path: Path)
     assert "is in the package" in result.stderr
     result = run(package, "--reference", source, "--tokens", 2, "--prompt-tokens", 4, "--bisect")
     assert result.exit_code == 0
-    assert "there is nothing to look for" in result.stdout
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("bisect"))
+    assert line == "bisect: every threshold holds, so there is nothing to look for."
+
+
+@pytest.mark.parametrize("measures", [set(), {"graph"}, {"weights", "total"}])
+def test_a_note_has_no_colon_of_its_own(measures: set[str]) -> None:
+    missed = cast(ParityReport, SimpleNamespace(passed=False))
+    assert ":" not in _note(missed, measures)
 
 
 # The pieces
