@@ -176,3 +176,15 @@ def test_verify_refuses_what_has_no_effect(package: Path) -> None:
     for unused in ({"provider": "cpu"}, {"threads": 1}, {"allow_fallback": True}):
         with pytest.raises(llama_onnx.UsageError, match="files_only runs nothing"):
             llama_onnx.verify(package, files_only=True, **unused)
+
+
+def test_the_constructor_names_load() -> None:
+    with pytest.raises(TypeError, match=r"use Llama\.load\(path\)"):
+        Llama("tiny-int4")
+
+
+def test_a_longer_context_than_the_package_has_is_not_used(package: Path) -> None:
+    settings = json.loads((package / "genai_config.json").read_text(encoding="utf-8"))
+    longest = settings["model"]["context_length"]
+    assert Llama.load(package, max_length=longest + 1).context_length == longest
+    assert Llama.load(package, max_length=longest - 1).context_length == longest - 1
