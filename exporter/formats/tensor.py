@@ -55,8 +55,9 @@ class LazyTensor:
 
     `rows(start, stop)` reads float32 rows `[start, stop)` of the first axis: shape
     `(stop - start, *shape[1:])`. It may be called from several threads. `dtype` is the storage type
-    for display ("F16", "BF16", "Q4_K", "INT4/32"), `nbytes` its size on disk. `codes` has the bits
-    and block size of a matrix stored as codes with one scale per block; None for any other.
+    for display ("F16", "BF16", "Q4_K"; "INT4/32" for 4-bit codes in blocks of 32), `nbytes` its
+    size on disk. `codes` has the bits and block size of a matrix stored as codes with one scale per
+    block; None for any other.
     """
 
     name: str

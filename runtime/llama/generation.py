@@ -22,7 +22,8 @@ class GenerationStats:
 
     `new_tokens` includes the end token, which costs a step like the others. `first_token_seconds`
     is the time to the first token, prefill included; `decode_seconds` that of all later steps. No
-    figure includes time spent by the code that iterates over the text.
+    figure includes time spent by the code that iterates over the text. `finish_reason` is "stop"
+    after an end token or a stop text, "length" at the limit, "interrupted" before the end.
     """
 
     prompt_tokens: int
@@ -43,7 +44,7 @@ class GenerationStats:
         return _rate(self.new_tokens - 1, self.decode_seconds)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all figures, rates included."""
+        """Return all figures as JSON values, rates included."""
         return {**asdict(self), "prefill_rate": self.prefill_rate, "decode_rate": self.decode_rate}
 
 
@@ -75,7 +76,7 @@ class Generation(Iterator[str]):
         self._pieces = self._run(generator, stream, prompt, end_tokens, StopFilter(stop))
 
     def __next__(self) -> str:
-        """Return the next piece of text."""
+        """Return the next piece of text; raise `StopIteration` at the end of the answer."""
         return next(self._pieces)
 
     def close(self) -> None:

@@ -1,11 +1,4 @@
-"""An opened package: text in, text out.
-
-model = Llama.load("llama-2-7b-chat-int4")
-answer = model.chat([{"role": "user", "content": "Name three primary colors."}])
-for piece in answer:
-    print(piece, end="", flush=True)
-print(answer.stats)
-"""
+"""An opened package: text in, text out."""
 
 from __future__ import annotations
 
@@ -20,6 +13,7 @@ import numpy as np
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats, Tokens
 from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling
+from llama_onnx.runtime.llama.text_files import has_chat_template, read_encoder, read_settings
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider
@@ -37,7 +31,13 @@ Message = Mapping[str, str]
 
 
 class Llama:
-    """A model ready to generate; make one with `Llama.load`.
+    """An open package, ready to generate text. Use `Llama.load` to open one.
+
+    Attributes:
+        package: The package on disk.
+        context_length: The most tokens that a prompt and its answer can take together.
+        opened: The model in onnxruntime-genai: its `provider`, and as `fallback` the reason why
+            that is not the requested one, or None.
 
     Examples:
         >>> model = llama_onnx.Llama.load("tiny-int4")
@@ -47,8 +47,20 @@ class Llama:
         (11, 8)
     """
 
-    def __init__(
-        self, package: ModelPackage, opened: OpenModel, context_length: int, bos_token: int | None
+    package: ModelPackage
+    context_length: int
+    opened: OpenModel
+
+    def __init__(self, *_args: object, **_options: object) -> None:
+        """Raise `TypeError`: `Llama.load` opens a package."""
+        raise TypeError("Llama has no public constructor: use Llama.load(path).")
+
+    def _attach(
+        self,
+        package: ModelPackage,
+        opened: OpenModel,
+        settings: dict[str, Any],
+        context_length: int,
     ) -> None:
         from llama_onnx.runtime.genai import og
         from llama_onnx.runtime.llama.adapters import Adapters
@@ -60,10 +72,10 @@ class Llama:
         self._adapters = Adapters(package, opened.model)
         if package.has_tokenizer:
             self._tokenizer: Any = og.Tokenizer(opened.model)
-            self._encoder: Tokenizer | NoTokenizer = _read_encoder(package.path)
+            self._encoder: Tokenizer | NoTokenizer = read_encoder(package.path)
         else:
-            self._tokenizer = self._encoder = NoTokenizer(package, _read_settings(package.path))
-        self._bos_token = bos_token
+            self._tokenizer = self._encoder = NoTokenizer(package, settings)
+        self._bos_token: int | None = settings.get("bos_token_id")
         self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
 
     def __str__(self) -> str:
@@ -81,18 +93,36 @@ class Llama:
         provider: Provider | str | None = None,
         allow_fallback: bool = False,
     ) -> Llama:
-        """Open the package at `path`, on `provider` ("cpu", "cuda", ...) instead of its target's.
+        """Open a package.
 
-        `max_length` limits the context to fewer tokens than the model supports. If the provider
-        cannot run, `allow_fallback` uses the CPU instead, and `opened.fallback` says why. Raises
-        `PackageError`, `ProviderError` or `UsageError`.
+        Args:
+            path: The package's folder.
+            max_length: Limit the context to fewer tokens, at least 2. A value above the package's
+                own context has no effect.
+            threads: Threads of the CPU provider. None: ONNX Runtime decides.
+            provider: "cpu", "cuda", "directml" or "webgpu". None: the one of the package's target.
+            allow_fallback: Use the CPU if the provider cannot run here; `opened.fallback` then says
+                why. Has no effect on the CPU itself.
+
+        Returns:
+            The open model.
+
+        Raises:
+            PackageError: The package is missing, incomplete or damaged.
+            ProviderError: The provider cannot run here.
+            UsageError: An argument is out of range or names no provider.
+
+        Examples:
+            >>> model = llama_onnx.Llama.load("tiny-int4", provider="cpu", max_length=64)
+            >>> str(model), model.context_length
+            ('tiny-int4 · int4 · CPUExecutionProvider', 64)
         """
         from llama_onnx.runtime.placement.genai_model import open_model
 
         if isinstance(provider, str):
             provider = get_provider(provider)
         package = ModelPackage.open(Path(path))
-        settings = _read_settings(package.path)
+        settings = read_settings(package.path)
         context_length = int(settings["context_length"])
         if max_length is not None:
             if max_length < 2:
@@ -104,13 +134,15 @@ class Llama:
             threads=threads,
             allow_fallback=allow_fallback,
         )
+        model = cls.__new__(cls)
         try:
-            return cls(package, opened, context_length, settings.get("bos_token_id"))
+            model._attach(package, opened, settings, context_length)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise PackageError(
                 f"onnxruntime-genai cannot read {package.path}'s tokenizer: {reason}"
             ) from None
+        return model
 
     def generate(
         self,
@@ -125,13 +157,34 @@ class Llama:
         stop: Sequence[str] = (),
         adapter: str | None = None,
     ) -> Generation:
-        """Continue `prompt` by at most `max_new_tokens`.
+        """Continue a text.
 
-        `sampling` says how to choose tokens; `temperature`, `top_k`, `top_p` and `seed` override
-        its fields. If a field is None the package decides; it is greedy by default. The answer
-        ends before any text in `stop`. `adapter` names one of `package.adapters`, used for this
-        answer only. The model runs when the first piece is requested. Raises `UsageError` for a
-        value out of range, a prompt longer than the context, or an unknown adapter.
+        Args:
+            prompt: The text to continue.
+            max_new_tokens: The most tokens to generate, at least 1; the context limits them too.
+            sampling: How to choose tokens. A field that is None leaves the choice to the package,
+                which is greedy by default.
+            temperature: Overrides `sampling.temperature`; 0 is greedy.
+            top_k: Overrides `sampling.top_k`.
+            top_p: Overrides `sampling.top_p`.
+            seed: Overrides `sampling.seed`. Has no effect on greedy choices.
+            stop: Texts that end the answer, which is cut before the first of them.
+            adapter: One of `package.adapters`, used for this answer only.
+
+        Returns:
+            An iterator over pieces of text. The model runs when the first piece is requested.
+
+        Raises:
+            UsageError: A value is out of range, the prompt does not fit the context, the adapter
+                is unknown, or the package takes token ids only.
+            PackageError: The package's adapter or search settings are damaged.
+
+        Examples:
+            >>> model = llama_onnx.Llama.load("tiny-int4")
+            >>> answer = model.generate("the fox", max_new_tokens=4, temperature=0.7, seed=1)
+            >>> text = "".join(answer)
+            >>> answer.stats.new_tokens, answer.stats.finish_reason
+            (4, 'length')
         """
         sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stream = self._tokenizer.create_stream()
@@ -151,9 +204,26 @@ class Llama:
         stop: Sequence[str] = (),
         adapter: str | None = None,
     ) -> Generation:
-        """Answer the last of `messages`, formatted by the model's chat template.
+        """Answer the last message of a conversation.
 
-        The other arguments and errors are those of `generate`.
+        Args:
+            messages: The conversation, `{"role": ..., "content": ...}` each, formatted by the
+                model's chat template.
+            max_new_tokens: See `generate`, also for all arguments that follow.
+
+        Returns:
+            An iterator over pieces of the answer's text; see `generate`.
+
+        Raises:
+            UsageError: As `encode_chat` and `generate`.
+            PackageError: As `generate`.
+
+        Examples:
+            >>> model = llama_onnx.Llama.load("tiny-int4")
+            >>> answer = model.chat([{"role": "user", "content": "the fox"}], max_new_tokens=4)
+            >>> text = "".join(answer)
+            >>> answer.stats.new_tokens
+            4
         """
         self.package.require_tokenizer()
         sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
@@ -167,9 +237,24 @@ class Llama:
         return self._start(prompt, stream, max_new_tokens, search, stop, adapter)
 
     def measure(self, prompt: Tokens, new_tokens: int) -> GenerationStats:
-        """Continue `prompt` greedily by exactly `new_tokens`, end tokens ignored, and time it.
+        """Continue a prompt greedily by an exact number of tokens, and time it.
 
-        Raises `UsageError` if the context cannot hold both.
+        Args:
+            prompt: Token ids, int32 [tokens].
+            new_tokens: Tokens to generate; end tokens do not end the answer.
+
+        Returns:
+            Token counts and times in seconds.
+
+        Raises:
+            UsageError: The prompt is empty, or the context cannot hold both.
+            PackageError: The package's search settings are damaged.
+
+        Examples:
+            >>> model = llama_onnx.Llama.load("tiny-int4")
+            >>> stats = model.measure(model.encode("the fox"), new_tokens=8)
+            >>> stats.new_tokens
+            8
         """
         length = total_length(len(prompt), new_tokens, self.context_length)
         if length < len(prompt) + new_tokens:
@@ -187,11 +272,33 @@ class Llama:
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens in the tokenizer, added tokens included."""
+        """The number of tokens in the tokenizer, added tokens included.
+
+        Without a tokenizer, the number of rows of the embedding.
+
+        Examples:
+            >>> llama_onnx.Llama.load("tiny-int4").vocab_size
+            288
+        """
         return self._encoder.get_vocab_size()
 
     def encode(self, text: str) -> Tokens:
-        """Return the tokens of a plain text, with one start token if the model uses one."""
+        """Return the tokens of a plain text, with one start token if the model uses one.
+
+        Args:
+            text: The text; special tokens written in it count as such.
+
+        Returns:
+            Token ids, int32 [tokens].
+
+        Raises:
+            UsageError: The text is not valid Unicode, or the package takes token ids only.
+
+        Examples:
+            >>> model = llama_onnx.Llama.load("tiny-int4")
+            >>> model.encode("the fox")
+            array([260, 223, 276,  90], dtype=int32)
+        """
         tokens = self._encode(text, special_tokens=False)
         if len(tokens) and tokens[0] == self._bos_token:
             return tokens
@@ -200,8 +307,21 @@ class Llama:
     def encode_chat(self, messages: Sequence[Message]) -> Tokens:
         """Return the tokens of a conversation up to the start of the answer.
 
-        Raises `UsageError` if the model has no chat template, or if the template rejects the
-        messages.
+        Args:
+            messages: The conversation, `{"role": ..., "content": ...}` each.
+
+        Returns:
+            Token ids, int32 [tokens].
+
+        Raises:
+            UsageError: The model has no chat template, the template rejects the messages, or the
+                package takes token ids only.
+
+        Examples:
+            >>> model = llama_onnx.Llama.load("tiny-int4")
+            >>> tokens = model.encode_chat([{"role": "user", "content": "the fox"}])
+            >>> tokens.shape, tokens.dtype
+            ((23,), dtype('int32'))
         """
         self.package.require_tokenizer()
         # The template writes the special tokens itself, the start token included.
@@ -217,7 +337,7 @@ class Llama:
         return np.asarray(ids, dtype=np.int32)
 
     def _apply_template(self, messages: Sequence[Message]) -> str:
-        if not _has_chat_template(self.package.path):
+        if not has_chat_template(self.package.path):
             raise UsageError(
                 f"{self.package.path} has no chat template, so it is not a chat model: "
                 "give it a plain prompt to continue."
@@ -272,36 +392,3 @@ def total_length(prompt_tokens: int, max_new_tokens: int, context_length: int) -
             "and an answer needs room too: shorten the prompt."
         )
     return min(prompt_tokens + max_new_tokens, context_length)
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    file = folder / "genai_config.json"
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))["model"]
-        int(settings["context_length"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise PackageError(f"{file} is missing or damaged: it has no context length.") from None
-    return dict(settings)
-
-
-def _read_encoder(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    file = folder / "tokenizer.json"
-    try:
-        encoder = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise PackageError(f"{file} cannot be read: {error}.") from None
-    encoder.no_truncation()
-    encoder.no_padding()
-    return encoder
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and bool(config.get("chat_template"))

@@ -231,7 +231,8 @@ def test_an_option_without_effect_is_refused(
     assert result.exit_code == 2 and said in result.output
     assert list(tmp_path.iterdir()) == []
     default = {field.name: field.default for field in fields(Options)}[option]
-    llama_onnx.plan(source, precision="fp32", **{option: default})
+    usual: dict[str, Any] = {option: default}
+    llama_onnx.plan(source, precision="fp32", **usual)
 
 
 @pytest.mark.parametrize(
@@ -301,3 +302,15 @@ def test_type_hints_can_be_read() -> None:
         "    print(typing.get_type_hints(getattr(llama_onnx, name))['return'].__name__)\n"
     )
     assert run(code).split() == [returned[name].__name__ for name in sorted(returned)]
+
+
+def test_the_constructor_names_load() -> None:
+    with pytest.raises(TypeError, match=r"use Llama\.load\(path\)"):
+        Llama("tiny-int4")
+
+
+def test_a_longer_context_than_the_package_has_is_not_used(package: Path) -> None:
+    settings = json.loads((package / "genai_config.json").read_text(encoding="utf-8"))
+    longest = settings["model"]["context_length"]
+    assert Llama.load(package, max_length=longest + 1).context_length == longest
+    assert Llama.load(package, max_length=longest - 1).context_length == longest - 1

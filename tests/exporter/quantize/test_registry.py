@@ -56,7 +56,7 @@ def test_an_unknown_quantizer_is_refused_by_name(tmp_path: Path) -> None:
 def test_the_quantizer_that_is_asked_for_chooses_the_codes(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.QUANTIZERS, "constant", Constant)  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.QUANTIZERS, "constant", Constant)
     source, out = tiny.write_huggingface(tmp_path / "source"), tmp_path / "out"
     options = Options("int8", head="fp32", embedding="fp32", quantizer="constant")
     export_package(source, out, get_target(target), options)
