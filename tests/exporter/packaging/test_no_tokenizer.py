@@ -203,7 +203,8 @@ def test_plan_warns_that_export_refuses_the_checkpoint(source: Path, tmp_path: P
 
 
 def test_plan_knows_that_an_adapter_can_bring_the_tokenizer(source: Path, tmp_path: Path) -> None:
-    factors = {"model.layers.0.self_attn.q_proj": tiny_factors()}
+    layers = range(tiny.GQA.num_hidden_layers)
+    factors = {f"model.layers.{layer}.self_attn.q_proj": tiny_factors() for layer in layers}
     folder = write_adapter(tmp_path / "adapter", factors)
     tokenizer = tiny.write_huggingface(tmp_path / "whole") / "tokenizer.json"
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
