@@ -99,7 +99,7 @@ class Llama:
             path: The package's folder.
             max_length: Limit the context to fewer tokens, at least 2. A value above the package's
                 own context has no effect.
-            threads: Threads of the CPU provider. None: ONNX Runtime decides.
+            threads: Threads for work on the CPU, at least 1. None: ONNX Runtime decides.
             provider: "cpu", "cuda", "directml" or "webgpu". None: the one of the package's target.
             allow_fallback: Use the CPU if the provider cannot run here; `opened.fallback` then says
                 why. Has no effect on the CPU itself.
