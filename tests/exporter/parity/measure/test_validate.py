@@ -293,7 +293,7 @@ def test_data_outside_the_package_is_refused(copied: Make) -> None:
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
-        (["", "g_idx"], UnsupportedError, r"further inputs \['g_idx'\]"),
+        (["", "g_idx"], UnsupportedError, r"additional inputs \['g_idx'\]"),
         (["zero_points"], PackageError, "reads 'zero_points', which is not an initializer"),
     ],
 )
