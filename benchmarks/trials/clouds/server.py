@@ -140,7 +140,7 @@ def environment(**more: str) -> Mapping[str, str]:
 def answer_cases(server: Server, package: Path) -> Iterator[Case]:
     """Answers, refusals, the provider, telemetry, a killed process."""
     model = Llama.load(package)
-    provider = re.findall(r"serving (.*)", server.said)
+    provider = re.findall(r"serving (.* · .*)", server.said)
     runs = re.sub(r" \(process \d+\)", "", provider[-1]) if provider else "nothing"
     yield Case("the log names the provider", "CPUExecutionProvider" in runs, runs)
     expected = ["".join(model.generate(prompt, max_new_tokens=24)) for prompt in PROMPTS]
