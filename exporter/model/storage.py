@@ -152,8 +152,22 @@ class Floats:
         return asdict(self)
 
 
+class _Blocks(BlockCodes):
+    """What both layouts of codes in blocks share."""
+
+    @property
+    def name(self) -> str:
+        """`int4` or `int8`."""
+        return f"int{self.bits}"
+
+    @property
+    def codes(self) -> BlockCodes:
+        """Itself."""
+        return self
+
+
 @dataclass(frozen=True)
-class RowBlocks(BlockCodes):
+class RowBlocks(_Blocks):
     """Stored as `com.microsoft.MatMulNBits` and `GatherBlockQuantized` read it: codes in rows,
     packed from the low bits up, one scale of type `scales` per block.
 
@@ -165,16 +179,6 @@ class RowBlocks(BlockCodes):
     zero_points: bool = False
     order: str = ""
     scales: FloatName = "fp32"
-
-    @property
-    def name(self) -> str:
-        """`int4` or `int8`."""
-        return f"int{self.bits}"
-
-    @property
-    def codes(self) -> BlockCodes:
-        """Itself."""
-        return self
 
     @property
     def unshared(self) -> tuple[str, ...]:
@@ -225,21 +229,11 @@ class RowBlocks(BlockCodes):
 
 
 @dataclass(frozen=True)
-class ColumnBlocks(BlockCodes):
+class ColumnBlocks(_Blocks):
     """Stored as ONNX's DequantizeLinear reads the right-hand matrix [K, N] of a MatMul: signed
     codes with zero point 0, scales [blocks, N] of type `scales`."""
 
     scales: FloatName = "fp32"
-
-    @property
-    def name(self) -> str:
-        """`int4` or `int8`."""
-        return f"int{self.bits}"
-
-    @property
-    def codes(self) -> BlockCodes:
-        """Itself."""
-        return self
 
     @property
     def unshared(self) -> tuple[str, ...]:
