@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from llama_onnx.runtime.llama.generation import GenerationStats
-from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.memory import resident_bytes
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.progress import SILENT, Progress

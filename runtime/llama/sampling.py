@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from llama_onnx.targets.errors import UsageError
 from llama_onnx.runtime.llama.values import as_float, as_whole, shown
+from llama_onnx.targets.errors import UsageError
 
 GREEDY_BELOW = 1e-6
 """Smaller temperatures are greedy: logits that differ by 1e-4 are then 100 nats apart, and the
