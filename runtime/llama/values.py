@@ -37,8 +37,10 @@ def shown(value: Any) -> str:
     ('a number of 401 digits', "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...")
     """
     if isinstance(value, int) and value.bit_length() > 128:
-        # Python refuses to write more than 4,300 digits.
-        return f"a number of {math.floor(value.bit_length() * math.log10(2)) + 1:,} digits"
+        # Python refuses to write more than 4,300 digits; their number can be one too many.
+        bits = value.bit_length()
+        digits = len(str(abs(value))) if bits < 10_000 else math.floor(bits * math.log10(2)) + 1
+        return f"a number of {digits:,} digits"
     if isinstance(value, (dict, list, tuple)):
         return f"a {type(value).__name__}"
     text = printable(repr(value))
