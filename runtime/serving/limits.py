@@ -1,8 +1,8 @@
 """What a server takes from a stranger: one ASGI layer around any app.
 
-No request costs more than a bounded amount of memory and time, whoever sends it: the layer reads the
-body itself, up to a limit and a deadline, and gives up clients that do not read what they asked for.
-Needs only the standard library.
+No request costs more than a bounded amount of memory and time, whoever sends it: the layer reads
+the body itself, up to a limit and a deadline, and gives up clients that do not read what they asked
+for. Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Bounds:
     linger: float = 5
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that gets a status and a sentence instead of the app."""
 
     def __init__(self, status: int, text: str, *, linger: bool = False) -> None:
@@ -71,11 +71,13 @@ class Limits:
             check_head(scope, self._bounds)
             await asyncio.wait_for(self._read(body, receive), self._bounds.receive)
             await self._run(scope, body, receive, send)
-        except Refused as refused:
+        except RefusedError as refused:
             logger.warning("refused: %s", refused)
             await self._refuse(refused, receive, send)
         except asyncio.TimeoutError:
-            late = Refused(408, f"the request took more than {self._bounds.receive:g} seconds.")
+            late = RefusedError(
+                408, f"the request took more than {self._bounds.receive:g} seconds."
+            )
             await self._refuse(late, receive, send)
         except _GoneError:
             logger.warning("a client left before its answer was complete")
@@ -91,9 +93,11 @@ class Limits:
                 raise _GoneError
             part = message.get("body", b"")
             if body.size + len(part) > most:
-                raise Refused(413, too_large(None, most), linger=True)
+                raise RefusedError(413, too_large(None, most), linger=True)
             if self._held + len(part) > self._bounds.held:
-                raise Refused(503, "too many requests are waiting: try again later.", linger=True)
+                raise RefusedError(
+                    503, "too many requests are waiting: try again later.", linger=True
+                )
             self._held += len(part)
             body.add(part)
             more = message.get("more_body", False)
@@ -126,9 +130,9 @@ class Limits:
         logger.error("the app failed", exc_info=error)
         if exchange.started:
             raise _GoneError from None  # the connection closes with the answer incomplete
-        raise Refused(500, "the server failed: see its log.") from None
+        raise RefusedError(500, "the server failed: see its log.") from None
 
-    async def _refuse(self, refused: Refused, receive: Receive, send: Send) -> None:
+    async def _refuse(self, refused: RefusedError, receive: Receive, send: Send) -> None:
         content = json.dumps({"error": str(refused)}).encode()
         headers = [
             (b"content-type", b"application/json"),
@@ -195,20 +199,20 @@ class _Exchange:
 
 
 def check_head(scope: Any, bounds: Bounds) -> None:
-    """Raise `Refused` for a request whose first lines say that it is beyond the bounds."""
+    """Raise `RefusedError` for a request whose first lines say that it is beyond the bounds."""
     target = len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"])
     if target > bounds.target:
-        raise Refused(414, f"the address has {target:,} bytes, more than {bounds.target:,}.")
+        raise RefusedError(414, f"the address has {target:,} bytes, more than {bounds.target:,}.")
     size = sum(len(name) + len(value) for name, value in scope["headers"])
     if size > bounds.headers:
-        raise Refused(431, f"the headers have {size:,} bytes, more than {bounds.headers:,}.")
+        raise RefusedError(431, f"the headers have {size:,} bytes, more than {bounds.headers:,}.")
     for name, value in scope["headers"]:
         if name.lower() != b"content-length":
             continue
         if not value.isdigit() or len(value) > 20:
-            raise Refused(400, "the header Content-Length is not a number.")
+            raise RefusedError(400, "the header Content-Length is not a number.")
         if int(value) > bounds.body:
-            raise Refused(413, too_large(int(value), bounds.body), linger=True)
+            raise RefusedError(413, too_large(int(value), bounds.body), linger=True)
 
 
 async def _disconnected(receive: Receive) -> None:
