@@ -21,6 +21,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
+BUSY = "too many requests are waiting: try again later."
+
 logger = logging.getLogger("uvicorn.error")
 
 

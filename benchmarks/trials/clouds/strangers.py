@@ -7,7 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,10 +65,8 @@ def json_body(content: Any) -> Send:
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
 
     def send(connection: http.client.HTTPConnection, path: str) -> None:
-        try:
+        with suppress(OSError):
             connection.request("POST", path, body)
-        except OSError:
-            pass
 
     return send
 

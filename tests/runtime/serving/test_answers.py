@@ -71,23 +71,41 @@ def test_a_client_that_reads_nothing_keeps_nobody_waiting(service: Service) -> N
 
 
 def test_a_client_that_leaves_ends_its_answer(service: Service) -> None:
-    """Also while it waits for its turn."""
-
-    async def work() -> dict[str, Any]:
+    async def work() -> list[str]:
         async with Answer(service, ask(max_new_tokens=200)):
-            waiting = asyncio.ensure_future(Answer(service, ask()).__aenter__())
-            await asyncio.sleep(0.05)
+            pass
+        while service._room._value < 2:
+            await asyncio.sleep(0.001)
+        async with Answer(service, ask()) as answer:
+            return [str(message.get("text")) async for message in answer.messages()]
+
+    alone = [str(message.get("text")) for message in service.stream(ask())]
+    assert run(work) == alone
+
+
+def test_a_client_that_leaves_before_its_turn_is_never_answered(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(
+        "llama_onnx.runtime.serving.service._send", lambda process, content: sent.append(content)
+    )
+
+    async def work() -> None:
+        with service._turn:
+            waiting = [asyncio.ensure_future(Answer(service, ask()).__aenter__()) for _ in range(2)]
+            while service._room._value:
+                await asyncio.sleep(0.001)
             with pytest.raises(BusyError, match="too many"):
                 await Answer(service, ask()).__aenter__()
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-        while service._room._value < 2:  # until both have gone
-            await asyncio.sleep(0.01)
-        async with Answer(service, ask()) as answer:
-            return await answer.whole()
+            for one in waiting:
+                one.cancel()
+            await asyncio.wait(waiting)
+        while service._room._value < 2:
+            await asyncio.sleep(0.001)
 
-    assert run(work)["stats"]["new_tokens"] == 20
+    run(work)
+    assert sent == []
 
 
 def test_a_failure_is_an_error_for_this_client(
