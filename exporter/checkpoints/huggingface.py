@@ -3,7 +3,6 @@ sharded), tokenizer.json or tokenizer.model."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from llama_onnx.exporter.formats.tensor import LazyTensor, file_fingerprint
 from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.folder_files import file_inside, is_plain_name, read_inside
+from llama_onnx.targets.strict_json import MAX_BYTES
 
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 """Names of an unsharded weight file, the preferred format first. A sharded model has an index
@@ -101,10 +102,11 @@ def copy_tokenizer(source: Path, folder: Path) -> list[str]:
     from llama_onnx.exporter.tokenizer.digits import spell_out_digits
     from llama_onnx.exporter.tokenizer.huggingface import read_chat_template
 
-    written = [name for name in _TOKENIZER_FILES if (source / name).exists()]
+    written = [name for name in _TOKENIZER_FILES if file_inside(source, name)]
     for name in written:
-        shutil.copyfile(source / name, folder / name)
-    original = (source / "tokenizer.json").read_bytes()
+        content = read_inside(source, name, max_bytes=MAX_BYTES)
+        (folder / name).write_bytes(content)
+    original = (folder / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").write_bytes(spell_out_digits(original))
     template = read_chat_template(source)
     if template is not None:  # also as a file, where current readers look for it
@@ -118,16 +120,16 @@ def find_shards(path: Path) -> tuple[Path, ...]:
     for single in SINGLES:
         if (path / f"{single}.index.json").exists():
             return _indexed_shards(path / f"{single}.index.json")
-        if (path / single).is_file():
-            return (path / single,)
+        if found := file_inside(path, single):
+            return (found,)
         stem, _, suffix = single.partition(".")
         if list(path.glob(f"{stem}*.{suffix}")):
             raise CheckpointError(
                 f"{path} has {suffix} shards but no {single}.index.json: download it too."
             )
     own_name = list(path.glob("gptq_model-*.safetensors"))  # AutoGPTQ's name
-    if len(own_name) == 1:
-        return (own_name[0],)
+    if len(own_name) == 1 and (found := file_inside(path, own_name[0].name)):
+        return (found,)
     raise CheckpointError(
         f"{path} has a config.json but no {' or '.join(SINGLES)}: download the weights."
     )
@@ -139,15 +141,23 @@ def indexed_names(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: download it again.")
-    return sorted({str(name) for name in weight_map.values()})
+    names = set(map(str, weight_map.values()))
+    for name in names:
+        if not is_plain_name(name):
+            raise CheckpointError(
+                f"{index} names the shard {name[:200]!r}, which is not a plain name inside its "
+                "folder: download it again."
+            )
+    return sorted(names)
 
 
 def _indexed_shards(index: Path) -> tuple[Path, ...]:
     names = indexed_names(index)
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    found = {name: file_inside(index.parent, name) for name in names}
+    missing = [name for name, path in found.items() if path is None]
     if missing:
         raise CheckpointError(
             f"{index.parent} lacks {', '.join(missing)} ({len(missing)} of {len(names)} shards "
             f"named in {index.name}): download the rest."
         )
-    return tuple(index.parent / name for name in names)
+    return tuple(path for path in found.values() if path)
