@@ -8,6 +8,7 @@ from pathlib import Path
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.package import is_package
 from llama_onnx.targets.printable import printable
 
@@ -50,7 +51,8 @@ def _open_base(path: Path, context: int | None) -> Checkpoint:
         return MetaCheckpoint.open(path, context)
     if (path / "adapter_config.json").exists():
         raise CheckpointError(_describe_adapter(path))
-    ggufs = sorted(path.glob("*.gguf"))
+    named = sorted(path.glob("*.gguf"))
+    ggufs = [file for file in named if file_inside(path, file.name)]
     if len(ggufs) == 1:
         return _open_gguf(ggufs[0], context)
     if ggufs:

@@ -23,6 +23,7 @@ from llama_onnx.exporter.checkpoints.weight_files import (
 )
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.targets.errors import CheckpointError, LlamaOnnxError, ResourceError, UsageError
+from llama_onnx.targets.folder_files import is_plain_name
 from llama_onnx.targets.licences import file_patterns
 
 if TYPE_CHECKING:
@@ -90,6 +91,10 @@ def fetch_headers(source: HubId, parent: Path) -> Path:
         copy = parent.joinpath(*folder.parts[-3:])
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*_WEIGHTS))
         for name, metadata in found.files_metadata.items():
+            if not is_plain_name(name):
+                raise CheckpointError(
+                    f"{source} names the file {name[:200]!r}, which is not a plain name."
+                )
             _write_sparse(copy / name, metadata)
     return copy
 

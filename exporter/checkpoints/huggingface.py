@@ -3,7 +3,6 @@ sharded), tokenizer.json or tokenizer.model."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.exporter.model.context import with_context
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.folder_files import file_inside, read_inside
+from llama_onnx.targets.strict_json import MAX_BYTES
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _SEARCH_KEYS = (
@@ -104,10 +105,11 @@ def copy_tokenizer(source: Path, folder: Path) -> list[str]:
     from llama_onnx.exporter.tokenizer.digits import spell_out_digits
     from llama_onnx.exporter.tokenizer.huggingface import read_chat_template
 
-    written = [name for name in _TOKENIZER_FILES if (source / name).exists()]
+    written = [name for name in _TOKENIZER_FILES if file_inside(source, name)]
     for name in written:
-        shutil.copyfile(source / name, folder / name)
-    original = (source / "tokenizer.json").read_bytes()
+        content = read_inside(source, name, max_bytes=MAX_BYTES)
+        (folder / name).write_bytes(content)
+    original = (folder / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").write_bytes(spell_out_digits(original))
     template = read_chat_template(source)
     if template is not None:  # also as a file, where current readers look for it

@@ -26,6 +26,7 @@ from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.context import with_context
 from llama_onnx.exporter.model.interleaved import half_split_rows
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.licences import TERMS, kind_of
 
 _ROWS, _COLUMNS, _COPIES = "rows", "columns", "copies"
@@ -47,8 +48,8 @@ _LAYER_PARTS = {
 }
 """Meta's name -> Hugging Face's name, and which part of the tensor each shard holds."""
 
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)\.weight")
-_SHARD = re.compile(r"consolidated\.(\d+)\.pth")
+_LAYER = re.compile(r"layers\.([0-9]{1,6})\.(.+)\.weight")
+_SHARD = re.compile(r"consolidated\.([0-9]{1,4})\.pth")
 
 Shard = dict[str, LazyTensor]
 
@@ -132,8 +133,8 @@ def _find_tokenizer(path: Path) -> Path:
     # A download of several models has one tokenizer, in the parent folder.
     places = (path, path.resolve().parent)
     for place in places:
-        if (place / "tokenizer.model").is_file():
-            return place / "tokenizer.model"
+        if found := file_inside(place, "tokenizer.model"):
+            return found
     raise CheckpointError(
         f"neither {path} nor its parent folder has a tokenizer.model: copy it next to params.json."
     )
@@ -141,7 +142,9 @@ def _find_tokenizer(path: Path) -> Path:
 
 def _find_shards(path: Path) -> dict[int, Path]:
     matches = ((_SHARD.fullmatch(file.name), file) for file in path.glob("consolidated.*.pth"))
-    found = {int(match[1]): file for match, file in matches if match}
+    named = {int(match[1]): file.name for match, file in matches if match}
+    inside = {number: file_inside(path, name) for number, name in named.items()}
+    found = {number: file for number, file in inside.items() if file}
     if not found:
         raise CheckpointError(f"{path} has a params.json but no consolidated.00.pth: download it.")
     return dict(sorted(found.items()))

@@ -109,12 +109,12 @@ def _refuse_prefix(folder: Path, names: Iterable[str]) -> None:
     prefix = printable(match[1])
     if any(".lora_" in name for name in names):
         raise CheckpointError(
-            f"{folder} holds the tensors of an adapter ({printable(match[0])}), not of a model: pass "
-            f"the base as SOURCE and the adapter with --adapter {folder}."
+            f"{folder} holds the tensors of an adapter ({printable(match[0])}), not of a model: "
+            f"pass the base as SOURCE and the adapter with --adapter {folder}."
         )
     wrapper = _WRAPPERS.get(match[1])
     by = f", which {wrapper} adds" if wrapper else ""
     raise CheckpointError(
-        f"{folder}: the names of the tensors begin with {prefix!r}{by}, and a Llama's with 'model.': "
-        "save the model without its wrapper, or rename the tensors."
+        f"{folder}: the names of the tensors begin with {prefix!r}{by}, and a Llama's with "
+        "'model.': save the model without its wrapper, or rename the tensors."
     )

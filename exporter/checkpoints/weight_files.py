@@ -16,7 +16,7 @@ from typing import Any
 
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.targets.errors import CheckpointError
-from llama_onnx.targets.folder_files import file_inside
+from llama_onnx.targets.folder_files import file_inside, is_plain_name
 from llama_onnx.targets.printable import printable
 
 SINGLES = ("model.safetensors", "pytorch_model.bin")
@@ -59,7 +59,14 @@ def indexed_names(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: download it again.")
-    return sorted({str(name) for name in weight_map.values()})
+    names = set(map(str, weight_map.values()))
+    for name in names:
+        if not is_plain_name(name):
+            raise CheckpointError(
+                f"{index} names the shard {name[:200]!r}, which is not a plain name inside its "
+                "folder: download it again."
+            )
+    return sorted(names)
 
 
 def _named(folder: Path, config: Mapping[str, Any]) -> WeightFiles | None:

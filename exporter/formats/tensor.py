@@ -60,8 +60,8 @@ class LazyTensor:
     `(stop - start, *shape[1:])`. It may be called from several threads. `dtype` is the storage type
     for display ("F16", "BF16", "Q4_K"; "INT4/32" for 4-bit codes in blocks of 32), `nbytes` its
     size on disk. `codes` has the bits and block size of a matrix stored as codes with one scale per
-    block; None for any other. `problem` is the sentence with which reading rows is refused, whatever
-    the rows; None if they can be read.
+    block; None for any other. `problem` is the sentence that refuses to read rows of a type that is
+    not supported; None if they can be read.
     """
 
     name: str
@@ -142,8 +142,8 @@ def describe_unreadable(path: Path, name: str, code: str) -> str:
     """Return the sentence that refuses a tensor of the type `code`, which is not a float type that
     is read."""
     return (
-        f"{path}: {name} is stored as {code}, which is not supported: export weights in F32, F16 or "
-        "BF16."
+        f"{path}: {name} is stored as {code}, which is not supported: export weights in F32, "
+        "F16 or BF16."
     )
 
 

@@ -18,10 +18,13 @@ from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.licences import kind_of
 
 # Buffers that some tools save with the weights; they follow from the config.
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+
+_MAX_LICENCE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -178,5 +181,13 @@ def check_tensors(checkpoint: Checkpoint) -> None:
 
 
 def find_licences(folder: Path) -> list[Path]:
-    """Return the files in `folder` that have to accompany the weights; see `targets.licences`."""
-    return sorted(path for path in folder.glob("*") if kind_of(path.name) and path.is_file())
+    """Return the files in `folder` that have to accompany the weights; see `targets.licences`.
+
+    Raises `CheckpointError` for one that is a link out of the folder, or too large for a text.
+    """
+    named = (path for path in folder.glob("*") if kind_of(path.name) and not path.is_dir())
+    found = sorted(path for path in named if file_inside(folder, path.name))
+    for path in found:
+        if path.stat().st_size > _MAX_LICENCE_BYTES:
+            raise CheckpointError(f"{path} is too large to be a license: remove it.")
+    return found
