@@ -18,6 +18,12 @@ _SLOW = {"pprint", "striptags", "urlize", "wordwrap", "xmlattr"}
 
 _SLOW_TEXT = 32 * 1024
 
+_SHALLOW = {
+    *("attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list", "map"),
+    *("reject", "rejectattr", "reverse", "select", "selectattr", "slice"),
+}
+"""Filters that look at no more than the outermost list, so that a long one need not be weighed."""
+
 
 def check_operator(operator: str, left: Any, right: Any) -> None:
     """Raise `TooMuchError` if `left operator right` could be too large."""
@@ -46,8 +52,8 @@ def _check_percent(meter: Meter, form: str | bytes, values: Any) -> None:
 def check_filter(name: str, given: Sequence[Any], options: Mapping[str, Any]) -> None:
     """Raise `TooMuchError` if the filter `name` could make too much of `given` and `options`."""
     meter = current()
-    items, size = meter.weigh([*given, options])
     values = [*given[1:], *options.values()]
+    items, size = meter.weigh(values if name in _SHALLOW else [given[:1], values])
     if name in _WIDTHS and _largest(values) > _WIDEST:
         raise TooMuchError.text()
     if name in _SLOW:

@@ -34,6 +34,11 @@ from llama_onnx.runtime.chat_template.amplifiers import (
 from llama_onnx.runtime.chat_template.meter import TooMuchError, current
 
 _LONGEST_TIME_FORMAT = 200
+_COMPARING = (
+    *("!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le"),
+    *("lessthan", "lt", "ne"),
+)
+"""Tests that compare values, with all they hold."""
 
 
 class RefusalError(TemplateError):
@@ -133,8 +138,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=_printed,
         )
         self.filters |= {"tojson": _tojson, "sum": _sum}
-        self.filters = {name: _bounded(name, f) for name, f in self.filters.items()}
-        self.tests = {name: _bounded("", f) for name, f in self.tests.items()}
+        functions: dict[str, Callable[..., Any]] = dict(self.filters)
+        self.filters = {name: _bounded(name, f) for name, f in functions.items()}
+        functions = dict(self.tests)
+        self.tests |= {name: _bounded(name, functions[name]) for name in _COMPARING}
         del self.globals["lipsum"]
         self.globals |= {
             "raise_exception": _raise_exception,
@@ -203,7 +210,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 formatter = BoundedEscapeFormatter(self, escape=text.escape)
             if from_map:
                 (kwargs,), args = args, ()
-            return type(text)(formatter.vformat(text, args, kwargs))
+            formatted: str = type(text)(formatter.vformat(text, args, kwargs))
+            return formatted
 
         return bounded
 
@@ -217,7 +225,7 @@ def _printed(value: Any) -> Any:
 
 
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the filter `name`, or with "" a test, with its arguments and its result checked."""
+    """Return the filter or test `name` with its arguments and its result checked."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0  # the context, or the like
 
     @wraps(function)
@@ -291,7 +299,7 @@ class _Dict:
 class _Namespace(Namespace):
     """jinja2's, without names that begin with an underscore, as in transformers."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805 - `self` may be a name in it
+    def __init__(*args: Any, **kwargs: Any) -> None:  # as `self` may be one of the names
         self, rest = args[0], args[1:]
         attributes = dict(*rest, **kwargs)
         for name in attributes:
