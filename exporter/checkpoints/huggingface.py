@@ -58,10 +58,11 @@ class HuggingFaceCheckpoint(TensorsByName):
         where = str(path / "config.json")
         config = config_from_huggingface(raw, where, generation)
         weights = find_weight_files(path, raw)
-        tensors, config, head = resolve_head(path, read_state(path, weights.files), config)
+        stored, differences = read_state(path, weights)
+        tensors, config, head = resolve_head(path, stored, config)
         config, stretched = with_context(config, context, where)
         doubts = config_warnings(raw, config, where, generation, context_chosen=context is not None)
-        notes = (*weights.warnings, *head, *doubts, *stretched)
+        notes = (*weights.warnings, *differences, *head, *doubts, *stretched)
         return cls(path, config, tensors, weights.files, generation, notes)
 
     def write_tokenizer(self, folder: Path) -> list[str]:

@@ -4,10 +4,11 @@ transformers reads them, and the two ways of saving a tied head."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from llama_onnx.exporter.checkpoints.weight_files import WeightFiles
 from llama_onnx.exporter.formats.state_dict import read_state_dict
 from llama_onnx.exporter.formats.tensor import LazyTensor, same_values
 from llama_onnx.exporter.model.config import LlamaConfig
@@ -29,17 +30,20 @@ _WRAPPERS = {
 }
 
 
-def read_state(folder: Path, files: Sequence[Path]) -> dict[str, LazyTensor]:
-    """Return the tensors in `files` by their names in the model, without reading their values.
+def read_state(folder: Path, weights: WeightFiles) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+    """Return the tensors in the weight files by their names in the model, without reading their
+    values, and warnings where transformers 4 reads them otherwise.
 
     Names without "model.", or with one too many, are read as transformers reads them. A tensor that
     is there twice is compared. Raises `CheckpointError` for two that differ, and for names under
     another prefix.
     """
     tensors: dict[str, LazyTensor] = {}
+    files, stored_names = weights.files, []
     for file in files:
         for stored, tensor in read_state_dict(file).items():
             name = in_model(stored)
+            stored_names.append(stored)
             named = tensor if name == stored else replace(tensor, name=name)
             if name not in tensors:
                 tensors[name] = named
@@ -50,7 +54,25 @@ def read_state(folder: Path, files: Sequence[Path]) -> dict[str, LazyTensor]:
                     f"{folder}: the tensor {printable(name)} is {where}, {how}: remove one of them."
                 )
     _refuse_prefix(folder, tensors)
-    return tensors
+    return tensors, tuple(_differences(folder, stored_names, weights))
+
+
+def _differences(folder: Path, stored: Sequence[str], weights: WeightFiles) -> Iterator[str]:
+    """Yield warnings where transformers 4 does not read the tensors with the names `stored`."""
+    if weights.indexed is not None:
+        unnamed = [name for name in stored if name not in weights.indexed]
+        if unnamed:
+            yield (
+                f"{folder}: the index does not name {len(unnamed)} of the {len(stored)} tensors in "
+                f"its shards, such as {printable(unnamed[0])}: they are read, as in transformers 5 "
+                "(transformers 4 leaves them out)."
+            )
+    renamed = [name for name in stored if in_model(name) != name]
+    if renamed and (HEAD in stored or renamed[0].startswith("model.")):
+        yield (
+            f"{folder}: the names of tensors such as {printable(renamed[0])} are read without or "
+            "with 'model.', as in transformers 5 (transformers 4 does not load them)."
+        )
 
 
 def resolve_head(
@@ -66,7 +88,11 @@ def resolve_head(
         return found, config, ()
     if EMBEDDING not in found:
         found[EMBEDDING] = replace(found[HEAD], name=EMBEDDING)
-        return found, config, ()
+        warning = (
+            f"{folder}: the model is tied, and only {HEAD} was saved: it is used as the embedding "
+            "too, as in transformers 5 (transformers 4 does not load it)."
+        )
+        return found, config, (warning,)
     if _equal(found[EMBEDDING], found[HEAD]):
         return found, config, ()
     warning = (

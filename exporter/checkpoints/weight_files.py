@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ _OTHER_FORMATS = re.compile(r"tf_model.*\.h5|flax_model.*\.msgpack|model.*\.onnx
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The `files` to read, and `warnings` about those that are not read."""
+    """The `files` to read, and `warnings` about those that are not read. `indexed` are the names of
+    tensors in the index of the files; None without an index."""
 
     files: tuple[Path, ...]
     warnings: tuple[str, ...] = ()
+    indexed: frozenset[str] | None = None
 
 
 def find_weight_files(folder: Path, config: Mapping[str, Any]) -> WeightFiles:
@@ -50,15 +52,23 @@ def find_weight_files(folder: Path, config: Mapping[str, Any]) -> WeightFiles:
     found = _named(folder, config) or _usual(folder) or _unusual(folder)
     if found is None:
         raise CheckpointError(_none_found(folder))
-    return WeightFiles(found.files, (*found.warnings, *_unread(folder, found.files)))
+    return replace(found, warnings=(*found.warnings, *_unread(folder, found.files)))
 
 
 def indexed_names(index: Path) -> list[str]:
     """Return the names of the shards listed in the file `index`; raises `CheckpointError` if it
     lists none."""
+    return _shard_names(index, _weight_map(index))
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: download it again.")
+    return weight_map
+
+
+def _shard_names(index: Path, weight_map: Mapping[str, Any]) -> list[str]:
     names = set(map(str, weight_map.values()))
     for name in names:
         if not is_plain_name(name):
@@ -85,7 +95,7 @@ def _named(folder: Path, config: Mapping[str, Any]) -> WeightFiles | None:
             f"{folder} has no {printable(name)}, which config.json names as transformers_weights: "
             "download it."
         )
-    return WeightFiles((path,) if name.endswith(".safetensors") else _indexed(folder, path))
+    return WeightFiles((path,)) if name.endswith(".safetensors") else _indexed(folder, path)
 
 
 def _usual(folder: Path) -> WeightFiles | None:
@@ -93,12 +103,13 @@ def _usual(folder: Path) -> WeightFiles | None:
         if path := file_inside(folder, single):
             return WeightFiles((path,))
         if index := file_inside(folder, f"{single}.index.json"):
-            return WeightFiles(_indexed(folder, index))
+            return _indexed(folder, index)
     return None
 
 
-def _indexed(folder: Path, index: Path) -> tuple[Path, ...]:
-    names = indexed_names(index)
+def _indexed(folder: Path, index: Path) -> WeightFiles:
+    weight_map = _weight_map(index)
+    names = _shard_names(index, weight_map)
     found = {name: file_inside(folder, name) for name in names}
     missing = [name for name, path in found.items() if path is None]
     if missing:
@@ -106,7 +117,8 @@ def _indexed(folder: Path, index: Path) -> tuple[Path, ...]:
             f"{folder} lacks {', '.join(missing)} ({len(missing)} of {len(names)} shards "
             f"named in {index.name}): download the rest."
         )
-    return tuple(path for path in found.values() if path is not None)
+    files = tuple(path for path in found.values() if path is not None)
+    return WeightFiles(files, indexed=frozenset(weight_map))
 
 
 def _unusual(folder: Path) -> WeightFiles | None:

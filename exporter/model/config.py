@@ -274,7 +274,8 @@ def read_special_tokens(
     ids = {**raw, **{key: v for key, v in (generation or {}).items() if v is not None}}
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     bos, eos, pad = (_token_ids(ids, name, where) for name in names)
-    return special_tokens(bos, eos, pad, vocabulary, where)
+    source = f"{where} or generation_config.json" if generation else where
+    return special_tokens(bos, eos, pad, vocabulary, source)
 
 
 class Keys:
