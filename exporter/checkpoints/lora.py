@@ -28,6 +28,7 @@ from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerp
 from llama_onnx.exporter.model.checkpoint import Checkpoint, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.folder_files import file_inside
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
@@ -161,6 +162,10 @@ class LoraCheckpoint:
         own = {f"adapter {number}/{name}": value for name, value in files.items()}
         return {**self.base.fingerprint(), **own}
 
+    def warnings(self) -> Sequence[str]:
+        """Return the base's."""
+        return self.base.warnings()
+
     def _original(self, name: str) -> LazyTensor:
         if name == f"{_HEAD}.weight" and self.base.config.tie_word_embeddings:
             return replace(self.base.tensor(f"{_EMBEDDING}.weight"), name=name)
@@ -207,11 +212,9 @@ def open_adapter(base: Checkpoint, folder: Path) -> LoraCheckpoint:
 
 
 def _weights_file(folder: Path) -> Path:
-    file = folder / WEIGHTS_FILE
-    if file.is_file():
-        return file
-    if (folder / PICKLED_FILE).is_file():
-        return folder / PICKLED_FILE
+    for name in (WEIGHTS_FILE, PICKLED_FILE):
+        if file := file_inside(folder, name):
+            return file
     raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}: download it too.")
 
 

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, widen
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, describe_unreadable, widen
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
@@ -117,7 +117,10 @@ def _tensor(path: Path, name: str, value: Any) -> LazyTensor:
         )
     nbytes = value.numel() * value.element_size()
     if dtype is None:
-        return LazyTensor(name, shape, code, nbytes, partial(_refuse_rows, path, name, code))
+        problem = describe_unreadable(path, name, code)
+        return LazyTensor(
+            name, shape, code, nbytes, partial(_refuse_rows, problem), problem=problem
+        )
     rows = partial(_read_rows, path, dtype, begin, shape, strides)
     return LazyTensor(name, shape, code, nbytes, rows)
 
@@ -151,5 +154,5 @@ def _read_rows(
     return widen(np.ascontiguousarray(view))
 
 
-def _refuse_rows(path: Path, name: str, code: str, start: int, stop: int) -> Float32:
-    raise UnsupportedError(f"{path}: {name} is stored as {code}, which is not supported.")
+def _refuse_rows(problem: str, start: int, stop: int) -> Float32:
+    raise UnsupportedError(problem)

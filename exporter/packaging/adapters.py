@@ -23,11 +23,13 @@ from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerp
 from llama_onnx.exporter.model.checkpoint import Checkpoint, find_licences
 from llama_onnx.exporter.model.config import MATRICES
 from llama_onnx.runtime import ort
+from llama_onnx.targets import strict_json
 from llama_onnx.targets.errors import (
     CheckpointError,
     UnsupportedError,
     UsageError,
 )
+from llama_onnx.targets.folder_files import file_inside, read_inside
 from llama_onnx.targets.graph_names import LORA_A, LORA_B, adapter_name
 from llama_onnx.targets.package import ADAPTER_FOLDER, ADAPTER_SUFFIX
 
@@ -80,8 +82,10 @@ class KeptAdapter:
 
     def tokenizer_warning(self, package: Path) -> list[str]:
         """Return a warning if the tokenizer saved with it is not the one of `package`."""
-        own, its = self.folder / "tokenizer.json", package / "tokenizer.json"
-        if not (own.exists() and its.exists()) or own.read_bytes() == its.read_bytes():
+        own, its = file_inside(self.folder, "tokenizer.json"), package / "tokenizer.json"
+        if not (own and its.exists()):
+            return []
+        if read_inside(self.folder, own.name, max_bytes=strict_json.MAX_BYTES) == its.read_bytes():
             return []
         return [
             f"{own} differs from the package's tokenizer, which all its adapters share: if the "

@@ -17,7 +17,9 @@ from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, set_ends
 from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.folder_files import file_inside, read_inside
 
+_MAX_TEMPLATE = 1 << 20  # in bytes; the longest of a public Llama has 10,000
 _ROLES = ("bos", "eos", "unk", "pad")
 
 
@@ -50,10 +52,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def read_chat_template(folder: Path) -> str | None:
     """Read the chat template of `folder`: chat_template.jinja, or else the one in
     tokenizer_config.json (the default of several)."""
-    file = folder / "chat_template.jinja"
-    if file.exists():
+    if file := file_inside(folder, "chat_template.jinja"):
         try:
-            return file.read_bytes().decode("utf-8")
+            return read_inside(folder, file.name, max_bytes=_MAX_TEMPLATE).decode("utf-8")
         except UnicodeDecodeError:
             raise CheckpointError(f"{file} is not UTF-8 text: download it again.") from None
     template = _optional(folder / "tokenizer_config.json").get("chat_template")
@@ -127,4 +128,4 @@ def special_tokens(own: SpecialTokens, settings: Mapping[str, Any]) -> SpecialTo
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if file_inside(path.parent, path.name) else {}

@@ -12,6 +12,10 @@ from sentencepiece import sentencepiece_model_pb2
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, TokenType
 from llama_onnx.exporter.tokenizer.sentencepiece import sentencepiece_tokenizer
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.folder_files import read_inside
+
+MAX_BYTES = 16 << 20
+"""Largest `tokenizer.model`: Llama's has 0.5 MB, Gemma's 4 MB."""
 
 _proto: Any = sentencepiece_model_pb2  # its classes are made at run time, unseen by mypy
 
@@ -57,9 +61,7 @@ def tokenizer_from_model_file(path: Path) -> TokenizerFiles:
 def _read(path: Path) -> Any:
     model = _proto.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+        model.ParseFromString(read_inside(path.parent, path.name, max_bytes=MAX_BYTES))
     except DecodeError:
         raise CheckpointError(f"{path} is not a SentencePiece model: download it again.") from None
     return model

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenType
+from llama_onnx.targets import strict_json
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.folder_files import file_inside, read_inside
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -48,14 +50,14 @@ def tokenizer_kind(path: Path) -> str | None:
         kind = read_header(path).metadata.get("tokenizer.ggml.model", "none")
         return None if kind in ("no_vocab", "none") else GGUF
     folder = _tokenizer_folder(path)
-    return next((name for name in (JSON, MODEL) if (folder / name).is_file()), None)
+    return next((name for name in (JSON, MODEL) if file_inside(folder, name)), None)
 
 
 def _tokenizer_folder(path: Path) -> Path:
     """Return `path`, or the folder above, where Meta's download of several models has it."""
     above = path.resolve().parent
     meta = (path / "params.json").exists() and not (path / MODEL).exists()
-    return above if meta and (above / MODEL).is_file() else path
+    return above if meta and file_inside(above, MODEL) else path
 
 
 def has_chat_template(path: Path) -> bool:
@@ -94,8 +96,9 @@ def json_codec(path: Path) -> Codec:
     """Read the tokenizer in the file `path`; raises `CheckpointError` when it cannot be read."""
     from tokenizers import Tokenizer
 
+    content = read_inside(path.parent, path.name, max_bytes=strict_json.MAX_BYTES)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     return _codec(tokenizer)
@@ -135,10 +138,12 @@ def _sentencepiece_codec(folder: Path) -> Codec:
     from sentencepiece import SentencePieceProcessor
 
     from llama_onnx.exporter.tokenizer.huggingface import read_settings, special_tokens
+    from llama_onnx.exporter.tokenizer.model_file import MAX_BYTES
 
     try:
-        processor = SentencePieceProcessor(model_proto=(folder / MODEL).read_bytes())
-    except (OSError, RuntimeError):
+        content = read_inside(folder, MODEL, max_bytes=MAX_BYTES)
+        processor = SentencePieceProcessor(model_proto=content)
+    except RuntimeError:
         raise CheckpointError(
             f"{folder / MODEL} is not a SentencePiece model: download it again."
         ) from None

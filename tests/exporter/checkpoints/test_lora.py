@@ -448,7 +448,7 @@ def test_what_is_not_plain_lora_is_refused_by_name(
         ({"r": 0}, r"r must be a positive integer, not 0"),
         ({"r": None}, r"r must be a positive integer, not None"),
         ({"lora_alpha": "8"}, r"lora_alpha must be a number, not '8'"),
-        ({"lora_alpha": float("nan")}, r"lora_alpha must be a number, not nan"),
+        ({"lora_alpha": float("nan")}, r"has NaN, which is not a JSON number"),
         ({"rank_pattern": {"q_proj": 0.5}}, r"rank_pattern must be a positive integer, not 0.5"),
         ({"rank_pattern": [4]}, r"rank_pattern must be an object, not \[4\]"),
         ({"alpha_pattern": {"(": 4}}, r"alpha_pattern '\(' is not a valid reg"),
