@@ -25,7 +25,6 @@ from llama_onnx.runtime.llama.conversation import Message, trim_history
 from llama_onnx.runtime.llama.generation import Generation
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.llama.prompt import total_length
-from llama_onnx.runtime.llama.sampling import Sampling
 from llama_onnx.runtime.llama.stops import StopFilter
 from llama_onnx.runtime.placement import genai_model as providers_module
 from llama_onnx.runtime.placement.genai_model import open_model
@@ -91,38 +90,6 @@ def test_text_is_held_back_no_longer_than_needed() -> None:
 
 
 # Sampling
-
-
-@pytest.mark.parametrize(
-    ("asked", "options"),
-    [
-        ({}, {}),
-        ({"seed": 3}, {"random_seed": 3}),
-        ({"temperature": 0.7}, {"temperature": 0.7, "do_sample": True}),
-        ({"top_k": 5, "seed": 0}, {"top_k": 5, "random_seed": 0, "do_sample": True}),
-        ({"top_p": 0.9}, {"top_p": 0.9, "do_sample": True}),
-        ({"temperature": 0.0}, {"do_sample": False}),
-        ({"temperature": 0.0, "top_k": 5}, {"top_k": 5, "do_sample": False}),
-    ],
-)
-def test_asking_for_sampling_turns_it_on(asked: dict[str, Any], options: dict[str, Any]) -> None:
-    assert Sampling(**asked).search_options(vocab_size=288) == options
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"temperature": -1.0},
-        {"temperature": float("nan")},
-        {"temperature": float("inf")},
-        {"top_p": -0.1},
-        {"top_p": 1.5},
-        {"seed": -2},
-    ],
-)
-def test_a_sampling_value_that_means_nothing_is_refused(asked: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=f"{asked[next(iter(asked))]}"):
-        Sampling(**asked)
 
 
 def test_a_seed_makes_sampling_repeatable(llama: Llama) -> None:
