@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 from typing import Any
 
-from llama_onnx.runtime.llama.values import shown
+from llama_onnx.runtime.llama.arguments import shown
 from llama_onnx.targets.errors import UsageError
 
 MAX_STOPS = 256
