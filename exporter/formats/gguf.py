@@ -23,7 +23,6 @@ _LEAST_SIZE = 24  # magic, version, number of tensors, number of keys
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # the default if general.alignment is not set
 _STRING, _ARRAY = 8, 9
-_LEAST_KEY, _LEAST_TENSOR = 13, 32  # bytes: a length, a type and a value; a length and a row
 _MAX_STRING = 64 << 20  # in bytes: a file may contain a whole tokenizer.json
 _MAX_HEADER = 128 << 20  # in bytes: Llama 3's has 8 MB
 _MAX_VALUES = 4_000_000  # in all lists: Llama 3's vocabulary has 128,000 tokens, 280,000 merges
@@ -94,12 +93,13 @@ class _Cursor:
             )
         return self._file.read(count)
 
-    def counted(self, least: int) -> int:
-        """Return the number of entries that follow; each takes at least `least` bytes."""
+    def counted(self) -> int:
+        """Return the number of entries that follow; each takes a byte or more."""
         count = self.integer("Q")
-        if count > (self.size - self.position) // least:
-            raise self.damage(
-                f"it has {self.size:,} bytes, but its header counts {count:,} entries"
+        if count > self.size - self.position:
+            raise CheckpointError(
+                f"{self.path} is truncated or damaged: its header counts {count:,} entries, but "
+                f"the file has {self.size:,} bytes; download it again."
             )
         return count
 
@@ -113,7 +113,7 @@ class _Cursor:
 
     def string(self) -> str:
         length = self.integer("Q")
-        if length > min(_MAX_STRING, self.size):
+        if _MAX_STRING < length <= self.size:
             raise self.damage(f"a string in its header has {length:,} bytes")
         try:
             return self.take(length).decode("utf-8")
@@ -124,7 +124,7 @@ class _Cursor:
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
-            return self._array(self.integer("I"), self.counted(1))
+            return self._array(self.integer("I"), self.counted())
         return self._scalars(kind, 1)[0]
 
     def _array(self, kind: int, count: int) -> list[Any]:
@@ -149,7 +149,7 @@ class _Cursor:
 
 def _read(cursor: _Cursor) -> Header:
     _check_start(cursor)
-    num_tensors, num_keys = cursor.counted(_LEAST_TENSOR), cursor.counted(_LEAST_KEY)
+    num_tensors, num_keys = cursor.counted(), cursor.counted()
     metadata: dict[str, Any] = {}
     for _ in range(num_keys):
         key = cursor.string()
@@ -164,6 +164,8 @@ def _read(cursor: _Cursor) -> Header:
         raise cursor.damage("two of its tensors have the same name")
     end = base
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
+        if (tensor.offset - base) % alignment:
+            raise cursor.damage(f"{tensor.name} is not aligned to {alignment} bytes")
         if tensor.offset < end:
             raise cursor.damage(f"{tensor.name} overlaps another tensor")
         end = tensor.offset + tensor.nbytes
