@@ -68,7 +68,9 @@ def check_size(text: bytes, max_bytes: int = MAX_BYTES) -> None:
         raise JSONError(f"has more than {MAX_VALUES:,} values")
 
 
-def _parse_int(digits: str) -> int:
+def _parse_int(digits: str) -> int | float:
+    if digits == "-0":  # a float to the JSON readers of Rust and JavaScript
+        return -0.0
     if len(digits) > MAX_DIGITS:
         raise JSONError(f"has a number of {len(digits):,} digits")
     return int(digits)
