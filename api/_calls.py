@@ -44,7 +44,7 @@ def plan(
 
     chosen, merged = Options(**options), _paths(adapters)
     with _headers(checkpoint) as folder:
-        opened = open_checkpoint(folder, merged)
+        opened = open_checkpoint(folder, merged, context=chosen.context)
         kept = open_kept(opened, _named(kept_adapters))
         workers = os.cpu_count() or 1
         return make_plan(opened, get_target(target), chosen, workers, kept, chosen.changed())

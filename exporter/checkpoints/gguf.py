@@ -28,7 +28,9 @@ from llama_onnx.exporter.model.config import (
     check_config,
     rope_scaling,
 )
+from llama_onnx.exporter.model.context import with_context
 from llama_onnx.exporter.model.interleaved import half_split_rows
+from llama_onnx.exporter.model.special_tokens import SpecialTokens, special_tokens
 from llama_onnx.exporter.model.typed_keys import MAX_NUMBER, MAX_SIZE, Keys, is_number
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.printable import shown
@@ -66,16 +68,18 @@ _LAYER_NAMES = {
 
 @dataclass(frozen=True)
 class GGUFCheckpoint(TensorsByName):
-    """One `.gguf` file. `tensors` maps Hugging Face names to lazy tensors in it."""
+    """One GGUF file. `tensors` maps Hugging Face names to lazy tensors in it; `notes` are warnings
+    for people."""
 
     path: Path
     config: LlamaConfig
     tensors: dict[str, LazyTensor]
+    notes: tuple[str, ...] = ()
     format: str = "gguf"
 
     @classmethod
-    def open(cls, path: Path) -> GGUFCheckpoint:
-        """Read the header of the file `path`.
+    def open(cls, path: Path, context: int | None = None) -> GGUFCheckpoint:
+        """Read the header of the file `path`. `context` replaces the one that it states.
 
         Raises `CheckpointError` for a damaged file, `UnsupportedError` for a model or a storage
         type that is not supported.
@@ -86,7 +90,10 @@ class GGUFCheckpoint(TensorsByName):
         config = _config(path, header)
         stored = (info for name, info in header.tensors.items() if name != FREQUENCIES)
         tensors = (_lazy(path, info, config) for info in stored)
-        return cls(path, config, {tensor.name: tensor for tensor in tensors})
+        left_out = _special_tokens(_Keys(header.metadata, where), config.vocab_size, where).warnings
+        config, stretched = with_context(config, context, where)
+        named = {tensor.name: tensor for tensor in tensors}
+        return cls(path, config, named, (*left_out, *stretched))
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Write the tokenizer's files, made from the metadata."""
@@ -96,6 +103,10 @@ class GGUFCheckpoint(TensorsByName):
         metadata = read_header(self.path).metadata
         tokenizer = tokenizer_from_gguf(metadata, str(self.path))
         return tokenizer.write(folder, self.config.max_position_embeddings)
+
+    def warnings(self) -> Sequence[str]:
+        """Return which special tokens are left out, and whether the context is too long."""
+        return self.notes
 
     def licence_files(self) -> Sequence[Path]:
         """Return license, policy, notice and model card in the file's folder."""
@@ -143,8 +154,10 @@ def _config(path: Path, header: Header) -> LlamaConfig:
     head_dim = _head_dim(keys, hidden, heads, where)
     context = keys.integer("llama.context_length", most=1 << 62)
     theta = keys.number("llama.rope.freq_base", default=10000.0)
+    vocabulary = keys.integer("llama.vocab_size", default=_embedding_rows(header, where))
+    tokens = _special_tokens(keys, vocabulary, where)
     config = LlamaConfig(
-        vocab_size=keys.integer("llama.vocab_size", default=_embedding_rows(header, where)),
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=keys.integer("llama.feed_forward_length"),
         num_hidden_layers=keys.integer("llama.block_count", most=MAX_LAYERS),
@@ -157,9 +170,9 @@ def _config(path: Path, header: Header) -> LlamaConfig:
         ),
         rope_theta=theta,
         tie_word_embeddings="output.weight" not in header.tensors,
-        bos_token_id=keys.token_id("bos_token_id"),
-        eos_token_ids=_eos_token_ids(keys),
-        pad_token_id=keys.token_id("padding_token_id"),
+        bos_token_id=tokens.bos,
+        eos_token_ids=tokens.eos,
+        pad_token_id=tokens.pad,
         rope_scaling=rope_scaling(rope_block(path, header, theta, head_dim), context, where),
     )
     # Checked first: a damaged file may claim millions of layers.
@@ -194,10 +207,11 @@ def _head_dim(keys: _Keys, hidden: int, heads: int, where: str) -> int:
     return head_dim
 
 
-def _eos_token_ids(keys: _Keys) -> tuple[int, ...]:
+def _special_tokens(keys: _Keys, vocabulary: int, where: str) -> SpecialTokens:
     # A chat model ends a turn with eot and a tool call with eom: generation has to stop at both.
-    found = (keys.token_id(f"{name}_token_id") for name in ("eos", "eot", "eom"))
-    return tuple(dict.fromkeys(token for token in found if token is not None))
+    bos, pad, *ends = (keys.token_ids(name) for name in ("bos", "padding", "eos", "eot", "eom"))
+    eos = tuple(dict.fromkeys(token for found in ends for token in found))
+    return special_tokens(bos, eos, pad, vocabulary, where)
 
 
 def _lazy(path: Path, info: TensorInfo, config: LlamaConfig) -> LazyTensor:
@@ -259,13 +273,13 @@ class _Keys(Keys):
         # The shortest decimal that gives this float32: 1e-05, not 9.999999747378752e-06.
         return float(str(np.float32(super().number(key, default, least, most))))
 
-    def token_id(self, name: str) -> int | None:
-        value = self._raw.get(f"tokenizer.ggml.{name}")
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """Return the id of the token `name`, or nothing: llama.cpp writes -1 for "none"."""
+        key = f"tokenizer.ggml.{name}_token_id"
+        value = self._raw.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise CheckpointError(
-                f"{self._where}: tokenizer.ggml.{name} must be a token id, not {shown(value)}."
-            )
-        return value if value is None or value >= 0 else None
+            raise CheckpointError(f"{self._where}: {key} must be a token id, not {shown(value)}.")
+        return () if value is None or value < 0 else (value,)
 
     def _get(self, key: str, default: Any) -> Any:
         value = self._raw.get(key, default)

@@ -162,6 +162,10 @@ class LoraCheckpoint:
         own = {f"adapter {number}/{name}": value for name, value in files.items()}
         return {**self.base.fingerprint(), **own}
 
+    def warnings(self) -> Sequence[str]:
+        """Return the base's."""
+        return self.base.warnings()
+
     def _original(self, name: str) -> LazyTensor:
         if name == f"{_HEAD}.weight" and self.base.config.tie_word_embeddings:
             return replace(self.base.tensor(f"{_EMBEDDING}.weight"), name=name)

@@ -23,6 +23,7 @@ from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerp
 from llama_onnx.exporter.formats.torch_file import read_torch_file
 from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.context import with_context
 from llama_onnx.exporter.model.interleaved import half_split_rows
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.folder_files import file_inside
@@ -62,11 +63,13 @@ class MetaCheckpoint(TensorsByName):
     tensors: dict[str, LazyTensor]
     shards: tuple[Path, ...]
     tokenizer: Path
+    notes: tuple[str, ...] = ()
     format: str = "meta"
 
     @classmethod
-    def open(cls, path: Path) -> MetaCheckpoint:
-        """Read params.json and the headers of the shards and the tokenizer.
+    def open(cls, path: Path, context: int | None = None) -> MetaCheckpoint:
+        """Read params.json and the headers of the shards and the tokenizer. `context` replaces the
+        one that follows from them.
 
         Raises `CheckpointError` for a file that is missing, damaged or of another model.
         """
@@ -87,7 +90,8 @@ class MetaCheckpoint(TensorsByName):
             for name, tensor in joined.items()
             if not name.endswith(ROTARY_BUFFER)
         }
-        return cls(path, config, tensors, tuple(files.values()), tokenizer)
+        config, notes = with_context(config, context, str(params))
+        return cls(path, config, tensors, tuple(files.values()), tokenizer, notes)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Write the tokenizer's files, made from tokenizer.model.
@@ -102,6 +106,10 @@ class MetaCheckpoint(TensorsByName):
         if "chat" in source_name(self.path).lower():
             tokenizer = replace(tokenizer, chat_template=LLAMA2_CHAT_TEMPLATE)
         return tokenizer.write(folder, self.config.max_position_embeddings)
+
+    def warnings(self) -> Sequence[str]:
+        """Return whether the context is longer than the model's."""
+        return self.notes
 
     def licence_files(self) -> Sequence[Path]:
         """Return license, policy, notice and model card, which may be in the parent folder."""

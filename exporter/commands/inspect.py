@@ -167,6 +167,7 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
         "chat_template": has_chat_template(checkpoint.path),
         "licence_files": [file.name for file in checkpoint.licence_files()],
         "missing": _missing(checkpoint),
+        "warnings": list(checkpoint.warnings()),
         "problem": problem,
     }
 

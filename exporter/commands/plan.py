@@ -59,12 +59,15 @@ def command(
     from llama_onnx.exporter.sources import open_checkpoint
 
     merged, folders = sort_adapters(adapters, keep=keep_adapter)
-    checkpoint = open_checkpoint(headers_of(source), merged)
+    chosen = Options(**options)
+    checkpoint = open_checkpoint(headers_of(source), merged, context=chosen.context)
     kept = open_kept(checkpoint, folders)
     workers = os.cpu_count() or 1
     given = explicit_options(options)
-    plan = make_plan(checkpoint, get_target(target), Options(**options), workers, kept, given)
+    plan = make_plan(checkpoint, get_target(target), chosen, workers, kept, given)
     seconds = estimate_seconds(plan, checkpoint)
+    for warning in plan.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     if plan.tokenizer is None:
         click.echo(
             f"Warning: {source} has no tokenizer, so `export` refuses it: add the tokenizer to the "

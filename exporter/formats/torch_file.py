@@ -17,7 +17,13 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, check_name, widen
+from llama_onnx.exporter.formats.tensor import (
+    Float32,
+    LazyTensor,
+    check_name,
+    describe_unreadable,
+    widen,
+)
 from llama_onnx.exporter.formats.torch_pickle import (
     MAX_BYTES,
     Described,
@@ -140,8 +146,10 @@ def _tensor(path: Path, name: str, value: Any, records: dict[str, Record]) -> La
             f"{path}: {name} {list(value.shape)} is larger than its storage: download it again."
         )
     if value.dtype not in _DTYPES or value.shape == ():
-        refuse = partial(_refuse_rows, path, name, value.dtype)
-        return LazyTensor(name, value.shape, value.dtype, count * size, refuse)
+        problem = describe_unreadable(path, name, value.dtype)
+        refuse = partial(_refuse_rows, problem)
+        nbytes = count * size
+        return LazyTensor(name, value.shape, value.dtype, nbytes, refuse, problem=problem)
     code, dtype = _DTYPES[value.dtype]
     begin = record.offset + value.offset * size
     # The stride of a dimension of one element can be anything: it is never taken.
@@ -179,5 +187,5 @@ def _read_rows(
     return widen(np.ascontiguousarray(view))
 
 
-def _refuse_rows(path: Path, name: str, code: str, start: int, stop: int) -> Float32:
-    raise UnsupportedError(f"{path}: {name} is stored as {code}, which is not supported.")
+def _refuse_rows(problem: str, start: int, stop: int) -> Float32:
+    raise UnsupportedError(problem)

@@ -88,6 +88,11 @@ class Checkpoint(Protocol):
         """Return what identifies the source's content: file name -> size and modification time."""
         ...
 
+    def warnings(self) -> Sequence[str]:
+        """Return what an export leaves out or reads in another way than the files say, for
+        people."""
+        ...
+
 
 @runtime_checkable
 class HoldsCodes(Protocol):
@@ -129,6 +134,10 @@ class TensorsByName:
         except KeyError:
             raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
 
+    def warnings(self) -> Sequence[str]:
+        """Return nothing: all is read as it is."""
+        return ()
+
 
 def check_tensors(checkpoint: Checkpoint) -> None:
     """Compare a checkpoint's tensors with those its config requires, before any weight is read.
@@ -161,12 +170,14 @@ def check_tensors(checkpoint: Checkpoint) -> None:
                 "exporting without it would change the model."
             )
     for name, shape in expected.items():
-        found = checkpoint.tensor(name).shape
-        if found != shape:
+        tensor = checkpoint.tensor(name)
+        if tensor.shape != shape:
             raise CheckpointError(
-                f"{checkpoint.path}: tensor {name} has shape {list(found)}, "
+                f"{checkpoint.path}: tensor {name} has shape {list(tensor.shape)}, "
                 f"but the config requires {list(shape)}."
             )
+        if tensor.problem is not None:
+            raise UnsupportedError(tensor.problem)
 
 
 def find_licences(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_onnx.exporter.model.rope import ROPE_TYPES, RopeScaling
+from llama_onnx.exporter.model.special_tokens import SpecialTokens, special_tokens
 from llama_onnx.exporter.model.typed_keys import Keys
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.printable import shown
@@ -145,9 +146,10 @@ def config_from_huggingface(
         )
     rope = _rope_block(raw, where)
     context = reader.integer("max_position_embeddings", default=2048, most=1 << 62)
-    ids = {**raw, **{key: v for key, v in (generation or {}).items() if v is not None}}
+    vocabulary = reader.integer("vocab_size")
+    tokens = read_special_tokens(raw, generation, vocabulary, where)
     config = LlamaConfig(
-        vocab_size=reader.integer("vocab_size"),
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=reader.integer("intermediate_size"),
         num_hidden_layers=reader.integer("num_hidden_layers", most=MAX_LAYERS),
@@ -158,9 +160,9 @@ def config_from_huggingface(
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6, MIN_EPSILON, MAX_EPSILON),
         rope_theta=Keys(rope, where).number("rope_theta"),
         tie_word_embeddings=reader.boolean("tie_word_embeddings", default=False),
-        bos_token_id=_token_id(ids, "bos_token_id", where),
-        eos_token_ids=_token_ids(ids, "eos_token_id", where),
-        pad_token_id=_token_id(ids, "pad_token_id", where),
+        bos_token_id=tokens.bos,
+        eos_token_ids=tokens.eos,
+        pad_token_id=tokens.pad,
         rope_scaling=rope_scaling(rope, context, where),
     )
     check_config(config, where)
@@ -278,6 +280,12 @@ def _token_ids(raw: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
     return tuple(v for v in values if v >= 0)
 
 
-def _token_id(raw: Mapping[str, Any], key: str, where: str) -> int | None:
-    ids = _token_ids(raw, key, where)
-    return ids[0] if ids else None
+def read_special_tokens(
+    raw: Mapping[str, Any], generation: Mapping[str, Any] | None, vocabulary: int, where: str
+) -> SpecialTokens:
+    """Return the special tokens; those in generation_config.json come before config.json's."""
+    ids = {**raw, **{key: v for key, v in (generation or {}).items() if v is not None}}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    bos, eos, pad = (_token_ids(ids, name, where) for name in names)
+    source = f"{where} or generation_config.json" if generation else where
+    return special_tokens(bos, eos, pad, vocabulary, source)

@@ -56,8 +56,8 @@ class ExportResult:
             "resumed_bytes": self.resumed_bytes,
             "write_seconds": round(self.write_seconds, 3),
             "total_seconds": round(self.total_seconds, 3),
-            "warnings": list(self.warnings),
             **self.plan.to_json(),
+            "warnings": list(self.warnings),
         }
 
 
@@ -94,7 +94,7 @@ def export_package(
     destination = Destination.at(out, resume=resume, force=force)
     destination.check(p for p in (source, *adapters, *folders.values()) if isinstance(p, Path))
     workers = os.cpu_count() or 1
-    checkpoint = open_checkpoint(local_copy(source), adapters)
+    checkpoint = open_checkpoint(local_copy(source), adapters, context=options.context)
     swapped = open_kept(checkpoint, folders)
     plan = make_plan(checkpoint, target, options, workers, swapped, explicit)
     listed = has_checklist(checkpoint.path)
@@ -119,5 +119,5 @@ def export_package(
         resumed_bytes=compiled.resumed_bytes,
         write_seconds=compiled.write_seconds,
         total_seconds=time.perf_counter() - started,
-        warnings=compiled.warnings,
+        warnings=(*plan.warnings, *compiled.warnings),
     )

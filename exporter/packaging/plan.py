@@ -54,7 +54,8 @@ class Plan:
     """A planned export. Sizes in bytes. `quantized` describes how the source is quantized and how
     its matrices are stored; None for a source of floats. `structure` is what can be told about the
     graph on the target's provider without a session there. `tokenizer` is where the source has its
-    tokenizer; None if an export needs `--no-tokenizer`."""
+    tokenizer; None if an export needs `--no-tokenizer`. `warnings` say what the package leaves out
+    or does other than the source says."""
 
     recipe: Recipe
     built: BuiltModel
@@ -68,6 +69,7 @@ class Plan:
     adapter_bytes: int = 0
     structure: Structure | None = None
     tokenizer: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def data_bytes(self) -> int:
@@ -97,6 +99,7 @@ class Plan:
             "cache_bytes_at_max_length": self.cache_per_token * self.max_length,
             "structure": self.structure.to_json() if self.structure else None,
             "tokenizer": self.tokenizer,
+            "warnings": list(self.warnings),
         }
 
 
@@ -143,6 +146,7 @@ def make_plan(
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
         structure=check_structure(built.ir, target),
         tokenizer=_find_tokenizer(checkpoint),
+        warnings=tuple(checkpoint.warnings()),
     )
 
 

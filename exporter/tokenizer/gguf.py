@@ -86,12 +86,12 @@ class _Vocabulary:
         index = self.get(key, None)
         if index is None:
             return None
-        if not isinstance(index, int) or not 0 <= index < len(self.pieces):
+        if isinstance(index, bool) or not isinstance(index, int):
             raise CheckpointError(
-                f"{self.where}: tokenizer.ggml.{key} is {index!r}, which is not a token of "
-                "the vocabulary."
+                f"{self.where}: tokenizer.ggml.{key} is {index!r}, not a token id."
             )
-        return self.pieces[index]
+        # Converters write -1 or 4294967295 for "none"; the checkpoint warns of any other id.
+        return self.pieces[index] if 0 <= index < len(self.pieces) else None
 
 
 def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Tokenizer, SpecialTokens]:

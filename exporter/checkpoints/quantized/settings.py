@@ -60,6 +60,14 @@ class Quantization:
         return f"{kind}{act_order}, layout {self.layout}{', mixed' if self.mixed else ''}"
 
 
+def is_bitsandbytes(config: Mapping[str, Any]) -> bool:
+    """Return whether the content of config.json names bitsandbytes as the quantization."""
+    raw = config.get("quantization_config")
+    if not isinstance(raw, dict):
+        return False
+    return raw.get("quant_method") == "bitsandbytes" or "load_in_4bit" in raw
+
+
 def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization | None:
     """Return the quantization of the checkpoint in `folder`, whose config.json holds `config`.
 
