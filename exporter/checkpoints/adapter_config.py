@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.printable import printable
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -28,7 +29,6 @@ _REFUSED = (
     "use_qalora",
     "use_bdlora",
     "lora_bias",
-    "fan_in_fan_out",
     "layer_replication",
     "target_parameters",
     "trainable_token_indices",
@@ -39,6 +39,23 @@ _REFUSED = (
     "megatron_config",
 )
 
+# What PEFT 0.21 knows besides: read here, or without an effect on the finished adapter.
+_KNOWN = frozenset(
+    (
+        *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "modules_to_save"),
+        *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "bias"),
+        *("ensure_weight_tying", "fan_in_fan_out", "init_lora_weights", "peft_type"),
+        *("base_model_name_or_path", "revision", "auto_mapping", "task_type", "peft_version"),
+        *("inference_mode", "lora_dropout", "eva_config", "loftq_config", "corda_config"),
+        *("lora_ga_config", "velora_config", "megatron_core", "qalora_group_size"),
+        *("runtime_config", "enable_lora", "merge_weights"),
+    )
+)
+
+DEFAULT_RANK = DEFAULT_ALPHA = 8
+DEFAULT_TARGETS = ("q_proj", "v_proj")
+"""PEFT's values where adapter_config.json has none; the targets are those for a Llama."""
+
 _Number = TypeVar("_Number", int, float)
 
 
@@ -48,7 +65,7 @@ class AdapterConfig:
 
     `where` is the path of the file. `targets` and `excluded` are names, or a regular expression if
     they are a string. `saved` names the modules that were trained in full. `layers` None means all
-    layers.
+    layers. `warnings` are for people.
     """
 
     where: Path
@@ -64,6 +81,7 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     keeps_tied: bool
+    warnings: tuple[str, ...] = ()
 
     def adds_to(self, module: str) -> bool:
         """Return whether the linear layer or embedding `module` has a low-rank change."""
@@ -71,6 +89,8 @@ class AdapterConfig:
             return False
         if self.targets == "all-linear":
             return module not in ("lm_head", "model.embed_tokens")
+        if not isinstance(self.targets, str) and module in self.targets:
+            return True  # by its full name, whatever the layers
         return _selects(self.targets, module) and self._has_layer_of(module)
 
     def replaces(self, module: str) -> bool:
@@ -119,8 +139,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     return AdapterConfig(
         where=where,
         base_name=str(base_name) if base_name else None,
-        rank=_rank(raw.get("r"), "r", where),
-        alpha=_alpha(raw.get("lora_alpha"), "lora_alpha", where),
+        rank=_rank(raw.get("r", DEFAULT_RANK), "r", where),
+        alpha=_alpha(raw.get("lora_alpha", DEFAULT_ALPHA), "lora_alpha", where),
         rslora=bool(raw.get("use_rslora", False)),
         targets=_targets(raw.get("target_modules"), where),
         excluded=_names_or_pattern(raw.get("exclude_modules"), "exclude_modules", where),
@@ -136,7 +156,22 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             for key, value in _object(raw.get("alpha_pattern"), "alpha_pattern", where).items()
         },
         keeps_tied=bool(raw.get("ensure_weight_tying", False)),
+        warnings=tuple(_warnings(raw, where)),
     )
+
+
+def _warnings(raw: Mapping[str, Any], where: Path) -> Iterator[str]:
+    if raw.get("fan_in_fan_out"):
+        yield (
+            f"{where}: fan_in_fan_out is set, which does not apply to a Llama's linear layers: it is "
+            "ignored, as PEFT does."
+        )
+    unknown = [key for key, value in raw.items() if value and key not in (*_KNOWN, *_REFUSED)]
+    if unknown:
+        yield (
+            f"{where}: {printable(', '.join(unknown))} is not a setting of LoRA in PEFT 0.21: it is "
+            "ignored, as PEFT does."
+        )
 
 
 def _refuse_methods(raw: Mapping[str, Any], where: Path) -> None:
@@ -149,10 +184,6 @@ def _refuse_methods(raw: Mapping[str, Any], where: Path) -> None:
                 f"{where}: {key} is set, which goes beyond plain LoRA: if PEFT can merge the "
                 "adapter (merge_and_unload), export the result."
             )
-    if raw.get("bias", "none") != "none":
-        raise UnsupportedError(
-            f"{where}: bias is {raw['bias']!r}; the graph has no biases, so only 'none' works."
-        )
     init = raw.get("init_lora_weights", True)
     if init not in _INITS:
         raise UnsupportedError(
@@ -176,7 +207,7 @@ def _by_pattern(patterns: Mapping[str, _Number], module: str, default: _Number) 
 
 def _targets(value: Any, where: Path) -> tuple[str, ...] | str:
     if value is None:
-        raise CheckpointError(f"{where} names no target_modules: save the adapter with PEFT again.")
+        return DEFAULT_TARGETS
     if isinstance(value, str) and value.lower() == "all-linear":
         return "all-linear"
     return _names_or_pattern(value, "target_modules", where)
@@ -187,7 +218,7 @@ def _names_or_pattern(value: Any, key: str, where: Path) -> tuple[str, ...] | st
 
 
 def _names(value: Any, key: str, where: Path) -> tuple[str, ...]:
-    values = [] if value is None else value
+    values = value or []
     if not isinstance(values, list) or not all(v and isinstance(v, str) for v in values):
         raise CheckpointError(f"{where}: {key} must be a list of names, not {value!r}.")
     return tuple(values)

@@ -42,7 +42,11 @@ def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> l
         _copy_licences(adapter, path)
     entries = {adapter.name: adapter.describe() for adapter in adapters}
     renew_manifest(package, adapters={**package.adapters, **entries})
-    return [warning for adapter in adapters for warning in adapter.tokenizer_warning(path)]
+    return [
+        warning
+        for adapter in adapters
+        for warning in (*adapter.warnings, *adapter.tokenizer_warning(path))
+    ]
 
 
 def _check_addable(package: ModelPackage, adapters: Sequence[KeptAdapter]) -> None:

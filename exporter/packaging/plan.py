@@ -146,7 +146,7 @@ def make_plan(
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
         structure=check_structure(built.ir, target),
         tokenizer=_find_tokenizer(checkpoint),
-        warnings=tuple(checkpoint.warnings()),
+        warnings=(*checkpoint.warnings(), *(text for one in kept for text in one.warnings)),
     )
 
 
