@@ -310,7 +310,7 @@ def _unmatched(config: AdapterConfig, modules: dict[str, tuple[int, ...]]) -> It
     Raises `CheckpointError` if no name matches, or if one matches something other than a matrix.
     """
     matrices = [module for module, shape in modules.items() if len(shape) == 2]
-    targets = () if isinstance(config.targets, str) else config.targets
+    targets = config.targets if isinstance(config.targets, tuple) else ()
     unknown = [name for name in targets if not _ends(name, matrices)]
     for name in unknown:
         if _ends(name, modules) or len(unknown) == len(targets):
