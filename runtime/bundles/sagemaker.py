@@ -72,7 +72,7 @@ class SageMaker(Place):
         fill_template(self.name, "deploy.py", folder, values)
         fill_template(self.name, "README.md", folder, values | details)
         write_text(folder / "request.json", REQUEST)
-        return ()
+        return need.warnings
 
 
 def write_model_archive(package: ModelPackage, file: Path) -> None:

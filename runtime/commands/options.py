@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling
+from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling, read_value
+from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, PROVIDERS, get_provider
@@ -94,7 +95,10 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
     def decorate(command: _Command) -> _Command:
         @wraps(command)
         def checked(**values: Any) -> Any:
-            sampling = Sampling(**{name: values.pop(name) for name in PARAMETERS})
+            read = {name: _read(name, values.pop(name)) for name in PARAMETERS}
+            values["max_new_tokens"] = _read("max_new_tokens", values["max_new_tokens"])
+            values["stop"] = check_stops(values["stop"], "--stop")
+            sampling = Sampling(**read)
             _refuse_greedy_sampling(values["package"], sampling)
             return command(sampling=sampling, **values)
 
@@ -105,6 +109,10 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
         return result
 
     return decorate
+
+
+def _read(name: str, value: Any) -> Any:
+    return None if value is None else read_value(name, value, f"--{name.replace('_', '-')}")
 
 
 def _refuse_greedy_sampling(package: Path, sampling: Sampling) -> None:
