@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.prompt import Tokens, check_text_length, check_tokens, total_length
 from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling
 from llama_onnx.runtime.llama.stops import check_stops
-from llama_onnx.runtime.llama.text_files import has_chat_template, read_encoder, read_settings
+from llama_onnx.runtime.llama.template import render_messages
+from llama_onnx.runtime.llama.text_files import read_encoder, read_settings
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider
@@ -331,7 +331,7 @@ class Llama:
         """
         self.package.require_tokenizer()
         # The template writes the special tokens itself, the start token included.
-        text = self._apply_template(check_messages(messages))
+        text = render_messages(self.package.path, check_messages(messages))
         return self._encode(text, special_tokens=False)
 
     def _encode(self, text: str, *, special_tokens: bool) -> Tokens:
@@ -348,19 +348,6 @@ class Llama:
         except (TypeError, UnicodeEncodeError):
             raise UsageError("the text has bytes that are not UTF-8: convert it first.") from None
         return np.asarray(ids, dtype=np.int32)
-
-    def _apply_template(self, messages: Sequence[Message]) -> str:
-        if not has_chat_template(self.package.path):
-            raise UsageError(
-                f"{self.package.path} has no chat template, so it is not a chat model: "
-                "give it a plain prompt to continue."
-            )
-        conversation = json.dumps([dict(message) for message in messages])
-        try:
-            return str(self._tokenizer.apply_chat_template(conversation))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"the model's chat template rejects the messages: {reason}") from None
 
     def _start(
         self,
