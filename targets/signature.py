@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
-from llama_onnx.targets.package import SIGNATURE_SUFFIX
+from llama_onnx.targets.listing import SIGNATURE_SUFFIX
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

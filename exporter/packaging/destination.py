@@ -13,12 +13,8 @@ from pathlib import Path
 
 from llama_onnx.exporter.packaging.journal import JOURNAL_FILE, exclusive
 from llama_onnx.targets.errors import LlamaOnnxError, ResourceError, UsageError
-from llama_onnx.targets.package import (
-    PARTIAL_SUFFIX,
-    WORKING_FILES,
-    is_package,
-    remove_working_files,
-)
+from llama_onnx.targets.listing import WORKING_FILES
+from llama_onnx.targets.package import PARTIAL_SUFFIX, is_package, remove_working_files
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.package import WORKING_FILES
+from llama_onnx.targets.listing import WORKING_FILES
 
 JOURNAL_FILE, _, LOCK_FILE = WORKING_FILES
 

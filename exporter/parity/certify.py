@@ -32,7 +32,8 @@ from llama_onnx.runtime.measure.metrics import TopK
 from llama_onnx.runtime.measure.situations import Passage
 from llama_onnx.runtime.measure.thresholds import all_thresholds
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import ModelPackage, hash_file, renew_manifest
+from llama_onnx.targets.listing import hash_file
+from llama_onnx.targets.package import ModelPackage, renew_manifest
 
 PROMPT_TOKENS = (26, 18, 10, 2)
 TOKENS = 8

@@ -21,10 +21,10 @@ from llama_onnx.targets.licences import (
     of_kind,
     required_kinds,
 )
+from llama_onnx.targets.listing import SIGNATURE_SUFFIX
 from llama_onnx.targets.package import (
     MANIFEST,
     PARTIAL_SUFFIX,
-    SIGNATURE_SUFFIX,
     ModelPackage,
 )
 from llama_onnx.targets.signature import Signer

@@ -37,9 +37,9 @@ def command(path: Path, key: Path, as_json: bool) -> None:
         remove_working_files(path)
     if altered := shipped.verify():
         raise PackageError(f"{path} is damaged: {altered[0]} is missing or was changed.")
-    if unlisted := shipped.unlisted():
+    if unknown := shipped.unlisted().unknown:
         raise PackageError(
-            f"{path} contains {', '.join(unlisted)}, which {shipped.index.name} does not "
+            f"{path} contains {', '.join(unknown)}, which {shipped.index.name} does not "
             "list and the signature would not cover: move it elsewhere."
         )
     file = write_signature(shipped.index, sign)

@@ -20,7 +20,8 @@ from llama_onnx.runtime.measure.metrics import NO_TARGET, Ids, TopK
 from llama_onnx.runtime.measure.situations import Passage
 from llama_onnx.runtime.measure.thresholds import Threshold
 from llama_onnx.targets.errors import PackageError, describe_damage, describe_reason
-from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage, hash_file
+from llama_onnx.targets.listing import hash_file
+from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage
 
 FORMAT_VERSION = 1
 FOLDER = "parity"

@@ -23,10 +23,10 @@ from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.bundles.make import new_folder
 from llama_onnx.targets.bundle import open_shipped, write_bundle
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.listing import hash_file
 from llama_onnx.targets.package import (
     MANIFEST,
     ModelPackage,
-    hash_file,
     renew_manifest,
     write_manifest,
 )

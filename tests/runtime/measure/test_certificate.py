@@ -31,7 +31,8 @@ from llama_onnx.runtime.measure.situations import SITUATIONS
 from llama_onnx.runtime.measure.verify import VerifyReport, verify
 from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import DATA_FILE, MANIFEST, hash_file
+from llama_onnx.targets.listing import hash_file
+from llama_onnx.targets.package import DATA_FILE, MANIFEST
 from llama_onnx.targets.providers import CPU
 from tests.support import tiny
 
