@@ -12,7 +12,6 @@ from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.listing import (
     Unlisted,
     altered_files,
-    check_present,
     find_unlisted,
     hash_file,
     read_listing,
@@ -42,7 +41,6 @@ class Bundle:
         about = content.get("package")
         if not (isinstance(about, dict) and isinstance(about.get("precision"), str)):
             raise PackageError(f"{path / BUNDLE} is damaged: it does not describe its package.")
-        check_present(path, content["files"])
         return cls(path, content)
 
     @property
@@ -60,6 +58,11 @@ class Bundle:
     def precision(self) -> str:
         """How the weights of its package are stored: "fp32", "fp16", "int8" or "int4"."""
         return str(self.content["package"]["precision"])
+
+    @property
+    def listing(self) -> Mapping[str, Any]:
+        """The content of bundle.json."""
+        return self.content
 
     @property
     def package(self) -> ModelPackage:

@@ -31,7 +31,8 @@ library the first two, which it takes for no more than they are: hashes, and tok
 
 TOLERATED = (".gitattributes", ".cache/huggingface/", *WORKING_FILES)
 """Files, and a folder, that tools leave in a package: the hub, a download from it, and a killed
-export. No program that runs a model reads them. `verify` names them."""
+export; besides, what a killed `sign` leaves. No program that runs a model reads them. `verify`
+names them."""
 
 MAX_FILES = 10_000
 """Most files that a list may name, and that are looked at in a folder."""
@@ -99,7 +100,9 @@ def find_unlisted(index: Path, listed: Collection[str], beside: Collection[str] 
     # A link in the hub's cache is a file whose content is elsewhere. As listed files are opened
     # only with `file_inside`, links among them need no second check.
     found = sorted(name for name in _walk(index.parent, "", folders) if name not in known)
-    tolerated = tuple(name for name in found if _is_tolerated(index.parent, name))
+    unfinished = (f"{index.name}.tmp", f"{index.name}{SIGNATURE_SUFFIX}.tmp")
+    allowed = {*TOLERATED, *unfinished}
+    tolerated = tuple(name for name in found if name in allowed and _is_plain(index.parent / name))
     return Unlisted(tuple(name for name in found if name not in tolerated), tolerated)
 
 
@@ -131,9 +134,8 @@ def _look_into(root: Path, name: str) -> Iterator[str]:
             yield f"{name}/{inner.name}"
 
 
-def _is_tolerated(folder: Path, name: str) -> bool:
-    path = folder / name
-    return name in TOLERATED and not path.is_symlink() and (path.is_file() or name.endswith("/"))
+def _is_plain(path: Path) -> bool:
+    return not path.is_symlink() and (path.is_file() or path.is_dir())
 
 
 def _parents(name: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from llama_onnx.targets.operators import OPERATORS
+from llama_onnx.targets.graph_operators import OPERATORS
 from llama_onnx.targets.protobuf import FIXED32, FIXED64, Value, WireError, fields, signed, varints
 
 _BITS = {1: 32, 2: 8, 3: 8, 6: 32, 7: 64, 10: 16, 16: 16, 21: 4, 22: 4}

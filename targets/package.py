@@ -11,6 +11,7 @@ from typing import Any
 from llama_onnx.targets.contents import DATA_FILE as DATA_FILE
 from llama_onnx.targets.contents import MODEL_FILE as MODEL_FILE
 from llama_onnx.targets.contents import check_contents
+from llama_onnx.targets.durable import replace_file
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.listing import (
     BESIDE,
@@ -67,6 +68,11 @@ class ModelPackage:
     def index(self) -> Path:
         """The manifest, which lists every other file by hash and is the file that is signed."""
         return self.path / MANIFEST
+
+    @property
+    def listing(self) -> Mapping[str, Any]:
+        """The content of the manifest."""
+        return self.manifest
 
     @property
     def target(self) -> str:
@@ -144,21 +150,32 @@ def write_manifest(
     an older one is removed.
     """
     known = hashes or {}
-    signature = folder / (MANIFEST + SIGNATURE_SUFFIX)
-    temporary = folder / f"{MANIFEST}.tmp"
+    ours = (MANIFEST, f"{MANIFEST}.tmp", MANIFEST + SIGNATURE_SUFFIX, *WORKING_FILES)
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name not in (MANIFEST, temporary.name, signature.name, *WORKING_FILES):
+        if name not in ours:
             files[name] = {
                 "size": path.stat().st_size,
                 "sha256": known.get(name) or hash_file(path),
             }
-    manifest = {"format_version": FORMAT_VERSION, **content, "files": files}
-    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    signature.unlink(missing_ok=True)
-    temporary.replace(folder / MANIFEST)
+    return _save(folder, {"format_version": FORMAT_VERSION, **content, "files": files})
+
+
+def _save(folder: Path, manifest: Mapping[str, Any]) -> ModelPackage:
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    (folder / (MANIFEST + SIGNATURE_SUFFIX)).unlink(missing_ok=True)
+    replace_file(folder / MANIFEST, text.encode())
     return ModelPackage(folder, manifest)
+
+
+def name_package(package: ModelPackage) -> ModelPackage:
+    """Record the name of its folder in the manifest of `package`, for its signature to cover it."""
+    name = package.path.resolve().name
+    if package.manifest.get("name") == name:
+        return package
+    content = {key: value for key, value in package.manifest.items() if key != "files"}
+    return _save(package.path, {**content, "name": name, "files": package.manifest["files"]})
 
 
 def renew_manifest(
@@ -180,8 +197,9 @@ def renew_manifest(
 
 
 def remove_working_files(folder: Path) -> None:
-    """Remove the files that an export left in a finished package."""
-    for name in WORKING_FILES:
+    """Remove the files that a killed export, or a killed `sign`, left in a finished package."""
+    unfinished = (f"{MANIFEST}.tmp", f"{MANIFEST}{SIGNATURE_SUFFIX}.tmp")
+    for name in (*WORKING_FILES, *unfinished):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -174,6 +174,7 @@ def write_zip(folder: Path, out: Path) -> None:
 
 
 def _describe(package: ModelPackage, place: str) -> dict[str, Any]:
+    source = package.manifest["source"]
     return {
         "for": place,
         "created_with": {"llama-onnx": version("llama-onnx")},
@@ -181,6 +182,7 @@ def _describe(package: ModelPackage, place: str) -> dict[str, Any]:
             "name": package.path.resolve().name,
             "target": package.target,
             "precision": package.precision,
+            "source": {key: source[key] for key in ("name", "commit") if key in source},
         },
     }
 

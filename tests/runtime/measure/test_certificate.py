@@ -232,7 +232,7 @@ def edit(package: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda c: c["passages"].append({"text": "a", "prompt": 1}), r"'\d+\.ids' is missing"),
         (lambda c: c["passages"][0].update(prompt=10**6), "has the wrong type or size"),
         (lambda c: c["thresholds"][0].pop("limit"), "is damaged: 'limit' is missing"),
-        (lambda c: c["thresholds"].clear(), "no threshold for fp32"),
+        (lambda c: c["thresholds"].clear(), None),
     ],
 )
 def test_a_certificate_that_makes_no_sense_is_one_sentence(
