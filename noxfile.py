@@ -40,7 +40,7 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """mypy --strict, on the installed wheel, the tests and the scripts."""
     # From the wheel, because mypy does not see through the hook of an editable install.
-    _install(session, ".[export,cpu,test]", "nox", MYPY, "types-psutil")
+    _install(session, ".[export,cpu,test]", "nox", MYPY, "types-psutil", "types-regex")
     session.run("mypy", "-p", "llama_onnx")
     session.run(
         "mypy",
