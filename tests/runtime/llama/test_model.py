@@ -28,7 +28,7 @@ from llama_onnx.runtime.llama.prompt import total_length
 from llama_onnx.runtime.llama.stops import StopFilter
 from llama_onnx.runtime.placement import genai_model as providers_module
 from llama_onnx.runtime.placement.genai_model import open_model
-from llama_onnx.targets.errors import PackageError, ProviderError, UsageError
+from llama_onnx.targets.errors import PackageError, ProviderError, ResourceError, UsageError
 from llama_onnx.targets.package import MANIFEST, write_manifest
 from llama_onnx.targets.providers import CPU, CUDA, WEBGPU
 from tests.support import tiny
@@ -484,6 +484,18 @@ def test_a_graph_that_does_not_open(package: Path, tmp_path: Path) -> None:
         Llama.load(folder)
     with pytest.raises(PackageError, match="does not open in onnxruntime-genai"):
         open_model(folder, CPU)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Exception: std::bad_alloc"), MemoryError()])
+def test_a_model_that_does_not_fit_into_memory(
+    package: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(config: object) -> None:
+        raise error
+
+    monkeypatch.setattr(og, "Model", fail)
+    with pytest.raises(ResourceError, match="not enough memory to open"):
+        Llama.load(package)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"model": {"context_length": null}}', "[]"])
