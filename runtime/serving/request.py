@@ -53,14 +53,14 @@ class Request:
     @classmethod
     def parse(cls, body: str | bytes) -> Request:
         """Read a request's body; raise `UsageError` with a message for the caller."""
+        if len(body) > MAX_BODY:  # before a copy is made
+            raise TooLargeError(too_large(len(body), MAX_BODY))
         try:
             encoded = body.encode("utf-8") if isinstance(body, str) else body
         except UnicodeEncodeError:
             raise UsageError("the request is not UTF-8 text.") from None
-        if len(encoded) > MAX_BODY:
-            raise TooLargeError(too_large(len(encoded), MAX_BODY))
         try:
-            content = parse_json(encoded, unique=True)
+            content = parse_json(encoded, unique=True, max_bytes=MAX_BODY * 4)
         except JSONError as error:
             raise UsageError(f"the request {error}.") from None
         return cls.from_json(content)
