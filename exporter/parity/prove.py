@@ -8,7 +8,7 @@ from pathlib import Path
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS
 from llama_onnx.exporter.parity.certify import certificate_prompts, write_certificate
-from llama_onnx.exporter.parity.measure.open_subject import open_subject
+from llama_onnx.exporter.parity.measure.open_subject import naming_altered, open_subject
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.measure.shipped import NO_PROMPTS, PromptSet
@@ -76,7 +76,8 @@ def prove_subject(
             "CPU kernels: validate an export with fp16 activations, which has the same graph in "
             "another type."
         )
-    prompts = make_prompts(subject.path, weights.config, texts, tokens=tokens, longest=longest)
+    with naming_altered(subject.path):
+        prompts = make_prompts(subject.path, weights.config, texts, tokens=tokens, longest=longest)
     report, evidence = validate(
         subject,
         PromptSet(prompts, tokens),

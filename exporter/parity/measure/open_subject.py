@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from llama_onnx.exporter.checkpoints.package.same_model import check_same_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
 from llama_onnx.exporter.packaging.adapters import read_parameters
 from llama_onnx.exporter.reference.subject import Subject
-from llama_onnx.targets.errors import LlamaOnnxError, PackageError
+from llama_onnx.targets.errors import LlamaOnnxError
 from llama_onnx.targets.listing import read_listing
 from llama_onnx.targets.package import FORMAT_VERSION, MANIFEST, ModelPackage
 
@@ -29,7 +30,8 @@ def open_subject(
     read. Raises `UsageError` when the two are not the same architecture, `PackageError` when the
     package cannot be read, `CheckpointError` when the checkpoint or the adapter cannot.
     """
-    weights = _open_package(package)
+    with naming_altered(package):
+        weights = PackageCheckpoint.open(package)
     check_same_model(weights, original)
     check_tensors(original)
     manifest = _read_manifest(package)
@@ -47,18 +49,18 @@ def open_subject(
     )
 
 
-def _open_package(package: Path) -> PackageCheckpoint:
+@contextmanager
+def naming_altered(package: Path) -> Iterator[None]:
+    """Add to an error the files of `package` that changed since the export: one is its cause."""
     try:
-        return PackageCheckpoint.open(package)
+        yield
     except LlamaOnnxError as error:
-        # What is wrong with a file is often that it is not the one that was exported.
         opened = ModelPackage.unchecked(package)
         altered = opened.verify() if opened else []
         if not altered:
             raise
-        raise PackageError(
-            f"{str(error).removesuffix('.')}: {', '.join(altered)} changed since the export."
-        ) from error
+        reason = str(error).removesuffix(".")
+        raise type(error)(f"{reason}: {', '.join(altered)} changed since the export.") from error
 
 
 def _read_manifest(package: Path) -> Mapping[str, Any]:
