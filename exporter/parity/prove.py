@@ -15,7 +15,7 @@ from llama_onnx.exporter.parity.measure.shipped import NO_PROMPTS, PromptSet
 from llama_onnx.exporter.parity.measure.validate import validate
 from llama_onnx.exporter.reference.subject import Subject
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.package import ModelPackage, check_unsigned
+from llama_onnx.targets.package import ModelPackage, check_changeable
 from llama_onnx.targets.progress import SILENT, Progress
 
 TOKENS, PROMPT_TOKENS = 64, 128
@@ -106,4 +106,4 @@ def check_measurable(texts: Sequence[str], tokens: int, longest: int) -> None:
 def _check_certifiable(subject: Subject) -> None:
     if subject.adapter is not None:
         raise UsageError("a certificate covers only the base: certify without --adapter.")
-    check_unsigned(ModelPackage.open(subject.path))
+    check_changeable(ModelPackage.open(subject.path))

@@ -13,7 +13,8 @@ from llama_onnx.exporter.checkpoints.package.same_model import check_same_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
 from llama_onnx.exporter.packaging.adapters import read_parameters
 from llama_onnx.exporter.reference.subject import Subject
-from llama_onnx.targets.errors import LlamaOnnxError
+from llama_onnx.targets.errors import LlamaOnnxError, PackageError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.listing import read_listing
 from llama_onnx.targets.package import FORMAT_VERSION, MANIFEST, ModelPackage
 
@@ -30,11 +31,11 @@ def open_subject(
     read. Raises `UsageError` when the two are not the same architecture, `PackageError` when the
     package cannot be read, `CheckpointError` when the checkpoint or the adapter cannot.
     """
+    manifest = _read_manifest(package)
     with naming_altered(package):
         weights = PackageCheckpoint.open(package)
     check_same_model(weights, original)
     check_tensors(original)
-    manifest = _read_manifest(package)
     if adapter is None:
         return Subject(package, manifest, weights, original, weights, original)
     name, folder = adapter
@@ -66,4 +67,9 @@ def naming_altered(package: Path) -> Iterator[None]:
 def _read_manifest(package: Path) -> Mapping[str, Any]:
     # Not `ModelPackage.open`, which refuses files of another size: they must be measured too.
     file = package / MANIFEST
-    return read_listing(file, FORMAT_VERSION) if file.exists() else {}
+    if not file.exists():
+        return {}
+    manifest = read_listing(file, FORMAT_VERSION)
+    for name in manifest["files"]:
+        file_inside(package, name, PackageError)  # which refuses what nobody should open
+    return manifest
