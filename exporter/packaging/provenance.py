@@ -25,7 +25,7 @@ from llama_onnx.targets.licences import (
     of_kind,
     required_kinds,
 )
-from llama_onnx.targets.package import hash_file
+from llama_onnx.targets.listing import hash_file
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
