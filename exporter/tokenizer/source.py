@@ -175,8 +175,8 @@ def _sentencepiece_codec(folder: Path, vocab_size: int | None) -> Codec:
     hidden = {mark.id for mark in marks if mark.special}
     splitter = re.compile("|".join(f"({mark.pattern})" for mark in marks) or "(?!)")
     special = special_tokens(_own_tokens(processor), settings)
-    first = [ids[special.bos]] if special.add_bos and special.bos else []
-    last = [ids[special.eos]] if special.add_eos and special.eos else []
+    first = [ids[special.bos]] if special.add_bos and special.bos in ids else []
+    last = [ids[special.eos]] if special.add_eos and special.eos in ids else []
 
     def encode_part(text: str, position: int) -> list[int]:
         lacks_space = text and text[0] not in (" ", "▁")
