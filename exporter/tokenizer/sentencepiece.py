@@ -84,9 +84,11 @@ def sentencepiece_tokenizer(
     return tokenizer
 
 
-def check_pieces(pieces: Sequence[str], where: str) -> None:
+def check_pieces(pieces: Sequence[str], where: str, scores: Sequence[float] = ()) -> None:
     """Raise `CheckpointError` for a vocabulary that no model has and that takes for ever to read:
     each way to cut a piece in two is looked up."""
+    if not all(map(math.isfinite, scores)):
+        raise CheckpointError(f"{where}: a piece has no finite score: download it again.")
     longest = max(map(len, pieces), default=0)
     if len(pieces) > MAX_PIECES or longest > MAX_LENGTH:
         raise CheckpointError(

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from llama_onnx.targets.errors import LlamaOnnxError
-from tests.fuzz.mutate import TEXTS, VALUES
-from tests.fuzz.readers import READERS, SMALL_SPM
-from tests.fuzz.run import check_sentence
 from tests.support import gguf_files
+from tests.support.fuzz.mutate import TEXTS, VALUES
+from tests.support.fuzz.readers import READERS, SMALL_SPM
+from tests.support.fuzz.run import check_sentence
 from tests.support.vocabularies import model_named, spm_metadata
 
 # Keys that are read if they are there, beside those of the valid files.

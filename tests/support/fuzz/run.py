@@ -1,4 +1,4 @@
-"""Change valid inputs at random and read them: `python -m tests.fuzz.run [--minutes N]`.
+"""Change valid inputs at random and read them: `python -m tests.support.fuzz.run [--minutes N]`.
 
 Every reader works in a child process, so that a crash or a reader that hangs ends only that child.
 An input fails if it raises anything but a `LlamaOnnxError`, takes more than 10 seconds, or takes
@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 FOUND = Path("fuzz-found")
-SEEDS = Path(__file__).parent / "seeds"
+SEEDS = Path(__file__).parents[2] / "fuzz" / "seeds"
 SECONDS, BYTES = 10.0, 1 << 30
 _BATCH = 20  # inputs per reader and turn
 _LIFE = 2000  # inputs per child: its memory is then measured anew
@@ -43,7 +43,7 @@ def replay(name: str, files: dict[str, bytes], folder: Path) -> str:
     """Read a valid input of the reader `name` in the empty `folder`, with `files` in place of its
     own; returns "accepted" or "refused"."""
     from llama_onnx.targets.errors import LlamaOnnxError
-    from tests.fuzz.readers import READERS
+    from tests.support.fuzz.readers import READERS
 
     READERS[name].make(folder)
     for file, content in files.items():
@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
     parser.add_argument("--reader", action="append", help="only this one; may be repeated")
     arguments = parser.parse_args()
-    from tests.fuzz.readers import READERS
+    from tests.support.fuzz.readers import READERS
 
     names = arguments.reader or list(READERS)
     print(f"seed {arguments.seed}, {arguments.minutes:g} minutes, {len(names)} readers", flush=True)
@@ -177,8 +177,8 @@ class Worker:
 
 
 def _child(name: str, seed: int, folder: Path, pipe: Connection) -> None:
-    from tests.fuzz.mutate import mutated
-    from tests.fuzz.readers import READERS
+    from tests.support.fuzz.mutate import mutated
+    from tests.support.fuzz.readers import READERS
 
     reader, rng = READERS[name], random.Random(seed)
     valid, changed = folder / "valid", folder / "changed"
@@ -205,7 +205,7 @@ def _child(name: str, seed: int, folder: Path, pipe: Connection) -> None:
 def _read(name: str, folder: Path) -> tuple[str, str | None]:
     """Return what became of the input, and what is wrong with that."""
     from llama_onnx.targets.errors import LlamaOnnxError
-    from tests.fuzz.readers import READERS
+    from tests.support.fuzz.readers import READERS
 
     try:
         READERS[name].read(folder)
