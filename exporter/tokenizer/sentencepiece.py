@@ -40,11 +40,7 @@ def sentencepiece_tokenizer(
     it is neither a space nor a special token. `where` names the source in messages. Raises
     `UnsupportedError` when the vocabulary merges in a way that a list of merges cannot express.
     """
-    check_pieces(pieces, where)
-    if not all(map(math.isfinite, scores)):
-        raise CheckpointError(
-            f"{where}: a piece of the vocabulary has no score: download it again."
-        )
+    check_pieces(pieces, where, scores)
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     normal = {
         piece: score

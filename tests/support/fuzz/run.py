@@ -197,7 +197,12 @@ def _child(name: str, seed: int, folder: Path, pipe: Connection) -> None:
         started = time.monotonic()
         outcome, problem = _read(name, valid)
         seconds = time.monotonic() - started
-        answer = {"outcome": outcome, "problem": problem, "seconds": seconds, "bytes": _peak()}
+        answer = {
+            "outcome": outcome,
+            "problem": problem,
+            "seconds": seconds,
+            "bytes": peak_memory(),
+        }
         pipe.send(json.dumps(answer))
         (valid / file).write_bytes(original[file])
 
@@ -216,13 +221,13 @@ def _read(name: str, folder: Path) -> tuple[str, str | None]:
         except (AssertionError, UnicodeEncodeError) as wrong:
             return "refused", str(wrong)
         return "refused", None
-    except BaseException as error:  # noqa: BLE001: a library's panic is not an Exception
+    except BaseException as error:  # a panic in Rust is not an Exception
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = "".join(traceback.format_exception_only(error)).strip()
         return "failed", f"{text[:300]} ({Path(where.filename).name}:{where.lineno})"
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """Return the largest resident size of this process so far."""
     if sys.platform == "win32":
         import psutil
