@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.listing import WORKING_FILES
 from llama_onnx.targets.lock import locked
+from llama_onnx.targets.strict_json import JSONError, parse_json
 
 JOURNAL_FILE, _, LOCK_FILE = WORKING_FILES
 
