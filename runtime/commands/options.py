@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -12,9 +11,11 @@ import click
 
 from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling, read_value
 from llama_onnx.runtime.llama.stops import check_stops
-from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, PROVIDERS, get_provider
+from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -132,7 +133,7 @@ def _refuse_greedy_sampling(package: Path, sampling: Sampling) -> None:
 def _samples(package: Path) -> bool:
     """Whether the package samples by default; True if it is damaged, which `Llama.load` reports."""
     try:
-        search = json.loads((package / "genai_config.json").read_text("utf-8"))["search"]
-        return bool(search["do_sample"])
-    except (OSError, ValueError, KeyError, TypeError):
+        text = read_inside(package, "genai_config.json", PackageError, max_bytes=MAX_BYTES)
+        return bool(parse_json(text)["search"]["do_sample"])
+    except (PackageError, JSONError, KeyError, TypeError):
         return True

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llama_onnx.runtime.llama.values import shown
+from llama_onnx.runtime.llama.arguments import shown
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.printable import printable
 

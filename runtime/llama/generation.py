@@ -153,10 +153,11 @@ class Generation(Iterator[str]):
             with self._lock:
                 return next(self._pieces)
         except (RuntimeError, MemoryError) as error:
-            raise describe_failure(error, self._prompt_tokens, self._length) from None
+            failure = describe_failure(error, self._prompt_tokens, self._length)
         finally:
             if self._run.cancelled:
                 self.close()
+        raise failure  # outside: it must not keep the library's error, and the cache with it
 
     def __enter__(self) -> Generation:
         """Return the answer itself."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from llama_onnx.runtime.llama.values import as_float, as_whole, shown
+from llama_onnx.runtime.llama.arguments import as_float, as_whole, shown
 from llama_onnx.targets.errors import UsageError
 
 GREEDY_BELOW = 1e-6

@@ -1,4 +1,4 @@
-"""What a stranger can send to a server: slow readers and senders, and far too much of everything."""
+"""What strangers send to a server: slow readers and senders, and far too much of everything."""
 
 from __future__ import annotations
 

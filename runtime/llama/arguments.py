@@ -16,12 +16,14 @@ def as_whole(value: Any) -> int | None:
 
     True and 3.0 are not: they come from a mistake more often than from an intention.
     """
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return None
+    return int(value)
 
 
 def as_float(value: Any) -> float | None:
     """Return `value` as a float, NumPy's included; None unless it is a finite number."""
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return None
     try:
         number = float(value)
