@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llama_onnx.exporter.chat_template.write import write_for_genai
 from llama_onnx.exporter.tokenizer.files import ROLES, check_tokenizer
 from llama_onnx.exporter.tokenizer.rows import without_rows
-from llama_onnx.exporter.tokenizer.template import write_for_genai
 from llama_onnx.runtime.llama.template import TEMPLATE
 from llama_onnx.targets.errors import MissingDependencyError, UnsupportedError, describe_reason
 from llama_onnx.targets.printable import printable
@@ -57,16 +57,19 @@ def _leave_out(folder: Path, source: Path, vocab_size: int) -> list[str]:
         json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8"
     )
     some = ", ".join(printable(token) for token in left_out[:5])
-    more = f" and {len(left_out) - 5:,} more" if len(left_out) > 5 else ""
-    tokens = "the token" if len(left_out) == 1 else "the tokens"
+    if len(left_out) == 1:
+        tokens, have, are = f"the token {some}", "has", "is"
+    else:
+        more = f" and {len(left_out) - 5:,} more" if len(left_out) > 5 else ""
+        tokens, have, are = f"the tokens {some}{more}", "have", "are"
     return [
-        f"{source}: {tokens} {some}{more} {'has' if len(left_out) == 1 else 'have'} no row in the "
-        f"embedding, which has {vocab_size:,}, and {'is' if len(left_out) == 1 else 'are'} left out."
+        f"{source}: {tokens} {have} no row in the embedding, which has {vocab_size:,}, and {are} "
+        "left out."
     ]
 
 
 def _open_in_genai(folder: Path, source: Path) -> None:
-    """Open the tokenizer as `generate`, C and C# programs do; without onnxruntime-genai, nothing."""
+    """Open the tokenizer as `generate` and C programs do; without onnxruntime-genai, do nothing."""
     try:
         from llama_onnx.runtime.genai import og
     except MissingDependencyError:
