@@ -11,6 +11,9 @@
 
 /* Limits of integers. */
 #define ANY_INT 2147483647
+#define LAYERS 4096
+#define HEADS 65536
+#define VALUES 16777216
 #define THREADS 65536
 #define MOST_IDS 1000
 
@@ -30,17 +33,17 @@ typedef enum {
     K("model", KEY_OBJECT, 0, 0, NULL)                                                          \
     K("model.type", KEY_TEXT, 0, 0, "llama")                                                    \
     K("model.context_length", KEY_INTEGER, 1, ANY_INT, NULL)                                    \
-    K("model.vocab_size", KEY_INTEGER, 1, ANY_INT, NULL)                                        \
+    K("model.vocab_size", KEY_INTEGER, 1, VALUES, NULL)                                         \
     K("model.bos_token_id", KEY_INTEGER, 0, ANY_INT, NULL)                                      \
     K("model.eos_token_id", KEY_INTEGERS, 0, ANY_INT, NULL)                                     \
     K("model.pad_token_id", KEY_INTEGER, 0, ANY_INT, NULL)                                      \
     K("model.decoder", KEY_OBJECT, 0, 0, NULL)                                                  \
     K("model.decoder.filename", KEY_TEXT, 0, 0, MODEL_FILE)                                     \
-    K("model.decoder.head_size", KEY_INTEGER, 1, ANY_INT, NULL)                                 \
-    K("model.decoder.hidden_size", KEY_INTEGER, 1, ANY_INT, NULL)                               \
-    K("model.decoder.num_attention_heads", KEY_INTEGER, 1, ANY_INT, NULL)                       \
-    K("model.decoder.num_hidden_layers", KEY_INTEGER, 1, ANY_INT, NULL)                         \
-    K("model.decoder.num_key_value_heads", KEY_INTEGER, 1, ANY_INT, NULL)                       \
+    K("model.decoder.head_size", KEY_INTEGER, 1, HEADS, NULL)                                   \
+    K("model.decoder.hidden_size", KEY_INTEGER, 1, VALUES, NULL)                                \
+    K("model.decoder.num_attention_heads", KEY_INTEGER, 1, HEADS, NULL)                         \
+    K("model.decoder.num_hidden_layers", KEY_INTEGER, 1, LAYERS, NULL)                          \
+    K("model.decoder.num_key_value_heads", KEY_INTEGER, 1, HEADS, NULL)                         \
     K("model.decoder.session_options", KEY_OBJECT, 0, 0, NULL)                                  \
     K("model.decoder.session_options.log_id", KEY_TEXT, 0, 0, "onnxruntime-genai")              \
     K("model.decoder.session_options.intra_op_num_threads", KEY_INTEGER, 0, THREADS, NULL)      \
@@ -167,6 +170,22 @@ static int config_integer(const json *text, const char *key) {
     return node && json_integer(node, 0, ANY_INT, &value) ? (int)value : 0;
 }
 
+/* Whether the special tokens are in the vocabulary: onnxruntime-genai writes to their places. */
+static bool config_tokens(const json *text, int vocab_size) {
+    static const char *const keys[] = {"bos_token_id", "eos_token_id", "pad_token_id"};
+    const json_node *model = json_get(text, text->nodes, "model");
+    int64_t id;
+    for (size_t k = 0; model && k < sizeof keys / sizeof *keys; k++) {
+        const json_node *node = json_get(text, model, keys[k]);
+        bool list = node && node->kind == JSON_LIST;
+        for (const json_node *i = list ? json_first(text, node) : node; i;
+             i = list ? json_next(text, i) : NULL) {
+            if (!json_integer(i, 0, vocab_size - 1, &id)) return false;
+        }
+    }
+    return true;
+}
+
 /* Reads genai_config.json. On failure `why` says what is wrong, to follow the file's name. */
 static bool config_read(const char *bytes, size_t length, config *out, char why[WHY]) {
     json text;
@@ -189,6 +208,9 @@ static bool config_read(const char *bytes, size_t length, config *out, char why[
         if (!sound) {
             explain(why, "has no %s", out->context_length ? "size of the vocabulary"
                                                           : "context length");
+        } else if (!config_tokens(&text, out->vocab_size)) {
+            explain(why, "has a special token that is not in the vocabulary");
+            sound = false;
         }
     }
     json_free(&text);

@@ -73,7 +73,9 @@ static int out_of_memory(llama_onnx *self) { return fail(self, "there is not eno
 static int check(llama_onnx *self, OgaResult *result, const char *what) {
     if (!result) return LLAMA_ONNX_OK;
     const char *text = self->oga.OgaResultGetError(result);
-    fail(self, "%s: %.*s", what, (int)strcspn(text, "\r\n"), text);
+    int length = (int)strcspn(text, "\r\n");
+    while (length && strchr(" .", text[length - 1])) length--;
+    fail(self, "%s: %.*s.", what, length, text);
     self->oga.OgaDestroyResult(result);
     return LLAMA_ONNX_FAILED;
 }
@@ -449,18 +451,6 @@ static int read_config(llama_onnx *self) {
     return LLAMA_ONNX_OK;
 }
 
-/* The chat template in tokenizer_config.json: a text, or a list in which one is called default. */
-static const json_node *find_template(const json *settings) {
-    const json_node *found = json_get(settings, settings->nodes, "chat_template");
-    if (!found || found->kind != JSON_LIST) return found;
-    for (const json_node *i = json_first(settings, found); i; i = json_next(settings, i)) {
-        if (json_is_text(json_get(settings, i, "name"), "default")) {
-            return json_get(settings, i, "template");
-        }
-    }
-    return NULL;
-}
-
 static void keep_template(llama_onnx *self, const char *text, size_t length) {
     if (!is_utf8(text, length) || memchr(text, 0, length)) {
         explain(self->no_chat, "the model's chat template is not UTF-8 text.");
@@ -484,7 +474,7 @@ static void read_template(llama_onnx *self) {
         if (!text) explain(self->no_chat, "chat_template.jinja is too large.");
     } else if ((text = read_file(self->package, "tokenizer_config.json", 1 << 22, &length))) {
         bool sound = json_parse(&settings, text, length);
-        const json_node *found = sound ? find_template(&settings) : NULL;
+        const json_node *found = sound ? json_get(&settings, settings.nodes, "chat_template") : NULL;
         if (!sound) explain(self->no_chat, "tokenizer_config.json %.400s.", settings.why);
         if (found && found->kind == JSON_TEXT) keep_template(self, found->text, found->length);
         json_free(&settings);
@@ -620,6 +610,8 @@ static int open_provider(llama_onnx *self, const char *libraries, const char *pr
     }
     if (required || automatic) {
         if (open_directml(self, libraries, required) == LLAMA_ONNX_OK) return LLAMA_ONNX_OK;
+        size_t length = strlen(self->error);
+        if (length && self->error[length - 1] == '.') self->error[length - 1] = 0;
         snprintf(self->reason, sizeof self->reason, "DirectML is not used: %.900s.", self->error);
         if (required) return fail(self, "%s", self->reason);
     } else {

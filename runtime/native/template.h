@@ -644,6 +644,7 @@ static value element(value list) {
 
 static bool grows(double before, double between, double after) {
     double last = after - between;
+    if (!(after <= MOST_WORK)) return true; /* infinite sizes and NaN included */
     return last > (between - before) * 1.000001 + 0.5;
 }
 
@@ -790,7 +791,7 @@ static bool template_check(const char *text, size_t length, weights weights, cha
         define(self, "bos_token", text_of(64));
         define(self, "eos_token", text_of(64));
         if (!*why) walk(self, 0, self->tag_count, 1);
-        if (self->work > MOST_WORK) refuse(self, "takes too long for this conversation: shorten it");
+        if (!(self->work <= MOST_WORK)) refuse(self, "takes too long for this conversation: shorten it");
     }
     free(self->tags);
     free(self->tokens);

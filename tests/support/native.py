@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import subprocess
 from pathlib import Path
@@ -32,6 +33,15 @@ def link_libraries(folder: Path) -> Path:
     return folder
 
 
+def compile_checks(folder: Path) -> ctypes.CDLL:
+    """Build and load the checks of native_checks.c."""
+    source = Path(__file__).with_name("native_checks.c")
+    flags = ("-Wno-unused-function", f"-I{NATIVE}")
+    checks = ctypes.CDLL(str(compile_library(source, folder / "checks.so", *flags)))
+    checks.config_key.restype = ctypes.c_char_p
+    return checks
+
+
 def load_sample() -> Any:
     """Import the Python sample."""
     spec = importlib.util.spec_from_file_location("llama_onnx_sample", SAMPLE)
@@ -42,7 +52,7 @@ def load_sample() -> Any:
 
 
 def build_library(folder: Path) -> Path:
-    """Make the folder `bin` of a bundle for Linux: the library, and a set of libraries for the CPU."""
+    """Make the folder `bin` of a bundle for Linux: the library, and libraries for the CPU."""
     link_libraries(folder / "cpu")
     name = folder / "libllama_onnx.so"
     return compile_library(

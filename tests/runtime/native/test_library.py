@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,8 @@ from llama_onnx.targets.bundle import write_sums
 from tests.support.native import (
     NATIVE,
     SAMPLE,
-    build_library,
     compile_library,
     link_libraries,
-    load_sample,
 )
 from tests.support.packages import alter_package, greedy
 
@@ -40,18 +37,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def sample() -> Any:
-    """The Python sample, as a module."""
-    return load_sample()
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder `bin` of a bundle for Linux."""
-    return build_library(tmp_path_factory.mktemp("native") / "bin ä ü 日本").parent
-
-
-@pytest.fixture(scope="module")
 def with_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a set for `directml`, and a device for it that is really the CPU."""
     folder = tmp_path_factory.mktemp("device")
@@ -61,21 +46,6 @@ def with_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ('-DTEST_DEVICE="a test device"', "-DACCELERATOR=NULL", "-DLLAMA_ONNX_BUILD")
     compile_library(NATIVE / "llama_onnx.c", folder / "libllama_onnx.so", *flags)
     return folder
-
-
-@pytest.fixture
-def model(sample: Any, built: Path, package: Path) -> Iterator[Any]:
-    """The int4 package, opened in C."""
-    with sample.Model(package, library=built / "libllama_onnx.so") as opened:
-        yield opened
-
-
-@pytest.fixture
-def copy(package: Path, tmp_path: Path) -> Path:
-    """A copy of the int4 package with its SHA256SUMS, in a folder with an awkward name."""
-    out = Path(shutil.copytree(package, tmp_path / "ä ü 日本"))
-    write_sums(out)
-    return out
 
 
 def test_tokens_are_those_of_genai_in_python(model: Any, package: Path) -> None:
