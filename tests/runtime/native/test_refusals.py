@@ -267,7 +267,7 @@ def test_a_harmful_template_is_refused_and_the_model_usable(
         assert "".join(model.generate("the", 5))
 
 
-@pytest.mark.parametrize("named", [[{"name": "default", "template": "x"}], None, 5])
+@pytest.mark.parametrize("named", [[{"name": "default", "template": "x"}], 5])
 def test_a_template_that_the_engine_cannot_read(
     sample: Any, built: Path, package: Path, tmp_path: Path, named: Any
 ) -> None:
