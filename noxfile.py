@@ -71,6 +71,15 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Change inputs of every reader at random for ten minutes; `-- --minutes 1`: for one."""
+    _install(session, "-e", ".[export,cpu,test]")
+    values = ("tests/fuzz/test_values.py", "-n", "2", "--dist=load")
+    session.run("python", "-m", "pytest", *values, env={"LLAMA_ONNX_FUZZ_ALL": "1"})
+    session.run("python", "-m", "tests.support.fuzz.run", *session.posargs)
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """Which lines and branches the tests run; arguments after `--` go to pytest."""
     _install(session, "-e", ".[export,cpu,test]", COVERAGE)

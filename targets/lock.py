@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,16 @@ def locked(file: Path, busy: str) -> Iterator[Callable[[], None]]:
             _lock(opened.fileno())
         except OSError:
             raise UsageError(busy) from None
+        if not _is_there(file, opened.fileno()):  # the process that had it just removed the file
+            raise UsageError(busy)
         yield opened.close
+
+
+def _is_there(file: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int) -> None:

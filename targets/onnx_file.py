@@ -80,9 +80,9 @@ class _Fields:
                 # A library takes a text of this type for an unknown field, and does not see it.
                 raise WireError(f"a number of fixed size in a {kind}")
             if number not in once and number not in many:
-                raise GraphError(f"has a {kind} with field {number}, which no export writes")
+                raise GraphError(f"has field {number} of ONNX's {kind}, which no export writes")
             if number in once and number in self._found:
-                raise GraphError(f"has a {kind} with field {number} twice")
+                raise GraphError(f"has field {number} of ONNX's {kind} twice")
             self._found.setdefault(number, []).append(value)
 
     def all(self, number: int) -> list[Value]:

@@ -226,7 +226,7 @@ def _rope_block(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     # transformers 5 writes rope_parameters; 4.x wrote rope_theta and rope_scaling at the top level.
     # If there is a rope_scaling, transformers 5 uses it and ignores rope_parameters.
     # A value at the top level that is not used is checked as well: other readers use it.
-    block = {"rope_theta": Keys(raw, where).number("rope_theta", default=10000.0)}
+    block: dict[str, Any] = {"rope_theta": Keys(raw, where).number("rope_theta", default=10000.0)}
     block |= raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if block.get("factor", 1) != 1 and not block.keys() & {"rope_type", "type"}:
         raise CheckpointError(f"{where}: the rope scaling has a factor but no type: add rope_type.")

@@ -22,10 +22,12 @@ from typing import Any, BinaryIO
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.listing import WORKING_FILES
 from llama_onnx.targets.lock import locked
+from llama_onnx.targets.strict_json import JSONError, parse_json
 
 JOURNAL_FILE, _, LOCK_FILE = WORKING_FILES
 
 _READ = 1 << 22
+_TYPES = {"slot": str, "end": int, "sha256": str}
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> list[Entry]:
     entries = []
     for line in lines[1:]:
         raw = _parse(line)
-        if raw is None or raw.keys() != {"slot", "end", "sha256"}:
+        if raw is None or {k: type(v) for k, v in raw.items()} != _TYPES:
             break
         entries.append(Entry(**raw))
     return entries
@@ -85,8 +87,8 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> list[Entry]:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError:
+        value = parse_json(line.encode("utf-8", "replace"))
+    except JSONError:
         return None
     return value if isinstance(value, dict) else None
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.errors import MissingDependencyError, PackageError, describe_reason
 from llama_onnx.targets.folder_files import read_inside
+from llama_onnx.targets.printable import printable
 from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
 
 if TYPE_CHECKING:
@@ -39,3 +40,19 @@ def read_encoder(folder: Path) -> Tokenizer:
     encoder.no_truncation()
     encoder.no_padding()
     return encoder
+
+
+def open_genai_tokenizer(folder: Path) -> None:
+    """Open the tokenizer of the package in `folder` as `generate` and C programs do; without
+    onnxruntime-genai, do nothing. Raises `PackageError` if it cannot be opened."""
+    try:
+        from llama_onnx.runtime.genai import og
+    except (MissingDependencyError, ImportError):  # absent, or its libraries do not load
+        return
+    try:
+        og.Tokenizer(og.Config(str(folder)))
+    except Exception as error:  # a C++ library's own
+        raise PackageError(
+            f"onnxruntime-genai cannot open the tokenizer of {folder}: "
+            f"{printable(describe_reason(error))}."
+        ) from None

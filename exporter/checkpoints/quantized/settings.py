@@ -13,6 +13,7 @@ from typing import Any
 
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.printable import shown
 
 WHOLE_ROW = -1
@@ -109,7 +110,7 @@ def _find(folder: Path, config: Mapping[str, Any]) -> tuple[Path, dict[str, Any]
     if raw := config.get("quantization_config"):
         return where, raw if isinstance(raw, dict) else {"quant_method": raw}
     for name, method in _SIDE_FILES.items():
-        if (folder / name).is_file():
+        if file_inside(folder, name):
             return folder / name, {"quant_method": method, **read_json(folder / name)}
     return None
 

@@ -226,7 +226,7 @@ def test_a_process_that_ended_is_started_again(package: Path) -> None:
 
 def test_a_package_that_does_not_open_is_one_sentence(package: Path, tmp_path: Path) -> None:
     altered = alter_package(package, tmp_path / "ä 日本", model={"type": "nonsense"})
-    with pytest.raises(LlamaOnnxError, match=r"genai_config\.json sets 'model.type' to 'nonsense'"):
+    with pytest.raises(LlamaOnnxError, match=r"sets 'model\.type' to 'nonsense', which no"):
         Service(altered)
 
 
