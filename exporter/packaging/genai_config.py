@@ -6,7 +6,6 @@ from typing import Any
 
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.dtypes import DTYPES
-from llama_onnx.runtime.llama.arguments import shown
 from llama_onnx.runtime.llama.sampling import RULES, genai_values
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.genai_settings import LOG_ID, MODEL_TYPE
@@ -19,6 +18,7 @@ from llama_onnx.targets.graph_names import (
     PRESENT,
     VALUE,
 )
+from llama_onnx.targets.printable import shown
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.target import FloatName, Session
 

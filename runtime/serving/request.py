@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llama_onnx.runtime.llama.arguments import shown
 from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling, read_value
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.printable import shown
 from llama_onnx.targets.strict_json import JSONError, parse_json
 
 if TYPE_CHECKING:
