@@ -586,6 +586,20 @@ def _fill(name: str, value: float) -> Change:
     return _arrays(edit)
 
 
+def _backtracking(package: Path) -> None:
+    """A pattern of the tokenizer that tries for ever to match the text of a passage."""
+    tokenizer = read(package, "tokenizer.json")
+    pattern = {"Regex": r"(?:(a+)+\1)+d"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    tokenizer["pre_tokenizer"] = split
+    write(package, "tokenizer.json", tokenizer)
+    content = read(package, CERTIFICATE)
+    for passage in content["passages"]:
+        passage["text"] = "a" * 8000
+    write(package, CERTIFICATE, content)
+    agree(package)
+
+
 def _loose(package: Path) -> None:
     """Weights that compute something else, and thresholds that allow it."""
     data = np.memmap(package / "model.onnx.data", np.uint8, mode="r+")
@@ -638,6 +652,7 @@ CERTIFICATE_CHANGES: Mapping[str, Change] = {
     "positions outside": _fill("0.full.positions", 10**6),
     "another reference": _both(lambda p: (p / REFERENCE).write_bytes(b"x"), agree),
     "a reference of 10^12 values": _both(lambda p: (p / REFERENCE).write_bytes(_bomb()), agree),
+    "a pattern that backtracks for ever": _backtracking,
     "not an object": lambda package: (
         (package / CERTIFICATE).write_text("[]"),
         _unlist(CERTIFICATE)(package),

@@ -15,11 +15,20 @@ from click.testing import CliRunner
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.measure import integrity
 from llama_onnx.runtime.measure.verify import verify
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError
 from llama_onnx.targets.listing import Unlisted
 from llama_onnx.targets.package import ModelPackage
-from tests.support.hostile_packages import KINDS, SOUND, Change
+from tests.support.hostile_packages import (
+    CERTIFICATE,
+    KINDS,
+    SOUND,
+    Change,
+    agree,
+    read,
+    write,
+)
 
 SECONDS = 20
 """Far more than the sound package takes on a slow machine, which is half a second."""
@@ -121,3 +130,21 @@ def test_what_a_download_leaves_is_named_and_passes(hostile: Path) -> None:
     assert report.integrity.tolerated == (".cache/huggingface/", ".gitattributes")
     done = CliRunner().invoke(main, ["verify", str(hostile), "--files-only"])
     assert "beside     .cache/huggingface/, .gitattributes: not part of" in done.stdout
+
+
+def test_a_tokenizer_that_takes_hours_has_a_time_limit(
+    hostile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pattern whose every attempt stays below the library's own limit. It is stopped before it
+    would be done; here it takes seconds, so that the tests end too."""
+    tokenizer = read(hostile, "tokenizer.json")
+    pattern = {"Regex": r"(?:a{1,90}a{1,90}a{1,90}\w\b)+d"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    write(hostile, "tokenizer.json", tokenizer | {"pre_tokenizer": split})
+    certificate = read(hostile, CERTIFICATE)
+    certificate["passages"][0]["text"] = "a" * 180
+    write(hostile, CERTIFICATE, certificate)
+    agree(hostile)
+    monkeypatch.setattr(integrity, "_SECONDS", 0.2)
+    with pytest.raises(PackageError, match=r"tokenizer\.json took more than 0\.2 s for a"):
+        verify(hostile)
