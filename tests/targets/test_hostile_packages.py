@@ -148,3 +148,22 @@ def test_a_tokenizer_that_takes_hours_has_a_time_limit(
     monkeypatch.setattr(integrity, "_SECONDS", 0.2)
     with pytest.raises(PackageError, match=r"tokenizer\.json took more than 0\.2 s for a"):
         verify(hostile)
+
+
+def test_a_package_in_the_hub_s_cache_passes(tmp_path: Path) -> None:
+    """There each file is a link to ../../blobs/HASH; a link to anywhere else is not allowed."""
+    snapshot = tmp_path / "models--somebody--tiny" / "snapshots" / "0123abc"
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir(parents=True)
+    (tmp_path / "card").write_text("a card")
+    files = {
+        path.relative_to(SOUND).as_posix(): path for path in SOUND.rglob("*") if path.is_file()
+    }
+    for number, (name, path) in enumerate({**files, "README.md": tmp_path / "card"}.items()):
+        shutil.copyfile(path, blobs / str(number))
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(blobs / str(number))
+    assert verify(snapshot).passed
+    (snapshot / "README.md").unlink()
+    (snapshot / "README.md").symlink_to(tmp_path / "card")
+    assert verify(snapshot).integrity.unknown == ("README.md",)
