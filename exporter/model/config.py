@@ -178,15 +178,10 @@ def check_config(config: LlamaConfig, where: str) -> None:
                 f"{where}: the special token {token} is beyond the vocabulary of "
                 f"{config.vocab_size} (generation_config.json included)."
             )
-    if config.head_dim % 16:
+    if config.head_dim % 2:
         raise UnsupportedError(
-            f"{where}: head_dim {config.head_dim} is not a multiple of 16, which ONNX Runtime's "
-            "GroupQueryAttention needs."
-        )
-    if config.hidden_size % 8 or config.intermediate_size % 8:
-        raise UnsupportedError(
-            f"{where}: hidden_size {config.hidden_size} and intermediate_size "
-            f"{config.intermediate_size} must be multiples of 8."
+            f"{where}: head_dim {config.head_dim} is odd, so rotary embeddings cannot pair its "
+            "channels."
         )
 
 
