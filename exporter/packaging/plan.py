@@ -121,9 +121,7 @@ def make_plan(
     if options.precision is None and native in target.graph.precisions:
         options = replace(options, precision=native)
     operators, slower = fitting_operators(config, target)
-    recipe = replace(
-        resolve(options, target, tied=config.tie_word_embeddings), operators=operators
-    )
+    recipe = replace(resolve(options, target, tied=config.tie_word_embeddings), operators=operators)
     if kept and (recipe.activations != "fp32" or recipe.operators.standard):
         raise UsageError(
             f"adapters can be kept beside the base only on targets with fp32 activations and ONNX "
@@ -149,7 +147,11 @@ def make_plan(
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
         structure=check_structure(built.ir, target),
         tokenizer=_find_tokenizer(checkpoint),
-        warnings=(*slower, *checkpoint.warnings(), *(text for one in kept for text in one.warnings)),
+        warnings=(
+            *slower,
+            *checkpoint.warnings(),
+            *(text for one in kept for text in one.warnings),
+        ),
     )
 
 
