@@ -14,6 +14,7 @@ TARGET = Target(
         activations=("fp32",),
         accuracy_level=4,
         any_heads=True,
+        sliding_window=True,
     ),
     session=Session(CPU),
 )

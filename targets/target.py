@@ -41,7 +41,8 @@ class Graph:
     between operators, independent of the weights; the first one is the default. `accuracy_level` is
     the attribute of `MatMulNBits`: 4 computes in int8, 1 in fp32; with activations in half
     precision it has no effect. `any_heads`: ONNX's Attention and RotaryEmbedding have kernels too,
-    for models with heads that GroupQueryAttention refuses.
+    for models with heads that GroupQueryAttention refuses. `sliding_window`: attention over the
+    last positions only is proved there.
     """
 
     precisions: tuple[str, ...]
@@ -50,6 +51,7 @@ class Graph:
     accuracy_level: int = 4
     operators: Operators = Operators()
     any_heads: bool = False
+    sliding_window: bool = False
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ class Window:
             kv_num_heads=config.num_key_value_heads,
             do_rotary=int(inner),
             rotary_interleaved=0,
+            **({"local_window_size": config.window} if config.window else {}),
             _domain=MICROSOFT,
             _outputs=3,
         )

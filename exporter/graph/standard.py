@@ -84,7 +84,7 @@ def masked(op: OpBuilder, config: LlamaConfig, input_ids: ir.Value, mask: ir.Val
     """Return the batch: valid tokens are counted for positions, and each token attends to the
     valid tokens up to itself.
 
-    A padding token attends to itself too: an empty softmax row would be NaN, which would spread
+    A sliding window is counted in valid tokens. A padding token attends to itself too: an empty softmax row would be NaN, which would spread
     through the cache to every token.
     """
     size = op.Shape(input_ids, start=1, end=2)  # [1]
@@ -96,6 +96,9 @@ def masked(op: OpBuilder, config: LlamaConfig, input_ids: ir.Value, mask: ir.Val
     queries = op.Unsqueeze(op.Slice(keys, op.Neg(size), [2**31 - 1], [0]), [1])  # [S, 1]
     valid = op.Unsqueeze(op.Cast(mask, to=ir.DataType.BOOL), [1, 2])  # [B, 1, 1, T]
     earlier, itself = op.LessOrEqual(keys, queries), op.Equal(keys, queries)  # [S, T]
+    if config.window is not None:
+        oldest = op.Sub(op.Unsqueeze(positions, [1, 3]), config.window)  # [B, 1, S, 1]
+        valid = op.And(valid, op.Greater(op.Unsqueeze(counted, [1, 2]), oldest))  # [B, 1, S, T]
     visible = op.Or(op.And(valid, earlier), itself)  # [B, 1, S, T]
     return Masked(config, positions, visible, new)
 

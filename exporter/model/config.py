@@ -25,12 +25,21 @@ MATRICES = {
 MIN_CONTEXT, MAX_CONTEXT = 8, 1 << 22
 """In positions; the rotary tables of a longer context would be larger than most models."""
 
+_MISTRAL_DEFAULTS = {
+    "sliding_window": 4096,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4096 * 32,
+}
+"""What a key that is missing means in the config of a Mistral, where it differs from a Llama's."""
+
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A Llama decoder. Fields have the names and meanings of Hugging Face's `LlamaConfig`."""
+    """A Llama decoder. Fields have the names and meanings of Hugging Face's `LlamaConfig`, and
+    `sliding_window` that of its `MistralConfig`: a token attends to so many positions, its own
+    included; None for all."""
 
     vocab_size: int
     hidden_size: int
@@ -47,6 +56,13 @@ class LlamaConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+
+    @property
+    def window(self) -> int | None:
+        """The sliding window if any text in the context is longer than it."""
+        window = self.sliding_window
+        return window if window is not None and window < self.max_position_embeddings else None
 
     @property
     def q_size(self) -> int:
@@ -92,10 +108,12 @@ class LlamaConfig:
     def to_huggingface(self) -> dict[str, Any]:
         """Return the content of `config.json` as optimum and transformers (4 and 5) read it."""
         eos = list(self.eos_token_ids)
+        mistral = self.sliding_window is not None
         scaling = self.rope_scaling.to_huggingface() if self.rope_scaling else None
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": ["MistralForCausalLM" if mistral else "LlamaForCausalLM"],
+            "model_type": "mistral" if mistral else "llama",
+            **({"sliding_window": self.sliding_window} if mistral else {}),
             "attention_bias": False,
             "bos_token_id": self.bos_token_id,
             "eos_token_id": eos[0] if len(eos) == 1 else (eos or None),
@@ -127,6 +145,7 @@ def config_from_huggingface(
     wrong type, `UnsupportedError` for a feature that a plain Llama does not have.
     """
     _refuse_features(raw, where)
+    raw = {**_MISTRAL_DEFAULTS, **raw} if raw.get("model_type") == "mistral" else raw
     reader = Keys(raw, where)
     heads = reader.integer("num_attention_heads")
     hidden = reader.integer("hidden_size")
@@ -155,6 +174,7 @@ def config_from_huggingface(
         eos_token_ids=tokens.eos,
         pad_token_id=tokens.pad,
         rope_scaling=rope_scaling(rope, context, where),
+        sliding_window=_sliding_window(raw, reader),
     )
     check_config(config, where)
     return config
@@ -187,9 +207,14 @@ def check_config(config: LlamaConfig, where: str) -> None:
 
 def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
     model_type = raw.get("model_type")
-    if model_type != "llama":
+    if model_type not in ("llama", "mistral"):
         raise UnsupportedError(
-            f"{where}: model_type is {model_type!r}; this tool exports the Llama architecture only."
+            f"{where}: model_type is {model_type!r}; this tool exports the Llama architecture only "
+            "('llama', and 'mistral', which differs by its sliding window)."
+        )
+    if len(set(raw.get("layer_types") or ())) > 1:
+        raise UnsupportedError(
+            f"{where}: layer_types gives the layers different attention, which is not supported."
         )
     for key in ("attention_bias", "mlp_bias"):
         if raw.get(key):
@@ -199,6 +224,13 @@ def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
         raise UnsupportedError(f"{where}: hidden_act {activation!r} is not supported, only 'silu'.")
     if raw.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedError(f"{where}: partial_rotary_factor is not supported.")
+
+
+def _sliding_window(raw: Mapping[str, Any], reader: Keys) -> int | None:
+    """Return the window of a Mistral; transformers ignores the key in the config of a Llama."""
+    if raw["model_type"] != "mistral" or raw["sliding_window"] is None:
+        return None
+    return reader.integer("sliding_window")
 
 
 def _rope_block(raw: Mapping[str, Any], where: str) -> dict[str, Any]:

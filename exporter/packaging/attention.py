@@ -17,8 +17,14 @@ def fitting_operators(config: LlamaConfig, target: Target) -> tuple[Operators, t
     """Return the operators of `target` with which the heads of `config` can be computed, and
     warnings for people if they are not the fastest.
 
-    Raises `UnsupportedError` if there are none.
+    Raises `UnsupportedError` if there are none, or if the target has no proved sliding window.
     """
+    if config.window is not None and not target.graph.sliding_window:
+        raise UnsupportedError(
+            f"the model has a sliding window of {config.window} positions, which is not proved for "
+            f"the target {target.name}: export for the target cpu or portable, or pass --context "
+            f"{config.window} for a package whose texts fit into the window."
+        )
     operators, size = target.graph.operators, config.head_dim
     if operators.standard or size % _ROTARY_HEADS == 0:
         return operators, ()

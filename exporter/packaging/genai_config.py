@@ -54,7 +54,7 @@ def genai_config(
     """Return the content of genai_config.json. `search` has the model's own sampling defaults."""
     provider = session.provider
     model: dict[str, Any] = {
-        "type": "llama",
+        "type": "llama" if config.window is None else "mistral",
         "context_length": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
         "eos_token_id": _one_or_many(config.eos_token_ids),

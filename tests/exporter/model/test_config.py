@@ -92,7 +92,7 @@ def test_generation_config_gives_the_end_tokens() -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"model_type": "mistral"}, "mistral"),
+        ({"model_type": "mixtral"}, "mixtral"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "gelu"}, "gelu"),
