@@ -163,14 +163,14 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 def _warnings(raw: Mapping[str, Any], where: Path) -> Iterator[str]:
     if raw.get("fan_in_fan_out"):
         yield (
-            f"{where}: fan_in_fan_out is set, which does not apply to a Llama's linear layers: it is "
-            "ignored, as PEFT does."
+            f"{where}: fan_in_fan_out is set, which does not apply to a Llama's linear layers: it "
+            "is ignored, as PEFT does."
         )
     unknown = [key for key, value in raw.items() if value and key not in (*_KNOWN, *_REFUSED)]
     if unknown:
         yield (
-            f"{where}: {printable(', '.join(unknown))} is not a setting of LoRA in PEFT 0.21: it is "
-            "ignored, as PEFT does."
+            f"{where}: {printable(', '.join(unknown))} is not a setting of LoRA in PEFT 0.21: it "
+            "is ignored, as PEFT does."
         )
 
 

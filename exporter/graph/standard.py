@@ -84,8 +84,8 @@ def masked(op: OpBuilder, config: LlamaConfig, input_ids: ir.Value, mask: ir.Val
     """Return the batch: valid tokens are counted for positions, and each token attends to the
     valid tokens up to itself.
 
-    A sliding window is counted in valid tokens. A padding token attends to itself too: an empty softmax row would be NaN, which would spread
-    through the cache to every token.
+    A sliding window is counted in valid tokens. A padding token attends to itself too: an empty
+    softmax row would be NaN, which would spread through the cache to every token.
     """
     size = op.Shape(input_ids, start=1, end=2)  # [1]
     total = op.Shape(mask, start=1, end=2)  # [1]

@@ -30,15 +30,15 @@ def fitting_operators(config: LlamaConfig, target: Target) -> tuple[Operators, t
         return operators, ()
     if not target.graph.any_heads:
         raise UnsupportedError(
-            f"head_dim {size} is not a multiple of {_ROTARY_HEADS}, which GroupQueryAttention needs, "
-            f"and the target {target.name} has no other attention operator: export for the target "
-            "cpu or portable."
+            f"head_dim {size} is not a multiple of {_ROTARY_HEADS}, which GroupQueryAttention "
+            f"needs, and the target {target.name} has no other attention operator: export for the "
+            "target cpu or portable."
         )
     split = replace(operators, packed_qkv=False, inner_rotary=False)
     if size % _HEADS == 0:
         return split, (
-            f"head_dim {size} is not a multiple of {_ROTARY_HEADS}: the rotary embedding is computed "
-            "outside the fused attention (GroupQueryAttention), which takes longer.",
+            f"head_dim {size} is not a multiple of {_ROTARY_HEADS}: the rotary embedding is "
+            "computed outside the fused attention (GroupQueryAttention), which takes longer.",
         )
     return replace(split, fused_attention=False), (
         f"head_dim {size} is not a multiple of {_HEADS}: ONNX's Attention is used instead of the "

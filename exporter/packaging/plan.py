@@ -22,8 +22,8 @@ from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
 from llama_onnx.exporter.model.recipe import Recipe, make_recipe
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
-from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.attention import fitting_operators
+from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays

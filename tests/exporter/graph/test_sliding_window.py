@@ -1,5 +1,4 @@
-"""`mistral`: the same graph as a Llama's, with or without a sliding window, against transformers' own
-class."""
+"""`mistral`: a Llama's graph, with or without a sliding window, against transformers' own class."""
 
 from __future__ import annotations
 
