@@ -17,10 +17,7 @@ from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.exporter.model.context import with_context
 from llama_onnx.targets.errors import CheckpointError
-from llama_onnx.targets.folder_files import file_inside, read_inside
-from llama_onnx.targets.strict_json import MAX_BYTES
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _SEARCH_KEYS = (
     "do_sample",
     "temperature",
@@ -70,7 +67,9 @@ class HuggingFaceCheckpoint(TensorsByName):
         tokenizer.model; returns the file names."""
         if not (self.path / "tokenizer.json").exists():
             return self._convert_tokenizer(folder)
-        return copy_tokenizer(self.path, folder)
+        from llama_onnx.exporter.tokenizer.json_file import copy_tokenizer
+
+        return copy_tokenizer(self.path, folder, self.config.max_position_embeddings)
 
     def _convert_tokenizer(self, folder: Path) -> list[str]:
         if not (self.path / "tokenizer.model").exists():
@@ -99,21 +98,3 @@ class HuggingFaceCheckpoint(TensorsByName):
     def fingerprint(self) -> dict[str, str]:
         """Return size and modification time of config and shards."""
         return file_fingerprint([self.path / "config.json", *self.shards])
-
-
-def copy_tokenizer(source: Path, folder: Path) -> list[str]:
-    """Copy the tokenizer in `source` and its chat template to `folder`; returns the file names."""
-    from llama_onnx.exporter.tokenizer.digits import spell_out_digits
-    from llama_onnx.exporter.tokenizer.huggingface import read_chat_template
-
-    written = [name for name in _TOKENIZER_FILES if file_inside(source, name)]
-    for name in written:
-        content = read_inside(source, name, max_bytes=MAX_BYTES)
-        (folder / name).write_bytes(content)
-    original = (folder / "tokenizer.json").read_bytes()
-    (folder / "tokenizer.json").write_bytes(spell_out_digits(original))
-    template = read_chat_template(source)
-    if template is not None:  # also as a file, where current readers look for it
-        (folder / "chat_template.jinja").write_bytes(template.encode("utf-8", "replace"))
-        written.append("chat_template.jinja")
-    return written

@@ -22,7 +22,6 @@ from llama_onnx.exporter.checkpoints.adapter_config import (
     read_adapter_config,
     saves,
 )
-from llama_onnx.exporter.checkpoints.huggingface import copy_tokenizer
 from llama_onnx.exporter.formats.state_dict import read_state_dict
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint
 from llama_onnx.exporter.model.checkpoint import Checkpoint, find_licences
@@ -147,7 +146,9 @@ class LoraCheckpoint:
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Write the tokenizer saved with the adapter, if any, else the base's."""
         if (self.folder / "tokenizer.json").exists():
-            return copy_tokenizer(self.folder, folder)
+            from llama_onnx.exporter.tokenizer.json_file import copy_tokenizer
+
+            return copy_tokenizer(self.folder, folder, self.config.max_position_embeddings)
         return self.base.write_tokenizer(folder)
 
     def licence_files(self) -> Sequence[Path]:
@@ -180,6 +181,16 @@ def adapters_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
     if isinstance(checkpoint, LoraCheckpoint):
         return (*adapters_of(checkpoint.base), checkpoint.folder)
     return ()
+
+
+def tokenizer_home(checkpoint: Checkpoint) -> Path:
+    """Return the folder or file that the tokenizer of an export is from: of the last adapter that
+    has one, or else of the base."""
+    if not isinstance(checkpoint, LoraCheckpoint):
+        return checkpoint.path
+    if file_inside(checkpoint.folder, "tokenizer.json"):
+        return checkpoint.folder
+    return tokenizer_home(checkpoint.base)
 
 
 def adapter_files(folder: Path) -> list[Path]:
@@ -310,7 +321,7 @@ def _unmatched(config: AdapterConfig, modules: dict[str, tuple[int, ...]]) -> It
     Raises `CheckpointError` if no name matches, or if one matches something other than a matrix.
     """
     matrices = [module for module, shape in modules.items() if len(shape) == 2]
-    targets = () if isinstance(config.targets, str) else config.targets
+    targets = config.targets if isinstance(config.targets, tuple) else ()
     unknown = [name for name in targets if not _ends(name, matrices)]
     for name in unknown:
         if _ends(name, modules) or len(unknown) == len(targets):

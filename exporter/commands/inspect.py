@@ -143,13 +143,18 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
     """Return the facts in the headers of the checkpoint at `path`, and what is missing."""
     from llama_onnx.exporter.model.checkpoint import HoldsCodes, check_tensors
     from llama_onnx.exporter.sources import open_checkpoint
-    from llama_onnx.exporter.tokenizer.source import has_chat_template, tokenizer_kind
+    from llama_onnx.exporter.tokenizer.source import (
+        has_chat_template,
+        source_codec,
+        tokenizer_kind,
+    )
     from llama_onnx.targets.errors import CheckpointError
 
     checkpoint = open_checkpoint(path)
     tensors = [checkpoint.tensor(name) for name in checkpoint.names()]
     try:
         check_tensors(checkpoint)
+        source_codec(checkpoint.path)
         problem = "none"
     except CheckpointError as error:
         problem = str(error)

@@ -97,8 +97,9 @@ def masked(op: OpBuilder, config: LlamaConfig, input_ids: ir.Value, mask: ir.Val
     valid = op.Unsqueeze(op.Cast(mask, to=ir.DataType.BOOL), [1, 2])  # [B, 1, 1, T]
     earlier, itself = op.LessOrEqual(keys, queries), op.Equal(keys, queries)  # [S, T]
     if config.window is not None:
-        oldest = op.Sub(op.Unsqueeze(positions, [1, 3]), config.window)  # [B, 1, S, 1]
-        valid = op.And(valid, op.Greater(op.Unsqueeze(counted, [1, 2]), oldest))  # [B, 1, S, T]
+        oldest = op.Sub(op.Unsqueeze(positions, [1, 3]), config.window - 1)  # [B, 1, S, 1]
+        recent = op.LessOrEqual(oldest, op.Unsqueeze(counted, [1, 2]))  # [B, 1, S, T]
+        valid = op.And(valid, recent)
     visible = op.Or(op.And(valid, earlier), itself)  # [B, 1, S, T]
     return Masked(config, positions, visible, new)
 

@@ -31,6 +31,7 @@ from llama_onnx.exporter.quantize.registry import get_quantizer
 from llama_onnx.exporter.quantize.source_codes import innermost, keep_source_codes, native_precision
 from llama_onnx.exporter.tokenizer.source import JSON, tokenizer_kind
 from llama_onnx.targets.errors import ResourceError, UsageError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.target import FloatName, Target
 
 BASE_MEMORY = 360 << 20
@@ -157,7 +158,7 @@ def make_plan(
 
 def _find_tokenizer(checkpoint: Checkpoint) -> str | None:
     """Return where `checkpoint`, or an adapter merged into it, has a tokenizer; None if nowhere."""
-    if any((folder / JSON).is_file() for folder in adapters_of(checkpoint)):
+    if any(file_inside(folder, JSON) for folder in adapters_of(checkpoint)):
         return JSON
     return tokenizer_kind(checkpoint.path)
 

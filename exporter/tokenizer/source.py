@@ -71,17 +71,18 @@ def has_chat_template(path: Path) -> bool:
     return bool(read_chat_template(path))
 
 
-def source_codec(path: Path) -> Codec | None:
+def source_codec(path: Path, vocab_size: int | None = None) -> Codec | None:
     """Return the tokenizer of the checkpoint at `path`, None when it has none: tokenizer.json read
     by `tokenizers`, tokenizer.model by SentencePiece itself, a GGUF file's built from its metadata.
+    Added tokens whose ids are not below `vocab_size` are left out.
 
     Raises `CheckpointError` for a tokenizer that cannot be read.
     """
     kind = tokenizer_kind(path)
     if kind == JSON:
-        return json_codec(_tokenizer_folder(path) / JSON)
+        return _folder_codec(_tokenizer_folder(path), vocab_size)
     if kind == MODEL:
-        return _sentencepiece_codec(_tokenizer_folder(path))
+        return _sentencepiece_codec(_tokenizer_folder(path), vocab_size)
     if kind == GGUF:
         from llama_onnx.exporter.formats.gguf import read_header
         from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
@@ -90,6 +91,18 @@ def source_codec(path: Path) -> Codec | None:
         codec = _codec(tokenizer_from_gguf(metadata, str(path)).tokenizer)
         return replace(codec, vocabulary=lambda: _listed_vocabulary(metadata))
     return None
+
+
+def _folder_codec(folder: Path, vocab_size: int | None) -> Codec:
+    from tokenizers import Tokenizer
+
+    from llama_onnx.exporter.tokenizer.json_file import read_json_tokenizer
+    from llama_onnx.exporter.tokenizer.rows import without_rows
+
+    text = read_json_tokenizer(folder, spelled=False).text.encode("utf-8")
+    if vocab_size is not None:
+        text, _ = without_rows(text, vocab_size)
+    return _codec(Tokenizer.from_buffer(text))
 
 
 def json_codec(path: Path) -> Codec:
@@ -132,37 +145,53 @@ def _listed_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     )
 
 
-def _sentencepiece_codec(folder: Path) -> Codec:
+def _sentencepiece_codec(folder: Path, vocab_size: int | None) -> Codec:
     """Return SentencePiece with what transformers' LlamaTokenizer adds: special tokens split a text
-    into parts that are encoded separately; BOS and EOS follow the settings."""
+    into parts that are encoded separately; BOS and EOS follow the settings. With `"legacy": false`,
+    only a part at the start of the text gets a space in front, unless it has one."""
     from sentencepiece import SentencePieceProcessor
 
-    from llama_onnx.exporter.tokenizer.huggingface import read_settings, special_tokens
-    from llama_onnx.exporter.tokenizer.model_file import MAX_BYTES
+    from llama_onnx.exporter.tokenizer.huggingface import (
+        is_legacy,
+        read_settings,
+        special_tokens,
+    )
+    from llama_onnx.exporter.tokenizer.model_file import MAX_BYTES, without_prefix
 
+    settings = read_settings(folder)
+    legacy = is_legacy(settings)
     try:
         content = read_inside(folder, MODEL, max_bytes=MAX_BYTES)
+        if not legacy:
+            content = without_prefix(content)
         processor = SentencePieceProcessor(model_proto=content)
     except RuntimeError:
         raise CheckpointError(
             f"{folder / MODEL} is not a SentencePiece model: download it again."
         ) from None
-    marks = sorted(_marks(folder, processor), key=lambda mark: -len(mark.text))
+    found = [m for m in _marks(folder, processor) if vocab_size is None or m.id < vocab_size]
+    marks = sorted(found, key=lambda mark: -len(mark.text))
     ids = {mark.text: mark.id for mark in marks}
     hidden = {mark.id for mark in marks if mark.special}
     splitter = re.compile("|".join(f"({mark.pattern})" for mark in marks) or "(?!)")
-    special = special_tokens(_own_tokens(processor), read_settings(folder))
-    first = [ids[special.bos]] if special.add_bos and special.bos else []
-    last = [ids[special.eos]] if special.add_eos and special.eos else []
+    special = special_tokens(_own_tokens(processor), settings)
+    first = [ids[special.bos]] if special.add_bos and special.bos in ids else []
+    last = [ids[special.eos]] if special.add_eos and special.eos in ids else []
+
+    def encode_part(text: str, position: int) -> list[int]:
+        lacks_space = text and text[0] not in (" ", "▁")
+        prefix = " " if not legacy and position == 0 and lacks_space else ""
+        ids: list[int] = processor.encode(prefix + text)
+        return ids
 
     def encode(text: str) -> list[int]:
         found, position = list(first), 0
         for match in splitter.finditer(text):
             assert match.lastindex is not None, "every alternative is a group"
-            found += processor.encode(text[position : match.start()])
+            found += encode_part(text[position : match.start()], position)
             found.append(marks[match.lastindex - 1].id)
             position = match.end()
-        return [*found, *processor.encode(text[position:]), *last]
+        return [*found, *encode_part(text[position:], position), *last]
 
     def decode(ids: Sequence[int]) -> str:
         # As pieces, since SentencePiece does not know tokens added after its vocabulary.

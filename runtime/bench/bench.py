@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from llama_onnx.runtime.llama.generation import GenerationStats, Tokens
+from llama_onnx.runtime.llama.generation import GenerationStats
+from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.memory import resident_bytes
 from llama_onnx.targets.errors import UsageError

@@ -20,7 +20,8 @@ from llama_onnx.runtime.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from llama_onnx.runtime.llama.model import Llama, Message
+    from llama_onnx.runtime.llama.conversation import Message
+    from llama_onnx.runtime.llama.model import Llama
     from llama_onnx.targets.provider import Provider
 
 

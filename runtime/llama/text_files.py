@@ -35,14 +35,3 @@ def read_encoder(folder: Path) -> Tokenizer:
     encoder.no_truncation()
     encoder.no_padding()
     return encoder
-
-
-def has_chat_template(folder: Path) -> bool:
-    """Return whether the package has a chat template, in either place that genai reads."""
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and bool(config.get("chat_template"))

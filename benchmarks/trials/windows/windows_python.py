@@ -32,8 +32,18 @@ WHEELS = (
     "numpy==1.26.4",
     "tokenizers==0.23.3",
     "safetensors==0.8.0",
+    "markupsafe==3.0.3",
 )
-PURE = ("click", "colorama", "rich", "markdown-it-py", "mdurl", "pygments", "huggingface-hub")
+PURE = (
+    "click",
+    "colorama",
+    "jinja2",
+    "rich",
+    "markdown-it-py",
+    "mdurl",
+    "pygments",
+    "huggingface-hub",
+)
 PROMPT = "the quick brown 日本"
 
 _PROGRAM = """
