@@ -194,6 +194,14 @@ def test_an_adapter_as_the_source_points_at_the_option(tmp_path: Path) -> None:
     assert f"--adapter {folder}" in result.output
 
 
+def test_a_model_or_a_file_as_the_adapter(tmp_path: Path) -> None:
+    source = tiny.write_huggingface(tmp_path / "source")
+    with pytest.raises(CheckpointError, match="is a model, not an adapter: pass it as SOURCE"):
+        open_checkpoint(source, [source])
+    with pytest.raises(CheckpointError, match="is a file, not a folder"):
+        open_checkpoint(source, [source / field.SINGLE])
+
+
 def test_an_adapter_beside_the_weights_is_named(tmp_path: Path) -> None:
     write_adapter(tmp_path, factors(dict.fromkeys(attention(0, "q"), 4)))
     tiny.write_huggingface(tmp_path)
