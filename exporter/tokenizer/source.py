@@ -165,7 +165,7 @@ def _sentencepiece_codec(folder: Path, vocab_size: int | None) -> Codec:
         if not legacy:
             content = without_prefix(content)
         processor = SentencePieceProcessor(model_proto=content)
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # a piece may not be UTF-8
         raise CheckpointError(
             f"{folder / MODEL} is not a SentencePiece model: download it again."
         ) from None
