@@ -74,8 +74,8 @@ def _read(response: Any) -> bytes:
         content += chunk
         if len(content) > _MAX_JSON:
             raise _refusal(response.url.host, f"JSON of more than {_MAX_JSON:,} bytes")
-    response._content = bytes(content)  # as `read` keeps it, which has no limit
-    return response._content
+    whole = response._content = bytes(content)  # as `read` keeps it, which has no limit
+    return whole
 
 
 def _check_names(content: bytes, host: str) -> None:
