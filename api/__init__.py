@@ -261,6 +261,7 @@ def verify(
     *,
     provider: str | None = None,
     key: str | os.PathLike[str] | None = None,
+    name: str | None = None,
     threads: int | None = None,
     allow_fallback: bool = False,
     files_only: bool = False,
@@ -274,6 +275,7 @@ def verify(
         package: The folder of a package or bundle.
         provider: "cpu", "cuda", "directml" or "webgpu". None: that of the package's target.
         key: File with the ed25519 public key (PEM) that the signature must match.
+        name: With `key`: the signed package, or the model it was made from, must be called so.
         threads: Threads to compute with. None: the physical cores.
         allow_fallback: Let the CPU run what the provider cannot, instead of failing.
         files_only: Check only files and signature; needs no certificate.
@@ -285,7 +287,8 @@ def verify(
     Raises:
         PackageError: The folder is not a package, or has no certificate.
         ProviderError: The provider cannot run it here.
-        UsageError: `key` is not a public key, or `files_only` excludes another argument.
+        UsageError: `key` is not a public key, `name` comes without it, or `files_only` excludes
+            another argument.
 
     Examples:
         >>> llama_onnx.verify("tiny-int4", files_only=True).passed

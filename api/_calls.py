@@ -132,6 +132,7 @@ def verify(
     *,
     provider: str | None,
     key: StrPath | None,
+    name: str | None,
     threads: int | None,
     allow_fallback: bool,
     files_only: bool,
@@ -146,11 +147,14 @@ def verify(
             raise UsageError(
                 "files_only runs nothing: leave provider, threads and allow_fallback out."
             )
-        return verifying.verify_files(Path(package), key=public, progress=progress or SILENT)
+        return verifying.verify_files(
+            Path(package), key=public, name=name, progress=progress or SILENT
+        )
     return verifying.verify(
         Path(package),
         None if provider is None else get_provider(provider),
         key=public,
+        name=name,
         threads=threads,
         allow_fallback=allow_fallback,
         progress=progress or SILENT,

@@ -20,11 +20,20 @@ from llama_onnx.exporter.checkpoints.gguf_rope import FREQUENCIES, rope_block
 from llama_onnx.exporter.formats.gguf import Header, TensorInfo, read_header
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint, read_values
 from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
-from llama_onnx.exporter.model.config import Keys, LlamaConfig, check_config, rope_scaling
+from llama_onnx.exporter.model.config import (
+    MAX_EPSILON,
+    MAX_LAYERS,
+    MIN_EPSILON,
+    LlamaConfig,
+    check_config,
+    rope_scaling,
+)
 from llama_onnx.exporter.model.context import with_context
 from llama_onnx.exporter.model.interleaved import half_split_rows
 from llama_onnx.exporter.model.special_tokens import SpecialTokens, special_tokens
+from llama_onnx.exporter.model.typed_keys import MAX_NUMBER, MAX_SIZE, Keys, is_number
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.printable import shown
 
 _TYPES = (
     Type.F32,
@@ -117,13 +126,13 @@ def _refuse_features(header: Header, where: str) -> None:
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise UnsupportedError(
-            f"{where}: general.architecture is {architecture!r}; this tool exports the Llama "
+            f"{where}: general.architecture is {shown(architecture)}; this tool exports the Llama "
             "architecture only."
         )
     if metadata.get("split.count", 0) not in (0, 1):  # 0 after the parts were joined
         raise UnsupportedError(
-            f"{where} is one of {metadata['split.count']} parts of a split model: join them with "
-            "llama.cpp's `llama-gguf-split --merge` first."
+            f"{where} is one of {shown(metadata['split.count'])} parts of a split model: join them "
+            "with llama.cpp's `llama-gguf-split --merge` first."
         )
     if metadata.get("llama.expert_count", 0):
         raise UnsupportedError(f"{where} is a mixture of experts, which is not supported.")
@@ -143,7 +152,7 @@ def _config(path: Path, header: Header) -> LlamaConfig:
     heads = keys.integer("llama.attention.head_count")
     hidden = keys.integer("llama.embedding_length")
     head_dim = _head_dim(keys, hidden, heads, where)
-    context = keys.integer("llama.context_length")
+    context = keys.integer("llama.context_length", most=1 << 62)
     theta = keys.number("llama.rope.freq_base", default=10000.0)
     vocabulary = keys.integer("llama.vocab_size", default=_embedding_rows(header, where))
     tokens = _special_tokens(keys, vocabulary, where)
@@ -151,12 +160,14 @@ def _config(path: Path, header: Header) -> LlamaConfig:
         vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=keys.integer("llama.feed_forward_length"),
-        num_hidden_layers=keys.integer("llama.block_count"),
+        num_hidden_layers=keys.integer("llama.block_count", most=MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=keys.integer("llama.attention.head_count_kv", default=heads),
         head_dim=head_dim,
         max_position_embeddings=context,
-        rms_norm_eps=keys.number("llama.attention.layer_norm_rms_epsilon"),
+        rms_norm_eps=keys.number(
+            "llama.attention.layer_norm_rms_epsilon", None, MIN_EPSILON, MAX_EPSILON
+        ),
         rope_theta=theta,
         tie_word_embeddings="output.weight" not in header.tensors,
         bos_token_id=tokens.bos,
@@ -217,7 +228,7 @@ def _lazy(path: Path, info: TensorInfo, config: LlamaConfig) -> LazyTensor:
 
 def _layer_part(name: str) -> str:
     parts = name.split(".")
-    layered = len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and parts[3] == "weight"
+    layered = len(parts) == 4 and parts[0] == "blk" and is_number(parts[1]) and parts[3] == "weight"
     return parts[2] if layered else ""
 
 
@@ -243,24 +254,31 @@ class _Keys(Keys):
     def has(self, key: str) -> bool:
         return key in self._raw
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
         value = self._get(key, default)
         if not isinstance(value, list):
-            return super().integer(key, default)
+            return super().integer(key, default, most)
         if len(set(value)) != 1:
             raise UnsupportedError(f"{self._where}: {key} differs between layers.")
-        return Keys({key: value[0]}, self._where).integer(key)  # one value per layer, all equal
+        # One value per layer, all equal.
+        return Keys({key: value[0]}, self._where).integer(key, most=most)
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(
+        self,
+        key: str,
+        default: float | None = None,
+        least: float = 1 / MAX_NUMBER,
+        most: float = MAX_NUMBER,
+    ) -> float:
         # The shortest decimal that gives this float32: 1e-05, not 9.999999747378752e-06.
-        return float(str(np.float32(super().number(key, default))))
+        return float(str(np.float32(super().number(key, default, least, most))))
 
     def token_ids(self, name: str) -> tuple[int, ...]:
         """Return the id of the token `name`, or nothing: llama.cpp writes -1 for "none"."""
         key = f"tokenizer.ggml.{name}_token_id"
         value = self._raw.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise CheckpointError(f"{self._where}: {key} must be a token id, not {value!r}.")
+            raise CheckpointError(f"{self._where}: {key} must be a token id, not {shown(value)}.")
         return () if value is None or value < 0 else (value,)
 
     def _get(self, key: str, default: Any) -> Any:

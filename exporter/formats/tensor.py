@@ -25,6 +25,9 @@ _FLOATS: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 
+MAX_NAME = 512
+"""Longest name of a tensor."""
+
 _HALF_BITS = np.uint32(0x8FFFE000).astype(np.int32)
 """Mask of sign, exponent and fraction of a float16, sign-extended and shifted left by 13 bits."""
 
@@ -194,6 +197,12 @@ def widen(values: npt.NDArray[Any]) -> Float32:
     if widened.size and (widened.max() >= 2.0**16 or widened.min() <= -(2.0**16)):
         return values.astype(np.float32)
     return widened
+
+
+def check_name(path: Path, name: str) -> None:
+    """Raise `CheckpointError` for a tensor's name that is not a short text that can be printed."""
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise CheckpointError(f"{path} has a tensor called {name[:100]!r}: download it again.")
 
 
 def file_fingerprint(paths: Iterable[Path]) -> dict[str, str]:

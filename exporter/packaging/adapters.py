@@ -49,11 +49,13 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class KeptAdapter:
-    """The adapter in the PEFT folder `folder`, opened but not read. `changes` are by module."""
+    """The adapter in the PEFT folder `folder`, opened but not read. `changes` are by module,
+    `warnings` for people."""
 
     name: str
     folder: Path
     changes: Mapping[str, LowRank]
+    warnings: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
@@ -163,8 +165,8 @@ def read_parameters(path: Path) -> dict[str, Float32]:
 
 
 def _open(base: Checkpoint, name: str, folder: Path) -> KeptAdapter:
-    changes = {}
-    for tensor, change in open_adapter(base, folder).changes.items():
+    changes, opened = {}, open_adapter(base, folder)
+    for tensor, change in opened.changes.items():
         module = tensor.removesuffix(".weight")
         if change.low_rank is None or module.rpartition(".")[2] not in _KINDS:
             how = "replaces" if change.whole else "changes"
@@ -173,7 +175,7 @@ def _open(base: Checkpoint, name: str, folder: Path) -> KeptAdapter:
                 "into a separate package, without --keep-adapter."
             )
         changes[module] = change.low_rank
-    adapter = KeptAdapter(name, folder, changes)
+    adapter = KeptAdapter(name, folder, changes, opened.notes)
     if adapter.nbytes > MAX_BYTES:
         raise UnsupportedError(
             f"{folder} has {adapter.nbytes / 1e9:.2f} GB of values in float32, more than the 2 GiB "

@@ -7,6 +7,7 @@ from typing import Any
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.dtypes import DTYPES
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.genai_settings import LOG_ID, MODEL_TYPE
 from llama_onnx.targets.graph_names import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -54,7 +55,7 @@ def genai_config(
     """Return the content of genai_config.json. `search` has the model's own sampling defaults."""
     provider = session.provider
     model: dict[str, Any] = {
-        "type": "llama",
+        "type": MODEL_TYPE,
         "context_length": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
         "eos_token_id": _one_or_many(config.eos_token_ids),
@@ -68,7 +69,7 @@ def genai_config(
             "num_hidden_layers": config.num_hidden_layers,
             "num_key_value_heads": config.num_key_value_heads,
             "session_options": {
-                "log_id": "onnxruntime-genai",
+                "log_id": LOG_ID,
                 **provider.session_options,
                 **session.options,
                 "provider_options": _provider_options(provider),

@@ -30,6 +30,7 @@ from llama_onnx.exporter.quantize.registry import get_quantizer
 from llama_onnx.exporter.quantize.source_codes import innermost, keep_source_codes, native_precision
 from llama_onnx.exporter.tokenizer.source import JSON, tokenizer_kind
 from llama_onnx.targets.errors import ResourceError, UsageError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.target import FloatName, Target
 
 BASE_MEMORY = 360 << 20
@@ -145,13 +146,13 @@ def make_plan(
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
         structure=check_structure(built.ir, target),
         tokenizer=_find_tokenizer(checkpoint),
-        warnings=tuple(checkpoint.warnings()),
+        warnings=(*checkpoint.warnings(), *(text for one in kept for text in one.warnings)),
     )
 
 
 def _find_tokenizer(checkpoint: Checkpoint) -> str | None:
     """Return where `checkpoint`, or an adapter merged into it, has a tokenizer; None if nowhere."""
-    if any((folder / JSON).is_file() for folder in adapters_of(checkpoint)):
+    if any(file_inside(folder, JSON) for folder in adapters_of(checkpoint)):
         return JSON
     return tokenizer_kind(checkpoint.path)
 

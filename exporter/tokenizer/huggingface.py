@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from llama_onnx.exporter.formats.json import read_json
+from llama_onnx.exporter.model.typed_keys import is_number
 from llama_onnx.exporter.tokenizer.files import ROLES, SpecialTokens, TokenizerFiles, set_ends
 from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
 from llama_onnx.runtime.llama.template import chosen_template
@@ -103,19 +104,25 @@ def read_added_tokens(folder: Path) -> dict[int, AddedToken]:
     """
     settings = read_settings(folder)
     special = {_text(value) for key, value in settings.items() if key.endswith("_token")}
-    special |= {_text(value) for value in settings.get("additional_special_tokens") or []}
-    entries: dict[Any, Any] = {
-        index: {"content": token, "special": token in special}
-        for token, index in _optional(folder / "added_tokens.json").items()
-    }
-    entries |= settings.get("added_tokens_decoder") or {}
     try:
-        return {int(index): _added_token(entry) for index, entry in entries.items()}
+        special |= {_text(value) for value in settings.get("additional_special_tokens") or []}
+        entries: dict[Any, Any] = {
+            index: {"content": token, "special": token in special}
+            for token, index in _optional(folder / "added_tokens.json").items()
+        }
+        entries |= settings.get("added_tokens_decoder") or {}
+        return {_index(index): _added_token(entry) for index, entry in entries.items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(
             f"{folder}: the tokens in added_tokens.json or in tokenizer_config.json's "
             "added_tokens_decoder are damaged: download these files again."
         ) from None
+
+
+def _index(value: Any) -> int:
+    if type(value) is int or (isinstance(value, str) and is_number(value)):
+        return int(value)
+    raise ValueError(value)
 
 
 def _added_token(entry: Mapping[str, Any]) -> AddedToken:

@@ -86,6 +86,8 @@ def _read(path: Path) -> Any:
         model.ParseFromString(content)
     except DecodeError:
         raise CheckpointError(f"{path} is not a SentencePiece model: download it again.") from None
+    if not all(isinstance(piece.piece, str) for piece in model.pieces):  # bytes if not UTF-8
+        raise CheckpointError(f"{path} has a piece that is not UTF-8 text: download it again.")
     return model
 
 

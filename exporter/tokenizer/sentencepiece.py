@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -10,11 +11,14 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenType, add_special_tokens
-from llama_onnx.targets.errors import UnsupportedError
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _SPACE = "▁"
 
 Merge = tuple[str, str]
+
+MAX_PIECES, MAX_LENGTH = 500_000, 512
+"""Gemma has 262,000 pieces, the longest of 93 characters."""
 
 
 def sentencepiece_tokenizer(
@@ -36,6 +40,7 @@ def sentencepiece_tokenizer(
     it is neither a space nor a special token. `where` names the source in messages. Raises
     `UnsupportedError` when the vocabulary merges in a way that a list of merges cannot express.
     """
+    check_pieces(pieces, where, scores)
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     normal = {
         piece: score
@@ -73,6 +78,19 @@ def sentencepiece_tokenizer(
     marked = [TokenType.NORMAL if i in cut_off else kind for i, kind in enumerate(types)]
     add_special_tokens(tokenizer, pieces, marked, special)
     return tokenizer
+
+
+def check_pieces(pieces: Sequence[str], where: str, scores: Sequence[float] = ()) -> None:
+    """Raise `CheckpointError` for a vocabulary that no model has and that takes for ever to read:
+    each way to cut a piece in two is looked up."""
+    if not all(map(math.isfinite, scores)):
+        raise CheckpointError(f"{where}: a piece has no finite score: download it again.")
+    longest = max(map(len, pieces), default=0)
+    if len(pieces) > MAX_PIECES or longest > MAX_LENGTH:
+        raise CheckpointError(
+            f"{where}: the vocabulary has {len(pieces):,} pieces of up to {longest:,} characters, "
+            f"more than {MAX_PIECES:,} or longer than {MAX_LENGTH:,}: download it again."
+        )
 
 
 def _cut_off(atoms: Sequence[str]) -> list[pre_tokenizers.PreTokenizer]:

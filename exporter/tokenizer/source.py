@@ -163,8 +163,8 @@ def _sentencepiece_codec(folder: Path, vocab_size: int | None) -> Codec:
     hidden = {mark.id for mark in marks if mark.special}
     splitter = re.compile("|".join(f"({mark.pattern})" for mark in marks) or "(?!)")
     special = special_tokens(_own_tokens(processor), settings)
-    first = [ids[special.bos]] if special.add_bos and special.bos else []
-    last = [ids[special.eos]] if special.add_eos and special.eos else []
+    first = [ids[special.bos]] if special.add_bos and special.bos in ids else []
+    last = [ids[special.eos]] if special.add_eos and special.eos in ids else []
 
     def encode(text: str) -> list[int]:
         found, position = list(first), 0
@@ -206,7 +206,7 @@ def _processor(
     try:
         processor = SentencePieceProcessor(model_proto=content)
         bare = SentencePieceProcessor(model_proto=without_prefix(content))
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # a piece may not be UTF-8
         raise CheckpointError(
             f"{folder / MODEL} is not a SentencePiece model: download it again."
         ) from None

@@ -32,7 +32,8 @@ from llama_onnx.runtime.bundles.clouds import (
 from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.runtime.bundles.template_files import copy_template, fill_template, write_text
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import MANIFEST, SIGNATURE_SUFFIX, ModelPackage
+from llama_onnx.targets.listing import SIGNATURE_SUFFIX
+from llama_onnx.targets.package import MANIFEST, ModelPackage
 
 MACHINES = (
     Machine("ml.m5.xlarge", 16),

@@ -22,6 +22,7 @@ from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, 
 from llama_onnx.exporter.graph.names import HEAD, belongs_to, matrix_names
 from llama_onnx.exporter.model.checkpoint import TensorsByName, check_tensors, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
+from llama_onnx.targets.contents import check_graph_of
 from llama_onnx.targets.errors import CheckpointError, PackageError
 from llama_onnx.targets.folder_files import file_inside, open_inside, read_inside
 from llama_onnx.targets.graph_names import LOGITS
@@ -83,6 +84,7 @@ class PackageCheckpoint(TensorsByName):
         if not (path / MODEL_FILE).is_file():
             raise PackageError(f"{path} has no {MODEL_FILE}: pass the folder of a package.")
         config = config_from_huggingface(read_json(path / "config.json"), str(path / "config.json"))
+        check_graph_of(path)  # onnx's own reader would open whatever files a graph names
         graph = load_model(path).graph
         stored = {i.name: read_initializer(path, i) for i in graph.initializer}
         made_by = {output: node for node in graph.node for output in node.output}

@@ -12,7 +12,9 @@ from llama_onnx.exporter.checkpoints.package.same_model import check_same_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
 from llama_onnx.exporter.packaging.adapters import read_parameters
 from llama_onnx.exporter.reference.subject import Subject
-from llama_onnx.targets.package import FORMAT_VERSION, MANIFEST, ModelPackage, read_index
+from llama_onnx.targets.errors import LlamaOnnxError, PackageError
+from llama_onnx.targets.listing import read_listing
+from llama_onnx.targets.package import FORMAT_VERSION, MANIFEST, ModelPackage
 
 
 def open_subject(
@@ -27,7 +29,7 @@ def open_subject(
     read. Raises `UsageError` when the two are not the same architecture, `PackageError` when the
     package cannot be read, `CheckpointError` when the checkpoint or the adapter cannot.
     """
-    weights = PackageCheckpoint.open(package)
+    weights = _open_package(package)
     check_same_model(weights, original)
     check_tensors(original)
     manifest = _read_manifest(package)
@@ -45,7 +47,21 @@ def open_subject(
     )
 
 
+def _open_package(package: Path) -> PackageCheckpoint:
+    try:
+        return PackageCheckpoint.open(package)
+    except LlamaOnnxError as error:
+        # What is wrong with a file is often that it is not the one that was exported.
+        opened = ModelPackage.unchecked(package)
+        altered = opened.verify() if opened else []
+        if not altered:
+            raise
+        raise PackageError(
+            f"{str(error).removesuffix('.')}: {', '.join(altered)} changed since the export."
+        ) from error
+
+
 def _read_manifest(package: Path) -> Mapping[str, Any]:
     # Not `ModelPackage.open`, which refuses files of another size: they must be measured too.
     file = package / MANIFEST
-    return read_index(file, FORMAT_VERSION) if file.exists() else {}
+    return read_listing(file, FORMAT_VERSION) if file.exists() else {}

@@ -117,7 +117,7 @@ def test_a_complete_set_of_shards_needs_no_index(tmp_path: Path, make: Any) -> N
     for name, expected in tiny.weights(tiny.GQA).items():
         np.testing.assert_array_equal(checkpoint.tensor(name).rows(0, len(expected)), expected)
     assert "transformers does not load it without the index" in checkpoint.warnings()[0]
-    with pytest.raises(OSError, match="no file named model.safetensors"):
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
         loaded(tmp_path)
 
 
