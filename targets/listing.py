@@ -95,15 +95,18 @@ def find_unlisted(index: Path, listed: Collection[str], beside: Collection[str] 
     That is files, links, devices, and folders that hold no listed file; their names end with "/".
     `index`, its signature and the names in `beside` are left out.
     """
-    known = {*listed, *beside, index.name, index.name + SIGNATURE_SUFFIX}
-    folders = {parent for name in known for parent in _parents(name)}
-    # A link in the hub's cache is a file whose content is elsewhere. As listed files are opened
-    # only with `file_inside`, links among them need no second check.
-    found = sorted(name for name in _walk(index.parent, "", folders) if name not in known)
-    unfinished = (f"{index.name}.tmp", f"{index.name}{SIGNATURE_SUFFIX}.tmp")
-    allowed = {*TOLERATED, *unfinished}
-    tolerated = tuple(name for name in found if name in allowed and _is_plain(index.parent / name))
-    return Unlisted(tuple(name for name in found if name not in tolerated), tolerated)
+    ours = {*listed, index.name}
+    allowed = {*beside, index.name + SIGNATURE_SUFFIX}
+    left = {*TOLERATED, f"{index.name}.tmp", f"{index.name}{SIGNATURE_SUFFIX}.tmp"}
+    folders = {parent for name in listed for parent in _parents(name)}
+    unknown: list[str] = []
+    tolerated: list[str] = []
+    for name in sorted(_walk(index.parent, "", folders)):
+        if name in ours or (name in allowed and _is_plain(index.parent, name)):
+            continue
+        plain = name in left and _is_plain(index.parent, name)
+        (tolerated if plain else unknown).append(name)
+    return Unlisted(tuple(unknown), tuple(tolerated))
 
 
 def _walk(root: Path, below: str, folders: Collection[str]) -> Iterator[str]:
@@ -134,8 +137,14 @@ def _look_into(root: Path, name: str) -> Iterator[str]:
             yield f"{name}/{inner.name}"
 
 
-def _is_plain(path: Path) -> bool:
-    return not path.is_symlink() and (path.is_file() or path.is_dir())
+def _is_plain(folder: Path, name: str) -> bool:
+    """Whether it is a folder, for a name that ends with "/", or a regular file: no link out."""
+    if name.endswith("/"):
+        return True
+    try:
+        return file_inside(folder, name, PackageError) is not None
+    except PackageError:
+        return False
 
 
 def _parents(name: str) -> Iterator[str]:

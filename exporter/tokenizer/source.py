@@ -157,26 +157,14 @@ def _sentencepiece_codec(folder: Path, vocab_size: int | None) -> Codec:
     """Return SentencePiece with what transformers' LlamaTokenizer adds: special tokens split a text
     into parts that are encoded separately; BOS and EOS follow the settings. With `"legacy": false`,
     only a part at the start of the text gets a space in front, unless it has one."""
-    from sentencepiece import SentencePieceProcessor
-
     from llama_onnx.exporter.tokenizer.huggingface import (
         is_legacy,
         read_settings,
         special_tokens,
     )
-    from llama_onnx.exporter.tokenizer.model_file import MAX_BYTES, without_prefix
 
     settings = read_settings(folder)
-    legacy = is_legacy(settings)
-    try:
-        content = read_inside(folder, MODEL, max_bytes=MAX_BYTES)
-        if not legacy:
-            content = without_prefix(content)
-        processor = SentencePieceProcessor(model_proto=content)
-    except (RuntimeError, ValueError):  # a piece may not be UTF-8
-        raise CheckpointError(
-            f"{folder / MODEL} is not a SentencePiece model: download it again."
-        ) from None
+    processor, encode_part = _processor(folder, legacy=is_legacy(settings))
     found = [m for m in _marks(folder, processor) if vocab_size is None or m.id < vocab_size]
     marks = sorted(found, key=lambda mark: -len(mark.text))
     ids = {mark.text: mark.id for mark in marks}
@@ -186,20 +174,14 @@ def _sentencepiece_codec(folder: Path, vocab_size: int | None) -> Codec:
     first = [ids[special.bos]] if special.add_bos and special.bos in ids else []
     last = [ids[special.eos]] if special.add_eos and special.eos in ids else []
 
-    def encode_part(text: str, position: int) -> list[int]:
-        lacks_space = text and text[0] not in (" ", "▁")
-        prefix = " " if not legacy and position == 0 and lacks_space else ""
-        ids: list[int] = processor.encode(prefix + text)
-        return ids
-
     def encode(text: str) -> list[int]:
         found, position = list(first), 0
         for match in splitter.finditer(text):
             assert match.lastindex is not None, "every alternative is a group"
-            found += encode_part(text[position : match.start()], position)
+            found += encode_part(text[position : match.start()], first=position == 0)
             found.append(marks[match.lastindex - 1].id)
             position = match.end()
-        return [*found, *encode_part(text[position:], position), *last]
+        return [*found, *encode_part(text[position:], first=position == 0), *last]
 
     def decode(ids: Sequence[int]) -> str:
         # As pieces, since SentencePiece does not know tokens added after its vocabulary.
@@ -218,6 +200,36 @@ def _sentencepiece_codec(folder: Path, vocab_size: int | None) -> Codec:
         )
 
     return Codec(encode, decode, vocabulary)
+
+
+def _processor(
+    folder: Path, *, legacy: bool
+) -> tuple[SentencePieceProcessor, Callable[..., list[int]]]:
+    """Return SentencePiece, and what encodes a part of a text, `first` or not."""
+    from sentencepiece import SentencePieceProcessor
+
+    from llama_onnx.exporter.tokenizer.model_file import MAX_BYTES, without_prefix
+
+    content = read_inside(folder, MODEL, max_bytes=MAX_BYTES)
+    try:
+        processor = SentencePieceProcessor(model_proto=content)
+        bare = SentencePieceProcessor(model_proto=without_prefix(content))
+    except (RuntimeError, ValueError):  # a piece may not be UTF-8
+        raise CheckpointError(
+            f"{folder / MODEL} is not a SentencePiece model: download it again."
+        ) from None
+    adds_prefix = processor.encode("a") != bare.encode("a")
+
+    def encode(text: str, *, first: bool) -> list[int]:
+        encoder = processor
+        if adds_prefix and not legacy:
+            encoder = bare
+            if first and text and text[0] not in (" ", "▁"):
+                text = " " + text
+        ids: list[int] = encoder.encode(text)
+        return ids
+
+    return processor, encode
 
 
 @dataclass(frozen=True)

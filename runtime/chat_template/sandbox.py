@@ -138,10 +138,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=_printed,
         )
         self.filters |= {"tojson": _tojson, "sum": _sum}
-        functions: dict[str, Callable[..., Any]] = dict(self.filters)
-        self.filters = {name: _bounded(name, f) for name, f in functions.items()}
-        functions = dict(self.tests)
-        self.tests |= {name: _bounded(name, functions[name]) for name in _COMPARING}
+        for name in self.filters:
+            self.filters[name] = _bounded(name, self.filters[name])
+        for name in _COMPARING:
+            self.tests[name] = _bounded(name, self.tests[name])
         del self.globals["lipsum"]
         self.globals |= {
             "raise_exception": _raise_exception,
@@ -224,7 +224,7 @@ def _printed(value: Any) -> Any:
     return value
 
 
-def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _bounded(name: str, function: Any) -> Callable[..., Any]:
     """Return the filter or test `name` with its arguments and its result checked."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0  # the context, or the like
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from llama_onnx.runtime import ort
+from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
 from llama_onnx.runtime.measure.certificate import (
     CERTIFICATE,
     COVERED_FILES,
@@ -153,6 +154,8 @@ def verify(
     if not report.intact:
         return report
     _check_claims(package, certificate)
+    if package.has_tokenizer:
+        open_genai_tokenizer(package.path)
     started = perf_counter()
     with forgetting_pages(package.data_path):
         opened = open_session(

@@ -457,6 +457,8 @@ MANIFEST_CHANGES: Mapping[str, Change] = {
     "a size of 10^30": _list("x", size=10**30),
     "a short hash": _list("x", sha256="00"),
     "a hash in capitals": _list("x", sha256="A" * 64),
+    "a precision with a line of YAML": _manifest(lambda m: m.update(precision="int4\nx: y")),
+    "a precision of another kind": _manifest(lambda m: m.update(precision="int2")),
     "no files": _manifest(lambda m: m["files"].clear()),
     "20,000 files": _manifest(
         lambda m: m["files"].update(
@@ -483,6 +485,15 @@ MANIFEST_CHANGES: Mapping[str, Change] = {
 
 
 # ---- files that nobody lists ---------------------------------------------------------------------
+
+
+def _link(name: str, target: str) -> Change:
+    def change(package: Path) -> None:
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).symlink_to(target)
+
+    return change
+
 
 BESIDE_CHANGES: Mapping[str, Change] = {
     **{
@@ -514,10 +525,17 @@ BESIDE_CHANGES: Mapping[str, Change] = {
     "an empty folder": lambda package: (package / "empty").mkdir(),
     "a FIFO": lambda package: os.mkfifo(package / "pipe"),
     "a socket": lambda package: _socket(package / "socket"),
-    "a link to a file": lambda package: (package / "link").symlink_to("/etc/passwd"),
-    "a link to a folder": lambda package: (package / "link").symlink_to("/"),
-    "a link to itself": lambda package: (package / "link").symlink_to("link"),
-    "sums that are a link": lambda package: (package / "tokens").symlink_to("SHA256SUMS"),
+    "a link to a file": _link("link", "/etc/passwd"),
+    "a link to a folder": _link("link", "/"),
+    "a link to itself": _link("link", "link"),
+    **{
+        f"{name} as a link out": _link(name, "/etc/hosts")
+        for name in ("SHA256SUMS", "manifest.json.sig", "README.md", ".gitattributes", "model.sig")
+    },
+    "sums that are a FIFO": lambda package: os.mkfifo(package / "SHA256SUMS"),
+    "a signature that is a FIFO": lambda package: os.mkfifo(package / "manifest.json.sig"),
+    "a bill of materials that is a folder": lambda package: (package / "sbom.cdx.json").mkdir(),
+    "a link among what a download leaves": _link(".cache/huggingface", "/"),
     "20,000 files": lambda package: [(package / f"f{i}").write_bytes(b"") for i in range(20_000)],
 }
 

@@ -16,12 +16,14 @@ def as_whole(value: Any) -> int | None:
 
     True and 3.0 are not: they come from a mistake more often than from an intention.
     """
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return None
+    return int(value)
 
 
 def as_float(value: Any) -> float | None:
     """Return `value` as a float, NumPy's included; None unless it is a finite number."""
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return None
     try:
         number = float(value)
@@ -37,8 +39,10 @@ def shown(value: Any) -> str:
     ('a number of 401 digits', "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...")
     """
     if isinstance(value, int) and value.bit_length() > 128:
-        # Python refuses to write more than 4,300 digits.
-        return f"a number of {math.floor(value.bit_length() * math.log10(2)) + 1:,} digits"
+        # Python refuses to write more than 4,300 digits; their number can be one too many.
+        bits = value.bit_length()
+        digits = len(str(abs(value))) if bits < 10_000 else math.floor(bits * math.log10(2)) + 1
+        return f"a number of {digits:,} digits"
     if isinstance(value, (dict, list, tuple)):
         return f"a {type(value).__name__}"
     text = printable(repr(value))
