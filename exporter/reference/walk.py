@@ -101,8 +101,17 @@ def advance(layer: LlamaDecoderLayer, rotary: LlamaRotaryEmbedding, x: Tensor) -
     """Return the hidden states [1, S, H] after `layer`, given those before it."""
     positions = torch.arange(x.shape[1])[None]  # [1, S]
     # Without a mask, attention is causal, and not all scores are in memory at once.
-    output: Tensor = layer(x, attention_mask=None, position_embeddings=rotary(x, positions))
+    window = getattr(layer.self_attn.config, "sliding_window", None)
+    mask = None if window is None else _window_mask(x.shape[1], window)
+    output: Tensor = layer(x, attention_mask=mask, position_embeddings=rotary(x, positions))
     return output
+
+
+def _window_mask(length: int, window: int) -> Tensor:
+    """Return which positions [1, 1, S, S] each token attends to: itself and those before it, as
+    many as the window has."""
+    ones = torch.ones(1, 1, length, length, dtype=torch.bool)
+    return ones.tril() & ones.triu(1 - window)
 
 
 def read_out(checkpoint: Checkpoint, hidden: Sequence[Tensor]) -> list[Float32]:
@@ -152,6 +161,7 @@ def reference_config(config: LlamaConfig) -> transformers.LlamaConfig:
         rope_parameters=config.rope_parameters(),
         tie_word_embeddings=config.tie_word_embeddings,
         dtype=torch.float32,
+        sliding_window=config.window,  # not one of a Llama's keys; `advance` reads it
     )
     reference._attn_implementation = "sdpa"
     return reference
