@@ -305,6 +305,15 @@ def _raw(edit: Callable[[bytes], bytes]) -> Change:
     return change
 
 
+def _length(value: int) -> bytes:
+    """Return a varint."""
+    groups = []
+    while value >= 0x80:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
+
+
 GRAPH_CHANGES: Mapping[str, Change] = {
     "a loop without end": _model(_loop),
     "If": _node("If"),
@@ -361,7 +370,9 @@ GRAPH_CHANGES: Mapping[str, Change] = {
     "nothing": _raw(lambda b: b""),
     "two graphs": _raw(lambda b: b + b),
     "ONNX Runtime's own format": _raw(lambda b: b[:4] + b"ORTM" + b[8:]),
-    "16 MB of fields": _raw(lambda b: b + b"\x10\x01" * (9 << 20)),
+    "17 MB": _raw(lambda b: b + bytes(17 << 20)),
+    "a million operator sets": _raw(lambda b: b + b"\x42\x00" * 10**6),
+    "a million shapes": _raw(lambda b: b"\x3a" + _length(2 * 10**6) + b"\x6a\x00" * 10**6),
     "a varint without end": _raw(lambda b: b + b"\xff" * 1000),
     "a group": _raw(lambda b: b + b"\x0b\x0c"),
 }
@@ -468,6 +479,7 @@ MANIFEST_CHANGES: Mapping[str, Change] = {
     "a format of True": _manifest(lambda m: m.update(format_version=-1)),
     "an adapter outside": _manifest(lambda m: m.update(adapters={"x": {"file": "../x"}})),
     "nesting": lambda package: (package / MANIFEST).write_text("[" * 100_000, "utf-8"),
+    "a manifest of 4 GB": lambda package: os.truncate(package / MANIFEST, 4 << 30),
     "a listed FIFO": _instead("tokenizer.json", os.mkfifo),
     "a manifest that is a FIFO": _instead(MANIFEST, os.mkfifo),
     "a graph that is a FIFO": _instead("model.onnx", os.mkfifo),
