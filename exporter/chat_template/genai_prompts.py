@@ -31,8 +31,10 @@ def genai_prompts(
     conversation that it refuses.
 
     A template that could keep it busy for ever, or crash it, is rendered in another process: then
-    all are None if that fails.
+    all are None if that fails. Raises `MissingDependencyError` without onnxruntime-genai.
     """
+    import llama_onnx.runtime.genai  # noqa: F401 - to know before another process is started
+
     if not needs_care(template):
         return _render(package, template, conversations)
     with tempfile.TemporaryDirectory() as work:

@@ -3,6 +3,7 @@ or a warning names the conversations."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,16 @@ def test_the_rare_template_that_refuses(folder: Path) -> None:
         "{{ messages[0].content }}"
     )
     assert write(folder, template) == [], "both refuse the same conversations"
+
+
+def test_without_onnxruntime_genai_nothing_is_compared(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_onnx.runtime.genai", None)
+    for name in ("numbers", "slices"):  # in another process, and in this one
+        assert write(folder, TEMPLATES[name]) == []
+    assert write(folder, TEMPLATES["zephyr"]) == []
+    assert "{%-" in (folder / "chat_template.jinja").read_text(), "written all the same"
 
 
 def test_the_warning_names_the_conversations(folder: Path) -> None:
