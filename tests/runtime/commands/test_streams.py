@@ -184,7 +184,11 @@ def test_no_stdin(package: Path, command: str) -> None:
 @pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
 @pytest.mark.parametrize("args", [("targets",), ("no-such-command",)])
 def test_closed_outputs(args: tuple[str, ...], closed: tuple[int, ...]) -> None:
-    done = run(*args, preexec_fn=lambda: [os.close(number) for number in closed])
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
+    done = run(*args, preexec_fn=close)
     assert done.returncode == (0 if args == ("targets",) else 2)
     assert b"Traceback" not in done.stderr + done.stdout
 
