@@ -509,8 +509,8 @@ def transformers_prompt(template: str, messages: list[dict[str, Any]], **options
     """Return the prompt of transformers itself."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    options = {"add_generation_prompt": True} | options
-    found, _ = render_jinja_template([messages], chat_template=template, **options, **SPECIAL)
+    settings: dict[str, Any] = {"add_generation_prompt": True, **options, **SPECIAL}
+    found, _ = render_jinja_template([messages], chat_template=template, **settings)
     return str(found[0])
 
 

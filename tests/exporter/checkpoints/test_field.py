@@ -46,9 +46,10 @@ def quiet() -> Iterator[None]:
 
 def loaded(folder: Path) -> Any:
     """Return transformers' model of `folder`, whose weights were all found in it."""
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    found: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
+    model, info = found
     assert not info["missing_keys"]
     return model.eval()
 
