@@ -18,8 +18,17 @@ called, and raises `MissingDependencyError` with the command to run if an extra 
 
 from __future__ import annotations
 
-import functools
 import os
+import sys
+
+if sys.argv and sys.argv[0].replace("\\", "/").rpartition("/")[2].startswith("llama-onnx"):
+    # The command line starts with the imports below: Ctrl-C ends it, without a traceback. Later,
+    # runtime/commands/streams.py takes over.
+    import signal
+
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import SILENT
 from llama_onnx.targets.providers import get_provider
 from llama_onnx.targets.registry import get_target
@@ -110,6 +111,8 @@ def validate(
     from llama_onnx.exporter.parity.prove import check_measurable, prove_subject
     from llama_onnx.exporter.sources import open_checkpoint
 
+    if texts is not None and (opened := ModelPackage.unchecked(Path(package))):
+        opened.require_tokenizer()
     texts = TEXTS if texts is None else texts
     check_measurable(texts, tokens, prompt_tokens)  # before a download
     merged = _paths(adapters)

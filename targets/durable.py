@@ -14,7 +14,10 @@ from pathlib import Path
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` to `path`, which has its old content or this one at every moment."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
+    # A stranger's folder may have a link there: what it leads to must not be written.
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:
+        file.write(content)
     flush(temporary)
     temporary.replace(path)
     flush(path.parent)

@@ -37,6 +37,9 @@ names them."""
 MAX_FILES = 10_000
 """Most files that a list may name, and that are looked at in a folder."""
 
+_MAX_BYTES = 16 << 20
+"""Largest list: the manifest of Llama 3.1 405B, with the costs of its nodes, has 1 MB."""
+
 
 @dataclass(frozen=True)
 class Unlisted:
@@ -64,7 +67,8 @@ def read_listing(file: Path, format_version: int) -> dict[str, Any]:
     if found is None:
         raise PackageError(f"{file.parent} is not a llama-onnx package: it has no {file.name}.")
     try:
-        content = parse_json(found.read_bytes(), unique=True)
+        with found.open("rb") as opened:
+            content = parse_json(opened.read(_MAX_BYTES + 1), unique=True, max_bytes=_MAX_BYTES)
     except OSError as error:
         raise PackageError(f"{file} cannot be read: {error.strerror or error}.") from None
     except JSONError as error:
@@ -95,15 +99,18 @@ def find_unlisted(index: Path, listed: Collection[str], beside: Collection[str] 
     That is files, links, devices, and folders that hold no listed file; their names end with "/".
     `index`, its signature and the names in `beside` are left out.
     """
-    known = {*listed, *beside, index.name, index.name + SIGNATURE_SUFFIX}
-    folders = {parent for name in known for parent in _parents(name)}
-    # A link in the hub's cache is a file whose content is elsewhere. As listed files are opened
-    # only with `file_inside`, links among them need no second check.
-    found = sorted(name for name in _walk(index.parent, "", folders) if name not in known)
-    unfinished = (f"{index.name}.tmp", f"{index.name}{SIGNATURE_SUFFIX}.tmp")
-    allowed = {*TOLERATED, *unfinished}
-    tolerated = tuple(name for name in found if name in allowed and _is_plain(index.parent / name))
-    return Unlisted(tuple(name for name in found if name not in tolerated), tolerated)
+    ours = {*listed, index.name}
+    allowed = {*beside, index.name + SIGNATURE_SUFFIX}
+    left = {*TOLERATED, f"{index.name}.tmp", f"{index.name}{SIGNATURE_SUFFIX}.tmp"}
+    folders = {parent for name in listed for parent in _parents(name)}
+    unknown: list[str] = []
+    tolerated: list[str] = []
+    for name in sorted(_walk(index.parent, "", folders)):
+        if name in ours or (name in allowed and _is_plain(index.parent, name)):
+            continue
+        plain = name in left and _is_plain(index.parent, name)
+        (tolerated if plain else unknown).append(name)
+    return Unlisted(tuple(unknown), tuple(tolerated))
 
 
 def _walk(root: Path, below: str, folders: Collection[str]) -> Iterator[str]:
@@ -134,8 +141,14 @@ def _look_into(root: Path, name: str) -> Iterator[str]:
             yield f"{name}/{inner.name}"
 
 
-def _is_plain(path: Path) -> bool:
-    return not path.is_symlink() and (path.is_file() or path.is_dir())
+def _is_plain(folder: Path, name: str) -> bool:
+    """Whether it is a folder, for a name that ends with "/", or a regular file: no link out."""
+    if name.endswith("/"):
+        return True
+    try:
+        return file_inside(folder, name, PackageError) is not None
+    except PackageError:
+        return False
 
 
 def _parents(name: str) -> Iterator[str]:

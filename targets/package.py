@@ -34,6 +34,7 @@ PARTIAL_SUFFIX = ".partial"
 _BUNDLE_FILES = ("bundle.json", f"bundle.json{SIGNATURE_SUFFIX}")
 """Beside a package's own files in a bundle for the hub."""
 
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 _TYPES = {"target": str, "precision": str, "recipe": dict, "source": dict}
 
 
@@ -213,6 +214,17 @@ def check_unsigned(package: ModelPackage) -> None:
         )
 
 
+def check_changeable(package: ModelPackage) -> None:
+    """Raise `UsageError` for a package that nothing can be added to: a signed one, and one with
+    links or folders that are not its own, where what is added could land elsewhere."""
+    check_unsigned(package)
+    for name in package.unlisted().unknown:
+        path = package.path / name
+        killed = name.endswith(f"{PARTIAL_SUFFIX}/")  # the next call removes it
+        if path.is_symlink() or not (path.is_file() or killed):
+            raise UsageError(f"{path} is not part of the package: remove it first.")
+
+
 def is_package(path: Path) -> bool:
     """Return whether `path` is a folder with a valid manifest; other files are not checked."""
     return ModelPackage.unchecked(path) is not None
@@ -245,6 +257,8 @@ def _check_manifest(manifest: dict[str, Any], file: Path) -> None:
     for key, kind in _TYPES.items():
         if not isinstance(manifest.get(key), kind):
             raise PackageError(f"{file} is damaged: {key!r} is missing or has the wrong type.")
+    if manifest["precision"] not in _PRECISIONS:
+        raise PackageError(f"{file} is damaged: its precision is none of {', '.join(_PRECISIONS)}.")
     _check_adapters(manifest, file)
 
 

@@ -96,14 +96,15 @@ def placement_facts(
 
 
 def _print_facts(path: Path | HubId, facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from llama_onnx.runtime.commands.tables import make_console
 
     table = Table(title=Text(str(path)), show_header=False)
     for name, value in _rows(facts):
         table.add_row(name, Text(value))
-    Console().print(table)
+    make_console().print(table)
 
 
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ from llama_onnx.exporter.commands.options import (
     sort_adapters,
 )
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.registry import get_target
 
 if TYPE_CHECKING:
@@ -50,13 +51,13 @@ def command(
     Reads the headers, and a few megabytes of weights to estimate the time. For a model on the hub
     (OWNER/NAME) with safetensors weights, only the headers are downloaded.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from llama_onnx.exporter.packaging.adapters import open_kept
     from llama_onnx.exporter.packaging.plan import estimate_seconds, make_plan
     from llama_onnx.exporter.sources import open_checkpoint
+    from llama_onnx.runtime.commands.tables import make_console
 
     merged, folders = sort_adapters(adapters, keep=keep_adapter)
     chosen = Options(**options)
@@ -69,7 +70,7 @@ def command(
     for warning in plan.warnings:
         click.echo(f"Warning: {warning}", err=True)
     if plan.tokenizer is None:
-        click.echo(
+        say(
             f"Warning: {source} has no tokenizer, so `export` refuses it: add the tokenizer to the "
             "checkpoint, or pass --no-tokenizer to `export` for a package that takes token ids "
             "only.",
@@ -82,7 +83,7 @@ def command(
     table = Table(title=Text(f"{source}{names} for {target}"), show_header=False)
     for name, value in _rows(plan, checkpoint, kept, seconds):
         table.add_row(name, Text(value))
-    Console().print(table)
+    make_console().print(table)
 
 
 def _rows(

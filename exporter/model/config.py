@@ -28,18 +28,18 @@ _MAX_IDS = 1000  # that end a text
 MIN_CONTEXT, MAX_CONTEXT = 8, 1 << 22
 """In positions; the rotary tables of a longer context would be larger than most models."""
 
+MAX_LAYERS = 4096
+"""Checked before anything is done for each layer; Llama 3.1 405B has 126."""
+
+MIN_EPSILON, MAX_EPSILON = 1e-12, 0.1
+"""Outside, all values are divided by nothing but the epsilon, or it is lost in float32."""
+
 _MISTRAL_DEFAULTS = {
     "sliding_window": 4096,
     "num_key_value_heads": 8,
     "max_position_embeddings": 4096 * 32,
 }
 """What a key that is missing means in the config of a Mistral, where it differs from a Llama's."""
-
-MAX_LAYERS = 4096
-"""Checked before anything is done for each layer; Llama 3.1 405B has 126."""
-
-MIN_EPSILON, MAX_EPSILON = 1e-12, 0.1
-"""Outside, all values are divided by nothing but the epsilon, or it is lost in float32."""
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -221,8 +221,8 @@ def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
             f"{where}: model_type is {shown(model_type)}; this tool exports the Llama architecture "
             "only ('llama', and 'mistral', which differs by its sliding window)."
         )
-    kinds = raw.get("layer_types")
-    if isinstance(kinds, list) and any(kind != kinds[0] for kind in kinds):
+    kinds = raw.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != kinds[0] for kind in kinds):
         raise UnsupportedError(
             f"{where}: layer_types gives the layers different attention, which is not supported."
         )

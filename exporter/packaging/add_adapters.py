@@ -14,7 +14,7 @@ from llama_onnx.exporter.packaging.provenance import package_file
 from llama_onnx.exporter.packaging.trial import try_package
 from llama_onnx.targets.durable import flush
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.package import ModelPackage, check_unsigned, renew_manifest
+from llama_onnx.targets.package import ModelPackage, check_changeable, renew_manifest
 
 
 def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> list[str]:
@@ -27,7 +27,7 @@ def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> l
     adapter of that name, or has a graph that cannot swap a matrix that an adapter changes.
     """
     package = ModelPackage.open(path)
-    check_unsigned(package)
+    check_changeable(package)
     check_same_model(PackageCheckpoint.open(path), base)
     adapters = open_kept(base, folders)
     _check_addable(package, adapters)

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llama_onnx.exporter.chat_template.write import write_for_genai
 from llama_onnx.exporter.tokenizer.files import ROLES, check_tokenizer
 from llama_onnx.exporter.tokenizer.rows import without_rows
-from llama_onnx.exporter.tokenizer.template import write_for_genai
 from llama_onnx.runtime.llama.template import TEMPLATE
-from llama_onnx.targets.errors import MissingDependencyError, UnsupportedError, describe_reason
+from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
+from llama_onnx.targets.errors import PackageError, UnsupportedError
 from llama_onnx.targets.printable import printable
 
 _JSON, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -26,9 +27,9 @@ def finish_tokenizer(folder: Path, source: Path, vocab_size: int) -> list[str]:
     """
     warnings = [*_source_notes(source), *_leave_out(folder, source, vocab_size)]
     check_tokenizer(folder / _JSON, vocab_size, str(source))
+    _open(folder, source)
     if (folder / TEMPLATE).exists():
         warnings += write_for_genai(folder, str(source))
-    _open_in_genai(folder, source)
     return warnings
 
 
@@ -57,24 +58,20 @@ def _leave_out(folder: Path, source: Path, vocab_size: int) -> list[str]:
         json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8"
     )
     some = ", ".join(printable(token) for token in left_out[:5])
-    more = f" and {len(left_out) - 5:,} more" if len(left_out) > 5 else ""
-    tokens = "the token" if len(left_out) == 1 else "the tokens"
+    if len(left_out) == 1:
+        tokens, have, are = f"the token {some}", "has", "is"
+    else:
+        more = f" and {len(left_out) - 5:,} more" if len(left_out) > 5 else ""
+        tokens, have, are = f"the tokens {some}{more}", "have", "are"
     return [
-        f"{source}: {tokens} {some}{more} {'has' if len(left_out) == 1 else 'have'} no row in the "
-        f"embedding, which has {vocab_size:,}, and {'is' if len(left_out) == 1 else 'are'} left out."
+        f"{source}: {tokens} {have} no row in the embedding, which has {vocab_size:,}, and {are} "
+        "left out."
     ]
 
 
-def _open_in_genai(folder: Path, source: Path) -> None:
-    """Open the tokenizer as `generate`, C and C# programs do; without onnxruntime-genai, nothing."""
+def _open(folder: Path, source: Path) -> None:
     try:
-        from llama_onnx.runtime.genai import og
-    except MissingDependencyError:
-        return
-    try:
-        og.Tokenizer(og.Config(str(folder)))
-    except Exception as error:  # a C++ library's own
-        raise UnsupportedError(
-            f"{source}: onnxruntime-genai cannot open the tokenizer "
-            f"({printable(describe_reason(error))})."
-        ) from None
+        open_genai_tokenizer(folder)
+    except PackageError as error:
+        reason = str(error).replace(str(folder), str(source))
+        raise UnsupportedError(reason) from None

@@ -17,6 +17,7 @@ from llama_onnx.exporter.tokenizer.huggingface import (
     read_settings,
     special_tokens,
 )
+from llama_onnx.exporter.tokenizer.json_limits import exceeded_limit
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
@@ -24,12 +25,13 @@ from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
 FILE = "tokenizer.json"
 
 _LLAMA = (
-    None,
-    *(f"{name}Tokenizer{fast}" for name in ("Llama", "CodeLlama") for fast in ("", "Fast")),
+    *(None, "LlamaTokenizer", "LlamaTokenizerFast"),
+    *("CodeLlamaTokenizer", "CodeLlamaTokenizerFast"),
 )
-_DEFAULTS = {
+_END = "<|endoftext|>"
+_DEFAULTS: dict[str | None, SpecialTokens] = {
     **dict.fromkeys(_LLAMA, SpecialTokens("<s>", "</s>", "<unk>")),
-    **dict.fromkeys(("GPT2Tokenizer", "GPT2TokenizerFast"), SpecialTokens(*["<|endoftext|>"] * 3)),
+    **dict.fromkeys(("GPT2Tokenizer", "GPT2TokenizerFast"), SpecialTokens(_END, _END, _END)),
 }
 """Class in tokenizer_config.json -> the roles it has by itself, where the settings name none."""
 
@@ -99,6 +101,8 @@ def _check_kind(folder: Path, content: bytes) -> None:
         raise CheckpointError(
             f"{folder}: tokenizer.json cannot be read (it {error}): download it again."
         ) from None
+    if limit := exceeded_limit(value):
+        raise UnsupportedError(f"{folder}: tokenizer.json is too large: {limit}.")
     model = value.get("model") if isinstance(value, dict) else None
     # Very old files have no type, which is BPE or WordPiece: the library says which it can be.
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
@@ -138,10 +142,10 @@ def _mark_special(
         if (found is None and index == last) or (found == index and index not in known):
             tokenizer.add_tokens([token])
     known = tokenizer.get_added_tokens_decoder()
-    for _, token in special.roles():
-        index = tokenizer.token_to_id(token)
-        if index not in known or not known[index].special:
-            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+    for _, text in special.roles():
+        own = tokenizer.token_to_id(text)
+        if own not in known or not known[own].special:
+            tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True)])
 
 
 def _with_ends(

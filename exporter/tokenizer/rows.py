@@ -1,4 +1,4 @@
-"""Tokens that were added to a tokenizer, but not to the model: they have no row in the embedding."""
+"""Tokens that were added to a tokenizer only: the model's embedding has no row for them."""
 
 from __future__ import annotations
 

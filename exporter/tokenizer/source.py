@@ -88,7 +88,7 @@ def source_codec(path: Path, vocab_size: int | None = None) -> Codec | None:
         from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
 
         metadata = read_header(path).metadata
-        codec = _codec(tokenizer_from_gguf(metadata, str(path)).tokenizer)
+        codec = _codec(tokenizer_from_gguf(metadata, str(path)).tokenizer, path)
         return replace(codec, vocabulary=lambda: _listed_vocabulary(metadata))
     return None
 
@@ -102,24 +102,32 @@ def _folder_codec(folder: Path, vocab_size: int | None) -> Codec:
     text = read_json_tokenizer(folder, spelled=False).text.encode("utf-8")
     if vocab_size is not None:
         text, _ = without_rows(text, vocab_size)
-    return _codec(Tokenizer.from_buffer(text))
+    return _codec(Tokenizer.from_buffer(text), folder / JSON)
 
 
 def json_codec(path: Path) -> Codec:
     """Read the tokenizer in the file `path`; raises `CheckpointError` when it cannot be read."""
     from tokenizers import Tokenizer
 
+    from llama_onnx.exporter.tokenizer.json_limits import exceeded_limit
+
     content = read_inside(path.parent, path.name, max_bytes=strict_json.MAX_BYTES)
     try:
+        if limit := exceeded_limit(strict_json.parse_json(content)):
+            raise CheckpointError(f"{path} is too large: {limit}.")
         tokenizer = Tokenizer.from_buffer(content)
+    except CheckpointError:
+        raise
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
-    return _codec(tokenizer)
+    return _codec(tokenizer, path)
 
 
-def _codec(tokenizer: Tokenizer) -> Codec:
+def _codec(tokenizer: Tokenizer, path: Path) -> Codec:
+    from llama_onnx.exporter.tokenizer.json_limits import encoded
+
     return Codec(
-        lambda text: list(tokenizer.encode(text).ids),
+        lambda text: encoded(tokenizer, text, str(path)),
         tokenizer.decode,
         lambda: _vocabulary(tokenizer),
     )
@@ -149,26 +157,14 @@ def _sentencepiece_codec(folder: Path, vocab_size: int | None) -> Codec:
     """Return SentencePiece with what transformers' LlamaTokenizer adds: special tokens split a text
     into parts that are encoded separately; BOS and EOS follow the settings. With `"legacy": false`,
     only a part at the start of the text gets a space in front, unless it has one."""
-    from sentencepiece import SentencePieceProcessor
-
     from llama_onnx.exporter.tokenizer.huggingface import (
         is_legacy,
         read_settings,
         special_tokens,
     )
-    from llama_onnx.exporter.tokenizer.model_file import MAX_BYTES, without_prefix
 
     settings = read_settings(folder)
-    legacy = is_legacy(settings)
-    try:
-        content = read_inside(folder, MODEL, max_bytes=MAX_BYTES)
-        if not legacy:
-            content = without_prefix(content)
-        processor = SentencePieceProcessor(model_proto=content)
-    except RuntimeError:
-        raise CheckpointError(
-            f"{folder / MODEL} is not a SentencePiece model: download it again."
-        ) from None
+    processor, encode_part = _processor(folder, legacy=is_legacy(settings))
     found = [m for m in _marks(folder, processor) if vocab_size is None or m.id < vocab_size]
     marks = sorted(found, key=lambda mark: -len(mark.text))
     ids = {mark.text: mark.id for mark in marks}
@@ -178,20 +174,14 @@ def _sentencepiece_codec(folder: Path, vocab_size: int | None) -> Codec:
     first = [ids[special.bos]] if special.add_bos and special.bos in ids else []
     last = [ids[special.eos]] if special.add_eos and special.eos in ids else []
 
-    def encode_part(text: str, position: int) -> list[int]:
-        lacks_space = text and text[0] not in (" ", "▁")
-        prefix = " " if not legacy and position == 0 and lacks_space else ""
-        ids: list[int] = processor.encode(prefix + text)
-        return ids
-
     def encode(text: str) -> list[int]:
         found, position = list(first), 0
         for match in splitter.finditer(text):
             assert match.lastindex is not None, "every alternative is a group"
-            found += encode_part(text[position : match.start()], position)
+            found += encode_part(text[position : match.start()], first=position == 0)
             found.append(marks[match.lastindex - 1].id)
             position = match.end()
-        return [*found, *encode_part(text[position:], position), *last]
+        return [*found, *encode_part(text[position:], first=position == 0), *last]
 
     def decode(ids: Sequence[int]) -> str:
         # As pieces, since SentencePiece does not know tokens added after its vocabulary.
@@ -210,6 +200,36 @@ def _sentencepiece_codec(folder: Path, vocab_size: int | None) -> Codec:
         )
 
     return Codec(encode, decode, vocabulary)
+
+
+def _processor(
+    folder: Path, *, legacy: bool
+) -> tuple[SentencePieceProcessor, Callable[..., list[int]]]:
+    """Return SentencePiece, and what encodes a part of a text, `first` or not."""
+    from sentencepiece import SentencePieceProcessor
+
+    from llama_onnx.exporter.tokenizer.model_file import MAX_BYTES, without_prefix
+
+    content = read_inside(folder, MODEL, max_bytes=MAX_BYTES)
+    try:
+        processor = SentencePieceProcessor(model_proto=content)
+        bare = SentencePieceProcessor(model_proto=without_prefix(content))
+    except (RuntimeError, ValueError):  # a piece may not be UTF-8
+        raise CheckpointError(
+            f"{folder / MODEL} is not a SentencePiece model: download it again."
+        ) from None
+    adds_prefix = processor.encode("a") != bare.encode("a")
+
+    def encode(text: str, *, first: bool) -> list[int]:
+        encoder = processor
+        if adds_prefix and not legacy:
+            encoder = bare
+            if first and text and text[0] not in (" ", "▁"):
+                text = " " + text
+        ids: list[int] = encoder.encode(text)
+        return ids
+
+    return processor, encode
 
 
 @dataclass(frozen=True)

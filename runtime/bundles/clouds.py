@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_onnx.runtime.bundles.markdown import as_code
 from llama_onnx.runtime.bundles.template_files import template_path, write_text
 from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError
@@ -34,10 +35,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Need:
-    """The machine chosen for a package, and the reason as part of a sentence."""
+    """The machine chosen for a package, the reason in sentences, and warnings."""
 
     machine: Machine
     reason: str
+    warnings: Sequence[str]
 
 
 def check_cpu(package: ModelPackage, place: str) -> None:
@@ -52,14 +54,27 @@ def check_cpu(package: ModelPackage, place: str) -> None:
 
 
 def choose_machine(package: ModelPackage, machines: Sequence[Machine]) -> Need:
-    """Return the first of `machines`, sorted by memory, that has enough; if none has, the last."""
+    """Return the first of `machines`, sorted by memory, that has enough; if none has, the last.
+
+    The reason says so then, and is a warning too.
+    """
     # ONNX Runtime maps the weights and keeps a second copy, packed for its kernels.
     files = sum(entry["size"] for entry in package.manifest["files"].values())
     needed = 2 * files / _GIB + 2
-    fitting = [machine for machine in machines if machine.memory >= needed]
-    machine = fitting[0] if fitting else machines[-1]
-    reason = f"it needs about {needed:.0f} GiB of memory, twice its size plus 2 GiB, and"
-    return Need(machine, f"{reason} {machine.name} has {machine.memory} GiB")
+    about = f"The model needs about {needed:.0f} GiB of memory, twice its size plus 2 GiB:"
+    for machine in machines:
+        if machine.memory >= needed:
+            reason = (
+                f"{about} {machine.name}, with {machine.memory} GiB, is the smallest type in our "
+                "list that can hold it."
+            )
+            return Need(machine, reason, ())
+    largest = machines[-1]
+    reason = (
+        f"{about} no type in our list can hold it. {largest.name}, the largest, has only "
+        f"{largest.memory} GiB: choose another type."
+    )
+    return Need(largest, reason, (reason,))
 
 
 def service_name(name: str) -> str:
@@ -100,10 +115,10 @@ def copy_runtime(folder: Path) -> None:
 def licence_files(package: ModelPackage) -> str:
     """Return the names of the package's license files, as part of a sentence."""
     names = of_kind(package.files, *TERMS)
-    return ", ".join(f"`{name}`" for name in names) or "none came with it"
+    return ", ".join(map(as_code, names)) or "none came with it"
 
 
 def describe_package(package: ModelPackage) -> str:
     """Return the source and precision of `package`, as part of a sentence."""
-    source = str(package.manifest["source"].get("name", "a model"))
-    return f"{source}, {package.precision}, by ONNX Runtime on the CPU"
+    source = as_code(package.manifest["source"].get("name", "a model"))
+    return f"{source}, {as_code(package.precision)}, by ONNX Runtime on the CPU"

@@ -18,6 +18,7 @@ from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.targets.bundle import BUNDLE, list_files, write_bundle
 from llama_onnx.targets.durable import flush, flush_tree
 from llama_onnx.targets.errors import PackageError, ResourceError, UsageError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.licences import (
     file_start,
     llama_generation,
@@ -136,12 +137,11 @@ def copy_package(package: ModelPackage, folder: Path) -> None:
 
     Raises `PackageError` if a file differs from the manifest.
     """
-    signature = MANIFEST + SIGNATURE_SUFFIX
-    signed = [signature] if (package.path / signature).is_file() else []
-    for name in (*package.manifest["files"], MANIFEST, *signed):
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(package.path / name, target)
+    for name in (*package.manifest["files"], MANIFEST, MANIFEST + SIGNATURE_SUFFIX):
+        source, target = file_inside(package.path, name, PackageError), folder / name
+        if source is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
     # The copy is checked, not the original, which may change in the meantime.
     damaged = ModelPackage(folder, package.manifest).verify()
     if damaged:

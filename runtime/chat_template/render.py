@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import Template, TemplateSyntaxError
+from jinja2 import Template, TemplateSyntaxError, nodes
 
 from llama_onnx.runtime.chat_template.meter import TooMuchError, metered
 from llama_onnx.runtime.chat_template.sandbox import Sandbox
@@ -73,11 +74,28 @@ class ChatTemplate:
 
 @lru_cache(maxsize=8)
 def _compile(text: str) -> Template:
+    with _reading(text):
+        return Sandbox().from_string(text)
+
+
+def parse_template(text: str, *, as_written: bool = False) -> nodes.Template:
+    """Return the tree of a template, with the white space that transformers keeps, or `as_written`
+    with all. Raises `TemplateError` if it cannot be read."""
+    with _reading(text):
+        sandbox = Sandbox()
+        if as_written:
+            sandbox.trim_blocks = sandbox.lstrip_blocks = False
+            sandbox.keep_trailing_newline = True
+        return sandbox.parse(text)
+
+
+@contextmanager
+def _reading(text: str) -> Iterator[None]:
     if len(text) > MOST_SOURCE:
         raise TemplateError(f"it has {len(text):,} characters, more than {MOST_SOURCE:,}")
     try:
         with metered():
-            return Sandbox().from_string(text)
+            yield
     except TemplateSyntaxError as error:
         raise TemplateError(f"line {error.lineno}: {_first_line(error)}") from None
     except TooMuchError as error:

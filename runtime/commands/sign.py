@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from llama_onnx.runtime.commands.keys import sign_with
+from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.bundle import open_shipped
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage, name_package, remove_working_files
@@ -46,4 +47,4 @@ def command(path: Path, key: Path, as_json: bool) -> None:
     if isinstance(shipped, ModelPackage):
         shipped = name_package(shipped)
     file = write_signature(shipped.index, sign)
-    click.echo(json.dumps({"signature": str(file)}) if as_json else f"{file}: signed")
+    say(json.dumps({"signature": str(file)}) if as_json else f"{file}: signed")

@@ -86,28 +86,29 @@ def command(
 
 
 def _print(report: VerifyReport) -> None:
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    from llama_onnx.runtime.commands.tables import make_console
+
+    console = make_console()
     for line in _head(report):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if report.situations:
         console.print(_situations(report))
     for line in _details(report):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     problems = _problems(report)
     if problems:
-        console.print(f"[bold red]failed[/]: {'; '.join(problems)}.", soft_wrap=True)
+        failed = Text.assemble(("failed", "bold red"), f": {'; '.join(problems)}.")
+        console.print(failed, soft_wrap=True)
     else:
         computes = (
             ", and the package computes the certified results on this machine"
             if report.placement
             else ""
         )
-        console.print(
-            f"[bold green]passed[/]: all files are intact{computes}.",
-            soft_wrap=True,
-        )
+        passed = Text.assemble(("passed", "bold green"), f": all files are intact{computes}.")
+        console.print(passed, soft_wrap=True)
 
 
 def _head(report: VerifyReport) -> Iterator[str]:

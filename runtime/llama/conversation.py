@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llama_onnx.runtime.llama.values import shown
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.printable import printable
+from llama_onnx.targets.printable import printable, shown
 
 Message = Mapping[str, Any]
 """`{"role": "system" | "user" | "assistant", "content": ...}`"""
@@ -31,8 +30,8 @@ def check_messages(messages: Any, name: str = "messages") -> list[dict[str, Any]
       joined by line feeds, as llama.cpp and vLLM join them. Missing, null (also beside
       `tool_calls`), a number or a part of another type is refused;
     - other entries, such as `name`, go to the template as they are, if they are JSON;
-    - every text is valid Unicode: half of a surrogate pair is refused. A NUL is a character like any
-      other. The C library, whose strings end at a NUL, refuses it.
+    - every text is valid Unicode: half of a surrogate pair is refused. A NUL is a character
+      like any other, except in the C library, whose strings end at a NUL and which refuses it.
 
     Raises `UsageError`, which calls the conversation `name`.
 

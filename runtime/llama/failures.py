@@ -2,26 +2,8 @@
 
 from __future__ import annotations
 
+from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, describe_reason
-
-_MEMORY = (
-    "bad_alloc",
-    "bad allocation",
-    "failed to allocate",
-    "could not allocate",
-    "out of memory",
-    "outofmemory",
-    "not enough memory",
-    "cannot allocate memory",
-    "8007000e",
-)
-"""How ONNX Runtime, CUDA, DirectML and the C++ library say that memory ran out, in lower case."""
-
-
-def is_memory_failure(error: Exception) -> bool:
-    """Return whether a library's error means that memory ran out."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in _MEMORY)
 
 
 def describe_failure(error: Exception, prompt_tokens: int, length: int) -> LlamaOnnxError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llama_onnx.runtime.llama.conversation import Message, check_messages
-from llama_onnx.runtime.llama.failures import describe_failure, is_memory_failure
+from llama_onnx.runtime.llama.failures import describe_failure
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats
 from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.prompt import Tokens, check_text_length, check_tokens, total_length
@@ -18,6 +18,7 @@ from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.template import render_messages
 from llama_onnx.runtime.llama.text_files import read_encoder, read_settings
+from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider

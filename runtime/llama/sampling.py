@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from llama_onnx.runtime.llama.arguments import as_float, as_whole
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.runtime.llama.values import as_float, as_whole, shown
+from llama_onnx.targets.printable import shown
 
 GREEDY_BELOW = 1e-6
 """Smaller temperatures are greedy: logits that differ by 1e-4 are then 100 nats apart, and the
@@ -149,17 +150,26 @@ class Sampling:
         if self.seed is not None:
             del options["seed"]
             options["random_seed"] = fold_seed(self.seed)
-        if self.top_k is not None and self.top_k >= vocab_size:
-            options["top_k"] = 0  # all, as in llama.cpp; genai refuses more than there are
-        if self.temperature == 0:
-            del options["temperature"]
-            options["do_sample"] = False
-        elif options.keys() - {"random_seed"}:
+        if options.keys() - {"random_seed"}:
             options["do_sample"] = True
-        if self.top_p is not None and self.top_p < GREEDY_BELOW:
-            del options["top_p"]  # genai takes 0 as off; it means the likeliest token alone
-            options["top_k"] = 1
-        return options
+        return genai_values(options, vocab_size)
+
+
+def genai_values(options: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """Return search options, read by `read_value`, as onnxruntime-genai means them.
+
+    It refuses a `top_k` above the vocabulary, which is all tokens; takes `top_p` 0, the likeliest
+    token alone, as off; and divides by a temperature of 0, which is greedy.
+    """
+    values = dict(options)
+    if values.get("top_k", 0) >= vocab_size:
+        values["top_k"] = 0
+    if values.get("top_p", 1) < GREEDY_BELOW:
+        values |= {"top_p": 1.0, "top_k": 1}
+    if values.get("temperature") == 0:
+        del values["temperature"]
+        values["do_sample"] = False
+    return values
 
 
 def fold_seed(seed: int) -> int:

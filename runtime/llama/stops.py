@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
-from llama_onnx.runtime.llama.values import shown
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.printable import shown
 
 MAX_STOPS = 256
 """Most stop strings of one answer: each is looked for in every piece of text."""
@@ -25,13 +25,15 @@ def check_stops(stop: Any, name: str = "stop") -> tuple[str, ...]:
     """
     if isinstance(stop, str):
         stop = [stop]
-    if isinstance(stop, (list, tuple)) and len(stop) > MAX_STOPS:
-        raise UsageError(f"{name} has {len(stop):,} texts, more than the {MAX_STOPS} allowed.")
     try:
-        stops = tuple(stop)
+        texts = iter(stop)
     except TypeError:
         raise UsageError(f"{name} must be a text or a list of texts, not {shown(stop)}.") from None
-    for text in stops:
+    stops: list[str] = []
+    for text in texts:
+        if len(stops) == MAX_STOPS:
+            has = f"{len(stop):,} texts, more" if isinstance(stop, Sized) else "more"
+            raise UsageError(f"{name} has {has} than the {MAX_STOPS} allowed.")
         if not isinstance(text, str) or not text:
             raise UsageError(f"{name} must hold texts that are not empty, not {shown(text)}.")
         if len(text) > MAX_STOP_LENGTH:
@@ -39,9 +41,8 @@ def check_stops(stop: Any, name: str = "stop") -> tuple[str, ...]:
                 f"{name} has a text of {len(text):,} characters, more than the "
                 f"{MAX_STOP_LENGTH:,} allowed."
             )
-    if len(stops) > MAX_STOPS:
-        raise UsageError(f"{name} has {len(stops):,} texts, more than the {MAX_STOPS} allowed.")
-    return stops
+        stops.append(text)
+    return tuple(stops)
 
 
 class StopFilter:

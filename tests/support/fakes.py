@@ -53,7 +53,8 @@ def generation(
     """Return an answer with one token per character; "." is the end token."""
     generator = FakeGenerator([ord(character) for character in text], before_step)
     prompt = np.array([1, 2, 3], dtype=np.int32)
-    return Generation(generator, FakeStream(), prompt, {ord(".")}, stop)
+    length = len(prompt) + len(text)
+    return Generation(generator, FakeStream(), prompt, {ord(".")}, stop, length=length)
 
 
 def interrupt_at(step: int) -> Callable[[int], None]:

@@ -305,6 +305,15 @@ def _raw(edit: Callable[[bytes], bytes]) -> Change:
     return change
 
 
+def _length(value: int) -> bytes:
+    """Return a varint."""
+    groups = []
+    while value >= 0x80:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
+
+
 GRAPH_CHANGES: Mapping[str, Change] = {
     "a loop without end": _model(_loop),
     "If": _node("If"),
@@ -361,7 +370,9 @@ GRAPH_CHANGES: Mapping[str, Change] = {
     "nothing": _raw(lambda b: b""),
     "two graphs": _raw(lambda b: b + b),
     "ONNX Runtime's own format": _raw(lambda b: b[:4] + b"ORTM" + b[8:]),
-    "16 MB of fields": _raw(lambda b: b + b"\x10\x01" * (9 << 20)),
+    "17 MB": _raw(lambda b: b + bytes(17 << 20)),
+    "a million operator sets": _raw(lambda b: b + b"\x42\x00" * 10**6),
+    "a million shapes": _raw(lambda b: b"\x3a" + _length(2 * 10**6) + b"\x6a\x00" * 10**6),
     "a varint without end": _raw(lambda b: b + b"\xff" * 1000),
     "a group": _raw(lambda b: b + b"\x0b\x0c"),
 }
@@ -457,6 +468,8 @@ MANIFEST_CHANGES: Mapping[str, Change] = {
     "a size of 10^30": _list("x", size=10**30),
     "a short hash": _list("x", sha256="00"),
     "a hash in capitals": _list("x", sha256="A" * 64),
+    "a precision with a line of YAML": _manifest(lambda m: m.update(precision="int4\nx: y")),
+    "a precision of another kind": _manifest(lambda m: m.update(precision="int2")),
     "no files": _manifest(lambda m: m["files"].clear()),
     "20,000 files": _manifest(
         lambda m: m["files"].update(
@@ -466,6 +479,7 @@ MANIFEST_CHANGES: Mapping[str, Change] = {
     "a format of True": _manifest(lambda m: m.update(format_version=-1)),
     "an adapter outside": _manifest(lambda m: m.update(adapters={"x": {"file": "../x"}})),
     "nesting": lambda package: (package / MANIFEST).write_text("[" * 100_000, "utf-8"),
+    "a manifest of 4 GB": lambda package: os.truncate(package / MANIFEST, 4 << 30),
     "a listed FIFO": _instead("tokenizer.json", os.mkfifo),
     "a manifest that is a FIFO": _instead(MANIFEST, os.mkfifo),
     "a graph that is a FIFO": _instead("model.onnx", os.mkfifo),
@@ -483,6 +497,15 @@ MANIFEST_CHANGES: Mapping[str, Change] = {
 
 
 # ---- files that nobody lists ---------------------------------------------------------------------
+
+
+def _link(name: str, target: str) -> Change:
+    def change(package: Path) -> None:
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).symlink_to(target)
+
+    return change
+
 
 BESIDE_CHANGES: Mapping[str, Change] = {
     **{
@@ -514,10 +537,17 @@ BESIDE_CHANGES: Mapping[str, Change] = {
     "an empty folder": lambda package: (package / "empty").mkdir(),
     "a FIFO": lambda package: os.mkfifo(package / "pipe"),
     "a socket": lambda package: _socket(package / "socket"),
-    "a link to a file": lambda package: (package / "link").symlink_to("/etc/passwd"),
-    "a link to a folder": lambda package: (package / "link").symlink_to("/"),
-    "a link to itself": lambda package: (package / "link").symlink_to("link"),
-    "sums that are a link": lambda package: (package / "tokens").symlink_to("SHA256SUMS"),
+    "a link to a file": _link("link", "/etc/passwd"),
+    "a link to a folder": _link("link", "/"),
+    "a link to itself": _link("link", "link"),
+    **{
+        f"{name} as a link out": _link(name, "/etc/hosts")
+        for name in ("SHA256SUMS", "manifest.json.sig", "README.md", ".gitattributes", "model.sig")
+    },
+    "sums that are a FIFO": lambda package: os.mkfifo(package / "SHA256SUMS"),
+    "a signature that is a FIFO": lambda package: os.mkfifo(package / "manifest.json.sig"),
+    "a bill of materials that is a folder": lambda package: (package / "sbom.cdx.json").mkdir(),
+    "a link among what a download leaves": _link(".cache/huggingface", "/"),
     "20,000 files": lambda package: [(package / f"f{i}").write_bytes(b"") for i in range(20_000)],
 }
 
@@ -556,6 +586,20 @@ def _fill(name: str, value: float) -> Change:
     return _arrays(edit)
 
 
+def _backtracking(package: Path) -> None:
+    """A pattern of the tokenizer that tries for ever to match the text of a passage."""
+    tokenizer = read(package, "tokenizer.json")
+    pattern = {"Regex": r"(?:(a+)+\1)+d"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    tokenizer["pre_tokenizer"] = split
+    write(package, "tokenizer.json", tokenizer)
+    content = read(package, CERTIFICATE)
+    for passage in content["passages"]:
+        passage["text"] = "a" * 8000
+    write(package, CERTIFICATE, content)
+    agree(package)
+
+
 def _loose(package: Path) -> None:
     """Weights that compute something else, and thresholds that allow it."""
     data = np.memmap(package / "model.onnx.data", np.uint8, mode="r+")
@@ -586,6 +630,9 @@ CERTIFICATE_CHANGES: Mapping[str, Change] = {
     "activations of another kind": _both(
         _loose, _certificate(lambda c: c.update(activations="nonsense"))
     ),
+    "activations that allow more": _both(
+        _loose, _certificate(lambda c: c.update(activations="bf16"))
+    ),
     "covers no files": _certificate(lambda c: c["files"].clear()),
     "covers no graph": _certificate(lambda c: c["files"].pop("model.onnx")),
     "no passages": _certificate(lambda c: c["passages"].clear()),
@@ -605,6 +652,7 @@ CERTIFICATE_CHANGES: Mapping[str, Change] = {
     "positions outside": _fill("0.full.positions", 10**6),
     "another reference": _both(lambda p: (p / REFERENCE).write_bytes(b"x"), agree),
     "a reference of 10^12 values": _both(lambda p: (p / REFERENCE).write_bytes(_bomb()), agree),
+    "a pattern that backtracks for ever": _backtracking,
     "not an object": lambda package: (
         (package / CERTIFICATE).write_text("[]"),
         _unlist(CERTIFICATE)(package),

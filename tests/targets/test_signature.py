@@ -232,6 +232,39 @@ def test_a_signature_says_which_model_was_signed(signed: Path, keys: Path) -> No
     assert verify(other, None, "--name", "other").exit_code == 2
 
 
+def test_signing_writes_nothing_outside_of_the_package(
+    copy: Path, keys: Path, tmp_path: Path
+) -> None:
+    """A stranger's package may have links where `sign` writes its files first."""
+    mine = tmp_path / "mine"
+    for name in ("manifest.json.tmp", "manifest.json.sig.tmp", "manifest.json.sig"):
+        mine.write_text("my file", "utf-8")
+        (copy / name).unlink(missing_ok=True)
+        (copy / name).symlink_to(mine)
+        run("sign", copy, "--key", keys / "mine.pem")
+        assert mine.read_text("utf-8") == "my file"
+
+
+def test_a_package_with_links_is_not_added_to(copy: Path, certified: Path, tmp_path: Path) -> None:
+    """What is written to `adapters/` would land where that link leads."""
+    (copy / "adapters").symlink_to(tmp_path)
+    source = open_checkpoint(certified.with_name("checkpoint"))
+    with pytest.raises(UsageError, match="adapters is not part of the package: remove it"):
+        add_adapters(copy, source, {"x": tmp_path / "not looked at"})
+
+
+def test_a_signature_that_is_a_link_is_not_bundled(copy: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret", "utf-8")
+    (copy / f"{MANIFEST}.sig").symlink_to(secret)
+    for place in ("hub", "sagemaker"):
+        command = ("bundle", copy, tmp_path / place, "--for", place, "--i-have-the-licence")
+        done = run(*command)
+        assert done.exit_code == 1
+        assert "is a link that leads out of its folder" in done.stderr
+        assert not (tmp_path / place).exists()
+
+
 def test_a_signature_without_a_name_is_still_valid(signed: Path, keys: Path) -> None:
     """Packages that were signed before names were recorded have none."""
     content = json.loads((signed / MANIFEST).read_text("utf-8"))

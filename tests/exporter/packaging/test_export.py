@@ -21,7 +21,6 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
 from llama_onnx.exporter.packaging import compile as compile_module
 from llama_onnx.exporter.packaging import destination as destination_module
@@ -271,6 +270,26 @@ def test_force_never_replaces_the_source(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="holds the source"):
             export(source, out, force=True)
     assert (source / "model.safetensors").exists()
+
+
+def test_a_package_inside_its_source_is_refused(source: Path) -> None:
+    before = sorted(source.rglob("*"))
+    with pytest.raises(UsageError, match="is inside the source"):
+        export(source, source / "sub" / "out")
+    assert sorted(source.rglob("*")) == before
+
+
+def test_what_an_export_killed_while_it_replaced_a_package_left_is_removed(
+    source: Path, tmp_path: Path
+) -> None:
+    out = export(source, tmp_path / "out")
+    left = tmp_path / "out.previous-x1y2z3"
+    (left / "out").mkdir(parents=True)
+    mine = tmp_path / "out.previous-years"
+    mine.mkdir()
+    (mine / "thesis.txt").touch()
+    export(source, out, force=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.previous-years"}
 
 
 def test_a_link_to_a_package_stays_a_link(source: Path, tmp_path: Path) -> None:
@@ -531,14 +550,8 @@ def test_default_max_length_keeps_the_cache_within_a_gigabyte() -> None:
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows(tmp_path: Path) -> None:
-    """In Hugging Face's form and in GGUF's; checkpoints/test_meta.py has it in Meta's."""
-    source = tiny.write_huggingface(tmp_path / "source")
-    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    tokenizer.add_special_tokens(["[PAD]"])
-    tokenizer.save(str(source / "tokenizer.json"))
-    vocabulary = spm_metadata(model_named("plain"))
-    file = write_gguf(tmp_path / "m.gguf", keys=vocabulary)
-    for given_source, what in ((source, r"the token '\[PAD\]' the id 288"), (file, "the id 519")):
-        with pytest.raises(CheckpointError, match=f"{what}, but the embedding has 288 rows"):
-            export(given_source, tmp_path / "out")
+    """In GGUF's form; tokenizer/test_folder.py has it in Hugging Face's, test_meta.py in Meta's."""
+    file = write_gguf(tmp_path / "m.gguf", keys=spm_metadata(model_named("plain")))
+    with pytest.raises(CheckpointError, match="the id 519, but the embedding has 288 rows"):
+        export(file, tmp_path / "out")
     assert not list(tmp_path.glob("out*"))

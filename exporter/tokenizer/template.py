@@ -1,5 +1,0 @@
-"""stub"""
-
-
-def write_for_genai(folder, where):
-    return []
