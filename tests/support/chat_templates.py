@@ -510,8 +510,8 @@ def transformers_prompt(template: str, messages: list[dict[str, Any]], **options
     from transformers.utils.chat_template_utils import render_jinja_template
 
     settings: dict[str, Any] = {"add_generation_prompt": True, **options, **SPECIAL}
-    found, _ = render_jinja_template([messages], chat_template=template, **settings)
-    return str(found[0])
+    prompts: Any = render_jinja_template([messages], chat_template=template, **settings)[0]
+    return str(prompts[0])
 
 
 def main() -> None:
