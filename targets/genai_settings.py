@@ -29,6 +29,7 @@ from llama_onnx.targets.strict_json import JSONError, parse_json
 GENAI_CONFIG = "genai_config.json"
 LOG_ID = "onnxruntime-genai"
 MODEL_TYPE = "llama"
+"""Of every package: a Mistral is the same graph, and its window is in the operators."""
 
 SEARCH_NUMBERS = ("temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size")
 """Search options that a source's generation_config.json may set, besides `do_sample`."""
