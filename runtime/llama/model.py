@@ -17,18 +17,18 @@ from llama_onnx.runtime.llama.prompt import Tokens, check_text_length, check_tok
 from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.template import render_messages
-from llama_onnx.runtime.llama.text_files import read_encoder, read_settings
+from llama_onnx.runtime.llama.text_files import read_settings
 from llama_onnx.runtime.memory import is_memory_failure
-from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
+from llama_onnx.targets.errors import PackageError, UsageError, describe_reason
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.printable import printable
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, get_provider
 from llama_onnx.targets.registry import get_target
 
 # Modules that need an extra are imported where they are used, so that `help(Llama)` needs none.
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from llama_onnx.runtime.placement.genai_model import OpenModel
 
 
@@ -72,12 +72,12 @@ class Llama:
         self.opened = opened
         self._model = opened.model
         self._adapters = Adapters(package, opened.model)
+        self._rows = int(settings["vocab_size"])
         if package.has_tokenizer:
+            self._encoder: Encoder | NoTokenizer = open_encoder(package.path, self._rows)
             self._tokenizer: Any = og.Tokenizer(opened.model)
-            self._encoder: Tokenizer | NoTokenizer = read_encoder(package.path)
         else:
             self._tokenizer = self._encoder = NoTokenizer(package, settings)
-        self._rows = int(settings["vocab_size"])
         self._bos_token: int | None = settings.get("bos_token_id")
         self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
 
@@ -141,9 +141,9 @@ class Llama:
         try:
             model._attach(package, opened, settings, context_length)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
             raise PackageError(
-                f"onnxruntime-genai cannot read {package.path}'s tokenizer: {reason}"
+                f"onnxruntime-genai cannot open the tokenizer of {package.path}: "
+                f"{printable(describe_reason(error))}."
             ) from None
         return model
 
@@ -180,7 +180,7 @@ class Llama:
         Raises:
             UsageError: A value is out of range, the prompt does not fit the context, the adapter
                 is unknown, or the package takes token ids only.
-            PackageError: The package's adapter or search settings are damaged.
+            PackageError: The package's tokenizer, adapter or search settings are damaged.
             ResourceError: There is not enough memory for the answer's cache.
 
         Examples:
@@ -343,9 +343,11 @@ class Llama:
         encode = self._encoder.encode
         try:
             check_text_length(
-                text, self.context_length, lambda part: len(encode(part, add_special_tokens=False))
+                text,
+                self.context_length,
+                lambda part: len(encode([part], add_special_tokens=False)[0]),
             )
-            ids = encode(text, add_special_tokens=special_tokens).ids
+            (ids,) = encode([text], add_special_tokens=special_tokens)
         except (TypeError, UnicodeEncodeError):
             raise UsageError("the text has bytes that are not UTF-8: convert it first.") from None
         return np.asarray(ids, dtype=np.int32)

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.runtime.measure import integrity
 from llama_onnx.runtime.measure.verify import verify
+from llama_onnx.runtime.tokenizer import encoder
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError
 from llama_onnx.targets.listing import Unlisted
 from llama_onnx.targets.package import ModelPackage
@@ -145,7 +145,7 @@ def test_a_tokenizer_that_takes_hours_has_a_time_limit(
     certificate["passages"][0]["text"] = "a" * 180
     write(hostile, CERTIFICATE, certificate)
     agree(hostile)
-    monkeypatch.setattr(integrity, "_SECONDS", 0.2)
+    monkeypatch.setattr(encoder, "_SECONDS", 0.2)
     with pytest.raises(PackageError, match=r"tokenizer\.json took more than 0\.2 s for a"):
         verify(hostile)
 
