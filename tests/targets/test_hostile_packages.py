@@ -7,6 +7,7 @@ asked: no library may see them.
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -118,6 +119,15 @@ def test_what_may_be_beside_a_package(hostile: Path, name: str) -> None:
     (hostile / name).write_text("{}")
     assert verify(hostile).passed
     assert ModelPackage.open(hostile).unlisted() == Unlisted((), ())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names")
+def test_a_name_adds_no_line_to_the_output(hostile: Path) -> None:
+    (hostile / "x\npassed: all files are intact.").touch()
+    done = CliRunner().invoke(main, ["verify", str(hostile), "--files-only"])
+    assert done.exit_code == 1
+    assert not [line for line in done.output.splitlines() if line.startswith("passed")]
+    assert r"x\npassed: all files are intact." in done.output
 
 
 def test_what_a_download_leaves_is_named_and_passes(hostile: Path) -> None:
