@@ -13,8 +13,14 @@ from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.failures import describe_failure
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats
 from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
-from llama_onnx.runtime.llama.prompt import Tokens, check_text_length, check_tokens, total_length
-from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling
+from llama_onnx.runtime.llama.prompt import (
+    Tokens,
+    check_length,
+    check_text_length,
+    check_tokens,
+    total_length,
+)
+from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling, check_sampling
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.template import render_messages
 from llama_onnx.runtime.llama.text_files import read_settings
@@ -122,15 +128,13 @@ class Llama:
         """
         from llama_onnx.runtime.placement.genai_model import open_model
 
-        if isinstance(provider, str):
+        if provider is not None and not isinstance(provider, Provider):
             provider = get_provider(provider)
         package = ModelPackage.open(Path(path))
         settings = read_settings(package.path)
         context_length = int(settings["context_length"])
         if max_length is not None:
-            if max_length < 2:
-                raise UsageError(f"the context must hold at least 2 tokens, not {max_length}.")
-            context_length = min(context_length, max_length)
+            context_length = min(context_length, check_length(max_length))
         opened = open_model(
             package.path,
             provider or get_target(package.target).session.provider,
@@ -190,7 +194,9 @@ class Llama:
             >>> answer.stats.new_tokens, answer.stats.finish_reason
             (4, 'length')
         """
-        sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        sampling = check_sampling(sampling).override(
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
         stream = self._tokenizer.create_stream()
         search = sampling.search_options(self._rows)
         return self._start(self.encode(prompt), stream, max_new_tokens, search, stop, adapter)
@@ -231,7 +237,9 @@ class Llama:
             4
         """
         self.package.require_tokenizer()
-        sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        sampling = check_sampling(sampling).override(
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
         stream = self._tokenizer.create_stream()
         # An answer starts a new text. After a special token the stream drops the space that
         # SentencePiece puts before the first word of a text.
