@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from llama_onnx.exporter.tokenizer.bytelevel import GPT2
-from llama_onnx.exporter.tokenizer.json_limits import encoded
+from llama_onnx.exporter.tokenizer.encoded import encoded
 from llama_onnx.exporter.tokenizer.texts import HARD_TEXTS
 from llama_onnx.targets.strict_json import parse_json
 

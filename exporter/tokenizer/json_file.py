@@ -17,7 +17,7 @@ from llama_onnx.exporter.tokenizer.huggingface import (
     read_settings,
     special_tokens,
 )
-from llama_onnx.exporter.tokenizer.json_limits import exceeded_limit
+from llama_onnx.runtime.tokenizer.json_limits import exceeded_limit
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json

@@ -11,7 +11,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2
 
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, TokenType
-from llama_onnx.exporter.tokenizer.sentencepiece import MAX_PIECES, sentencepiece_tokenizer
+from llama_onnx.exporter.tokenizer.sentencepiece import sentencepiece_tokenizer
+from llama_onnx.runtime.tokenizer.json_limits import MAX_PIECES
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.folder_files import read_inside
 

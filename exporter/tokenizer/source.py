@@ -109,7 +109,7 @@ def json_codec(path: Path) -> Codec:
     """Read the tokenizer in the file `path`; raises `CheckpointError` when it cannot be read."""
     from tokenizers import Tokenizer
 
-    from llama_onnx.exporter.tokenizer.json_limits import exceeded_limit
+    from llama_onnx.runtime.tokenizer.json_limits import exceeded_limit
 
     content = read_inside(path.parent, path.name, max_bytes=strict_json.MAX_BYTES)
     try:
@@ -124,7 +124,7 @@ def json_codec(path: Path) -> Codec:
 
 
 def _codec(tokenizer: Tokenizer, path: Path) -> Codec:
-    from llama_onnx.exporter.tokenizer.json_limits import encoded
+    from llama_onnx.exporter.tokenizer.encoded import encoded
 
     return Codec(
         lambda text: encoded(tokenizer, text, str(path)),
