@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,9 +44,9 @@ def _open_base(path: Path, context: int | None) -> Checkpoint:
         raise CheckpointError(
             f"{path} is a package, not a checkpoint: pass the checkpoint that it was made from."
         )
-    if (path / "config.json").exists():
+    if os.path.lexists(path / "config.json"):
         return _open_huggingface(path, context)
-    if (path / "params.json").exists():
+    if os.path.lexists(path / "params.json"):
         from llama_onnx.exporter.checkpoints.meta import MetaCheckpoint
 
         return MetaCheckpoint.open(path, context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +29,29 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def read_encoder(folder: Path) -> Tokenizer:
-    """Return the tokenizer in tokenizer.json; raises `PackageError` if it cannot be read."""
+def tokenizer_from(content: bytes) -> Tokenizer:
+    """Return the tokenizer with the content of a tokenizer.json; raises `ValueError` if the library
+    `tokenizers` cannot read it."""
     from tokenizers import Tokenizer
 
-    file = folder / "tokenizer.json"
     try:
-        encoder = Tokenizer.from_file(str(file))
+        return Tokenizer.from_buffer(content.removeprefix(codecs.BOM_UTF8))
     except Exception as error:  # the library raises nothing narrower
-        raise PackageError(f"{file} cannot be read: {error}.") from None
+        raise ValueError(str(error)) from None
+    except BaseException as error:
+        # Pieces that do not fit together end in a panic of Rust, which is not an Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError("its parts do not fit together") from None
+
+
+def read_encoder(folder: Path) -> Tokenizer:
+    """Return the tokenizer in tokenizer.json; raises `PackageError` if it cannot be read."""
+    name = "tokenizer.json"
+    try:
+        encoder = tokenizer_from(read_inside(folder, name, PackageError, max_bytes=MAX_BYTES))
+    except ValueError as error:
+        raise PackageError(f"{folder / name} cannot be read: {error}.") from None
     encoder.no_truncation()
     encoder.no_padding()
     return encoder
