@@ -16,7 +16,7 @@ from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.prompt import Tokens, check_text_length, check_tokens, total_length
 from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling
 from llama_onnx.runtime.llama.stops import check_stops
-from llama_onnx.runtime.llama.template import render_messages
+from llama_onnx.runtime.llama.template import check_template, render_messages
 from llama_onnx.runtime.llama.text_files import read_encoder, read_settings
 from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.targets.errors import PackageError, UsageError
@@ -73,6 +73,7 @@ class Llama:
         self._model = opened.model
         self._adapters = Adapters(package, opened.model)
         if package.has_tokenizer:
+            check_template(package.path)
             self._tokenizer: Any = og.Tokenizer(opened.model)
             self._encoder: Tokenizer | NoTokenizer = read_encoder(package.path)
         else:
