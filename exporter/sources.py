@@ -52,7 +52,7 @@ def _open_base(path: Path, context: int | None) -> Checkpoint:
         return MetaCheckpoint.open(path, context)
     if (path / "adapter_config.json").exists():
         raise CheckpointError(_describe_adapter(path))
-    named = sorted(path.glob("*.gguf"))
+    named = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
     ggufs = [file for file in named if file_inside(path, file.name)]
     if len(ggufs) == 1:
         return _open_gguf(ggufs[0], context)

@@ -358,6 +358,20 @@ def test_a_gguf_without_its_suffix_is_known_by_its_first_bytes(tmp_path: Path, n
     assert open_checkpoint(path).format == "gguf"
 
 
+def test_a_gguf_in_capitals_is_found_in_its_folder(tmp_path: Path) -> None:
+    gguf_files.write(tmp_path / "MODEL.GGUF")
+    assert open_checkpoint(tmp_path).path == tmp_path / "MODEL.GGUF"
+    (tmp_path / "other.gguf").write_bytes((tmp_path / "MODEL.GGUF").read_bytes())
+    with pytest.raises(CheckpointError, match=r"several GGUF files \(MODEL\.GGUF, other\.gguf\)"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_pointer_in_place_of_a_gguf_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(LFS_POINTER)
+    with pytest.raises(CheckpointError, match=r"model\.gguf is a pointer of Git LFS"):
+        open_checkpoint(tmp_path / "model.gguf")
+
+
 def test_an_adapter_on_a_folder_with_warnings_repeats_them(tmp_path: Path) -> None:
     field.head_differs(tmp_path / "base")
     folder = write_adapter(tmp_path / "adapter", factors(dict.fromkeys(attention(0, "q"), 4)))
