@@ -122,10 +122,11 @@ class Settings:
     exact: bool = False
 
 
-def check_threads(threads: int) -> int:
+def check_threads(threads: Any) -> int:
     """Return `threads` if they make sense here: at least 1, at most eight per processor or 64.
 
-    More only cost memory and time, and the system may end the process. Raises `UsageError`.
+    More only cost memory and time, and the system may end the process. Raises `UsageError`, also
+    for what is not a whole number.
     """
     processors = os.cpu_count() or 1
     most = max(64, 8 * processors)

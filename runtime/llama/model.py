@@ -22,7 +22,7 @@ from llama_onnx.runtime.llama.prompt import (
 )
 from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling, check_sampling
 from llama_onnx.runtime.llama.stops import check_stops
-from llama_onnx.runtime.llama.template import render_messages
+from llama_onnx.runtime.llama.template import check_template, render_messages
 from llama_onnx.runtime.llama.text_files import read_settings
 from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
@@ -80,6 +80,7 @@ class Llama:
         self._adapters = Adapters(package, opened.model)
         self._rows = int(settings["vocab_size"])
         if package.has_tokenizer:
+            check_template(package.path)
             self._encoder: Encoder | NoTokenizer = open_encoder(package.path, self._rows)
             self._tokenizer: Any = og.Tokenizer(opened.model)
         else:

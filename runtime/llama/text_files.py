@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llama_onnx.runtime.llama.template import check_template
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, describe_reason
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.printable import printable
@@ -32,6 +33,7 @@ def open_genai_tokenizer(folder: Path) -> None:
         from llama_onnx.runtime.genai import og
     except (MissingDependencyError, ImportError):  # absent, or its libraries do not load
         return
+    check_template(folder)
     try:
         og.Tokenizer(og.Config(str(folder)))
     except Exception as error:  # a C++ library's own

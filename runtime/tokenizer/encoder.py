@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -72,8 +73,6 @@ class Encoder:
 
 def open_encoder(folder: Path, rows: int | None = None) -> Encoder:
     """Open tokenizer.json in `folder`; raises `PackageError`. With `rows`, ids must be below it."""
-    from tokenizers import Tokenizer
-
     file = folder / _NAME
     content = read_inside(folder, _NAME, PackageError, max_bytes=MAX_BYTES)
     try:
@@ -83,14 +82,27 @@ def open_encoder(folder: Path, rows: int | None = None) -> Encoder:
     if limit:
         raise PackageError(f"{file} is too large: {limit}.")
     try:
-        tokenizer = Tokenizer.from_buffer(content)
+        tokenizer = tokenizer_from(content)
         tokenizer.no_truncation()
         tokenizer.no_padding()
+    except ValueError as error:
+        raise PackageError(_cannot("be read", file, error)) from None
+    return Encoder(tokenizer, file, rows)
+
+
+def tokenizer_from(content: bytes) -> Tokenizer:
+    """Return the tokenizer with the content of a tokenizer.json; raises `ValueError` if the library
+    `tokenizers` cannot read it."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_buffer(content.removeprefix(codecs.BOM_UTF8))
     except BaseException as error:
         if not _is_of_library(error):
             raise
-        raise PackageError(_cannot("be read", file, error)) from None
-    return Encoder(tokenizer, file, rows)
+        # Pieces that do not fit together end in a panic.
+        text = str(error) if isinstance(error, Exception) else "its parts do not fit together"
+        raise ValueError(text) from None
 
 
 def _is_of_library(error: BaseException) -> bool:
