@@ -18,6 +18,7 @@ enum {
     GRAPH_BYTES = 16 << 20, /* of the whole file */
     GRAPH_FIELDS = 300000,  /* of all its messages */
     GRAPH_DIMENSIONS = 8,
+    GRAPH_TEXT = 1024, /* bytes of a name */
     GRAPH_DIGITS = 18,
     GRAPH_INPUT = 1 << 24 /* values of an input or output at one position */
 };
@@ -171,6 +172,9 @@ static bool graph_next(graph *self, graph_message *message, graph_field *out) {
     unsigned wire = (unsigned)(tag & 7);
     uint32_t bit = tag >> 3 < 32 ? FIELD(tag >> 3) : 0;
     out->number = (unsigned)(tag >> 3 & 0xffffffff);
+    if (!out->number || tag >> 3 >= FIELD(29)) {
+        return graph_wrong(self, "is not an ONNX model (field number %u)", out->number);
+    }
     if (!(bit & (message->once | message->many))) {
         return graph_wrong(self, "has field %u of ONNX's %s, which no export writes", out->number,
                            message->kind);
@@ -199,6 +203,11 @@ static bool graph_enter(graph *self, const graph_field *field, const char *kind,
 
 static bool graph_text(graph *self, const graph_field *field, graph_span *out) {
     if (!field->is_bytes) return graph_wrong(self, "is not an ONNX model (a number as a text)");
+    if (span_size(field->bytes) > GRAPH_TEXT) {
+        /* A hundred thousand operators could name a tensor whose name is compared each time. */
+        return graph_wrong(self, "has a name or text of %zu bytes, which no export writes",
+                           span_size(field->bytes));
+    }
     if (!is_utf8((const char *)field->bytes.at, span_size(field->bytes))) {
         return graph_wrong(self, "is not an ONNX model (a text that is not UTF-8)");
     }
@@ -467,7 +476,7 @@ static bool graph_entry(graph *self, graph_tensor *tensor, const graph_field *fi
             return graph_wrong(self, "reads weights from '%.*s': not " DATA_FILE, SHOWN(value));
         }
         if (i && !graph_digits(value, i == 1 ? &tensor->offset : &tensor->length)) {
-            return graph_wrong(self, "has weights, whose shape does not fit their bytes");
+            return graph_wrong(self, "has weights whose place in " DATA_FILE " is not a number");
         }
         return true;
     }

@@ -66,6 +66,7 @@ int operator_name(size_t index, char *out, size_t room) {
 
 unsigned tensor_bits(uint64_t kind) { return graph_bits(kind); }
 int graph_limit(int which) {
-    const int limits[] = {GRAPH_BYTES, GRAPH_FIELDS, GRAPH_DIMENSIONS, GRAPH_INPUT};
+    const int limits[] = {GRAPH_BYTES, GRAPH_FIELDS, GRAPH_DIMENSIONS, GRAPH_TEXT,
+                          GRAPH_INPUT};
     return limits[which];
 }
