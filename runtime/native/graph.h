@@ -468,7 +468,9 @@ static bool graph_entry(graph *self, graph_tensor *tensor, const graph_field *fi
     graph_field part;
     graph_span key = GRAPH_EMPTY, value = key;
     if (!graph_enter(self, field, "place", FIELD(1) | FIELD(2), 0, &message)) return false;
-    while (graph_next(self, &message, &part)) graph_text(self, &part, part.number == 1 ? &key : &value);
+    while (graph_next(self, &message, &part)) {
+        graph_text(self, &part, part.number == 1 ? &key : &value);
+    }
     for (unsigned i = 0; !self->wrong && i < 3; i++) {
         if (!span_is(key, keys[i]) || tensor->entries & 1u << i) continue;
         tensor->entries |= 1u << i;
@@ -606,7 +608,9 @@ static bool graph_type(graph *self, const graph_field *field, graph_name *value)
     if (!graph_enter(self, field, "type", FIELD(1) | FIELD(6), 0, &type)) return false;
     while (graph_next(self, &type, &part)) {
         if (part.number != 1) continue;
-        if (!graph_enter(self, &part, "tensor's type", FIELD(1) | FIELD(2), 0, &tensor)) return false;
+        if (!graph_enter(self, &part, "tensor's type", FIELD(1) | FIELD(2), 0, &tensor)) {
+            return false;
+        }
         while (graph_next(self, &tensor, &inner)) {
             if (inner.number == 2 && !graph_shape(self, &inner, value)) return false;
         }

@@ -11,8 +11,8 @@ Field = list[Any]
 """Number, wire type, and the value: a number, bytes, or the fields of a message."""
 
 _ENTRY: dict[int, Any] = {}
-_VALUE = {2: {1: {2: {1: {}}}}}  # type, tensor's type, shape, length
-_MODEL = {7: {1: {5: {}}, 5: {13: _ENTRY}, 11: _VALUE, 12: _VALUE}, 8: {}}
+_VALUE: dict[int, Any] = {2: {1: {2: {1: {}}}}}  # type, tensor's type, shape, length
+_MODEL: dict[int, Any] = {7: {1: {5: {}}, 5: {13: _ENTRY}, 11: _VALUE, 12: _VALUE}, 8: {}}
 """Which fields are messages, and which of theirs."""
 
 _NUMBERS = (0, 1, 2, 3, 6, 7, 9, 16, 22, 64, 1 << 24, 1 << 31, (1 << 31) + 1, 1 << 32, 1 << 63)

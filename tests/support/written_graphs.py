@@ -68,5 +68,5 @@ def written_graphs(folder: Path) -> Iterator[tuple[str, tuple[bytes, int]]]:
         yield build(f"lora {precision}", source, TARGETS["cpu"], Options(precision), lora)
     for name, config in _HEADS.items():
         source = tiny.write_huggingface(folder / name, config)
-        for target in ("cpu", "portable"):
-            yield build(f"{target} {name}", source, TARGETS[target], Options("int4"))
+        for target_name in ("cpu", "portable"):
+            yield build(f"{target_name} {name}", source, TARGETS[target_name], Options("int4"))
