@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
+from llama_onnx.targets.errors import LlamaOnnxError, ResourceError
+
 _MADV_PAGEOUT = 21  # linux/mman.h: as if memory were short; nothing that was written is lost
 _INTERVAL = 0.2  # seconds
 _MEMORY = (
@@ -60,6 +62,43 @@ def forgetting_pages(file: Path) -> Iterator[None]:
         ended.set()
         thread.join()
         forget_pages(file)
+
+
+@contextmanager
+def bounded_memory(most: int, what: str) -> Iterator[None]:
+    """Let this process allocate at most `most` more bytes while the block runs.
+
+    Raises `ResourceError` about `what` if the block fails for lack of memory. The limit holds on
+    Linux only, where RLIMIT_DATA counts what a process may write to, and not the files it maps.
+    """
+    try:
+        with _limit(most):
+            yield
+    except (RuntimeError, MemoryError, LlamaOnnxError) as error:
+        if isinstance(error, ResourceError) or not is_memory_failure(error):
+            raise
+        raise ResourceError(
+            f"{what} ran out of memory: {most / 1e9:.1f} GB are allowed, more than a sound package "
+            "of this size needs; if this machine has as much, do not use the package."
+        ) from None
+
+
+@contextmanager
+def _limit(most: int) -> Iterator[None]:
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    status = Path("/proc/self/status").read_text("ascii", "replace")
+    line = next(line for line in status.splitlines() if line.startswith("VmData:"))
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [int(line.split()[1]) * 1024 + most, *(n for n in (before, hard) if n >= 0)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
 
 
 def trim_heap() -> None:

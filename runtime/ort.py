@@ -122,7 +122,7 @@ class Settings:
     exact: bool = False
 
 
-def check_threads(threads: Any) -> int:
+def check_threads(threads: object) -> int:
     """Return `threads` if they make sense here: at least 1, at most eight per processor or 64.
 
     More only cost memory and time, and the system may end the process. Raises `UsageError`, also
@@ -130,7 +130,11 @@ def check_threads(threads: Any) -> int:
     """
     processors = os.cpu_count() or 1
     most = max(64, 8 * processors)
-    if isinstance(threads, bool) or not isinstance(threads, Integral) or not 1 <= threads <= most:
+    if (
+        isinstance(threads, bool)
+        or not isinstance(threads, Integral)
+        or not 1 <= int(threads) <= most
+    ):
         raise UsageError(
             f"the number of threads must be 1 to {most}, not {shown(threads)}: this machine has "
             f"{processors} processor{'s' if processors > 1 else ''}."
@@ -269,7 +273,7 @@ def read_adapter(path: Path) -> dict[str, Array]:
 def _session_options(settings: Settings) -> Any:
     runtime = load()
     options = runtime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are exceptions as well; the log would print them raw
     options.intra_op_num_threads = settings.threads or 0
     options.enable_cpu_mem_arena = options.enable_mem_pattern = settings.arena
     if not settings.optimize:

@@ -31,6 +31,10 @@ from llama_onnx.targets.protobuf import WireError
 MAX_BYTES = 16 << 20
 """Largest graph: 126 layers of Llama 3.1 405B take 4 MB, with adapters."""
 
+_FOLDED = ("Cast", "Transpose", "DequantizeLinear")
+"""Operators that may work on weights alone: none makes more of them."""
+
+_MOST_FOLDS = 8
 _LARGEST_INPUT = 1 << 24  # values at one position
 _ADAPTER = re.compile(rf"model\.[\w.]+\.(?:{LORA_A}|{LORA_B})\.weight", re.ASCII)
 
@@ -78,6 +82,7 @@ def check_graph(content: bytes, data_file: str, data_size: int) -> GraphFacts:
         raise GraphError(f"is not an ONNX model ({error})") from None
     _check_weights(graph.weights, data_file, data_size)
     _check_sizes(graph)
+    _check_constants(graph)
     _check_interface(graph)
     return GraphFacts(graph.inputs, graph.outputs, tuple(graph.weights))
 
@@ -114,6 +119,27 @@ def _is_small(name: str, constants: Mapping[str, Sequence[int]], made: Mapping[s
         return False
     shape = made.get(squeeze.inputs[0])
     return shape is not None and shape.operator == "Shape"
+
+
+def _check_constants(graph: Graph) -> None:
+    """Raise `GraphError` for a node that works on weights alone: ONNX Runtime computes it while it
+    opens the graph, whatever memory that takes. Operators that only convert them are allowed."""
+    made = {output: node for node in graph.nodes for output in node.outputs}
+    for node in graph.nodes:
+        inputs = [] if node.operator in _FOLDED else [name for name in node.inputs if name]
+        if inputs and all(_is_constant(name, graph, made) for name in inputs):
+            raise GraphError("computes with weights alone, which no export writes")
+
+
+def _is_constant(name: str, graph: Graph, made: Mapping[str, Node]) -> bool:
+    for _ in range(_MOST_FOLDS):
+        if name in graph.names:
+            return True
+        node = made.get(name)
+        if node is None or node.operator not in _FOLDED or not node.inputs:
+            return False
+        name = node.inputs[0]
+    return True  # no export writes so many in a row
 
 
 def _check_interface(graph: Graph) -> None:

@@ -145,6 +145,7 @@ def read_model(content: bytes, data_file: str) -> Graph:
 def _read_node(message: Value, left: Iterator[int]) -> Node:
     read = _Fields(message, "node", left, once=(3, 4, 6, 7), many=(1, 2, 5, 9))
     node = Node(read.text(4), read.text(7), read.texts(1), read.texts(2))
+    read.text(3)  # its name, which messages of ONNX Runtime quote
     if node.operator not in OPERATORS.get(node.domain, ()):
         name = f"{node.domain}.{node.operator}" if node.domain else node.operator
         raise GraphError(f"has the operator {name!r}, which no export writes")
@@ -235,9 +236,13 @@ def _text(value: Value) -> str:
         # A hundred thousand operators could name a tensor whose name is compared each time.
         raise GraphError(f"has a name or text of {len(value):,} bytes, which no export writes")
     try:
-        return str(value, "utf-8")
+        text = str(value, "utf-8")
     except UnicodeDecodeError:
         raise WireError("a text that is not UTF-8") from None
+    if not (text.isascii() and text.isprintable()):
+        # ONNX Runtime prints the names of nodes that fail, and a terminal would obey them.
+        raise GraphError("has a name or text beyond printable ASCII, which no export writes")
+    return text
 
 
 def _integers(value: Value) -> list[int]:

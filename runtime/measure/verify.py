@@ -44,7 +44,7 @@ from llama_onnx.runtime.measure.situations import (
     try_situation,
 )
 from llama_onnx.runtime.measure.thresholds import Check, check, strictest, thresholds
-from llama_onnx.runtime.memory import forgetting_pages
+from llama_onnx.runtime.memory import bounded_memory, forgetting_pages
 from llama_onnx.runtime.placement.session import open_session
 from llama_onnx.targets.bundle import Bundle, open_shipped
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
@@ -56,6 +56,7 @@ from llama_onnx.targets.signature import Signature, check_signature
 
 _STEP_SECONDS = 60.0
 _SLOWEST_DISK = 5e6  # bytes a second
+_MEMORY, _COPIES = 4 << 30, 4  # bytes, and times the weights: an honest replay takes half as much
 
 Rows = Mapping[tuple[int, int], Logits]
 """(passage number, position) -> logits [V], of one situation."""
@@ -148,6 +149,25 @@ def verify(
     if not report.intact:
         return report
     _check_more(package, certificate)
+    most = _MEMORY + _COPIES * package.data_path.stat().st_size
+    with bounded_memory(most, f"the replay of {package.path}"):
+        opening = (provider, threads, allow_fallback)
+        return _replayed(package, certificate, report, opening, situations, progress)
+
+
+def _replayed(
+    package: ModelPackage,
+    certificate: Certificate,
+    report: VerifyReport,
+    opening: tuple[Provider, int | None, bool],
+    situations: Sequence[Situation] | None,
+    progress: Progress,
+) -> VerifyReport:
+    """Return the `report`, completed by opening the graph and replaying the certificate.
+
+    `opening` is the provider, the number of threads, and whether the CPU may help.
+    """
+    provider, threads, allow_fallback = opening
     started = perf_counter()
     with forgetting_pages(package.data_path):
         opened = open_session(

@@ -17,6 +17,7 @@
 enum {
     GRAPH_BYTES = 16 << 20, /* of the whole file */
     GRAPH_FIELDS = 300000,  /* of all its messages */
+    GRAPH_FOLDS = 8,        /* operators in a row that convert weights */
     GRAPH_DIMENSIONS = 8,
     GRAPH_TEXT = 1024, /* bytes of a name */
     GRAPH_DIGITS = 18,
@@ -62,6 +63,7 @@ typedef enum {
     GRAPH_OTHER,
     GRAPH_SQUEEZE, /* the output of a Squeeze of `of.input` */
     GRAPH_SHAPE,   /* the output of a Shape */
+    GRAPH_FOLDED,  /* of `of.input`, by an operator that may work on weights alone */
     GRAPH_SMALL,   /* integers in the graph, from -1 to 1 */
     GRAPH_LARGE    /* other integers in the graph */
 } graph_what;
@@ -85,7 +87,9 @@ typedef struct graph_names {
 typedef struct graph {
     size_t fields_left;
     uint64_t data_size, data_used;
-    graph_names tensors, made, ranges, inputs, outputs; /* `ranges`: what Range operators read */
+    graph_names tensors, made, inputs, outputs;
+    graph_names ranges, reads; /* what Range operators, and all but the folded ones, read */
+    int nodes;
     int64_t layers, heads, head_size, vocab_size;
     bool wrong;
     char *why; /* WHY characters, to follow the file's name */
@@ -211,6 +215,13 @@ static bool graph_text(graph *self, const graph_field *field, graph_span *out) {
     if (!is_utf8((const char *)field->bytes.at, span_size(field->bytes))) {
         return graph_wrong(self, "is not an ONNX model (a text that is not UTF-8)");
     }
+    for (const uint8_t *at = field->bytes.at; at < field->bytes.end; at++) {
+        /* ONNX Runtime prints the names of nodes that fail, and a terminal would obey them. */
+        if (*at < ' ' || *at > '~') {
+            return graph_wrong(self, "has a name or text beyond printable ASCII, which no export "
+                                     "writes");
+        }
+    }
     *out = field->bytes;
     return true;
 }
@@ -327,16 +338,23 @@ static bool graph_operator(graph *self, graph_span domain, graph_span name) {
                        span_size(domain) ? "." : "", SHOWN(name));
 }
 
-/* Keeps the names that a Range reads; `message` has been read once. */
-static bool graph_range(graph *self, graph_message message) {
+/* Keeps the names that a node reads; `message` has been read once. */
+static bool graph_keep(graph *self, graph_message message, graph_names *list) {
     graph_field field;
     size_t left = self->fields_left;
     self->fields_left = GRAPH_FIELDS; /* they are counted already */
     while (graph_next(self, &message, &field)) {
-        if (field.number == 1) graph_add(self, &self->ranges, field.bytes);
+        graph_name *kept = field.number == 1 ? graph_add(self, list, field.bytes) : NULL;
+        if (kept) kept->rank = self->nodes;
     }
     self->fields_left = left;
     return !self->wrong;
+}
+
+/* Whether `name` is an operator that may work on weights alone: none makes more of them. */
+static bool graph_folds(graph_span name) {
+    return span_is(name, "Cast") || span_is(name, "Transpose") ||
+           span_is(name, "DequantizeLinear");
 }
 
 static bool graph_node(graph *self, const graph_field *field) {
@@ -357,6 +375,8 @@ static bool graph_node(graph *self, const graph_field *field) {
             reads = true;
         } else if (part.number == 2 && graph_text(self, &part, &text)) {
             graph_add(self, &self->made, text);
+        } else if (part.number == 3) {
+            graph_text(self, &part, &text); /* its name, which messages quote */
         } else if (part.number == 4) {
             graph_text(self, &part, &name);
         } else if (part.number == 5) {
@@ -366,13 +386,16 @@ static bool graph_node(graph *self, const graph_field *field) {
         }
     }
     if (self->wrong || !graph_operator(self, domain, name)) return false;
+    self->nodes++;
     for (size_t i = first; i < self->made.count; i++) {
         graph_name *made = &self->made.all[i];
         if (span_is(name, "Shape")) made->what = GRAPH_SHAPE;
         if (span_is(name, "Squeeze") && reads) made->what = GRAPH_SQUEEZE;
+        if (graph_folds(name) && reads) made->what = GRAPH_FOLDED;
         made->of.input = input;
     }
-    return !span_is(name, "Range") || graph_range(self, again);
+    if (span_is(name, "Range") && !graph_keep(self, again, &self->ranges)) return false;
+    return graph_folds(name) || graph_keep(self, again, &self->reads);
 }
 
 /* Whether `name` is the length of a tensor, or a number from -1 to 1. */
@@ -391,6 +414,35 @@ static bool graph_ranges(graph *self) {
     for (size_t i = 0; i < self->ranges.count; i++) {
         if (!graph_is_small(self, self->ranges.all[i].name)) {
             return graph_wrong(self, "has a Range whose length is not that of an input");
+        }
+    }
+    return true;
+}
+
+/* Whether `name` is in the graph, or made of such a tensor by a few operators that may be. */
+static bool graph_is_constant(const graph *self, graph_span name) {
+    for (int step = 0; step < GRAPH_FOLDS; step++) {
+        if (graph_find(&self->tensors, name)) return true;
+        const graph_name *made = graph_find(&self->made, name);
+        if (!made || made->what != GRAPH_FOLDED) return false;
+        name = made->of.input;
+    }
+    return true;
+}
+
+/* ONNX Runtime computes what depends on no input while it opens a graph, whatever that takes. */
+static bool graph_constants(graph *self) {
+    const graph_names *reads = &self->reads;
+    for (size_t i = 0; i < reads->count;) {
+        int node = reads->all[i].rank;
+        bool constant = true, any = false;
+        for (; i < reads->count && reads->all[i].rank == node; i++) {
+            if (!span_size(reads->all[i].name)) continue; /* an input that is left out */
+            any = true;
+            constant = constant && graph_is_constant(self, reads->all[i].name);
+        }
+        if (any && constant) {
+            return graph_wrong(self, "computes with weights alone, which no export writes");
         }
     }
     return true;
@@ -759,7 +811,7 @@ static bool graph_model(graph *self, const char *bytes, size_t length) {
         graph_wrong(self, "is not an ONNX model (there is no graph in it)");
     }
     return !self->wrong && graph_unique(self, &self->tensors, "weights") && graph_ranges(self) &&
-           graph_interface(self);
+           graph_constants(self) && graph_interface(self);
 }
 
 /* Checks the bytes of model.onnx, whose weights are in a file of `data_size` bytes. On success `out`
@@ -771,6 +823,7 @@ static bool graph_read(const char *bytes, size_t length, uint64_t data_size, con
     free(self.tensors.all);
     free(self.made.all);
     free(self.ranges.all);
+    free(self.reads.all);
     free(self.inputs.all);
     free(self.outputs.all);
     if (sound && (self.heads > ANY_INT || self.head_size > ANY_INT || self.vocab_size > ANY_INT)) {

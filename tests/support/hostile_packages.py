@@ -234,6 +234,31 @@ def _range_of_product(model: onnx.ModelProto) -> None:
     model.graph.node.insert(1, helper.make_node("Range", ["zero", "more", "one"], ["extra"]))
 
 
+def _doubled(model: onnx.ModelProto) -> None:
+    """2^45 numbers out of one, without an input: made when the graph is opened."""
+    _initializer(np.zeros(1, np.float32), "d0")(model)
+    for i in range(45):
+        node = helper.make_node("Concat", [f"d{i}", f"d{i}"], [f"d{i + 1}"], axis=0)
+        model.graph.node.insert(i, node)
+
+
+def _multiplied(model: onnx.ModelProto) -> None:
+    """The same by a product, with operators that convert between; the nodes in another order."""
+    _initializer(np.zeros((100_000, 1), np.float32), "column")(model)
+    model.graph.node.extend(
+        [
+            helper.make_node("Mul", ["column", "row"], ["extra"]),
+            helper.make_node("Cast", ["turned"], ["row"], to=1),
+            helper.make_node("Transpose", ["column"], ["turned"]),
+        ]
+    )
+
+
+def _terminal(model: onnx.ModelProto) -> None:
+    """A name that a terminal obeys, of a node that fails: ONNX Runtime prints it."""
+    model.graph.node[0].name = "\x1b]0;title\x07"
+
+
 def _long_name(model: onnx.ModelProto) -> None:
     """Ten thousand operators that look for a tensor with a name of 4 MB."""
     name = "x" * (4 << 20)
@@ -342,6 +367,9 @@ GRAPH_CHANGES: Mapping[str, Change] = {
     "Range to 10^12": _model(_range),
     "Range to a product": _model(_range_of_product),
     "a name of 4 MB": _model(_long_name),
+    "a node called by an escape sequence": _model(_terminal),
+    "weights doubled 45 times": _model(_doubled),
+    "weights multiplied by themselves": _model(_multiplied),
     "weights outside the folder": _entry("location", "../model.onnx.data"),
     "weights in /etc/passwd": _entry("location", "/etc/passwd"),
     "weights in a device": _entry("location", "/dev/zero"),
