@@ -59,12 +59,12 @@ def counted_places(op: OpBuilder, input_ids: ir.Value, mask: ir.Value, context: 
     columns = op.CumSum(_number(op, op.GreaterOrEqual(mask, 0)), 1)  # [B, T]: 1 to T
     size = op.ReduceSum(ones, [1], keepdims=1)  # [B, 1]: S
     steps = op.CumSum(ones, 1, exclusive=1)  # [B, S]: 0 to S - 1
-    end = op.ReduceMax(op.Mul(columns, bits), [0, 1], keepdims=1)  # [1, 1]: columns in use
+    end = op.ReduceMax(op.Mul(columns, bits), keepdims=1)  # [1, 1]: columns in use
     new = op.GatherElements(bits, op.Add(op.Sub(end, size), steps), axis=1)  # [B, S]
     lengths = op.ReduceSum(bits, [1], keepdims=1)  # [B, 1]
     valid = op.ReduceSum(new, [1], keepdims=1)  # [B, 1]
-    # The largest of the distances to the row's end, over the valid tokens, is that of the first.
-    padding = op.Sub(size, op.ReduceMax(op.Mul(new, op.Sub(size, steps)), [1], keepdims=1))
+    begun = _number(op, op.GreaterOrEqual(op.CumSum(new, 1), 1))  # 1 from the first valid token on
+    padding = op.Sub(size, op.ReduceSum(begun, [1], keepdims=1))  # [B, 1]
     table = op.builder.initializer(ir.tensor(np.arange(context, dtype=np.int64), name="positions"))
     back = op.Mod(op.Sub(op.Add(steps, size), padding), size)
     position_ids = op.Add(op.Sub(lengths, valid), steps)
