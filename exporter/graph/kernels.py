@@ -18,6 +18,7 @@ import onnx
 import onnx.defs
 import onnx_ir as ir
 
+from llama_onnx.exporter.graph.kernel_conditions import CONDITIONS
 from llama_onnx.exporter.graph.names import layer_of
 from llama_onnx.runtime.placement.shares import HEAVY_OPERATORS
 from llama_onnx.targets.errors import PackageError
@@ -144,6 +145,9 @@ def check_structure(model: ir.Model, target: Target) -> Structure | None:
     without: Counter[str] = Counter()
     for node in model.graph:
         why = _refusal(node, known, model.graph.opset_imports)
+        condition = CONDITIONS.get((provider, node.op_type))
+        if why is None and condition is not None:
+            why = condition(node)
         if why is None:
             continue
         if layer_of(node.name or "") is not None or node.op_type in HEAVY_OPERATORS:

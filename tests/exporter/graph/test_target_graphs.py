@@ -60,6 +60,7 @@ CASES = [
     for index, precision in enumerate(target.graph.precisions)
     if precision != "bf16"
 ]
+TYPES = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT}
 IDS = np.random.default_rng(0).integers(3, 288, (2, 20))
 PADDED = np.concatenate([np.zeros((1, 6), np.int64), np.ones((1, 14), np.int64)], axis=1)
 
@@ -327,6 +328,52 @@ def test_rotary_tables_that_directml_would_not_read_are_refused(make: Make) -> N
     model.graph.insert_after(node, changed)
     with pytest.raises(PackageError, match="input 7 is not read"):
         check_structure(model, TARGETS["directml"])
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "said"),
+    [
+        ("MatMulNBits", {"bits": 2}, "bits is 2"),
+        ("MatMulNBits", {"block_size": 128}, "64 columns are not whole blocks of 128"),
+        ("MatMulNBits", {"block_size": 64, "bits": 8}, "odd number of blocks"),
+        ("GroupQueryAttention", {"do_rotary": 1}, "do_rotary is 1"),
+        ("GroupQueryAttention", {"softcap": 30.0}, "softcap is 30"),
+        ("GroupQueryAttention", {"local_window_size": 128}, "local_window_size is 128"),
+        ("RotaryEmbedding", {"rotary_embedding_dim": 8}, "rotary_embedding_dim is 8"),
+    ],
+)
+def test_what_directml_would_compute_wrongly_is_refused(
+    make: Make, operator: str, attributes: dict[str, Any], said: str
+) -> None:
+    """Its kernel does not read these, or reads them wrongly; `nox -s directml` shows which."""
+    model = ir.load(make("directml", "int4") / "model.onnx")
+    node = next(node for node in model.graph if node.op_type == operator)
+    for name, value in attributes.items():
+        node.attributes[name] = ir.Attr(name, TYPES[type(value)], value)
+    if operator == "MatMulNBits" and attributes.get("bits") == 8:
+        zeros = model.graph.initializers[f"{node.inputs[1].name}"]
+        node.resize_inputs(4)
+        node.replace_input_with(3, zeros)
+    with pytest.raises(PackageError, match=said):
+        check_structure(model, TARGETS["directml"])
+
+
+def test_outputs_that_directml_does_not_write_are_refused(make: Make) -> None:
+    """Named, they make ONNX Runtime give the node to the CPU, as in packages of version 0.1."""
+    model = ir.load(make("directml", "int4") / "model.onnx")
+    node = next(n for n in model.graph if n.op_type == "SkipSimplifiedLayerNormalization")
+    node.outputs[1].name = "mean"
+    with pytest.raises(PackageError, match="output 1 is not written"):
+        check_structure(model, TARGETS["directml"])
+
+
+def test_an_operator_newer_than_the_kernel_is_refused(make: Make) -> None:
+    """ONNX Runtime takes a kernel for the version it was written for, not for a later one."""
+    model = ir.load(make("directml", "int4") / "model.onnx")
+    assert check_structure(model, TARGETS["directml"]).on_cpu == {}
+    model.graph.opset_imports[""] = 23
+    on_cpu = check_structure(model, TARGETS["directml"]).on_cpu
+    assert on_cpu.keys() == {"Cast", "Shape", "Squeeze", "Unsqueeze"}
 
 
 @pytest.mark.parametrize("target", ["cuda", "directml", "webgpu"])
