@@ -21,7 +21,7 @@ from llama_onnx.exporter.graph.operators import (
     stamp,
     token_shape,
 )
-from llama_onnx.exporter.graph.places import Places, counted_places, shaped_places
+from llama_onnx.exporter.graph.positions import Places, counted_places, shaped_places
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.storage import ORDER, QWEIGHT, SCALES, WEIGHT, ZERO_POINTS
 from llama_onnx.targets.target import Operators

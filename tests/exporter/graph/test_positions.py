@@ -12,7 +12,7 @@ import pytest
 from onnxscript import GraphBuilder
 
 from llama_onnx.exporter.graph.model import IR_VERSION
-from llama_onnx.exporter.graph.places import counted_places, shaped_places
+from llama_onnx.exporter.graph.positions import counted_places, shaped_places
 
 Array = npt.NDArray[Any]
 
