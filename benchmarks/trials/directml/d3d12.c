@@ -2,8 +2,10 @@
  * of Windows: D3D12GetInterface, EnumerateMetaCommands, and one device for each process. */
 #include <windows.h>
 #include <d3d12.h>
+#include <stdlib.h>
 
-enum { ENUMERATE_META_COMMANDS = 59 }; /* its slot in the table of ID3D12Device5 */
+enum { CREATE_COMPUTE_PIPELINE_STATE = 11, ENUMERATE_META_COMMANDS = 59 }; /* slots of ID3D12Device5 */
+enum { DEVICE_REMOVED = (int)0x887A0005 };
 
 /* Wine's is a stub that fails. Without meta commands, DirectML uses its own shaders. */
 static HRESULT WINAPI no_meta_commands(void *self, UINT *count, void *descriptions) {
@@ -12,12 +14,23 @@ static HRESULT WINAPI no_meta_commands(void *self, UINT *count, void *descriptio
     return S_OK;
 }
 
-static void replace_method(IUnknown *object, int slot, void *method) {
-    void **entry = &(*(void ***)object)[slot];
+static void *replace_method(IUnknown *object, int slot, void *method) {
+    void **entry = &(*(void ***)object)[slot], *original = *entry;
     DWORD before;
     VirtualProtect(entry, sizeof *entry, PAGE_READWRITE, &before);
     *entry = method;
     VirtualProtect(entry, sizeof *entry, before, &before);
+    return original;
+}
+
+typedef HRESULT (WINAPI *create_pipeline)(void *, const void *, REFIID, void **);
+static create_pipeline wine_pipeline;
+static long pipelines_left;
+
+/* A fault to plant: the device is gone after LOSE_DEVICE_AFTER shaders. */
+static HRESULT WINAPI lose_device(void *self, const void *about, REFIID iid, void **out) {
+    if (InterlockedDecrement(&pipelines_left) < 0) return DEVICE_REMOVED;
+    return wine_pipeline(self, about, iid, out);
 }
 
 /* On Windows an adapter has one device in a process, so ONNX Runtime lets sessions share buffers.
@@ -35,6 +48,12 @@ HRESULT WINAPI create_device(IUnknown *adapter, D3D_FEATURE_LEVEL level, REFIID 
         HRESULT result = wine(adapter, level, &unknown, (void **)&device);
         if (FAILED(result)) return result;
         replace_method(device, ENUMERATE_META_COMMANDS, (void *)no_meta_commands);
+        const char *given = getenv("LOSE_DEVICE_AFTER");
+        if (given) {
+            pipelines_left = atol(given);
+            void *found = replace_method(device, CREATE_COMPUTE_PIPELINE_STATE, (void *)lose_device);
+            wine_pipeline = (create_pipeline)found;
+        }
     }
     return device->lpVtbl->QueryInterface(device, iid, out);
 }
