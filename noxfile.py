@@ -40,7 +40,7 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """mypy --strict, on the installed wheel, the tests and the scripts."""
     # From the wheel, because mypy does not see through the hook of an editable install.
-    _install(session, ".[export,cpu,test]", "nox", MYPY, "types-psutil")
+    _install(session, ".[export,cpu,test]", "nox", MYPY, "types-psutil", "types-regex")
     session.run("mypy", "-p", "llama_onnx")
     session.run(
         "mypy",
@@ -68,6 +68,15 @@ def tests(session: nox.Session) -> None:
     """pytest, the examples in docstrings included; arguments after `--` are passed on."""
     _install(session, "-e", ".[export,cpu,test]")
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Change inputs of every reader at random for ten minutes; `-- --minutes 1`: for one."""
+    _install(session, "-e", ".[export,cpu,test]")
+    values = ("tests/fuzz/test_values.py", "-n", "2", "--dist=load")
+    session.run("python", "-m", "pytest", *values, env={"LLAMA_ONNX_FUZZ_ALL": "1"})
+    session.run("python", "-m", "tests.support.fuzz.run", *session.posargs)
 
 
 @nox.session

@@ -18,8 +18,17 @@ called, and raises `MissingDependencyError` with the command to run if an extra 
 
 from __future__ import annotations
 
-import functools
 import os
+import sys
+
+if sys.argv and sys.argv[0].replace("\\", "/").rpartition("/")[2].startswith("llama-onnx"):
+    # The command line starts with the imports below: Ctrl-C ends it, without a traceback. Later,
+    # runtime/commands/streams.py takes over.
+    import signal
+
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
@@ -104,6 +113,7 @@ def plan(
     accuracy_level: int | None = None,
     fuse_gate_up: bool = False,
     logits: Literal["all", "last"] = "all",
+    context: int | None = None,
     adapters: Sequence[str | os.PathLike[str]] = (),
     kept_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> _results.Plan:
@@ -122,6 +132,7 @@ def plan(
         accuracy_level: 1 multiplies quantized matrices in fp32, 4 in int8. None: the target's.
         fuse_gate_up: Store the MLP's gate and up projections as one matrix.
         logits: Compute them for "all" positions or only for the "last".
+        context: Positions that the package holds. None: the model's own.
         adapters: PEFT folders of LoRA adapters to merge, in order.
         kept_adapters: PEFT folders by name, of adapters to keep and swap at run time.
 
@@ -160,6 +171,7 @@ def export(
     accuracy_level: int | None = None,
     fuse_gate_up: bool = False,
     logits: Literal["all", "last"] = "all",
+    context: int | None = None,
     adapters: Sequence[str | os.PathLike[str]] = (),
     kept_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     resume: bool = False,
@@ -258,6 +270,7 @@ def verify(
     *,
     provider: str | None = None,
     key: str | os.PathLike[str] | None = None,
+    name: str | None = None,
     threads: int | None = None,
     allow_fallback: bool = False,
     files_only: bool = False,
@@ -271,6 +284,7 @@ def verify(
         package: The folder of a package or bundle.
         provider: "cpu", "cuda", "directml" or "webgpu". None: that of the package's target.
         key: File with the ed25519 public key (PEM) that the signature must match.
+        name: With `key`: the signed package, or the model it was made from, must be called so.
         threads: Threads to compute with. None: the physical cores.
         allow_fallback: Let the CPU run what the provider cannot, instead of failing.
         files_only: Check only files and signature; needs no certificate.
@@ -282,7 +296,8 @@ def verify(
     Raises:
         PackageError: The folder is not a package, or has no certificate.
         ProviderError: The provider cannot run it here.
-        UsageError: `key` is not a public key, or `files_only` excludes another argument.
+        UsageError: `key` is not a public key, `name` comes without it, or `files_only` excludes
+            another argument.
 
     Examples:
         >>> llama_onnx.verify("tiny-int4", files_only=True).passed

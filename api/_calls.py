@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import SILENT
 from llama_onnx.targets.providers import get_provider
 from llama_onnx.targets.registry import get_target
@@ -44,7 +45,7 @@ def plan(
 
     chosen, merged = Options(**options), _paths(adapters)
     with _headers(checkpoint) as folder:
-        opened = open_checkpoint(folder, merged)
+        opened = open_checkpoint(folder, merged, context=chosen.context)
         kept = open_kept(opened, _named(kept_adapters))
         workers = os.cpu_count() or 1
         return make_plan(opened, get_target(target), chosen, workers, kept, chosen.changed())
@@ -110,6 +111,8 @@ def validate(
     from llama_onnx.exporter.parity.prove import check_measurable, prove_subject
     from llama_onnx.exporter.sources import open_checkpoint
 
+    if texts is not None and (opened := ModelPackage.unchecked(Path(package))):
+        opened.require_tokenizer()
     texts = TEXTS if texts is None else texts
     check_measurable(texts, tokens, prompt_tokens)  # before a download
     merged = _paths(adapters)
@@ -132,6 +135,7 @@ def verify(
     *,
     provider: str | None,
     key: StrPath | None,
+    name: str | None,
     threads: int | None,
     allow_fallback: bool,
     files_only: bool,
@@ -146,11 +150,14 @@ def verify(
             raise UsageError(
                 "files_only runs nothing: leave provider, threads and allow_fallback out."
             )
-        return verifying.verify_files(Path(package), key=public, progress=progress or SILENT)
+        return verifying.verify_files(
+            Path(package), key=public, name=name, progress=progress or SILENT
+        )
     return verifying.verify(
         Path(package),
         None if provider is None else get_provider(provider),
         key=public,
+        name=name,
         threads=threads,
         allow_fallback=allow_fallback,
         progress=progress or SILENT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,14 @@ from typing import Any
 
 import click
 
+from llama_onnx.runtime.commands.streams import (
+    INTERRUPTED,
+    finish_streams,
+    interrupts_end_imports,
+    occupy_closed_files,
+    prepare_streams,
+    say,
+)
 from llama_onnx.targets.errors import LlamaOnnxError, MissingDependencyError
 from llama_onnx.targets.extras import missing_extra
 
@@ -98,6 +107,32 @@ class _Root(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(name, entry.summary) for name, entry in section.items()])
 
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run the command and exit; errors are printed here, and nowhere else."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        occupy_closed_files()
+        prepare_streams()
+        with interrupts_end_imports():
+            status = self._run(*args, **extra)
+        sys.exit(finish_streams(status))
+
+    def _run(self, *args: Any, **extra: Any) -> int:
+        """Run the command, print its error if there is one, and return the exit status."""
+        try:
+            status = super().main(*args, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            _print_error(error)
+            return error.exit_code
+        except (click.Abort, KeyboardInterrupt) as error:
+            say("Aborted!", err=True)
+            pressed = (error, error.__cause__)
+            return INTERRUPTED if any(isinstance(e, KeyboardInterrupt) for e in pressed) else 1
+        except OSError as error:  # outside a command: `llama-onnx --help > /dev/full`
+            _print_error(click.ClickException(_system_error(error)))
+            return 1
+        return status if isinstance(status, int) else 0
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -111,6 +146,13 @@ class _Root(click.Group):
             if error.errno == errno.EPIPE:  # our output's reader is gone: click handles it
                 raise
             raise click.ClickException(_system_error(error)) from error
+
+
+def _print_error(error: click.ClickException) -> None:
+    """Print an error with everything that it quotes made safe to show."""
+    text = io.StringIO()
+    error.show(file=text)
+    say(text.getvalue().rstrip("\n"), err=True)
 
 
 def _system_error(error: OSError) -> str:
@@ -139,10 +181,6 @@ def _exception(error: LlamaOnnxError) -> click.ClickException:
 @click.version_option(package_name="llama-onnx")
 def main() -> None:
     """Turn a Llama checkpoint into an ONNX package, prove it and run it."""
-    # On Windows consoles that are not UTF-8, printing a token could raise UnicodeEncodeError.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
     # genai and ONNX Runtime report usage by default; here telemetry is off unless the user sets it.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

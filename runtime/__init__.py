@@ -1,1 +1,1 @@
-"""Model package -> tokens. Light: onnxruntime, onnxruntime-genai, tokenizers, numpy."""
+"""Model package -> tokens. Light: onnxruntime, onnxruntime-genai, tokenizers, jinja2, numpy."""

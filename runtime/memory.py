@@ -11,6 +11,18 @@ from threading import Event, Thread
 
 _MADV_PAGEOUT = 21  # linux/mman.h: as if memory were short; nothing that was written is lost
 _INTERVAL = 0.2  # seconds
+_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "failed to allocate",
+    "could not allocate",
+    "out of memory",
+    "outofmemory",
+    "not enough memory",
+    "cannot allocate memory",
+    "8007000e",
+)
+"""How ONNX Runtime, CUDA, DirectML and the C++ library say that memory ran out, in lower case."""
 
 
 def forget_pages(file: Path) -> None:
@@ -105,3 +117,9 @@ if sys.platform == "win32":
         if not kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.size):
             return None
         return int(counters.now), int(counters.peak)
+
+
+def is_memory_failure(error: Exception) -> bool:
+    """Return whether a library's error means that memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _MEMORY)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -156,6 +157,37 @@ def running(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise PackageError(f"onnxruntime failed {what}: {first_line(error)}") from error
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[Any]:
+    """Yield options for one run, which ends after `seconds`, between two nodes; None: no limit.
+
+    Raises `PackageError` for a run that was ended.
+    """
+    if seconds is None:
+        yield None
+        return
+    options, ended = load().RunOptions(), Event()
+
+    def end() -> None:
+        ended.set()
+        options.terminate = True
+
+    timer = Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    except Exception:
+        if not ended.is_set():
+            raise
+        raise PackageError(
+            f"a step of the graph was stopped after {seconds:.0f} s: no sound package of this size "
+            "takes as long."
+        ) from None
+    finally:
+        timer.cancel()
 
 
 def first_line(error: Exception) -> str:

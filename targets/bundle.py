@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import (
-    MANIFEST,
-    ModelPackage,
+from llama_onnx.targets.listing import (
+    Unlisted,
     altered_files,
+    find_unlisted,
     hash_file,
-    read_index,
-    unlisted_files,
+    read_listing,
 )
+from llama_onnx.targets.package import MANIFEST, ModelPackage
 from llama_onnx.targets.signature import Signer, write_signature
 
 BUNDLE = "bundle.json"
 SUMS = "SHA256SUMS"
 FORMAT_VERSION = 1
+
+BESIDE_BUNDLE = ("model.sig", "sbom.cdx.json", "sbom.spdx.json")
+"""Files that may be beside a bundle without being listed: see `listing.BESIDE`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Bundle:
     @classmethod
     def open(cls, path: Path) -> Bundle:
         """Read bundle.json in the folder `path`. Raises `PackageError`."""
-        content = read_index(path / BUNDLE, FORMAT_VERSION)
+        content = read_listing(path / BUNDLE, FORMAT_VERSION)
         about = content.get("package")
         if not (isinstance(about, dict) and isinstance(about.get("precision"), str)):
             raise PackageError(f"{path / BUNDLE} is damaged: it does not describe its package.")
@@ -57,6 +60,11 @@ class Bundle:
         return str(self.content["package"]["precision"])
 
     @property
+    def listing(self) -> Mapping[str, Any]:
+        """The content of bundle.json."""
+        return self.content
+
+    @property
     def package(self) -> ModelPackage:
         """The package inside. Raises `PackageError` if it is packed in an archive."""
         for folder in (self.path, self.path / "package"):
@@ -70,9 +78,9 @@ class Bundle:
         """Read every file and return the names of those that are missing or were changed."""
         return altered_files(self.path, self.files)
 
-    def unlisted(self) -> list[str]:
-        """Return the files that bundle.json does not list, so that no hash covers them."""
-        return unlisted_files(self.index, self.files)
+    def unlisted(self) -> Unlisted:
+        """Return what bundle.json does not list, so that no hash covers it."""
+        return find_unlisted(self.index, self.files, BESIDE_BUNDLE)
 
 
 def open_shipped(path: Path) -> ModelPackage | Bundle:

@@ -44,10 +44,23 @@ def describe_damage(error: Exception) -> str:
     return "an entry has the wrong type or size"
 
 
+MAX_MESSAGE = 1500
+"""Longest message, in characters."""
+
+
 class LlamaOnnxError(Exception):
-    """Base class of this project's errors; `str()` is one sentence."""
+    """Base class of this project's errors; `str()` is one sentence.
+
+    A name or value that the sentence quotes may be a stranger's and have any length: of a sentence
+    that is too long, only start and end are kept.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        half = MAX_MESSAGE // 2
+        too_long = len(message) > MAX_MESSAGE
+        super().__init__(f"{message[:half]} ... {message[-half:]}" if too_long else message)
 
 
 class UsageError(LlamaOnnxError):

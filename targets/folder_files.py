@@ -58,7 +58,7 @@ def file_inside(
         raise error(f"{path} cannot be read: {_reason(problem)}.") from None
     if not any(real.is_relative_to(root) for root in _roots(folder)):
         raise error(
-            f"{path} is a link that leads out of its folder: replace it by the file itself."
+            f"{path} is a link that leads out of its folder: replace it with the file itself."
         )
     if not stat.S_ISREG(status.st_mode):
         raise error(f"{path} is not a regular file: remove it.")
@@ -75,6 +75,24 @@ def open_inside(folder: Path, name: str, error: type[LlamaOnnxError] = Checkpoin
         return path.open("rb")
     except OSError as problem:
         raise error(f"{path} cannot be read: {_reason(problem)}.") from None
+
+
+def read_inside(
+    folder: Path, name: str, error: type[LlamaOnnxError] = CheckpointError, *, max_bytes: int
+) -> bytes:
+    """Return the content of the file `name` in `folder`; see `open_inside`. Raises `error` also for
+    a file of more than `max_bytes`, of which no more is read."""
+    with open_inside(folder, name, error) as file:
+        try:
+            content = file.read(max_bytes + 1)
+        except OSError as problem:
+            raise error(f"{folder / name} cannot be read: {_reason(problem)}.") from None
+    if len(content) > max_bytes:
+        raise error(
+            f"{folder / name} has more than {max_bytes:,} bytes, which no such file needs: replace "
+            "it with the original."
+        )
+    return content
 
 
 def _roots(folder: Path) -> tuple[Path, ...]:

@@ -2,51 +2,61 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from llama_onnx.targets.contents import DATA_FILE as DATA_FILE
+from llama_onnx.targets.contents import MODEL_FILE as MODEL_FILE
+from llama_onnx.targets.contents import check_contents
+from llama_onnx.targets.durable import replace_file
 from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.listing import (
+    BESIDE,
+    SIGNATURE_SUFFIX,
+    WORKING_FILES,
+    Unlisted,
+    altered_files,
+    check_present,
+    find_unlisted,
+    hash_file,
+    read_listing,
+)
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-SIGNATURE_SUFFIX = ".sig"
-"""Appended to the name of a manifest or bundle.json: its signature."""
-MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 ADAPTER_FOLDER, ADAPTER_SUFFIX = "adapters", ".onnx_adapter"
 PARTIAL_SUFFIX = ".partial"
 """An export writes to `OUT.partial` and renames it at the end."""
 
-BUNDLE_FILES = ("SHA256SUMS", "selftest.txt", "README.md")
-"""Files that bundles add to a package and its manifest does not list."""
+_BUNDLE_FILES = ("bundle.json", f"bundle.json{SIGNATURE_SUFFIX}")
+"""Beside a package's own files in a bundle for the hub."""
 
-WORKING_FILES = ("journal.jsonl", "journal.jsonl.tmp", "journal.lock")
-"""Files that an export keeps in its folder while it runs; never part of a package. They remain in a
-finished package if the export was killed between the last rename and their removal."""
-
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 _TYPES = {"target": str, "precision": str, "recipe": dict, "source": dict}
 
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """An opened package: its manifest has been read, and every file exists with the right size."""
+    """An opened package: its manifest has been read, and all its files are there and only data."""
 
     path: Path
     manifest: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: str | Path) -> ModelPackage:
-        """Read the manifest in the folder `path` and check the size of every file it lists.
+        """Read the manifest in the folder `path`, and check what a library would act on.
 
-        `verify` checks the contents. Raises `PackageError`.
+        Every listed file must be there with its size, and graph and settings must be what exports
+        write. `verify` compares the contents with their hashes. Raises `PackageError`.
         """
         path = Path(path)
         package = cls(path, _read_manifest(path))
-        for name, entry in package.manifest["files"].items():
-            _check_size(path / name, entry["size"])
+        check_present(path, package.files)
+        tokenizer = package.has_tokenizer
+        check_contents(path, MANIFEST, package.files, _BUNDLE_FILES, tokenizer=tokenizer)
         return package
 
     @property
@@ -59,6 +69,11 @@ class ModelPackage:
     def index(self) -> Path:
         """The manifest, which lists every other file by hash and is the file that is signed."""
         return self.path / MANIFEST
+
+    @property
+    def listing(self) -> Mapping[str, Any]:
+        """The content of the manifest."""
+        return self.manifest
 
     @property
     def target(self) -> str:
@@ -119,9 +134,9 @@ class ModelPackage:
         """Read every file and return the names of those that are missing or were changed."""
         return altered_files(self.path, self.files)
 
-    def unlisted(self) -> list[str]:
-        """Return the files that the manifest does not list, so that no hash covers them."""
-        return unlisted_files(self.index, {*self.files, *BUNDLE_FILES})
+    def unlisted(self) -> Unlisted:
+        """Return what the manifest does not list, so that no hash covers it."""
+        return find_unlisted(self.index, self.files, BESIDE)
 
 
 def write_manifest(
@@ -136,21 +151,32 @@ def write_manifest(
     an older one is removed.
     """
     known = hashes or {}
-    signature = folder / (MANIFEST + SIGNATURE_SUFFIX)
-    temporary = folder / f"{MANIFEST}.tmp"
+    ours = (MANIFEST, f"{MANIFEST}.tmp", MANIFEST + SIGNATURE_SUFFIX, *WORKING_FILES)
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name not in (MANIFEST, temporary.name, signature.name, *WORKING_FILES):
+        if name not in ours:
             files[name] = {
                 "size": path.stat().st_size,
                 "sha256": known.get(name) or hash_file(path),
             }
-    manifest = {"format_version": FORMAT_VERSION, **content, "files": files}
-    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    signature.unlink(missing_ok=True)
-    temporary.replace(folder / MANIFEST)
+    return _save(folder, {"format_version": FORMAT_VERSION, **content, "files": files})
+
+
+def _save(folder: Path, manifest: Mapping[str, Any]) -> ModelPackage:
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    (folder / (MANIFEST + SIGNATURE_SUFFIX)).unlink(missing_ok=True)
+    replace_file(folder / MANIFEST, text.encode())
     return ModelPackage(folder, manifest)
+
+
+def name_package(package: ModelPackage) -> ModelPackage:
+    """Record the name of its folder in the manifest of `package`, for its signature to cover it."""
+    name = package.path.resolve().name
+    if package.manifest.get("name") == name:
+        return package
+    content = {key: value for key, value in package.manifest.items() if key != "files"}
+    return _save(package.path, {**content, "name": name, "files": package.manifest["files"]})
 
 
 def renew_manifest(
@@ -172,8 +198,9 @@ def renew_manifest(
 
 
 def remove_working_files(folder: Path) -> None:
-    """Remove the files that an export left in a finished package."""
-    for name in WORKING_FILES:
+    """Remove the files that a killed export, or a killed `sign`, left in a finished package."""
+    unfinished = (f"{MANIFEST}.tmp", f"{MANIFEST}{SIGNATURE_SUFFIX}.tmp")
+    for name in (*WORKING_FILES, *unfinished):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -187,59 +214,25 @@ def check_unsigned(package: ModelPackage) -> None:
         )
 
 
+def check_changeable(package: ModelPackage) -> None:
+    """Raise `UsageError` for a package that nothing can be added to: a signed one, and one with
+    links or folders that are not its own, where what is added could land elsewhere."""
+    check_unsigned(package)
+    for name in package.unlisted().unknown:
+        path = package.path / name
+        killed = name.endswith(f"{PARTIAL_SUFFIX}/")  # the next call removes it
+        if path.is_symlink() or not (path.is_file() or killed):
+            raise UsageError(f"{path} is not part of the package: remove it first.")
+
+
 def is_package(path: Path) -> bool:
     """Return whether `path` is a folder with a valid manifest; other files are not checked."""
     return ModelPackage.unchecked(path) is not None
 
 
-def hash_file(path: Path) -> str:
-    """Return the sha256 of the file `path`, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def altered_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Read all `files` in `folder` and return the names of those whose sha256 differs."""
-    return [name for name in files if not _is_intact(folder / name, files[name]["sha256"])]
-
-
-def unlisted_files(index: Path, listed: Collection[str]) -> list[str]:
-    """Return the files in the folder of `index`, or below, that are not `listed`, sorted.
-
-    `index` and its signature are left out, and names with a leading dot, which operating systems
-    and version control create.
-    """
-    known = {*listed, index.name, index.name + SIGNATURE_SUFFIX}
-    there = (path.relative_to(index.parent) for path in index.parent.rglob("*") if path.is_file())
-    seen = {path.as_posix() for path in there if not any(p.startswith(".") for p in path.parts)}
-    return sorted(seen - known)
-
-
-def read_index(file: Path, format_version: int) -> dict[str, Any]:
-    """Read a JSON file that lists all files beside it with size and sha256, and check it.
-
-    Raises `PackageError`, also for a format newer than `format_version`.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PackageError(
-            f"{file.parent} is not a llama-onnx package: it has no {file.name}."
-        ) from None
-    except OSError as error:
-        raise PackageError(f"{file} cannot be read: {error.strerror or error}.") from None
-    except ValueError:
-        raise PackageError(f"{file} is damaged: it is not valid JSON.") from None
-    _check_index(content, file, format_version)
-    return dict(content)
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
     _check_folder(path)
-    manifest = read_index(path / MANIFEST, FORMAT_VERSION)
+    manifest = read_listing(path / MANIFEST, FORMAT_VERSION)
     _check_manifest(manifest, path / MANIFEST)
     return manifest
 
@@ -260,32 +253,13 @@ def _check_folder(path: Path) -> None:
     raise PackageError(f"{path} {what}.")
 
 
-def _check_index(content: Any, file: Path, format_version: int) -> None:
-    if not isinstance(content, dict):
-        raise PackageError(f"{file} is damaged: it is not a JSON object.")
-    version = content.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise PackageError(f"{file} is damaged: it has no format_version.")
-    if version > format_version:
-        raise PackageError(
-            f"{file.parent} has package format {version}, but this llama-onnx reads format "
-            f"{format_version} at most: upgrade llama-onnx."
-        )
-    _check_type(content, "files", dict, file)
-    for name, entry in content["files"].items():
-        if not (_is_inside(name) and _is_entry(entry)):
-            raise PackageError(f"{file} is damaged: its entry for {name!r} is invalid.")
-
-
 def _check_manifest(manifest: dict[str, Any], file: Path) -> None:
     for key, kind in _TYPES.items():
-        _check_type(manifest, key, kind, file)
+        if not isinstance(manifest.get(key), kind):
+            raise PackageError(f"{file} is damaged: {key!r} is missing or has the wrong type.")
+    if manifest["precision"] not in _PRECISIONS:
+        raise PackageError(f"{file} is damaged: its precision is none of {', '.join(_PRECISIONS)}.")
     _check_adapters(manifest, file)
-
-
-def _check_type(content: dict[str, Any], key: str, kind: type, file: Path) -> None:
-    if not isinstance(content.get(key), kind):
-        raise PackageError(f"{file} is damaged: {key!r} is missing or has the wrong type.")
 
 
 def _check_adapters(manifest: dict[str, Any], file: Path) -> None:
@@ -296,33 +270,3 @@ def _check_adapters(manifest: dict[str, Any], file: Path) -> None:
         its_file = entry.get("file") if isinstance(entry, dict) else None
         if not isinstance(its_file, str) or its_file not in manifest["files"]:
             raise PackageError(f"{file} is damaged: its adapter {name!r} has no file.")
-
-
-def _is_entry(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("size"), int)
-        and isinstance(entry.get("sha256"), str)
-    )
-
-
-def _is_inside(name: str) -> bool:
-    # A manifest may come from anyone: it must not make us read files outside its folder.
-    path = PurePosixPath(name)
-    return not (path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name)
-
-
-def _check_size(path: Path, expected: int) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError:
-        raise PackageError(f"{path.parent} is incomplete: {path.name} is missing.") from None
-    if size != expected:
-        raise PackageError(f"{path} is damaged: it has {size:,} bytes instead of {expected:,}.")
-
-
-def _is_intact(path: Path, sha256: str) -> bool:
-    try:
-        return hash_file(path) == sha256
-    except OSError:
-        return False

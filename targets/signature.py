@@ -7,14 +7,17 @@ bytes of RFC 8032, as `openssl pkeyutl` writes and checks them. Keys are PEM fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from llama_onnx.targets.durable import flush, replace_file
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
-from llama_onnx.targets.package import SIGNATURE_SUFFIX
+from llama_onnx.targets.folder_files import file_inside
+from llama_onnx.targets.listing import SIGNATURE_SUFFIX
+from llama_onnx.targets.printable import printable
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -22,8 +25,51 @@ if TYPE_CHECKING:
 Signer = Callable[[bytes], bytes]
 """A function that returns the signature of some bytes."""
 
+_LONGEST = 1024  # bytes to read of a signature, which has 64
+
 _NEW_KEY = "make one with `openssl genpkey -algorithm ed25519 -out KEY.pem`"
 _PUBLIC_KEY = "make one with `openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem`"
+
+
+@dataclass(frozen=True)
+class SignedModel:
+    """The model that a signed file is about.
+
+    `name` is that of its folder when it was signed; None for a package that was signed before
+    names were recorded. `source` is the checkpoint it was made from, `commit` its commit on the
+    hub.
+    """
+
+    name: str | None
+    source: str | None
+    commit: str | None
+    target: str
+    precision: str
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> SignedModel:
+        """Read the content of a manifest or of a bundle.json."""
+        about = content.get("package", content)
+        source = about.get("source")
+        source = source if isinstance(source, dict) else {}
+        return cls(
+            name=_text(about.get("name")),
+            source=_text(source.get("name")),
+            commit=_text(source.get("commit")),
+            target=_text(about.get("target")) or "",
+            precision=_text(about.get("precision")) or "",
+        )
+
+    def is_called(self, name: str) -> bool:
+        """Whether `name` is its name, or that of its source."""
+        return name in (self.name, self.source)
+
+    def __str__(self) -> str:
+        """Return a description for people."""
+        made = ", ".join(value for value in (self.precision, self.target) if value)
+        source = f"made from {self.source}" if self.source else "which does not say its source"
+        commit = f" (commit {self.commit})" if self.commit else ""
+        return printable(f"{self.name or 'a package without a name'} ({made}), {source}{commit}")
 
 
 @dataclass(frozen=True)
@@ -31,12 +77,15 @@ class Signature:
     """The state of the signature in the file called `file`.
 
     `there`: it exists; `checked`: it was checked with a key; `problem`: what is wrong with it.
+    `model` is what was signed, by the signed file itself, if the signature is valid: a valid
+    signature of one model says nothing of another.
     """
 
     file: str
     there: bool
     checked: bool
     problem: str | None = None
+    model: SignedModel | None = None
 
     @property
     def passed(self) -> bool:
@@ -72,36 +121,44 @@ def read_signer(file: Path, ask_password: Callable[[], str]) -> Signer:
 def write_signature(index: Path, sign: Signer) -> Path:
     """Sign `index` and return the signature's file, which is written completely or not at all."""
     file = _signature_of(index)
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_bytes(sign(index.read_bytes()))
-    temporary.replace(file)
+    flush(index)
+    replace_file(file, sign(index.read_bytes()))
     return file
 
 
-def check_signature(index: Path, unlisted: Sequence[str], key: Path | None) -> Signature:
+def check_signature(
+    index: Path, content: Mapping[str, Any], key: Path | None, name: str | None = None
+) -> Signature:
     """Check the signature of `index` with the public key in the file `key`, if a key is given.
 
-    `unlisted` are files beside `index` that it does not list: they are not signed, which is
-    reported as a problem. Raises `UsageError` for a `key` that is not an ed25519 public key,
+    `content` is that of `index`. With `name`, the signed model must be called so, or be made from a
+    source called so. Raises `UsageError` for a `key` that is not an ed25519 public key,
     `MissingDependencyError` without `cryptography`.
     """
     file = _signature_of(index)
     if key is None:
         return Signature(file.name, file.exists(), checked=False)
-    public = _read_public(key)
-    problem = _problem(index, file, public, key)
-    if problem is None and unlisted:
-        problem = f"{', '.join(unlisted)}: not listed in {index.name}, so not signed"
-    return Signature(file.name, file.exists(), checked=True, problem=problem)
+    problem = _problem(index, file, _read_public(key), key)
+    model = SignedModel.of(content)
+    if problem is None and name is not None and not model.is_called(name):
+        problem = f"{file.name} is a signature of {model}, not of {name}"
+    valid = None if problem else model
+    return Signature(file.name, file.exists(), checked=True, problem=problem, model=valid)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _problem(index: Path, file: Path, public: Ed25519PublicKey, key: Path) -> str | None:
     from cryptography.exceptions import InvalidSignature
 
-    try:
-        signature = file.read_bytes()
-    except FileNotFoundError:
+    found = file_inside(index.parent, file.name, PackageError)
+    if found is None:
         return f"it is not signed: there is no {file.name}"
+    try:
+        with found.open("rb") as opened:
+            signature = opened.read(_LONGEST)
     except OSError as error:
         raise PackageError(f"{file} cannot be read: {error.strerror or error}.") from None
     try:

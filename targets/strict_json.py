@@ -14,6 +14,10 @@ MAX_VALUES = 4_000_000
 """Most values in a text. An empty list takes two bytes of text and 56 of memory, so the number of
 values is what bounds the memory."""
 
+MAX_DEPTH = 100
+"""Most lists and objects inside one another; how many Python itself handles depends on its version
+and on what is done with them."""
+
 MAX_DIGITS = 64
 """Longest integer. transformers writes `model_max_length` with 31 digits."""
 
@@ -55,6 +59,7 @@ def parse_json(text: bytes, *, unique: bool = False, max_bytes: int = MAX_BYTES)
         raise JSONError("is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise JSONError(f"is not valid JSON (line {error.lineno}: {error.msg})") from None
+    _check_depth(value)
     if _SURROGATE.search(text):
         _check_surrogates(value)
     return value
@@ -68,7 +73,9 @@ def check_size(text: bytes, max_bytes: int = MAX_BYTES) -> None:
         raise JSONError(f"has more than {MAX_VALUES:,} values")
 
 
-def _parse_int(digits: str) -> int:
+def _parse_int(digits: str) -> int | float:
+    if digits == "-0":  # a float to the JSON readers of Rust and JavaScript
+        return -0.0
     if len(digits) > MAX_DIGITS:
         raise JSONError(f"has a number of {len(digits):,} digits")
     return int(digits)
@@ -92,6 +99,15 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise JSONError(f"has the key {twice!r} twice")
     return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inner = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+    if level:
+        raise JSONError("is nested too deeply")
 
 
 def _check_surrogates(value: Any) -> None:

@@ -26,7 +26,7 @@ MAY_IMPORT = {
 
 LIBRARIES = {
     "targets": set[str](),
-    "runtime": {"numpy", "safetensors", "tokenizers"},
+    "runtime": {"jinja2", "markupsafe", "numpy", "safetensors", "tokenizers"},
 }
 """House -> libraries it may import besides the standard one. The exporter may import any."""
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.folder_files import file_inside, is_plain_name, open_inside, read_inside
 
 _BLOCK = 1 << 20
+_MAX_BYTES = 1 << 20  # of a checklist, which has 34 bytes and a name for each file
 
 
 def verify_checklists(folder: Path, step: Callable[[str], None]) -> dict[str, str]:
@@ -40,18 +42,19 @@ def _checklists(folder: Path) -> list[Path]:
     above = [] if (folder / "tokenizer.model").exists() else [folder.resolve().parent]
     found = [folder / "checklist.chk"]
     found += [place / "tokenizer_checklist.chk" for place in (folder, *above)]
-    return [path for path in found if path.is_file()]
+    return [path for path in found if file_inside(path.parent, path.name)]
 
 
 def _entries(checklist: Path) -> Iterator[tuple[str, Path]]:
     try:
-        lines = checklist.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        content = read_inside(checklist.parent, checklist.name, max_bytes=_MAX_BYTES)
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
         raise CheckpointError(f"{checklist} cannot be read: download it again.") from None
     for line in filter(None, map(str.strip, lines)):
         md5, _, name = line.partition(" ")
         name = name.strip().removeprefix("*")
-        if len(md5) != 32 or not name or Path(name).name != name:
+        if len(md5) != 32 or "/" in name or not is_plain_name(name):
             raise CheckpointError(f"{checklist} has a line that is not a checksum: {line[:80]!r}.")
         yield md5.lower(), checklist.with_name(name)
 
@@ -59,14 +62,14 @@ def _entries(checklist: Path) -> Iterator[tuple[str, Path]]:
 def _md5(path: Path) -> str:
     # Used for integrity, not security: Meta publishes no other checksum.
     md5 = hashlib.md5(usedforsecurity=False)
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                md5.update(block)
-    except FileNotFoundError:
+    if file_inside(path.parent, path.name) is None:
         raise CheckpointError(
             f"{path.parent} lacks {path.name}, which its checklist names: download it."
-        ) from None
+        )
+    try:
+        with open_inside(path.parent, path.name) as file:
+            while block := file.read(_BLOCK):
+                md5.update(block)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
     return md5.hexdigest()

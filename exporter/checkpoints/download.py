@@ -16,8 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_onnx.exporter.checkpoints.hub import HubId
-from llama_onnx.exporter.checkpoints.huggingface import SINGLES, find_shards, indexed_names
+from llama_onnx.exporter.checkpoints.weight_files import (
+    SINGLES,
+    find_weight_files,
+    indexed_names,
+)
+from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.targets.errors import CheckpointError, LlamaOnnxError, ResourceError, UsageError
+from llama_onnx.targets.folder_files import is_plain_name
 from llama_onnx.targets.licences import file_patterns
 
 if TYPE_CHECKING:
@@ -85,6 +91,10 @@ def fetch_headers(source: HubId, parent: Path) -> Path:
         copy = parent.joinpath(*folder.parts[-3:])
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*_WEIGHTS))
         for name, metadata in found.files_metadata.items():
+            if not is_plain_name(name):
+                raise CheckpointError(
+                    f"{source} names the file {name[:200]!r}, which is not a plain name."
+                )
             _write_sparse(copy / name, metadata)
     return copy
 
@@ -98,7 +108,7 @@ def _fetch_small_files(source: HubId) -> Path:
 
 def _has_weights(folder: Path) -> bool:
     try:
-        return bool(find_shards(folder))
+        return bool(find_weight_files(folder, read_json(folder / "config.json")).files)
     except CheckpointError:
         return False
 
@@ -117,16 +127,16 @@ def _fetch_weights(source: HubId, folder: Path) -> None:
             f"if it has GGUF files, run `hf download {source.repo} FILE` and pass the path."
         )
     for single in SINGLES:
+        try:  # first, as in transformers: an index beside it may be of older shards
+            hf_hub_download(source.repo, single, revision=folder.name)
+            return
+        except RemoteEntryNotFoundError:
+            pass
         index = folder / f"{single}.index.json"
         if index.exists():
             names = indexed_names(index)
             snapshot_download(source.repo, revision=folder.name, allow_patterns=names)
             return
-        try:
-            hf_hub_download(source.repo, single, revision=folder.name)
-            return
-        except RemoteEntryNotFoundError:
-            continue
     raise CheckpointError(f"{source} has a config.json but no {' or '.join(SINGLES)}.")
 
 

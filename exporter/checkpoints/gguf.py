@@ -20,9 +20,20 @@ from llama_onnx.exporter.checkpoints.gguf_rope import FREQUENCIES, rope_block
 from llama_onnx.exporter.formats.gguf import Header, TensorInfo, read_header
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint, read_values
 from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
-from llama_onnx.exporter.model.config import Keys, LlamaConfig, check_config, rope_scaling
+from llama_onnx.exporter.model.config import (
+    MAX_EPSILON,
+    MAX_LAYERS,
+    MIN_EPSILON,
+    LlamaConfig,
+    check_config,
+    rope_scaling,
+)
+from llama_onnx.exporter.model.context import with_context
 from llama_onnx.exporter.model.interleaved import half_split_rows
+from llama_onnx.exporter.model.special_tokens import SpecialTokens, special_tokens
+from llama_onnx.exporter.model.typed_keys import MAX_NUMBER, MAX_SIZE, Keys, is_number
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.printable import shown
 
 _TYPES = (
     Type.F32,
@@ -57,16 +68,18 @@ _LAYER_NAMES = {
 
 @dataclass(frozen=True)
 class GGUFCheckpoint(TensorsByName):
-    """One `.gguf` file. `tensors` maps Hugging Face names to lazy tensors in it."""
+    """One GGUF file. `tensors` maps Hugging Face names to lazy tensors in it; `notes` are warnings
+    for people."""
 
     path: Path
     config: LlamaConfig
     tensors: dict[str, LazyTensor]
+    notes: tuple[str, ...] = ()
     format: str = "gguf"
 
     @classmethod
-    def open(cls, path: Path) -> GGUFCheckpoint:
-        """Read the header of the file `path`.
+    def open(cls, path: Path, context: int | None = None) -> GGUFCheckpoint:
+        """Read the header of the file `path`. `context` replaces the one that it states.
 
         Raises `CheckpointError` for a damaged file, `UnsupportedError` for a model or a storage
         type that is not supported.
@@ -77,7 +90,10 @@ class GGUFCheckpoint(TensorsByName):
         config = _config(path, header)
         stored = (info for name, info in header.tensors.items() if name != FREQUENCIES)
         tensors = (_lazy(path, info, config) for info in stored)
-        return cls(path, config, {tensor.name: tensor for tensor in tensors})
+        left_out = _special_tokens(_Keys(header.metadata, where), config.vocab_size, where).warnings
+        config, stretched = with_context(config, context, where)
+        named = {tensor.name: tensor for tensor in tensors}
+        return cls(path, config, named, (*left_out, *stretched))
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Write the tokenizer's files, made from the metadata."""
@@ -87,6 +103,10 @@ class GGUFCheckpoint(TensorsByName):
         metadata = read_header(self.path).metadata
         tokenizer = tokenizer_from_gguf(metadata, str(self.path))
         return tokenizer.write(folder, self.config.max_position_embeddings)
+
+    def warnings(self) -> Sequence[str]:
+        """Return which special tokens are left out, and whether the context is too long."""
+        return self.notes
 
     def licence_files(self) -> Sequence[Path]:
         """Return license, policy, notice and model card in the file's folder."""
@@ -106,13 +126,13 @@ def _refuse_features(header: Header, where: str) -> None:
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise UnsupportedError(
-            f"{where}: general.architecture is {architecture!r}; this tool exports the Llama "
+            f"{where}: general.architecture is {shown(architecture)}; this tool exports the Llama "
             "architecture only."
         )
     if metadata.get("split.count", 0) not in (0, 1):  # 0 after the parts were joined
         raise UnsupportedError(
-            f"{where} is one of {metadata['split.count']} parts of a split model: join them with "
-            "llama.cpp's `llama-gguf-split --merge` first."
+            f"{where} is one of {shown(metadata['split.count'])} parts of a split model: join them "
+            "with llama.cpp's `llama-gguf-split --merge` first."
         )
     if metadata.get("llama.expert_count", 0):
         raise UnsupportedError(f"{where} is a mixture of experts, which is not supported.")
@@ -132,23 +152,27 @@ def _config(path: Path, header: Header) -> LlamaConfig:
     heads = keys.integer("llama.attention.head_count")
     hidden = keys.integer("llama.embedding_length")
     head_dim = _head_dim(keys, hidden, heads, where)
-    context = keys.integer("llama.context_length")
+    context = keys.integer("llama.context_length", most=1 << 62)
     theta = keys.number("llama.rope.freq_base", default=10000.0)
+    vocabulary = keys.integer("llama.vocab_size", default=_embedding_rows(header, where))
+    tokens = _special_tokens(keys, vocabulary, where)
     config = LlamaConfig(
-        vocab_size=keys.integer("llama.vocab_size", default=_embedding_rows(header, where)),
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=keys.integer("llama.feed_forward_length"),
-        num_hidden_layers=keys.integer("llama.block_count"),
+        num_hidden_layers=keys.integer("llama.block_count", most=MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=keys.integer("llama.attention.head_count_kv", default=heads),
         head_dim=head_dim,
         max_position_embeddings=context,
-        rms_norm_eps=keys.number("llama.attention.layer_norm_rms_epsilon"),
+        rms_norm_eps=keys.number(
+            "llama.attention.layer_norm_rms_epsilon", None, MIN_EPSILON, MAX_EPSILON
+        ),
         rope_theta=theta,
         tie_word_embeddings="output.weight" not in header.tensors,
-        bos_token_id=keys.token_id("bos_token_id"),
-        eos_token_ids=_eos_token_ids(keys),
-        pad_token_id=keys.token_id("padding_token_id"),
+        bos_token_id=tokens.bos,
+        eos_token_ids=tokens.eos,
+        pad_token_id=tokens.pad,
         rope_scaling=rope_scaling(rope_block(path, header, theta, head_dim), context, where),
     )
     # Checked first: a damaged file may claim millions of layers.
@@ -183,10 +207,11 @@ def _head_dim(keys: _Keys, hidden: int, heads: int, where: str) -> int:
     return head_dim
 
 
-def _eos_token_ids(keys: _Keys) -> tuple[int, ...]:
+def _special_tokens(keys: _Keys, vocabulary: int, where: str) -> SpecialTokens:
     # A chat model ends a turn with eot and a tool call with eom: generation has to stop at both.
-    found = (keys.token_id(f"{name}_token_id") for name in ("eos", "eot", "eom"))
-    return tuple(dict.fromkeys(token for token in found if token is not None))
+    bos, pad, *ends = (keys.token_ids(name) for name in ("bos", "padding", "eos", "eot", "eom"))
+    eos = tuple(dict.fromkeys(token for found in ends for token in found))
+    return special_tokens(bos, eos, pad, vocabulary, where)
 
 
 def _lazy(path: Path, info: TensorInfo, config: LlamaConfig) -> LazyTensor:
@@ -203,7 +228,7 @@ def _lazy(path: Path, info: TensorInfo, config: LlamaConfig) -> LazyTensor:
 
 def _layer_part(name: str) -> str:
     parts = name.split(".")
-    layered = len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and parts[3] == "weight"
+    layered = len(parts) == 4 and parts[0] == "blk" and is_number(parts[1]) and parts[3] == "weight"
     return parts[2] if layered else ""
 
 
@@ -229,25 +254,32 @@ class _Keys(Keys):
     def has(self, key: str) -> bool:
         return key in self._raw
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
         value = self._get(key, default)
         if not isinstance(value, list):
-            return super().integer(key, default)
+            return super().integer(key, default, most)
         if len(set(value)) != 1:
             raise UnsupportedError(f"{self._where}: {key} differs between layers.")
-        return Keys({key: value[0]}, self._where).integer(key)  # one value per layer, all equal
+        # One value per layer, all equal.
+        return Keys({key: value[0]}, self._where).integer(key, most=most)
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(
+        self,
+        key: str,
+        default: float | None = None,
+        least: float = 1 / MAX_NUMBER,
+        most: float = MAX_NUMBER,
+    ) -> float:
         # The shortest decimal that gives this float32: 1e-05, not 9.999999747378752e-06.
-        return float(str(np.float32(super().number(key, default))))
+        return float(str(np.float32(super().number(key, default, least, most))))
 
-    def token_id(self, name: str) -> int | None:
-        value = self._raw.get(f"tokenizer.ggml.{name}")
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """Return the id of the token `name`, or nothing: llama.cpp writes -1 for "none"."""
+        key = f"tokenizer.ggml.{name}_token_id"
+        value = self._raw.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise CheckpointError(
-                f"{self._where}: tokenizer.ggml.{name} must be a token id, not {value!r}."
-            )
-        return value if value is None or value >= 0 else None
+            raise CheckpointError(f"{self._where}: {key} must be a token id, not {shown(value)}.")
+        return () if value is None or value < 0 else (value,)
 
     def _get(self, key: str, default: Any) -> Any:
         value = self._raw.get(key, default)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from llama_onnx.exporter.formats.gguf import Header
 from llama_onnx.exporter.formats.tensor import read_values
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.printable import shown
 
 FREQUENCIES = "rope_freqs.weight"
 
@@ -52,7 +53,9 @@ def rope_block(path: Path, header: Header, theta: float, head_dim: int) -> dict[
         kind = "none"
     if FREQUENCIES in header.tensors:
         if kind != "none":
-            raise UnsupportedError(f"{where} has both {FREQUENCIES} and {kind!r} rope scaling.")
+            raise UnsupportedError(
+                f"{where} has both {FREQUENCIES} and {shown(kind)} rope scaling."
+            )
         return _llama3(path, header, theta, head_dim)
     if kind == "none":
         return {"rope_type": "default"}
@@ -64,7 +67,7 @@ def _yarn(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key, values in _NEUTRAL.items():
         value = metadata.get(_PREFIX + key, values[0])
         if value not in values:
-            raise UnsupportedError(f"{where}: {_PREFIX}{key} {value!r} is not supported.")
+            raise UnsupportedError(f"{where}: {_PREFIX}{key} {shown(value)} is not supported.")
     given = {name: metadata.get(_PREFIX + key) for key, name in _YARN.items()}
     return {name: value for name, value in given.items() if value is not None}
 

@@ -3,24 +3,21 @@ sharded), tokenizer.json or tokenizer.model."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_onnx.exporter.checkpoints.config_warnings import config_warnings
+from llama_onnx.exporter.checkpoints.state import read_state, resolve_head
+from llama_onnx.exporter.checkpoints.weight_files import find_weight_files
 from llama_onnx.exporter.formats.json import read_json
-from llama_onnx.exporter.formats.state_dict import read_state_dict
 from llama_onnx.exporter.formats.tensor import LazyTensor, file_fingerprint
 from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
+from llama_onnx.exporter.model.context import with_context
 from llama_onnx.targets.errors import CheckpointError
 
-SINGLES = ("model.safetensors", "pytorch_model.bin")
-"""Names of an unsharded weight file, the preferred format first. A sharded model has an index
-instead, with `.index.json` appended to the name."""
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _SEARCH_KEYS = (
     "do_sample",
     "temperature",
@@ -33,18 +30,21 @@ _SEARCH_KEYS = (
 
 @dataclass(frozen=True)
 class HuggingFaceCheckpoint(TensorsByName):
-    """A folder as `save_pretrained` writes it. `tensors` has lazy tensors by name."""
+    """A folder as `save_pretrained` writes it. `tensors` has lazy tensors by name; `notes` are
+    warnings for people."""
 
     path: Path
     config: LlamaConfig
     tensors: dict[str, LazyTensor]
     shards: tuple[Path, ...]
     generation: dict[str, Any]
+    notes: tuple[str, ...] = ()
     format: str = "huggingface"
 
     @classmethod
-    def open(cls, path: Path) -> HuggingFaceCheckpoint:
-        """Read the config and the weight files' headers in the folder `path`.
+    def open(cls, path: Path, context: int | None = None) -> HuggingFaceCheckpoint:
+        """Read the config and the weight files' headers in the folder `path`. `context` replaces
+        the config's own.
 
         Raises `CheckpointError` for a file that is missing or damaged, `UnsupportedError` for a
         feature that a plain Llama does not have.
@@ -52,24 +52,24 @@ class HuggingFaceCheckpoint(TensorsByName):
         generation_file = path / "generation_config.json"
         generation = read_json(generation_file) if generation_file.exists() else {}
         raw = read_json(path / "config.json")
-        config = config_from_huggingface(raw, str(path / "config.json"), generation)
-        shards = find_shards(path)
-        tensors: dict[str, LazyTensor] = {}
-        for shard in shards:
-            for name, tensor in read_state_dict(shard).items():
-                if name in tensors:
-                    raise CheckpointError(
-                        f"{path}: the tensor {name} is in two shards: remove one of them."
-                    )
-                tensors[name] = tensor
-        return cls(path, config, tensors, shards, generation)
+        where = str(path / "config.json")
+        config = config_from_huggingface(raw, where, generation)
+        weights = find_weight_files(path, raw)
+        stored, differences = read_state(path, weights)
+        tensors, config, head = resolve_head(path, stored, config)
+        config, stretched = with_context(config, context, where)
+        doubts = config_warnings(raw, config, where, generation, context_chosen=context is not None)
+        notes = (*weights.warnings, *differences, *head, *doubts, *stretched)
+        return cls(path, config, tensors, weights.files, generation, notes)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Copy tokenizer.json, its settings and the chat template, or make them from
         tokenizer.model; returns the file names."""
         if not (self.path / "tokenizer.json").exists():
             return self._convert_tokenizer(folder)
-        return copy_tokenizer(self.path, folder)
+        from llama_onnx.exporter.tokenizer.json_file import copy_tokenizer
+
+        return copy_tokenizer(self.path, folder, self.config.max_position_embeddings)
 
     def _convert_tokenizer(self, folder: Path) -> list[str]:
         if not (self.path / "tokenizer.model").exists():
@@ -81,6 +81,10 @@ class HuggingFaceCheckpoint(TensorsByName):
 
         tokenizer = tokenizer_from_folder(self.path)
         return tokenizer.write(folder, self.config.max_position_embeddings)
+
+    def warnings(self) -> Sequence[str]:
+        """Return what is left out or read in another way than the files say."""
+        return self.notes
 
     def licence_files(self) -> Sequence[Path]:
         """Return license, policy, notice and model card in the folder."""
@@ -94,60 +98,3 @@ class HuggingFaceCheckpoint(TensorsByName):
     def fingerprint(self) -> dict[str, str]:
         """Return size and modification time of config and shards."""
         return file_fingerprint([self.path / "config.json", *self.shards])
-
-
-def copy_tokenizer(source: Path, folder: Path) -> list[str]:
-    """Copy the tokenizer in `source` and its chat template to `folder`; returns the file names."""
-    from llama_onnx.exporter.tokenizer.digits import spell_out_digits
-    from llama_onnx.exporter.tokenizer.huggingface import read_chat_template
-
-    written = [name for name in _TOKENIZER_FILES if (source / name).exists()]
-    for name in written:
-        shutil.copyfile(source / name, folder / name)
-    original = (source / "tokenizer.json").read_bytes()
-    (folder / "tokenizer.json").write_bytes(spell_out_digits(original))
-    template = read_chat_template(source)
-    if template is not None:  # also as a file, where current readers look for it
-        (folder / "chat_template.jinja").write_bytes(template.encode("utf-8", "replace"))
-        written.append("chat_template.jinja")
-    return written
-
-
-def find_shards(path: Path) -> tuple[Path, ...]:
-    """Return the weight files of the folder `path`; raises `CheckpointError` if any is missing."""
-    for single in SINGLES:
-        if (path / f"{single}.index.json").exists():
-            return _indexed_shards(path / f"{single}.index.json")
-        if (path / single).is_file():
-            return (path / single,)
-        stem, _, suffix = single.partition(".")
-        if list(path.glob(f"{stem}*.{suffix}")):
-            raise CheckpointError(
-                f"{path} has {suffix} shards but no {single}.index.json: download it too."
-            )
-    own_name = list(path.glob("gptq_model-*.safetensors"))  # AutoGPTQ's name
-    if len(own_name) == 1:
-        return (own_name[0],)
-    raise CheckpointError(
-        f"{path} has a config.json but no {' or '.join(SINGLES)}: download the weights."
-    )
-
-
-def indexed_names(index: Path) -> list[str]:
-    """Return the names of the shards listed in the file `index`; raises `CheckpointError` if it
-    lists none."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map: download it again.")
-    return sorted({str(name) for name in weight_map.values()})
-
-
-def _indexed_shards(index: Path) -> tuple[Path, ...]:
-    names = indexed_names(index)
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{index.parent} lacks {', '.join(missing)} ({len(missing)} of {len(names)} shards "
-            f"named in {index.name}): download the rest."
-        )
-    return tuple(index.parent / name for name in names)

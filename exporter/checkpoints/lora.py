@@ -9,7 +9,7 @@ Several adapters are nested: each is merged into the result of the previous ones
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from llama_onnx.exporter.checkpoints.adapter_config import (
     read_adapter_config,
     saves,
 )
-from llama_onnx.exporter.checkpoints.huggingface import copy_tokenizer
 from llama_onnx.exporter.formats.state_dict import read_state_dict
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint
 from llama_onnx.exporter.model.checkpoint import Checkpoint, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.folder_files import file_inside
+from llama_onnx.targets.printable import printable
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
@@ -95,7 +96,8 @@ class Change:
 
 @dataclass(frozen=True)
 class LoraCheckpoint:
-    """`base` with the adapter in `folder` merged; `changes` by Hugging Face tensor name.
+    """`base` with the adapter in `folder` merged; `changes` by Hugging Face tensor name, `notes`
+    about the adapter for people.
 
     An adapter that changes the embedding or the head of a tied model changes only that one, as in
     PEFT, so the result is not tied.
@@ -105,6 +107,7 @@ class LoraCheckpoint:
     folder: Path
     config: LlamaConfig
     changes: dict[str, Change]
+    notes: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -143,7 +146,9 @@ class LoraCheckpoint:
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Write the tokenizer saved with the adapter, if any, else the base's."""
         if (self.folder / "tokenizer.json").exists():
-            return copy_tokenizer(self.folder, folder)
+            from llama_onnx.exporter.tokenizer.json_file import copy_tokenizer
+
+            return copy_tokenizer(self.folder, folder, self.config.max_position_embeddings)
         return self.base.write_tokenizer(folder)
 
     def licence_files(self) -> Sequence[Path]:
@@ -161,6 +166,10 @@ class LoraCheckpoint:
         own = {f"adapter {number}/{name}": value for name, value in files.items()}
         return {**self.base.fingerprint(), **own}
 
+    def warnings(self) -> Sequence[str]:
+        """Return the base's and the adapter's."""
+        return (*self.base.warnings(), *self.notes)
+
     def _original(self, name: str) -> LazyTensor:
         if name == f"{_HEAD}.weight" and self.base.config.tie_word_embeddings:
             return replace(self.base.tensor(f"{_EMBEDDING}.weight"), name=name)
@@ -172,6 +181,16 @@ def adapters_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
     if isinstance(checkpoint, LoraCheckpoint):
         return (*adapters_of(checkpoint.base), checkpoint.folder)
     return ()
+
+
+def tokenizer_home(checkpoint: Checkpoint) -> Path:
+    """Return the folder or file that the tokenizer of an export is from: of the last adapter that
+    has one, or else of the base."""
+    if not isinstance(checkpoint, LoraCheckpoint):
+        return checkpoint.path
+    if file_inside(checkpoint.folder, "tokenizer.json"):
+        return checkpoint.folder
+    return tokenizer_home(checkpoint.base)
 
 
 def adapter_files(folder: Path) -> list[Path]:
@@ -200,18 +219,16 @@ def open_adapter(base: Checkpoint, folder: Path) -> LoraCheckpoint:
             f"{folder} has the tensor {next(iter(tensors))}, which matches nothing in {base.path}: "
             f"{_made_for(config)}."
         )
-    _check_names(config, modules)
+    notes = (*config.warnings, *_unmatched(config, modules))
     if not changes:
         raise CheckpointError(f"{folder} changes nothing: it has no module of the base.")
-    return LoraCheckpoint(base, folder, _untied(base, changes, config), changes)
+    return LoraCheckpoint(base, folder, _untied(base, changes, config), changes, notes)
 
 
 def _weights_file(folder: Path) -> Path:
-    file = folder / WEIGHTS_FILE
-    if file.is_file():
-        return file
-    if (folder / PICKLED_FILE).is_file():
-        return folder / PICKLED_FILE
+    for name in (WEIGHTS_FILE, PICKLED_FILE):
+        if file := file_inside(folder, name):
+            return file
     raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}: download it too.")
 
 
@@ -297,21 +314,37 @@ def _check_low_rank(
         )
 
 
-def _check_names(config: AdapterConfig, modules: dict[str, tuple[int, ...]]) -> None:
-    """Refuse a name that matches no module: its change would be silently omitted."""
+def _unmatched(config: AdapterConfig, modules: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """Yield warnings about names that match no module of the base: PEFT ignores them as long as
+    another one matches. Its tensors show that the adapter is complete.
+
+    Raises `CheckpointError` if no name matches, or if one matches something other than a matrix.
+    """
     matrices = [module for module, shape in modules.items() if len(shape) == 2]
-    for name in () if isinstance(config.targets, str) else config.targets:
-        if not any(f".{module}".endswith(f".{name}") for module in matrices):
+    targets = config.targets if isinstance(config.targets, tuple) else ()
+    unknown = [name for name in targets if not _ends(name, matrices)]
+    for name in unknown:
+        if _ends(name, modules) or len(unknown) == len(targets):
             raise CheckpointError(
                 f"{config.where}: target_modules names {name!r}, but the base has no such matrix: "
                 f"{_made_for(config)}."
             )
-    for name in config.saved:
-        if not any(saves(name, module) for module in modules):
-            raise CheckpointError(
-                f"{config.where}: modules_to_save names {name!r}, but the base has no such module: "
-                f"{_made_for(config)}."
+    unsaved = [name for name in config.saved if not any(saves(name, m) for m in modules)]
+    if unsaved and len(unsaved) == len(config.saved):
+        raise CheckpointError(
+            f"{config.where}: modules_to_save names {unsaved[0]!r}, but the base has no such module: "
+            f"{_made_for(config)}."
+        )
+    for key, names in (("target_modules", unknown), ("modules_to_save", unsaved)):
+        if names:
+            yield (
+                f"{config.where}: {key} names {printable(', '.join(names))}, which the base does not "
+                "have: ignored, as PEFT does."
             )
+
+
+def _ends(name: str, modules: Iterable[str]) -> bool:
+    return any(f".{module}".endswith(f".{name}") for module in modules)
 
 
 def _untied(base: Checkpoint, changes: dict[str, Change], config: AdapterConfig) -> LlamaConfig:

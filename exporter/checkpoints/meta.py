@@ -23,8 +23,10 @@ from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerp
 from llama_onnx.exporter.formats.torch_file import read_torch_file
 from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.context import with_context
 from llama_onnx.exporter.model.interleaved import half_split_rows
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.licences import TERMS, kind_of
 
 _ROWS, _COLUMNS, _COPIES = "rows", "columns", "copies"
@@ -46,8 +48,8 @@ _LAYER_PARTS = {
 }
 """Meta's name -> Hugging Face's name, and which part of the tensor each shard holds."""
 
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)\.weight")
-_SHARD = re.compile(r"consolidated\.(\d+)\.pth")
+_LAYER = re.compile(r"layers\.([0-9]{1,6})\.(.+)\.weight")
+_SHARD = re.compile(r"consolidated\.([0-9]{1,4})\.pth")
 
 Shard = dict[str, LazyTensor]
 
@@ -61,11 +63,13 @@ class MetaCheckpoint(TensorsByName):
     tensors: dict[str, LazyTensor]
     shards: tuple[Path, ...]
     tokenizer: Path
+    notes: tuple[str, ...] = ()
     format: str = "meta"
 
     @classmethod
-    def open(cls, path: Path) -> MetaCheckpoint:
-        """Read params.json and the headers of the shards and the tokenizer.
+    def open(cls, path: Path, context: int | None = None) -> MetaCheckpoint:
+        """Read params.json and the headers of the shards and the tokenizer. `context` replaces the
+        one that follows from them.
 
         Raises `CheckpointError` for a file that is missing, damaged or of another model.
         """
@@ -86,7 +90,8 @@ class MetaCheckpoint(TensorsByName):
             for name, tensor in joined.items()
             if not name.endswith(ROTARY_BUFFER)
         }
-        return cls(path, config, tensors, tuple(files.values()), tokenizer)
+        config, notes = with_context(config, context, str(params))
+        return cls(path, config, tensors, tuple(files.values()), tokenizer, notes)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Write the tokenizer's files, made from tokenizer.model.
@@ -101,6 +106,10 @@ class MetaCheckpoint(TensorsByName):
         if "chat" in source_name(self.path).lower():
             tokenizer = replace(tokenizer, chat_template=LLAMA2_CHAT_TEMPLATE)
         return tokenizer.write(folder, self.config.max_position_embeddings)
+
+    def warnings(self) -> Sequence[str]:
+        """Return whether the context is longer than the model's."""
+        return self.notes
 
     def licence_files(self) -> Sequence[Path]:
         """Return license, policy, notice and model card, which may be in the parent folder."""
@@ -124,8 +133,8 @@ def _find_tokenizer(path: Path) -> Path:
     # A download of several models has one tokenizer, in the parent folder.
     places = (path, path.resolve().parent)
     for place in places:
-        if (place / "tokenizer.model").is_file():
-            return place / "tokenizer.model"
+        if found := file_inside(place, "tokenizer.model"):
+            return found
     raise CheckpointError(
         f"neither {path} nor its parent folder has a tokenizer.model: copy it next to params.json."
     )
@@ -133,7 +142,9 @@ def _find_tokenizer(path: Path) -> Path:
 
 def _find_shards(path: Path) -> dict[int, Path]:
     matches = ((_SHARD.fullmatch(file.name), file) for file in path.glob("consolidated.*.pth"))
-    found = {int(match[1]): file for match, file in matches if match}
+    named = {int(match[1]): file.name for match, file in matches if match}
+    inside = {number: file_inside(path, name) for number, name in named.items()}
+    found = {number: file for number, file in inside.items() if file}
     if not found:
         raise CheckpointError(f"{path} has a params.json but no consolidated.00.pth: download it.")
     return dict(sorted(found.items()))

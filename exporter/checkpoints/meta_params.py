@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llama_onnx.exporter.model.config import Keys, LlamaConfig, check_config
+from llama_onnx.exporter.model.config import (
+    MAX_EPSILON,
+    MAX_LAYERS,
+    MIN_EPSILON,
+    LlamaConfig,
+    check_config,
+)
+from llama_onnx.exporter.model.typed_keys import Keys, is_number
 from llama_onnx.exporter.tokenizer.model_file import ModelFileFacts
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
@@ -53,12 +60,12 @@ def config_from_params(
         vocab_size=vocab_size,
         hidden_size=dim,
         intermediate_size=intermediate_size,
-        num_hidden_layers=keys.integer("n_layers"),
+        num_hidden_layers=keys.integer("n_layers", most=MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=keys.integer("n_kv_heads", default=heads),
         head_dim=dim // heads,
         max_position_embeddings=_context(keys, raw, folder),
-        rms_norm_eps=keys.number("norm_eps"),
+        rms_norm_eps=keys.number("norm_eps", None, MIN_EPSILON, MAX_EPSILON),
         rope_theta=keys.number("rope_theta", default=10000.0),
         tie_word_embeddings=False,
         bos_token_id=tokens.bos_id,
@@ -77,7 +84,7 @@ def _shape(shapes: Shapes, name: str, where: str) -> tuple[int, int]:
 
 def _layers(shapes: Shapes) -> int:
     numbers = (name.split(".")[2] for name in shapes if name.startswith("model.layers."))
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+    return 1 + max((int(number) for number in numbers if is_number(number)), default=-1)
 
 
 def _check_frequencies(shapes: Shapes, head_dim: int, where: str) -> None:
@@ -99,7 +106,7 @@ def _feed_forward(dim: int, keys: Keys, raw: Mapping[str, Any]) -> int:
     """Return intermediate_size as Meta's model.py computes it."""
     size, multiple = int(2 * (4 * dim) / 3), keys.integer("multiple_of")
     if raw.get("ffn_dim_multiplier") is not None:
-        size = int(keys.number("ffn_dim_multiplier") * size)
+        size = int(keys.number("ffn_dim_multiplier", most=100) * size)
     return multiple * (-(-size // multiple))
 
 

@@ -9,6 +9,7 @@ import click
 
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.commands.options import Source, headers_of
+from llama_onnx.runtime.commands.streams import say
 
 
 @click.group(name="adapter", short_help="Change the adapters that a package keeps.")
@@ -42,9 +43,9 @@ def add(package: Path, adapters: tuple[str, ...], base: Path | HubId, as_json: b
     folders = named_adapters(adapters)
     warnings = add_adapters(package, open_checkpoint(headers_of(base)), folders)
     for warning in warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        say(f"Warning: {warning}", err=True)
     if as_json:
         added = {"package": str(package), "added": list(folders), "warnings": warnings}
         click.echo(json.dumps(added))
         return
-    click.echo(f"{package} now also has {', '.join(folders)}; opened and ran a step with each.")
+    say(f"{package} now also has {', '.join(folders)}; opened and ran a step with each.")

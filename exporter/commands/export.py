@@ -23,6 +23,7 @@ from llama_onnx.exporter.commands.options import (
 )
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.commands.console import progress_line
+from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.registry import get_target
 
@@ -102,14 +103,14 @@ def command(
             progress=progress,
         )
     for warning in result.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        say(f"Warning: {warning}", err=True)
     report = _prove(result.source, merged, out) if prove else None
     if as_json:
         proof = {"parity": json.loads(report.to_json())} if report else {}
         click.echo(json.dumps({**result.to_json(), **proof}))
     else:
         for line in _summary(result, out, target, list(kept), tokenizer=not no_tokenizer):
-            click.echo(line)
+            say(line)
         if report:
             from llama_onnx.exporter.parity.report.terminal import print_report
 

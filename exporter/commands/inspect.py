@@ -96,14 +96,15 @@ def placement_facts(
 
 
 def _print_facts(path: Path | HubId, facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from llama_onnx.runtime.commands.tables import make_console
 
     table = Table(title=Text(str(path)), show_header=False)
     for name, value in _rows(facts):
         table.add_row(name, Text(value))
-    Console().print(table)
+    make_console().print(table)
 
 
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -143,13 +144,18 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
     """Return the facts in the headers of the checkpoint at `path`, and what is missing."""
     from llama_onnx.exporter.model.checkpoint import HoldsCodes, check_tensors
     from llama_onnx.exporter.sources import open_checkpoint
-    from llama_onnx.exporter.tokenizer.source import has_chat_template, tokenizer_kind
+    from llama_onnx.exporter.tokenizer.source import (
+        has_chat_template,
+        source_codec,
+        tokenizer_kind,
+    )
     from llama_onnx.targets.errors import CheckpointError
 
     checkpoint = open_checkpoint(path)
     tensors = [checkpoint.tensor(name) for name in checkpoint.names()]
     try:
         check_tensors(checkpoint)
+        source_codec(checkpoint.path)
         problem = "none"
     except CheckpointError as error:
         problem = str(error)
@@ -167,6 +173,7 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
         "chat_template": has_chat_template(checkpoint.path),
         "licence_files": [file.name for file in checkpoint.licence_files()],
         "missing": _missing(checkpoint),
+        "warnings": list(checkpoint.warnings()),
         "problem": problem,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,11 +102,18 @@ def _option(field: Field[Any]) -> Callable[[_F], _F]:
         flag += f"/--no-{flag.removeprefix('--')}"
     return click.option(
         flag,
-        type=click.Choice(list(metadata["choices"])) if metadata["choices"] else None,
+        type=_type(metadata),
         default=field.default,
         show_default=metadata["otherwise"] or True,
         help=metadata["help"],
     )
+
+
+def _type(metadata: Mapping[str, Any]) -> Any:
+    """Return click's type for the values of a field; None leaves it to the default."""
+    if metadata["choices"]:
+        return click.Choice(list(metadata["choices"]))
+    return int if metadata["number"] else None
 
 
 def explicit_options(names: Iterable[str]) -> frozenset[str]:

@@ -16,10 +16,11 @@ def print_placement(path: Path, found: dict[str, Any]) -> None:
 
     `found` is what `inspect.placement_facts` returns.
     """
-    from rich.console import Console
     from rich.text import Text
 
-    console, placement = Console(), found["placement"]
+    from llama_onnx.runtime.commands.tables import make_console
+
+    console, placement = make_console(), found["placement"]
     console.print(_shares(path, placement["providers"]))
     # After a fallback the first table already shows that another provider runs everything.
     if placement["elsewhere"] and not found["fallback"]:

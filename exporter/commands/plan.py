@@ -23,6 +23,7 @@ from llama_onnx.exporter.commands.options import (
     sort_adapters,
 )
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.registry import get_target
 
 if TYPE_CHECKING:
@@ -50,23 +51,26 @@ def command(
     Reads the headers, and a few megabytes of weights to estimate the time. For a model on the hub
     (OWNER/NAME) with safetensors weights, only the headers are downloaded.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from llama_onnx.exporter.packaging.adapters import open_kept
     from llama_onnx.exporter.packaging.plan import estimate_seconds, make_plan
     from llama_onnx.exporter.sources import open_checkpoint
+    from llama_onnx.runtime.commands.tables import make_console
 
     merged, folders = sort_adapters(adapters, keep=keep_adapter)
-    checkpoint = open_checkpoint(headers_of(source), merged)
+    chosen = Options(**options)
+    checkpoint = open_checkpoint(headers_of(source), merged, context=chosen.context)
     kept = open_kept(checkpoint, folders)
     workers = os.cpu_count() or 1
     given = explicit_options(options)
-    plan = make_plan(checkpoint, get_target(target), Options(**options), workers, kept, given)
+    plan = make_plan(checkpoint, get_target(target), chosen, workers, kept, given)
     seconds = estimate_seconds(plan, checkpoint)
+    for warning in plan.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     if plan.tokenizer is None:
-        click.echo(
+        say(
             f"Warning: {source} has no tokenizer, so `export` refuses it: add the tokenizer to the "
             "checkpoint, or pass --no-tokenizer to `export` for a package that takes token ids "
             "only.",
@@ -79,7 +83,7 @@ def command(
     table = Table(title=Text(f"{source}{names} for {target}"), show_header=False)
     for name, value in _rows(plan, checkpoint, kept, seconds):
         table.add_row(name, Text(value))
-    Console().print(table)
+    make_console().print(table)
 
 
 def _rows(

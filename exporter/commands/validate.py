@@ -11,6 +11,7 @@ import click
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.commands.options import Source, adapter_option
 from llama_onnx.runtime.commands.console import progress_line
+from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage, is_package
 
@@ -148,7 +149,7 @@ def _print(report: ParityReport, found: Bisection | None, *, certified: bool) ->
     if found:
         print_bisection(found)
     if certified:
-        click.echo(f"certified: {Path(report.package) / 'parity'}, for `llama-onnx verify`.")
+        say(f"certified: {Path(report.package) / 'parity'}, for `llama-onnx verify`.")
 
 
 def _bisect_folder(package: Path, given: Path | None) -> Path:

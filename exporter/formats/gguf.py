@@ -14,13 +14,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from llama_onnx.exporter.formats.tensor import check_name
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.printable import shown
 
 _MAGIC = b"GGUF"
 _LEAST_SIZE = 24  # magic, version, number of tensors, number of keys
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # the default if general.alignment is not set
 _STRING, _ARRAY = 8, 9
+_MAX_STRING = 64 << 20  # in bytes: a file may contain a whole tokenizer.json
+_MAX_HEADER = 128 << 20  # in bytes: Llama 3's has 8 MB
+_MAX_VALUES = 4_000_000  # in all lists: Llama 3's vocabulary has 128,000 tokens, 280,000 merges
 _SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),
@@ -73,6 +78,7 @@ class _Cursor:
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
         self._file, self.path, self.size = file, path, size
+        self._values = 0
 
     def take(self, count: int) -> bytes:
         if count > self.size - self.position:
@@ -80,28 +86,51 @@ class _Cursor:
                 f"{self.path} is truncated or damaged: its header requires {count:,} bytes at byte "
                 f"{self.position:,}, but the file ends at {self.size:,}; download it again."
             )
+        if self.position + count > _MAX_HEADER:
+            raise CheckpointError(
+                f"{self.path} has a header of more than {_MAX_HEADER:,} bytes, which no model "
+                "needs: download it again."
+            )
         return self._file.read(count)
+
+    def counted(self) -> int:
+        """Return the number of entries that follow; each takes a byte or more."""
+        count = self.integer("Q")
+        if count > self.size - self.position:
+            raise CheckpointError(
+                f"{self.path} is truncated or damaged: its header counts {count:,} entries, but "
+                f"the file has {self.size:,} bytes; download it again."
+            )
+        return count
+
+    def damage(self, what: str) -> CheckpointError:
+        """Return the error for a file in which `what` is wrong."""
+        return CheckpointError(f"{self.path} is damaged: {what}; download it again.")
 
     def integer(self, code: str) -> int:
         value: int = struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
         return value
 
     def string(self) -> str:
+        length = self.integer("Q")
+        if _MAX_STRING < length <= self.size:
+            raise self.damage(f"a string in its header has {length:,} bytes")
         try:
-            return self.take(self.integer("Q")).decode("utf-8")
+            return self.take(length).decode("utf-8")
         except UnicodeDecodeError:
-            raise CheckpointError(
-                f"{self.path} is damaged: a string in its header is not UTF-8; download it again."
-            ) from None
+            raise self.damage("a string in its header is not UTF-8") from None
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
-            return self._array(self.integer("I"), self.integer("Q"))
+            return self._array(self.integer("I"), self.counted())
         return self._scalars(kind, 1)[0]
 
     def _array(self, kind: int, count: int) -> list[Any]:
+        self._values += count  # a value of one byte takes up to 80 in memory
+        if self._values > _MAX_VALUES:
+            raise self.damage(f"the lists in its header have more than {_MAX_VALUES:,} values")
         if kind == _STRING:
             return [self.string() for _ in range(count)]
         return self._scalars(kind, count)
@@ -109,10 +138,7 @@ class _Cursor:
     def _scalars(self, kind: int, count: int) -> list[Any]:
         dtype = _SCALARS.get(kind)
         if dtype is None:
-            raise CheckpointError(
-                f"{self.path} is damaged: its header has a value of unknown type {kind}; "
-                "download it again."
-            )
+            raise self.damage(f"its header has a value of unknown type {kind}")
         values: list[Any] = np.frombuffer(self.take(dtype.itemsize * count), dtype).tolist()
         return values
 
@@ -123,19 +149,26 @@ class _Cursor:
 
 def _read(cursor: _Cursor) -> Header:
     _check_start(cursor)
-    num_tensors, num_keys = cursor.integer("Q"), cursor.integer("Q")
+    num_tensors, num_keys = cursor.counted(), cursor.counted()
     metadata: dict[str, Any] = {}
     for _ in range(num_keys):
         key = cursor.string()
+        if key in metadata:
+            raise cursor.damage(f"it has the key {shown(key)} twice")
         metadata[key] = cursor.value(cursor.integer("I"))
     entries = [_read_entry(cursor) for _ in range(num_tensors)]
     alignment = _alignment(metadata, cursor.path)
     base = -(-cursor.position // alignment) * alignment
     tensors = {entry[0]: _tensor(*entry, base, cursor) for entry in entries}
     if len(tensors) < num_tensors:
-        raise CheckpointError(
-            f"{cursor.path} is damaged: two of its tensors have the same name; download it again."
-        )
+        raise cursor.damage("two of its tensors have the same name")
+    end = base
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
+        if (tensor.offset - base) % alignment:
+            raise cursor.damage(f"{tensor.name} is not aligned to {alignment} bytes")
+        if tensor.offset < end:
+            raise cursor.damage(f"{tensor.name} overlaps another tensor")
+        end = tensor.offset + tensor.nbytes
     return Header(metadata, tensors)
 
 
@@ -164,19 +197,22 @@ def _check_start(cursor: _Cursor) -> None:
 
 def _alignment(metadata: dict[str, Any], path: Path) -> int:
     value = metadata.get("general.alignment", _ALIGNMENT)
-    if not isinstance(value, int) or value < 1 or value & (value - 1):
-        raise CheckpointError(f"{path}: general.alignment must be a power of two, not {value!r}.")
+    if type(value) is not int or value < 1 or value & (value - 1):
+        raise CheckpointError(
+            f"{path}: general.alignment must be a power of two, not {shown(value)}."
+        )
     return value
 
 
 def _read_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.string()
+    check_name(cursor.path, name)
     dims = cursor.integer("I")
     if not 1 <= dims <= 4:
-        raise CheckpointError(
-            f"{cursor.path} is damaged: {name} has {dims} dimensions; download it again."
-        )
+        raise cursor.damage(f"{name} has {dims} dimensions")
     shape = tuple(cursor.integer("Q") for _ in range(dims))[::-1]
+    if 0 in shape:
+        raise cursor.damage(f"{name} has a dimension of 0")
     return name, shape, cursor.integer("I"), cursor.integer("Q")
 
 

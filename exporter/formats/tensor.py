@@ -25,8 +25,14 @@ _FLOATS: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 
+MAX_NAME = 512
+"""Longest name of a tensor."""
+
 _HALF_BITS = np.uint32(0x8FFFE000).astype(np.int32)
 """Mask of sign, exponent and fraction of a float16, sign-extended and shifted left by 13 bits."""
+
+
+_PIECE = 1 << 22  # values compared at a time
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class LazyTensor:
     `(stop - start, *shape[1:])`. It may be called from several threads. `dtype` is the storage type
     for display ("F16", "BF16", "Q4_K"; "INT4/32" for 4-bit codes in blocks of 32), `nbytes` its
     size on disk. `codes` has the bits and block size of a matrix stored as codes with one scale per
-    block; None for any other.
+    block; None for any other. `problem` is the sentence that refuses to read rows of a type that is
+    not supported; None if they can be read.
     """
 
     name: str
@@ -66,6 +73,7 @@ class LazyTensor:
     nbytes: int
     rows: Callable[[int, int], Float32]
     codes: BlockCodes | None = None
+    problem: str | None = None
 
     def step(self, values: Float32) -> Float32:
         """Return the distance between adjacent representable values at each of `values` [R, K] (or
@@ -113,13 +121,16 @@ class StoredTensor:
     def lazy(self) -> LazyTensor:
         """Return it as a lazy tensor; reading its rows raises `UnsupportedError` unless the values
         are floats."""
-        return LazyTensor(self.name, self.shape, self.code, self.nbytes, self._rows)
+        problem = None
+        if self.dtype is None or self.dtype.kind == "i":
+            problem = describe_unreadable(self.path, self.name, self.code)
+        return LazyTensor(
+            self.name, self.shape, self.code, self.nbytes, self._rows, problem=problem
+        )
 
     def _rows(self, start: int, stop: int) -> Float32:
         if self.dtype is None or self.dtype.kind == "i":
-            raise UnsupportedError(
-                f"{self.path}: {self.name} is stored as {self.code}, which is not supported."
-            )
+            raise UnsupportedError(describe_unreadable(self.path, self.name, self.code))
         return widen(self._values(start, stop))
 
     def _values(self, start: int, stop: int) -> npt.NDArray[Any]:
@@ -128,6 +139,32 @@ class StoredTensor:
         offset = self.offset + start * width * self.dtype.itemsize
         values = read_values(self.path, self.dtype, (stop - start) * width, offset, self.name)
         return values.reshape(stop - start, *self.shape[1:])
+
+
+def describe_unreadable(path: Path, name: str, code: str) -> str:
+    """Return the sentence that refuses a tensor of the type `code`, which is not a float type that
+    is read."""
+    return (
+        f"{path}: {name} is stored as {code}, which is not supported: export weights in F32, "
+        "F16 or BF16."
+    )
+
+
+def same_values(one: LazyTensor, other: LazyTensor) -> bool:
+    """Return whether two tensors have the same shape and values. Reads them in pieces, up to the
+    first difference."""
+    if one.shape != other.shape:
+        return False
+    if not one.shape:
+        return one.nbytes == other.nbytes
+    count = one.shape[0]
+    width = int(np.prod(one.shape[1:], dtype=np.int64))
+    rows = max(1, _PIECE // max(1, width))
+    for start in range(0, count, rows):
+        stop = min(start + rows, count)
+        if not np.array_equal(one.rows(start, stop), other.rows(start, stop), equal_nan=True):
+            return False
+    return True
 
 
 def read_values(
@@ -160,6 +197,12 @@ def widen(values: npt.NDArray[Any]) -> Float32:
     if widened.size and (widened.max() >= 2.0**16 or widened.min() <= -(2.0**16)):
         return values.astype(np.float32)
     return widened
+
+
+def check_name(path: Path, name: str) -> None:
+    """Raise `CheckpointError` for a tensor's name that is not a short text that can be printed."""
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise CheckpointError(f"{path} has a tensor called {name[:100]!r}: download it again.")
 
 
 def file_fingerprint(paths: Iterable[Path]) -> dict[str, str]:

@@ -1,33 +1,47 @@
 """Files written by `torch.save`: finds each tensor without reading its values or running code.
 
 Such a file is a zip of uncompressed records: a pickle that describes the tensors, and the bytes of
-each storage. The pickle is read by `torch.load` with `weights_only=True`, whose unpickler accepts
-only tensors and containers, and under `FakeTensorMode`, which allocates nothing and records where
-each storage begins (https://docs.pytorch.org/docs/stable/notes/serialization.html). Rows are then
-read from the file, not mapped: every page of a mapped shard that was read would stay resident.
+each storage (https://docs.pytorch.org/docs/stable/notes/serialization.html). torch is not used:
+nothing that the file says is allocated before it is checked against the file's size. Rows are read
+from the file, not mapped: every page of a mapped shard that was read would stay resident.
 """
 
 from __future__ import annotations
 
-import zipfile
+import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, widen
+from llama_onnx.exporter.formats.tensor import (
+    Float32,
+    LazyTensor,
+    check_name,
+    describe_unreadable,
+    widen,
+)
+from llama_onnx.exporter.formats.torch_pickle import (
+    MAX_BYTES,
+    Described,
+    ForeignError,
+    PickleError,
+    read_pickle,
+)
+from llama_onnx.exporter.formats.zip_records import CompressedError, Record, ZipError, read_records
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
-    "torch.float64": ("F64", np.dtype("<f8")),
-    "torch.float32": ("F32", np.dtype("<f4")),
-    "torch.float16": ("F16", np.dtype("<f2")),
-    "torch.bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
+    "float64": ("F64", np.dtype("<f8")),
+    "float32": ("F32", np.dtype("<f4")),
+    "float16": ("F16", np.dtype("<f2")),
+    "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
 }
 _ZIP_MAGIC = b"PK\x03\x04"
+_PICKLE = "/data.pkl"
 
 
 def read_torch_file(path: Path) -> dict[str, LazyTensor]:
@@ -37,89 +51,111 @@ def read_torch_file(path: Path) -> dict[str, LazyTensor]:
     `UnsupportedError` for the format before PyTorch 1.6 and for tensors that cannot be read row by
     row.
     """
-    _check_zip(path)
-    content = _unpickle(path)
+    try:
+        with path.open("rb") as file:
+            records = _records(file, path)
+            content = _content(file, records, path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
             f"{path} holds {type(content).__name__} instead of a dict of tensors: it is not a "
             "state dict."
         )
-    return {str(name): _tensor(path, str(name), value) for name, value in content.items()}
+    # torch.save has keys of any kind; two that are the same text would be one tensor.
+    names = [str(name) for name in content]
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{path} has two tensors of one name: save it again.")
+    return {str(name): _tensor(path, str(name), v, records) for name, v in content.items()}
 
 
-def _check_zip(path: Path) -> None:
-    """Refuse a file that is not a complete zip of uncompressed records, before torch opens it."""
+def _records(file: BinaryIO, path: Path) -> dict[str, Record]:
+    """Return the records by name without the common folder; refuse a file that is not a complete
+    zip of uncompressed records on little-endian machines."""
+    if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
+        raise UnsupportedError(
+            f"{path} is not a zip file written by torch.save: it is damaged, or it was saved "
+            "in the format before PyTorch 1.6, which cannot be read without loading it whole; "
+            "load it with torch.load(..., weights_only=True) and torch.save it again."
+        )
     try:
-        with path.open("rb") as file:
-            magic = file.read(len(_ZIP_MAGIC))
-        if magic != _ZIP_MAGIC:
-            raise UnsupportedError(
-                f"{path} is not a zip file written by torch.save: it is damaged, or it was saved "
-                "in the format before PyTorch 1.6, which cannot be read without loading it whole; "
-                "load it with torch.load(..., weights_only=True) and torch.save it again."
-            )
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            order = [archive.read(r) for r in records if r.filename.endswith("/byteorder")]
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError):
-        raise CheckpointError(f"{path} is truncated or damaged: download it again.") from None
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise UnsupportedError(f"{path} is compressed, which torch.save never does: save it again.")
-    if any(text != b"little" for text in order):
-        raise UnsupportedError(f"{path} is big-endian: save it again on a little-endian machine.")
-
-
-def _unpickle(path: Path) -> Any:
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        if not foreign:
-            # With fake tensors no value is read. mmap=True would still map the file, and the system
-            # may refuse a mapping larger than its memory.
-            with FakeTensorMode():
-                return torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged pickle raises KeyError, IndexError, RuntimeError, UnicodeError and more.
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CheckpointError(
-            f"{path} cannot be unpickled as a state dict ({reason[:200]}): download it again."
+        records = read_records(file)
+    except CompressedError:
+        raise UnsupportedError(
+            f"{path} is compressed, which torch.save never does: save it again."
         ) from None
-    raise CheckpointError(
-        f"{path} asks for {', '.join(sorted(foreign))} when it is unpickled, which could run any "
-        "code: none was run, and the file was not loaded; use a safetensors file instead."
-    )
-
-
-def _tensor(path: Path, name: str, value: Any) -> LazyTensor:
-    import torch
-
-    if not isinstance(value, torch.Tensor):
+    except ZipError as error:
         raise CheckpointError(
-            f"{path}: {name} is {type(value).__name__}, not a tensor: the file is not a state dict."
+            f"{path} is truncated or damaged: download it again ({error})."
+        ) from None
+    folders = [name.removesuffix(_PICKLE) for name in records if name.endswith(_PICKLE)]
+    if len(folders) != 1 or "/" in folders[0]:
+        raise CheckpointError(f"{path} is a zip file, but not one of torch.save: save it again.")
+    start = f"{folders[0]}/"
+    records = {n.removeprefix(start): r for n, r in records.items() if n.startswith(start)}
+    order = records.get("byteorder")
+    if order and _read(file, order, len("little")) != b"little":
+        raise UnsupportedError(f"{path} is big-endian: save it again on a little-endian machine.")
+    return records
+
+
+def _read(file: BinaryIO, record: Record, most: int) -> bytes:
+    file.seek(record.offset)
+    return file.read(min(record.size, most))
+
+
+def _content(file: BinaryIO, records: dict[str, Record], path: Path) -> Any:
+    pickled = records[_PICKLE[1:]]
+    if pickled.size > MAX_BYTES:
+        raise CheckpointError(
+            f"{path} describes its tensors in {pickled.size:,} bytes, which no state dict needs: "
+            "save the weights alone."
         )
-    if value.layout != torch.strided or value.is_quantized or value.is_conj() or value.is_neg():
+    try:
+        return read_pickle(_read(file, pickled, MAX_BYTES))
+    except ForeignError as error:
+        raise CheckpointError(
+            f"{path} asks for {', '.join(error.args[:10])} when it is unpickled, which could run "
+            "any code: none was run, and the file was not loaded; use a safetensors file instead."
+        ) from None
+    except PickleError as error:
+        raise CheckpointError(
+            f"{path} is not a state dict, or it is damaged ({error}): download it again."
+        ) from None
+
+
+def _tensor(path: Path, name: str, value: Any, records: dict[str, Record]) -> LazyTensor:
+    check_name(path, name)
+    if not isinstance(value, Described):
+        kind = getattr(value, "name", type(value).__name__)
+        if kind.startswith("torch._utils._rebuild_"):
+            raise UnsupportedError(f"{path}: {name} is not stored as plain numbers: save it dense.")
+        raise CheckpointError(
+            f"{path}: {name} is {kind[:200]}, not a tensor: the file is not a state dict."
+        )
+    if not value.plain:
         raise UnsupportedError(f"{path}: {name} is not stored as plain numbers: save it dense.")
-    shape, strides = tuple(value.shape), value.stride()
-    code, dtype = _DTYPES.get(str(value.dtype), (str(value.dtype).removeprefix("torch."), None))
-    record = value.untyped_storage()._checkpoint_offset
-    assert record is not None, "FakeTensorMode records it"
-    begin = record + int(value.storage_offset()) * value.element_size()
-    end = begin + _span(shape, strides) * value.element_size()
-    size = path.stat().st_size
-    if end > size:
+    record = records.get(f"data/{value.storage.key}")
+    if record is None or value.storage.nbytes > record.size:
+        raise CheckpointError(f"{path} lacks bytes of {name}: download it again.")
+    count, size = math.prod(value.shape), value.itemsize
+    last = value.offset + _span(value.shape, value.strides) if count else 0
+    # An expanded tensor reads its storage more than once; no checkpoint has one.
+    if last * size > value.storage.nbytes or count * size > path.stat().st_size:
         raise CheckpointError(
-            f"{path} is truncated: {name} ends at byte {end:,}, but the file has {size:,} "
-            "bytes; download it again."
+            f"{path}: {name} {list(value.shape)} is larger than its storage: download it again."
         )
-    nbytes = value.numel() * value.element_size()
-    if dtype is None:
-        return LazyTensor(name, shape, code, nbytes, partial(_refuse_rows, path, name, code))
-    rows = partial(_read_rows, path, dtype, begin, shape, strides)
-    return LazyTensor(name, shape, code, nbytes, rows)
+    if value.dtype not in _DTYPES or value.shape == ():
+        problem = describe_unreadable(path, name, value.dtype)
+        refuse = partial(_refuse_rows, problem)
+        nbytes = count * size
+        return LazyTensor(name, value.shape, value.dtype, nbytes, refuse, problem=problem)
+    code, dtype = _DTYPES[value.dtype]
+    begin = record.offset + value.offset * size
+    # The stride of a dimension of one element can be anything: it is never taken.
+    strides = tuple(s if d > 1 else 0 for d, s in zip(value.shape, value.strides, strict=True))
+    rows = partial(_read_rows, path, dtype, begin, value.shape, strides)
+    return LazyTensor(name, value.shape, code, count * size, rows)
 
 
 def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
@@ -151,5 +187,5 @@ def _read_rows(
     return widen(np.ascontiguousarray(view))
 
 
-def _refuse_rows(path: Path, name: str, code: str, start: int, stop: int) -> Float32:
-    raise UnsupportedError(f"{path}: {name} is stored as {code}, which is not supported.")
+def _refuse_rows(problem: str, start: int, stop: int) -> Float32:
+    raise UnsupportedError(problem)

@@ -18,10 +18,13 @@ from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.licences import kind_of
 
 # Buffers that some tools save with the weights; they follow from the config.
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+
+_MAX_LICENCE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class Checkpoint(Protocol):
         """Return what identifies the source's content: file name -> size and modification time."""
         ...
 
+    def warnings(self) -> Sequence[str]:
+        """Return what an export leaves out or reads in another way than the files say, for
+        people."""
+        ...
+
 
 @runtime_checkable
 class HoldsCodes(Protocol):
@@ -126,6 +134,10 @@ class TensorsByName:
         except KeyError:
             raise CheckpointError(f"{self.path} lacks the tensor {name}.") from None
 
+    def warnings(self) -> Sequence[str]:
+        """Return nothing: all is read as it is."""
+        return ()
+
 
 def check_tensors(checkpoint: Checkpoint) -> None:
     """Compare a checkpoint's tensors with those its config requires, before any weight is read.
@@ -158,14 +170,24 @@ def check_tensors(checkpoint: Checkpoint) -> None:
                 "exporting without it would change the model."
             )
     for name, shape in expected.items():
-        found = checkpoint.tensor(name).shape
-        if found != shape:
+        tensor = checkpoint.tensor(name)
+        if tensor.shape != shape:
             raise CheckpointError(
-                f"{checkpoint.path}: tensor {name} has shape {list(found)}, "
+                f"{checkpoint.path}: tensor {name} has shape {list(tensor.shape)}, "
                 f"but the config requires {list(shape)}."
             )
+        if tensor.problem is not None:
+            raise UnsupportedError(tensor.problem)
 
 
 def find_licences(folder: Path) -> list[Path]:
-    """Return the files in `folder` that have to accompany the weights; see `targets.licences`."""
-    return sorted(path for path in folder.glob("*") if kind_of(path.name) and path.is_file())
+    """Return the files in `folder` that have to accompany the weights; see `targets.licences`.
+
+    Raises `CheckpointError` for one that is a link out of the folder, or too large for a text.
+    """
+    named = (path for path in folder.glob("*") if kind_of(path.name) and not path.is_dir())
+    found = sorted(path for path in named if file_inside(folder, path.name))
+    for path in found:
+        if path.stat().st_size > _MAX_LICENCE_BYTES:
+            raise CheckpointError(f"{path} is too large to be a license: remove it.")
+    return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llama_onnx.exporter.model.rope import ROPE_TYPES, RopeScaling
+from llama_onnx.exporter.model.special_tokens import SpecialTokens, special_tokens
+from llama_onnx.exporter.model.typed_keys import Keys
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.printable import shown
 
 MATRICES = {
     "self_attn.q_proj": ("q_size", "hidden_size"),
@@ -21,8 +23,16 @@ MATRICES = {
 }
 """Linear layers of one decoder layer: name -> (out_features, in_features), as attribute names."""
 
+_MAX_IDS = 1000  # that end a text
+
 MIN_CONTEXT, MAX_CONTEXT = 8, 1 << 22
 """In positions; the rotary tables of a longer context would be larger than most models."""
+
+MAX_LAYERS = 4096
+"""Checked before anything is done for each layer; Llama 3.1 405B has 126."""
+
+MIN_EPSILON, MAX_EPSILON = 1e-12, 0.1
+"""Outside, all values are divided by nothing but the epsilon, or it is lost in float32."""
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -135,23 +145,24 @@ def config_from_huggingface(
             "and there is no head_dim."
         )
     rope = _rope_block(raw, where)
-    context = reader.integer("max_position_embeddings", default=2048)
-    ids = {**raw, **{key: v for key, v in (generation or {}).items() if v is not None}}
+    context = reader.integer("max_position_embeddings", default=2048, most=1 << 62)
+    vocabulary = reader.integer("vocab_size")
+    tokens = read_special_tokens(raw, generation, vocabulary, where)
     config = LlamaConfig(
-        vocab_size=reader.integer("vocab_size"),
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=reader.integer("intermediate_size"),
-        num_hidden_layers=reader.integer("num_hidden_layers"),
+        num_hidden_layers=reader.integer("num_hidden_layers", most=MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=reader.integer("num_key_value_heads", default=heads),
         head_dim=reader.integer("head_dim", default=hidden // heads),
         max_position_embeddings=context,
-        rms_norm_eps=reader.number("rms_norm_eps", default=1e-6),
+        rms_norm_eps=reader.number("rms_norm_eps", 1e-6, MIN_EPSILON, MAX_EPSILON),
         rope_theta=Keys(rope, where).number("rope_theta"),
         tie_word_embeddings=reader.boolean("tie_word_embeddings", default=False),
-        bos_token_id=_token_id(ids, "bos_token_id", where),
-        eos_token_ids=_token_ids(ids, "eos_token_id", where),
-        pad_token_id=_token_id(ids, "pad_token_id", where),
+        bos_token_id=tokens.bos,
+        eos_token_ids=tokens.eos,
+        pad_token_id=tokens.pad,
         rope_scaling=rope_scaling(rope, context, where),
     )
     check_config(config, where)
@@ -192,14 +203,17 @@ def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
     model_type = raw.get("model_type")
     if model_type != "llama":
         raise UnsupportedError(
-            f"{where}: model_type is {model_type!r}; this tool exports the Llama architecture only."
+            f"{where}: model_type is {shown(model_type)}; this tool exports the Llama "
+            "architecture only."
         )
     for key in ("attention_bias", "mlp_bias"):
         if raw.get(key):
             raise UnsupportedError(f"{where}: {key} is true; biases are not supported.")
     activation = raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise UnsupportedError(f"{where}: hidden_act {activation!r} is not supported, only 'silu'.")
+        raise UnsupportedError(
+            f"{where}: hidden_act {shown(activation)} is not supported, only 'silu'."
+        )
     if raw.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedError(f"{where}: partial_rotary_factor is not supported.")
 
@@ -208,10 +222,11 @@ def _rope_block(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the rotary settings in config.json in the form of transformers 5."""
     for name in ("rope_parameters", "rope_scaling"):
         if not isinstance(raw.get(name) or {}, Mapping):
-            raise CheckpointError(f"{where}: {name} must be an object, not {raw[name]!r}.")
+            raise CheckpointError(f"{where}: {name} must be an object, not {shown(raw[name])}.")
     # transformers 5 writes rope_parameters; 4.x wrote rope_theta and rope_scaling at the top level.
     # If there is a rope_scaling, transformers 5 uses it and ignores rope_parameters.
-    block = {"rope_theta": 10000.0, **_set(raw, "rope_theta")}
+    # A value at the top level that is not used is checked as well: other readers use it.
+    block: dict[str, Any] = {"rope_theta": Keys(raw, where).number("rope_theta", default=10000.0)}
     block |= raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if block.get("factor", 1) != 1 and not block.keys() & {"rope_type", "type"}:
         raise CheckpointError(f"{where}: the rope scaling has a factor but no type: add rope_type.")
@@ -238,7 +253,7 @@ def rope_scaling(block: Mapping[str, Any], context: int, where: str) -> RopeScal
         return None
     if not isinstance(kind, str) or kind not in ROPE_TYPES:
         raise UnsupportedError(
-            f"{where}: rope type {kind!r} is not supported, only 'default', "
+            f"{where}: rope type {shown(kind)} is not supported, only 'default', "
             f"{', '.join(map(repr, ROPE_TYPES))}."
         )
     keys, known = Keys(block, f"{where} (rope type {kind!r})"), ROPE_TYPES[kind]
@@ -258,54 +273,19 @@ def rope_scaling(block: Mapping[str, Any], context: int, where: str) -> RopeScal
 def _token_ids(raw: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
     value = raw.get(key)
     values = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+    if len(values) > _MAX_IDS or not all(type(v) is int for v in values):
         raise CheckpointError(
-            f"{where}: {key} must be a token id or a list of them, not {value!r}."
+            f"{where}: {key} must be a token id or a list of them, not {shown(value)}."
         )
     return tuple(v for v in values if v >= 0)
 
 
-def _token_id(raw: Mapping[str, Any], key: str, where: str) -> int | None:
-    ids = _token_ids(raw, key, where)
-    return ids[0] if ids else None
-
-
-class Keys:
-    """Reads typed values from a mapping; every error names the file."""
-
-    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
-        self._raw, self._where = raw, where
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """Return the positive integer at `key`; raises `CheckpointError` for anything else."""
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise CheckpointError(
-                f"{self._where}: {key} must be a positive integer, not {value!r}."
-            )
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """Return the positive number at `key`; raises `CheckpointError` for anything else."""
-        value = self._get(key, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
-            raise CheckpointError(f"{self._where}: {key} must be a positive number, not {value!r}.")
-        return float(value)
-
-    def boolean(self, key: str, default: bool) -> bool:
-        """Return the boolean at `key`; raises `CheckpointError` for anything else, even 0 or 1."""
-        value = self._get(key, default)
-        if not isinstance(value, bool):
-            raise CheckpointError(f"{self._where}: {key} must be true or false, not {value!r}.")
-        return value
-
-    def _get(self, key: str, default: Any) -> Any:
-        value = self._raw.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise CheckpointError(f"{self._where} lacks the key {key!r}.")
-        return value
+def read_special_tokens(
+    raw: Mapping[str, Any], generation: Mapping[str, Any] | None, vocabulary: int, where: str
+) -> SpecialTokens:
+    """Return the special tokens; those in generation_config.json come before config.json's."""
+    ids = {**raw, **{key: v for key, v in (generation or {}).items() if v is not None}}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    bos, eos, pad = (_token_ids(ids, name, where) for name in names)
+    source = f"{where} or generation_config.json" if generation else where
+    return special_tokens(bos, eos, pad, vocabulary, source)

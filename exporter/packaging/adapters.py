@@ -23,11 +23,13 @@ from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerp
 from llama_onnx.exporter.model.checkpoint import Checkpoint, find_licences
 from llama_onnx.exporter.model.config import MATRICES
 from llama_onnx.runtime import ort
+from llama_onnx.targets import strict_json
 from llama_onnx.targets.errors import (
     CheckpointError,
     UnsupportedError,
     UsageError,
 )
+from llama_onnx.targets.folder_files import file_inside, read_inside
 from llama_onnx.targets.graph_names import LORA_A, LORA_B, adapter_name
 from llama_onnx.targets.package import ADAPTER_FOLDER, ADAPTER_SUFFIX
 
@@ -47,11 +49,13 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class KeptAdapter:
-    """The adapter in the PEFT folder `folder`, opened but not read. `changes` are by module."""
+    """The adapter in the PEFT folder `folder`, opened but not read. `changes` are by module,
+    `warnings` for people."""
 
     name: str
     folder: Path
     changes: Mapping[str, LowRank]
+    warnings: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
@@ -80,8 +84,10 @@ class KeptAdapter:
 
     def tokenizer_warning(self, package: Path) -> list[str]:
         """Return a warning if the tokenizer saved with it is not the one of `package`."""
-        own, its = self.folder / "tokenizer.json", package / "tokenizer.json"
-        if not (own.exists() and its.exists()) or own.read_bytes() == its.read_bytes():
+        own, its = file_inside(self.folder, "tokenizer.json"), package / "tokenizer.json"
+        if not (own and its.exists()):
+            return []
+        if read_inside(self.folder, own.name, max_bytes=strict_json.MAX_BYTES) == its.read_bytes():
             return []
         return [
             f"{own} differs from the package's tokenizer, which all its adapters share: if the "
@@ -159,8 +165,8 @@ def read_parameters(path: Path) -> dict[str, Float32]:
 
 
 def _open(base: Checkpoint, name: str, folder: Path) -> KeptAdapter:
-    changes = {}
-    for tensor, change in open_adapter(base, folder).changes.items():
+    changes, opened = {}, open_adapter(base, folder)
+    for tensor, change in opened.changes.items():
         module = tensor.removesuffix(".weight")
         if change.low_rank is None or module.rpartition(".")[2] not in _KINDS:
             how = "replaces" if change.whole else "changes"
@@ -169,7 +175,7 @@ def _open(base: Checkpoint, name: str, folder: Path) -> KeptAdapter:
                 "into a separate package, without --keep-adapter."
             )
         changes[module] = change.low_rank
-    adapter = KeptAdapter(name, folder, changes)
+    adapter = KeptAdapter(name, folder, changes, opened.notes)
     if adapter.nbytes > MAX_BYTES:
         raise UnsupportedError(
             f"{folder} has {adapter.nbytes / 1e9:.2f} GB of values in float32, more than the 2 GiB "

@@ -12,8 +12,9 @@ from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.adapters import KeptAdapter, open_kept
 from llama_onnx.exporter.packaging.provenance import package_file
 from llama_onnx.exporter.packaging.trial import try_package
+from llama_onnx.targets.durable import flush
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.package import ModelPackage, check_unsigned, renew_manifest
+from llama_onnx.targets.package import ModelPackage, check_changeable, renew_manifest
 
 
 def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> list[str]:
@@ -26,13 +27,14 @@ def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> l
     adapter of that name, or has a graph that cannot swap a matrix that an adapter changes.
     """
     package = ModelPackage.open(path)
-    check_unsigned(package)
+    check_changeable(package)
     check_same_model(PackageCheckpoint.open(path), base)
     adapters = open_kept(base, folders)
     _check_addable(package, adapters)
     try:
         for adapter in adapters:
             adapter.write(path)
+            flush(path / adapter.file)
         try_package(path, base.config, [adapter.file for adapter in adapters])
     except BaseException:
         for adapter in adapters:
@@ -42,7 +44,11 @@ def add_adapters(path: Path, base: Checkpoint, folders: Mapping[str, Path]) -> l
         _copy_licences(adapter, path)
     entries = {adapter.name: adapter.describe() for adapter in adapters}
     renew_manifest(package, adapters={**package.adapters, **entries})
-    return [warning for adapter in adapters for warning in adapter.tokenizer_warning(path)]
+    return [
+        warning
+        for adapter in adapters
+        for warning in (*adapter.warnings, *adapter.tokenizer_warning(path))
+    ]
 
 
 def _check_addable(package: ModelPackage, adapters: Sequence[KeptAdapter]) -> None:
@@ -65,4 +71,6 @@ def _check_addable(package: ModelPackage, adapters: Sequence[KeptAdapter]) -> No
 def _copy_licences(adapter: KeptAdapter, package: Path) -> None:
     # Under the adapter's name, since the base has files of the same names.
     for file in adapter.licence_files():
-        shutil.copyfile(file, package / package_file(file, f"-{adapter.name}"))
+        copy = package / package_file(file, f"-{adapter.name}")
+        shutil.copyfile(file, copy)
+        flush(copy)

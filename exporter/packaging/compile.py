@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from llama_onnx.exporter.checkpoints.lora import tokenizer_home
 from llama_onnx.exporter.graph.layout import PlacedSlot
 from llama_onnx.exporter.graph.model import BuiltModel
 from llama_onnx.exporter.packaging.genai_config import check_search, genai_config
@@ -29,7 +30,7 @@ from llama_onnx.exporter.packaging.stream import slot_arrays
 from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS, try_package
 from llama_onnx.exporter.quantize.base import Quantizer
 from llama_onnx.exporter.quantize.registry import get_quantizer
-from llama_onnx.exporter.tokenizer.files import check_tokenizer
+from llama_onnx.exporter.tokenizer.finish import finish_tokenizer
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, write_manifest
 
@@ -113,20 +114,18 @@ def _write_small_files(job: Job) -> tuple[str, ...]:
     settings = genai_config(config, search, job.target.session, MODEL_FILE, activations)
     _write_json(folder / "genai_config.json", settings)
     _write_json(folder / "config.json", config.to_huggingface())
-    if job.tokenizer:
-        _write_tokenizer(job)
+    tokenizer = _write_tokenizer(job) if job.tokenizer else []
     licences = [file for adapter in job.kept for file in adapter.licence_files()]
     warnings = copy_licences(checkpoint, folder, licences)
-    return (*warnings, *_write_adapters(job))
+    return (*tokenizer, *warnings, *_write_adapters(job))
 
 
-def _write_tokenizer(job: Job) -> None:
+def _write_tokenizer(job: Job) -> list[str]:
+    """Write the tokenizer; return warnings for people."""
     checkpoint, folder = job.checkpoint, job.folder
     try:
         checkpoint.write_tokenizer(folder)
-        check_tokenizer(
-            folder / "tokenizer.json", checkpoint.config.vocab_size, str(checkpoint.path)
-        )
+        return finish_tokenizer(folder, tokenizer_home(checkpoint), checkpoint.config.vocab_size)
     except CheckpointError as error:
         reason = str(error).removesuffix(".")
         raise type(error)(

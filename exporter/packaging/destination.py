@@ -5,20 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from llama_onnx.exporter.packaging.journal import JOURNAL_FILE, exclusive
+from llama_onnx.targets.durable import flush, flush_tree
 from llama_onnx.targets.errors import LlamaOnnxError, ResourceError, UsageError
-from llama_onnx.targets.package import (
-    PARTIAL_SUFFIX,
-    WORKING_FILES,
-    is_package,
-    remove_working_files,
-)
+from llama_onnx.targets.listing import WORKING_FILES
+from llama_onnx.targets.package import PARTIAL_SUFFIX, is_package, remove_working_files
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,21 @@ class Destination:
         return self.resume and (self.partial / JOURNAL_FILE).exists()
 
     def check(self, sources: Iterable[Path]) -> None:
-        """Raise `UsageError` if a folder cannot be used, or `out` holds one of `sources`.
+        """Raise `UsageError` if a folder cannot be used, or `out` holds one of `sources`, or the
+        other way round.
 
         Called before anything is read, so that a wrong name costs no time.
         """
         if self.resume and self.force:
             raise UsageError("--resume continues an export and --force starts it over: pass one.")
         for source in sources:
-            if Path(os.path.realpath(source)).is_relative_to(self.out):
+            real = Path(os.path.realpath(source))
+            if self.out.is_relative_to(real) and self.out != real:
+                raise UsageError(
+                    f"{self.out} is inside the source {source}, which an export only reads: choose "
+                    "another place."
+                )
+            if real.is_relative_to(self.out):
                 raise UsageError(
                     f"{self.out} holds the source {source}, which the package would replace: "
                     "choose another name."
@@ -77,10 +82,11 @@ class Destination:
         resuming, ours = self.resuming, False
         try:
             _make_folder(self.partial, keep=resuming)
-            with exclusive(self.partial):
+            with exclusive(self.partial) as unlock:
                 ours = True
                 yield self.partial
-            _publish(self.partial, self.out)
+                # Inside the lock, so that no other process starts the export over meanwhile.
+                _publish(self.partial, self.out, unlock)
         except OSError as error:
             raise _disk_error(error, self.partial) from error
         except Exception:
@@ -138,13 +144,17 @@ def _make_folder(partial: Path, *, keep: bool) -> None:
         ) from None
 
 
-def _publish(partial: Path, out: Path) -> None:
+def _publish(partial: Path, out: Path, unlock: Callable[[], None]) -> None:
     """Rename the finished folder; an older package is deleted only when the new one is in place.
 
-    The journal is deleted last: until the folder is renamed, --resume can still finish.
+    Everything is on the disk before it has its name. The journal is deleted last: until the folder
+    is renamed, --resume can still finish.
     """
+    flush_tree(partial)
+    if sys.platform == "win32":
+        unlock()
     if out.exists():
-        previous = Path(tempfile.mkdtemp(prefix=f"{out.name}.previous-", dir=out.parent))
+        previous = Path(tempfile.mkdtemp(prefix=_previous(out), dir=out.parent))
         out.rename(previous / out.name)
         try:
             partial.rename(out)
@@ -152,10 +162,24 @@ def _publish(partial: Path, out: Path) -> None:
             (previous / out.name).rename(out)
             previous.rmdir()
             raise
-        shutil.rmtree(previous, ignore_errors=True)
     else:
         partial.rename(out)
+    flush(out.parent)
     remove_working_files(out)
+    flush(out)
+    _remove_previous(out)
+
+
+def _previous(out: Path) -> str:
+    return f"{out.name}.previous-"
+
+
+def _remove_previous(out: Path) -> None:
+    """Remove the package that was replaced, and what exports that were killed just then left."""
+    for folder in out.parent.iterdir():
+        ours = folder.name.startswith(_previous(out)) and folder.is_dir()
+        if ours and {entry.name for entry in folder.iterdir()} <= {out.name}:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _disk_error(error: OSError, partial: Path) -> LlamaOnnxError:

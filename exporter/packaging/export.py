@@ -24,6 +24,7 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.plan import Plan, make_plan
 from llama_onnx.exporter.packaging.provenance import source_hashes
 from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS
+from llama_onnx.exporter.packaging.unchanged import check_unchanged, source_state
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.progress import SILENT, Progress
@@ -56,8 +57,8 @@ class ExportResult:
             "resumed_bytes": self.resumed_bytes,
             "write_seconds": round(self.write_seconds, 3),
             "total_seconds": round(self.total_seconds, 3),
-            "warnings": list(self.warnings),
             **self.plan.to_json(),
+            "warnings": list(self.warnings),
         }
 
 
@@ -94,22 +95,17 @@ def export_package(
     destination = Destination.at(out, resume=resume, force=force)
     destination.check(p for p in (source, *adapters, *folders.values()) if isinstance(p, Path))
     workers = os.cpu_count() or 1
-    checkpoint = open_checkpoint(local_copy(source), adapters)
+    checkpoint = open_checkpoint(local_copy(source), adapters, context=options.context)
     swapped = open_kept(checkpoint, folders)
+    state = source_state(checkpoint, swapped)
     plan = make_plan(checkpoint, target, options, workers, swapped, explicit)
-    listed = has_checklist(checkpoint.path)
-    if not (checksum or listed):
-        raise UsageError(
-            f"{checkpoint.path} has no checklist.chk to skip: leave out --no-checksum "
-            "(checksum=False in Python)."
-        )
-    check = checksum and listed
-    verified = verify_checklists(checkpoint.path, progress.step) if check else {}
+    verified = _verified(checkpoint.path, checksum, progress)
     hashes = source_hashes(checkpoint, verified, read=hash_source, step=progress.step)
     resuming = destination.resuming
     with destination.writing() as folder:
         job = Job(checkpoint, swapped, hashes, target, plan, folder, workers, progress, tokenizer)
         compiled = compile_package(job, resuming=resuming)
+        check_unchanged(state)
     package = destination.out
     return ExportResult(
         source=checkpoint.path,
@@ -119,5 +115,16 @@ def export_package(
         resumed_bytes=compiled.resumed_bytes,
         write_seconds=compiled.write_seconds,
         total_seconds=time.perf_counter() - started,
-        warnings=compiled.warnings,
+        warnings=(*plan.warnings, *compiled.warnings),
     )
+
+
+def _verified(source: Path, checksum: bool, progress: Progress) -> dict[str, str]:
+    """Return the md5 sums of the files that a checklist names, checked if `checksum` is set."""
+    listed = has_checklist(source)
+    if not (checksum or listed):
+        raise UsageError(
+            f"{source} has no checklist.chk to skip: leave out --no-checksum "
+            "(checksum=False in Python)."
+        )
+    return verify_checklists(source, progress.step) if checksum and listed else {}

@@ -6,7 +6,10 @@ from typing import Any
 
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.dtypes import DTYPES
+from llama_onnx.runtime.llama.arguments import shown
+from llama_onnx.runtime.llama.sampling import RULES, genai_values
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.genai_settings import LOG_ID, MODEL_TYPE
 from llama_onnx.targets.graph_names import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -18,14 +21,6 @@ from llama_onnx.targets.graph_names import (
 )
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.target import FloatName, Session
-
-_SEARCH_RANGES: dict[str, tuple[float | None, float | None]] = {
-    "temperature": (0, None),
-    "top_k": (0, None),
-    "top_p": (0, 1),
-    "repetition_penalty": (0, None),
-    "no_repeat_ngram_size": (0, None),
-}
 
 CACHE_BUDGET = 1 << 30
 """genai allocates the cache for `max_length` up front: by default at most 1 GiB."""
@@ -54,7 +49,7 @@ def genai_config(
     """Return the content of genai_config.json. `search` has the model's own sampling defaults."""
     provider = session.provider
     model: dict[str, Any] = {
-        "type": "llama",
+        "type": MODEL_TYPE,
         "context_length": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
         "eos_token_id": _one_or_many(config.eos_token_ids),
@@ -68,7 +63,7 @@ def genai_config(
             "num_hidden_layers": config.num_hidden_layers,
             "num_key_value_heads": config.num_key_value_heads,
             "session_options": {
-                "log_id": "onnxruntime-genai",
+                "log_id": LOG_ID,
                 **provider.session_options,
                 **session.options,
                 "provider_options": _provider_options(provider),
@@ -100,7 +95,8 @@ def genai_config(
         "top_k": 50,
         "top_p": 1.0,
     }
-    return {"model": model, "search": defaults | search}
+    values = genai_values(defaults | search, config.vocab_size)
+    return {"model": model, "search": defaults | values}
 
 
 def _provider_options(provider: Provider) -> list[dict[str, dict[str, str]]]:
@@ -110,20 +106,20 @@ def _provider_options(provider: Provider) -> list[dict[str, dict[str, str]]]:
 
 
 def check_search(search: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return `search` if genai accepts it; raise `CheckpointError` naming the value if not."""
+    """Return `search` as genai takes it, read as the command line's options are.
+
+    Raises `CheckpointError` that names a value which means nothing.
+    """
+    values = {}
     for key, value in search.items():
-        low, high = _SEARCH_RANGES.get(key, (None, None))
-        if key == "do_sample":
-            good = isinstance(value, bool)
-        else:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            good = number and (low is None or value >= low) and (high is None or value <= high)
-        if not good:
+        rule = RULES[key]
+        values[key] = rule.read(value)
+        if values[key] is None:
             raise CheckpointError(
-                f"{where}: generation_config.json sets {key} to {value!r}, which is not valid: "
-                "correct or remove it."
+                f"{where}: generation_config.json sets {key} to {shown(value)}, which is not "
+                f"{rule.meaning}: correct or remove it."
             )
-    return search
+    return values
 
 
 def _one_or_many(ids: tuple[int, ...]) -> int | list[int]:

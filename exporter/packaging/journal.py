@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -21,11 +20,14 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.package import WORKING_FILES
+from llama_onnx.targets.listing import WORKING_FILES
+from llama_onnx.targets.lock import locked
+from llama_onnx.targets.strict_json import JSONError, parse_json
 
 JOURNAL_FILE, _, LOCK_FILE = WORKING_FILES
 
 _READ = 1 << 22
+_TYPES = {"slot": str, "end": int, "sha256": str}
 
 
 @dataclass(frozen=True)
@@ -49,31 +51,13 @@ def _replace_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> AbstractContextManager[Callable[[], None]]:
     """Lock `folder` for this process; raises `UsageError` when another process holds the lock.
 
-    The system releases the lock when the process ends, even if it is killed.
+    Returns what `locked` returns.
     """
-    with (folder / LOCK_FILE).open("a+b") as file:
-        try:
-            _lock(file.fileno())
-        except OSError:
-            raise UsageError(
-                f"another export is writing to {folder}: wait for it, or stop it."
-            ) from None
-        yield
-
-
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    busy = f"another export is writing to {folder}: wait for it, or stop it."
+    return locked(folder / LOCK_FILE, busy)
 
 
 def read_journal(path: Path, identity: Mapping[str, Any]) -> list[Entry]:
@@ -95,7 +79,7 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> list[Entry]:
     entries = []
     for line in lines[1:]:
         raw = _parse(line)
-        if raw is None or raw.keys() != {"slot", "end", "sha256"}:
+        if raw is None or {k: type(v) for k, v in raw.items()} != _TYPES:
             break
         entries.append(Entry(**raw))
     return entries
@@ -103,8 +87,8 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> list[Entry]:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError:
+        value = parse_json(line.encode("utf-8", "replace"))
+    except JSONError:
         return None
     return value if isinstance(value, dict) else None
 

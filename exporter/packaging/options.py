@@ -18,14 +18,18 @@ STORAGES = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
 def _metadata(
-    help_text: str, *, choices: Collection[str | int] = (), otherwise: str = ""
+    help_text: str,
+    *,
+    choices: Collection[str | int] = (),
+    otherwise: str = "",
+    number: bool = False,
 ) -> dict[str, Any]:
     """Return a field's metadata, for the command line and the check in `Options`.
 
     `choices` are the allowed values, if they do not depend on the target. `otherwise` describes
-    what None means.
+    what None means. `number`: a value is a whole number, although the default is None.
     """
-    return {"help": help_text, "choices": choices, "otherwise": otherwise}
+    return {"help": help_text, "choices": choices, "otherwise": otherwise, "number": number}
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,15 @@ class Options:
             "Compute logits for all positions, or only for the last (faster prefill, no "
             "speculation).",
             choices=("all", "last"),
+        ),
+    )
+
+    context: int | None = field(
+        default=None,
+        metadata=_metadata(
+            "Positions that the package holds: its longest prompt and answer together.",
+            otherwise="the model's own",
+            number=True,
         ),
     )
 

@@ -30,6 +30,7 @@ from llama_onnx.exporter.quantize.registry import get_quantizer
 from llama_onnx.exporter.quantize.source_codes import innermost, keep_source_codes, native_precision
 from llama_onnx.exporter.tokenizer.source import JSON, tokenizer_kind
 from llama_onnx.targets.errors import ResourceError, UsageError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.target import FloatName, Target
 
 BASE_MEMORY = 360 << 20
@@ -53,7 +54,8 @@ class Plan:
     """A planned export. Sizes in bytes. `quantized` describes how the source is quantized and how
     its matrices are stored; None for a source of floats. `structure` is what can be told about the
     graph on the target's provider without a session there. `tokenizer` is where the source has its
-    tokenizer; None if an export needs `--no-tokenizer`."""
+    tokenizer; None if an export needs `--no-tokenizer`. `warnings` say what the package leaves out
+    or does other than the source says."""
 
     recipe: Recipe
     built: BuiltModel
@@ -67,6 +69,7 @@ class Plan:
     adapter_bytes: int = 0
     structure: Structure | None = None
     tokenizer: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def data_bytes(self) -> int:
@@ -96,6 +99,7 @@ class Plan:
             "cache_bytes_at_max_length": self.cache_per_token * self.max_length,
             "structure": self.structure.to_json() if self.structure else None,
             "tokenizer": self.tokenizer,
+            "warnings": list(self.warnings),
         }
 
 
@@ -142,12 +146,13 @@ def make_plan(
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
         structure=check_structure(built.ir, target),
         tokenizer=_find_tokenizer(checkpoint),
+        warnings=(*checkpoint.warnings(), *(text for one in kept for text in one.warnings)),
     )
 
 
 def _find_tokenizer(checkpoint: Checkpoint) -> str | None:
     """Return where `checkpoint`, or an adapter merged into it, has a tokenizer; None if nowhere."""
-    if any((folder / JSON).is_file() for folder in adapters_of(checkpoint)):
+    if any(file_inside(folder, JSON) for folder in adapters_of(checkpoint)):
         return JSON
     return tokenizer_kind(checkpoint.path)
 

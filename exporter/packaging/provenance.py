@@ -25,7 +25,7 @@ from llama_onnx.targets.licences import (
     of_kind,
     required_kinds,
 )
-from llama_onnx.targets.package import hash_file
+from llama_onnx.targets.listing import hash_file
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -68,16 +68,16 @@ def _hub_hashes(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _read(checkpoint: Checkpoint, name: str, step: Callable[[str], None]) -> str:
     step(f"hashing {name}")
-    path = _path(checkpoint, name)
+    path = source_path(checkpoint, name)
     try:
         return hash_file(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def _path(checkpoint: Checkpoint, name: str) -> Path:
+def source_path(checkpoint: Checkpoint, name: str) -> Path:
     """Return the file that `fingerprint` calls `name`."""
-    adapter = re.fullmatch(r"adapter (\d+)/(.+)", name)
+    adapter = re.fullmatch(r"adapter ([0-9]+)/(.+)", name)
     if adapter:
         return adapters_of(checkpoint)[int(adapter[1]) - 1] / adapter[2]
     if checkpoint.path.is_file():

@@ -31,8 +31,10 @@ from llama_onnx.runtime.measure.jsontext import dumps
 from llama_onnx.runtime.measure.metrics import TopK
 from llama_onnx.runtime.measure.situations import Passage
 from llama_onnx.runtime.measure.thresholds import all_thresholds
+from llama_onnx.targets.durable import rename_folder
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import ModelPackage, hash_file, renew_manifest
+from llama_onnx.targets.listing import hash_file
+from llama_onnx.targets.package import ModelPackage, renew_manifest
 
 PROMPT_TOKENS = (26, 18, 10, 2)
 TOKENS = 8
@@ -128,7 +130,7 @@ def _write(package: ModelPackage, certificate: Certificate) -> None:
         size = sum(file.stat().st_size for file in aside.iterdir())
         assert size <= MAX_BYTES, f"the certificate takes {size:,} bytes"
         shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        rename_folder(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     renew_manifest(package, rewritten=[f"{FOLDER}/{CERTIFICATE}", f"{FOLDER}/{REFERENCE}"])

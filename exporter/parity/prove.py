@@ -8,14 +8,14 @@ from pathlib import Path
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS
 from llama_onnx.exporter.parity.certify import certificate_prompts, write_certificate
-from llama_onnx.exporter.parity.measure.open_subject import open_subject
+from llama_onnx.exporter.parity.measure.open_subject import naming_altered, open_subject
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.measure.shipped import NO_PROMPTS, PromptSet
 from llama_onnx.exporter.parity.measure.validate import validate
 from llama_onnx.exporter.reference.subject import Subject
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.package import ModelPackage, check_unsigned
+from llama_onnx.targets.package import ModelPackage, check_changeable
 from llama_onnx.targets.progress import SILENT, Progress
 
 TOKENS, PROMPT_TOKENS = 64, 128
@@ -76,7 +76,8 @@ def prove_subject(
             "CPU kernels: validate an export with fp16 activations, which has the same graph in "
             "another type."
         )
-    prompts = make_prompts(subject.path, weights.config, texts, tokens=tokens, longest=longest)
+    with naming_altered(subject.path):
+        prompts = make_prompts(subject.path, weights.config, texts, tokens=tokens, longest=longest)
     report, evidence = validate(
         subject,
         PromptSet(prompts, tokens),
@@ -105,4 +106,4 @@ def check_measurable(texts: Sequence[str], tokens: int, longest: int) -> None:
 def _check_certifiable(subject: Subject) -> None:
     if subject.adapter is not None:
         raise UsageError("a certificate covers only the base: certify without --adapter.")
-    check_unsigned(ModelPackage.open(subject.path))
+    check_changeable(ModelPackage.open(subject.path))

@@ -13,13 +13,14 @@ from tokenizers import Tokenizer
 
 from llama_onnx.exporter.tokenizer.bytelevel import GPT2
 from llama_onnx.exporter.tokenizer.texts import HARD_TEXTS
+from llama_onnx.targets.strict_json import parse_json
 
 
 def spell_out_digits(original: bytes) -> bytes:
     """Return the content of a tokenizer.json with its `Digits` step as patterns, or `original` when
     it has no such step or the two encode one of `HARD_TEXTS` differently."""
     try:
-        content = json.loads(original)
+        content = parse_json(original)
         digits, words = content["pre_tokenizer"]["pretokenizers"]
     except (ValueError, KeyError, TypeError):
         return original

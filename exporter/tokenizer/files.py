@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,14 @@ from tokenizers.processors import TemplateProcessing
 
 from llama_onnx.targets.errors import CheckpointError
 
+# No null, no list, and only a class that onnxruntime-genai knows: it refuses all others. The chat
+# template is in its own file only, so that no reader can find another one.
 # With this class every reader uses tokenizer.json unchanged. For LlamaTokenizer and GPT2Tokenizer,
 # transformers 5 inserts more steps and onnxruntime-genai misreads byte-level BPE.
 _CLASS = "PreTrainedTokenizerFast"
+
+
+ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 
 class TokenType(IntEnum):
@@ -38,8 +43,23 @@ class SpecialTokens:
     eos: str | None = None
     unk: str | None = None
     pad: str | None = None
+    sep: str | None = None
+    cls: str | None = None
+    mask: str | None = None
     add_bos: bool = False
     add_eos: bool = False
+
+    def roles(self) -> list[tuple[str, str]]:
+        """Return the roles that a token has, and the tokens."""
+        found = ((role, getattr(self, role)) for role in ROLES)
+        return [(role, token) for role, token in found if token is not None]
+
+    def without(self, role: str) -> SpecialTokens:
+        """Return the same without the token of `role`, which encoding does not add either."""
+        changes: dict[str, Any] = {role: None}
+        if role in ("bos", "eos"):
+            changes[f"add_{role}"] = False
+        return replace(self, **changes)
 
 
 def check_tokenizer(file: Path, vocab_size: int, where: str) -> None:
@@ -63,18 +83,26 @@ def check_tokenizer(file: Path, vocab_size: int, where: str) -> None:
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A tokenizer ready to be written."""
+    """A tokenizer ready to be written.
+
+    `text` is that of tokenizer.json, if it is not the library's own; `settings` are further
+    entries of tokenizer_config.json.
+    """
 
     tokenizer: Tokenizer
     special: SpecialTokens
     chat_template: str | None = None
+    text: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path, max_length: int) -> list[str]:
         """Write the files into `folder`; return their names."""
         files = {
-            "tokenizer.json": self.tokenizer.to_str(pretty=True),
+            "tokenizer.json": self.text or self.tokenizer.to_str(pretty=True),
             "tokenizer_config.json": json.dumps(
-                _settings(self.special, max_length), indent=2, ensure_ascii=False
+                _settings(self.special, max_length) | dict(self.settings),
+                indent=2,
+                ensure_ascii=False,
             ),
         }
         if self.chat_template is not None:
@@ -114,15 +142,9 @@ def set_ends(tokenizer: Tokenizer, special: SpecialTokens) -> None:
 
 
 def _settings(special: SpecialTokens, max_length: int) -> dict[str, Any]:
-    named = {
-        "bos_token": special.bos,
-        "eos_token": special.eos,
-        "unk_token": special.unk,
-        "pad_token": special.pad,
-    }
     return {
         "tokenizer_class": _CLASS,
-        **{key: token for key, token in named.items() if token is not None},
+        **{f"{role}_token": token for role, token in special.roles()},
         "add_bos_token": special.add_bos,
         "add_eos_token": special.add_eos,
         "clean_up_tokenization_spaces": False,

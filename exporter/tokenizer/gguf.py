@@ -9,8 +9,9 @@ from tokenizers import Tokenizer
 
 from llama_onnx.exporter.tokenizer.bytelevel import SPLITTINGS, Splitting, bytelevel_tokenizer
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, TokenType
-from llama_onnx.exporter.tokenizer.sentencepiece import sentencepiece_tokenizer
+from llama_onnx.exporter.tokenizer.sentencepiece import check_pieces, sentencepiece_tokenizer
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.printable import shown
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> TokenizerFiles:
@@ -26,12 +27,16 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> TokenizerFil
             "converted with its vocabulary."
         )
     builders = {"llama": _sentencepiece, "gpt2": _bytelevel}
-    if kind not in builders:
+    if not isinstance(kind, str) or kind not in builders:
         raise UnsupportedError(
-            f"{where}: tokenizer.ggml.model is {kind!r}, but only 'llama' and 'gpt2' are supported."
+            f"{where}: tokenizer.ggml.model is {shown(kind)}, but only 'llama' and 'gpt2' are "
+            "supported."
         )
     tokenizer, special = builders[kind](_Vocabulary(metadata, where))
-    return TokenizerFiles(tokenizer, special, metadata.get("tokenizer.chat_template"))
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(f"{where}: tokenizer.chat_template is {shown(template)}, not a text.")
+    return TokenizerFiles(tokenizer, special, template)
 
 
 class _Vocabulary:
@@ -39,19 +44,27 @@ class _Vocabulary:
 
     def __init__(self, metadata: Mapping[str, Any], where: str) -> None:
         self.metadata, self.where = metadata, where
-        self.pieces: list[str] = self.items("tokens")
-        self.types: list[int] = self.get("token_type", [TokenType.NORMAL] * len(self.pieces))
+        self.pieces: list[str] = self.items("tokens", str)
+        check_pieces(self.pieces, where)
+        self.types: list[int] = [TokenType.NORMAL] * len(self.pieces)
+        if self.get("token_type", None) is not None:
+            self.types = self.items("token_type", int)
         self.same_length("token_type", self.types)
 
     def get(self, key: str, default: Any) -> Any:
         return self.metadata.get(f"tokenizer.ggml.{key}", default)
 
-    def items(self, key: str) -> list[Any]:
+    def items(self, key: str, kind: type) -> list[Any]:
         value = self.get(key, None)
         if not isinstance(value, list):
             raise CheckpointError(
                 f"{self.where} lacks the metadata key 'tokenizer.ggml.{key}': its tokenizer is "
                 "incomplete."
+            )
+        if not all(type(item) is kind for item in value):
+            raise CheckpointError(
+                f"{self.where}: tokenizer.ggml.{key} is {shown(value)}, which is not a list of "
+                "the right type: convert the model again."
             )
         return value
 
@@ -86,16 +99,16 @@ class _Vocabulary:
         index = self.get(key, None)
         if index is None:
             return None
-        if not isinstance(index, int) or not 0 <= index < len(self.pieces):
+        if isinstance(index, bool) or not isinstance(index, int):
             raise CheckpointError(
-                f"{self.where}: tokenizer.ggml.{key} is {index!r}, which is not a token of "
-                "the vocabulary."
+                f"{self.where}: tokenizer.ggml.{key} is {index!r}, not a token id."
             )
-        return self.pieces[index]
+        # Converters write -1 or 4294967295 for "none"; the checkpoint warns of any other id.
+        return self.pieces[index] if 0 <= index < len(self.pieces) else None
 
 
 def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Tokenizer, SpecialTokens]:
-    scores = vocabulary.items("scores")
+    scores = vocabulary.items("scores", float)
     vocabulary.same_length("scores", scores)
     if vocabulary.get("remove_extra_whitespaces", False):
         raise UnsupportedError(
@@ -130,9 +143,9 @@ def _splitting(vocabulary: _Vocabulary) -> Splitting:
             f"{vocabulary.where} lacks tokenizer.ggml.pre, the way its tokenizer splits text: "
             "convert the model again with a current llama.cpp."
         )
-    if name not in SPLITTINGS:
+    if not isinstance(name, str) or name not in SPLITTINGS:
         raise UnsupportedError(
-            f"{vocabulary.where}: the pre-tokenizer {name!r} (tokenizer.ggml.pre) is not "
+            f"{vocabulary.where}: the pre-tokenizer {shown(name)} (tokenizer.ggml.pre) is not "
             f"supported; supported are {', '.join(SPLITTINGS)}."
         )
     return SPLITTINGS[name]
@@ -141,7 +154,7 @@ def _splitting(vocabulary: _Vocabulary) -> Splitting:
 def _merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     known = set(vocabulary.pieces)
     merges = []
-    for line in vocabulary.items("merges"):
+    for line in vocabulary.items("merges", str):
         left, _, right = line.partition(" ")
         if not {left, right, left + right} <= known:
             raise CheckpointError(

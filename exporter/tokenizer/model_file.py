@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from sentencepiece import sentencepiece_model_pb2
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, TokenType
 from llama_onnx.exporter.tokenizer.sentencepiece import sentencepiece_tokenizer
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.folder_files import read_inside
+
+MAX_BYTES = 16 << 20
+"""Largest `tokenizer.model`: Llama's has 0.5 MB, Gemma's 4 MB."""
 
 _proto: Any = sentencepiece_model_pb2  # its classes are made at run time, unseen by mypy
 
@@ -34,8 +39,9 @@ def read_facts(path: Path) -> ModelFileFacts:
     return ModelFileFacts(len(model.pieces), bos, eos)
 
 
-def tokenizer_from_model_file(path: Path) -> TokenizerFiles:
-    """Read the SentencePiece BPE model at `path`; encoding adds BOS, as Llama expects.
+def tokenizer_from_model_file(path: Path, *, legacy: bool = True) -> TokenizerFiles:
+    """Read the SentencePiece BPE model at `path`; encoding adds BOS, as Llama expects. `legacy` is
+    as in `sentencepiece_tokenizer`.
 
     Raises `CheckpointError` when it cannot be read, `UnsupportedError` when it is another kind.
     """
@@ -50,18 +56,38 @@ def tokenizer_from_model_file(path: Path) -> TokenizerFiles:
         str(path),
         add_space_prefix=model.normalizer_spec.add_dummy_prefix,
         atoms=[p.piece for p in model.pieces if p.type == TokenType.USER_DEFINED],
+        legacy=legacy,
     )
     return TokenizerFiles(tokenizer, special)
 
 
-def _read(path: Path) -> Any:
+def without_prefix(content: bytes) -> bytes:
+    """Return the same model without the space that it puts before a text."""
     model = _proto.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+        model.ParseFromString(content)
+    except DecodeError:
+        return content  # the reader says so
+    model.normalizer_spec.add_dummy_prefix = False
+    changed: bytes = model.SerializeToString()
+    return changed
+
+
+def _read(path: Path) -> Any:
+    model = _proto.ModelProto()
+    content = read_inside(path.parent, path.name, max_bytes=MAX_BYTES)
+    if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content):
+        raise UnsupportedError(
+            f"{path} is a vocabulary for tiktoken, as Meta's download of Llama 3 has it, not a "
+            "SentencePiece model: export the model's Hugging Face folder, which has a "
+            "tokenizer.json."
+        )
+    try:
+        model.ParseFromString(content)
     except DecodeError:
         raise CheckpointError(f"{path} is not a SentencePiece model: download it again.") from None
+    if not all(isinstance(piece.piece, str) for piece in model.pieces):  # bytes if not UTF-8
+        raise CheckpointError(f"{path} has a piece that is not UTF-8 text: download it again.")
     return model
 
 

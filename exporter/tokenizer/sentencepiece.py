@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -10,11 +11,14 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenType, add_special_tokens
-from llama_onnx.targets.errors import UnsupportedError
+from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _SPACE = "▁"
 
 Merge = tuple[str, str]
+
+MAX_PIECES, MAX_LENGTH = 500_000, 512
+"""Gemma has 262,000 pieces, the longest of 93 characters."""
 
 
 def sentencepiece_tokenizer(
@@ -26,14 +30,17 @@ def sentencepiece_tokenizer(
     *,
     add_space_prefix: bool = True,
     atoms: Sequence[str] = (),
+    legacy: bool = True,
 ) -> Tokenizer:
     """Build the tokenizer of a SentencePiece BPE vocabulary; a piece's index is its id.
 
     `atoms` are pieces that SentencePiece cuts out of a text whole, after it added the space prefix;
     other user-defined pieces split the text into parts that each get a prefix, like tokens that
-    were added to a vocabulary. `where` names the source in messages. Raises `UnsupportedError`
-    when the vocabulary merges in a way that a list of merges cannot express.
+    were added to a vocabulary. Not `legacy`: only the start of a text gets the prefix, and only if
+    it is neither a space nor a special token. `where` names the source in messages. Raises
+    `UnsupportedError` when the vocabulary merges in a way that a list of merges cannot express.
     """
+    check_pieces(pieces, where, scores)
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     normal = {
         piece: score
@@ -49,12 +56,20 @@ def sentencepiece_tokenizer(
             byte_fallback=TokenType.BYTE in types,
         )
     )
+    steps: list[pre_tokenizers.PreTokenizer] = []
+    if legacy:
+        prefix = [normalizers.Prepend(_SPACE)] if add_space_prefix else []
+        tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+    else:
+        scheme = "first" if add_space_prefix else "never"
+        steps.append(pre_tokenizers.Metaspace(_SPACE, scheme, split=False))
     if atoms:
         _refuse_unreachable(tokenizer, normal, where)
         tokenizer.model.ignore_merges = True  # for the atoms: no merge leads to them
-        tokenizer.pre_tokenizer = _cut_off(atoms)
-    prefix = [normalizers.Prepend(_SPACE)] if add_space_prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+        steps += _cut_off(atoms)
+    if steps:
+        one, *others = steps
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if others else one
     strip = [decoders.Strip(" ", 1, 0)] if add_space_prefix else []
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
@@ -65,15 +80,27 @@ def sentencepiece_tokenizer(
     return tokenizer
 
 
-def _cut_off(atoms: Sequence[str]) -> pre_tokenizers.PreTokenizer:
-    """Split a text at the atoms; of several that begin at one position, the longest wins."""
+def check_pieces(pieces: Sequence[str], where: str, scores: Sequence[float] = ()) -> None:
+    """Raise `CheckpointError` for a vocabulary that no model has and that takes for ever to read:
+    each way to cut a piece in two is looked up."""
+    if not all(map(math.isfinite, scores)):
+        raise CheckpointError(f"{where}: a piece has no finite score: download it again.")
+    longest = max(map(len, pieces), default=0)
+    if len(pieces) > MAX_PIECES or longest > MAX_LENGTH:
+        raise CheckpointError(
+            f"{where}: the vocabulary has {len(pieces):,} pieces of up to {longest:,} characters, "
+            f"more than {MAX_PIECES:,} or longer than {MAX_LENGTH:,}: download it again."
+        )
+
+
+def _cut_off(atoms: Sequence[str]) -> list[pre_tokenizers.PreTokenizer]:
+    """Return the steps that split a text at the atoms. Of several that begin at one position, the
+    longest wins."""
     pattern = "|".join(re.escape(atom) for atom in sorted(atoms, key=len, reverse=True))
     # The rest may spell a byte's piece, "<0x0A>", and must not become it: it is split in two, which
     # prevents only merges that begin with "<0".
     spelled = r"\A<(?=0x[0-9A-F]{2}>\z)"
-    return pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(part), "isolated") for part in (pattern, spelled)]
-    )
+    return [pre_tokenizers.Split(Regex(part), "isolated") for part in (pattern, spelled)]
 
 
 def _refuse_unreachable(tokenizer: Tokenizer, pieces: Mapping[str, float], where: str) -> None:

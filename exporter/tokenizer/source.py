@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenType
+from llama_onnx.targets import strict_json
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.folder_files import file_inside, read_inside
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -48,14 +50,14 @@ def tokenizer_kind(path: Path) -> str | None:
         kind = read_header(path).metadata.get("tokenizer.ggml.model", "none")
         return None if kind in ("no_vocab", "none") else GGUF
     folder = _tokenizer_folder(path)
-    return next((name for name in (JSON, MODEL) if (folder / name).is_file()), None)
+    return next((name for name in (JSON, MODEL) if file_inside(folder, name)), None)
 
 
 def _tokenizer_folder(path: Path) -> Path:
     """Return `path`, or the folder above, where Meta's download of several models has it."""
     above = path.resolve().parent
     meta = (path / "params.json").exists() and not (path / MODEL).exists()
-    return above if meta and (above / MODEL).is_file() else path
+    return above if meta and file_inside(above, MODEL) else path
 
 
 def has_chat_template(path: Path) -> bool:
@@ -69,17 +71,18 @@ def has_chat_template(path: Path) -> bool:
     return bool(read_chat_template(path))
 
 
-def source_codec(path: Path) -> Codec | None:
+def source_codec(path: Path, vocab_size: int | None = None) -> Codec | None:
     """Return the tokenizer of the checkpoint at `path`, None when it has none: tokenizer.json read
     by `tokenizers`, tokenizer.model by SentencePiece itself, a GGUF file's built from its metadata.
+    Added tokens whose ids are not below `vocab_size` are left out.
 
     Raises `CheckpointError` for a tokenizer that cannot be read.
     """
     kind = tokenizer_kind(path)
     if kind == JSON:
-        return json_codec(_tokenizer_folder(path) / JSON)
+        return _folder_codec(_tokenizer_folder(path), vocab_size)
     if kind == MODEL:
-        return _sentencepiece_codec(_tokenizer_folder(path))
+        return _sentencepiece_codec(_tokenizer_folder(path), vocab_size)
     if kind == GGUF:
         from llama_onnx.exporter.formats.gguf import read_header
         from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
@@ -90,12 +93,25 @@ def source_codec(path: Path) -> Codec | None:
     return None
 
 
+def _folder_codec(folder: Path, vocab_size: int | None) -> Codec:
+    from tokenizers import Tokenizer
+
+    from llama_onnx.exporter.tokenizer.json_file import read_json_tokenizer
+    from llama_onnx.exporter.tokenizer.rows import without_rows
+
+    text = read_json_tokenizer(folder, spelled=False).text.encode("utf-8")
+    if vocab_size is not None:
+        text, _ = without_rows(text, vocab_size)
+    return _codec(Tokenizer.from_buffer(text))
+
+
 def json_codec(path: Path) -> Codec:
     """Read the tokenizer in the file `path`; raises `CheckpointError` when it cannot be read."""
     from tokenizers import Tokenizer
 
+    content = read_inside(path.parent, path.name, max_bytes=strict_json.MAX_BYTES)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     return _codec(tokenizer)
@@ -129,35 +145,35 @@ def _listed_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     )
 
 
-def _sentencepiece_codec(folder: Path) -> Codec:
+def _sentencepiece_codec(folder: Path, vocab_size: int | None) -> Codec:
     """Return SentencePiece with what transformers' LlamaTokenizer adds: special tokens split a text
-    into parts that are encoded separately; BOS and EOS follow the settings."""
-    from sentencepiece import SentencePieceProcessor
+    into parts that are encoded separately; BOS and EOS follow the settings. With `"legacy": false`,
+    only a part at the start of the text gets a space in front, unless it has one."""
+    from llama_onnx.exporter.tokenizer.huggingface import (
+        is_legacy,
+        read_settings,
+        special_tokens,
+    )
 
-    from llama_onnx.exporter.tokenizer.huggingface import read_settings, special_tokens
-
-    try:
-        processor = SentencePieceProcessor(model_proto=(folder / MODEL).read_bytes())
-    except (OSError, RuntimeError):
-        raise CheckpointError(
-            f"{folder / MODEL} is not a SentencePiece model: download it again."
-        ) from None
-    marks = sorted(_marks(folder, processor), key=lambda mark: -len(mark.text))
+    settings = read_settings(folder)
+    processor, encode_part = _processor(folder, legacy=is_legacy(settings))
+    found = [m for m in _marks(folder, processor) if vocab_size is None or m.id < vocab_size]
+    marks = sorted(found, key=lambda mark: -len(mark.text))
     ids = {mark.text: mark.id for mark in marks}
     hidden = {mark.id for mark in marks if mark.special}
     splitter = re.compile("|".join(f"({mark.pattern})" for mark in marks) or "(?!)")
-    special = special_tokens(_own_tokens(processor), read_settings(folder))
-    first = [ids[special.bos]] if special.add_bos and special.bos else []
-    last = [ids[special.eos]] if special.add_eos and special.eos else []
+    special = special_tokens(_own_tokens(processor), settings)
+    first = [ids[special.bos]] if special.add_bos and special.bos in ids else []
+    last = [ids[special.eos]] if special.add_eos and special.eos in ids else []
 
     def encode(text: str) -> list[int]:
         found, position = list(first), 0
         for match in splitter.finditer(text):
             assert match.lastindex is not None, "every alternative is a group"
-            found += processor.encode(text[position : match.start()])
+            found += encode_part(text[position : match.start()], first=position == 0)
             found.append(marks[match.lastindex - 1].id)
             position = match.end()
-        return [*found, *processor.encode(text[position:]), *last]
+        return [*found, *encode_part(text[position:], first=position == 0), *last]
 
     def decode(ids: Sequence[int]) -> str:
         # As pieces, since SentencePiece does not know tokens added after its vocabulary.
@@ -176,6 +192,36 @@ def _sentencepiece_codec(folder: Path) -> Codec:
         )
 
     return Codec(encode, decode, vocabulary)
+
+
+def _processor(
+    folder: Path, *, legacy: bool
+) -> tuple[SentencePieceProcessor, Callable[..., list[int]]]:
+    """Return SentencePiece, and what encodes a part of a text, `first` or not."""
+    from sentencepiece import SentencePieceProcessor
+
+    from llama_onnx.exporter.tokenizer.model_file import MAX_BYTES, without_prefix
+
+    content = read_inside(folder, MODEL, max_bytes=MAX_BYTES)
+    try:
+        processor = SentencePieceProcessor(model_proto=content)
+        bare = SentencePieceProcessor(model_proto=without_prefix(content))
+    except RuntimeError:
+        raise CheckpointError(
+            f"{folder / MODEL} is not a SentencePiece model: download it again."
+        ) from None
+    adds_prefix = processor.encode("a") != bare.encode("a")
+
+    def encode(text: str, *, first: bool) -> list[int]:
+        encoder = processor
+        if adds_prefix and not legacy:
+            encoder = bare
+            if first and text and text[0] not in (" ", "▁"):
+                text = " " + text
+        ids: list[int] = encoder.encode(text)
+        return ids
+
+    return processor, encode
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from llama_onnx.runtime.llama.generation import GenerationStats, Tokens
+from llama_onnx.runtime.llama.generation import GenerationStats
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.memory import resident_bytes
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.progress import SILENT, Progress
@@ -83,7 +84,8 @@ def bench(
     the context is short. Raises what `Llama.load` raises, and `UsageError` for numbers below 1 or
     more tokens than the context holds.
     """
-    for what, number in (("repeats", repeats), ("prompt tokens", prompt_tokens)):
+    numbers = {"repeats": repeats, "prompt tokens": prompt_tokens, "new tokens": new_tokens}
+    for what, number in numbers.items():
         if number is not None and number < 1:
             raise UsageError(f"the number of {what} must be at least 1, not {number}.")
     progress.step("loading")

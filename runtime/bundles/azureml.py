@@ -71,4 +71,4 @@ class AzureML(Place):
             fill_template(self.name, file, folder, values)
         write_requirements(self.name, folder / "requirements.txt")
         write_text(folder / "request.json", REQUEST)
-        return ()
+        return need.warnings

@@ -34,10 +34,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Need:
-    """The machine chosen for a package, and the reason as part of a sentence."""
+    """The machine chosen for a package, the reason in sentences, and warnings."""
 
     machine: Machine
     reason: str
+    warnings: Sequence[str]
 
 
 def check_cpu(package: ModelPackage, place: str) -> None:
@@ -52,14 +53,27 @@ def check_cpu(package: ModelPackage, place: str) -> None:
 
 
 def choose_machine(package: ModelPackage, machines: Sequence[Machine]) -> Need:
-    """Return the first of `machines`, sorted by memory, that has enough; if none has, the last."""
+    """Return the first of `machines`, sorted by memory, that has enough; if none has, the last.
+
+    The reason says so then, and is a warning too.
+    """
     # ONNX Runtime maps the weights and keeps a second copy, packed for its kernels.
     files = sum(entry["size"] for entry in package.manifest["files"].values())
     needed = 2 * files / _GIB + 2
-    fitting = [machine for machine in machines if machine.memory >= needed]
-    machine = fitting[0] if fitting else machines[-1]
-    reason = f"it needs about {needed:.0f} GiB of memory, twice its size plus 2 GiB, and"
-    return Need(machine, f"{reason} {machine.name} has {machine.memory} GiB")
+    about = f"The model needs about {needed:.0f} GiB of memory, twice its size plus 2 GiB:"
+    for machine in machines:
+        if machine.memory >= needed:
+            reason = (
+                f"{about} {machine.name}, with {machine.memory} GiB, is the smallest type in our "
+                "list that can hold it."
+            )
+            return Need(machine, reason, ())
+    largest = machines[-1]
+    reason = (
+        f"{about} no type in our list can hold it. {largest.name}, the largest, has only "
+        f"{largest.memory} GiB: choose another type."
+    )
+    return Need(largest, reason, (reason,))
 
 
 def service_name(name: str) -> str:

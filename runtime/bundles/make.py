@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
-import tempfile
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.targets.bundle import BUNDLE, list_files, write_bundle
-from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.durable import flush, flush_tree
+from llama_onnx.targets.errors import PackageError, ResourceError, UsageError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.licences import (
     file_start,
     llama_generation,
     of_kind,
     required_kinds,
 )
+from llama_onnx.targets.listing import SIGNATURE_SUFFIX
+from llama_onnx.targets.lock import locked
 from llama_onnx.targets.package import (
     MANIFEST,
     PARTIAL_SUFFIX,
-    SIGNATURE_SUFFIX,
     ModelPackage,
 )
 from llama_onnx.targets.signature import Signer
@@ -47,6 +52,8 @@ class Settings:
     sign: Signer | None = None
 
 
+_LOCK_SUFFIX = ".bundle.lock"
+
 DEFAULTS = Settings()
 
 
@@ -68,9 +75,13 @@ def make_bundle(
     license files, `UsageError` if `out` exists, and what `place.fill` raises; no bundle is then
     written.
     """
+    _check_apart(package.path, out)
     place.check(package)
     if not settings.licensed:
         check_licences(package)
+    left = tuple(
+        f"{path} was left by a bundle that was killed: it is removed." for path in _left_over(out)
+    )
     with new_folder(out, force=settings.force) as folder:
         warnings = place.fill(package, folder, out.name)
         content = {**_describe(package, place.name), **place.content()}
@@ -78,7 +89,7 @@ def make_bundle(
     packed = out.with_name(out.name + ".zip") if settings.as_zip else None
     if packed:
         write_zip(out, packed)
-    return Bundled(out, packed, tuple(warnings))
+    return Bundled(out, packed, (*left, *warnings))
 
 
 def check_licences(package: ModelPackage) -> None:
@@ -126,12 +137,11 @@ def copy_package(package: ModelPackage, folder: Path) -> None:
 
     Raises `PackageError` if a file differs from the manifest.
     """
-    signature = MANIFEST + SIGNATURE_SUFFIX
-    signed = [signature] if (package.path / signature).is_file() else []
-    for name in (*package.manifest["files"], MANIFEST, *signed):
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(package.path / name, target)
+    for name in (*package.manifest["files"], MANIFEST, MANIFEST + SIGNATURE_SUFFIX):
+        source, target = file_inside(package.path, name, PackageError), folder / name
+        if source is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
     # The copy is checked, not the original, which may change in the meantime.
     damaged = ModelPackage(folder, package.manifest).verify()
     if damaged:
@@ -142,38 +152,86 @@ def copy_package(package: ModelPackage, folder: Path) -> None:
 def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder that is renamed to `out` after the block, or removed if that fails.
 
-    Raises `UsageError` if `out` exists, unless it is a bundle and `force` is true.
+    What a killed process left is removed first. Raises `UsageError` if `out` exists, unless it is a
+    bundle and `force` is true, and if another process is making it; `ResourceError` if the disk
+    fails.
     """
     _check_free(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=PARTIAL_SUFFIX, dir=out.parent))
-    folder.chmod(0o755)
-    try:
-        yield folder
-        _check_free(out, force)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder, lock = _partial(out), out.with_name(out.name + _LOCK_SUFFIX)
+    with _disk_errors(out), locked(lock, f"another bundle is written to {out}: wait for it."):
+        try:
+            for left in _left_over(out):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            folder.mkdir()
+            yield folder
+            _check_free(out, force)
+            flush_tree(folder)
+            if out.exists():
+                shutil.rmtree(out)
+            folder.rename(out)
+            flush(out.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if sys.platform != "win32":  # there nobody can remove an open file
+                lock.unlink(missing_ok=True)
 
 
 def write_zip(folder: Path, out: Path) -> None:
     """Pack `folder`, as a folder of that name, into the zip file `out`."""
     temporary = out.with_name(out.name + PARTIAL_SUFFIX)
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        with _disk_errors(out), zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, path in list_files(folder):
                 # Weights do not compress.
                 packed = path.suffix in (".data", ".gz")
                 stored = zipfile.ZIP_STORED if packed else zipfile.ZIP_DEFLATED
                 archive.write(path, f"{folder.name}/{name}", compress_type=stored)
+        flush(temporary)
         temporary.replace(out)
+        flush(out.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _partial(out: Path) -> Path:
+    return out.with_name(f"{out.name}.bundle{PARTIAL_SUFFIX}")
+
+
+def _left_over(out: Path) -> list[Path]:
+    """Return what a killed process left beside `out`."""
+    archive = out.with_name(f"{out.name}.zip{PARTIAL_SUFFIX}")
+    return [path for path in (_partial(out), archive) if path.exists()]
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Turn an error of the disk into `ResourceError`."""
+    try:
+        yield
+    except OSError as error:
+        full = (errno.ENOSPC, errno.EDQUOT)
+        # copytree gathers the errors of its files in one, which has only their texts.
+        texts = str(error) if isinstance(error, shutil.Error) else ""
+        if error.errno in full or any(os.strerror(number) in texts for number in full):
+            raise ResourceError(
+                f"the disk is full: free some space, then repeat the call; {out} was not written."
+            ) from error
+        what = f"{error.filename or out}: {error.strerror or error}"
+        raise ResourceError(f"{what}; {out} was not written.") from error
+
+
+def _check_apart(package: Path, out: Path) -> None:
+    """Raise `UsageError` for a bundle in its own package, or around it."""
+    source, target = Path(os.path.realpath(package)), Path(os.path.realpath(out))
+    if target.is_relative_to(source):
+        raise UsageError(f"{out} is inside the package {package}: choose another place.")
+    if source.is_relative_to(target):
+        raise UsageError(f"{out} holds the package {package}: choose another place.")
+
+
 def _describe(package: ModelPackage, place: str) -> dict[str, Any]:
+    source = package.manifest["source"]
     return {
         "for": place,
         "created_with": {"llama-onnx": version("llama-onnx")},
@@ -181,6 +239,7 @@ def _describe(package: ModelPackage, place: str) -> dict[str, Any]:
             "name": package.path.resolve().name,
             "target": package.target,
             "precision": package.precision,
+            "source": {key: source[key] for key in ("name", "commit") if key in source},
         },
     }
 

@@ -32,7 +32,9 @@ from llama_onnx.runtime.bundles.clouds import (
 from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.runtime.bundles.template_files import copy_template, fill_template, write_text
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import MANIFEST, SIGNATURE_SUFFIX, ModelPackage
+from llama_onnx.targets.folder_files import file_inside
+from llama_onnx.targets.listing import SIGNATURE_SUFFIX
+from llama_onnx.targets.package import MANIFEST, ModelPackage
 
 MACHINES = (
     Machine("ml.m5.xlarge", 16),
@@ -72,7 +74,7 @@ class SageMaker(Place):
         fill_template(self.name, "deploy.py", folder, values)
         fill_template(self.name, "README.md", folder, values | details)
         write_text(folder / "request.json", REQUEST)
-        return ()
+        return need.warnings
 
 
 def write_model_archive(package: ModelPackage, file: Path) -> None:
@@ -92,8 +94,8 @@ def write_model_archive(package: ModelPackage, file: Path) -> None:
                     f"{package.path} is damaged: {name} has changed since the export."
                 )
         for name in (MANIFEST, MANIFEST + SIGNATURE_SUFFIX):
-            if (package.path / name).is_file():
-                _add(archive, package.path / name, name)
+            if found := file_inside(package.path, name, PackageError):
+                _add(archive, found, name)
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
-from llama_onnx.targets.package import hash_file
+from llama_onnx.targets.listing import hash_file
 
 _GENAI_LICENCES = ("onnxruntime_genai/LICENSE", "onnxruntime_genai/ThirdPartyNotices.txt")
 

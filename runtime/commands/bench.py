@@ -10,6 +10,7 @@ import click
 
 from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.runtime.commands.options import package_argument, provider_options, threads_option
+from llama_onnx.runtime.commands.streams import say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,22 +56,22 @@ def command(
             progress=progress,
         )
     if as_json:
-        click.echo(json.dumps(measured.to_json(), ensure_ascii=False))
+        click.echo(json.dumps(measured.to_json()))
     else:
         _print(measured)
 
 
 def _print(measured: Bench) -> None:
-    from rich.console import Console
+    from llama_onnx.runtime.commands.tables import make_console
 
-    click.echo(
+    say(
         f"{Path(measured.package).resolve().name} · {measured.precision} · "
         f"{measured.provider['onnxruntime']} · prompt {measured.prompt_tokens}, "
         f"answer {measured.new_tokens} tokens"
     )
     if measured.provider["fallback"]:
-        click.echo(f"{measured.provider['fallback']} The CPU ran it instead.")
-    Console(highlight=False).print(_table(measured))
+        say(f"{measured.provider['fallback']} The CPU ran it instead.")
+    make_console().print(_table(measured))
 
 
 def _table(measured: Bench) -> Table:

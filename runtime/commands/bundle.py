@@ -14,6 +14,7 @@ from llama_onnx.runtime.bundles.make import Bundled, Settings, make_bundle
 from llama_onnx.runtime.bundles.place import Option
 from llama_onnx.runtime.bundles.places import OPTIONS, PLACES, get_place, places_with
 from llama_onnx.runtime.commands.keys import sign_with
+from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.package import ModelPackage
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -84,7 +85,7 @@ def command(
     settings = Settings(licensed, force, as_zip, sign_with(key) if key else None)
     made = make_bundle(ModelPackage.open(package), out, get_place(place, given), settings)
     for warning in made.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        say(f"Warning: {warning}", err=True)
     _report(made, as_json)
 
 
@@ -94,6 +95,6 @@ def _report(made: Bundled, as_json: bool) -> None:
         packed = str(made.zip) if made.zip else None
         click.echo(json.dumps({"bundle": str(made.path), "bytes": size, "zip": packed}))
         return
-    click.echo(f"{made.path}: {size / 1e6:,.1f} MB")
+    say(f"{made.path}: {size / 1e6:,.1f} MB")
     if made.zip:
-        click.echo(f"{made.zip}: {made.zip.stat().st_size / 1e6:,.1f} MB")
+        say(f"{made.zip}: {made.zip.stat().st_size / 1e6:,.1f} MB")

@@ -18,9 +18,11 @@ from llama_onnx.runtime.commands.options import (
     sampling_options,
     threads_option,
 )
+from llama_onnx.runtime.commands.streams import check_stdin, read_lines
 
 if TYPE_CHECKING:
-    from llama_onnx.runtime.llama.model import Llama, Message
+    from llama_onnx.runtime.llama.conversation import Message
+    from llama_onnx.runtime.llama.model import Llama
     from llama_onnx.targets.provider import Provider
 
 
@@ -47,14 +49,16 @@ def command(
     """
     from llama_onnx.runtime.llama.model import Llama
 
+    check_stdin()
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
     model.package.require_tokenizer()
+    lines = read_lines()
     if adapter is not None:
         # Refuse a wrong name now, not after the first message.
         model.package.adapter_path(adapter)
     introduce(model, adapter)
     history: list[Message] = [{"role": "system", "content": system}] if system else []
-    for message in _messages():
+    for message in _messages(lines):
         messages = [*history, {"role": "user", "content": message}]
         fitting = _fit(model, messages, answering["max_new_tokens"])
         if fitting is None:
@@ -65,22 +69,22 @@ def command(
         history = [*fitting, {"role": "assistant", "content": text}]
 
 
-def _messages() -> Iterator[str]:
+def _messages(lines: Iterator[str]) -> Iterator[str]:
     """Yield each message that the user types, until the end of the conversation."""
     try:
-        while (message := _read_line().strip()) != "/exit":
+        while (message := _read_line(lines).strip()) != "/exit":
             if message:
                 yield message
     except (EOFError, KeyboardInterrupt):
         click.echo(err=True)
 
 
-def _read_line() -> str:
-    if sys.stdin.isatty() and sys.stdout.isatty():
+def _read_line(lines: Iterator[str]) -> str:
+    if all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)):
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives `input` line editing and a history
         return input("> ")
-    if line := sys.stdin.readline():
+    for line in lines:
         return line
     raise EOFError
 

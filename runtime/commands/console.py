@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llama_onnx.runtime.commands.streams import show_answer
+from llama_onnx.targets.printable import printable
 from llama_onnx.targets.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 def stream(answer: Generation) -> str:
     """Print an answer as it is generated, and return it."""
-    text = collect(answer, lambda piece: click.echo(piece, nl=False))
+    text = collect(answer, show_answer)
     click.echo()
     return text
 
@@ -36,7 +38,7 @@ def collect(answer: Generation, show: Callable[[str], None] = lambda _: None) ->
 
 def note(text: str) -> None:
     """Print a remark about an answer."""
-    click.secho(text, dim=True, err=True)
+    click.secho(printable(text), dim=True, err=True)
 
 
 def introduce(model: Llama, adapter: str | None = None) -> None:
@@ -63,9 +65,9 @@ def _speed(rate: float | None) -> str:
 @contextmanager
 def progress_line() -> Iterator[Progress]:
     """Draw one line of progress on stderr while the block runs, if stderr is a terminal."""
-    from rich.console import Console
+    from llama_onnx.runtime.commands.tables import make_console
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     if not console.is_terminal:
         yield SILENT
         return

@@ -54,9 +54,9 @@ def command(ctx: click.Context, as_json: bool, timeout: float) -> None:
 
 
 def _print(findings: Sequence[Finding]) -> None:
-    from rich.console import Console
+    from llama_onnx.runtime.commands.tables import make_console
 
-    console = Console(highlight=False)
+    console = make_console()
     console.print(_table(findings))
     _print_remedies(console, [finding for finding in findings if finding.mend])
     troubles, warnings = (

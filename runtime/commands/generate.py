@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from llama_onnx.runtime.commands.options import (
     sampling_options,
     threads_option,
 )
+from llama_onnx.runtime.commands.streams import read_stdin
 
 if TYPE_CHECKING:
     from llama_onnx.targets.provider import Provider
@@ -53,23 +53,19 @@ def command(
     """
     from llama_onnx.runtime.llama.model import Llama
 
+    # The shell adds the newline at the end of a piped line; it is not part of the prompt.
+    text = read_stdin().removesuffix("\n") if prompt == "-" else prompt
     model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
-    text = _read_stdin() if prompt == "-" else prompt
     if chat:
         answer = model.chat([{"role": "user", "content": text}], adapter=adapter, **answering)
     else:
         answer = model.generate(text, adapter=adapter, **answering)
     if as_json:
         result = {"text": collect(answer), "provider": model.opened.to_json(), "adapter": adapter}
-        click.echo(json.dumps({**result, "stats": answer.stats.to_json()}, ensure_ascii=False))
+        click.echo(json.dumps({**result, "stats": answer.stats.to_json()}))
     else:
         introduce(model, adapter)
         stream(answer)
         note(summary(answer.stats))
     if answer.stats.finish_reason == "interrupted":
         click.get_current_context().exit(1)
-
-
-def _read_stdin() -> str:
-    # The shell adds the newline at the end of a piped line; it is not part of the prompt.
-    return sys.stdin.read().removesuffix("\n")

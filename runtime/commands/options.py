@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -10,10 +9,13 @@ from typing import Any, TypeVar
 
 import click
 
-from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling
-from llama_onnx.targets.errors import UsageError
+from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling, read_value
+from llama_onnx.runtime.llama.stops import check_stops
+from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, PROVIDERS, get_provider
+from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -94,7 +96,10 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
     def decorate(command: _Command) -> _Command:
         @wraps(command)
         def checked(**values: Any) -> Any:
-            sampling = Sampling(**{name: values.pop(name) for name in PARAMETERS})
+            read = {name: _read(name, values.pop(name)) for name in PARAMETERS}
+            values["max_new_tokens"] = _read("max_new_tokens", values["max_new_tokens"])
+            values["stop"] = check_stops(values["stop"], "--stop")
+            sampling = Sampling(**read)
             _refuse_greedy_sampling(values["package"], sampling)
             return command(sampling=sampling, **values)
 
@@ -105,6 +110,10 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
         return result
 
     return decorate
+
+
+def _read(name: str, value: Any) -> Any:
+    return None if value is None else read_value(name, value, f"--{name.replace('_', '-')}")
 
 
 def _refuse_greedy_sampling(package: Path, sampling: Sampling) -> None:
@@ -124,7 +133,7 @@ def _refuse_greedy_sampling(package: Path, sampling: Sampling) -> None:
 def _samples(package: Path) -> bool:
     """Whether the package samples by default; True if it is damaged, which `Llama.load` reports."""
     try:
-        search = json.loads((package / "genai_config.json").read_text("utf-8"))["search"]
-        return bool(search["do_sample"])
-    except (OSError, ValueError, KeyError, TypeError):
+        text = read_inside(package, "genai_config.json", PackageError, max_bytes=MAX_BYTES)
+        return bool(parse_json(text)["search"]["do_sample"])
+    except (PackageError, JSONError, KeyError, TypeError):
         return True

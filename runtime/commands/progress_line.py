@@ -29,7 +29,7 @@ class ProgressLine:
 
     def __init__(self, console: Console) -> None:
         self._bars = Bars(
-            TextColumn("{task.description:<40}"),
+            TextColumn("{task.description:<40}", markup=False),
             BarColumn(),
             _Amount(),
             console=console,

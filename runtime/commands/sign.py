@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from llama_onnx.runtime.commands.keys import sign_with
+from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.bundle import open_shipped
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import ModelPackage, remove_working_files
+from llama_onnx.targets.package import ModelPackage, name_package, remove_working_files
 from llama_onnx.targets.signature import write_signature
 
 
@@ -27,9 +28,10 @@ from llama_onnx.targets.signature import write_signature
 def command(path: Path, key: Path, as_json: bool) -> None:
     """Sign PATH, a package or a bundle, with your private key.
 
-    The signed file is manifest.json (bundle.json in a bundle), which lists every file by sha256;
-    all files are checked first. Check a signature with `llama-onnx verify PATH --key PUBLIC.pem`.
-    The key's password is read from LLAMA_ONNX_KEY_PASSWORD or the terminal.
+    The signed file is manifest.json (bundle.json in a bundle), which lists every file by sha256,
+    and says the folder's name and what the package was made from; all files are checked first.
+    Check a signature with `llama-onnx verify PATH --key PUBLIC.pem`. The key's password is read
+    from LLAMA_ONNX_KEY_PASSWORD or the terminal.
     """
     shipped = open_shipped(path)
     sign = sign_with(key)
@@ -37,10 +39,12 @@ def command(path: Path, key: Path, as_json: bool) -> None:
         remove_working_files(path)
     if altered := shipped.verify():
         raise PackageError(f"{path} is damaged: {altered[0]} is missing or was changed.")
-    if unlisted := shipped.unlisted():
+    if unknown := shipped.unlisted().unknown:
         raise PackageError(
-            f"{path} contains {', '.join(unlisted)}, which {shipped.index.name} does not "
+            f"{path} contains {', '.join(unknown)}, which {shipped.index.name} does not "
             "list and the signature would not cover: move it elsewhere."
         )
+    if isinstance(shipped, ModelPackage):
+        shipped = name_package(shipped)
     file = write_signature(shipped.index, sign)
-    click.echo(json.dumps({"signature": str(file)}) if as_json else f"{file}: signed")
+    say(json.dumps({"signature": str(file)}) if as_json else f"{file}: signed")

@@ -6,10 +6,9 @@ import json
 from dataclasses import asdict
 
 import click
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from llama_onnx.runtime.commands.tables import make_console
 from llama_onnx.targets.registry import TARGETS
 from llama_onnx.targets.target import Target
 
@@ -24,7 +23,7 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(target) for target in TARGETS.values()], indent=2))
     else:
-        Console().print(_table())
+        make_console().print(_table())
 
 
 def _table() -> Table:
@@ -37,6 +36,6 @@ def _table() -> Table:
 
 def _row(target: Target) -> tuple[str, ...]:
     graph = target.graph
-    extra = escape(f".[{target.session.provider.extra}]")
+    extra = f".[{target.session.provider.extra}]"
     precisions = ", ".join(graph.precisions)
     return target.name, target.description, precisions, graph.default_precision, extra

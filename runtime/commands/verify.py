@@ -10,13 +10,18 @@ import click
 
 from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.runtime.commands.options import package_argument, provider_options, threads_option
+from llama_onnx.targets.printable import printable
 from llama_onnx.targets.provider import Provider
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llama_onnx.runtime.measure.verify import Integrity, VerifyReport
+    from llama_onnx.runtime.measure.integrity import Integrity
+    from llama_onnx.runtime.measure.verify import VerifyReport
     from llama_onnx.targets.signature import Signature
+
+
+_SHOWN = 5  # unlisted files that are named
 
 
 @click.command("verify")
@@ -29,6 +34,11 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Also check the signature, with the signer's ed25519 public key.",
 )
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="With --key: the signed package, or the model it was made from, must be called so.",
+)
 @click.option("--files-only", is_flag=True, help="Check only files and signature; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
@@ -39,14 +49,15 @@ def command(
     allow_fallback: bool,
     threads: int | None,
     key: Path | None,
+    name: str | None,
     files_only: bool,
     as_json: bool,
 ) -> None:
     """Check every file of PACKAGE, then replay its certificate on this device.
 
     Needs only onnxruntime, and not even that with --files-only. PACKAGE may be a bundle: all
-    its files are checked, and the package in it is replayed. Exits with 1 if a file was altered,
-    the signature is not that of --key, or a threshold is missed.
+    its files are checked, and the package in it is replayed. Exits with 1 if a file was altered
+    or added, the signature is not that of --key, or a threshold is missed.
     """
     from llama_onnx.runtime.measure.jsontext import dumps
     from llama_onnx.runtime.measure.verify import verify, verify_files
@@ -55,14 +66,17 @@ def command(
         raise click.UsageError(
             "--files-only runs nothing: leave out --provider, --allow-fallback and --threads."
         )
+    if name is not None and key is None:
+        raise click.UsageError("--name is that of a signed package: pass --key too.")
     with progress_line() as progress:
         if files_only:
-            report = verify_files(package, key=key, progress=progress)
+            report = verify_files(package, key=key, name=name, progress=progress)
         else:
             report = verify(
                 package,
                 provider,
                 key=key,
+                name=name,
                 threads=threads,
                 allow_fallback=allow_fallback,
                 progress=progress,
@@ -72,28 +86,29 @@ def command(
 
 
 def _print(report: VerifyReport) -> None:
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    from llama_onnx.runtime.commands.tables import make_console
+
+    console = make_console()
     for line in _head(report):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if report.situations:
         console.print(_situations(report))
     for line in _details(report):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     problems = _problems(report)
     if problems:
-        console.print(f"[bold red]failed[/]: {'; '.join(problems)}.", soft_wrap=True)
+        failed = Text.assemble(("failed", "bold red"), f": {'; '.join(problems)}.")
+        console.print(failed, soft_wrap=True)
     else:
         computes = (
             ", and the package computes the certified results on this machine"
             if report.placement
             else ""
         )
-        console.print(
-            f"[bold green]passed[/]: all files are intact{computes}.",
-            soft_wrap=True,
-        )
+        passed = Text.assemble(("passed", "bold green"), f": all files are intact{computes}.")
+        console.print(passed, soft_wrap=True)
 
 
 def _head(report: VerifyReport) -> Iterator[str]:
@@ -105,6 +120,8 @@ def _head(report: VerifyReport) -> Iterator[str]:
     )
     if signed := _signed(report.signature):
         yield f"signature  {signed}"
+    if report.integrity.tolerated:
+        yield f"beside     {', '.join(report.integrity.tolerated)}: not part of the package"
     yield f"versions   {', '.join(f'{name} {value}' for name, value in report.versions.items())}"
     if report.placement:
         from llama_onnx.runtime.placement.shares import percent
@@ -123,7 +140,8 @@ def _head(report: VerifyReport) -> Iterator[str]:
 
 def _signed(signature: Signature) -> str | None:
     if signature.checked:
-        return None if signature.problem else f"{signature.file} was made with the key"
+        signed = f"{signature.file} was made with the key, for {signature.model}"
+        return None if signature.problem else signed
     if signature.there:
         return f"{signature.file} is not checked: pass --key PUBLIC.pem to check it"
     return None
@@ -200,6 +218,13 @@ def _problems(report: VerifyReport) -> list[str]:
 def _broken(integrity: Integrity) -> Iterator[str]:
     if integrity.altered:
         yield f"{', '.join(integrity.altered)} changed since the package was made"
+    if integrity.unknown:
+        shown = printable(", ".join(integrity.unknown[:_SHOWN]))
+        more = len(integrity.unknown) - _SHOWN
+        yield (
+            f"{shown}{f' and {more} more' if more > 0 else ''}: not listed, so no hash covers it: "
+            "remove it"
+        )
     if integrity.stale:
         yield f"the certificate was made for a different {', '.join(integrity.stale)}"
     if integrity.tokens is False:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llama_onnx.runtime.genai import og
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.runtime.memory import is_memory_failure
+from llama_onnx.targets.errors import PackageError, ResourceError
 from llama_onnx.targets.package import ModelPackage
 
 
@@ -30,6 +31,11 @@ class Adapters:
                 self._native.load(str(path), name)
                 self._loaded.add(name)
             generator.set_active_adapter(self._native, name)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if is_memory_failure(error):
+                raise ResourceError(
+                    f"there is not enough memory for the adapter {path}: pass a smaller "
+                    "max_new_tokens (--max-new-tokens), or close other programs."
+                ) from None
             reason = str(error).strip().splitlines()[0]
             raise PackageError(f"onnxruntime-genai cannot load {path}: {reason}") from None

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from threading import Lock
 from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from llama_onnx.runtime.llama.failures import describe_failure
+from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.stops import StopFilter
+from llama_onnx.targets.errors import PackageError
 
-Tokens = npt.NDArray[np.int32]
+CHUNK = 256
+"""Most tokens of a prompt that the CPU reads at once: no slower than all at once, and needs less
+memory. onnxruntime-genai holds Python's global lock meanwhile."""
+
 FinishReason = Literal["stop", "length", "interrupted"]
 
 
@@ -52,11 +58,71 @@ def _rate(tokens: int, seconds: float) -> float | None:
     return tokens / seconds if tokens > 0 and seconds > 0 else None
 
 
+class Run:
+    """The native generator of one answer, driven step by step, and what it has taken so far.
+
+    An answer that runs in another thread ends before its next step once `cancelled` is True.
+    """
+
+    def __init__(self, native: Any, prompt: Tokens, on_cpu: bool) -> None:
+        self._native, self._prompt, self._on_cpu = native, prompt, on_cpu
+        self.prefill_seconds = 0.0
+        self.step_seconds: list[float] = []
+        self.finish_reason: FinishReason = "interrupted"
+        self.cancelled = False
+
+    def prefill(self) -> None:
+        """Read the prompt, in chunks between which another thread or Ctrl-C can end the answer."""
+        started = perf_counter()
+        for part in chunks(self._prompt) if self._on_cpu else [self._prompt]:
+            if self.cancelled:
+                return
+            self._native.append_tokens(part)
+        self.prefill_seconds = perf_counter() - started
+
+    def is_done(self) -> bool:
+        """Return whether the answer is as long as it can become."""
+        return bool(self._native.is_done())
+
+    def step(self) -> int:
+        """Generate a token and return it; raise `PackageError` if the model computes no numbers."""
+        started = perf_counter()
+        # NaN is above nothing: genai would take token 0 or an end token, and the answer be empty.
+        # From another device the logits would have to be copied: only the first are.
+        check = self._on_cpu or not self.step_seconds
+        if check and not np.isfinite(self._native.get_logits().max()):
+            raise PackageError(
+                f"the model's output is not a number after {len(self.step_seconds)} tokens: its "
+                "weights are damaged, or its precision is too low for them; `llama-onnx verify` "
+                "checks the package."
+            )
+        self._native.generate_next_token()
+        token = int(self._native.get_next_tokens()[0])
+        self.step_seconds.append(perf_counter() - started)
+        return token
+
+    def free(self) -> None:
+        """Free the native generator and its cache."""
+        self._native = None
+
+
+def chunks(prompt: Tokens) -> list[Tokens]:
+    """Return the prompt in parts of nearly equal length, none longer than `CHUNK`.
+
+    Nearly equal: a rest of one token would be computed by another kernel than the others.
+    """
+    return np.array_split(prompt, max(1, -(-len(prompt) // CHUNK)))
+
+
 class Generation(Iterator[str]):
     """An iterator over the pieces of an answer's text.
 
     `stats` can be read at any time and is final at the end. `close()` ends the answer early and
-    frees its cache.
+    frees its cache; so do leaving a `with` block, and dropping the last reference to the answer, as
+    `break` does in a loop over `model.generate(...)`.
+
+    Any thread may call `close()`. An answer that another thread is computing ends before its next
+    token, or on the CPU before the next 256 tokens of its prompt.
     """
 
     def __init__(
@@ -66,69 +132,89 @@ class Generation(Iterator[str]):
         prompt: Tokens,
         end_tokens: Collection[int],
         stop: Sequence[str] = (),
+        *,
+        length: int = 0,
+        on_cpu: bool = True,
     ) -> None:
-        self._prompt_tokens = len(prompt)
-        self._prefill_seconds = 0.0
-        self._step_seconds: list[float] = []
-        self._finish_reason: FinishReason = "interrupted"
-        # Only this frame refers to the native generator and its KV cache: both are freed when the
-        # answer ends, even if the statistics are kept.
-        self._pieces = self._run(generator, stream, prompt, end_tokens, StopFilter(stop))
+        """Take a native generator that has read nothing; `length` is the most tokens in all."""
+        self._lock = Lock()
+        self._prompt_tokens, self._length = len(prompt), length
+        # No cycle of references: `_pieces` has the run, not this object. So the native generator
+        # and its KV cache are freed with the last reference, not when garbage is collected.
+        self._run = Run(generator, prompt, on_cpu)
+        self._pieces = _pieces(self._run, stream, end_tokens, StopFilter(stop))
 
     def __next__(self) -> str:
-        """Return the next piece of text; raise `StopIteration` at the end of the answer."""
-        return next(self._pieces)
+        """Return the next piece of text; raise `StopIteration` at the end of the answer.
+
+        Raises `ResourceError` if memory runs out, and `PackageError` if the model fails.
+        """
+        try:
+            with self._lock:
+                return next(self._pieces)
+        except (RuntimeError, MemoryError) as error:
+            failure = describe_failure(error, self._prompt_tokens, self._length)
+        finally:
+            if self._run.cancelled:
+                self.close()
+        raise failure  # outside: it must not keep the library's error, and the cache with it
+
+    def __enter__(self) -> Generation:
+        """Return the answer itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the answer and free its cache."""
+        self.close()
 
     def close(self) -> None:
-        """End the answer and free its cache."""
-        self._pieces.close()
+        """End the answer and free its cache, from any thread."""
+        self._run.cancelled = True
+        # If another thread holds the lock, it sees `cancelled`, and calls `close` afterwards.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._pieces.close()
+                self._run.free()
+            finally:
+                self._lock.release()
 
     @property
     def stats(self) -> GenerationStats:
         """The statistics so far."""
+        run = self._run
         return GenerationStats(
             prompt_tokens=self._prompt_tokens,
-            new_tokens=len(self._step_seconds),
-            prefill_seconds=self._prefill_seconds,
-            first_token_seconds=self._prefill_seconds + sum(self._step_seconds[:1]),
-            decode_seconds=sum(self._step_seconds[1:]),
-            finish_reason=self._finish_reason,
+            new_tokens=len(run.step_seconds),
+            prefill_seconds=run.prefill_seconds,
+            first_token_seconds=run.prefill_seconds + sum(run.step_seconds[:1]),
+            decode_seconds=sum(run.step_seconds[1:]),
+            finish_reason=run.finish_reason,
         )
 
-    def _run(
-        self,
-        generator: Any,
-        stream: Any,
-        prompt: Tokens,
-        end_tokens: Collection[int],
-        stop: StopFilter,
-    ) -> Generator[str, None, None]:
-        self._prefill(generator, prompt)
-        while not generator.is_done():
-            token = self._step(generator)
+
+def _pieces(
+    run: Run, stream: Any, end_tokens: Collection[int], stop: StopFilter
+) -> Generator[str, None, None]:
+    try:
+        run.prefill()
+        while not run.cancelled and not run.is_done():
+            token = run.step()
             if token in end_tokens:
-                self._finish_reason = "stop"
+                run.finish_reason = "stop"
                 break
             piece = stop.feed(stream.decode(token))
             if stop.stopped:
-                self._finish_reason = "stop"
+                run.finish_reason = "stop"
             if piece:
                 yield piece
             if stop.stopped:
                 return
         else:
-            self._finish_reason = "length"
+            if run.cancelled:
+                return
+            run.finish_reason = "length"
         if rest := stop.flush():
             yield rest
-
-    def _prefill(self, generator: Any, prompt: Tokens) -> None:
-        started = perf_counter()
-        generator.append_tokens(prompt)
-        self._prefill_seconds = perf_counter() - started
-
-    def _step(self, generator: Any) -> int:
-        started = perf_counter()
-        generator.generate_next_token()
-        token = int(generator.get_next_tokens()[0])
-        self._step_seconds.append(perf_counter() - started)
-        return token
+    finally:
+        # Also after an error: its traceback keeps this frame, which must not keep the cache.
+        run.free()

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama_onnx.runtime.llama.generation import Generation, GenerationStats, Tokens
+from llama_onnx.runtime.llama.conversation import Message, check_messages
+from llama_onnx.runtime.llama.failures import describe_failure
+from llama_onnx.runtime.llama.generation import Generation, GenerationStats
 from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
+from llama_onnx.runtime.llama.prompt import Tokens, check_text_length, check_tokens, total_length
 from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling
-from llama_onnx.runtime.llama.text_files import has_chat_template, read_encoder, read_settings
+from llama_onnx.runtime.llama.stops import check_stops
+from llama_onnx.runtime.llama.template import render_messages
+from llama_onnx.runtime.llama.text_files import read_encoder, read_settings
+from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider
-from llama_onnx.targets.providers import get_provider
+from llama_onnx.targets.providers import CPU, get_provider
 from llama_onnx.targets.registry import get_target
 
 # Modules that need an extra are imported where they are used, so that `help(Llama)` needs none.
@@ -25,9 +30,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from llama_onnx.runtime.placement.genai_model import OpenModel
-
-Message = Mapping[str, str]
-"""`{"role": "system" | "user" | "assistant", "content": ...}`"""
 
 
 class Llama:
@@ -75,6 +77,7 @@ class Llama:
             self._encoder: Tokenizer | NoTokenizer = read_encoder(package.path)
         else:
             self._tokenizer = self._encoder = NoTokenizer(package, settings)
+        self._rows = int(settings["vocab_size"])
         self._bos_token: int | None = settings.get("bos_token_id")
         self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
 
@@ -154,7 +157,7 @@ class Llama:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         adapter: str | None = None,
     ) -> Generation:
         """Continue a text.
@@ -167,8 +170,8 @@ class Llama:
             temperature: Overrides `sampling.temperature`; 0 is greedy.
             top_k: Overrides `sampling.top_k`.
             top_p: Overrides `sampling.top_p`.
-            seed: Overrides `sampling.seed`. Has no effect on greedy choices.
-            stop: Texts that end the answer, which is cut before the first of them.
+            seed: Overrides `sampling.seed`, up to 64 bits. Has no effect on greedy choices.
+            stop: A text, or several, that ends the answer, which is cut before the first of them.
             adapter: One of `package.adapters`, used for this answer only.
 
         Returns:
@@ -178,6 +181,7 @@ class Llama:
             UsageError: A value is out of range, the prompt does not fit the context, the adapter
                 is unknown, or the package takes token ids only.
             PackageError: The package's adapter or search settings are damaged.
+            ResourceError: There is not enough memory for the answer's cache.
 
         Examples:
             >>> model = llama_onnx.Llama.load("tiny-int4")
@@ -188,7 +192,7 @@ class Llama:
         """
         sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         stream = self._tokenizer.create_stream()
-        search = sampling.search_options()
+        search = sampling.search_options(self._rows)
         return self._start(self.encode(prompt), stream, max_new_tokens, search, stop, adapter)
 
     def chat(
@@ -201,14 +205,15 @@ class Llama:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         adapter: str | None = None,
     ) -> Generation:
         """Answer the last message of a conversation.
 
         Args:
             messages: The conversation, `{"role": ..., "content": ...}` each, formatted by the
-                model's chat template.
+                model's chat template. A content is a text, or a list of `{"type": "text", "text":
+                ...}`, which are joined by line feeds.
             max_new_tokens: See `generate`, also for all arguments that follow.
 
         Returns:
@@ -233,21 +238,22 @@ class Llama:
         for token in list(self._end_tokens)[:1]:
             stream.decode(token)
         prompt = self.encode_chat(messages)
-        search = sampling.search_options()
+        search = sampling.search_options(self._rows)
         return self._start(prompt, stream, max_new_tokens, search, stop, adapter)
 
-    def measure(self, prompt: Tokens, new_tokens: int) -> GenerationStats:
+    def measure(self, prompt: Tokens | Iterable[int], new_tokens: int) -> GenerationStats:
         """Continue a prompt greedily by an exact number of tokens, and time it.
 
         Args:
-            prompt: Token ids, int32 [tokens].
+            prompt: Token ids: an array, or any iterable of whole numbers.
             new_tokens: Tokens to generate; end tokens do not end the answer.
 
         Returns:
             Token counts and times in seconds.
 
         Raises:
-            UsageError: The prompt is empty, or the context cannot hold both.
+            UsageError: The prompt is empty or has what is not a token id, or the context cannot
+                hold both.
             PackageError: The package's search settings are damaged.
 
         Examples:
@@ -256,6 +262,7 @@ class Llama:
             >>> stats.new_tokens
             8
         """
+        prompt = check_tokens(prompt, self._rows)
         length = total_length(len(prompt), new_tokens, self.context_length)
         if length < len(prompt) + new_tokens:
             raise UsageError(
@@ -314,8 +321,8 @@ class Llama:
             Token ids, int32 [tokens].
 
         Raises:
-            UsageError: The model has no chat template, the template rejects the messages, or the
-                package takes token ids only.
+            UsageError: The messages are not a conversation, the model has no chat template, the
+                template rejects the messages, or the package takes token ids only.
 
         Examples:
             >>> model = llama_onnx.Llama.load("tiny-int4")
@@ -325,29 +332,23 @@ class Llama:
         """
         self.package.require_tokenizer()
         # The template writes the special tokens itself, the start token included.
-        return self._encode(self._apply_template(messages), special_tokens=False)
+        text = render_messages(self.package.path, check_messages(messages))
+        return self._encode(text, special_tokens=False)
 
     def _encode(self, text: str, *, special_tokens: bool) -> Tokens:
+        if not isinstance(text, str):
+            raise UsageError(f"the prompt must be a text, not {type(text).__name__}.")
         # Not genai's own tokenizer: with SentencePiece vocabularies, such as Llama 2's, 0.18 splits
         # runs of spaces and digits differently from the tokenizer the model was trained with.
+        encode = self._encoder.encode
         try:
-            ids = self._encoder.encode(text, add_special_tokens=special_tokens).ids
+            check_text_length(
+                text, self.context_length, lambda part: len(encode(part, add_special_tokens=False))
+            )
+            ids = encode(text, add_special_tokens=special_tokens).ids
         except (TypeError, UnicodeEncodeError):
             raise UsageError("the text has bytes that are not UTF-8: convert it first.") from None
         return np.asarray(ids, dtype=np.int32)
-
-    def _apply_template(self, messages: Sequence[Message]) -> str:
-        if not has_chat_template(self.package.path):
-            raise UsageError(
-                f"{self.package.path} has no chat template, so it is not a chat model: "
-                "give it a plain prompt to continue."
-            )
-        conversation = json.dumps([dict(message) for message in messages])
-        try:
-            return str(self._tokenizer.apply_chat_template(conversation))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"the model's chat template rejects the messages: {reason}") from None
 
     def _start(
         self,
@@ -355,18 +356,21 @@ class Llama:
         stream: Any,
         max_new_tokens: int,
         search: Mapping[str, bool | int | float],
-        stop: Sequence[str],
+        stop: str | Sequence[str],
         adapter: str | None,
     ) -> Generation:
         from llama_onnx.runtime.genai import og
 
+        stops = check_stops(stop)
         params = og.GeneratorParams(self._model)
         # genai allocates the KV cache for `max_length` tokens: no more than this answer can need.
         length = total_length(len(prompt), max_new_tokens, self.context_length)
         try:
             params.set_search_options(max_length=length, **search)
             generator = og.Generator(self._model, params)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if is_memory_failure(error):
+                raise describe_failure(error, len(prompt), length) from None
             reason = str(error).splitlines()[0]
             raise PackageError(
                 f"{self.package.path / 'genai_config.json'} has settings that "
@@ -374,21 +378,7 @@ class Llama:
             ) from None
         if adapter is not None:
             self._adapters.activate(generator, adapter)
-        return Generation(generator, stream, prompt, self._end_tokens, stop)
-
-
-def total_length(prompt_tokens: int, max_new_tokens: int, context_length: int) -> int:
-    """Return the most tokens that prompt and answer can take together.
-
-    Raises `UsageError` for an empty prompt, one that leaves no room, or no new tokens.
-    """
-    if max_new_tokens < 1:
-        raise UsageError(f"the number of new tokens must be at least 1, not {max_new_tokens}.")
-    if prompt_tokens == 0:
-        raise UsageError("the prompt is empty, and this model has no start token: give it a text.")
-    if prompt_tokens >= context_length:
-        raise UsageError(
-            f"the prompt has {prompt_tokens:,} tokens, but the context holds {context_length:,} "
-            "and an answer needs room too: shorten the prompt."
+        on_cpu = self.opened.provider == CPU
+        return Generation(
+            generator, stream, prompt, self._end_tokens, stops, length=length, on_cpu=on_cpu
         )
-    return min(prompt_tokens + max_new_tokens, context_length)

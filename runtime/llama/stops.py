@@ -2,7 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from typing import Any
+
+from llama_onnx.runtime.llama.arguments import shown
+from llama_onnx.targets.errors import UsageError
+
+MAX_STOPS = 256
+"""Most stop strings of one answer: each is looked for in every piece of text."""
+
+MAX_STOP_LENGTH = 1024
+"""Most characters of one: so many may be held back before they are shown."""
+
+
+def check_stops(stop: Any, name: str = "stop") -> tuple[str, ...]:
+    """Return the stop strings in `stop`, which is one text or several.
+
+    Raises `UsageError` for anything else, an empty text, too many of them or one that is too long.
+
+    >>> check_stops("ab"), check_stops(["a", "b"])
+    (('ab',), ('a', 'b'))
+    """
+    if isinstance(stop, str):
+        stop = [stop]
+    try:
+        texts = iter(stop)
+    except TypeError:
+        raise UsageError(f"{name} must be a text or a list of texts, not {shown(stop)}.") from None
+    stops: list[str] = []
+    for text in texts:
+        if len(stops) == MAX_STOPS:
+            has = f"{len(stop):,} texts, more" if isinstance(stop, Sized) else "more"
+            raise UsageError(f"{name} has {has} than the {MAX_STOPS} allowed.")
+        if not isinstance(text, str) or not text:
+            raise UsageError(f"{name} must hold texts that are not empty, not {shown(text)}.")
+        if len(text) > MAX_STOP_LENGTH:
+            raise UsageError(
+                f"{name} has a text of {len(text):,} characters, more than the "
+                f"{MAX_STOP_LENGTH:,} allowed."
+            )
+        stops.append(text)
+    return tuple(stops)
 
 
 class StopFilter:

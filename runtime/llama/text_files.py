@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.errors import MissingDependencyError, PackageError, describe_reason
+from llama_onnx.targets.folder_files import read_inside
+from llama_onnx.targets.printable import printable
+from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -14,13 +16,16 @@ if TYPE_CHECKING:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Return the `model` part of genai_config.json; raises `PackageError` for a damaged one."""
-    file = folder / "genai_config.json"
+    name = "genai_config.json"
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))["model"]
-        int(settings["context_length"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise PackageError(f"{file} is missing or damaged: it has no context length.") from None
-    return dict(settings)
+        text = read_inside(folder, name, PackageError, max_bytes=MAX_BYTES)
+        settings = dict(parse_json(text)["model"])
+        int(settings["context_length"]), int(settings["vocab_size"])
+    except (JSONError, KeyError, TypeError, ValueError):
+        raise PackageError(
+            f"{folder / name} is missing or damaged: it has no context length or vocabulary."
+        ) from None
+    return settings
 
 
 def read_encoder(folder: Path) -> Tokenizer:
@@ -37,12 +42,17 @@ def read_encoder(folder: Path) -> Tokenizer:
     return encoder
 
 
-def has_chat_template(folder: Path) -> bool:
-    """Return whether the package has a chat template, in either place that genai reads."""
-    if (folder / "chat_template.jinja").is_file():
-        return True
+def open_genai_tokenizer(folder: Path) -> None:
+    """Open the tokenizer of the package in `folder` as `generate` and C programs do; without
+    onnxruntime-genai, do nothing. Raises `PackageError` if it cannot be opened."""
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and bool(config.get("chat_template"))
+        from llama_onnx.runtime.genai import og
+    except (MissingDependencyError, ImportError):  # absent, or its libraries do not load
+        return
+    try:
+        og.Tokenizer(og.Config(str(folder)))
+    except Exception as error:  # a C++ library's own
+        raise PackageError(
+            f"onnxruntime-genai cannot open the tokenizer of {folder}: "
+            f"{printable(describe_reason(error))}."
+        ) from None

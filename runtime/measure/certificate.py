@@ -7,7 +7,7 @@ to the likeliest tokens. docs/parity.md describes the format.
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,18 @@ from llama_onnx.runtime.measure.metrics import NO_TARGET, Ids, TopK
 from llama_onnx.runtime.measure.situations import Passage
 from llama_onnx.runtime.measure.thresholds import Threshold
 from llama_onnx.targets.errors import PackageError, describe_damage, describe_reason
-from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage, hash_file
+from llama_onnx.targets.folder_files import file_inside
+from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage
+from llama_onnx.targets.strict_json import JSONError, parse_json
 
 FORMAT_VERSION = 1
 FOLDER = "parity"
 CERTIFICATE, REFERENCE = "certificate.json", "reference.safetensors"
 MAX_BYTES = 2_000_000
 """The most bytes that both files may take together."""
+
+_MOST_PASSAGES, _LONGEST_PASSAGE, _LONGEST_TEXT = 64, 4096, 8192
+"""Far more than `certify` writes, and few enough to replay: four of up to 34 tokens."""
 
 COVERED_FILES = (MODEL_FILE, DATA_FILE, "tokenizer.json", "genai_config.json")
 """The files that a certificate covers, if the package has them."""
@@ -97,20 +102,7 @@ def to_arrays(certificate: Certificate) -> Arrays:
 def read_certificate(package: Path) -> Certificate:
     """Read the certificate in `package`; raise `PackageError` if missing, damaged or too new."""
     folder = package / FOLDER
-    try:
-        content = json.loads((folder / CERTIFICATE).read_text("utf-8"))
-    except FileNotFoundError:
-        raise PackageError(
-            f"{package} has no certificate: make one with `llama-onnx validate --certify`, or "
-            "export the package with --prove; `verify --files-only` needs none."
-        ) from None
-    except OSError as error:
-        reason = describe_reason(error)
-        raise PackageError(f"{folder / CERTIFICATE} cannot be read: {reason}.") from None
-    except ValueError:
-        raise PackageError(f"{folder / CERTIFICATE} is damaged: it is not valid JSON.") from None
-    if not isinstance(content, dict):
-        raise PackageError(f"{folder / CERTIFICATE} is damaged: it is not a JSON object.")
+    content = _read_content(package, f"{FOLDER}/{CERTIFICATE}")
     version = content.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise PackageError(
@@ -118,7 +110,8 @@ def read_certificate(package: Path) -> Certificate:
             f"{FORMAT_VERSION}: upgrade llama-onnx."
         )
     try:
-        return _parse(content, _read_arrays(folder / REFERENCE, content["reference"]["sha256"]))
+        arrays = _read_arrays(package, f"{FOLDER}/{REFERENCE}", content["reference"]["sha256"])
+        return _parse(content, arrays)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise PackageError(
             f"{folder / CERTIFICATE} is damaged: {describe_damage(error)}."
@@ -134,20 +127,53 @@ def stale_files(certificate: Certificate, package: ModelPackage) -> list[str]:
     ]
 
 
-def _read_arrays(path: Path, sha256: str) -> Arrays:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    if not path.is_file() or hash_file(path) != sha256:
-        raise PackageError(f"{path} is missing, or is not the file that the certificate lists.")
+def _read_content(package: Path, name: str) -> dict[str, Any]:
+    data = _read(package, name)
+    if data is None:
+        raise PackageError(
+            f"{package} has no certificate: make one with `llama-onnx validate --certify`, or "
+            "export the package with --prove; `verify --files-only` needs none."
+        )
     try:
-        return load_file(path)
+        content = parse_json(data, unique=True)
+    except JSONError as error:
+        raise PackageError(f"{package / name} is damaged: it {error}.") from None
+    if not isinstance(content, dict):
+        raise PackageError(f"{package / name} is damaged: it is not a JSON object.")
+    return content
+
+
+def _read(package: Path, name: str) -> bytes | None:
+    """Return the content of a file that has at most `MAX_BYTES`; None if there is no such file."""
+    path = file_inside(package, name, PackageError)
+    if path is None:
+        return None
+    if path.stat().st_size > MAX_BYTES:
+        raise PackageError(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PackageError(f"{path} cannot be read: {describe_reason(error)}.") from None
+
+
+def _read_arrays(package: Path, name: str, sha256: Any) -> Arrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    data = _read(package, name)
+    if data is None or hashlib.sha256(data).hexdigest() != sha256:
+        raise PackageError(
+            f"{package / name} is missing, or is not the file that the certificate lists."
+        )
+    try:
+        return load(data)
     except SafetensorError as error:
-        raise PackageError(f"{path} is damaged: {error}.") from None
+        raise PackageError(f"{package / name} is damaged: {error}.") from None
 
 
 def _parse(content: Mapping[str, Any], arrays: Arrays) -> Certificate:
     entries: Sequence[Mapping[str, Any]] = content["passages"]
+    _check_entries(content, entries)
     indices = range(len(entries))
     certificate = Certificate(
         content=content,
@@ -163,11 +189,40 @@ def _parse(content: Mapping[str, Any], arrays: Arrays) -> Certificate:
             if f"{i}.full.positions" in arrays
         ),
     )
-    _check_sizes(certificate, int(content["vocab_size"]))
-    if not isinstance(content["files"], dict):
-        raise TypeError("files")
-    _ = certificate.thresholds, content["precision"], content["activations"]
+    _check_sizes(certificate, content["vocab_size"])
+    _check_numbers(certificate)
+    _ = certificate.thresholds
     return certificate
+
+
+def _check_entries(content: Mapping[str, Any], entries: Any) -> None:
+    """Raise `TypeError` or `ValueError` unless everything else is of the right type and size."""
+    wanted = {"vocab_size": int, "precision": str, "activations": str, "thresholds": list}
+    for key, kind in {**wanted, "files": dict, "passages": list}.items():
+        if type(content[key]) is not kind:
+            raise TypeError(key)
+    if not 0 < len(entries) <= _MOST_PASSAGES:
+        raise ValueError("the number of passages")
+    for entry in entries:
+        text, prompt = entry["text"], entry["prompt"]
+        if type(prompt) is not int or not (text is None or isinstance(text, str)):
+            raise TypeError("a passage")
+        if text is not None and len(text) > _LONGEST_TEXT:
+            raise ValueError("a text")
+
+
+def _check_numbers(certificate: Certificate) -> None:
+    """Raise `ValueError` for NaN and infinity, which no limit holds for, or every one."""
+    for passage, *sides in zip(
+        certificate.passages, certificate.package, certificate.original, strict=True
+    ):
+        known = next_tokens(passage) != NO_TARGET
+        for kept in sides:
+            values = (kept.logits, kept.logsumexp, kept.target_logits[known])
+            if not all(v.dtype.kind == "f" and np.isfinite(v).all() for v in values):
+                raise ValueError("a number that is not finite")
+    if not all(np.isfinite(rows.logits).all() for rows in certificate.full):
+        raise ValueError("a number that is not finite")
 
 
 def _kept(arrays: Arrays, prefix: str) -> TopK:
@@ -185,7 +240,9 @@ def _check_sizes(certificate: Certificate, vocab_size: int) -> None:
         certificate.passages, certificate.package, certificate.original, strict=True
     ):
         length = len(passage.ids)
-        if not 0 < passage.prompt < length or passage.ids.max() >= vocab_size:
+        if passage.ids.ndim != 1 or not 0 < passage.prompt < length <= _LONGEST_PASSAGE:
+            raise ValueError("a passage")
+        if passage.ids.min() < 0 or passage.ids.max() >= vocab_size:
             raise ValueError("a passage")
         for kept in sides:
             shapes = {kept.ids.shape, kept.logits.shape, (length, kept.ids.shape[1])}
@@ -194,5 +251,8 @@ def _check_sizes(certificate: Certificate, vocab_size: int) -> None:
             if kept.ids.min() < 0 or kept.ids.max() >= vocab_size:
                 raise ValueError("a token outside the vocabulary")
     for rows in certificate.full:
+        length = len(certificate.passages[rows.passage].ids)
         if rows.logits.shape != (len(rows.positions), vocab_size):
             raise ValueError("logits of another size")
+        if rows.positions.min() < 0 or rows.positions.max() >= length:
+            raise ValueError("a position outside the passage")

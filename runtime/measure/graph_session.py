@@ -37,15 +37,22 @@ class GraphSession:
     """An open graph: feed ids with a cache, get logits and the next cache."""
 
     def __init__(
-        self, session: ort.Session, adapter: Adapter | None = None, *, shares_buffer: bool = True
+        self,
+        session: ort.Session,
+        adapter: Adapter | None = None,
+        *,
+        shares_buffer: bool = True,
+        step_seconds: float | None = None,
     ) -> None:
         """Wrap an open `onnxruntime.InferenceSession`; `adapter` is active in every step.
 
-        `shares_buffer`: past and present of its cache can be one buffer.
+        `shares_buffer`: past and present of its cache can be one buffer. A step that takes longer
+        than `step_seconds` ends with `PackageError`.
         """
         self.raw = session
         self.shares_buffer = shares_buffer
         self.adapter = adapter or {}
+        self.step_seconds = step_seconds
         self._outputs = [output.name for output in session.get_outputs()]
         self._past = {i.name: i for i in session.get_inputs() if is_past(i.name)}
 
@@ -83,8 +90,8 @@ class GraphSession:
         if cache is None:
             cache = self.empty_cache(len(ids))
         feeds = {INPUT_IDS: ids, ATTENTION_MASK: mask, **cache, **self.adapter}
-        with ort.running(_RUNNING):
-            outputs = self.raw.run(self._outputs, feeds)
+        with ort.running(_RUNNING), ort.time_limit(self.step_seconds) as options:
+            outputs = self.raw.run(self._outputs, feeds, options)
         named = dict(zip(self._outputs, outputs, strict=True))
         return named.pop(LOGITS).astype(np.float32, copy=False), {
             past_of(name): value for name, value in named.items()
@@ -118,6 +125,7 @@ class SharedBuffer:
 
     def __init__(self, graph: GraphSession, length: int) -> None:
         self._session = graph.raw
+        self._seconds = graph.step_seconds
         self._binding = graph.raw.io_binding()
         self._filled = 0
         self._buffers = []  # a binding uses the arrays of its values without keeping them alive
@@ -142,7 +150,7 @@ class SharedBuffer:
         self._binding.bind_cpu_input(INPUT_IDS, batch)
         self._binding.bind_cpu_input(ATTENTION_MASK, mask)
         self._binding.bind_output(LOGITS)  # again: its shape differs in every step
-        with ort.running(_RUNNING):
-            self._session.run_with_iobinding(self._binding)
+        with ort.running(_RUNNING), ort.time_limit(self._seconds) as options:
+            self._session.run_with_iobinding(self._binding, options)
         logits = self._binding.get_outputs()[-1].numpy()[0]
         return np.asarray(logits, np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -32,7 +33,10 @@ class Threshold:
     def from_row(cls, row: Mapping[str, Any]) -> Threshold:
         """Read a row of the table or of a certificate; raise `ValueError` or `KeyError`."""
         texts = {key: str(row[key]) for key in cls.__dataclass_fields__ if key != "limit"}
-        return cls(**texts, limit=float(row["limit"]))
+        limit = float(row["limit"])
+        if not math.isfinite(limit):
+            raise ValueError("a limit that is not a number")
+        return cls(**texts, limit=limit)
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as a mapping, which `from_row` reads."""
@@ -89,6 +93,16 @@ def thresholds(
         for measure in ("quantization", "total")
     )
     return (*rows, *own)
+
+
+def strictest(rows: Iterable[Threshold]) -> tuple[Threshold, ...]:
+    """Return, of rows that limit the same metric of the same kind of package, the lowest limit."""
+    least: dict[tuple[str, ...], Threshold] = {}
+    for row in rows:
+        key = (row.precision, row.activations, row.provider, row.measure, row.metric)
+        if key not in least or row.limit < least[key].limit:
+            least[key] = row
+    return tuple(least.values())
 
 
 def check(

@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 
 from llama_onnx.runtime import ort
+from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
 from llama_onnx.runtime.measure.certificate import (
+    CERTIFICATE,
+    COVERED_FILES,
+    FOLDER,
     Certificate,
     next_tokens,
     read_certificate,
-    stale_files,
 )
 from llama_onnx.runtime.measure.graph_session import GraphSession
+from llama_onnx.runtime.measure.integrity import Integrity, check_integrity, package_of
 from llama_onnx.runtime.measure.metrics import (
     NEAR_TIE,
     Comparison,
@@ -45,40 +49,22 @@ from llama_onnx.runtime.measure.situations import (
     situations_of,
     try_situation,
 )
-from llama_onnx.runtime.measure.thresholds import Check, check
+from llama_onnx.runtime.measure.thresholds import Check, check, strictest, thresholds
 from llama_onnx.runtime.memory import forgetting_pages
 from llama_onnx.runtime.placement.session import open_session
 from llama_onnx.targets.bundle import Bundle, open_shipped
-from llama_onnx.targets.errors import MissingDependencyError, PackageError
+from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.registry import get_target
 from llama_onnx.targets.signature import Signature, check_signature
 
+_STEP_SECONDS = 60.0
+_SLOWEST_DISK = 5e6  # bytes a second
+
 Rows = Mapping[tuple[int, int], Logits]
 """(passage number, position) -> logits [V], of one situation."""
-
-
-@dataclass(frozen=True)
-class Integrity:
-    """Whether the files are unchanged.
-
-    `altered` are the files that differ from the manifest, `stale` those that differ from the
-    certificate.
-    `tokens` is whether tokenizer.json still encodes the certificate's texts to its ids; None where
-    the library tokenizers is not installed or no certificate was read.
-    """
-
-    files: int
-    altered: tuple[str, ...]
-    stale: tuple[str, ...]
-    tokens: bool | None
-
-    @property
-    def passed(self) -> bool:
-        """Whether the files are unchanged."""
-        return not self.altered and not self.stale and self.tokens is not False
 
 
 @dataclass(frozen=True)
@@ -143,6 +129,7 @@ def verify(
     provider: Provider | None = None,
     *,
     key: Path | None = None,
+    name: str | None = None,
     threads: int | None = None,
     allow_fallback: bool = False,
     situations: Sequence[Situation] | None = None,
@@ -152,36 +139,37 @@ def verify(
 
     If `path` is a bundle, all its files are checked, and its package is replayed. `provider`
     replaces the target's; `allow_fallback` lets the CPU run what it cannot. `key` is a file with
-    the signer's public key. `situations` default to all that apply to the graph.
+    the signer's public key; with `name`, the signed model or its source must be called so.
+    `situations` default to all that apply to the graph.
 
     Raises `PackageError` for a package that has no certificate or does not run, `ProviderError`
     if `provider` cannot run it, `UsageError` for a `key` that is not a public key.
     """
     shipped = open_shipped(path)
-    package = _package_of(shipped)
+    package = package_of(shipped)
     certificate = read_certificate(package.path)
-    report = _check_files(shipped, certificate, key, progress)
+    report = _check_files(shipped, certificate, key, name, progress)
     provider = provider or get_target(package.target).session.provider
     report = replace(report, activations=certificate.content["activations"], provider=provider.name)
     if not report.intact:
         return report
+    _check_claims(package, certificate)
+    if package.has_tokenizer:
+        open_genai_tokenizer(package.path)
     started = perf_counter()
     with forgetting_pages(package.data_path):
         opened = open_session(
             package.model_path, provider, threads=threads, allow_fallback=allow_fallback
         )
-    graph = GraphSession(opened.session, shares_buffer=opened.shares_buffer)
+    graph = GraphSession(
+        opened.session,
+        shares_buffer=opened.shares_buffer,
+        step_seconds=_step_seconds(package),
+    )
     ready = perf_counter()
-    rows: dict[str, Rows] = {}
-    figures = []
     if situations is None:
         situations = situations_of(shared_buffer=opened.shares_buffer, continues=provider.continues)
-    for index, situation in enumerate(situations):
-        progress.update(situation.meaning, index, len(situations))
-        found = list(try_situation(situation, graph, certificate.passages))
-        figures.append(_situation_figures(certificate, situation, found))
-        if looks_everywhere(situation):
-            rows[situation.name] = _rows(found)
+    figures, rows = _replay(certificate, graph, situations, progress)
     done = perf_counter()
     full, difference = _full_rows(certificate, rows.get(PREFILL.name, {}))
     divergences = _divergences(certificate, rows.get(DECODE.name, {}))
@@ -198,31 +186,52 @@ def verify(
     )
 
 
+def _replay(
+    certificate: Certificate,
+    graph: GraphSession,
+    situations: Sequence[Situation],
+    progress: Progress,
+) -> tuple[list[SituationFigures], dict[str, Rows]]:
+    """Return the figures of each situation, and the rows of those that look at every position."""
+    figures, rows = [], {}
+    for index, situation in enumerate(situations):
+        progress.update(situation.meaning, index, len(situations))
+        found = list(try_situation(situation, graph, certificate.passages))
+        figures.append(_situation_figures(certificate, situation, found))
+        if looks_everywhere(situation):
+            rows[situation.name] = _rows(found)
+    return figures, rows
+
+
 def verify_files(
-    path: Path, *, key: Path | None = None, progress: Progress = SILENT
+    path: Path,
+    *,
+    key: Path | None = None,
+    name: str | None = None,
+    progress: Progress = SILENT,
 ) -> VerifyReport:
     """Check every file of the package or bundle at `path`, and its signature if `key` is given.
 
-    Runs nothing and needs no certificate. Raises `PackageError` if `path` is neither a package nor
-    a bundle, `UsageError` for a `key` that is not a public key.
+    With `name`, the signed model or its source must be called so. Runs nothing and needs no
+    certificate. Raises `PackageError` if `path` is neither a package nor a bundle, `UsageError` for
+    a `key` that is not a public key.
     """
-    return _check_files(open_shipped(path), None, key, progress)
-
-
-def _package_of(shipped: ModelPackage | Bundle) -> ModelPackage:
-    return shipped.package if isinstance(shipped, Bundle) else shipped
+    return _check_files(open_shipped(path), None, key, name, progress)
 
 
 def _check_files(
     shipped: ModelPackage | Bundle,
     certificate: Certificate | None,
     key: Path | None,
+    name: str | None,
     progress: Progress,
 ) -> VerifyReport:
+    if name is not None and key is None:
+        raise UsageError("a name is that of a signed model: pass the signer's public key too.")
     # Check the key first, so that a wrong one is reported before minutes of hashing.
-    signature = check_signature(shipped.index, shipped.unlisted() if key else (), key)
+    signature = check_signature(shipped.index, shipped.listing, key, name)
     started = perf_counter()
-    integrity = _check_integrity(shipped, certificate, progress)
+    integrity = check_integrity(shipped, certificate, progress)
     return VerifyReport(
         package=str(shipped.path),
         precision=shipped.precision,
@@ -231,6 +240,27 @@ def _check_files(
         signature=signature,
         seconds={"hashing": perf_counter() - started},
     )
+
+
+def _check_claims(package: ModelPackage, certificate: Certificate) -> None:
+    """Raise `PackageError` for a certificate of another kind of package: the limits depend on it.
+
+    Raises it also for one that does not cover a file that decides what the package computes.
+    """
+    content, file = certificate.content, package.path / FOLDER / CERTIFICATE
+    if content["precision"] != package.precision:
+        raise PackageError(
+            f"{file} is for {content['precision']}, but the package is {package.precision}: make a "
+            "new one with `llama-onnx validate --certify`."
+        )
+    for name in COVERED_FILES:
+        if name in package.files and name not in content["files"]:
+            raise PackageError(f"{file} is damaged: it does not cover {name}.")
+
+
+def _step_seconds(package: ModelPackage) -> float:
+    """Return the most seconds that a step may take: more than a slow disk needs for the weights."""
+    return _STEP_SECONDS + package.data_path.stat().st_size / _SLOWEST_DISK
 
 
 def versions() -> dict[str, str]:
@@ -255,38 +285,6 @@ def _other_versions() -> dict[str, str]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _check_integrity(
-    shipped: ModelPackage | Bundle, certificate: Certificate | None, progress: Progress
-) -> Integrity:
-    progress.step("hashing")
-    integrity = Integrity(len(shipped.files), tuple(shipped.verify()), stale=(), tokens=None)
-    if certificate is None:
-        return integrity
-    package = _package_of(shipped)
-    return replace(
-        integrity,
-        stale=tuple(stale_files(certificate, package)),
-        tokens=_same_tokens(package, certificate),
-    )
-
-
-def _same_tokens(package: ModelPackage, certificate: Certificate) -> bool | None:
-    known = [(t, p) for t, p in zip(certificate.texts, certificate.passages, strict=True) if t]
-    if not known:
-        return None
-    try:
-        from tokenizers import Tokenizer
-    except ModuleNotFoundError:
-        return None
-    try:
-        tokenizer = Tokenizer.from_file(str(package.path / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing narrower
-        raise PackageError(f"{package.path / 'tokenizer.json'} cannot be read: {error}.") from None
-    return all(
-        tokenizer.encode(text).ids[: p.prompt] == p.ids[: p.prompt].tolist() for text, p in known
-    )
 
 
 def _situation_figures(
@@ -362,9 +360,11 @@ def _checks(
     divergences: Sequence[Divergence | None],
 ) -> tuple[Check, ...]:
     precision, activations = certificate.content["precision"], certificate.content["activations"]
+    # A package is not believed about itself: its certificate can only add to our own limits.
+    own = thresholds(precision, activations, provider.name)
     rows = [
         row
-        for row in certificate.thresholds
+        for row in strictest((*own, *certificate.thresholds))
         if row.measure in ("shipped", "replay")
         and row.applies(precision, activations, provider.name)
     ]

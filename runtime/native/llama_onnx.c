@@ -6,9 +6,13 @@
 #endif
 
 #include "llama_onnx.h"
+#include "config.h"
+#include "files.h"
 #include "genai.h"
-#include "sha256.h"
+#include "json.h"
+#include "messages.h"
 #include "system.h"
+#include "template.h"
 
 #include <stdarg.h>
 #include <stdbool.h>
@@ -32,7 +36,9 @@ struct llama_onnx {
     OgaModel *model;
     OgaTokenizer *tokenizer;
     char *package; /* full path */
-    int context_length;
+    int context_length, vocab_size;
+    char *chat_template; /* NULL if there is none, or none that can be used: `no_chat` */
+    char no_chat[WHY];
     const char *provider;
     char reason[1024];
     char error[2048];
@@ -41,11 +47,23 @@ struct llama_onnx {
     bool busy, cancelled;
 };
 
+/* Replaces what is not UTF-8, such as half a character at the end of a text that was cut, and what
+ * a terminal could obey: messages quote names and values from packages. */
+static void make_printable(char *text) {
+    for (size_t left = strlen(text), size; left; text += size, left -= size) {
+        size = utf8_size((const unsigned char *)text, left);
+        bool shown = size && is_shown(text, size);
+        if (!size) size = 1;
+        if (!shown) memset(text, '?', size);
+    }
+}
+
 static int fail(llama_onnx *self, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(self->error, sizeof self->error, format, arguments);
     va_end(arguments);
+    make_printable(self->error);
     return LLAMA_ONNX_FAILED;
 }
 
@@ -55,86 +73,17 @@ static int out_of_memory(llama_onnx *self) { return fail(self, "there is not eno
 static int check(llama_onnx *self, OgaResult *result, const char *what) {
     if (!result) return LLAMA_ONNX_OK;
     const char *text = self->oga.OgaResultGetError(result);
-    fail(self, "%s: %.*s", what, (int)strcspn(text, "\r\n"), text);
+    int length = (int)strcspn(text, "\r\n");
+    while (length && strchr(" .", text[length - 1])) length--;
+    fail(self, "%s: %.*s.", what, length, text);
     self->oga.OgaDestroyResult(result);
     return LLAMA_ONNX_FAILED;
 }
 
-static char *join(const char *folder, const char *name) {
-    size_t size = strlen(folder) + strlen(SEPARATOR) + strlen(name) + 1;
-    char *out = malloc(size);
-    if (out) snprintf(out, size, "%s%s%s", folder, SEPARATOR, name);
-    return out;
-}
-
-static bool is_file(const char *folder, const char *name) {
-    char *path = join(folder, name);
-    FILE *file = path ? open_file(path) : NULL;
-    if (file) fclose(file);
-    free(path);
-    return file != NULL;
-}
-
-/* Reads a small text file; NULL if it cannot be read. */
+/* Reads a small text file of our own; NULL if it cannot be read. */
 static char *read_text(const char *folder, const char *name) {
-    const size_t limit = 1 << 22;
-    char *path = join(folder, name);
-    FILE *file = path ? open_file(path) : NULL;
-    char *text = file ? malloc(limit + 1) : NULL;
-    if (text) text[fread(text, 1, limit, file)] = 0;
-    if (file) fclose(file);
-    free(path);
-    return text;
-}
-
-/* ---- hashes ----------------------------------------------------------------------------------- */
-
-static int hash_file(llama_onnx *self, const char *name, char hex[65]) {
-    const size_t limit = 1 << 20;
-    char *path = join(self->package, name);
-    FILE *file = path ? open_file(path) : NULL;
-    uint8_t *buffer = file ? malloc(limit) : NULL;
-    sha256 hash = {.size = 0};
-    size_t size;
-    memcpy(hash.state, sha256_start, sizeof hash.state);
-    while (buffer && (size = fread(buffer, 1, limit, file)) > 0) sha256_update(&hash, buffer, size);
-    bool sound = buffer && !ferror(file);
-    if (sound) sha256_finish(&hash, hex);
-    if (file) fclose(file);
-    free(buffer);
-    free(path);
-    if (sound) return LLAMA_ONNX_OK;
-    return fail(self, "%s is incomplete: %s is missing or cannot be read.", self->package, name);
-}
-
-/* Checks a line "<64 hexadecimal digits>  <name>", the format of sha256sum. */
-static int check_line(llama_onnx *self, const char *line) {
-    char hex[65];
-    const char *name = line + 66;
-    bool sound = strspn(line, "0123456789abcdef") == 64 && strncmp(line + 64, "  ", 2) == 0;
-    /* The list comes with the package: it must not make us read files outside the package. */
-    if (!sound || !*name || *name == '/' || strpbrk(name, "\\:") || strstr(name, "..")) {
-        return fail(self, "%s is damaged: SHA256SUMS has the invalid line \"%s\".", self->package,
-                    line);
-    }
-    if (hash_file(self, name, hex)) return LLAMA_ONNX_FAILED;
-    if (memcmp(hex, line, 64) == 0) return LLAMA_ONNX_OK;
-    return fail(self, "%s is damaged: the hash of %s differs from SHA256SUMS.",
-                self->package, name);
-}
-
-static int check_hashes(llama_onnx *self) {
-    char *list = read_text(self->package, "SHA256SUMS");
-    int status = LLAMA_ONNX_OK, lines = 0;
-    if (!list) {
-        return fail(self, "%s has no SHA256SUMS to check: make a new bundle.", self->package);
-    }
-    for (char *line = strtok(list, "\r\n"); line && !status; line = strtok(NULL, "\r\n"), lines++) {
-        status = check_line(self, line);
-    }
-    free(list);
-    if (!lines) return fail(self, "%s is damaged: SHA256SUMS is empty.", self->package);
-    return status;
+    size_t length;
+    return read_file(folder, name, 1 << 22, &length);
 }
 
 /* ---- libraries -------------------------------------------------------------------------------- */
@@ -307,6 +256,12 @@ static int generate(llama_onnx *self, const int32_t *prompt, size_t count, sink 
     OgaGenerator *generator = NULL;
     size_t context = (size_t)self->context_length;
     if (!count) return fail(self, "the prompt is empty.");
+    for (size_t i = 0; i < count; i++) {
+        if (prompt[i] < 0 || prompt[i] >= self->vocab_size) {
+            return fail(self, "the prompt has the token %ld, but the model has tokens 0 to %d only.",
+                        (long)prompt[i], self->vocab_size - 1);
+        }
+    }
     if (count >= context) {
         return fail(self, "the prompt has %zu tokens, but prompt and answer together may have %zu: "
                           "shorten the prompt.", count, context);
@@ -348,6 +303,7 @@ static int end(llama_onnx *self, int status) {
     mutex_lock(&self->lock);
     self->busy = false;
     mutex_unlock(&self->lock);
+    if (status != LLAMA_ONNX_FAILED) self->error[0] = 0; /* a cancelled computation reports one */
     return status;
 }
 
@@ -406,23 +362,46 @@ static int check_call(llama_onnx *self, const void *prompt, int max_new_tokens) 
 
 int llama_onnx_generate(llama_onnx *self, const char *prompt, int max_new_tokens,
                         llama_onnx_callback callback, void *user) {
+    if (!self) return LLAMA_ONNX_FAILED;
     if (!begin(self)) return LLAMA_ONNX_BUSY;
     int status = check_call(self, prompt, max_new_tokens);
+    if (!status && !is_utf8(prompt, strlen(prompt))) {
+        status = fail(self, "the prompt is not UTF-8 text.");
+    }
     if (!status) status = generate_text(self, prompt, false, max_new_tokens, callback, user);
     return end(self, status);
+}
+
+/* Formats a conversation with the model's chat template, after checking that the template cannot
+ * keep onnxruntime-genai's engine busy for ever. */
+static int apply_template(llama_onnx *self, const char *messages, const char **prompt) {
+    buffer checked = {0};
+    weights weights;
+    char why[WHY];
+    int status = LLAMA_ONNX_OK;
+    if (!self->chat_template) {
+        status = fail(self, "%s", self->no_chat);
+    } else if (!read_messages(messages, &checked, &weights, why)) {
+        status = fail(self, "%s", why);
+    } else if (!template_check(self->chat_template, strlen(self->chat_template), weights, why)) {
+        status = fail(self, "the model's chat template %s.", why);
+    } else {
+        status = check(self,
+                       self->oga.OgaTokenizerApplyChatTemplate(
+                           self->tokenizer, self->chat_template, checked.text, NULL, true, prompt),
+                       "the model's chat template rejected the messages");
+    }
+    free(checked.text);
+    return status;
 }
 
 int llama_onnx_chat(llama_onnx *self, const char *messages, int max_new_tokens,
                     llama_onnx_callback callback, void *user) {
     const char *prompt = NULL;
+    if (!self) return LLAMA_ONNX_FAILED;
     if (!begin(self)) return LLAMA_ONNX_BUSY;
     int status = check_call(self, messages, max_new_tokens);
-    if (!status) {
-        status = check(self,
-                       self->oga.OgaTokenizerApplyChatTemplate(self->tokenizer, NULL, messages,
-                                                               NULL, true, &prompt),
-                       "the model's chat template rejected the messages");
-    }
+    if (!status) status = apply_template(self, messages, &prompt);
     if (!status) status = generate_text(self, prompt, true, max_new_tokens, callback, user);
     if (prompt) self->oga.OgaDestroyString(prompt);
     return end(self, status);
@@ -430,16 +409,19 @@ int llama_onnx_chat(llama_onnx *self, const char *messages, int max_new_tokens,
 
 int llama_onnx_generate_ids(llama_onnx *self, const int32_t *prompt, size_t prompt_count,
                             int32_t *ids, size_t *count) {
-    sink to = {.ids = ids, .room = *count};
-    *count = 0;
+    sink to = {.ids = ids, .room = count ? *count : 0};
+    if (count) *count = 0;
+    if (!self) return LLAMA_ONNX_FAILED;
     if (!begin(self)) return LLAMA_ONNX_BUSY;
     int status = check_call(self, prompt, to.room ? 1 : 0);
+    if (!count || !ids) status = fail(self, "the place for the new tokens is NULL.");
     if (!status) status = generate(self, prompt, prompt_count, &to);
-    *count = to.count;
+    if (count) *count = to.count;
     return end(self, status);
 }
 
 void llama_onnx_cancel(llama_onnx *self) {
+    if (!self) return;
     mutex_lock(&self->lock);
     if (self->busy) self->cancelled = true;
     if (self->generator) {
@@ -452,14 +434,52 @@ void llama_onnx_cancel(llama_onnx *self) {
 
 /* ---- opening ---------------------------------------------------------------------------------- */
 
-static int read_context_length(llama_onnx *self) {
-    char *text = read_text(self->package, "genai_config.json");
-    const char *key = text ? strstr(text, "\"context_length\"") : NULL;
-    bool found = key && sscanf(key, "\"context_length\" : %d", &self->context_length) == 1;
+static int read_config(llama_onnx *self) {
+    config found;
+    char why[WHY];
+    size_t length;
+    char *text = read_file(self->package, "genai_config.json", 1 << 20, &length);
+    if (!text) {
+        return fail(self, "%s%sgenai_config.json %s.", self->package, SEPARATOR,
+                    length ? "is too large" : "cannot be read");
+    }
+    bool sound = config_read(text, length, &found, why);
     free(text);
-    if (found && self->context_length > 1) return LLAMA_ONNX_OK;
-    return fail(self, "%s%sgenai_config.json is damaged: it has no context length.",
-                self->package, SEPARATOR);
+    if (!sound) return fail(self, "%s%sgenai_config.json %s.", self->package, SEPARATOR, why);
+    self->context_length = found.context_length;
+    self->vocab_size = found.vocab_size;
+    return LLAMA_ONNX_OK;
+}
+
+static void keep_template(llama_onnx *self, const char *text, size_t length) {
+    if (!is_utf8(text, length) || memchr(text, 0, length)) {
+        explain(self->no_chat, "the model's chat template is not UTF-8 text.");
+        return;
+    }
+    self->chat_template = malloc(length + 1);
+    if (!self->chat_template) return;
+    memcpy(self->chat_template, text, length);
+    self->chat_template[length] = 0;
+}
+
+/* Finds the chat template where transformers looks for it: in chat_template.jinja, or else in
+ * tokenizer_config.json. A package without one can still continue texts. */
+static void read_template(llama_onnx *self) {
+    size_t length;
+    json settings;
+    char *text = read_file(self->package, "chat_template.jinja", TEMPLATE_BYTES, &length);
+    explain(self->no_chat, "the model has no chat template: use llama_onnx_generate().");
+    if (text || length == SIZE_MAX) {
+        if (text) keep_template(self, text, length);
+        if (!text) explain(self->no_chat, "chat_template.jinja is too large.");
+    } else if ((text = read_file(self->package, "tokenizer_config.json", 1 << 22, &length))) {
+        bool sound = json_parse(&settings, text, length);
+        const json_node *found = sound ? json_get(&settings, settings.nodes, "chat_template") : NULL;
+        if (!sound) explain(self->no_chat, "tokenizer_config.json %.400s.", settings.why);
+        if (found && found->kind == JSON_TEXT) keep_template(self, found->text, found->length);
+        json_free(&settings);
+    }
+    free(text);
 }
 
 static void close_model(llama_onnx *self) {
@@ -593,6 +613,8 @@ static int open_provider(llama_onnx *self, const char *libraries, const char *pr
     }
     if (required || automatic) {
         if (open_directml(self, libraries, required) == LLAMA_ONNX_OK) return LLAMA_ONNX_OK;
+        size_t length = strlen(self->error);
+        if (length && self->error[length - 1] == '.') self->error[length - 1] = 0;
         snprintf(self->reason, sizeof self->reason, "DirectML is not used: %.900s.", self->error);
         if (required) return fail(self, "%s", self->reason);
     } else {
@@ -618,8 +640,10 @@ static int open_package(llama_onnx *self, const char *package, const llama_onnx_
         return fail(self, "%s is not a package: it does not exist or has no genai_config.json.",
                     self->package);
     }
-    if (options->check_hashes && check_hashes(self)) return LLAMA_ONNX_FAILED;
-    if (read_context_length(self)) return LLAMA_ONNX_FAILED;
+    char why[SENTENCE];
+    if (!check_files(self->package, options->check_hashes != 0, why)) return fail(self, "%s", why);
+    if (read_config(self)) return LLAMA_ONNX_FAILED;
+    read_template(self);
     char *libraries = libraries_folder(options->libraries);
     if (!libraries) return fail(self, "the path of the libraries is not UTF-8.");
     int status = open_provider(self, libraries, options->provider ? options->provider : "auto");
@@ -629,6 +653,7 @@ static int open_package(llama_onnx *self, const char *package, const llama_onnx_
 
 int llama_onnx_open(const char *package, const llama_onnx_options *options, llama_onnx **out) {
     const llama_onnx_options defaults = {NULL, NULL, 0};
+    if (!out) return LLAMA_ONNX_FAILED;
     llama_onnx *self = *out = calloc(1, sizeof *self);
     if (!self) return LLAMA_ONNX_FAILED;
     mutex_init(&self->lock);
@@ -644,6 +669,7 @@ void llama_onnx_close(llama_onnx *self) {
     close_model(self);
     /* The libraries stay loaded: ONNX Runtime keeps threads and cannot be unloaded safely. */
     mutex_destroy(&self->lock);
+    free(self->chat_template);
     free(self->package);
     free(self);
 }
@@ -652,6 +678,6 @@ const char *llama_onnx_error(const llama_onnx *self) {
     return self ? self->error : "there is not enough memory.";
 }
 
-const char *llama_onnx_provider(const llama_onnx *self) { return self->provider; }
+const char *llama_onnx_provider(const llama_onnx *self) { return self ? self->provider : ""; }
 
-const char *llama_onnx_provider_reason(const llama_onnx *self) { return self->reason; }
+const char *llama_onnx_provider_reason(const llama_onnx *self) { return self ? self->reason : ""; }

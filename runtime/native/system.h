@@ -7,9 +7,13 @@
 #define COBJMACROS
 #include <windows.h>
 #include <dxgi.h>
+#include <io.h>
 #else
+#include <dirent.h>
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #endif
 
@@ -17,6 +21,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* What an entry of a folder is. */
+typedef enum {
+    ENTRY_FILE,
+    ENTRY_FOLDER,
+    ENTRY_LINK, /* a link that leads out of the package, to nothing, or to a folder */
+    ENTRY_OTHER /* a device, a pipe, a socket */
+} entry_kind;
+
+/* Receives an entry of a folder; returns whether to continue. */
+typedef bool (*entry_visitor)(void *user, const char *name, entry_kind kind);
 
 static const char own_address = 0; /* an address in this library or the program it is linked into */
 
@@ -73,11 +88,50 @@ static char *absolute(const char *path) {
     return out;
 }
 
+/* Opens a regular file for reading; NULL for anything else. */
 static FILE *open_file(const char *path) {
     wchar_t *name = to_wide(path);
     FILE *file = name ? _wfopen(name, L"rb") : NULL;
     free(name);
+    if (file && GetFileType((HANDLE)_get_osfhandle(_fileno(file))) != FILE_TYPE_DISK) {
+        fclose(file);
+        return NULL;
+    }
     return file;
+}
+
+static entry_kind entry_of(const WIN32_FIND_DATAW *entry) {
+    /* The tags of symbolic links and junctions; other reparse points are files, such as those that
+     * OneDrive has not downloaded yet. */
+    bool link = entry->dwFileAttributes & FILE_ATTRIBUTE_REPARSE_POINT &&
+                entry->dwReserved0 & 0x20000000;
+    if (link) return ENTRY_LINK;
+    if (entry->dwFileAttributes & FILE_ATTRIBUTE_DEVICE) return ENTRY_OTHER;
+    return entry->dwFileAttributes & FILE_ATTRIBUTE_DIRECTORY ? ENTRY_FOLDER : ENTRY_FILE;
+}
+
+/* Calls `visit` for each entry of the folder `path`. Returns false if the folder cannot be read or
+ * `visit` returned false. `root` is the package's folder. */
+static bool list_folder(const char *root, const char *path, entry_visitor visit, void *user) {
+    WIN32_FIND_DATAW entry;
+    size_t size = strlen(path) + 3;
+    char *pattern = malloc(size);
+    if (pattern) snprintf(pattern, size, "%s\\*", path);
+    wchar_t *wide = pattern ? to_wide(pattern) : NULL;
+    HANDLE found = wide ? FindFirstFileW(wide, &entry) : INVALID_HANDLE_VALUE;
+    bool sound = found != INVALID_HANDLE_VALUE, more = sound;
+    (void)root;
+    while (sound && more) {
+        char *name = to_utf8(entry.cFileName);
+        sound = name && (strcmp(name, ".") == 0 || strcmp(name, "..") == 0 ||
+                         visit(user, name, entry_of(&entry)));
+        free(name);
+        more = FindNextFileW(found, &entry);
+    }
+    if (found != INVALID_HANDLE_VALUE) FindClose(found);
+    free(wide);
+    free(pattern);
+    return sound;
 }
 
 /* Loads a library. Windows looks for its dependencies beside it, then in System32, but not in the
@@ -201,7 +255,72 @@ static void mutex_lock(mutex *m) { pthread_mutex_lock(m); }
 static void mutex_unlock(mutex *m) { pthread_mutex_unlock(m); }
 static void mutex_destroy(mutex *m) { pthread_mutex_destroy(m); }
 static char *absolute(const char *path) { return strdup(path); }
-static FILE *open_file(const char *path) { return fopen(path, "rb"); }
+
+/* Opens a regular file for reading; NULL for anything else. Without O_NONBLOCK, opening a pipe would
+ * wait for its writer. */
+static FILE *open_file(const char *path) {
+    struct stat about;
+    int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    bool regular = file >= 0 && fstat(file, &about) == 0 && S_ISREG(about.st_mode);
+    FILE *opened = regular ? fdopen(file, "rb") : NULL;
+    if (file >= 0 && !opened) close(file);
+    return opened;
+}
+
+static bool starts_with(const char *path, const char *folder) {
+    size_t size = strlen(folder);
+    return strncmp(path, folder, size) == 0 && path[size] == '/';
+}
+
+/* Whether the file that `path` leads to is in the folder `root`, or among the blobs of the hub's
+ * cache: models--OWNER--NAME/snapshots/COMMIT/FILE is a link to ../../blobs/HASH. */
+static bool leads_inside(const char *root, const char *path) {
+    char *folder = realpath(root, NULL), *file = realpath(path, NULL);
+    bool inside = folder && file && starts_with(file, folder);
+    char *commit = folder ? strrchr(folder, '/') : NULL;
+    if (!inside && file && commit) {
+        const size_t part = strlen("/snapshots");
+        *commit = 0;
+        size_t size = strlen(folder);
+        if (size > part && strcmp(folder + size - part, "/snapshots") == 0) {
+            folder[size - part] = 0;
+            const char *model = strrchr(folder, '/');
+            inside = model && strncmp(model, "/models--", 9) == 0 && starts_with(file, folder) &&
+                     strncmp(file + size - part, "/blobs/", 7) == 0;
+        }
+    }
+    free(folder);
+    free(file);
+    return inside;
+}
+
+static entry_kind entry_of(const char *root, const char *path) {
+    struct stat about;
+    if (lstat(path, &about) != 0) return ENTRY_OTHER;
+    bool link = S_ISLNK(about.st_mode);
+    if (link && (stat(path, &about) != 0 || !leads_inside(root, path))) return ENTRY_LINK;
+    if (S_ISDIR(about.st_mode)) return link ? ENTRY_LINK : ENTRY_FOLDER;
+    return S_ISREG(about.st_mode) ? ENTRY_FILE : ENTRY_OTHER;
+}
+
+/* Calls `visit` for each entry of the folder `path`. Returns false if the folder cannot be read or
+ * `visit` returned false. `root` is the package's folder. */
+static bool list_folder(const char *root, const char *path, entry_visitor visit, void *user) {
+    DIR *folder = opendir(path);
+    bool sound = folder != NULL;
+    const struct dirent *entry;
+    while (sound && (entry = readdir(folder)) != NULL) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
+        size_t size = strlen(path) + strlen(entry->d_name) + 2;
+        char *full = malloc(size);
+        if (full) snprintf(full, size, "%s/%s", path, entry->d_name);
+        sound = full && visit(user, entry->d_name, entry_of(root, full));
+        free(full);
+    }
+    if (folder) closedir(folder);
+    return sound;
+}
+
 static module load_module(const char *path) { return dlopen(path, RTLD_NOW | RTLD_LOCAL); }
 static void unload_module(module m) { dlclose(m); }
 static void *symbol(module m, const char *name) { return dlsym(m, name); }

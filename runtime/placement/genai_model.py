@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from llama_onnx.runtime.genai import og
+from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.runtime.placement.availability import require
-from llama_onnx.targets.errors import PackageError, ProviderError, UsageError
+from llama_onnx.targets.errors import PackageError, ProviderError, ResourceError, UsageError
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU
 
@@ -63,7 +64,12 @@ def open_model(
 def _open(folder: Path, provider: Provider, threads: int | None) -> Any:
     try:
         model = og.Model(_configure(folder, provider, threads))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if is_memory_failure(error):
+            raise ResourceError(
+                f"there is not enough memory to open {folder}: close other programs, or export the "
+                "model with a smaller precision."
+            ) from None
         reason = " ".join(str(error).split())
         if provider == CPU:
             raise PackageError(f"{folder} does not open in onnxruntime-genai: {reason}") from None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling
+from llama_onnx.runtime.llama.arguments import shown
+from llama_onnx.runtime.llama.conversation import Message, check_messages
+from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling, read_value
+from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.strict_json import JSONError, parse_json
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.llama.generation import Generation
@@ -17,7 +20,18 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 256
 """The default of a request."""
 
-_LARGEST = 2**31 - 1  # onnxruntime-genai's options are 32-bit integers
+MAX_BODY = 4 << 20
+"""Most bytes of a request: enough for any text that fits a context of 131,072 tokens."""
+
+
+class TooLargeError(UsageError):
+    """A request has more bytes than the server reads."""
+
+
+def too_large(size: int | None, most: int) -> str:
+    """Return the sentence about a request of `size` bytes, None if that is not known."""
+    has = "more" if size is None else f"{size:,} bytes, more"
+    return f"the request has {has} than the {most:,} bytes that this server reads: shorten it."
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,7 @@ class Request:
     """
 
     prompt: str | None
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Message, ...]
     sampling: Sampling
     max_new_tokens: int = MAX_NEW_TOKENS
     stop: tuple[str, ...] = ()
@@ -40,9 +54,15 @@ class Request:
     def parse(cls, body: str | bytes) -> Request:
         """Read a request's body; raise `UsageError` with a message for the caller."""
         try:
-            content = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"the request is not valid JSON: {error}.") from None
+            encoded = body.encode("utf-8") if isinstance(body, str) else body
+        except UnicodeEncodeError:
+            raise UsageError("the request is not UTF-8 text.") from None
+        if len(encoded) > MAX_BODY:
+            raise TooLargeError(too_large(len(encoded), MAX_BODY))
+        try:
+            content = parse_json(encoded, unique=True)
+        except JSONError as error:
+            raise UsageError(f"the request {error}.") from None
         return cls.from_json(content)
 
     @classmethod
@@ -50,23 +70,14 @@ class Request:
         """Check decoded JSON; raise `UsageError` with a message for the caller."""
         if not isinstance(content, dict):
             raise UsageError('the request must be a JSON object, such as {"prompt": "Once"}.')
-        for name, value in content.items():
+        for name in content:
             if name not in _FIELDS:
-                raise UsageError(f"unknown field {name!r}: use {', '.join(_FIELDS)}.")
-            holds, meaning = _FIELDS[name]
-            if not holds(value):
-                raise UsageError(f"{name!r} must be {meaning}.")
+                raise UsageError(f"unknown field {shown(name)}: use {', '.join(_FIELDS)}.")
         if ("prompt" in content) == ("messages" in content):
             raise UsageError("the request needs either 'prompt' or 'messages'.")
-        return cls(
-            prompt=content.get("prompt"),
-            messages=tuple(content.get("messages", ())),
-            sampling=Sampling(**{name: content.get(name) for name in PARAMETERS}),
-            max_new_tokens=content.get("max_new_tokens", MAX_NEW_TOKENS),
-            stop=tuple(content.get("stop", ())),
-            adapter=content.get("adapter"),
-            stream=content.get("stream", False),
-        )
+        read = {name: _FIELDS[name](value, f"'{name}'") for name, value in content.items()}
+        sampling = Sampling(**{name: read.pop(name, None) for name in PARAMETERS})
+        return cls(sampling=sampling, **{"prompt": None, "messages": (), **read})
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
@@ -89,46 +100,29 @@ class Request:
         return model.generate(self.prompt, **options)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be a text.")
+    return value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _switch(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be true or false.")
+    return value
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _number(option: str) -> Callable[[Any, str], Any]:
+    return lambda value, name: read_value(option, value, name)
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
-
-
-def _is_message(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {"role", "content"}
-        and all(isinstance(text, str) for text in value.values())
-    )
-
-
-_WHOLE = f"a whole number of at most {_LARGEST}"
-
-_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "prompt": (_is_text, "a text"),
-    "messages": (_is_conversation, 'a list of {"role": "user", "content": "..."}'),
-    "max_new_tokens": (_is_whole, _WHOLE),
-    **{
-        name: (_is_whole, _WHOLE) if known["type"] is int else (_is_number, "a number")
-        for name, known in PARAMETERS.items()
-    },
-    "stop": (_is_texts, "a list of texts"),
-    "adapter": (_is_text, "the name of an adapter"),
-    "stream": (lambda value: isinstance(value, bool), "true or false"),
+_FIELDS: Mapping[str, Callable[[Any, str], Any]] = {
+    "prompt": _text,
+    "messages": lambda value, name: tuple(check_messages(value, name)),
+    "max_new_tokens": _number("max_new_tokens"),
+    **{name: _number(name) for name in PARAMETERS},
+    "stop": check_stops,
+    "adapter": _text,
+    "stream": _switch,
 }
-"""Field -> a check of its value, and what the value must be."""
+"""Field -> what reads its value, and refuses it by the field's name."""

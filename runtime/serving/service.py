@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
-from llama_onnx.runtime.serving.request import Request
+from llama_onnx.runtime.serving.request import Request, TooLargeError
 from llama_onnx.targets.errors import BusyError, LlamaOnnxError, PackageError, UsageError
 from llama_onnx.targets.package import MANIFEST
 
 MAX_WAITING = 8
 """Requests that may wait; further ones are refused."""
+
+_PATH = re.compile(
+    r"""(?<![\w.:/\\])(?:/(?:[^\s/:'",]+/)+|[A-Za-z]:\\(?:[^\\:'",]+\\)*)(?P<last>[^\s/\\:'",]+)"""
+)
+"""An absolute path of two parts or more, and its last part."""
 
 
 class Service:
@@ -48,15 +54,24 @@ class Service:
         text = "".join(message["text"] for message in messages[:-1])
         return {"text": text, **messages[-1]}
 
-    def stream(self, request: Request) -> Generator[dict[str, Any], None, None]:
+    def stream(
+        self, request: Request, handle: Handle | None = None
+    ) -> Generator[dict[str, Any], None, None]:
         """Return the answer in pieces, each a `text`, with `stats` at the end.
 
         Waits for its turn, and raises immediately what `answer` would raise before the first piece.
-        `close()` ends the answer early.
+        `close()` ends the answer early; so does another thread with `handle`.
         """
-        messages = self._ask(request)
+        messages = self._ask(request, handle or Handle())
         next(messages)
         return messages
+
+    def public(self, error: LlamaOnnxError) -> str:
+        """Return an error's sentence for a caller: it names the model, not where it is."""
+        text = str(error)
+        for path in {str(self._package), str(self._package.resolve())}:
+            text = text.replace(path, self._package.resolve().name)
+        return _PATH.sub(lambda match: match["last"], text)
 
     def close(self) -> None:
         """End the model's process."""
@@ -72,12 +87,12 @@ class Service:
         finally:
             self._room.release()
 
-    def _ask(self, request: Request) -> Generator[dict[str, Any], None, None]:
+    def _ask(self, request: Request, handle: Handle) -> Generator[dict[str, Any], None, None]:
         with self._take_turn():
             if self._process.poll() is not None:
                 self._process, self.about = _open(self._package)
-            _send(self._process, request.to_json())
             message: dict[str, Any] = {}
+            handle.begin(self._process, request)
             try:
                 while not _is_last(message):
                     message = _receive(self._process)
@@ -85,8 +100,39 @@ class Service:
                         raise _error(message)
                     yield message
             finally:
+                handle.finish()
                 if not _is_last(message):
                     _stop(self._process)
+
+
+class Handle:
+    """Lets another thread end an answer, also while its prompt is read or it waits for its turn."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._ended = False
+
+    def begin(self, process: subprocess.Popen[str], request: Request) -> None:
+        """Send `request`; raise `BusyError` if the answer has been ended before its turn came."""
+        with self._lock:
+            if self._ended:
+                raise BusyError("the caller has left.")
+            _send(process, request.to_json())
+            self._process = process
+
+    def finish(self) -> None:
+        """Say that the answer is over: `end` does nothing from now on."""
+        with self._lock:
+            self._process = None
+
+    def end(self) -> None:
+        """End the answer before its next token; does nothing if it is over."""
+        with self._lock:
+            self._ended = True
+            if self._process is not None:
+                with suppress(LlamaOnnxError):  # the process has ended, and the answer with it
+                    _send(self._process, None)
 
 
 def find_package(folder: Path) -> Path:
@@ -102,7 +148,9 @@ def find_package(folder: Path) -> Path:
 
 
 def http_status(error: LlamaOnnxError) -> int:
-    """Return the HTTP status: 400 for the caller's mistake, 503 when busy, otherwise 500."""
+    """Return the HTTP status: 400 or 413 for the caller's mistake, 503 when busy, otherwise 500."""
+    if isinstance(error, TooLargeError):
+        return 413
     if isinstance(error, UsageError):
         return 400
     return 503 if isinstance(error, BusyError) else 500

@@ -17,6 +17,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -26,11 +27,43 @@ from llama_onnx.runtime.serving.request import Request
 from llama_onnx.targets.errors import LlamaOnnxError, UsageError, describe_reason
 
 if TYPE_CHECKING:
+    from llama_onnx.runtime.llama.generation import Generation
     from llama_onnx.runtime.llama.model import Llama
 
 Send = Callable[[dict[str, Any]], None]
-Inbox = SimpleQueue[str]
-"""Lines from the server; "" is their end."""
+
+
+class Inbox:
+    """Lines from the server; "" is their end.
+
+    The server sends nothing before the end of an answer, except to stop it: a line that comes
+    meanwhile ends the answer, also while its prompt is read.
+    """
+
+    def __init__(self) -> None:
+        self._lines: SimpleQueue[str] = SimpleQueue()
+        self._current: Generation | None = None
+
+    def put(self, line: str) -> None:
+        """Add a line, from the thread that reads them."""
+        self._lines.put(line)
+        if (answer := self._current) is not None:
+            answer.close()
+
+    def get(self) -> str:
+        """Wait for the next line."""
+        return self._lines.get()
+
+    @contextmanager
+    def ending(self, answer: Generation) -> Iterator[None]:
+        """Let a line end `answer` while the block runs, or now if one has come already."""
+        self._current = answer
+        try:
+            if not self._lines.empty():
+                answer.close()
+            yield
+        finally:
+            self._current = None
 
 
 def work(package: Path, lines: IO[str], send: Send) -> int:
@@ -44,7 +77,7 @@ def work(package: Path, lines: IO[str], send: Send) -> int:
         send(_describe(error))
         return error.exit_code
     send({"ready": {"model": str(model), "provider": model.opened.to_json()}})
-    inbox: Inbox = SimpleQueue()
+    inbox = Inbox()
     Thread(target=_read, args=(lines, inbox), daemon=True).start()
     while line := inbox.get():
         if (content := json.loads(line)) is not None:
@@ -57,12 +90,9 @@ def _answer(model: Llama, content: Any, inbox: Inbox) -> Iterator[dict[str, Any]
     try:
         answer = Request.from_json(content).start(model)
         yield {"started": True}
-        for piece in answer:
-            yield {"text": piece}
-            # The server sends nothing before the end of an answer, except to stop it.
-            if not inbox.empty():
-                break
-        answer.close()
+        with answer, inbox.ending(answer):
+            for piece in answer:
+                yield {"text": piece}
         yield {"stats": answer.stats.to_json()}
     except LlamaOnnxError as error:
         yield _describe(error)

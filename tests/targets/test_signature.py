@@ -23,10 +23,10 @@ from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.bundles.make import new_folder
 from llama_onnx.targets.bundle import open_shipped, write_bundle
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.listing import Unlisted, hash_file
 from llama_onnx.targets.package import (
     MANIFEST,
     ModelPackage,
-    hash_file,
     renew_manifest,
     write_manifest,
 )
@@ -135,15 +135,16 @@ def test_we_check_what_openssl_signs_with_keys_that_it_made(copy: Path, tmp_path
         "openssl pkey -in k.pem -pubout -out k.pub.pem",
     ):
         subprocess.run(command.split(), cwd=tmp_path, check=True)
+    # Our own signature first: it records the folder's name in the manifest.
+    assert run("sign", copy, "--key", tmp_path / "k.pem").exit_code == 0
+    ours = (copy / f"{MANIFEST}.sig").read_bytes()
     sign = ["openssl", "pkeyutl", "-sign", "-inkey", str(tmp_path / "k.pem"), "-rawin"]
     files = ["-in", str(copy / MANIFEST), "-out", str(copy / f"{MANIFEST}.sig")]
     subprocess.run([*sign, *files], check=True)
     done = verify(copy, tmp_path / "k.pem")
     assert done.exit_code == 0, done.output
     # And the other way round: ours is the same 64 bytes, since ed25519 has no choice.
-    made = (copy / f"{MANIFEST}.sig").read_bytes()
-    assert run("sign", copy, "--key", tmp_path / "k.pem").exit_code == 0
-    assert (copy / f"{MANIFEST}.sig").read_bytes() == made
+    assert (copy / f"{MANIFEST}.sig").read_bytes() == ours
 
 
 def test_a_signed_package_verifies_and_runs(signed: Path, keys: Path) -> None:
@@ -164,6 +165,7 @@ def test_a_signature_that_nobody_asked_about_is_named(signed: Path) -> None:
         "there": True,
         "checked": False,
         "problem": None,
+        "model": None,
         "passed": True,
     }
 
@@ -196,13 +198,11 @@ def test_an_altered_manifest_is_found(signed: Path, keys: Path) -> None:
 
 
 def test_a_forged_file_with_its_hash_in_the_manifest_is_found(signed: Path, keys: Path) -> None:
-    (signed / "genai_config.json").write_text("{}", "utf-8")
+    name = "tokenizer_config.json"
+    (signed / name).write_text("{}", "utf-8")
     file = signed / MANIFEST
     manifest = json.loads(file.read_text("utf-8"))
-    manifest["files"]["genai_config.json"] = {
-        "size": 2,
-        "sha256": hash_file(signed / "genai_config.json"),
-    }
+    manifest["files"][name] = {"size": 2, "sha256": hash_file(signed / name)}
     file.write_text(json.dumps(manifest), "utf-8")
     assert verify(signed, None).exit_code == 0, "all hashes agree: only the signature can tell"
     assert verify(signed, keys / "mine.pem").exit_code == 1
@@ -215,6 +215,67 @@ def test_an_altered_file_is_found_despite_a_good_signature(signed: Path, keys: P
     assert "failed: tokenizer.json changed since the package was made." in done.stdout
 
 
+def test_a_signature_says_which_model_was_signed(signed: Path, keys: Path) -> None:
+    """A valid signature of one model must not pass for that of another."""
+    done = verify(signed, keys / "mine.pem")
+    assert "with the key, for package (int4, cpu), made from checkpoint" in done.stdout
+    told = json.loads(verify(signed, keys / "mine.pem", "--json").stdout)["signature"]["model"]
+    assert (told["name"], told["source"]) == ("package", "checkpoint")
+    other = signed.rename(signed.with_name("other"))
+    assert verify(other, keys / "mine.pem", "--name", "package").exit_code == 0
+    assert verify(other, keys / "mine.pem", "--name", "checkpoint").exit_code == 0
+    done = verify(other, keys / "mine.pem", "--name", "other")
+    assert done.exit_code == 1
+    assert "is a signature of package (int4, cpu), made from checkpoint, not of other" in (
+        done.stdout
+    )
+    assert verify(other, None, "--name", "other").exit_code == 2
+
+
+def test_signing_writes_nothing_outside_of_the_package(
+    copy: Path, keys: Path, tmp_path: Path
+) -> None:
+    """A stranger's package may have links where `sign` writes its files first."""
+    mine = tmp_path / "mine"
+    for name in ("manifest.json.tmp", "manifest.json.sig.tmp", "manifest.json.sig"):
+        mine.write_text("my file", "utf-8")
+        (copy / name).unlink(missing_ok=True)
+        (copy / name).symlink_to(mine)
+        run("sign", copy, "--key", keys / "mine.pem")
+        assert mine.read_text("utf-8") == "my file"
+
+
+def test_a_package_with_links_is_not_added_to(copy: Path, certified: Path, tmp_path: Path) -> None:
+    """What is written to `adapters/` would land where that link leads."""
+    (copy / "adapters").symlink_to(tmp_path)
+    source = open_checkpoint(certified.with_name("checkpoint"))
+    with pytest.raises(UsageError, match="adapters is not part of the package: remove it"):
+        add_adapters(copy, source, {"x": tmp_path / "not looked at"})
+
+
+def test_a_signature_that_is_a_link_is_not_bundled(copy: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret", "utf-8")
+    (copy / f"{MANIFEST}.sig").symlink_to(secret)
+    for place in ("hub", "sagemaker"):
+        command = ("bundle", copy, tmp_path / place, "--for", place, "--i-have-the-licence")
+        done = run(*command)
+        assert done.exit_code == 1
+        assert "is a link that leads out of its folder" in done.stderr
+        assert not (tmp_path / place).exists()
+
+
+def test_a_signature_without_a_name_is_still_valid(signed: Path, keys: Path) -> None:
+    """Packages that were signed before names were recorded have none."""
+    content = json.loads((signed / MANIFEST).read_text("utf-8"))
+    del content["name"]
+    (signed / MANIFEST).write_text(json.dumps(content), "utf-8")
+    write_signature(signed / MANIFEST, read_signer(keys / "mine.pem", no_password))
+    done = verify(signed, keys / "mine.pem")
+    assert done.exit_code == 0
+    assert "for a package without a name (int4, cpu), made from checkpoint" in done.stdout
+
+
 @pytest.mark.parametrize("content", [b"", b"x" * 63, b"x" * 65, b"\0" * 64])
 def test_an_invalid_signature(signed: Path, keys: Path, content: bytes) -> None:
     (signed / f"{MANIFEST}.sig").write_bytes(content)
@@ -222,15 +283,14 @@ def test_an_invalid_signature(signed: Path, keys: Path, content: bytes) -> None:
 
 
 def test_a_file_that_nobody_signed_is_found(signed: Path, keys: Path) -> None:
-    for harmless in (".DS_Store", "SHA256SUMS", "selftest.txt", "README.md", ".cache/x"):
-        (signed / harmless).parent.mkdir(exist_ok=True)
+    for harmless in ("SHA256SUMS", "selftest.txt", "README.md", "model.sig", "sbom.cdx.json"):
         (signed / harmless).touch()
     assert verify(signed, keys / "mine.pem").exit_code == 0
     (signed / "parity" / "added_tokens.json").write_text("{}", "utf-8")
-    done = verify(signed, keys / "mine.pem")
-    assert done.exit_code == 1
-    assert "parity/added_tokens.json: not listed in manifest.json, so not signed" in done.stdout
-    assert verify(signed, None).exit_code == 0
+    for key in (keys / "mine.pem", None):
+        done = verify(signed, key)
+        assert done.exit_code == 1
+        assert "failed: parity/added_tokens.json: not listed, so no hash covers it" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -397,7 +457,7 @@ def test_a_file_added_to_a_bundle_is_found(bundle: Path, keys: Path) -> None:
     (bundle / "package" / "selftest.txt").touch()
     done = verify(bundle, keys / "mine.pem")
     assert done.exit_code == 1
-    assert "package/selftest.txt: not listed in bundle.json" in done.stdout
+    assert "package/selftest.txt: not listed, so no hash covers it" in done.stdout
 
 
 def test_a_bundle_signed_after_it_was_made_is_signed(bundle: Path, keys: Path) -> None:
@@ -456,9 +516,10 @@ def test_a_signature_appears_whole_or_not_at_all(
     with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
         patch.setattr(Path, "replace", fail)
         write_signature(copy / MANIFEST, sign)
-    assert not check_signature(copy / MANIFEST, (), None).there
+    assert not check_signature(copy / MANIFEST, {}, None).there
+    assert open_shipped(copy).unlisted().tolerated == ("manifest.json.sig.tmp",)
     assert write_signature(copy / MANIFEST, sign).stat().st_size == 64
-    assert open_shipped(copy).unlisted() == []
+    assert open_shipped(copy).unlisted() == Unlisted((), ())
 
 
 def test_files_are_checked_without_onnxruntime(copy: Path) -> None:

@@ -27,6 +27,7 @@ REFUSED = {
     "cut": b'{"a": ',
     "empty": b"",
     "nested": b"[" * 100_000 + b"]" * 100_000,
+    "nested 101 times": b"[" * 101 + b"]" * 101,
     "nested objects": b'{"a":' * 100_000,
     "NaN": b"[NaN]",
     "infinity": b"[-Infinity]",
@@ -54,6 +55,15 @@ def test_refuses_what_later_steps_cannot_handle(text: bytes) -> None:
 def test_bytes_of_any_kind_raise_nothing_else(text: bytes) -> None:
     with contextlib.suppress(JSONError):
         parse_json(text)
+
+
+def test_a_hundred_levels_are_read() -> None:
+    text = b'{"a":[' * 50 + b"]}" * 50
+    assert parse_json(text) == json.loads(text)
+
+
+def test_minus_zero_is_not_an_integer() -> None:
+    assert type(parse_json(b"-0")) is float  # as in serde_json, which reads safetensors
 
 
 def test_a_byte_order_mark_is_skipped() -> None:

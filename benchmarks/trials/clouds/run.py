@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.trials.clouds import azureml, sagemaker
+from benchmarks.trials.clouds import azureml, sagemaker, strangers
 from benchmarks.trials.clouds.server import run_place
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
@@ -85,7 +85,7 @@ def sagemaker_cases(folder: Path, package: Path, slow: Path, foreign: Path) -> I
     yield sagemaker.docker_case(bundle)
     yield from sagemaker.deploy_cases(bundle)
     model = sagemaker.unpack(bundle, folder / "opt ml model")
-    more = (sagemaker.stream_cases,)
+    more = (sagemaker.stream_cases, strangers.stranger_cases)
     yield from run_place(sagemaker.place(bundle), model, slow, foreign, folder, more)
 
 

@@ -26,9 +26,18 @@ from tests.support.tables import Case, Table
 ROOT = Path(__file__).parents[3]
 SOURCE = "panda3d==1.10.16"
 # Wine 8's ucrtbase.dll lacks functions that numpy 2 needs.
-COMMON = ("numpy==1.26.4", "tokenizers==0.23.3", "safetensors==0.8.0")
+COMMON = ("numpy==1.26.4", "tokenizers==0.23.3", "safetensors==0.8.0", "markupsafe==3.0.3")
 WHEELS = ("onnxruntime==1.32.0", "onnxruntime-genai==0.18.0", *COMMON)
-PURE = ("click", "colorama", "rich", "markdown-it-py", "mdurl", "pygments", "huggingface-hub")
+PURE = (
+    "click",
+    "colorama",
+    "jinja2",
+    "rich",
+    "markdown-it-py",
+    "mdurl",
+    "pygments",
+    "huggingface-hub",
+)
 PROMPT = "the quick brown 日本"
 
 _PROGRAM = """

@@ -22,6 +22,7 @@ import onnx
 
 from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.targets.errors import PackageError, UnsupportedError
+from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.package import MODEL_FILE
 
 # The input that holds the codes; the scales are input 2 of both operators.
@@ -169,8 +170,10 @@ def read_initializer(path: Path, proto: onnx.TensorProto) -> Initializer:
             f"{path}: {proto.name} is in {location!r}, which is not a file of the package: "
             "copy or export the package again."
         )
-    found = Initializer(proto.name, shape, dtype, path / location, int(entries.get("offset", 0)))
-    size = found.file.stat().st_size if found.file.exists() else -1
+    file = file_inside(path, location, PackageError)
+    size = file.stat().st_size if file else -1
+    offset = int(entries.get("offset", 0))
+    found = Initializer(proto.name, shape, dtype, path / location, offset)
     if found.offset + found.nbytes > size:
         state = "is missing" if size < 0 else f"ends at byte {size:,}"
         raise PackageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +22,12 @@ from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, 
 from llama_onnx.exporter.graph.names import HEAD, belongs_to, matrix_names
 from llama_onnx.exporter.model.checkpoint import TensorsByName, check_tensors, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
+from llama_onnx.targets.contents import check_graph_of
 from llama_onnx.targets.errors import CheckpointError, PackageError
+from llama_onnx.targets.folder_files import file_inside, open_inside, read_inside
 from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.package import MANIFEST, MODEL_FILE
+from llama_onnx.targets.strict_json import MAX_BYTES
 
 PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
 """From the coarsest to the finest."""
@@ -82,6 +84,7 @@ class PackageCheckpoint(TensorsByName):
         if not (path / MODEL_FILE).is_file():
             raise PackageError(f"{path} has no {MODEL_FILE}: pass the folder of a package.")
         config = config_from_huggingface(read_json(path / "config.json"), str(path / "config.json"))
+        check_graph_of(path)  # onnx's own reader would open whatever files a graph names
         graph = load_model(path).graph
         stored = {i.name: read_initializer(path, i) for i in graph.initializer}
         made_by = {output: node for node in graph.node for output in node.output}
@@ -108,11 +111,12 @@ class PackageCheckpoint(TensorsByName):
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Copy the tokenizer's files to `folder`; returns their names."""
-        if not (self.path / "tokenizer.json").exists():
+        names = [name for name in _TOKENIZER_FILES if file_inside(self.path, name)]
+        if "tokenizer.json" not in names:
             raise CheckpointError(f"{self.path} has no tokenizer.json: export the package again.")
-        names = [name for name in _TOKENIZER_FILES if (self.path / name).exists()]
         for name in names:
-            shutil.copyfile(self.path / name, folder / name)
+            content = read_inside(self.path, name, max_bytes=MAX_BYTES)
+            (folder / name).write_bytes(content)
         return names
 
     def licence_files(self) -> Sequence[Path]:
@@ -145,11 +149,10 @@ def load_model(package: Path) -> onnx.ModelProto:
     missing or damaged."""
     path = package / MODEL_FILE
     try:
-        return onnx.load(path, load_external_data=False)
-    except FileNotFoundError:
-        raise PackageError(
-            f"{package} has no {MODEL_FILE}: pass the folder of a package."
-        ) from None
+        if file_inside(package, MODEL_FILE, PackageError) is None:
+            raise PackageError(f"{package} has no {MODEL_FILE}: pass the folder of a package.")
+        with open_inside(package, MODEL_FILE, PackageError) as file:
+            return onnx.load(file, load_external_data=False)
     except OSError as error:
         raise PackageError(f"{path} cannot be read: {error.strerror or error}.") from None
     except DecodeError:

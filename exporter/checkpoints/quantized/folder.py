@@ -10,6 +10,7 @@ from llama_onnx.exporter.checkpoints.quantized.awq import open_awq
 from llama_onnx.exporter.checkpoints.quantized.gptq import open_gptq
 from llama_onnx.exporter.checkpoints.quantized.packed import PackedMatrix, Parts
 from llama_onnx.exporter.checkpoints.quantized.settings import Quantization
+from llama_onnx.exporter.checkpoints.state import in_model
 from llama_onnx.exporter.formats.safetensors import stored_tensors
 from llama_onnx.exporter.formats.tensor import LazyTensor, StoredTensor
 from llama_onnx.exporter.model.checkpoint import CodedMatrix
@@ -68,7 +69,8 @@ def open_quantized(plain: HuggingFaceCheckpoint, quantization: Quantization) -> 
         )
     stored: dict[str, StoredTensor] = {}
     for shard in plain.shards:
-        stored |= stored_tensors(shard)
+        found = stored_tensors(shard)
+        stored |= {in_model(name): tensor for name, tensor in found.items()}
     modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
     if not modules:
         raise CheckpointError(
@@ -85,6 +87,7 @@ def open_quantized(plain: HuggingFaceCheckpoint, quantization: Quantization) -> 
         rest,
         plain.shards,
         plain.generation,
+        plain.notes,
         quantization=quantization,
         packed=packed,
     )

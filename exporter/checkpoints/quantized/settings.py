@@ -13,6 +13,8 @@ from typing import Any
 
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.folder_files import file_inside
+from llama_onnx.targets.printable import shown
 
 WHOLE_ROW = -1
 """The group size that stands for one group per row."""
@@ -59,6 +61,14 @@ class Quantization:
         return f"{kind}{act_order}, layout {self.layout}{', mixed' if self.mixed else ''}"
 
 
+def is_bitsandbytes(config: Mapping[str, Any]) -> bool:
+    """Return whether the content of config.json names bitsandbytes as the quantization."""
+    raw = config.get("quantization_config")
+    if not isinstance(raw, dict):
+        return False
+    return raw.get("quant_method") == "bitsandbytes" or "load_in_4bit" in raw
+
+
 def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization | None:
     """Return the quantization of the checkpoint in `folder`, whose config.json holds `config`.
 
@@ -70,16 +80,16 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
         return None
     where, raw = found
     method = raw.get("quant_method")
-    if method not in _LAYOUTS:
+    if not isinstance(method, str) or method not in _LAYOUTS:
         raise UnsupportedError(
-            f"{where}: the checkpoint is quantized with {method!r}, but only 'gptq' and 'awq' can "
-            "be read: export the original weights."
+            f"{where}: the checkpoint is quantized with {shown(method)}, but only 'gptq' and 'awq' "
+            "can be read: export the original weights."
         )
     layout = _layout(raw, method, where)
     for key in _MORE_THAN_CODES:
         if raw.get(key):
             raise UnsupportedError(
-                f"{where}: {key} is {raw[key]!r}, which is not supported: export the original "
+                f"{where}: {key} is {shown(raw[key])}, which is not supported: export the original "
                 "weights."
             )
     return Quantization(
@@ -100,7 +110,7 @@ def _find(folder: Path, config: Mapping[str, Any]) -> tuple[Path, dict[str, Any]
     if raw := config.get("quantization_config"):
         return where, raw if isinstance(raw, dict) else {"quant_method": raw}
     for name, method in _SIDE_FILES.items():
-        if (folder / name).is_file():
+        if file_inside(folder, name):
             return folder / name, {"quant_method": method, **read_json(folder / name)}
     return None
 
@@ -112,7 +122,7 @@ def _layout(raw: Mapping[str, Any], method: str, where: Path) -> str:
     layout = stated[0] if stated else known[0]
     if layout not in known:
         raise UnsupportedError(
-            f"{where}: the {method.upper()} layout {layout!r} is not supported, only "
+            f"{where}: the {method.upper()} layout {shown(layout)} is not supported, only "
             f"{' and '.join(map(repr, known))}: convert it, or export the original weights."
         )
     return layout
@@ -121,7 +131,7 @@ def _layout(raw: Mapping[str, Any], method: str, where: Path) -> str:
 def _bits(raw: Mapping[str, Any], method: str, where: Path) -> int:
     bits = raw.get("bits", raw.get("w_bit"))
     if not isinstance(bits, int) or isinstance(bits, bool):
-        raise CheckpointError(f"{where}: bits must be a number, not {bits!r}.")
+        raise CheckpointError(f"{where}: bits must be a number, not {shown(bits)}.")
     if bits not in _BITS[method]:
         known = " and ".join(map(str, _BITS[method]))
         raise UnsupportedError(
@@ -135,6 +145,7 @@ def _group_size(raw: Mapping[str, Any], where: Path) -> int:
     size = raw.get("group_size", raw.get("q_group_size"))
     if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != WHOLE_ROW):
         raise CheckpointError(
-            f"{where}: group_size must be a positive number, or -1 for whole rows, not {size!r}."
+            f"{where}: group_size must be a positive number, or -1 for whole rows, not "
+            f"{shown(size)}."
         )
     return size

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from llama_onnx.exporter.checkpoints.package.package import load_model
 from llama_onnx.exporter.reference.subject import Subject
 from llama_onnx.runtime.measure.certificate import FOLDER
-from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, hash_file
+from llama_onnx.targets.listing import hash_file
+from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -73,7 +73,7 @@ def measure_long(
     progress: Progress,
 ) -> LongContext:
     """Run LONG_CONTEXT on `prompts`, repeated until the context is full."""
-    length = subject.original.config.max_position_embeddings
+    length = subject.weights.config.max_position_embeddings
     passage = long_passage(prompts, length)
     program = in_pieces(LONG_CONTEXT.program([passage]), PIECE)
     situation = replace(LONG_CONTEXT, program=lambda _: program)

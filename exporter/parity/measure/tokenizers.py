@@ -17,6 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from llama_onnx.exporter.checkpoints.lora import tokenizer_home
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.parity.measure.prompts import TEXTS
 from llama_onnx.exporter.tokenizer.source import (
@@ -103,7 +104,8 @@ def check_tokenizer(
     opened = ModelPackage.unchecked(package)
     if opened and not opened.has_tokenizer:
         return None
-    kind, expected = tokenizer_kind(original.path), source_codec(original.path)
+    home = tokenizer_home(original)
+    kind, expected = tokenizer_kind(home), source_codec(home, original.config.vocab_size)
     if kind is None or expected is None:
         return None
     chosen = tuple(dict.fromkeys((*FIXED_TEXTS, *texts)))

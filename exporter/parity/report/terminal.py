@@ -6,18 +6,19 @@ from itertools import chain
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from llama_onnx.exporter.parity.bisect.search import Bisection
 from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.report import words
+from llama_onnx.runtime.commands.tables import make_console
 from llama_onnx.runtime.measure.situations import LONG_CONTEXT, SITUATIONS
 
 
 def print_report(report: ParityReport) -> None:
     """Print what was measured, with the verdict last."""
-    console = Console(highlight=False)
+    console = make_console()
     for line in (
         f"package    {report.package} ({report.precision}, {report.activations} activations)",
         f"original   {report.original}",
@@ -25,25 +26,25 @@ def print_report(report: ParityReport) -> None:
         f"tokenizer  {words.tokenizer(report.tokenizer)}",
         f"weights    {words.weights(report.weights)}",
     ):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     console.print(_situations(report))
     console.print(_losses(report))
     long = words.long_context(report.long, report.trained_length) if report.long else ()
     for line in chain(long, *map(words.greedy, report.greedy)):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     console.print(_verdicts(report))
     outcome, _, reasons = words.verdict(report).partition(":")
     color = "green" if report.passed else "red"
-    console.print(f"[bold {color}]{outcome}[/]:", end="")
-    console.print(reasons, markup=False, soft_wrap=True)
+    console.print(Text.assemble((outcome, f"bold {color}"), ":"), end="")
+    console.print(reasons, soft_wrap=True)
 
 
 def print_bisection(bisection: Bisection) -> None:
     """Print the piece at fault, or why none was found."""
-    console = Console(highlight=False)
+    console = make_console()
     finding = bisection.finding
     if finding is None:
-        console.print(f"bisect: {bisection.note}", markup=False, soft_wrap=True)
+        console.print(f"bisect: {bisection.note}", soft_wrap=True)
         return
     rows = {
         "at fault": finding.sentence(),
@@ -54,10 +55,10 @@ def print_bisection(bisection: Bisection) -> None:
         "location": "; ".join(finding.where),
         "reproduce": f"python {Path(finding.reproduction) / 'reproduce.py'}",
     }
-    console.print("[bold]bisect[/]")
+    console.print(Text("bisect", style="bold"))
     for name, text in rows.items():
         if text:
-            console.print(f"  {name:<13}{text}", markup=False, soft_wrap=True)
+            console.print(f"  {name:<13}{text}", soft_wrap=True)
 
 
 def _situations(report: ParityReport) -> Table:
@@ -107,7 +108,7 @@ def _verdicts(report: ParityReport) -> Table:
             verdict.name,
             f"{verdict.worst:.2g}",
             f"{verdict.limit:g}",
-            "[green]ok[/]" if verdict.passed else "[bold red]MISSED[/]",
+            Text("ok", "green") if verdict.passed else Text("MISSED", "bold red"),
         )
     return table
 

@@ -196,7 +196,10 @@ def test_a_key_of_the_wrong_type_is_named(tmp_path: Path) -> None:
 
 def test_more_layers_than_tensors_are_not_counted_through(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", keys={"llama.block_count": 2**32 - 1})
-    with pytest.raises(CheckpointError, match="block_count is 4,294,967,295, but the file has 30"):
+    with pytest.raises(CheckpointError, match=r"block_count is 4,294,967,295, more than 4,096"):
+        GGUFCheckpoint.open(path)
+    path = write(tmp_path / "m.gguf", keys={"llama.block_count": 4000})
+    with pytest.raises(CheckpointError, match="block_count is 4,000, but the file has 30"):
         GGUFCheckpoint.open(path)
 
 

@@ -96,9 +96,16 @@ def test_a_damaged_header_never_escapes_as_a_traceback(tmp_path: Path, noise: by
 
 
 def test_more_layers_than_tensors(tmp_path: Path) -> None:
-    source = tiny.write_huggingface(tmp_path, config_json={"num_hidden_layers": 10_000_000})
-    with pytest.raises(CheckpointError, match="10000000 layers"):
+    source = tiny.write_huggingface(tmp_path, config_json={"num_hidden_layers": 4000})
+    with pytest.raises(CheckpointError, match="4000 layers"):
         check_tensors(open_checkpoint(source))
+
+
+@pytest.mark.parametrize("layers", [4097, 10**9, 2**63])
+def test_more_layers_than_any_model_has_are_refused_at_once(tmp_path: Path, layers: int) -> None:
+    source = tiny.write_huggingface(tmp_path, config_json={"num_hidden_layers": layers})
+    with pytest.raises(CheckpointError, match=r"num_hidden_layers is .*, more than 4,096"):
+        open_checkpoint(source)
 
 
 def test_a_file_cut_short_after_it_was_opened(tmp_path: Path) -> None:

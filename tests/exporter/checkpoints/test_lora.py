@@ -425,12 +425,10 @@ def test_a_bad_adapter_is_one_sentence(
         ({"use_dora": True}, r"use_dora is set, which goes beyond plain LoRA"),
         ({"use_qalora": True}, r"use_qalora is set"),
         ({"lora_bias": True}, r"lora_bias is set"),
-        ({"fan_in_fan_out": True}, r"fan_in_fan_out is set"),
         ({"layer_replication": [[0, 2], [1, 3]]}, r"layer_replication is set"),
         ({"trainable_token_indices": [3]}, r"trainable_token_indices is set"),
         ({"target_parameters": ["a"]}, r"target_parameters is set"),
         ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens is set"),
-        ({"bias": "lora_only"}, r"bias is 'lora_only'; .* only 'none'"),
         ({"init_lora_weights": "pissa_niter_4"}, r"'pissa_niter_4', which also changes the base"),
         ({"init_lora_weights": "loftq"}, r"init_lora_weights is 'loftq'"),
     ],
@@ -446,15 +444,13 @@ def test_what_is_not_plain_lora_is_refused_by_name(
     ("settings", "message"),
     [
         ({"r": 0}, r"r must be a positive integer, not 0"),
-        ({"r": None}, r"r must be a positive integer, not None"),
         ({"lora_alpha": "8"}, r"lora_alpha must be a number, not '8'"),
-        ({"lora_alpha": float("nan")}, r"lora_alpha must be a number, not nan"),
+        ({"lora_alpha": float("nan")}, r"has NaN, which is not a JSON number"),
         ({"rank_pattern": {"q_proj": 0.5}}, r"rank_pattern must be a positive integer, not 0.5"),
         ({"rank_pattern": [4]}, r"rank_pattern must be an object, not \[4\]"),
         ({"alpha_pattern": {"(": 4}}, r"alpha_pattern '\(' is not a valid reg"),
         ({"target_modules": "(["}, r"target_modules '\(\[' is not a valid reg"),
         ({"target_modules": [3]}, r"target_modules must be a list of names, not \[3\]"),
-        ({"target_modules": None}, r"names no target_modules"),
         ({"layers_to_transform": "1"}, r"layers_to_transform must be layer numbers, not '1'"),
         # config and tensors contradict one another
         ({"r": 8}, r"q_proj has rank 4, but adapter_config.json says 8"),
@@ -464,10 +460,6 @@ def test_what_is_not_plain_lora_is_refused_by_name(
         (
             {"target_modules": ["q_proj", "v_proj", "k_proj"]},
             r"lacks the tensors that change model\.layers\.0\.self_attn\.k_proj",
-        ),
-        (
-            {"target_modules": ["q_proj", "v_proj", "c_attn"]},
-            r"'c_attn', but the base has no such matrix: .* \(somebody/some-llama\)",
         ),
         (
             {"target_modules": ["q_proj", "v_proj", "norm"]},

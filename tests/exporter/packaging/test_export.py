@@ -273,6 +273,26 @@ def test_force_never_replaces_the_source(tmp_path: Path) -> None:
     assert (source / "model.safetensors").exists()
 
 
+def test_a_package_inside_its_source_is_refused(source: Path) -> None:
+    before = sorted(source.rglob("*"))
+    with pytest.raises(UsageError, match="is inside the source"):
+        export(source, source / "sub" / "out")
+    assert sorted(source.rglob("*")) == before
+
+
+def test_what_an_export_killed_while_it_replaced_a_package_left_is_removed(
+    source: Path, tmp_path: Path
+) -> None:
+    out = export(source, tmp_path / "out")
+    left = tmp_path / "out.previous-x1y2z3"
+    (left / "out").mkdir(parents=True)
+    mine = tmp_path / "out.previous-years"
+    mine.mkdir()
+    (mine / "thesis.txt").touch()
+    export(source, out, force=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.previous-years"}
+
+
 def test_a_link_to_a_package_stays_a_link(source: Path, tmp_path: Path) -> None:
     package = export(source, tmp_path / "package")
     (tmp_path / "link").symlink_to(package)

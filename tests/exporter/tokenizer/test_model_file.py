@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def put(folder: Path, name: str, content: Any) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A checkpoint with tokenizer.model alone."""
-    tiny.write_huggingface(tmp_path)
+    # Rows for the vocabulary of 535 pieces, and for tokens added to it.
+    tiny.write_huggingface(tmp_path, replace(tiny.GQA, vocab_size=540))
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "tokenizer.model").write_bytes(model_named("llama-runs"))
@@ -116,9 +118,11 @@ def test_no_tokenizer_at_all(folder: Path, tmp_path: Path) -> None:
 
 
 def test_tokenizer_json_wins(folder: Path, tmp_path: Path) -> None:
-    (folder / "tokenizer.json").write_text("as it is", encoding="utf-8")
+    tiny.write_tokenizer(folder, 288)
+    original = (folder / "tokenizer.json").read_bytes()
     (tmp_path / "out").mkdir()
-    assert open_checkpoint(folder).write_tokenizer(tmp_path / "out") == ["tokenizer.json"]
+    open_checkpoint(folder).write_tokenizer(tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == original
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.bench.bench import Spread, bench
-from llama_onnx.runtime.llama.generation import GenerationStats, Tokens
+from llama_onnx.runtime.llama.generation import GenerationStats
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.memory import resident_bytes
 from llama_onnx.targets.errors import UsageError
 from tests.support.packages import END, alter_package

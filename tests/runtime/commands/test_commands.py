@@ -187,7 +187,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(
 def test_ctrl_c_and_ctrl_d_at_the_prompt_leave(
     package: Path, monkeypatch: pytest.MonkeyPatch, leave: type[BaseException]
 ) -> None:
-    def read_line() -> str:
+    def read_line(lines: object) -> str:
         raise leave
 
     monkeypatch.setattr(chat_module, "_read_line", read_line)

@@ -31,7 +31,8 @@ from llama_onnx.runtime.measure.situations import SITUATIONS
 from llama_onnx.runtime.measure.verify import VerifyReport, verify
 from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import DATA_FILE, MANIFEST, hash_file
+from llama_onnx.targets.listing import hash_file
+from llama_onnx.targets.package import DATA_FILE, MANIFEST
 from llama_onnx.targets.providers import CPU
 from tests.support import tiny
 
@@ -231,7 +232,7 @@ def edit(package: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda c: c["passages"].append({"text": "a", "prompt": 1}), r"'\d+\.ids' is missing"),
         (lambda c: c["passages"][0].update(prompt=10**6), "has the wrong type or size"),
         (lambda c: c["thresholds"][0].pop("limit"), "is damaged: 'limit' is missing"),
-        (lambda c: c["thresholds"].clear(), "no threshold for fp32"),
+        (lambda c: c["thresholds"].clear(), None),
     ],
 )
 def test_a_certificate_that_makes_no_sense_is_one_sentence(

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.llama.sampling import Sampling
 from llama_onnx.runtime.serving import worker
-from llama_onnx.runtime.serving.request import Request
+from llama_onnx.runtime.serving.request import Request, TooLargeError
 from llama_onnx.runtime.serving.service import Service, find_package, http_status
 from llama_onnx.targets.errors import BusyError, LlamaOnnxError, PackageError, UsageError
 from tests.support.fakes import generation
@@ -54,29 +55,59 @@ def ask(prompt: str = PROMPT, **options: Any) -> Request:
     [
         (b"", "not valid JSON"),
         (b'{"prompt": ', "not valid JSON"),
-        (b"\xff\xfe", "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        ("\ud800", "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
         (b"[1]", "must be a JSON object"),
         (b'"Once"', "must be a JSON object"),
         (b"{}", "either 'prompt' or 'messages'"),
         (b'{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "either 'prompt'"),
+        (b'{"prompt": "a", "prompt": "b"}', "the key 'prompt' twice"),
+        (b'{"prompt": "\\ud800"}', "half of a surrogate pair"),
         (b'{"prompt": 3}', "'prompt' must be a text"),
         (b'{"prompt": null}', "'prompt' must be a text"),
         (b'{"promt": "a"}', "unknown field 'promt': use prompt, messages"),
-        (b'{"messages": []}', "'messages' must be a list"),
-        (b'{"messages": [{"role": "user"}]}', "'messages' must be a list"),
-        (b'{"messages": [{"role": "user", "content": 1}]}', "'messages' must be a list"),
+        (b'{"%s": "a"}' % (b"p" * 9999), r"unknown field 'p+\.\.\.: use prompt"),
+        (b'{"messages": []}', "'messages' must have at least one"),
+        (b'{"messages": "hi"}', "'messages' must be a list of .*, not a text"),
+        (b'{"messages": {"role": "user", "content": "hi"}}', "'messages' must be a list .* object"),
+        (b'{"messages": [{"role": "user"}]}', r"'messages'\[0\] has no 'content'"),
+        (b'{"messages": [{"role": "user", "content": 1}]}', "'content' must be a text, not 1"),
+        (b'{"messages": [{"role": "user", "content": null}]}', "must be a text, not None"),
+        (b'{"messages": [{"role": 1, "content": "a"}]}', "'role' must be a text that is not empty"),
+        (
+            b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+            "'content' has a part of type 'image_url'",
+        ),
+        (
+            b'{"messages": [%s]}' % b",".join([b'{"role": "user", "content": "a"}'] * 10_001),
+            "has 10,001 messages, more than the 10,000 allowed",
+        ),
         (b'{"prompt": "a", "max_new_tokens": "9"}', "'max_new_tokens' must be a whole number"),
         (b'{"prompt": "a", "max_new_tokens": true}', "'max_new_tokens' must be a whole number"),
-        (b'{"prompt": "a", "seed": 4294967296}', "'seed' must be a whole number of at most"),
-        (b'{"prompt": "a", "temperature": -1}', "temperature must be 0"),
-        (b'{"prompt": "a", "temperature": NaN}', "temperature must be 0"),
-        (b'{"prompt": "a", "top_p": 0}', "top-p must be above 0"),
-        (b'{"prompt": "a", "stop": "."}', "'stop' must be a list of texts"),
+        (b'{"prompt": "a", "max_new_tokens": 3.0}', "'max_new_tokens' must be a whole number"),
+        (b'{"prompt": "a", "max_new_tokens": 0}', "'max_new_tokens' must be .* at least 1, not 0"),
+        (b'{"prompt": "a", "seed": 18446744073709551616}', "'seed' must be a whole number from 0"),
+        (b'{"prompt": "a", "top_k": 0.5}', "'top_k' must be a whole number"),
+        (b'{"prompt": "a", "temperature": -1}', "'temperature' must be a number from 0"),
+        (b'{"prompt": "a", "temperature": %s}' % (b"9" * 60), "'temperature' must be .* 60 digits"),
+        (b'{"prompt": "a", "temperature": %s}' % (b"9" * 400), "a number of 400 digits"),
+        (b'{"prompt": "a", "temperature": 1e400}', "the number 1e400, which is out of range"),
+        (b'{"prompt": "a", "temperature": NaN}', "has NaN, which is not a JSON number"),
+        (b'{"prompt": "a", "top_p": 1.01}', "'top_p' must be a number from 0 to 1"),
+        (b'{"prompt": "a", "stop": 1}', "'stop' must be a text or a list of texts, not 1"),
+        (b'{"prompt": "a", "stop": [""]}', "'stop' must hold texts that are not empty"),
+        (b'{"prompt": "a", "stop": [1]}', "'stop' must hold texts that are not empty, not 1"),
+        (
+            b'{"prompt": "a", "stop": [%s]}' % b",".join([b'"ab"'] * 300_000),
+            "'stop' has 300,000 texts, more than the 256 allowed",
+        ),
+        (b'{"prompt": "a", "stop": "%s"}' % (b"x" * 1025), "'stop' has a text of 1,025 characters"),
+        (b'{"prompt": "%s"}' % (b"a" * (4 << 20)), "4,194,318 bytes, more than the 4,194,304"),
         (b'{"prompt": "a", "stream": 1}', "'stream' must be true or false"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_one_sentence(body: bytes, said: str) -> None:
+def test_a_request_that_makes_no_sense_is_one_sentence(body: str | bytes, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         Request.parse(body)
 
@@ -92,8 +123,20 @@ def test_any_json_is_a_request_or_refused(content: Any) -> None:
 
 
 def test_whose_fault_it_is() -> None:
-    statuses = [http_status(kind("x")) for kind in (UsageError, BusyError, LlamaOnnxError)]
-    assert statuses == [400, 503, 500]
+    kinds = (UsageError, TooLargeError, BusyError, LlamaOnnxError)
+    assert [http_status(kind("x")) for kind in kinds] == [400, 413, 503, 500]
+
+
+def test_values_that_mean_something() -> None:
+    body = b"""{"messages": [{"role": "user", "name": "Eve", "content": [
+        {"type": "text", "text": "a\\u0000"}, {"type": "text", "text": "b"}]}],
+        "stop": "ab", "top_k": -1, "seed": 18446744073709551615, "temperature": 1e-320,
+        "max_new_tokens": 99999999999999999999}"""
+    request = Request.parse(body)
+    assert request.messages == ({"role": "user", "name": "Eve", "content": "a\0\nb"},)
+    assert request.stop == ("ab",)
+    assert request.sampling == Sampling(top_k=0, seed=2**64 - 1, temperature=0.0)
+    assert request.max_new_tokens == 99999999999999999999
 
 
 # ---- answers -------------------------------------------------------------------------------------
@@ -123,7 +166,7 @@ def test_it_says_what_runs(service: Service) -> None:
     ("request_", "said"),
     [
         (ask("the " * 300), "the context holds 256"),
-        (ask(max_new_tokens=0), "at least 1"),
+        (ask("the " * 2000), "first 2,048 are already more than 512 tokens"),
         (ask(adapter="law"), "has no adapter 'law'"),
         (ask("\ud800"), "not UTF-8"),
     ],
@@ -183,7 +226,7 @@ def test_a_process_that_ended_is_started_again(package: Path) -> None:
 
 def test_a_package_that_does_not_open_is_one_sentence(package: Path, tmp_path: Path) -> None:
     altered = alter_package(package, tmp_path / "ä 日本", model={"type": "nonsense"})
-    with pytest.raises(LlamaOnnxError, match=r"does not open in onnxruntime-genai: .*nonsense"):
+    with pytest.raises(LlamaOnnxError, match=r"sets 'model\.type' to 'nonsense', which no"):
         Service(altered)
 
 
@@ -268,19 +311,32 @@ def test_an_end_asked_for_too_late_ends_nothing(monkeypatch: pytest.MonkeyPatch)
     assert "".join(message.get("text", "") for message in sent) == "hello"
 
 
+@pytest.mark.parametrize(
+    ("error", "said", "logged"),
+    [
+        (KeyError("odd"), "the answer failed: 'odd' is missing.", True),
+        (
+            RuntimeError("bad allocation"),
+            "not enough memory for a prompt of 3 tokens and an answer of up to 6: pass a shorter "
+            "prompt or a smaller max_new_tokens (--max-new-tokens).",
+            False,
+        ),
+    ],
+)
 def test_what_a_library_raises_ends_the_answer_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    said: str,
+    logged: bool,
 ) -> None:
     lines = Open(line(ask().to_json()))
 
     def at_step(step: int) -> None:
         if step == 1:
             lines.end()
-            raise RuntimeError("bad allocation")
+            raise error
 
     sent = run_worker(monkeypatch, iter(lines), at_step)
-    assert sent[-1] == {
-        "error": "the answer failed: bad allocation.",
-        "usage": False,
-    }
-    assert "Traceback" in capsys.readouterr().err
+    assert sent[-1] == {"error": said, "usage": False}
+    assert ("Traceback" in capsys.readouterr().err) == logged

@@ -549,3 +549,14 @@ def test_without_a_tokenizer_the_prompts_are_the_same_every_time(copied: Make) -
     report = validate(open_subject(package, open_checkpoint(source)), PromptSet(first, 4))[0]
     assert missed(report) == set()
     assert report.tokenizer is not None and not report.tokenizer.passed
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.onnx"])
+def test_a_file_too_damaged_to_be_read_is_named_as_changed(copied: Make, name: str) -> None:
+    package, source = copied("fp32")
+    content = (package / name).read_bytes()
+    (package / name).write_bytes(content[: len(content) // 2])
+    result = run(package, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f": {name} changed since the export.\n")
+    assert len(result.stderr.splitlines()) == 1

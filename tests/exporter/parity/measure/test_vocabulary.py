@@ -36,7 +36,7 @@ def huggingface(folder: Path) -> Path:
 
 
 def sentencepiece(folder: Path) -> Path:
-    tiny.write_huggingface(folder)
+    tiny.write_huggingface(folder, replace(tiny.GQA, vocab_size=540))
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     (folder / "tokenizer.model").write_bytes(model_named("llama-runs"))

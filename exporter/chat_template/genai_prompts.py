@@ -1,0 +1,89 @@
+"""What onnxruntime-genai's own engine makes of a chat template, as C and C# programs get it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import nodes
+
+from llama_onnx.exporter.chat_template.conversations import Conversation
+from llama_onnx.runtime.chat_template.render import parse_template
+from llama_onnx.runtime.doctor.child import run
+
+_SECONDS = 30.0
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from llama_onnx.exporter.chat_template.genai_prompts import main; main()"
+)
+
+
+def genai_prompts(
+    package: Path, template: str, conversations: Sequence[Conversation]
+) -> list[str | None]:
+    """Return the prompts that onnxruntime-genai makes with the tokenizer in `package`; None for a
+    conversation that it refuses.
+
+    A template that could keep it busy for ever, or crash it, is rendered in another process: then
+    all are None if that fails.
+    """
+    if not needs_care(template):
+        return _render(package, template, conversations)
+    with tempfile.TemporaryDirectory() as work:
+        request, answer = Path(work) / "request", Path(work) / "answer"
+        request.write_text(json.dumps([str(package), template, conversations]), encoding="utf-8")
+        command = [sys.executable, "-c", _START, json.dumps(sys.path), str(request), str(answer)]
+        outcome = run(command, seconds=_SECONDS)
+        if outcome.error is not None:
+            return [None] * len(conversations)
+        prompts: list[str | None] = json.loads(answer.read_text(encoding="utf-8"))
+        return prompts
+
+
+def main() -> None:
+    """Render what the file in the first argument asks for, into the file in the second."""
+    request, answer = map(Path, sys.argv[1:])
+    package, template, conversations = json.loads(request.read_text(encoding="utf-8"))
+    prompts = _render(Path(package), template, conversations)
+    answer.write_text(json.dumps(prompts), encoding="utf-8")
+
+
+def _render(
+    package: Path, template: str, conversations: Sequence[Conversation]
+) -> list[str | None]:
+    from llama_onnx.runtime.genai import og
+
+    tokenizer = og.Tokenizer(og.Config(str(package)))
+    prompts: list[str | None] = []
+    for messages in conversations:
+        try:
+            prompt = tokenizer.apply_chat_template(
+                json.dumps(messages), template_str=template, add_generation_prompt=True
+            )
+            prompts.append(str(prompt))
+        except Exception:  # a C++ library's own, or a text that it has cut inside a letter
+            prompts.append(None)
+    return prompts
+
+
+def needs_care(text: str) -> bool:
+    """Return whether an engine without bounds might take for ever to render `text`, or crash.
+
+    Not so for a template that only walks over messages, and adds and cuts their texts.
+    """
+    tree = parse_template(text)
+    if any(loop.recursive for loop in tree.find_all(nodes.For)):
+        return True
+    called = {
+        one.node.name for one in tree.find_all(nodes.Call) if isinstance(one.node, nodes.Name)
+    }
+    if called - {"namespace", "raise_exception", "strftime_now"}:
+        return True
+    if any(one.name in ("center", "indent", "format") for one in tree.find_all(nodes.Filter)):
+        return True
+    if any(not isinstance(one.right, nodes.Const) for one in tree.find_all((nodes.Mod, nodes.Mul))):
+        return True
+    return any(tree.find_all((nodes.Macro, nodes.Block, nodes.Pow)))

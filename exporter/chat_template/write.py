@@ -1,0 +1,95 @@
+"""The chat template of a package: one text that jinja2 and onnxruntime-genai render alike, as far
+as that is possible, and warnings where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llama_onnx.exporter.chat_template.conversations import CONVERSATIONS, TOOLS, WITH_TOOLS
+from llama_onnx.exporter.chat_template.rewrite import InexpressibleError, rewrite
+from llama_onnx.runtime.chat_template.render import ChatTemplate, RejectedError, TemplateError
+from llama_onnx.runtime.llama.template import TEMPLATE, read_template
+from llama_onnx.targets.errors import MissingDependencyError
+from llama_onnx.targets.printable import printable
+
+Prompts = list[str | None]
+"""For each of `CONVERSATIONS`; None for one that the template rejects."""
+
+
+def write_for_genai(folder: Path, where: str) -> list[str]:
+    """Rewrite the chat template of the package in `folder`, if need be; return warnings.
+
+    `where` names the source in warnings. A template that nobody could use is removed.
+    """
+    template = read_template(folder)
+    if template is None:
+        return []
+    try:
+        expected = _prompts(template)
+        text = _rewritten(template, expected)
+    except TemplateError as error:
+        (folder / TEMPLATE).unlink()
+        return [
+            f"{where}: the chat template cannot be used ({printable(str(error))}), so the package "
+            "has none, and chat is not possible."
+        ]
+    (folder / TEMPLATE).write_bytes(text.encode("utf-8"))
+    return _differences(folder, text, expected, where)
+
+
+def _prompts(template: ChatTemplate) -> Prompts:
+    return [_prompt(template, messages) for messages in CONVERSATIONS.values()]
+
+
+def _prompt(template: ChatTemplate, messages: Sequence[Any], **options: Any) -> str | None:
+    try:
+        return template.render(messages, **options)
+    except RejectedError:
+        return None
+
+
+def _rewritten(template: ChatTemplate, expected: Prompts) -> str:
+    """Return the text written for both engines, or the original if jinja2 would notice."""
+    try:
+        text = rewrite(template.text)
+    except InexpressibleError:
+        return template.text
+    other = replace(template, text=text)
+    same = text == template.text or (
+        _prompts(other) == expected and _other_prompts(other) == _other_prompts(template)
+    )
+    return text if same else template.text
+
+
+def _other_prompts(template: ChatTemplate) -> Prompts:
+    """Return what only users of transformers ask for: tools, and prompts without a start of the
+    answer."""
+    plain = list(CONVERSATIONS.values())
+    return [
+        *(_prompt(template, messages, tools=TOOLS) for messages in (*plain, WITH_TOOLS)),
+        *(_prompt(template, messages, add_generation_prompt=False) for messages in plain),
+    ]
+
+
+def _differences(folder: Path, text: str, expected: Prompts, where: str) -> list[str]:
+    """Return a warning about the conversations that onnxruntime-genai, where it is installed,
+    renders in another way."""
+    from llama_onnx.exporter.chat_template.genai_prompts import genai_prompts
+
+    try:
+        found = genai_prompts(folder, text, list(CONVERSATIONS.values()))
+    except (MissingDependencyError, ImportError):  # absent, or its libraries do not load
+        return []
+    pairs = zip(CONVERSATIONS, expected, found, strict=True)
+    names = [name for name, ours, theirs in pairs if ours != theirs]
+    if not names:
+        return []
+    which = "every conversation" if len(names) == len(CONVERSATIONS) else ", ".join(names)
+    return [
+        f"{where}: onnxruntime-genai makes other prompts of the chat template than transformers, "
+        f"for {which}; llama-onnx's commands and Python API make transformers' own, but a C or C# "
+        "program should pass its own prompt."
+    ]

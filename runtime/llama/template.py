@@ -1,0 +1,106 @@
+"""The chat template of a package: which one it is, and the prompt it makes of a conversation.
+
+onnxruntime-genai's own engine is not asked: it renders many templates otherwise than jinja2, which
+the models were trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.extras import missing_extra
+from llama_onnx.targets.folder_files import file_inside, read_inside
+from llama_onnx.targets.printable import printable
+from llama_onnx.targets.strict_json import JSONError, parse_json
+
+if TYPE_CHECKING:
+    from llama_onnx.runtime.chat_template.render import ChatTemplate
+
+TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
+_MOST_TEMPLATE, _MOST_SETTINGS = 1 << 20, 16 << 20
+
+SPECIAL_TOKENS = tuple(
+    f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
+"""Variables that a template may use, and keys of tokenizer_config.json."""
+
+
+def render_messages(folder: Path, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the prompt for a conversation, up to the start of the answer.
+
+    Raises `UsageError` if the package in `folder` has no template, or it rejects the messages, and
+    `PackageError` for a template that cannot be read, or that exceeds a bound.
+    """
+    template = read_template(folder)
+    if template is None:
+        raise UsageError(
+            f"{folder} has no chat template, so it is not a chat model: "
+            "give it a plain prompt to continue."
+        )
+    from llama_onnx.runtime.chat_template.render import RejectedError, TemplateError
+
+    try:
+        return template.render(messages)
+    except RejectedError as error:
+        raise UsageError(
+            f"the model's chat template rejects the messages: {printable(str(error))}."
+        ) from None
+    except TemplateError as error:
+        raise PackageError(
+            f"the chat template of {folder} cannot be used: {printable(str(error))}."
+        ) from None
+
+
+def read_template(folder: Path) -> ChatTemplate | None:
+    """Return the package's template, None if it has none: chat_template.jinja before the one in
+    tokenizer_config.json, as transformers takes them."""
+    try:
+        from llama_onnx.runtime.chat_template.render import ChatTemplate
+    except ModuleNotFoundError as error:
+        raise missing_extra("a chat template", error.name, "cpu") from None
+
+    settings = _read_settings(folder)
+    text = chosen_template(settings.get("chat_template"))
+    if file_inside(folder, TEMPLATE, PackageError):
+        content = read_inside(folder, TEMPLATE, PackageError, max_bytes=_MOST_TEMPLATE)
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError:
+            raise PackageError(f"{folder / TEMPLATE} is not UTF-8 text.") from None
+    return ChatTemplate(text, special_texts(settings)) if text else None
+
+
+def chosen_template(value: Any) -> str | None:
+    """Return the template in `chat_template`, which may be a list of named ones: the `default`."""
+    if isinstance(value, list):
+        named = [entry for entry in value if isinstance(entry, Mapping)]
+        value = {entry.get("name"): entry.get("template") for entry in named}
+    if isinstance(value, Mapping):
+        value = value.get("default")
+    return value if isinstance(value, str) else None
+
+
+def special_texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the special tokens that `settings` name, by the variable of a template."""
+    found = {}
+    for key in SPECIAL_TOKENS:
+        token = settings.get(key)
+        text = token.get("content") if isinstance(token, Mapping) else token
+        if isinstance(text, str):
+            found[key] = text
+    return found
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    if not file_inside(folder, SETTINGS, PackageError):
+        return {}
+    try:
+        settings = parse_json(read_inside(folder, SETTINGS, PackageError, max_bytes=_MOST_SETTINGS))
+    except JSONError as error:
+        raise PackageError(f"{folder / SETTINGS} {error}.") from None
+    if not isinstance(settings, dict):
+        raise PackageError(f"{folder / SETTINGS} is not a JSON object.")
+    return settings

@@ -1,0 +1,56 @@
+"""Write files so that they survive a power cut: whole or not at all.
+
+A rename is atomic, but not durable: after a power cut the new name may be there and the content
+not, unless the content, and then the folder that has the name, were flushed to the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, which has its old content or this one at every moment."""
+    temporary = path.with_name(path.name + ".tmp")
+    # A stranger's folder may have a link there: what it leads to must not be written.
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:
+        file.write(content)
+    flush(temporary)
+    temporary.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    if path.is_dir():
+        if sys.platform != "win32":  # Windows cannot open a folder, and flushes names by itself
+            _flush(path, os.O_RDONLY)
+    else:
+        # Windows flushes only what is open for writing.
+        _flush(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+
+
+def flush_tree(folder: Path) -> None:
+    """Flush all files below `folder`, and all folders, to the disk; then rename it."""
+    for path, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            flush(Path(path, name))
+        flush(Path(path))
+
+
+def rename_folder(folder: Path, out: Path) -> None:
+    """Flush all of `folder` to the disk, rename it to `out`, and flush the new name."""
+    flush_tree(folder)
+    folder.rename(out)
+    flush(out.parent)
+
+
+def _flush(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

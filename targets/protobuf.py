@@ -1,0 +1,89 @@
+"""Protocol Buffers' wire format, read without a library, and strictly.
+
+A package's graph must be checked before a library opens it, and by a runtime that does not have the
+onnx library. Only what a sound file needs is accepted: no groups, no varint of more than 64 bits,
+no field number above 2^29 - 1.
+https://protobuf.dev/programming-guides/encoding
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+"""The wire types."""
+
+Value = int | memoryview
+"""A varint, or the bytes of any other field."""
+
+
+class WireError(ValueError):
+    """What is wrong with the bytes."""
+
+
+def fields(message: memoryview) -> Iterator[tuple[int, int, Value]]:
+    """Yield number, wire type and value of each field of `message`, in their order.
+
+    Raises `WireError`.
+
+    >>> [(number, bytes(value)) for number, _, value in fields(memoryview(b"\\x0a\\x02hi"))]
+    [(1, b'hi')]
+    """
+    position, end = 0, len(message)
+    while position < end:
+        tag, position = _varint(message, position)
+        number, kind = tag >> 3, tag & 7
+        if not 0 < number < 1 << 29:
+            raise WireError(f"field number {number}")
+        value: Value
+        if kind == VARINT:
+            value, position = _varint(message, position)
+        else:
+            start, position = _span(message, position, kind)
+            value = message[start:position]
+        yield number, kind, value
+
+
+def varints(packed: memoryview) -> list[int]:
+    """Return the varints of a packed field."""
+    values, position = [], 0
+    while position < len(packed):
+        value, position = _varint(packed, position)
+        values.append(value)
+    return values
+
+
+def signed(value: int) -> int:
+    """Return a varint as the int64 that it stands for."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _span(message: memoryview, position: int, kind: int) -> tuple[int, int]:
+    """Return start and end of the bytes of a field of wire type `kind` at `position`."""
+    if kind == BYTES:
+        length, start = _varint(message, position)
+    elif kind in (FIXED64, FIXED32):
+        length, start = (8 if kind == FIXED64 else 4), position
+    else:
+        raise WireError(f"wire type {kind}")
+    if start + length > len(message):
+        raise WireError("a field longer than its message")
+    return start, start + length
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if position >= len(message):
+            raise WireError("a cut number")
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            break
+        shift += 7
+        if shift > 63:
+            raise WireError("a number of more than 64 bits")
+    if value >> 64:
+        raise WireError("a number of more than 64 bits")
+    return value, position

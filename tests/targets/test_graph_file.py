@@ -1,0 +1,161 @@
+"""The check of a stranger's graph, against our own exporter and against onnx's own reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_onnx.exporter.packaging.adapters import open_kept
+from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.plan import make_plan
+from llama_onnx.exporter.sources import open_checkpoint
+from llama_onnx.targets.graph_file import check_graph
+from llama_onnx.targets.graph_operators import OPERATORS
+from llama_onnx.targets.onnx_file import GraphError
+from llama_onnx.targets.registry import TARGETS
+from llama_onnx.targets.target import Target
+from tests.support import adapters, tiny
+from tests.support.hostile_packages import SOUND
+from tests.support.parity import EXPORTS
+
+DATA_FILE = "model.onnx.data"
+SOUND_GRAPH = (SOUND / "model.onnx").read_bytes()
+SOUND_SIZE = (SOUND / DATA_FILE).stat().st_size
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, int]]:
+    """Every kind of graph that the exporter writes, by name: the file, and the size of its data."""
+    return dict(_graphs(tmp_path_factory.mktemp("graphs")))
+
+
+def _graphs(folder: Path) -> Iterator[tuple[str, tuple[bytes, int]]]:
+    def build(
+        name: str, source: Path, target: Target, options: Options, kept: Path | None = None
+    ) -> tuple[str, tuple[bytes, int]]:
+        checkpoint = open_checkpoint(source)
+        swapped = open_kept(checkpoint, {"x": kept} if kept else {})
+        plan = make_plan(checkpoint, target, options, 1, swapped, ())
+        return name, (ir.to_proto(plan.built.ir).SerializeToString(), plan.data_bytes)
+
+    for name, (config, options) in EXPORTS.items():
+        source = tiny.write_huggingface(folder / name, config)
+        yield build(name, source, TARGETS["cpu"], options)
+    source = tiny.write_huggingface(folder / "source")
+    tied = tiny.write_huggingface(folder / "tied", replace(tiny.GQA, tie_word_embeddings=True))
+    lora = adapters.write_adapter(
+        folder / "lora",
+        adapters.factors(
+            {
+                **{m: 4 for layer in range(3) for m in adapters.attention(layer, *"qkvo")},
+                **{
+                    f"model.layers.{layer}.mlp.{part}_proj": 4
+                    for layer in range(3)
+                    for part in ("gate", "up", "down")
+                },
+            }
+        ),
+    )
+    for target in TARGETS.values():
+        for precision in target.graph.precisions:
+            for activations in target.graph.activations:
+                options = Options(precision=precision, activations=activations)
+                name = f"{target.name} {precision} {activations}"
+                yield build(name, source, target, options)
+                yield build(f"{name} tied", tied, target, options)
+    for precision in TARGETS["cpu"].graph.precisions:
+        yield build(f"lora {precision}", source, TARGETS["cpu"], Options(precision), lora)
+
+
+def test_the_list_has_what_the_exporter_writes_and_no_more(
+    graphs: dict[str, tuple[bytes, int]],
+) -> None:
+    """If you changed the graph: read what graph_operators.py says before you add an operator."""
+    written: dict[str, set[str]] = {}
+    for content, _ in graphs.values():
+        for node in onnx.ModelProto.FromString(content).graph.node:
+            written.setdefault(node.domain, set()).add(node.op_type)
+    assert written == {domain: set(names) for domain, names in OPERATORS.items()}
+
+
+def test_every_graph_of_the_exporter_passes_and_reads_as_onnx_reads_it(
+    graphs: dict[str, tuple[bytes, int]],
+) -> None:
+    assert len(graphs) > 50
+    for name, (content, size) in graphs.items():
+        facts = check_graph(content, DATA_FILE, size)
+        graph = onnx.ModelProto.FromString(content).graph
+        for ours, theirs in ((facts.inputs, graph.input), (facts.outputs, graph.output)):
+            assert ours == {
+                value.name: tuple(
+                    dim.dim_value if dim.HasField("dim_value") else dim.dim_param
+                    for dim in value.type.tensor_type.shape.dim
+                )
+                for value in theirs
+            }, name
+        places = {
+            tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+            for tensor in graph.initializer
+            if tensor.external_data
+        }
+        assert {w.name: (w.start, w.end) for w in facts.weights} == {
+            tensor: (int(place["offset"]), int(place["offset"]) + int(place["length"]))
+            for tensor, place in places.items()
+        }, name
+        assert (facts.layers, facts.vocab_size) == (3, 288)
+
+
+@given(data=st.data())
+@settings(max_examples=300)
+def test_what_passes_is_harmless_by_onnx_s_own_reader(data: st.DataObject) -> None:
+    """Bytes changed at random: refused with a `GraphError`, or still only what is on the list."""
+    content = bytearray(SOUND_GRAPH)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        start = data.draw(st.integers(0, len(content) - 1))
+        length = data.draw(st.integers(1, 64))
+        content[start:start] = content[start : start + length]
+    try:
+        facts = check_graph(bytes(content), DATA_FILE, SOUND_SIZE)
+    except GraphError:
+        return
+    try:
+        model = onnx.ModelProto.FromString(bytes(content))
+    except DecodeError:  # in a part that we do not look into, such as shapes inside the graph
+        return
+    assert not (model.functions or model.training_info or model.metadata_props)
+    assert not model.graph.sparse_initializer
+    assert {value.name for value in model.graph.input} == facts.inputs.keys()
+    for node in model.graph.node:
+        assert node.op_type in OPERATORS[node.domain]
+        assert not any(a.HasField("g") or a.HasField("t") or a.graphs for a in node.attribute)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            assert entry.key != "location" or entry.value == DATA_FILE
+
+
+def test_cut_and_random_bytes_are_refused() -> None:
+    for end in range(0, len(SOUND_GRAPH) - 1, 97):
+        with pytest.raises(GraphError):
+            check_graph(SOUND_GRAPH[:end], DATA_FILE, SOUND_SIZE)
+
+
+def test_a_field_that_a_library_does_not_see_is_refused() -> None:
+    """A text in a field of fixed size is unknown to onnx; a reader that took it for the text would
+    check another graph than the one that runs."""
+    node = bytes([0x11]) + b"12345678"  # field 2 of a node, an output, as 64 bits
+    graph = bytes([0x0A, len(node)]) + node
+    model = bytes([0x3A, len(graph)]) + graph
+    assert onnx.ModelProto.FromString(model).graph.node[0].output == []
+    with pytest.raises(GraphError, match="a number of fixed size in a node"):
+        check_graph(model, DATA_FILE, 0)

@@ -1,0 +1,123 @@
+"""A stranger's package is data: whatever is in it, it is refused with a sentence, and nothing runs.
+
+`tests.support.hostile_packages` makes the packages. What the libraries would do with them is not
+asked: no library may see them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from llama_onnx.exporter.cli import main
+from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.measure.verify import verify
+from llama_onnx.targets.errors import LlamaOnnxError, PackageError
+from llama_onnx.targets.listing import Unlisted
+from llama_onnx.targets.package import ModelPackage
+from tests.support.hostile_packages import KINDS, SOUND, Change
+
+SECONDS = 20
+"""Far more than the sound package takes on a slow machine, which is half a second."""
+
+CASES = [
+    pytest.param(kind, change, id=f"{kind}: {name}".encode("unicode_escape").decode())
+    for kind, changes in KINDS.items()
+    for name, change in changes.items()
+]
+
+SEEN_WHEN_OPENED = {"settings of genai", "graph"}
+"""Kinds that a library would act on: no command opens such a package, `verify` or not."""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SOUND, tmp_path / "package"))
+
+
+def refusal(package: Path) -> str:
+    """Return why `verify` refuses a package."""
+    try:
+        report = verify(package)
+    except LlamaOnnxError as error:
+        return str(error)
+    assert not report.passed, "it passed"
+    return "verified"
+
+
+def test_the_sound_one_passes(hostile: Path) -> None:
+    assert verify(hostile).passed
+
+
+@pytest.mark.parametrize(("kind", "change"), CASES)
+def test_it_is_refused(hostile: Path, kind: str, change: Change) -> None:
+    change(hostile)
+    outside = sorted(hostile.parent.rglob("*")) if kind != "unlisted files" else []
+    started = time.perf_counter()
+    said = refusal(hostile)
+    assert time.perf_counter() - started < SECONDS
+    assert "\n" not in said and "Traceback" not in said
+    if kind in SEEN_WHEN_OPENED:
+        with pytest.raises(PackageError):
+            ModelPackage.open(hostile)
+        with pytest.raises(PackageError):
+            Llama.load(hostile)
+    if outside:
+        assert sorted(hostile.parent.rglob("*")) == outside, "something was written"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        (
+            "settings of genai",
+            "custom_ops_library='/tmp/evil.so'",
+            "genai_config.json sets 'model.decoder.session_options.custom_ops_library', which no "
+            "export writes",
+        ),
+        (
+            "settings of genai",
+            "filename='/etc/passwd'",
+            "genai_config.json sets 'model.decoder.filename' to '/etc/passwd', which no export",
+        ),
+        ("graph", "a loop without end", "model.onnx has the operator 'Loop', which no export"),
+        (
+            "graph",
+            "weights in /etc/passwd",
+            "from '/etc/passwd': not model.onnx.data",
+        ),
+        ("manifest and listed files", "a graph that is a FIFO", "is not a regular file: remove it"),
+        ("manifest and listed files", "without model.onnx", "it does not name model.onnx"),
+    ],
+)
+def test_the_sentence_names_what_is_wrong(hostile: Path, kind: str, name: str, said: str) -> None:
+    KINDS[kind][name](hostile)
+    for arguments in (("verify",), ("generate",), ("bench",)):
+        extra = ("hi",) if arguments == ("generate",) else ()
+        done = CliRunner().invoke(main, [*arguments, str(hostile), *extra])
+        assert done.exit_code == 1
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["model.sig", "sbom.cdx.json", "sbom.spdx.json", "SHA256SUMS"])
+def test_what_may_be_beside_a_package(hostile: Path, name: str) -> None:
+    (hostile / name).write_text("{}")
+    assert verify(hostile).passed
+    assert ModelPackage.open(hostile).unlisted() == Unlisted((), ())
+
+
+def test_what_a_download_leaves_is_named_and_passes(hostile: Path) -> None:
+    """`hf download --local-dir` leaves these; `.cache` with anything else in it is refused."""
+    (hostile / ".gitattributes").write_text("*.data filter=lfs")
+    (hostile / ".cache" / "huggingface" / "download").mkdir(parents=True)
+    (hostile / ".cache" / "huggingface" / "download" / "model.onnx.metadata").touch()
+    report = verify(hostile)
+    assert report.passed
+    assert report.integrity.tolerated == (".cache/huggingface/", ".gitattributes")
+    done = CliRunner().invoke(main, ["verify", str(hostile), "--files-only"])
+    assert "beside     .cache/huggingface/, .gitattributes: not part of" in done.stdout
