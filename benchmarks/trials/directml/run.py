@@ -64,10 +64,13 @@ class Place:
     def ours(self, *arguments: str) -> Any:
         """Run one of our commands with --json; return its answer, or what it printed instead."""
         said = self.run("-m", "llama_onnx.exporter.cli", *arguments, "--json")
-        try:
-            return json.loads(said)
-        except ValueError:
-            return {"error": said.strip().splitlines()[-1] if said.strip() else "no output"}
+        lines = said.strip().splitlines() or ["no output"]
+        for text in (said, lines[-1]):  # one value, or events of which the last has the answer
+            try:
+                return json.loads(text)
+            except ValueError:
+                continue
+        return {"error": lines[-1]}
 
     def genai(self, name: str, provider: str, capture: str | None = "0", **job: Any) -> Loop:
         """Run onnxruntime-genai's own loop, loop.py, on the package `name`."""
@@ -135,7 +138,7 @@ def _inspected(name: str, report: Mapping[str, Any]) -> Case:
     if "placement" not in report:
         return Case(what, False, report.get("error", str(report)[:200]))
     nodes = {p["provider"]: p["nodes"] for p in report["placement"]["providers"]}
-    small = [entry["operator"] for entry in report["placement"].get("elsewhere", ())]
+    small = [entry["op"] for entry in report["placement"].get("elsewhere", ())]
     elsewhere = sum(nodes.values()) - nodes.get(DIRECTML, 0)
     said = f"{nodes.get(DIRECTML, 0)} of {sum(nodes.values())} nodes on DirectML"
     said += f"; the others work out one length ({', '.join(sorted(set(small)))})" if small else ""
@@ -166,8 +169,8 @@ def _generated(name: str, place: Place, package: str, options: Sequence[str]) ->
             return Case(what, False, answer.get("error", str(answer)[:200]))
         texts.append(answer["text"])
         devices.append(answer["provider"]["device"])
-    said = f"ran on {devices[0]}; " + ("the CPU's text" if texts[0] == texts[1] else "another text")
-    return Case(what, devices[0] == DEVICE and bool(texts[0]), said)
+    same = "the CPU's text" if texts[0] == texts[1] else "another text than the CPU's"
+    return Case(what, devices[0] == DEVICE and bool(texts[0]), f"ran on {devices[0]}; {same}")
 
 
 # ---- tokens ----------------------------------------------------------------------------------
