@@ -63,7 +63,7 @@ def make(folder: Path) -> Sequence[str]:
     rng = np.random.default_rng(0)
     for number, (name, parts, feeds) in enumerate(_models(rng)):
         _save(folder / f"{number}.onnx", parts, feeds)
-        np.savez(folder / f"{number}.npz", **feeds)
+        np.savez(folder / f"{number}.npz", x=feeds["x"])
         names.append(name)
     return names
 
@@ -91,7 +91,8 @@ def _matmul(matmul: Matmul, rng: np.random.Generator) -> Parts:
     elif matmul.zeros:
         parts.weights["zeros"] = (16 * rng.random((ROWS, blocks))).astype(matmul.zeros)
     inputs += ["zeros"] if matmul.zeros else []
-    sizes = {"N": ROWS, "K": matmul.columns, "bits": matmul.bits, "block_size": matmul.block}
+    sizes: dict[str, Any] = {"N": ROWS, "K": matmul.columns}
+    sizes |= {"bits": matmul.bits, "block_size": matmul.block}
     parts.nodes.append(oh.make_node("MatMulNBits", inputs, ["y"], domain=MICROSOFT, **sizes))
     return parts
 
@@ -124,7 +125,7 @@ def _gather_blocks(rng: np.random.Generator) -> Parts:
     parts = Parts()
     parts.weights["codes"] = rng.integers(0, 256, (50, 32), dtype=np.uint8)
     parts.weights["scales"] = (0.01 * rng.random((50, 2))).astype(np.float16)
-    sizes = {"bits": 4, "block_size": 32, "gather_axis": 0, "quantize_axis": 1}
+    sizes: dict[str, Any] = {"bits": 4, "block_size": 32, "gather_axis": 0, "quantize_axis": 1}
     inputs = ["codes", "x", "scales"]
     parts.nodes.append(
         oh.make_node("GatherBlockQuantized", inputs, ["y"], domain=MICROSOFT, **sizes)

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from benchmarks.trials.windows.run import PROMPTS, add_probe, find_self_test
 from benchmarks.trials.windows.windows_python import COMMON, make_certified, make_python
 from benchmarks.trials.windows.wine import COMPILER
 from llama_onnx.runtime.bundles.make import make_bundle
+from llama_onnx.runtime.bundles.selftest import SelfTest
 from llama_onnx.runtime.bundles.windows import Windows
 from llama_onnx.runtime.bundles.windows_libraries import download_wheels
 from llama_onnx.targets.package import ModelPackage
-from tests.support.packages import make_package
+from tests.support.packages import greedy, make_package
 from tests.support.tables import Case, Table, show
 
 HERE = Path(__file__).parent
@@ -179,7 +180,7 @@ def _generated(name: str, place: Place, package: str, options: Sequence[str]) ->
 def token_cases(place: Place) -> Iterator[Case]:
     """Greedy tokens in genai's loop with graph capture off and on, against the same DLLs' CPU."""
     for name in place.packages:
-        job = {"turns": PROMPTS[:2], "count": NEW_TOKENS, "how": "new"}
+        job: dict[str, Any] = {"turns": PROMPTS[:2], "count": NEW_TOKENS, "how": "new"}
         expected = place.genai(name, "cpu", **job)
         for capture, said in (("0", "off"), ("1", "on")):
             found = place.genai(name, "dml", capture, **job)
@@ -241,28 +242,55 @@ def library_cases(place: Place, wheels: Path) -> Iterator[Case]:
         holds = facts.get("provider") == DEVICE and facts.get("ids") == expected
         said = f"{facts.get('provider')}: {facts.get('reason') or facts.get('error')}"
         yield Case(f"provider `{provider}`", holds, f"{said} The CPU's tokens.")
-    # Its attention reads a packed matrix and rotary tables, which DirectML's kernel leaves out.
+    faults = {
+        "a device that computes another token": (spoil_test(bundle / "package"), {}),
+        "a device that is lost": (bundle / "package", {"LOSE_DEVICE_AFTER": "12"}),
+        "a package that DirectML cannot run": (make_for_cpu(place), {}),
+    }
+    for what, (folder, fault) in faults.items():
+        prompt = SelfTest.read(folder / "selftest.txt").prompt
+        facts = probe(place, bundle, folder, "auto", prompt, len(test.expected), fault)
+        right = facts.get("ids") == " ".join(map(str, greedy(folder, prompt, len(test.expected))))
+        reason = facts.get("reason") or facts.get("error") or "it ended"
+        holds = facts.get("provider") == "CPU" and right and "DirectML is not used" in reason
+        said = f"{facts.get('provider')}: {reason[:180]}{'…' if len(reason) > 180 else ''}"
+        yield Case(f"provider `auto`, {what}", holds, said + " The CPU's tokens." * right)
+
+
+def spoil_test(package: Path) -> Path:
+    """Copy a package, with another token expected by its self-test."""
+    folder = package.with_name("spoiled")
+    shutil.copytree(package, folder)
+    test = SelfTest.read(folder / "selftest.txt")
+    other = replace(test, expected=(*test.expected[:3], test.expected[3] ^ 1, *test.expected[4:]))
+    (folder / "selftest.txt").write_text(str(other), "ascii")
+    return folder
+
+
+def make_for_cpu(place: Place) -> Path:
+    """Make a package for the CPU, whose packed matrix DirectML's attention cannot read."""
     folder = place.root.work / "for the cpu"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    wrong = make_package(folder, "int4", "cpu")
-    test = find_self_test(wrong)
-    (wrong / "selftest.txt").write_text(str(test), "ascii")
-    facts = probe(place, bundle, wrong, "auto", test.prompt, len(test.expected))
-    right = facts.get("ids") == " ".join(map(str, test.expected))
-    holds = facts.get("provider") == "CPU" and right and "DirectML is not used" in facts["reason"]
-    said = f"{facts.get('provider')}: {facts.get('reason')} The right tokens."
-    yield Case("provider `auto`, a package that DirectML computes wrongly", holds, said)
+    package = make_package(folder, "int4", "cpu")
+    (package / "selftest.txt").write_text(str(find_self_test(package)), "ascii")
+    return package
 
 
 def probe(
-    place: Place, bundle: Path, package: Path, provider: str, prompt: Sequence[int], count: int
+    place: Place,
+    bundle: Path,
+    package: Path,
+    provider: str,
+    prompt: Sequence[int],
+    count: int,
+    fault: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Run benchmarks/trials/windows/probe.c and return its facts by name."""
     path, libraries = place.root.windows_path, bundle / "bin"
     ids = ",".join(map(str, prompt))
     command = [path(libraries / "probe.exe"), path(package), path(libraries), provider, "0"]
-    done = place.root.call([*command, str(count), ids])
+    done = place.root.call([*command, str(count), ids], fault)
     lines = done.stdout.decode(errors="replace").replace("\r", "").splitlines()
     return dict(line.partition(" ")[::2] for line in lines)
 

@@ -215,10 +215,12 @@ def test_legacy_is_the_default(tmp_path: Path) -> None:
         found = Tokenizer.from_file(str(written(vicuna(folder, **settings)) / "tokenizer.json"))
         text = "hello</s>hello"
         half = len(found.encode("hello").ids) - 1
-        assert (
-            found.encode(text).ids
-            == [1, *found.encode("hello").ids[1:], 2, *found.encode("hello").ids[-half:]]
-        )
+        assert found.encode(text).ids == [
+            1,
+            *found.encode("hello").ids[1:],
+            2,
+            *found.encode("hello").ids[-half:],
+        ]
 
 
 def test_a_kind_that_onnxruntime_genai_does_not_read_is_refused(source: Path) -> None:
