@@ -3,7 +3,7 @@
 A job has `package`, `provider` ("dml" or "cpu"), `capture` ("0", "1" or null, for genai's default),
 `turns` (lists of token ids), `count` (tokens to generate after each) and `how` to continue:
 "new" starts with each turn alone, "whole" reads all turns and answers again into an empty cache,
-"append" adds a turn to the cache, "single" adds it token by token.
+"append" adds a turn to the cache.
 Prints one JSON line: the device, the ids of each answer. OUT gets the logits before each token.
 """
 
@@ -32,11 +32,8 @@ def main() -> None:
         if generator is None or job["how"] in ("new", "whole"):
             generator = start(model, room)
             generator.append_tokens(history)
-        elif job["how"] == "append":
-            generator.append_tokens(turn)
         else:
-            for token in turn:
-                generator.append_tokens([token])
+            generator.append_tokens(turn)
         answer = []
         for _ in range(job["count"]):
             logits.append(np.asarray(generator.get_logits(), np.float32).ravel())
