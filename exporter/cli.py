@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,20 +108,33 @@ class _Root(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(name, entry.summary) for name, entry in section.items()])
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run the command and exit; errors are printed here, and nowhere else."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(args, prog_name, complete_var, False, **extra)
         occupy_closed_files()
         prepare_streams()
         with interrupts_end_imports():
-            status = self._run(*args, **extra)
+            status = self._run(args, prog_name, complete_var, **extra)
         sys.exit(finish_streams(status))
 
-    def _run(self, *args: Any, **extra: Any) -> int:
+    def _run(
+        self,
+        args: Sequence[str] | None,
+        prog_name: str | None,
+        complete_var: str | None,
+        **extra: Any,
+    ) -> int:
         """Run the command, print its error if there is one, and return the exit status."""
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = super().main(args, prog_name, complete_var, False, **extra)
         except click.ClickException as error:
             _print_error(error)
             return error.exit_code

@@ -26,6 +26,7 @@ from llama_onnx.targets.errors import (
     PackageError,
     ProviderError,
     ResourceError,
+    UsageError,
 )
 from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.provider import Provider
@@ -117,6 +118,21 @@ class Settings:
     profile: Path | None = None
     weights: Path | None = None
     exact: bool = False
+
+
+def check_threads(threads: int) -> int:
+    """Return `threads` if they make sense here: at least 1, at most eight per processor or 64.
+
+    More only cost memory and time, and the system may end the process. Raises `UsageError`.
+    """
+    processors = os.cpu_count() or 1
+    most = max(64, 8 * processors)
+    if not 1 <= threads <= most:
+        raise UsageError(
+            f"the number of threads must be 1 to {most}, not {threads}: this machine has "
+            f"{processors} processor{'s' if processors > 1 else ''}."
+        )
+    return threads
 
 
 def create_session(

@@ -13,6 +13,8 @@ TARGET = Target(
         default_precision="int4",
         activations=("fp32",),
         accuracy_level=4,
+        any_heads=True,
+        sliding_window=True,
     ),
     session=Session(CPU),
 )

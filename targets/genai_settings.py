@@ -28,7 +28,7 @@ from llama_onnx.targets.strict_json import JSONError, parse_json
 
 GENAI_CONFIG = "genai_config.json"
 LOG_ID = "onnxruntime-genai"
-MODEL_TYPE = "llama"
+MODEL_TYPES = ("llama", "mistral")
 
 SEARCH_NUMBERS = ("temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size")
 """Search options that a source's generation_config.json may set, besides `do_sample`."""
@@ -135,7 +135,7 @@ def _rules(model_file: str) -> Rule:
         },
     }
     model: dict[str, Rule] = {
-        "type": _equals(MODEL_TYPE),
+        "type": MODEL_TYPES.__contains__,
         "context_length": _is_length,
         "vocab_size": _is_length,
         "eos_token_id": _are_ids,

@@ -19,6 +19,16 @@ _STARTS: dict[str, Kind] = {
     "USE_POLICY": "use policy",
     "NOTICE": "notice",
 }
+_LICENSE_TEXTS = {
+    "apache-2.0": r"Apache License\s+Version 2\.0",
+    "mit": r"MIT License|Permission is hereby granted, free of charge",
+    "llama2": r"Llama 2 Community License",
+    "llama3": r"Meta Llama 3 Community License",
+    "llama3.1": r"Llama 3\.1 Community License",
+    "llama3.2": r"Llama 3\.2 Community License",
+}
+"""The hub's name of a license -> a pattern found near the start of its text."""
+
 _CARD = "README.md"
 
 PACKAGE_CARD = "MODEL_CARD.md"
@@ -63,6 +73,16 @@ def title(file: Path) -> str:
     """Read the start of `file`, enough to identify a license: the file may have any size."""
     with file.open("rb") as opened:
         return opened.read(_TITLE_BYTES).decode("utf-8", "replace")
+
+
+def license_id(text: str) -> str | None:
+    """Return the hub's name of the license that `text` begins with, None for another license.
+
+    >>> license_id("Apache License  Version 2.0, January 2004")
+    'apache-2.0'
+    """
+    known = (key for key, start in _LICENSE_TEXTS.items() if re.search(start, text, re.IGNORECASE))
+    return next(known, None)
 
 
 def llama_generation(name: str, files: Iterable[Path]) -> int | None:

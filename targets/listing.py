@@ -37,6 +37,9 @@ names them."""
 MAX_FILES = 10_000
 """Most files that a list may name, and that are looked at in a folder."""
 
+_MAX_BYTES = 16 << 20
+"""Largest list: the manifest of Llama 3.1 405B, with the costs of its nodes, has 1 MB."""
+
 
 @dataclass(frozen=True)
 class Unlisted:
@@ -64,7 +67,8 @@ def read_listing(file: Path, format_version: int) -> dict[str, Any]:
     if found is None:
         raise PackageError(f"{file.parent} is not a llama-onnx package: it has no {file.name}.")
     try:
-        content = parse_json(found.read_bytes(), unique=True)
+        with found.open("rb") as opened:
+            content = parse_json(opened.read(_MAX_BYTES + 1), unique=True, max_bytes=_MAX_BYTES)
     except OSError as error:
         raise PackageError(f"{file} cannot be read: {error.strerror or error}.") from None
     except JSONError as error:

@@ -23,6 +23,11 @@ _FLOAT, _INT, _INTS = 1, 2, 7
 _ATTRIBUTE_TYPES = (_FLOAT, _INT, _INTS)
 _LARGEST_DIMENSION = 1 << 31
 _MOST_DIMENSIONS = 8
+_LONGEST_PACKED = 10 * (_MOST_DIMENSIONS + 1)  # bytes: what is cut off is one dimension too many
+
+MAX_FIELDS = 300_000
+"""Most fields of all messages: 126 layers of Llama 3.1 405B have 150,000, with adapters."""
+
 
 Shape = tuple[int | str, ...]
 """The lengths of a tensor; a name stands for one that varies."""
@@ -69,13 +74,25 @@ class Graph:
 
 class _Fields:
     """The fields of one message: number -> values. Those in `once` may be there once, as of two
-    libraries may take different ones; those in `many` any number of times; no others."""
+    libraries may take different ones; those in `many` any number of times; no others.
 
-    def __init__(self, message: Value, kind: str, once: Sequence[int], many: Sequence[int]) -> None:
+    `left` yields once for each field that the whole file may still have.
+    """
+
+    def __init__(
+        self,
+        message: Value,
+        kind: str,
+        left: Iterator[int],
+        once: Sequence[int],
+        many: Sequence[int] = (),
+    ) -> None:
         if not isinstance(message, memoryview):
             raise WireError(f"a number instead of a {kind}")
         self._found: dict[int, list[Value]] = {}
         for number, wire, value in fields(message):
+            if next(left, None) is None:
+                raise GraphError(f"has more than {MAX_FIELDS:,} fields")
             if wire in (FIXED32, FIXED64) and kind != "attribute":
                 # A library takes a text of this type for an unknown field, and does not see it.
                 raise WireError(f"a number of fixed size in a {kind}")
@@ -107,45 +124,46 @@ def read_model(content: bytes, data_file: str) -> Graph:
     Raises `WireError` for what is not ONNX, `GraphError` for what the exporter does not write.
     """
     # Without 14, metadata_props: there ONNX Runtime looks for settings ("ort_config").
-    model = _Fields(memoryview(content), "model", once=(1, 2, 3, 4, 5, 6, 7), many=(8,))
+    left = iter(range(MAX_FIELDS))
+    model = _Fields(memoryview(content), "model", left, once=(1, 2, 3, 4, 5, 6, 7), many=(8,))
     for message in model.all(8):
-        domain = _Fields(message, "operator set", once=(1, 2), many=()).text(1)
+        domain = _Fields(message, "operator set", left, once=(1, 2)).text(1)
         if domain not in OPERATORS:
             raise GraphError(f"uses the operator set {domain!r}, which no export writes")
     if not model.all(7):
         raise WireError("there is no graph in it")
-    read = _Fields(model.all(7)[0], "graph", once=(2, 10), many=(1, 5, 11, 12, 13, 16))
-    graph = Graph([_read_node(message) for message in read.all(1)])
+    read = _Fields(model.all(7)[0], "graph", left, once=(2, 10), many=(1, 5, 11, 12, 13, 16))
+    graph = Graph([_read_node(message, left) for message in read.all(1)])
     for message in read.all(5):
-        _read_tensor(message, graph, data_file)
-    graph.inputs = _read_values(read.all(11))
-    graph.outputs = _read_values(read.all(12))
+        _read_tensor(message, graph, data_file, left)
+    graph.inputs = _read_values(read.all(11), left)
+    graph.outputs = _read_values(read.all(12), left)
     return graph
 
 
-def _read_node(message: Value) -> Node:
-    read = _Fields(message, "node", once=(3, 4, 6, 7), many=(1, 2, 5, 9))
+def _read_node(message: Value, left: Iterator[int]) -> Node:
+    read = _Fields(message, "node", left, once=(3, 4, 6, 7), many=(1, 2, 5, 9))
     node = Node(read.text(4), read.text(7), read.texts(1), read.texts(2))
     if node.operator not in OPERATORS.get(node.domain, ()):
         name = f"{node.domain}.{node.operator}" if node.domain else node.operator
         raise GraphError(f"has the operator {name!r}, which no export writes")
     for attribute in read.all(5):
         # Without 4 (text), 5 (a tensor), 6 (a graph) and their lists: no operator above has one.
-        kind = _Fields(attribute, "attribute", once=(1, 2, 3, 13, 20), many=(7, 8)).number(20)
+        kind = _Fields(attribute, "attribute", left, once=(1, 2, 3, 13, 20), many=(7, 8)).number(20)
         if kind not in _ATTRIBUTE_TYPES:
             raise GraphError("has an attribute of a type that no export writes")
     return node
 
 
-def _read_tensor(message: Value, graph: Graph, data_file: str) -> None:
-    read = _Fields(message, "tensor", once=(2, 8, 9, 12, 14), many=(1, 13, 16))
+def _read_tensor(message: Value, graph: Graph, data_file: str, left: Iterator[int]) -> None:
+    read = _Fields(message, "tensor", left, once=(2, 8, 9, 12, 14), many=(1, 13, 16))
     name, kind, places = read.text(8), read.number(2), read.all(13)
     if name in graph.names:
         raise GraphError(f"has the weights {name!r} twice")
     graph.names.add(name)
     size = _tensor_bytes(name, [dim for value in read.all(1) for dim in _integers(value)], kind)
     if read.number(14) == 1:
-        graph.weights.append(_read_place(name, size, places, data_file))
+        graph.weights.append(_read_place(name, size, places, data_file, left))
         return
     raw = next(iter(read.all(9)), memoryview(b""))
     if places or not isinstance(raw, memoryview) or len(raw) != size:
@@ -167,8 +185,10 @@ def _tensor_bytes(name: str, dims: Sequence[int], kind: int) -> int:
     return (prod(dims) * _BITS[kind] + 7) // 8
 
 
-def _read_place(name: str, size: int, places: Sequence[Value], data_file: str) -> Weights:
-    entries = [_Fields(message, "place", once=(1, 2), many=()) for message in places]
+def _read_place(
+    name: str, size: int, places: Sequence[Value], data_file: str, left: Iterator[int]
+) -> Weights:
+    entries = [_Fields(message, "place", left, once=(1, 2)) for message in places]
     place = {entry.text(1): entry.text(2) for entry in entries}
     if len(place) < len(entries) or place.keys() != {"location", "offset", "length"}:
         raise GraphError(f"has the weights {name!r} without a plain place in {data_file}")
@@ -184,24 +204,24 @@ def _digits(text: str) -> int | None:
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
-def _read_values(messages: Sequence[Value]) -> dict[str, Shape]:
+def _read_values(messages: Sequence[Value], left: Iterator[int]) -> dict[str, Shape]:
     """Return the names and shapes of inputs or outputs."""
     values: dict[str, Shape] = {}
     for message in messages:
-        read = _Fields(message, "value", once=(1, 2, 3), many=(4,))
+        read = _Fields(message, "value", left, once=(1, 2, 3), many=(4,))
         name = read.text(1)
         if name in values:
             raise GraphError(f"has the input or output {name!r} twice")
-        values[name] = tuple(_read_shape(read.all(2)))
+        values[name] = tuple(_read_shape(read.all(2), left))
     return values
 
 
-def _read_shape(types: Sequence[Value]) -> Iterator[int | str]:
+def _read_shape(types: Sequence[Value], left: Iterator[int]) -> Iterator[int | str]:
     # A type has a tensor's type, which has a shape, which has lengths; other types are refused.
-    inner = [v for t in types for v in _Fields(t, "type", once=(1, 6), many=()).all(1)]
-    shapes = [v for t in inner for v in _Fields(t, "tensor's type", once=(1, 2), many=()).all(2)]
-    for length in (v for s in shapes for v in _Fields(s, "shape", once=(), many=(1,)).all(1)):
-        read = _Fields(length, "length", once=(1, 2, 3), many=())
+    inner = [v for t in types for v in _Fields(t, "type", left, once=(1, 6)).all(1)]
+    shapes = [v for t in inner for v in _Fields(t, "tensor's type", left, once=(1, 2)).all(2)]
+    for length in (v for s in shapes for v in _Fields(s, "shape", left, once=(), many=(1,)).all(1)):
+        read = _Fields(length, "length", left, once=(1, 2, 3))
         if len(read.all(1)) + len(read.all(2)) != 1:
             raise GraphError("has a length that is neither a number nor a name")
         yield read.text(2) if read.all(2) else signed(read.number(1))
@@ -217,4 +237,6 @@ def _text(value: Value) -> str:
 
 
 def _integers(value: Value) -> list[int]:
-    return [signed(v) for v in ([value] if isinstance(value, int) else varints(value))]
+    if isinstance(value, int):
+        return [signed(value)]
+    return [signed(number) for number in varints(value[:_LONGEST_PACKED])]

@@ -12,6 +12,7 @@ TARGET = Target(
         precisions=("fp32", "fp16", "int8", "int4"),
         default_precision="int4",
         operators=Operators(standard=True),
+        sliding_window=True,
     ),
     session=Session(CPU, shared_buffer=False),
 )

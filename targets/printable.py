@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 
@@ -15,6 +16,7 @@ _UNSAFE = re.compile(
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong, _SHORT.maxlevel = 100, 100, 70, 3
+_LONG_BITS = 128
 
 
 def printable(text: str) -> str:
@@ -32,10 +34,20 @@ def printable(text: str) -> str:
 def shown(value: object) -> str:
     """Return a `repr` of `value` that is short whatever it is, for a message.
 
-    >>> shown("x" * 1000), shown([[1] * 100] * 100)
-    ("'xxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxx'", '[[1, 1, 1, 1, ...], [1, 1, 1, 1, ...], ...]')
+    >>> shown("x" * 1000)
+    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'"
+    >>> shown([1] * 100), shown(10**400)
+    ('[1, 1, 1, 1, 1, 1, ...]', 'a number of 401 digits')
     """
-    return _SHORT.repr(value)
+    if isinstance(value, int) and value.bit_length() > _LONG_BITS:
+        # Python refuses to write more than 4,300 digits; their number can be one too many.
+        bits = value.bit_length()
+        digits = len(str(abs(value))) if bits < 10_000 else math.floor(bits * math.log10(2)) + 1
+        return f"a number of {digits:,} digits"
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # such a number inside a list
+        return f"a {type(value).__name__}"
 
 
 def _escape(code: int) -> str:

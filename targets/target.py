@@ -19,8 +19,9 @@ class Operators:
     other fields are then unused. `packed_qkv`: GroupQueryAttention accepts query, key and value as
     one matrix; `inner_rotary`: it applies the rotary embedding itself. The others say whether there
     are kernels: `fused_matmul` for FusedMatMul, which multiplies by a transposed matrix;
-    `rms_normalization` for ONNX's RMSNormalization; `gather_blocks` for GatherBlockQuantized, which
-    reads rows of a quantized embedding. `counted_positions`: positions are computed on the device
+    `fused_attention` for GroupQueryAttention, else ONNX's Attention is used; `rms_normalization`
+    for ONNX's RMSNormalization; `gather_blocks` for GatherBlockQuantized, which reads rows of a
+    quantized embedding. `counted_positions`: positions are computed on the device
     alone, from masks that may be longer than the tokens, as captured graphs need.
     """
 
@@ -28,6 +29,7 @@ class Operators:
     opset: int = 23
     packed_qkv: bool = True
     inner_rotary: bool = True
+    fused_attention: bool = True
     fused_matmul: bool = True
     rms_normalization: bool = True
     gather_blocks: bool = True
@@ -41,7 +43,9 @@ class Graph:
     `precisions` are the ways to store the weights. `activations` are the dtypes that can flow
     between operators, independent of the weights; the first one is the default. `accuracy_level` is
     the attribute of `MatMulNBits`: 4 computes in int8, 1 in fp32; with activations in half
-    precision it has no effect.
+    precision it has no effect. `any_heads`: ONNX's Attention and RotaryEmbedding have kernels too,
+    for models with heads that GroupQueryAttention refuses. `sliding_window`: attention over the
+    last positions only is proved there.
     """
 
     precisions: tuple[str, ...]
@@ -49,6 +53,8 @@ class Graph:
     activations: tuple[FloatName, ...] = ("fp32",)
     accuracy_level: int = 4
     operators: Operators = Operators()
+    any_heads: bool = False
+    sliding_window: bool = False
 
 
 @dataclass(frozen=True)

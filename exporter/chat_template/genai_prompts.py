@@ -15,6 +15,9 @@ from llama_onnx.runtime.chat_template.render import parse_template
 from llama_onnx.runtime.doctor.child import run
 
 _SECONDS = 30.0
+_LONGEST = 16_000
+"""In a longer text, one comment or run of spaces could overflow its stack, letter by letter."""
+
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
     "from llama_onnx.exporter.chat_template.genai_prompts import main; main()"
@@ -28,8 +31,10 @@ def genai_prompts(
     conversation that it refuses.
 
     A template that could keep it busy for ever, or crash it, is rendered in another process: then
-    all are None if that fails.
+    all are None if that fails. Raises `MissingDependencyError` without onnxruntime-genai.
     """
+    import llama_onnx.runtime.genai  # noqa: F401 - to know before another process is started
+
     if not needs_care(template):
         return _render(package, template, conversations)
     with tempfile.TemporaryDirectory() as work:
@@ -74,6 +79,8 @@ def needs_care(text: str) -> bool:
 
     Not so for a template that only walks over messages, and adds and cuts their texts.
     """
+    if len(text) > _LONGEST:
+        return True
     tree = parse_template(text)
     if any(loop.recursive for loop in tree.find_all(nodes.For)):
         return True

@@ -8,9 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jinja2 import nodes
+
 from llama_onnx.exporter.chat_template.conversations import CONVERSATIONS, TOOLS, WITH_TOOLS
 from llama_onnx.exporter.chat_template.rewrite import InexpressibleError, rewrite
-from llama_onnx.runtime.chat_template.render import ChatTemplate, RejectedError, TemplateError
+from llama_onnx.runtime.chat_template.render import (
+    ChatTemplate,
+    RejectedError,
+    TemplateError,
+    parse_template,
+)
 from llama_onnx.runtime.llama.template import TEMPLATE, read_template
 from llama_onnx.targets.errors import MissingDependencyError
 from llama_onnx.targets.printable import printable
@@ -37,7 +44,7 @@ def write_for_genai(folder: Path, where: str) -> list[str]:
             "has none, and chat is not possible."
         ]
     (folder / TEMPLATE).write_bytes(text.encode("utf-8"))
-    return _differences(folder, text, expected, where)
+    return [*_recursion(text, where), *_differences(folder, text, expected, where)]
 
 
 def _prompts(template: ChatTemplate) -> Prompts:
@@ -72,6 +79,19 @@ def _other_prompts(template: ChatTemplate) -> Prompts:
         *(_prompt(template, messages, tools=TOOLS) for messages in (*plain, WITH_TOOLS)),
         *(_prompt(template, messages, add_generation_prompt=False) for messages in plain),
     ]
+
+
+def _recursion(text: str, where: str) -> list[str]:
+    """Return a warning about macros that call themselves, on which an engine without bounds can
+    crash."""
+    for macro in parse_template(text).find_all(nodes.Macro):
+        called = (call.node for call in macro.find_all(nodes.Call))
+        if macro.name in {node.name for node in called if isinstance(node, nodes.Name)}:
+            return [
+                f"{where}: the chat template has the macro {macro.name}, which calls itself: the C "
+                "library refuses to chat with it, so that a C program must pass its own prompt."
+            ]
+    return []
 
 
 def _differences(folder: Path, text: str, expected: Prompts, where: str) -> list[str]:

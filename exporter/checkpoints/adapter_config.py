@@ -133,7 +133,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     """
     where = folder / CONFIG_FILE
     if not where.is_file():
-        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: pass the folder that PEFT saved.")
+        raise CheckpointError(_describe_missing(folder))
     raw = read_json(where)
     _refuse_methods(raw, where)
     limit = TimeLimit()
@@ -175,6 +175,18 @@ def _warnings(raw: Mapping[str, Any], where: Path) -> Iterator[str]:
             f"{where}: {printable(', '.join(unknown[:10]))} is not a setting of LoRA in PEFT "
             "0.21: it is ignored, as PEFT does."
         )
+
+
+def _describe_missing(folder: Path) -> str:
+    """Return the sentence about a folder without adapter_config.json, with what it is instead."""
+    if folder.is_file():
+        return f"{folder} is a file, not a folder: pass the folder that PEFT saved to --adapter."
+    if (folder / "config.json").is_file():
+        return (
+            f"{folder} is a model, not an adapter: pass it as SOURCE, without --adapter, if the "
+            "adapter is merged into it."
+        )
+    return f"{folder} has no {CONFIG_FILE}: pass the folder that PEFT saved."
 
 
 def _refuse_methods(raw: Mapping[str, Any], where: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_onnx.exporter.checkpoints.hub import HubId
+from llama_onnx.exporter.checkpoints.hub_answers import checked_answers
 from llama_onnx.exporter.checkpoints.weight_files import (
     SINGLES,
     find_weight_files,
@@ -156,9 +157,11 @@ def _write_sparse(path: Path, metadata: SafetensorsFileMetadata) -> None:
 
 @contextmanager
 def _translated_errors(source: HubId) -> Iterator[None]:
-    """Turn errors of huggingface_hub into one sentence with a remedy."""
+    """Check what the hub answers; turn errors of huggingface_hub into one sentence with a
+    remedy."""
     try:
-        yield
+        with checked_answers():
+            yield
     except LlamaOnnxError:
         raise
     # Errors of the HTTP library come through too; which library it is depends on the version.

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_onnx.targets.folder_files import is_plain_name
+
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REVISION = r"[A-Za-z0-9_./-]{1,200}"
 _ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>{_REVISION}))?")
@@ -24,6 +26,8 @@ class HubId:
         match = _ID.fullmatch(text)
         if match is None or match["repo"].lower().endswith(".gguf"):
             return None
+        if match["revision"] and not is_plain_name(match["revision"]):
+            return None  # "../x" would be a file outside the cache
         return cls(match["repo"], match["revision"])
 
     def __str__(self) -> str:

@@ -332,14 +332,14 @@ def _unmatched(config: AdapterConfig, modules: dict[str, tuple[int, ...]]) -> It
     unsaved = [name for name in config.saved if not any(saves(name, m) for m in modules)]
     if unsaved and len(unsaved) == len(config.saved):
         raise CheckpointError(
-            f"{config.where}: modules_to_save names {unsaved[0]!r}, but the base has no such module: "
-            f"{_made_for(config)}."
+            f"{config.where}: modules_to_save names {unsaved[0]!r}, but the base has no such "
+            f"module: {_made_for(config)}."
         )
     for key, names in (("target_modules", unknown), ("modules_to_save", unsaved)):
         if names:
             yield (
-                f"{config.where}: {key} names {printable(', '.join(names))}, which the base does not "
-                "have: ignored, as PEFT does."
+                f"{config.where}: {key} names {printable(', '.join(names))}, which the base does "
+                "not have: ignored, as PEFT does."
             )
 
 

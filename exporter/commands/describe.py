@@ -121,7 +121,9 @@ def _attention(config: Json) -> str:
     if "num_attention_heads" not in config:
         return ""
     heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
-    return f"{heads} heads of width {config['head_dim']}, {shared} for keys and values"
+    window = config.get("sliding_window")
+    sliding = f", sliding window of {window:,} positions" if window else ""
+    return f"{heads} heads of width {config['head_dim']}, {shared} for keys and values{sliding}"
 
 
 def _vocabulary(config: Json) -> str:

@@ -22,6 +22,7 @@ from llama_onnx.exporter.graph.operators import (
     token_shape,
 )
 from llama_onnx.exporter.graph.positions import Places, counted_places, shaped_places
+from llama_onnx.exporter.graph.standard import masked
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.storage import ORDER, QWEIGHT, SCALES, WEIGHT, ZERO_POINTS
 from llama_onnx.targets.target import Operators
@@ -84,6 +85,7 @@ class Window:
             kv_num_heads=config.num_key_value_heads,
             do_rotary=int(inner),
             rotary_interleaved=0,
+            **({"local_window_size": config.window} if config.window else {}),
             _domain=MICROSOFT,
             _outputs=3,
         )
@@ -118,7 +120,10 @@ class Fused:
         input_ids: ir.Value,
         mask: ir.Value,
     ) -> Batch:
-        """Return the window of `input_ids` [B, S] under `mask` [B, T]."""
+        """Return the window of `input_ids` [B, S] under `mask` [B, T], or what ONNX's Attention
+        needs."""
+        if not self.operators.fused_attention:
+            return masked(op, config, input_ids, mask)
         total = op.Cast(op.Squeeze(op.Shape(mask, start=1, end=2), [0]), to=ir.DataType.INT32)
         if self.operators.counted_positions:
             places = counted_places(op, input_ids, mask, config.max_position_embeddings)

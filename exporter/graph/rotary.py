@@ -17,6 +17,9 @@ from llama_onnx.exporter.model.rope import RopeScaling
 
 Table = npt.NDArray[np.float32]
 
+_ROUNDED_HEADS, _ROUNDED_THETAS = (16, 32, 64, 128), (1e4, 5e5)
+"""Head sizes and thetas (Llama's own) at which torch's powers are rounded correctly."""
+
 
 def rotary_tables(config: LlamaConfig) -> tuple[Table, Table]:
     """Return cos and sin of position * frequency, float32 [max_position_embeddings, head_dim/2].
@@ -50,9 +53,19 @@ def _mscale(factor: float, weight: float = 1.0) -> float:
 
 
 def _powers(config: LlamaConfig, theta: float) -> Table:
-    """Return theta^(2i / head_dim), the inverse of the unscaled frequencies, [head_dim/2]."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    powers: Table = (np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32)
+    """Return theta^(2i / head_dim), the inverse of the unscaled frequencies, [head_dim/2].
+
+    torch's power is not always rounded correctly, and at position 256 one unit in the last place
+    is visible in the tables. Where exact rounding gives torch's values, torch is not loaded.
+    """
+    if config.head_dim in _ROUNDED_HEADS and theta in _ROUNDED_THETAS:
+        exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+        exact: Table = (np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32)
+        return exact
+    import torch
+
+    fractions = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    powers: Table = (theta**fractions).numpy()
     return powers
 
 

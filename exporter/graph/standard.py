@@ -80,6 +80,30 @@ class Masked:
         return stamp(rotated, *token_shape(heads * self.config.head_dim), like=x)
 
 
+def masked(op: OpBuilder, config: LlamaConfig, input_ids: ir.Value, mask: ir.Value) -> Masked:
+    """Return the batch: valid tokens are counted for positions, and each token attends to the
+    valid tokens up to itself.
+
+    A sliding window is counted in valid tokens. A padding token attends to itself too: an empty
+    softmax row would be NaN, which would spread through the cache to every token.
+    """
+    size = op.Shape(input_ids, start=1, end=2)  # [1]
+    total = op.Shape(mask, start=1, end=2)  # [1]
+    counted = op.Sub(op.CumSum(mask, 1), 1)  # [B, T]
+    positions = op.Max(op.Slice(counted, op.Neg(size), [2**31 - 1], [1]), 0)  # [B, S]
+    new = op.Slice(mask, op.Neg(size), [2**31 - 1], [1])  # [B, S]
+    keys = op.Range(0, op.Squeeze(total, [0]), 1)  # [T]
+    queries = op.Unsqueeze(op.Slice(keys, op.Neg(size), [2**31 - 1], [0]), [1])  # [S, 1]
+    valid = op.Unsqueeze(op.Cast(mask, to=ir.DataType.BOOL), [1, 2])  # [B, 1, 1, T]
+    earlier, itself = op.LessOrEqual(keys, queries), op.Equal(keys, queries)  # [S, T]
+    if config.window is not None:
+        oldest = op.Sub(op.Unsqueeze(positions, [1, 3]), config.window - 1)  # [B, 1, S, 1]
+        recent = op.LessOrEqual(oldest, op.Unsqueeze(counted, [1, 2]))  # [B, 1, S, T]
+        valid = op.And(valid, recent)
+    visible = op.Or(op.And(valid, earlier), itself)  # [B, 1, S, T]
+    return Masked(config, positions, visible, new)
+
+
 @dataclass(frozen=True)
 class Standard:
     """The `Dialect` of standard ONNX operators."""
@@ -96,23 +120,8 @@ class Standard:
         input_ids: ir.Value,
         mask: ir.Value,
     ) -> Batch:
-        """Return the batch: valid tokens are counted for positions, and each token attends to the
-        valid tokens up to itself.
-
-        A padding token attends to itself too: an empty softmax row would be NaN, which would spread
-        through the cache to every token.
-        """
-        size = op.Shape(input_ids, start=1, end=2)  # [1]
-        total = op.Shape(mask, start=1, end=2)  # [1]
-        counted = op.Sub(op.CumSum(mask, 1), 1)  # [B, T]
-        positions = op.Max(op.Slice(counted, op.Neg(size), [2**31 - 1], [1]), 0)  # [B, S]
-        new = op.Slice(mask, op.Neg(size), [2**31 - 1], [1])  # [B, S]
-        keys = op.Range(0, op.Squeeze(total, [0]), 1)  # [T]
-        queries = op.Unsqueeze(op.Slice(keys, op.Neg(size), [2**31 - 1], [0]), [1])  # [S, 1]
-        valid = op.Unsqueeze(op.Cast(mask, to=ir.DataType.BOOL), [1, 2])  # [B, 1, 1, T]
-        earlier, itself = op.LessOrEqual(keys, queries), op.Equal(keys, queries)  # [S, T]
-        visible = op.Or(op.And(valid, earlier), itself)  # [B, 1, S, T]
-        return Masked(config, positions, visible, new)
+        """Return the batch; see `masked`."""
+        return masked(op, config, input_ids, mask)
 
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Return rows of the embedding. A quantized one is stored as a tied head reads it, by

@@ -34,12 +34,21 @@ MAX_LAYERS = 4096
 MIN_EPSILON, MAX_EPSILON = 1e-12, 0.1
 """Outside, all values are divided by nothing but the epsilon, or it is lost in float32."""
 
+_MISTRAL_DEFAULTS = {
+    "sliding_window": 4096,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4096 * 32,
+}
+"""What a key that is missing means in the config of a Mistral, where it differs from a Llama's."""
+
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A Llama decoder. Fields have the names and meanings of Hugging Face's `LlamaConfig`."""
+    """A Llama decoder. Fields have the names and meanings of Hugging Face's `LlamaConfig`, and
+    `sliding_window` that of its `MistralConfig`: a token attends to so many positions, its own
+    included; None for all."""
 
     vocab_size: int
     hidden_size: int
@@ -56,6 +65,13 @@ class LlamaConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+
+    @property
+    def window(self) -> int | None:
+        """The sliding window if any text in the context is longer than it."""
+        window = self.sliding_window
+        return window if window is not None and window < self.max_position_embeddings else None
 
     @property
     def q_size(self) -> int:
@@ -101,10 +117,12 @@ class LlamaConfig:
     def to_huggingface(self) -> dict[str, Any]:
         """Return the content of `config.json` as optimum and transformers (4 and 5) read it."""
         eos = list(self.eos_token_ids)
+        mistral = self.sliding_window is not None
         scaling = self.rope_scaling.to_huggingface() if self.rope_scaling else None
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": ["MistralForCausalLM" if mistral else "LlamaForCausalLM"],
+            "model_type": "mistral" if mistral else "llama",
+            **({"sliding_window": self.sliding_window} if mistral else {}),
             "attention_bias": False,
             "bos_token_id": self.bos_token_id,
             "eos_token_id": eos[0] if len(eos) == 1 else (eos or None),
@@ -136,6 +154,7 @@ def config_from_huggingface(
     wrong type, `UnsupportedError` for a feature that a plain Llama does not have.
     """
     _refuse_features(raw, where)
+    raw = {**_MISTRAL_DEFAULTS, **raw} if raw.get("model_type") == "mistral" else raw
     reader = Keys(raw, where)
     heads = reader.integer("num_attention_heads")
     hidden = reader.integer("hidden_size")
@@ -164,6 +183,7 @@ def config_from_huggingface(
         eos_token_ids=tokens.eos,
         pad_token_id=tokens.pad,
         rope_scaling=rope_scaling(rope, context, where),
+        sliding_window=_sliding_window(raw, reader),
     )
     check_config(config, where)
     return config
@@ -187,24 +207,24 @@ def check_config(config: LlamaConfig, where: str) -> None:
                 f"{where}: the special token {token} is beyond the vocabulary of "
                 f"{config.vocab_size} (generation_config.json included)."
             )
-    if config.head_dim % 16:
+    if config.head_dim % 2:
         raise UnsupportedError(
-            f"{where}: head_dim {config.head_dim} is not a multiple of 16, which ONNX Runtime's "
-            "GroupQueryAttention needs."
-        )
-    if config.hidden_size % 8 or config.intermediate_size % 8:
-        raise UnsupportedError(
-            f"{where}: hidden_size {config.hidden_size} and intermediate_size "
-            f"{config.intermediate_size} must be multiples of 8."
+            f"{where}: head_dim {config.head_dim} is odd, so rotary embeddings cannot pair its "
+            "channels."
         )
 
 
 def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
     model_type = raw.get("model_type")
-    if model_type != "llama":
+    if model_type not in ("llama", "mistral"):
         raise UnsupportedError(
-            f"{where}: model_type is {shown(model_type)}; this tool exports the Llama "
-            "architecture only."
+            f"{where}: model_type is {shown(model_type)}; this tool exports the Llama architecture "
+            "only ('llama', and 'mistral', which differs by its sliding window)."
+        )
+    kinds = raw.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != kinds[0] for kind in kinds):
+        raise UnsupportedError(
+            f"{where}: layer_types gives the layers different attention, which is not supported."
         )
     for key in ("attention_bias", "mlp_bias"):
         if raw.get(key):
@@ -216,6 +236,13 @@ def _refuse_features(raw: Mapping[str, Any], where: str) -> None:
         )
     if raw.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedError(f"{where}: partial_rotary_factor is not supported.")
+
+
+def _sliding_window(raw: Mapping[str, Any], reader: Keys) -> int | None:
+    """Return the window of a Mistral; transformers ignores the key in the config of a Llama."""
+    if raw["model_type"] != "mistral" or raw["sliding_window"] is None:
+        return None
+    return reader.integer("sliding_window")
 
 
 def _rope_block(raw: Mapping[str, Any], where: str) -> dict[str, Any]:

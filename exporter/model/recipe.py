@@ -53,7 +53,8 @@ class Recipe:
     def packs(self, projections: Sequence[str]) -> bool:
         """Return whether query, key and value `projections` share one matrix. The attention
         operator has to accept it, and codes kept from the source must have the same storage."""
-        together = self.operators.packed_qkv and not self.operators.standard
+        operators = self.operators
+        together = operators.packed_qkv and operators.fused_attention and not operators.standard
         return together and self.fit_together(projections)
 
     def to_json(self) -> dict[str, Any]:

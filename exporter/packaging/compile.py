@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,9 @@ def _write_small_files(job: Job) -> tuple[str, ...]:
     (folder / MODEL_FILE).write_bytes(_serialize(job.plan.built))
     search = check_search(checkpoint.search_defaults(), str(checkpoint.path))
     activations = job.plan.recipe.activations
-    settings = genai_config(config, search, job.target.session, MODEL_FILE, activations)
+    shared = job.target.session.shared_buffer and job.plan.recipe.operators.fused_attention
+    session = replace(job.target.session, shared_buffer=shared)
+    settings = genai_config(config, search, session, MODEL_FILE, activations)
     _write_json(folder / "genai_config.json", settings)
     _write_json(folder / "config.json", config.to_huggingface())
     tokenizer = _write_tokenizer(job) if job.tokenizer else []

@@ -22,6 +22,7 @@ from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
 from llama_onnx.exporter.model.recipe import Recipe, make_recipe
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
+from llama_onnx.exporter.packaging.attention import fitting_operators
 from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.options import Options
@@ -120,7 +121,8 @@ def make_plan(
     native = native_precision(checkpoint)
     if options.precision is None and native in target.graph.precisions:
         options = replace(options, precision=native)
-    recipe = resolve(options, target, tied=config.tie_word_embeddings)
+    operators, slower = fitting_operators(config, target)
+    recipe = replace(resolve(options, target, tied=config.tie_word_embeddings), operators=operators)
     if kept and (recipe.activations != "fp32" or recipe.operators.standard):
         raise UsageError(
             f"adapters can be kept beside the base only on targets with fp32 activations and ONNX "
@@ -146,7 +148,11 @@ def make_plan(
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
         structure=check_structure(built.ir, target),
         tokenizer=_find_tokenizer(checkpoint),
-        warnings=(*checkpoint.warnings(), *(text for one in kept for text in one.warnings)),
+        warnings=(
+            *slower,
+            *checkpoint.warnings(),
+            *(text for one in kept for text in one.warnings),
+        ),
     )
 
 

@@ -62,16 +62,17 @@ def walk_layers(
     Stages are "embedding", "layer 0", "layer 1" and so on, with hidden states [S, H], and "head",
     with logits [S, V]. With `positions`, [n] for each sequence, logits are computed only there.
     """
+    config = checkpoint.config
     with torch.inference_mode():
-        rotary = rotary_embedding(checkpoint.config)
+        rotary = rotary_embedding(config)
         hidden = embed(checkpoint, sequences)
     yield "embedding", _arrays(hidden)
     layers = decoder_layers(checkpoint)
-    for index in range(checkpoint.config.num_hidden_layers):
+    for index in range(config.num_hidden_layers):
         # Entered for each layer: the mode belongs to the thread, and the caller runs in between.
         with torch.inference_mode():
             layer = next(layers)
-            hidden = [advance(layer, rotary, x) for x in hidden]
+            hidden = [advance(layer, rotary, x, window_mask(config, x.shape[1])) for x in hidden]
         yield f"layer {index}", _arrays(hidden)
     layers.close()
     with torch.inference_mode():
@@ -97,12 +98,24 @@ def decoder_layers(checkpoint: Checkpoint) -> Generator[LlamaDecoderLayer, None,
         yield layer
 
 
-def advance(layer: LlamaDecoderLayer, rotary: LlamaRotaryEmbedding, x: Tensor) -> Tensor:
-    """Return the hidden states [1, S, H] after `layer`, given those before it."""
+def advance(
+    layer: LlamaDecoderLayer, rotary: LlamaRotaryEmbedding, x: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Return the hidden states [1, S, H] after `layer`, given those before it. `mask` is that of
+    `window_mask`."""
     positions = torch.arange(x.shape[1])[None]  # [1, S]
     # Without a mask, attention is causal, and not all scores are in memory at once.
-    output: Tensor = layer(x, attention_mask=None, position_embeddings=rotary(x, positions))
+    output: Tensor = layer(x, attention_mask=mask, position_embeddings=rotary(x, positions))
     return output
+
+
+def window_mask(config: LlamaConfig, length: int) -> Tensor | None:
+    """Return which of `length` positions each token attends to, [1, 1, S, S]: itself and those
+    before it, as many as the sliding window has. None without a window."""
+    if config.window is None:
+        return None
+    ones = torch.ones(1, 1, length, length, dtype=torch.bool)
+    return ones.tril() & ones.triu(1 - config.window)
 
 
 def read_out(checkpoint: Checkpoint, hidden: Sequence[Tensor]) -> list[Float32]:

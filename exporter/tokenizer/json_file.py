@@ -17,6 +17,7 @@ from llama_onnx.exporter.tokenizer.huggingface import (
     read_settings,
     special_tokens,
 )
+from llama_onnx.exporter.tokenizer.json_limits import exceeded_limit
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
@@ -100,6 +101,8 @@ def _check_kind(folder: Path, content: bytes) -> None:
         raise CheckpointError(
             f"{folder}: tokenizer.json cannot be read (it {error}): download it again."
         ) from None
+    if limit := exceeded_limit(value):
+        raise UnsupportedError(f"{folder}: tokenizer.json is too large: {limit}.")
     model = value.get("model") if isinstance(value, dict) else None
     # Very old files have no type, which is BPE or WordPiece: the library says which it can be.
     kind = model.get("type", "BPE") if isinstance(model, dict) else None

@@ -11,11 +11,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2
 
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, TokenType
-from llama_onnx.exporter.tokenizer.sentencepiece import sentencepiece_tokenizer
+from llama_onnx.exporter.tokenizer.sentencepiece import MAX_PIECES, sentencepiece_tokenizer
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.folder_files import read_inside
 
-MAX_BYTES = 16 << 20
+MAX_BYTES = 8 << 20
 """Largest `tokenizer.model`: Llama's has 0.5 MB, Gemma's 4 MB."""
 
 _proto: Any = sentencepiece_model_pb2  # its classes are made at run time, unseen by mypy
@@ -86,6 +86,8 @@ def _read(path: Path) -> Any:
         model.ParseFromString(content)
     except DecodeError:
         raise CheckpointError(f"{path} is not a SentencePiece model: download it again.") from None
+    if len(model.pieces) > MAX_PIECES:
+        raise CheckpointError(f"{path} has more than {MAX_PIECES:,} pieces: download it again.")
     if not all(isinstance(piece.piece, str) for piece in model.pieces):  # bytes if not UTF-8
         raise CheckpointError(f"{path} has a piece that is not UTF-8 text: download it again.")
     return model

@@ -88,7 +88,7 @@ def source_codec(path: Path, vocab_size: int | None = None) -> Codec | None:
         from llama_onnx.exporter.tokenizer.gguf import tokenizer_from_gguf
 
         metadata = read_header(path).metadata
-        codec = _codec(tokenizer_from_gguf(metadata, str(path)).tokenizer)
+        codec = _codec(tokenizer_from_gguf(metadata, str(path)).tokenizer, path)
         return replace(codec, vocabulary=lambda: _listed_vocabulary(metadata))
     return None
 
@@ -102,24 +102,32 @@ def _folder_codec(folder: Path, vocab_size: int | None) -> Codec:
     text = read_json_tokenizer(folder, spelled=False).text.encode("utf-8")
     if vocab_size is not None:
         text, _ = without_rows(text, vocab_size)
-    return _codec(Tokenizer.from_buffer(text))
+    return _codec(Tokenizer.from_buffer(text), folder / JSON)
 
 
 def json_codec(path: Path) -> Codec:
     """Read the tokenizer in the file `path`; raises `CheckpointError` when it cannot be read."""
     from tokenizers import Tokenizer
 
+    from llama_onnx.exporter.tokenizer.json_limits import exceeded_limit
+
     content = read_inside(path.parent, path.name, max_bytes=strict_json.MAX_BYTES)
     try:
+        if limit := exceeded_limit(strict_json.parse_json(content)):
+            raise CheckpointError(f"{path} is too large: {limit}.")
         tokenizer = Tokenizer.from_buffer(content)
+    except CheckpointError:
+        raise
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
-    return _codec(tokenizer)
+    return _codec(tokenizer, path)
 
 
-def _codec(tokenizer: Tokenizer) -> Codec:
+def _codec(tokenizer: Tokenizer, path: Path) -> Codec:
+    from llama_onnx.exporter.tokenizer.json_limits import encoded
+
     return Codec(
-        lambda text: list(tokenizer.encode(text).ids),
+        lambda text: encoded(tokenizer, text, str(path)),
         tokenizer.decode,
         lambda: _vocabulary(tokenizer),
     )
@@ -206,7 +214,7 @@ def _processor(
     try:
         processor = SentencePieceProcessor(model_proto=content)
         bare = SentencePieceProcessor(model_proto=without_prefix(content))
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # a piece may not be UTF-8
         raise CheckpointError(
             f"{folder / MODEL} is not a SentencePiece model: download it again."
         ) from None

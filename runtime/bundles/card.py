@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from llama_onnx.runtime.bundles.markdown import as_code, as_text
 from llama_onnx.runtime.bundles.template_files import read_template
 from llama_onnx.targets.errors import PackageError, describe_damage
-from llama_onnx.targets.licences import PACKAGE_CARD, TERMS, of_kind, title
+from llama_onnx.targets.extras import missing_extra
+from llama_onnx.targets.licences import PACKAGE_CARD, TERMS, license_id, of_kind, title
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.providers import CPU
 from llama_onnx.targets.registry import get_target
@@ -19,16 +21,6 @@ if TYPE_CHECKING:
     from llama_onnx.runtime.measure.certificate import Certificate
 
 CERTIFICATE = "parity/certificate.json"
-
-_LICENCES = {
-    "apache-2.0": r"Apache License\s+Version 2\.0",
-    "mit": r"MIT License|Permission is hereby granted, free of charge",
-    "llama2": r"Llama 2 Community License",
-    "llama3": r"Meta Llama 3 Community License",
-    "llama3.1": r"Llama 3\.1 Community License",
-    "llama3.2": r"Llama 3\.2 Community License",
-}
-"""The hub's name of a license -> a pattern found near the start of its text."""
 
 _SCALAR = r"""(?:"[^"\\\n]*"|'[^'\n]*'|[\w./:+-]+(?: [\w./:+-]+)*)"""
 _CARRIED = re.compile(
@@ -50,25 +42,27 @@ def write_card(
 ) -> str:
     """Return the text of README.md for a repository called `name`.
 
-    Raises `PackageError` for a certificate without the figures that the card shows.
+    Raises `PackageError` for a certificate without the figures that the card shows, and
+    `MissingDependencyError` without huggingface_hub, which writes the metadata.
     """
-    return read_template("hub", "README.md").substitute(
-        metadata="\n".join(_metadata(package)),
-        title=title,
+    created = package.manifest.get("created_with")
+    text = read_template("hub", "README.md").substitute(
+        title=as_text(title),
         examples="".join(_examples(package, name)),
         source=_source(package),
-        precision=package.precision,
-        target=package.target,
-        version=package.manifest.get("created_with", {}).get("llama-onnx", ""),
+        precision=as_code(package.precision),
+        target=as_code(package.target),
+        version=as_code(created.get("llama-onnx", "") if isinstance(created, dict) else ""),
         parity="\n".join(_parity(package, certificate)),
         verify=_VERIFY if certificate else "",
         licence=_licence(package),
     )
+    return _card(_metadata(package), text)
 
 
 def missing(package: ModelPackage, certificate: Certificate | None) -> Iterator[str]:
     """Yield a warning for each item that readers expect in a card but the package lacks."""
-    names = {line.partition(":")[0] for line in _metadata(package)}
+    names = _metadata(package)
     if "base_model" not in names:
         yield "The card has no base model: the package was not made from a model on the hub."
     if "language" not in names:
@@ -83,44 +77,50 @@ def missing(package: ModelPackage, certificate: Certificate | None) -> Iterator[
 # ---- metadata ------------------------------------------------------------------------------------
 
 
-def _metadata(package: ModelPackage) -> Iterator[str]:
-    carried = dict(_carried(package))
-    if "license" not in carried:
-        yield from _licence_lines(package)
-    yield from carried.values()
-    yield "library_name: onnxruntime-genai"
-    yield "pipeline_tag: text-generation"
+def _card(metadata: Mapping[str, Any], text: str) -> str:
+    """Return a card. Raises `MissingDependencyError` without huggingface_hub."""
+    try:
+        from huggingface_hub import ModelCard, ModelCardData
+    except ModuleNotFoundError as error:
+        raise missing_extra("a bundle for the hub", error.name, "hub") from None
+    data = ModelCardData(**metadata)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}", ignore_metadata_errors=False))
+
+
+def _metadata(package: ModelPackage) -> dict[str, Any]:
+    metadata = {**_license(package), **_carried(package)}
+    metadata |= {"library_name": "onnxruntime-genai", "pipeline_tag": "text-generation"}
     source = package.manifest["source"]
     if "commit" in source:
-        yield f"base_model: {json.dumps(source['name'])}"
+        metadata["base_model"] = str(source.get("name"))
         if package.precision in ("int4", "int8"):
-            yield "base_model_relation: quantized"
-    yield f"tags: [onnx, onnxruntime, onnxruntime-genai, llama-onnx, {package.precision}]"
+            metadata["base_model_relation"] = "quantized"
+    tags = ["onnx", "onnxruntime", "onnxruntime-genai", "llama-onnx", package.precision]
+    return {**metadata, "tags": tags}
 
 
-def _carried(package: ModelPackage) -> Iterator[tuple[str, str]]:
-    card = package.path / PACKAGE_CARD
+def _carried(package: ModelPackage) -> dict[str, Any]:
     if PACKAGE_CARD not in package.files:
-        return
-    head = re.match(r"---\n(.*?)\n---\s", card.read_text("utf-8", "replace"), re.DOTALL)
+        return {}
+    import yaml  # comes with huggingface_hub
+
+    card = (package.path / PACKAGE_CARD).read_text("utf-8", "replace")
+    head = re.match(r"---\n(.*?)\n---\s", card, re.DOTALL)
+    carried: dict[str, Any] = {}
     for match in _CARRIED.finditer(head[1] if head else ""):
-        yield match[1], match[0]
+        carried |= yaml.safe_load(match[0])
+    return carried
 
 
-def _licence_lines(package: ModelPackage) -> Iterator[str]:
+def _license(package: ModelPackage) -> dict[str, str]:
     files = of_kind(package.files, "license", "notice")
     for name in files:
-        text = title(package.path / name)
-        known = [key for key, title in _LICENCES.items() if re.search(title, text, re.IGNORECASE)]
-        if known:
-            yield f"license: {known[0]}"
-            return
-    if files:
-        yield "license: other"
-        yield f"license_name: {json.dumps(Path(files[0]).stem.lower())}"
-        yield f"license_link: {json.dumps(files[0])}"
-    else:
-        yield "license: unknown"
+        if known := license_id(title(package.path / name)):
+            return {"license": known}
+    if not files:
+        return {"license": "unknown"}
+    name = Path(files[0]).stem.lower()
+    return {"license": "other", "license_name": name, "license_link": files[0]}
 
 
 # ---- text ----------------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ def _licence_lines(package: ModelPackage) -> Iterator[str]:
 
 def _source(package: ModelPackage) -> str:
     source = package.manifest["source"]
-    name = f"`{source.get('name', 'a model')}`"
-    return f"{name} (commit {source['commit']})" if "commit" in source else name
+    name = as_code(source.get("name", "a model"))
+    return f"{name} (commit {as_code(source['commit'])})" if "commit" in source else name
 
 
 def _parity(package: ModelPackage, certificate: Certificate | None) -> list[str]:
@@ -150,7 +150,7 @@ def _figures(content: Mapping[str, Any]) -> Iterator[str]:
     versions = content["created_with"]
     yield (
         f"Measured against the original in PyTorch at {report['positions']:,} positions, on "
-        f"{report['provider']} with onnxruntime {versions['onnxruntime']}; "
+        f"{as_code(report['provider'])} with onnxruntime {as_code(versions['onnxruntime'])}; "
         f"{'all thresholds hold' if report['passed'] else 'NOT all thresholds hold'}. "
         "KL is in nats."
     )
@@ -170,8 +170,8 @@ def _figures(content: Mapping[str, Any]) -> Iterator[str]:
     for row in report["greedy"]:
         if row["name"] == "shipped":
             yield (
-                f"Of {len(row['divergences'])} greedy continuations of {row['tokens']} tokens, "
-                f"{row['identical']} are identical to the original's."
+                f"Of {len(row['divergences'])} greedy continuations of {int(row['tokens'])} "
+                f"tokens, {int(row['identical'])} are identical to the original's."
             )
 
 
@@ -205,7 +205,7 @@ def _licence(package: ModelPackage) -> str:
     files = of_kind(package.files, *TERMS)
     if not files:
         return "The package has no license file; the terms of the original model apply."
-    links = ", ".join(f"[{name}]({name})" for name in files)
+    links = ", ".join(f"[{as_text(name)}]({quote(name)})" for name in files)
     return f"The license of the model is part of the package: {links}."
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_onnx.runtime.bundles.markdown import as_code
 from llama_onnx.runtime.bundles.template_files import template_path, write_text
 from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError
@@ -114,10 +115,10 @@ def copy_runtime(folder: Path) -> None:
 def licence_files(package: ModelPackage) -> str:
     """Return the names of the package's license files, as part of a sentence."""
     names = of_kind(package.files, *TERMS)
-    return ", ".join(f"`{name}`" for name in names) or "none came with it"
+    return ", ".join(map(as_code, names)) or "none came with it"
 
 
 def describe_package(package: ModelPackage) -> str:
     """Return the source and precision of `package`, as part of a sentence."""
-    source = str(package.manifest["source"].get("name", "a model"))
-    return f"{source}, {package.precision}, by ONNX Runtime on the CPU"
+    source = as_code(package.manifest["source"].get("name", "a model"))
+    return f"{source}, {as_code(package.precision)}, by ONNX Runtime on the CPU"

@@ -18,6 +18,7 @@ from jinja2.compiler import CodeGenerator, Frame, operators
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import make_attrgetter
+from jinja2.lexer import Token, TokenStream
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -108,7 +109,10 @@ class _MeteredCode(CodeGenerator):
 
 
 class _Generation(Extension):
-    """The tag `generation`, which marks an assistant's text for training: here, only its text."""
+    """The tag `generation`, which marks an assistant's text for training: here, only its text.
+
+    Counts a step for each token of a template that is read, too.
+    """
 
     tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
@@ -117,6 +121,12 @@ class _Generation(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)
+
+    def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
+        """Count the tokens."""
+        for token in stream:
+            current().tick()
+            yield token
 
     @pass_eval_context
     def _text(self, _context: nodes.EvalContext, caller: Callable[[], str]) -> str:

@@ -21,8 +21,18 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 package_argument = click.argument("package", type=click.Path(path_type=Path))
 
+
+def _threads(_: click.Context, __: click.Parameter, value: int | None) -> int | None:
+    from llama_onnx.runtime.ort import check_threads
+
+    return None if value is None else check_threads(value)
+
+
 threads_option = click.option(
-    "--threads", type=int, help="Number of threads.  [default: one per physical core]"
+    "--threads",
+    type=int,
+    callback=_threads,
+    help="Number of threads.  [default: one per physical core]",
 )
 
 adapter_option = click.option(

@@ -108,8 +108,11 @@ def say(text: str = "", *, err: bool = False) -> None:
 def show_answer(piece: str) -> None:
     """Print a piece of generated text: as it is to a pipe or a file, where it is data, and without
     anything that a terminal could obey to a terminal."""
-    stdout = sys.stdout
-    click.echo(printable(piece) if stdout is not None and stdout.isatty() else piece, nl=False)
+    if sys.stdout is None:  # closed by the caller
+        return
+    # Not by click, which takes colors out of what goes to a pipe.
+    sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
+    sys.stdout.flush()
 
 
 # ---- input ---------------------------------------------------------------------------------------

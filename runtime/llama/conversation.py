@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llama_onnx.runtime.llama.arguments import shown
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.printable import printable
+from llama_onnx.targets.printable import printable, shown
 
 Message = Mapping[str, Any]
 """`{"role": "system" | "user" | "assistant", "content": ...}`"""

@@ -15,7 +15,7 @@ from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.stops import StopFilter
 from llama_onnx.targets.errors import PackageError
 
-CHUNK = 256
+CHUNK = 512
 """Most tokens of a prompt that the CPU reads at once: no slower than all at once, and needs less
 memory. onnxruntime-genai holds Python's global lock meanwhile."""
 
@@ -122,7 +122,7 @@ class Generation(Iterator[str]):
     `break` does in a loop over `model.generate(...)`.
 
     Any thread may call `close()`. An answer that another thread is computing ends before its next
-    token, or on the CPU before the next 256 tokens of its prompt.
+    token, or on the CPU before the next 512 tokens of its prompt.
     """
 
     def __init__(

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from llama_onnx.runtime.llama.arguments import as_float, as_whole, shown
+from llama_onnx.runtime.llama.arguments import as_float, as_whole
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.printable import shown
 
 GREEDY_BELOW = 1e-6
 """Smaller temperatures are greedy: logits that differ by 1e-4 are then 100 nats apart, and the

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 from typing import Any
 
-from llama_onnx.runtime.llama.arguments import shown
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.printable import shown
 
 MAX_STOPS = 256
 """Most stop strings of one answer: each is looked for in every piece of text."""

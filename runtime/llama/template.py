@@ -62,7 +62,8 @@ def read_template(folder: Path) -> ChatTemplate | None:
     except ModuleNotFoundError as error:
         raise missing_extra("a chat template", error.name, "cpu") from None
 
-    settings = _read_settings(folder)
+    # The second file is in packages of earlier versions, which copied it from the source.
+    settings = _read_json(folder, "special_tokens_map.json") | _read_json(folder, SETTINGS)
     text = chosen_template(settings.get("chat_template"))
     if file_inside(folder, TEMPLATE, PackageError):
         content = read_inside(folder, TEMPLATE, PackageError, max_bytes=_MOST_TEMPLATE)
@@ -94,13 +95,13 @@ def special_texts(settings: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    if not file_inside(folder, SETTINGS, PackageError):
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    if not file_inside(folder, name, PackageError):
         return {}
     try:
-        settings = parse_json(read_inside(folder, SETTINGS, PackageError, max_bytes=_MOST_SETTINGS))
+        settings = parse_json(read_inside(folder, name, PackageError, max_bytes=_MOST_SETTINGS))
     except JSONError as error:
-        raise PackageError(f"{folder / SETTINGS} {error}.") from None
+        raise PackageError(f"{folder / name} {error}.") from None
     if not isinstance(settings, dict):
-        raise PackageError(f"{folder / SETTINGS} is not a JSON object.")
+        raise PackageError(f"{folder / name} is not a JSON object.")
     return settings

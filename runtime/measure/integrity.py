@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from llama_onnx.runtime.measure.certificate import Certificate, stale_files
+from llama_onnx.runtime.measure.deadline import within
 from llama_onnx.targets.bundle import Bundle
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import Progress
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_SECONDS = 10.0  # for the texts of a certificate, which take milliseconds
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,11 @@ def _encode(package: ModelPackage, texts: Sequence[str]) -> list[list[int]]:
     file = package.path / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(file))
-        return [tokenizer.encode(text).ids for text in texts]
+        return within(_SECONDS, lambda: _batch(tokenizer, texts))
+    except TimeoutError:
+        raise PackageError(
+            f"{file} took more than {_SECONDS:g} s for a few short texts: no sound one does."
+        ) from None
     except Exception as error:  # the library raises nothing narrower
         raise PackageError(f"{file} cannot be read: {error}.") from None
     except BaseException as error:
@@ -94,3 +105,8 @@ def _encode(package: ModelPackage, texts: Sequence[str]) -> list[list[int]]:
         if type(error).__name__ != "PanicException":
             raise
         raise PackageError(f"{file} cannot be used: {error}.") from None
+
+
+def _batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    # `encode` holds Python's lock, so that no time limit could end the wait; a batch does not.
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]

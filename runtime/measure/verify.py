@@ -17,14 +17,8 @@ import numpy as np
 
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
-from llama_onnx.runtime.measure.certificate import (
-    CERTIFICATE,
-    COVERED_FILES,
-    FOLDER,
-    Certificate,
-    next_tokens,
-    read_certificate,
-)
+from llama_onnx.runtime.measure.certificate import Certificate, next_tokens, read_certificate
+from llama_onnx.runtime.measure.claims import check_activations, check_claims
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.runtime.measure.integrity import Integrity, check_integrity, package_of
 from llama_onnx.runtime.measure.metrics import (
@@ -153,7 +147,7 @@ def verify(
     report = replace(report, activations=certificate.content["activations"], provider=provider.name)
     if not report.intact:
         return report
-    _check_claims(package, certificate)
+    check_claims(package, certificate)
     if package.has_tokenizer:
         open_genai_tokenizer(package.path)
     started = perf_counter()
@@ -161,6 +155,7 @@ def verify(
         opened = open_session(
             package.model_path, provider, threads=threads, allow_fallback=allow_fallback
         )
+    check_activations(package, certificate.content["activations"], opened.session)
     graph = GraphSession(
         opened.session,
         shares_buffer=opened.shares_buffer,
@@ -240,22 +235,6 @@ def _check_files(
         signature=signature,
         seconds={"hashing": perf_counter() - started},
     )
-
-
-def _check_claims(package: ModelPackage, certificate: Certificate) -> None:
-    """Raise `PackageError` for a certificate of another kind of package: the limits depend on it.
-
-    Raises it also for one that does not cover a file that decides what the package computes.
-    """
-    content, file = certificate.content, package.path / FOLDER / CERTIFICATE
-    if content["precision"] != package.precision:
-        raise PackageError(
-            f"{file} is for {content['precision']}, but the package is {package.precision}: make a "
-            "new one with `llama-onnx validate --certify`."
-        )
-    for name in COVERED_FILES:
-        if name in package.files and name not in content["files"]:
-            raise PackageError(f"{file} is damaged: it does not cover {name}.")
 
 
 def _step_seconds(package: ModelPackage) -> float:

@@ -6,6 +6,14 @@
  * onnxruntime-genai tokenizes the prompts. With SentencePiece vocabularies (Llama 2), version 0.18
  * splits runs of several spaces differently from the tokenizer that the model was trained with; all
  * other text is tokenized correctly. llama_onnx_generate_ids() accepts your own tokens.
+ *
+ * A package may come from a stranger. Before onnxruntime-genai sees it, this library refuses one
+ * with links that lead out of it, with other entries in genai_config.json than a package needs, and,
+ * at the first chat, with a chat template that could keep the engine busy or end the process. The
+ * text of an answer may hold anything: do not send it to a console without taking out the control
+ * characters, as the samples do.
+ *
+ * No function fails badly if a pointer is NULL.
  */
 #ifndef LLAMA_ONNX_H
 #define LLAMA_ONNX_H
@@ -44,7 +52,8 @@ typedef struct llama_onnx_options {
      * a device for it and that device reproduces the tokens in the package's selftest.txt, or else
      * the CPU. */
     const char *provider;
-    /* Not 0: first compare every file of the package with its SHA256SUMS. */
+    /* Not 0: first compare every file of the package with its SHA256SUMS. Files that the list does
+     * not name are refused too, except signatures, a README.md and what the hub's tools leave. */
     int check_hashes;
 } llama_onnx_options;
 
@@ -59,17 +68,24 @@ typedef int (*llama_onnx_callback)(const char *text, void *user);
 LLAMA_ONNX_API int llama_onnx_open(const char *package, const llama_onnx_options *options,
                                    llama_onnx **out);
 
-/* Continues `prompt` with at most `max_new_tokens` tokens. genai_config.json sets the sampling,
+/* Continues `prompt`, valid UTF-8, with at most `max_new_tokens` tokens. genai_config.json sets the sampling,
  * which is greedy unless the model's authors chose otherwise. */
 LLAMA_ONNX_API int llama_onnx_generate(llama_onnx *self, const char *prompt, int max_new_tokens,
                                        llama_onnx_callback callback, void *user);
 
 /* Answers a conversation, formatted with the model's chat template. `messages` is JSON:
- * [{"role": "user", "content": "Hello"}]; roles are system, user and assistant. */
+ * [{"role": "user", "content": "Hello"}]; roles are system, user and assistant. Each content is a
+ * text, or a list of {"type": "text", "text": "..."}, whose texts are joined by line feeds.
+ *
+ * The template must be harmless for this conversation, because onnxruntime-genai's engine cannot be
+ * interrupted. Refused are: more than 65,536 bytes, multiplication, macros that call themselves,
+ * recursive loops, numbers above 10,000, texts that grow by more than what is added, loops that
+ * take too long together, very long comments and runs of spaces, and tags, filters, functions and
+ * methods that common templates do not use. */
 LLAMA_ONNX_API int llama_onnx_chat(llama_onnx *self, const char *messages, int max_new_tokens,
                                    llama_onnx_callback callback, void *user);
 
-/* Continues tokens with tokens. `*count` is the capacity of `ids` on input and the number of new
+/* Continues tokens of the model's vocabulary with tokens. `*count` is the capacity of `ids` on input and the number of new
  * tokens on output, for every status. They include the end token if it was reached. */
 LLAMA_ONNX_API int llama_onnx_generate_ids(llama_onnx *self, const int32_t *prompt,
                                            size_t prompt_count, int32_t *ids, size_t *count);
@@ -81,7 +97,8 @@ LLAMA_ONNX_API void llama_onnx_cancel(llama_onnx *self);
 /* Frees the model. No other call may be in progress: cancel it and wait until it returns first. */
 LLAMA_ONNX_API void llama_onnx_close(llama_onnx *self);
 
-/* The reason for the last failure, as a sentence, or "". Valid until the next call. */
+/* The reason for the last failure, as a sentence without control characters, or "", also after an
+ * answer was cancelled. Valid until the next call. */
 LLAMA_ONNX_API const char *llama_onnx_error(const llama_onnx *self);
 
 /* The provider that runs the model: "DirectML" or "CPU". */

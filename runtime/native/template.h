@@ -648,12 +648,24 @@ static bool grows(double before, double between, double after) {
     return last > (between - before) * 1.000001 + 0.5;
 }
 
+/* How many runs of a loop let a value reach every variable that is assigned in it: one for each, and
+ * two more to see how it grows. */
+static size_t runs_of(const analysis *self, size_t from, size_t to) {
+    size_t runs = 3;
+    if (self->macro_count) return self->variable_count + runs; /* macros assign variables too */
+    for (size_t i = from; i < to; i++) {
+        const tag *one = &self->tags[i];
+        if (one->output || !is_one_of(statement(self, i), "set for")) continue;
+        runs += 1 + (size_t)commas(self, one->first, one->end);
+    }
+    return runs;
+}
+
 /* Finds how each variable grows from one run of a loop to the next, and leaves them as they are
  * after `count` runs. Refuses the loop if one grows by more each time. */
 static void settle(analysis *self, size_t from, size_t to, double count) {
     double sizes[VARIABLES][3] = {{0}}, counts[VARIABLES][3] = {{0}}, depths[VARIABLES][3] = {{0}};
-    /* A value takes a run to move from one variable to the next. */
-    size_t runs = self->variable_count + 3, known = 0;
+    size_t runs = runs_of(self, from, to), known = 0;
     for (size_t run = 0; run < runs && !*self->why; run++) {
         walk(self, from, to, 0);
         known = self->variable_count;

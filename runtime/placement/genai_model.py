@@ -9,8 +9,9 @@ from typing import Any
 
 from llama_onnx.runtime.genai import og
 from llama_onnx.runtime.memory import is_memory_failure
+from llama_onnx.runtime.ort import check_threads
 from llama_onnx.runtime.placement.availability import require
-from llama_onnx.targets.errors import PackageError, ProviderError, ResourceError, UsageError
+from llama_onnx.targets.errors import PackageError, ProviderError, ResourceError
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU
 
@@ -50,7 +51,7 @@ def open_model(
 
     Raises `ProviderError` if the provider cannot run it, unless `allow_fallback`: then the CPU
     runs it, and the result has the reason. Raises `PackageError` if the model does not open, and
-    `UsageError` for fewer than one thread.
+    `UsageError` for a number of threads that makes no sense.
     """
     try:
         require(provider, genai=True)
@@ -101,9 +102,7 @@ def session_options(provider: Provider, threads: int | None) -> dict[str, int | 
     """Return genai's session options for a provider, with `threads` if given."""
     if threads is None:
         return dict(provider.session_options)
-    if threads < 1:
-        raise UsageError(f"the number of threads must be at least 1, not {threads}.")
-    return {**provider.session_options, "intra_op_num_threads": threads}
+    return {**provider.session_options, "intra_op_num_threads": check_threads(threads)}
 
 
 def _verified(provider: Provider) -> str:

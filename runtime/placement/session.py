@@ -9,7 +9,7 @@ from llama_onnx.runtime import ort
 from llama_onnx.runtime.placement.availability import require
 from llama_onnx.runtime.placement.shares import Placement, place, read_costs, summarize
 from llama_onnx.runtime.placement.wheels import installed_flavours
-from llama_onnx.targets.errors import ProviderError, UsageError
+from llama_onnx.targets.errors import ProviderError
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU
 
@@ -48,8 +48,8 @@ def open_session(
     that is not on `provider` is an error unless `allow_fallback`; so is a provider that cannot
     run here at all. `threads`, `prepack`, `arena` and `profile` are those of `ort.Settings`.
 
-    Raises `ProviderError`, `UsageError` for fewer than one thread, and `PackageError` if ONNX
-    Runtime refuses the graph.
+    Raises `ProviderError`, `UsageError` for a senseless number of threads, and `PackageError` if
+    ONNX Runtime refuses the graph.
     """
     settings = _settings(threads, prepack, arena, profile)
     costs = read_costs(model)
@@ -86,8 +86,8 @@ def _open(
 def _settings(
     threads: int | None, prepack: bool, arena: bool, profile: Path | None
 ) -> ort.Settings:
-    if threads is not None and threads < 1:
-        raise UsageError(f"the number of threads must be at least 1, not {threads}.")
+    if threads is not None:
+        ort.check_threads(threads)
     return ort.Settings(
         threads=threads, prepack=prepack, arena=arena, assignment=True, profile=profile
     )

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llama_onnx.runtime.llama.arguments import shown
 from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling, read_value
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.printable import shown
 from llama_onnx.targets.strict_json import JSONError, parse_json
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ class Request:
     @classmethod
     def parse(cls, body: str | bytes) -> Request:
         """Read a request's body; raise `UsageError` with a message for the caller."""
+        if len(body) > MAX_BODY:  # before a copy is made
+            raise TooLargeError(too_large(len(body), MAX_BODY))
         try:
             encoded = body.encode("utf-8") if isinstance(body, str) else body
         except UnicodeEncodeError:
             raise UsageError("the request is not UTF-8 text.") from None
-        if len(encoded) > MAX_BODY:
-            raise TooLargeError(too_large(len(encoded), MAX_BODY))
         try:
-            content = parse_json(encoded, unique=True)
+            content = parse_json(encoded, unique=True, max_bytes=MAX_BODY * 4)
         except JSONError as error:
             raise UsageError(f"the request {error}.") from None
         return cls.from_json(content)

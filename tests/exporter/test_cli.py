@@ -107,7 +107,7 @@ def test_there_is_no_fallback_from_the_cpu(package: Path, verb: str) -> None:
 
 
 def test_files_only_takes_no_option_of_the_replay(package: Path) -> None:
-    for options in (("--threads", "0"), ("--threads", "2"), ("--provider", "cpu")):
+    for options in (("--threads", "1"), ("--threads", "2"), ("--provider", "cpu")):
         result = run("verify", package, "--files-only", *options)
         assert result.exit_code == 2
         assert "--files-only runs nothing" in result.stderr

@@ -29,7 +29,7 @@ MORE = {
         *("attention_bias", "mlp_bias", "quantization_config", "bos_token_id", "pad_token_id"),
         *("original_max_position_embeddings", "tie_word_embeddings", "transformers_weights"),
         *("model_type", "architectures", "eos_token_id", "sliding_window", "rope_ratio"),
-        *("rope_condense_ratio", "torch_dtype", "quantization_config.quant_method"),
+        *("rope_condense_ratio", "torch_dtype", "quantization_config.quant_method", "layer_types"),
     ),
     ("huggingface", "generation_config.json"): (
         *("bos_token_id", "pad_token_id", "top_k", "repetition_penalty", "no_repeat_ngram_size"),

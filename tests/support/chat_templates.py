@@ -8,7 +8,14 @@ the constructs. `python -m tests.support.chat_templates` prints the matrix of al
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
+
+from llama_onnx.exporter.packaging.genai_config import genai_config
+from llama_onnx.targets.registry import get_target
+from tests.support import tiny
 
 _BOS_EOS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -485,3 +492,60 @@ not(message.content.startswith('<tool_response>') and message.content.endswith('
 }
 
 SPECIAL = _BOS_EOS
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write what onnxruntime-genai needs to open a tokenizer, without a chat template."""
+    tiny.write_tokenizer(folder, tiny.GQA.vocab_size)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    del settings["chat_template"]
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    content = genai_config(tiny.GQA, {}, get_target("cpu").session, "model.onnx")
+    (folder / "genai_config.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def transformers_prompt(template: str, messages: list[dict[str, Any]], **options: Any) -> str:
+    """Return the prompt of transformers itself."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    options = {"add_generation_prompt": True} | options
+    found, _ = render_jinja_template([messages], chat_template=template, **options, **SPECIAL)
+    return str(found[0])
+
+
+def main() -> None:
+    """Print how many prompts are transformers' own, by engine."""
+    from llama_onnx.exporter.chat_template.genai_prompts import genai_prompts
+    from llama_onnx.exporter.chat_template.write import write_for_genai
+    from llama_onnx.runtime.llama.template import render_messages
+
+    conversations = list(CONVERSATIONS.values())
+    ours = original = equal = warned = silent = 0
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        write_tokenizer(folder)
+        for template in TEMPLATES.values():
+            expected = [transformers_prompt(template, one) for one in conversations]
+            before = genai_prompts(folder, template, conversations)
+            (folder / "chat_template.jinja").write_bytes(template.encode())
+            warnings = [w for w in write_for_genai(folder, "") if "other prompts" in w]
+            written = (folder / "chat_template.jinja").read_bytes().decode()
+            after = genai_prompts(folder, written, conversations)
+            found = [render_messages(folder, one) for one in conversations]
+            ours += sum(map(str.__eq__, found, expected))
+            original += sum(one == two for one, two in zip(before, expected, strict=True))
+            same = sum(one == two for one, two in zip(after, expected, strict=True))
+            equal += same
+            warned += (len(expected) - same) * bool(warnings)
+            silent += (len(expected) - same) * (not warnings)
+    total = len(TEMPLATES) * len(conversations)
+    print(f"{len(TEMPLATES)} templates x {len(conversations)} conversations: {total} prompts")
+    print(f"Python: {ours} are transformers' own")
+    print(f"onnxruntime-genai, template as it was: {original}")
+    print(f"onnxruntime-genai, template as export writes it: {equal}")
+    print(f"different, and export warns: {warned}; different without a warning: {silent}")
+
+
+if __name__ == "__main__":
+    main()

@@ -307,6 +307,15 @@ def _raw(edit: Callable[[bytes], bytes]) -> Change:
     return change
 
 
+def _length(value: int) -> bytes:
+    """Return a varint."""
+    groups = []
+    while value >= 0x80:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
+
+
 GRAPH_CHANGES: Mapping[str, Change] = {
     "a loop without end": _model(_loop),
     "If": _node("If"),
@@ -363,7 +372,9 @@ GRAPH_CHANGES: Mapping[str, Change] = {
     "nothing": _raw(lambda b: b""),
     "two graphs": _raw(lambda b: b + b),
     "ONNX Runtime's own format": _raw(lambda b: b[:4] + b"ORTM" + b[8:]),
-    "16 MB of fields": _raw(lambda b: b + b"\x10\x01" * (9 << 20)),
+    "17 MB": _raw(lambda b: b + bytes(17 << 20)),
+    "a million operator sets": _raw(lambda b: b + b"\x42\x00" * 10**6),
+    "a million shapes": _raw(lambda b: b"\x3a" + _length(2 * 10**6) + b"\x6a\x00" * 10**6),
     "a varint without end": _raw(lambda b: b + b"\xff" * 1000),
     "a group": _raw(lambda b: b + b"\x0b\x0c"),
 }
@@ -470,6 +481,7 @@ MANIFEST_CHANGES: Mapping[str, Change] = {
     "a format of True": _manifest(lambda m: m.update(format_version=-1)),
     "an adapter outside": _manifest(lambda m: m.update(adapters={"x": {"file": "../x"}})),
     "nesting": lambda package: (package / MANIFEST).write_text("[" * 100_000, "utf-8"),
+    "a manifest of 4 GB": lambda package: os.truncate(package / MANIFEST, 4 << 30),
     "a listed FIFO": _instead("tokenizer.json", os.mkfifo),
     "a manifest that is a FIFO": _instead(MANIFEST, os.mkfifo),
     "a graph that is a FIFO": _instead("model.onnx", os.mkfifo),
@@ -576,6 +588,20 @@ def _fill(name: str, value: float) -> Change:
     return _arrays(edit)
 
 
+def _backtracking(package: Path) -> None:
+    """A pattern of the tokenizer that tries for ever to match the text of a passage."""
+    tokenizer = read(package, "tokenizer.json")
+    pattern = {"Regex": r"(?:(a+)+\1)+d"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    tokenizer["pre_tokenizer"] = split
+    write(package, "tokenizer.json", tokenizer)
+    content = read(package, CERTIFICATE)
+    for passage in content["passages"]:
+        passage["text"] = "a" * 8000
+    write(package, CERTIFICATE, content)
+    agree(package)
+
+
 def _loose(package: Path) -> None:
     """Weights that compute something else, and thresholds that allow it."""
     data = np.memmap(package / "model.onnx.data", np.uint8, mode="r+")
@@ -606,6 +632,9 @@ CERTIFICATE_CHANGES: Mapping[str, Change] = {
     "activations of another kind": _both(
         _loose, _certificate(lambda c: c.update(activations="nonsense"))
     ),
+    "activations that allow more": _both(
+        _loose, _certificate(lambda c: c.update(activations="bf16"))
+    ),
     "covers no files": _certificate(lambda c: c["files"].clear()),
     "covers no graph": _certificate(lambda c: c["files"].pop("model.onnx")),
     "no passages": _certificate(lambda c: c["passages"].clear()),
@@ -625,6 +654,7 @@ CERTIFICATE_CHANGES: Mapping[str, Change] = {
     "positions outside": _fill("0.full.positions", 10**6),
     "another reference": _both(lambda p: (p / REFERENCE).write_bytes(b"x"), agree),
     "a reference of 10^12 values": _both(lambda p: (p / REFERENCE).write_bytes(_bomb()), agree),
+    "a pattern that backtracks for ever": _backtracking,
     "not an object": lambda package: (
         (package / CERTIFICATE).write_text("[]"),
         _unlist(CERTIFICATE)(package),

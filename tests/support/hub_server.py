@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,9 +27,9 @@ class Hub:
     """Serves `folder` as the model `repo`. Each of its lists can be changed while it runs.
 
     `gated` answers requests for files as the hub answers somebody who has not accepted the license;
-    `cut` names files whose next download breaks off half way, `stalled` those that
-    hang there, which sets `reached`; `requests` records method, name and range of every request for
-    a file.
+    `cut` names files whose next download breaks off half way, `stalled` those that hang there,
+    which sets `reached`; `forged_headers` replace those of files, and `forge` changes JSON before
+    it is sent; `requests` records method, name and range of every request for a file.
     """
 
     repo: str
@@ -39,6 +39,8 @@ class Hub:
     stalled: list[str] = field(default_factory=list)
     reached: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    forged_headers: dict[str, str] = field(default_factory=dict)
+    forge: Callable[[Any], Any] = field(default=lambda value: value)
     url: str = ""
 
     def revisions(self) -> dict[str, str]:
@@ -111,12 +113,14 @@ class _Handler(BaseHTTPRequestHandler):
             data = path.read_bytes()
             first, last = _bounds(where, len(data))
             headers = {"ETag": f'"{_oid(path)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+            headers |= self.hub.forged_headers
             if where:
                 headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
             self._send(206 if where else 200, data[first : last + 1], headers, name)
 
     def _send_json(self, value: Any) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+        answer = json.dumps(self.hub.forge(value)).encode()
+        self._send(200, answer, {"Content-Type": "application/json"})
 
     def _refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
         said = {"X-Error-Code": code, "X-Error-Message": f"said by the test: {code}"}

@@ -15,11 +15,20 @@ from click.testing import CliRunner
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.measure import integrity
 from llama_onnx.runtime.measure.verify import verify
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError
 from llama_onnx.targets.listing import Unlisted
 from llama_onnx.targets.package import ModelPackage
-from tests.support.hostile_packages import KINDS, SOUND, Change, read, write
+from tests.support.hostile_packages import (
+    CERTIFICATE,
+    KINDS,
+    SOUND,
+    Change,
+    agree,
+    read,
+    write,
+)
 from tests.support.packages import renew_hashes
 
 SECONDS = 20
@@ -135,3 +144,40 @@ def test_what_a_download_leaves_is_named_and_passes(hostile: Path) -> None:
     assert report.integrity.tolerated == (".cache/huggingface/", ".gitattributes")
     done = CliRunner().invoke(main, ["verify", str(hostile), "--files-only"])
     assert "beside     .cache/huggingface/, .gitattributes: not part of" in done.stdout
+
+
+def test_a_tokenizer_that_takes_hours_has_a_time_limit(
+    hostile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pattern whose every attempt stays below the library's own limit. It is stopped before it
+    would be done; here it takes seconds, so that the tests end too."""
+    tokenizer = read(hostile, "tokenizer.json")
+    pattern = {"Regex": r"(?:a{1,90}a{1,90}a{1,90}\w\b)+d"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    write(hostile, "tokenizer.json", tokenizer | {"pre_tokenizer": split})
+    certificate = read(hostile, CERTIFICATE)
+    certificate["passages"][0]["text"] = "a" * 180
+    write(hostile, CERTIFICATE, certificate)
+    agree(hostile)
+    monkeypatch.setattr(integrity, "_SECONDS", 0.2)
+    with pytest.raises(PackageError, match=r"tokenizer\.json took more than 0\.2 s for a"):
+        verify(hostile)
+
+
+def test_a_package_in_the_hub_s_cache_passes(tmp_path: Path) -> None:
+    """There each file is a link to ../../blobs/HASH; a link to anywhere else is not allowed."""
+    snapshot = tmp_path / "models--somebody--tiny" / "snapshots" / "0123abc"
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir(parents=True)
+    (tmp_path / "card").write_text("a card")
+    files = {
+        path.relative_to(SOUND).as_posix(): path for path in SOUND.rglob("*") if path.is_file()
+    }
+    for number, (name, path) in enumerate({**files, "README.md": tmp_path / "card"}.items()):
+        shutil.copyfile(path, blobs / str(number))
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(blobs / str(number))
+    assert verify(snapshot).passed
+    (snapshot / "README.md").unlink()
+    (snapshot / "README.md").symlink_to(tmp_path / "card")
+    assert verify(snapshot).integrity.unknown == ("README.md",)

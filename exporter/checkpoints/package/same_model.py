@@ -18,6 +18,7 @@ _SAME = (
     "rms_norm_eps",
     "rope_theta",
     "rope_scaling",
+    "sliding_window",
 )
 
 

@@ -19,6 +19,7 @@ from llama_onnx.exporter.reference.walk import (
     final_norm,
     project,
     rotary_embedding,
+    window_mask,
 )
 
 Points = dict[str, Float32]
@@ -72,7 +73,10 @@ def walk_points(
     for index in range(checkpoint.config.num_hidden_layers):
         with torch.inference_mode():
             layer = next(layers)
-            found = [_layer_points(layer, rotary, x) for x in hidden]
+            masks = [window_mask(checkpoint.config, x.shape[1]) for x in hidden]
+            found = [
+                _layer_points(layer, rotary, x, mask) for x, mask in zip(hidden, masks, strict=True)
+            ]
         hidden = [output for output, _ in found]
         yield f"layer {index}", [points for _, points in found]
     layers.close()
@@ -97,7 +101,7 @@ class _Recorder:
 
 
 def _layer_points(
-    layer: LlamaDecoderLayer, rotary: LlamaRotaryEmbedding, x: Tensor
+    layer: LlamaDecoderLayer, rotary: LlamaRotaryEmbedding, x: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Points]:
     """Return the output [1, N, H] of `layer` for `x` [1, N, H], and its points."""
     points: Points = {}
@@ -112,7 +116,7 @@ def _layer_points(
     try:
         output = layer(
             x,
-            attention_mask=None,
+            attention_mask=mask,
             position_embeddings=rotary(x, positions),
             past_key_values=recorder,
         )

@@ -6,15 +6,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 import transformers
 from click.testing import CliRunner
 from safetensors.torch import save_file as save_torch
+from tokenizers import Tokenizer
 
 from llama_onnx.exporter.checkpoints.lora import open_adapter
 from llama_onnx.exporter.cli import main
@@ -26,8 +29,9 @@ from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
-from tests.support import field, gguf_files, tiny
+from tests.support import field, gguf_files, tiny, vocabularies
 from tests.support.adapters import PREFIX, attention, factors, write_adapter
+from tests.support.pytorch import reference
 
 IDS = np.random.default_rng(0).integers(3, tiny.GQA.vocab_size, 40)
 
@@ -194,6 +198,14 @@ def test_an_adapter_as_the_source_points_at_the_option(tmp_path: Path) -> None:
     assert f"--adapter {folder}" in result.output
 
 
+def test_a_model_or_a_file_as_the_adapter(tmp_path: Path) -> None:
+    source = tiny.write_huggingface(tmp_path / "source")
+    with pytest.raises(CheckpointError, match="is a model, not an adapter: pass it as SOURCE"):
+        open_checkpoint(source, [source])
+    with pytest.raises(CheckpointError, match="is a file, not a folder"):
+        open_checkpoint(source, [source / field.SINGLE])
+
+
 def test_an_adapter_beside_the_weights_is_named(tmp_path: Path) -> None:
     write_adapter(tmp_path, factors(dict.fromkeys(attention(0, "q"), 4)))
     tiny.write_huggingface(tmp_path)
@@ -267,6 +279,24 @@ def test_the_converter_of_llama2_c_writes_the_largest_number_for_none(tmp_path: 
     assert checkpoint.config.pad_token_id is None
     assert checkpoint.config.eos_token_ids == (2,)
     assert f"the padding token {none} is beyond" in checkpoint.warnings()[0]
+
+
+def test_the_whole_file_of_that_converter(tmp_path: Path) -> None:
+    """It has no general.file_type and no tokenizer.ggml.pre either."""
+    model = vocabularies.model_named("plain")
+    keys = vocabularies.spm_metadata(model)
+    none = dict.fromkeys(("seperator", "padding"), 4294967295)
+    keys |= {f"tokenizer.ggml.{name}_token_id": value for name, value in none.items()}
+    keys["tokenizer.ggml.pre"] = None
+    config = replace(tiny.GQA, vocab_size=len(keys["tokenizer.ggml.tokens"]))
+    gguf_files.write(tmp_path / "model.bin", config, keys=keys)
+    package = exported(tmp_path / "model.bin", tmp_path / "out")
+    found = GraphSession.open(package).step(IDS)[0]
+    assert np.abs(found - reference(config, IDS[None])[0]).max() < 1e-3
+    text = "the quick brown fox"
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
+    assert tokenizer.encode(text).ids == [processor.bos_id(), *processor.encode(text)]
 
 
 @pytest.mark.parametrize("name", ["sha256-7ab6e6", "model.bin", "blob"])

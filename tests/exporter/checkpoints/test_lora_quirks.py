@@ -217,7 +217,7 @@ def test_null_values_are_read_as_the_defaults(source: Path, tmp_path: Path) -> N
 
 def test_no_name_that_matches_is_an_error_as_in_peft(source: Path, tmp_path: Path) -> None:
     folder = written(Case({"target_modules": ["c_attn"]}), tmp_path / "adapter")
-    with pytest.raises(CheckpointError, match="does not target|'c_attn', but the base has no such"):
+    with pytest.raises(CheckpointError, match="does not target"):
         open_checkpoint(source, [folder])
     with pytest.raises(ValueError, match="not found in the base model"):
         peft_model(source, folder)

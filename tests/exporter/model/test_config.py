@@ -92,7 +92,7 @@ def test_generation_config_gives_the_end_tokens() -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"model_type": "mistral"}, "mistral"),
+        ({"model_type": "mixtral"}, "mixtral"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "gelu"}, "gelu"),
@@ -101,7 +101,7 @@ def test_generation_config_gives_the_end_tokens() -> None:
         ({"rope_parameters": {"rope_type": ["yarn"]}}, "yarn"),
         ({"rope_scaling": {"type": "linear", "partial_rotary_factor": 0.5}}, "partial_rotary"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"head_dim": 20}, "head_dim 20"),
+        ({"head_dim": 15}, "head_dim 15 is odd"),
         ({"max_position_embeddings": 10**10}, "context of 10000000000"),
         ({"max_position_embeddings": 3}, "context of 3"),
     ],

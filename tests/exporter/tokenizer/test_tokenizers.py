@@ -212,7 +212,7 @@ def test_bos_and_eos_enclose_each_text_of_a_pair(bytelevel: dict[str, Any]) -> N
         ({"merges": ["q x"]}, "the merge 'q x'"),
         ({"tokens": None}, "lacks the metadata key 'tokenizer.ggml.tokens'"),
         ({"token_type": [1]}, "token_type has 1 entries for"),
-        ({"bos_token_id": 99999}, "bos_token_id is 99999, which is not a token"),
+        ({"bos_token_id": "x"}, "bos_token_id is 'x', not a token id"),
         ({"bos_token_id": None, "add_bos_token": True}, "there is no tokenizer.ggml.bos_token_id"),
         ({"model": "llama"}, "lacks the metadata key 'tokenizer.ggml.scores'"),
         ({"model": "llama", "scores": [0.0]}, "scores has 1 entries for"),

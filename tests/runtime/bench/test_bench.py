@@ -98,7 +98,7 @@ def test_an_end_token_ends_no_measurement(package: Path, tmp_path: Path) -> None
         (("--prompt-tokens", "0"), "prompt tokens must be at least 1, not 0"),
         (("--prompt-tokens", "-3"), "prompt tokens must be at least 1, not -3"),
         (("--prompt-tokens", "300"), "the context holds 256"),
-        (("--threads", "0"), "threads must be at least 1"),
+        (("--threads", "0"), "number of threads must be 1 to"),
     ],
 )
 def test_numbers_that_mean_nothing(package: Path, options: tuple[str, ...], said: str) -> None:

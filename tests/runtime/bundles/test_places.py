@@ -33,7 +33,7 @@ from llama_onnx.runtime.bundles.make import Bundled, Settings, make_bundle
 from llama_onnx.runtime.bundles.place import Option, Place
 from llama_onnx.runtime.bundles.places import PLACES, get_place
 from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest
 from tests.support.packages import make_package
 
@@ -447,7 +447,72 @@ def test_a_model_of_the_hub_is_the_base_model(package: Path, out: Path, tmp_path
     metadata, text = card_of(altered(package, tmp_path / "copy", source), out)
     assert metadata["base_model"] == "some-body/Llama-2-7b-chat"
     assert metadata["base_model_relation"] == "quantized"
-    assert "`some-body/Llama-2-7b-chat` (commit c0ffee)" in text
+    assert "`some-body/Llama-2-7b-chat` (commit `c0ffee`)" in text
+
+
+HOSTILE = (
+    "int4\nlicense: mit",
+    "int4]\nbase_model: other/one",
+    "&a [*a, *a]",
+    "!!python/object/apply:os.system [id]",
+    "int4\n---\n# Free",
+    "`]($x) <script>alert(1)</script>",
+    "![x](https://example.com/x.png)",
+    "https://example.com",
+    "\x1b]0;t\x07\u202egnp",
+    "a | b\n| --- |",
+    "$source ${name} %s {{ x }}",
+    "`` ` ```\n```",
+    "'\"\\",
+)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_values_of_a_package_stay_values(
+    package: Path, out: Path, tmp_path: Path, value: str
+) -> None:
+    plain = card_of(altered(package, tmp_path / "plain", {"name": "a/b", "commit": "1"}), out)
+    opened = altered(package, tmp_path / "copy", {"name": value, "commit": value})
+    manifest = {**opened.manifest, "precision": value, "created_with": {"llama-onnx": value}}
+    folder = tmp_path / "hostile"
+    metadata, text = card_of(write_manifest(opened.path, manifest), folder)
+    head = (folder / "README.md").read_text("utf-8").split("\n---\n")[0].removeprefix("---\n")
+    assert yaml.safe_load(head) == metadata
+    assert (metadata["base_model"], metadata["tags"][-1]) == (value, value)
+    assert metadata["license"] == plain[0]["license"]
+    assert metadata.keys() == plain[0].keys() - {"base_model_relation"}
+    # The values are in code, on one line each: no line, heading, link or tag is added.
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings[1:] == [line for line in plain[1].splitlines() if line.startswith("#")][1:]
+    assert text.isprintable() or all(c.isprintable() or c == "\n" for c in text)
+    inert = re.sub(r"(`+)(?!`)(.*?)(?<!`)\1(?!`)", "", text, flags=re.DOTALL)
+    assert not any(mark in inert for mark in ("<script", "example.com", "python/object"))
+
+
+@pytest.mark.parametrize("place", CLOUD_FOLDERS)
+@pytest.mark.parametrize("value", HOSTILE)
+def test_values_of_a_package_stay_values_for_clouds(
+    package: Path, tmp_path: Path, value: str, place: str
+) -> None:
+    opened = altered(package, tmp_path / "copy", {"name": value})
+    opened = write_manifest(opened.path, {**opened.manifest, "precision": value})
+    bundle_for(place, opened, tmp_path / "out", licensed=True)
+    for file in (tmp_path / "out").glob("*.yml"):
+        text = file.read_text("utf-8")
+        assert yaml.safe_load(text)
+        assert "base_model" not in text and "example.com" not in text
+    text = (tmp_path / "out" / "README.md").read_text("utf-8")
+    inert = re.sub(r"(`+)(?!`)(.*?)(?<!`)\1(?!`)", "", text, flags=re.DOTALL)
+    assert not any(mark in inert for mark in ("<script", "example.com", "python/object"))
+
+
+def test_a_card_needs_the_hub_s_library(
+    package: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingDependencyError, match=re.escape('pip install ".[hub]"')):
+        bundle_hub(ModelPackage.open(package), out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -10,23 +10,16 @@ from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from llama_onnx.runtime.chat_template.render import ChatTemplate, RejectedError, TemplateError
 from llama_onnx.runtime.llama.template import TEMPLATE, read_template, render_messages
 from llama_onnx.runtime.llama.text_files import read_encoder
 from llama_onnx.targets.errors import PackageError, UsageError
 from tests.support import tiny
-from tests.support.chat_templates import CONVERSATIONS, SPECIAL, TEMPLATES
+from tests.support.chat_templates import CONVERSATIONS, SPECIAL, TEMPLATES, transformers_prompt
 from tests.support.hostile_templates import HOSTILE
 
 USER = [{"role": "user", "content": "hi"}]
-
-
-def transformers_prompt(template: str, messages: list[dict[str, Any]], **options: Any) -> str:
-    options = {"add_generation_prompt": True} | options
-    found, _ = render_jinja_template([messages], chat_template=template, **options, **SPECIAL)
-    return str(found[0])
 
 
 @pytest.fixture(scope="module")

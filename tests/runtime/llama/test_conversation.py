@@ -166,7 +166,7 @@ def test_stop_strings_from_any_iterable() -> None:
         ([1.0], "1.0 is not a token id"),
         (["1"], "'1' is not a token id"),
         ([None], "None is not a token id"),
-        ([[1]], "a list is not a token id"),
+        ([[1]], r"\[1\] is not a token id"),
         ("12", "token ids must be a list of whole numbers, not '12'"),
         (b"12", "token ids must be a list of whole numbers"),
         (None, "token ids must be a list of whole numbers, not None"),

@@ -200,7 +200,7 @@ def test_an_end_in_the_midst_of_a_step_frees_the_cache_afterwards() -> None:
 # The prompt in chunks
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 255, 256, 257, 512, 513, 7501])
+@pytest.mark.parametrize("count", [0, 1, 2, 511, 512, 513, 1024, 1025, 7501])
 def test_chunks_are_the_prompt_in_nearly_equal_parts(count: int) -> None:
     prompt = np.arange(count, dtype=np.int32)
     parts = chunks(prompt)

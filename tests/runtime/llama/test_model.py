@@ -483,10 +483,8 @@ def test_a_graph_that_does_not_open(package: Path, tmp_path: Path) -> None:
     model.graph.node[-1].input[0] = "nothing makes this"
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     write_manifest(folder, json.loads((folder / MANIFEST).read_text("utf-8")))
-    with pytest.raises(PackageError, match=r"model\.onnx is not an ONNX model"):
-        Llama.load(folder)
     with pytest.raises(PackageError, match="does not open in onnxruntime-genai"):
-        open_model(folder, CPU)
+        Llama.load(folder)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Exception: std::bad_alloc"), MemoryError()])

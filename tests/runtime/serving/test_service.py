@@ -67,7 +67,7 @@ def ask(prompt: str = PROMPT, **options: Any) -> Request:
         (b'{"prompt": 3}', "'prompt' must be a text"),
         (b'{"prompt": null}', "'prompt' must be a text"),
         (b'{"promt": "a"}', "unknown field 'promt': use prompt, messages"),
-        (b'{"%s": "a"}' % (b"p" * 9999), r"unknown field 'p+\.\.\.: use prompt"),
+        (b'{"%s": "a"}' % (b"p" * 9999), r"unknown field 'p+\.\.\.p+': use prompt"),
         (b'{"messages": []}', "'messages' must have at least one"),
         (b'{"messages": "hi"}', "'messages' must be a list of .*, not a text"),
         (b'{"messages": {"role": "user", "content": "hi"}}', "'messages' must be a list .* object"),

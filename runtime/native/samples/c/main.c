@@ -8,6 +8,10 @@
 #define _CRT_SECURE_NO_WARNINGS
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
+#include <io.h>
+#else
+#define _POSIX_C_SOURCE 200809L
+#include <unistd.h>
 #endif
 
 #include "llama_onnx.h"
@@ -56,9 +60,30 @@ static void begin_message(conversation *to, const char *role) {
 
 /* ---- chat, and one answer ---- */
 
+static int is_console(FILE *file) {
+#ifdef _WIN32
+    return _isatty(_fileno(file));
+#else
+    return isatty(fileno(file));
+#endif
+}
+
+/* Prints text, in a console without what it could obey: control characters, and the bytes of C1
+ * controls (U+0080 to U+009F). In a pipe or a file the text is data. */
+static void show(FILE *to, const char *text) {
+    int console = is_console(to);
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text, next = (unsigned char)text[1];
+        int control = (c < 0x20 && c != '\n' && c != '\t') || c == 0x7f;
+        int control_c1 = c == 0xc2 && next >= 0x80 && next < 0xa0;
+        if (console && control_c1) text++;
+        putc(console && (control || control_c1) ? '?' : c, to);
+    }
+}
+
 static int print_piece(const char *text, void *user) {
     (void)user;
-    fputs(text, stdout);
+    show(stdout, text);
     fflush(stdout);
     return 0;
 }

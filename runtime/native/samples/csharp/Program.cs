@@ -47,6 +47,16 @@ internal static class Program
             Console.SetIn(new StreamReader(Console.OpenStandardInput(), utf8));
     }
 
+    // A console obeys control characters; in a file or a pipe the text is data.
+    private static string Shown(string text)
+    {
+        if (Console.IsOutputRedirected) return text;
+        var shown = new StringBuilder(text);
+        for (var i = 0; i < shown.Length; i++)
+            if (char.IsControl(shown[i]) && shown[i] != '\n' && shown[i] != '\t') shown[i] = '?';
+        return shown.ToString();
+    }
+
     private static async Task Chat(Model model)
     {
         var messages = new List<Message>();
@@ -81,7 +91,7 @@ internal static class Program
         var text = new StringBuilder();
         await foreach (var piece in pieces)
         {
-            Console.Write(piece);
+            Console.Write(Shown(piece));
             text.Append(piece);
         }
         Console.WriteLine();

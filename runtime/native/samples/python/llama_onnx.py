@@ -152,5 +152,7 @@ if __name__ == "__main__":
     with Model(sys.argv[1]) as model:
         print(f"{model.provider}: {model.provider_reason}", file=sys.stderr)
         for piece in model.generate(sys.argv[2]):
-            print(piece, end="", flush=True)
+            # A terminal obeys control characters; in a pipe or a file the text is data.
+            shown = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in piece)
+            print(shown if sys.stdout.isatty() else piece, end="", flush=True)
     print()

@@ -1,0 +1,85 @@
+"""Limits of a tokenizer.json, checked before the library `tokenizers` reads it.
+
+The library follows the file whatever it says: twelve steps that each replace a letter by ten make a
+terabyte of one letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from llama_onnx.exporter.tokenizer.sentencepiece import MAX_PIECES
+from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.printable import shown
+
+_MAX_MERGES, _MAX_ADDED, _MAX_STEPS = 1_000_000, 20_000, 100
+_MAX_TOKEN = 10_000  # characters
+_MAX_GROWTH = 1000  # of a text by all replacements together, and characters put in front of it
+
+
+def encoded(tokenizer: Tokenizer, text: str, where: str) -> list[int]:
+    """Return the ids of `text`. Raises `CheckpointError` if the library gives up: its regular
+    expressions stop after ten million attempts, and Rust's panic is not an `Exception`."""
+    try:
+        return list(tokenizer.encode(text).ids)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"{where}: the tokenizer cannot encode {shown(text)}: a regular expression in it takes "
+            "too long."
+        ) from None
+
+
+def exceeded_limit(value: Any) -> str | None:
+    """Return what of the tokenizer.json with the content `value` is too large to be read, or None.
+
+    >>> exceeded_limit({"normalizer": {"type": "Prepend", "prepend": "_" * 10_000}})
+    'its steps make a text 10,000 times as long'
+    """
+    if not isinstance(value, dict):
+        return None
+    model = value.get("model")
+    model = model if isinstance(model, dict) else {}
+    for what, items, most in (
+        ("tokens", model.get("vocab"), MAX_PIECES),
+        ("merges", model.get("merges"), _MAX_MERGES),
+        ("added tokens", value.get("added_tokens"), _MAX_ADDED),
+    ):
+        if isinstance(items, dict | list) and len(items) > most:
+            return f"it has {len(items):,} {what}, more than {most:,}"
+    vocabulary = model.get("vocab")
+    longest = max(map(len, vocabulary), default=0) if isinstance(vocabulary, dict) else 0
+    if longest > _MAX_TOKEN:
+        return f"it has a token of {longest:,} characters"
+    return _exceeded_by_steps(value)
+
+
+def _exceeded_by_steps(value: dict[str, Any]) -> str | None:
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        steps = list(_steps(value.get(part)))
+        if len(steps) > _MAX_STEPS:
+            return f"its {part} has {len(steps):,} steps"
+        growth = 1
+        for step in steps:
+            texts = (step.get("content"), step.get("prepend"), step.get("replacement"))
+            growth *= max(1, *(len(text) for text in texts if isinstance(text, str)), 1)
+            if growth > _MAX_GROWTH:
+                return f"its steps make a text {growth:,} times as long"
+    return None
+
+
+def _steps(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield every step in `value`, inner ones included."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            if "type" in item:
+                yield item
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item

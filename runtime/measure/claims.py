@@ -1,0 +1,45 @@
+"""What a certificate says about its package, checked: the limits that hold depend on it."""
+
+from __future__ import annotations
+
+from llama_onnx.runtime import ort
+from llama_onnx.runtime.measure.certificate import (
+    CERTIFICATE,
+    COVERED_FILES,
+    FOLDER,
+    Certificate,
+)
+from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.graph_names import LOGITS
+from llama_onnx.targets.package import ModelPackage
+
+
+def check_claims(package: ModelPackage, certificate: Certificate) -> None:
+    """Raise `PackageError` for a certificate of another kind of package: the limits depend on it.
+
+    Raises it also for one that does not cover a file that decides what the package computes.
+    """
+    content, file = certificate.content, package.path / FOLDER / CERTIFICATE
+    if content["precision"] != package.precision:
+        raise PackageError(
+            f"{file} is for {content['precision']}, but the package is {package.precision}: make a "
+            "new one with `llama-onnx validate --certify`."
+        )
+    for name in COVERED_FILES:
+        if name in package.files and name not in content["files"]:
+            raise PackageError(f"{file} is damaged: it does not cover {name}.")
+
+
+def check_activations(package: ModelPackage, activations: str, session: ort.Session) -> None:
+    """Raise `PackageError` unless the package can have such activations: they allow larger errors.
+
+    Only quantized matrices round them to int8; in half precision the logits have that type too.
+    """
+    logits = next(output.type for output in session.get_outputs() if output.name == LOGITS)
+    rounded = ("int8",) if package.precision in ("int8", "int4") else ()
+    possible = {"tensor(float16)": ("fp16",), "tensor(bfloat16)": ("bf16",)}
+    if activations not in possible.get(logits, ("fp32", *rounded)):
+        raise PackageError(
+            f"{package.path / FOLDER / CERTIFICATE} is damaged: the package does not have "
+            f"{activations} activations."
+        )
