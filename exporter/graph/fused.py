@@ -128,7 +128,8 @@ class Fused:
         if self.operators.counted_positions:
             places = counted_places(op, input_ids, mask, config.max_position_embeddings)
         else:
-            places = shaped_places(op, input_ids, mask)
+            rotary = not self.operators.inner_rotary
+            places = shaped_places(op, input_ids, mask, rotary=rotary)
         return Window(config, self.operators, total, places)
 
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:

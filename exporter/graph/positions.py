@@ -27,10 +27,12 @@ class Places:
     position_ids: ir.Value | None = None  # [B, S] int64: of the rotated row
 
 
-def shaped_places(op: OpBuilder, input_ids: ir.Value, mask: ir.Value) -> Places:
+def shaped_places(
+    op: OpBuilder, input_ids: ir.Value, mask: ir.Value, *, rotary: bool = True
+) -> Places:
     """Compute with the shapes of `input_ids` [B, S] and `mask` [B, T], in 64 bits.
 
-    Without `position_ids`: only for attention that applies the rotary embedding itself.
+    Not `rotary`: without `position_ids`, for attention that applies the rotary embedding itself.
     """
     lengths = op.ReduceSum(mask, [1], keepdims=0)  # [B]
     size = op.Shape(input_ids, start=1, end=2)  # [1]
@@ -38,11 +40,15 @@ def shaped_places(op: OpBuilder, input_ids: ir.Value, mask: ir.Value) -> Places:
     padding = op.ArgMax(new, axis=1, keepdims=1)  # [B, 1] padding before the first token
     steps = op.Range(0, op.Squeeze(size, [0]), 1)  # [S]
     valid = op.ReduceSum(new, [1], keepdims=1)  # [B, 1]
+    position_ids = None
+    if rotary:
+        position_ids = op.Add(op.Sub(op.Unsqueeze(lengths, [1]), valid), steps)
     return Places(
         seqlens_k=op.Cast(op.Sub(lengths, 1), to=ir.DataType.INT32),
         front=op.Mod(op.Add(steps, padding), size),
         back=op.Mod(op.Sub(op.Add(steps, size), padding), size),
         last=op.Sub(valid, 1),
+        position_ids=position_ids,
     )
 
 

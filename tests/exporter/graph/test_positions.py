@@ -44,8 +44,7 @@ def test_places(rows: list[tuple[int, int, int, int]], counted: bool, spare: int
         assert list(front[:valid]) == list(range(before, before + valid))
         assert sorted(front) == list(range(size))
         assert list(front[found["back"][number]]) == list(range(size))
-        if counted:
-            assert list(found["position_ids"][number, :valid]) == list(range(past, past + valid))
+        assert list(found["position_ids"][number, :valid]) == list(range(past, past + valid))
     assert found["back"].dtype == found["last"].dtype == np.int64
 
 
