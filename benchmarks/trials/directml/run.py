@@ -172,7 +172,7 @@ def _generated(name: str, place: Place, package: str, options: Sequence[str]) ->
             return Case(what, False, answer.get("error", str(answer)[:200]))
         texts.append(answer["text"])
         devices.append(answer["provider"]["device"])
-    same = "the CPU's text" if texts[0] == texts[1] else "another text than the CPU's"
+    same = "the CPU's text" if texts[0] == texts[1] else "another text than the CPU's (next table)"
     return Case(what, devices[0] == DEVICE and bool(texts[0]), f"ran on {devices[0]}; {same}")
 
 
