@@ -28,7 +28,8 @@ from llama_onnx.targets.strict_json import JSONError, parse_json
 
 GENAI_CONFIG = "genai_config.json"
 LOG_ID = "onnxruntime-genai"
-MODEL_TYPES = ("llama", "mistral")
+MODEL_TYPE = "llama"
+"""Of every package: a Mistral is the same graph, and its window is in the operators."""
 
 SEARCH_NUMBERS = ("temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size")
 """Search options that a source's generation_config.json may set, besides `do_sample`."""
@@ -135,7 +136,7 @@ def _rules(model_file: str) -> Rule:
         },
     }
     model: dict[str, Rule] = {
-        "type": MODEL_TYPES.__contains__,
+        "type": _equals(MODEL_TYPE),
         "context_length": _is_length,
         "vocab_size": _is_length,
         "eos_token_id": _are_ids,

@@ -8,7 +8,7 @@ from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.dtypes import DTYPES
 from llama_onnx.runtime.llama.sampling import RULES, genai_values
 from llama_onnx.targets.errors import CheckpointError
-from llama_onnx.targets.genai_settings import LOG_ID, MODEL_TYPES
+from llama_onnx.targets.genai_settings import LOG_ID, MODEL_TYPE
 from llama_onnx.targets.graph_names import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -49,7 +49,7 @@ def genai_config(
     """Return the content of genai_config.json. `search` has the model's own sampling defaults."""
     provider = session.provider
     model: dict[str, Any] = {
-        "type": MODEL_TYPES[config.window is not None],
+        "type": MODEL_TYPE,
         "context_length": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
         "eos_token_id": _one_or_many(config.eos_token_ids),

@@ -147,9 +147,7 @@ def verify(
     report = replace(report, activations=certificate.content["activations"], provider=provider.name)
     if not report.intact:
         return report
-    check_claims(package, certificate)
-    if package.has_tokenizer:
-        open_genai_tokenizer(package.path)
+    _check_more(package, certificate)
     started = perf_counter()
     with forgetting_pages(package.data_path):
         opened = open_session(
@@ -179,6 +177,13 @@ def verify(
         kl_difference=difference,
         checks=_checks(certificate, provider, figures, divergences),
     )
+
+
+def _check_more(package: ModelPackage, certificate: Certificate) -> None:
+    """Raise `PackageError` if the certificate claims too much, or genai cannot read texts."""
+    check_claims(package, certificate)
+    if package.has_tokenizer:
+        open_genai_tokenizer(package.path)
 
 
 def _replay(

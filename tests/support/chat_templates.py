@@ -509,9 +509,9 @@ def transformers_prompt(template: str, messages: list[dict[str, Any]], **options
     """Return the prompt of transformers itself."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    options = {"add_generation_prompt": True} | options
-    found, _ = render_jinja_template([messages], chat_template=template, **options, **SPECIAL)
-    return str(found[0])
+    settings: dict[str, Any] = {"add_generation_prompt": True, **options, **SPECIAL}
+    prompts: Any = render_jinja_template([messages], chat_template=template, **settings)[0]
+    return str(prompts[0])
 
 
 def main() -> None:

@@ -121,7 +121,7 @@ def in_two_shards(folder: Path) -> None:
     without_weights(folder)
     weights = tiny.weights(tiny.GQA)
     norms = {key: value for key, value in weights.items() if "norm" in key}
-    places = {}
+    places: dict[str, str] = {}
     for i in range(2):
         part = {key: weights[key] for key in list(weights)[i::2]}
         save({**norms, **part}, folder / shard_name(i + 1, 2))

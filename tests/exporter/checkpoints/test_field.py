@@ -46,9 +46,8 @@ def quiet() -> Iterator[None]:
 
 def loaded(folder: Path) -> Any:
     """Return transformers' model of `folder`, whose weights were all found in it."""
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
+    auto: Any = transformers.AutoModelForCausalLM
+    model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"]
     return model.eval()
 

@@ -158,7 +158,7 @@ def _mutated(rng: random.Random) -> tuple[bytes, bytes]:
     names = list(header)
     rng.shuffle(names)
     header = {name: header[name] for name in names}
-    values = (-1, 0, 1, 8, 2**31, HUGE, 2**64, 1.0, True, None, "1", "I8", [], {})
+    values: tuple[Any, ...] = (-1, 0, 1, 8, 2**31, HUGE, 2**64, 1.0, True, None, "1", "I8", [], {})
     for _ in range(rng.choice((0, 1, 1, 2))):
         if header:
             changed = header[rng.choice(names)]

@@ -57,7 +57,7 @@ def export(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def reference(source: Path) -> Any:
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         source, dtype=torch.float32, attn_implementation="eager"
     )
     assert type(model).__name__ == "MistralForCausalLM"

@@ -1,4 +1,4 @@
-"""`--context`: as many positions as the rope scaling was made for, as transformers computes them."""
+"""`--context`: as many positions as the rope scaling allows, as transformers computes them."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 FOUND = Path("fuzz-found")
 SEEDS = Path(__file__).parents[2] / "fuzz" / "seeds"
@@ -134,7 +135,7 @@ class Worker:
                     return False
         return True
 
-    def _judge(self, answer: dict[str, object] | None, tally: Tally) -> str | None:
+    def _judge(self, answer: dict[str, Any] | None, tally: Tally) -> str | None:
         """Return what is wrong, if anything."""
         if answer is None:
             code = self._process.exitcode
@@ -148,9 +149,9 @@ class Worker:
         tally.counts["failed" if problem else str(answer["outcome"])] += 1
         return str(problem) if problem else None
 
-    def _answer(self, seconds: float) -> dict[str, object] | None:
+    def _answer(self, seconds: float) -> dict[str, Any] | None:
         try:
-            answer: dict[str, object] = (
+            answer: dict[str, Any] | None = (
                 json.loads(self._pipe.recv()) if self._pipe.poll(seconds) else None
             )
         except EOFError:
