@@ -21,8 +21,9 @@ class Operators:
     are kernels: `fused_matmul` for FusedMatMul, which multiplies by a transposed matrix;
     `fused_attention` for GroupQueryAttention, else ONNX's Attention is used; `rms_normalization`
     for ONNX's RMSNormalization; `gather_blocks` for GatherBlockQuantized, which reads rows of a
-    quantized embedding. `counted_positions`: positions are computed on the device
-    alone, from masks that may be longer than the tokens, as captured graphs need.
+    quantized embedding. `wide_norms`: norms of values in half precision are computed in float32.
+    `counted_positions`: positions are computed on the device alone, from masks that may be longer
+    than the tokens, as captured graphs need.
     """
 
     standard: bool = False
@@ -33,6 +34,7 @@ class Operators:
     fused_matmul: bool = True
     rms_normalization: bool = True
     gather_blocks: bool = True
+    wide_norms: bool = False
     counted_positions: bool = False
 
 

@@ -203,6 +203,8 @@ class Fused:
         """Use the fused operator: no optimization level of ONNX Runtime fuses an Add and a norm."""
         assert gain.shape is not None
         shape = token_shape(gain.shape[0])  # type: ignore[arg-type]
+        if self.operators.wide_norms:
+            return self._wide_norm(op, x, residual, gain, eps)
         if residual is not None:
             normed, *unused, total = op.SkipSimplifiedLayerNormalization(
                 x, residual, gain, epsilon=eps, _domain=MICROSOFT, _outputs=4
@@ -215,6 +217,16 @@ class Fused:
         else:  # ONNX Runtime's own operator, although it is in ONNX's domain
             normed = op.SimplifiedLayerNormalization(x, gain, axis=-1, epsilon=eps, stash_type=1)
         return stamp(normed, *shape, like=x), x
+
+    def _wide_norm(
+        self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, gain: ir.Value, eps: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """Return what `rms_norm` returns, with the squares added up in float32."""
+        assert x.shape is not None
+        total = x if residual is None else stamp(op.Add(x, residual), *x.shape, like=x)
+        wide = cast(op, total, ir.DataType.FLOAT)
+        normed = op.SimplifiedLayerNormalization(wide, gain, axis=-1, epsilon=eps, stash_type=1)
+        return stamp(normed, *x.shape, like=x), total
 
     def silu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return x * sigmoid(x), which QuickGelu with alpha=1 computes in one operator."""

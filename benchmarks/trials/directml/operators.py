@@ -76,6 +76,15 @@ def _models(rng: np.random.Generator) -> Iterator[tuple[str, Parts, dict[str, np
     yield "embedding, GatherBlockQuantized of 4 bits", _gather_blocks(rng), ids
     yield "embedding of 8 bits: Gather, Cast, Sub, Mul", _embedding(8, rng), ids
     yield "embedding of 4 bits: the same, with BitwiseAnd and BitShift", _embedding(4, rng), ids
+    x = rng.standard_normal((1, 3, 576)).astype(np.float16)
+    x[..., 7] = 20000
+    name = "SkipSimplifiedLayerNormalization in fp16, with a value of 20000"
+    yield name, _norm(wide=False), {"x": x}
+    yield (
+        "Add, Cast to fp32, SimplifiedLayerNormalization, with the same",
+        _norm(wide=True),
+        {"x": x},
+    )
 
 
 def _matmul(matmul: Matmul, rng: np.random.Generator) -> Parts:
@@ -157,6 +166,26 @@ def _embedding(bits: int, rng: np.random.Generator) -> Parts:
         node("Sub", ["float", "zero"], ["centered"]),
         node("Mul", ["centered", "s"], ["y"]),
     ]
+    return parts
+
+
+def _norm(*, wide: bool) -> Parts:
+    """The norm of x + x, in fp16 or, if `wide`, in fp32."""
+    import onnx.helper as oh
+    from onnx import TensorProto
+
+    parts, node = Parts(), oh.make_node
+    parts.weights["gain"] = np.ones(576, np.float16)
+    if wide:
+        parts.nodes = [
+            node("Add", ["x", "x"], ["sum"]),
+            node("Cast", ["sum"], ["wide"], to=TensorProto.FLOAT),
+            node("SimplifiedLayerNormalization", ["wide", "gain"], ["y"], epsilon=1e-5),
+        ]
+    else:
+        name = "SkipSimplifiedLayerNormalization"
+        inputs = ["x", "x", "gain"]
+        parts.nodes = [node(name, inputs, ["y"], domain=MICROSOFT, epsilon=1e-5)]
     return parts
 
 

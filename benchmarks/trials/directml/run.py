@@ -212,10 +212,12 @@ def compare(what: str, found: Loop, expected: Loop, count: int) -> Case:
                 ties.append((step - start, float(its[expected.ids[step]] - its[found.ids[step]])))
                 break
             equal += 1
-    said = f"{equal} of {len(expected.ids)}; logits differ by {worst:.2g} at most"
+    spread = float(expected.logits.std())
+    said = f"{equal} of {len(expected.ids)}; logits differ by {worst:.2g} at most, at a standard "
+    said += f"deviation of {spread:.2g}"
     for place, gap in ties:
         said += f"; a near-tie at token {place + 1}: the CPU's two are {gap:.2g} apart"
-    return Case(what, all(gap <= 2 * worst for _, gap in ties) and worst < 0.5, said)
+    return Case(what, all(gap <= 2 * worst for _, gap in ties) and worst < spread / 2, said)
 
 
 def conversation_cases(place: Place) -> Iterator[Case]:
@@ -339,6 +341,7 @@ WRONG = {
     "int4, last block not full",
     "int4, zero points in fp16",
     "embedding, GatherBlockQuantized of 4 bits",
+    "SkipSimplifiedLayerNormalization in fp16, with a value of 20000",
 }
 """What DirectML is known not to compute: the exporter refuses or avoids it."""
 

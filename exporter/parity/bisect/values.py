@@ -68,7 +68,9 @@ _BY_OPERATOR: dict[tuple[str, str], tuple[str, ...]] = {
     ("input_layernorm", "RMSNormalization"): ("input_layernorm",),
     ("input_layernorm", "SimplifiedLayerNormalization"): ("input_layernorm",),
     ("post_attention_layernorm", "RMSNormalization"): ("post_attention_layernorm",),
+    ("post_attention_layernorm", "SimplifiedLayerNormalization"): ("post_attention_layernorm",),
     ("norm", "RMSNormalization"): ("norm",),
+    ("norm", "SimplifiedLayerNormalization"): ("norm",),
     ("self_attn", "Attention"): (pt.ATTENTION,),
     ("input_layernorm", "SkipSimplifiedLayerNormalization"): (
         "input_layernorm", "", "", pt.INPUT
