@@ -41,6 +41,7 @@ from llama_onnx.targets.errors import (
     PackageError,
     ProviderError,
     ResourceError,
+    TooLargeError,
     UnsupportedError,
     UsageError,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "PackageError",
     "ProviderError",
     "ResourceError",
+    "TooLargeError",
     "UnsupportedError",
     "UsageError",
     "__version__",

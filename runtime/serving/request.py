@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling, read_value
 from llama_onnx.runtime.llama.stops import check_stops
-from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.errors import TooLargeError, UsageError
 from llama_onnx.targets.printable import shown
 from llama_onnx.targets.strict_json import JSONError, parse_json
 
@@ -22,10 +22,6 @@ MAX_NEW_TOKENS = 256
 
 MAX_BODY = 4 << 20
 """Most bytes of a request: enough for any text that fits a context of 131,072 tokens."""
-
-
-class TooLargeError(UsageError):
-    """A request has more bytes than the server reads."""
 
 
 def too_large(size: int | None, most: int) -> str:

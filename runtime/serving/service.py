@@ -13,8 +13,14 @@ from pathlib import Path
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
-from llama_onnx.runtime.serving.request import Request, TooLargeError
-from llama_onnx.targets.errors import BusyError, LlamaOnnxError, PackageError, UsageError
+from llama_onnx.runtime.serving.request import Request
+from llama_onnx.targets.errors import (
+    BusyError,
+    LlamaOnnxError,
+    PackageError,
+    TooLargeError,
+    UsageError,
+)
 from llama_onnx.targets.package import MANIFEST
 
 MAX_WAITING = 8

@@ -210,7 +210,7 @@ def main(folder: Path) -> None:
     from llama_onnx.exporter.formats.safetensors import read_safetensors
     from llama_onnx.exporter.formats.torch_file import read_torch_file
     from llama_onnx.targets.errors import LlamaOnnxError
-    from tests.support.fuzz.run import peak_memory
+    from tests.support.peak import peak_memory
 
     readers: dict[str, Callable[[Path], object]] = {
         "pickle": read_torch_file,

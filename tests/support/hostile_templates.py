@@ -7,6 +7,8 @@ import json
 import sys
 import time
 
+from tests.support.peak import peak_memory
+
 _LOOP = "{% for i in range(100000) %}"
 _DOUBLE = "{% set ns = namespace(x='ab') %}" + _LOOP + "{% set ns.x = "
 
@@ -188,16 +190,7 @@ def main() -> None:
         except (TemplateError, RejectedError) as error:
             found = f"{type(error).__name__}: {error}"
         seconds = round(time.process_time() - started, 2)
-        print(json.dumps([name, seconds, _peak(), found]), flush=True)
-
-
-def _peak() -> int:
-    """Return the most memory that this process has had, in MiB; 0 where that is not known."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(json.dumps([name, seconds, peak_memory() >> 20, found]), flush=True)
 
 
 if __name__ == "__main__":

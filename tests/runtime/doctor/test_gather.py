@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from subprocess import PIPE
 from time import perf_counter
 from typing import Any
 
@@ -336,10 +337,14 @@ def test_trouble_is_exit_1_and_a_command_can_be_copied(
 def test_a_terminal_that_is_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "llama_onnx.exporter.cli", "doctor"]
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    result = subprocess.run(
-        command, env=environment, capture_output=True, cwd=tempfile.gettempdir()
-    )
-    text = result.stdout.decode("latin-1")
+    # A terminal: pipes are UTF-8 whatever the environment says.
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        result = subprocess.run(
+            command, env=environment, stdout=theirs, stderr=PIPE, cwd=tempfile.gettempdir()
+        )
+        os.close(theirs)
+        text = terminal.read(1 << 16).decode("latin-1")
     assert "output in latin-1" in text or "output in iso8859-1" in text
     assert "PYTHONUTF8=1" in text
     assert result.stderr == b""

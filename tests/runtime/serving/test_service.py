@@ -19,9 +19,15 @@ from hypothesis import strategies as st
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.llama.sampling import Sampling
 from llama_onnx.runtime.serving import worker
-from llama_onnx.runtime.serving.request import Request, TooLargeError
+from llama_onnx.runtime.serving.request import Request
 from llama_onnx.runtime.serving.service import Service, find_package, http_status
-from llama_onnx.targets.errors import BusyError, LlamaOnnxError, PackageError, UsageError
+from llama_onnx.targets.errors import (
+    BusyError,
+    LlamaOnnxError,
+    PackageError,
+    TooLargeError,
+    UsageError,
+)
 from tests.support.fakes import generation
 from tests.support.packages import alter_package
 

@@ -23,6 +23,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.support.peak import peak_memory
+
 FOUND = Path("fuzz-found")
 SEEDS = Path(__file__).parents[2] / "fuzz" / "seeds"
 SECONDS, BYTES = 10.0, 1 << 30
@@ -226,18 +228,6 @@ def _read(name: str, folder: Path) -> tuple[str, str | None]:
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = "".join(traceback.format_exception_only(error)).strip()
         return "failed", f"{text[:300]} ({Path(where.filename).name}:{where.lineno})"
-
-
-def peak_memory() -> int:
-    """Return the largest resident size of this process so far."""
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024
 
 
 def _print_progress(tallies: dict[str, Tally], left: float) -> None:

@@ -209,7 +209,7 @@ def test_a_package_whose_zero_points_do_not_fit_is_named(tmp_path: Path) -> None
     zeros = next(t for t in model.graph.initializer if t.name == f"{LAYER}.zero_points")
     zeros.dims[1] = 1
     onnx.save(model, tmp_path / "bad" / "model.onnx")
-    with pytest.raises(PackageError, match=f"{LAYER}.qweight"):
+    with pytest.raises(PackageError, match=f"{LAYER}.zero_points.* shape does not fit"):
         PackageCheckpoint.open(tmp_path / "bad")
 
 
