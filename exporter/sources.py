@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,15 +44,15 @@ def _open_base(path: Path, context: int | None) -> Checkpoint:
         raise CheckpointError(
             f"{path} is a package, not a checkpoint: pass the checkpoint that it was made from."
         )
-    if (path / "config.json").exists():
+    if os.path.lexists(path / "config.json"):
         return _open_huggingface(path, context)
-    if (path / "params.json").exists():
+    if os.path.lexists(path / "params.json"):
         from llama_onnx.exporter.checkpoints.meta import MetaCheckpoint
 
         return MetaCheckpoint.open(path, context)
     if (path / "adapter_config.json").exists():
         raise CheckpointError(_describe_adapter(path))
-    named = sorted(path.glob("*.gguf"))
+    named = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
     ggufs = [file for file in named if file_inside(path, file.name)]
     if len(ggufs) == 1:
         return _open_gguf(ggufs[0], context)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any, TypeAlias
@@ -29,6 +30,7 @@ from llama_onnx.targets.errors import (
     UsageError,
 )
 from llama_onnx.targets.extras import missing_extra
+from llama_onnx.targets.printable import shown
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU
 
@@ -120,19 +122,20 @@ class Settings:
     exact: bool = False
 
 
-def check_threads(threads: int) -> int:
+def check_threads(threads: Any) -> int:
     """Return `threads` if they make sense here: at least 1, at most eight per processor or 64.
 
-    More only cost memory and time, and the system may end the process. Raises `UsageError`.
+    More only cost memory and time, and the system may end the process. Raises `UsageError`, also
+    for what is not a whole number.
     """
     processors = os.cpu_count() or 1
     most = max(64, 8 * processors)
-    if not 1 <= threads <= most:
+    if isinstance(threads, bool) or not isinstance(threads, Integral) or not 1 <= threads <= most:
         raise UsageError(
-            f"the number of threads must be 1 to {most}, not {threads}: this machine has "
+            f"the number of threads must be 1 to {most}, not {shown(threads)}: this machine has "
             f"{processors} processor{'s' if processors > 1 else ''}."
         )
-    return threads
+    return int(threads)
 
 
 def create_session(

@@ -42,18 +42,24 @@ def file_inside(
     Every name that comes from a stranger (a name in an index, or a well-known name in a stranger's
     folder) goes through here before it is opened. A link may lead to another place inside the
     folder, or, in the hub's cache, to that model's blobs. Raises `error` for a name that leads out
-    of the folder, and for anything but a regular file: opening a FIFO would wait for ever.
+    of the folder or nowhere, and for anything but a regular file: opening a FIFO would wait for
+    ever.
     """
     if not is_plain_name(name):
         raise error(f"{folder} names the file {name!r}, which is not a plain name inside it.")
     path = folder / name
     try:
         status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {_reason(problem)}.") from None
+    try:
         if stat.S_ISLNK(status.st_mode):
             status = path.stat()
         real = path.resolve(strict=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except FileNotFoundError:  # a part of the hub's cache was removed, or never downloaded
+        raise error(f"{path} is a link that leads nowhere: download the file again.") from None
     except (OSError, RuntimeError) as problem:  # a loop of links is a RuntimeError before 3.13
         raise error(f"{path} cannot be read: {_reason(problem)}.") from None
     if not any(real.is_relative_to(root) for root in _roots(folder)):

@@ -32,7 +32,7 @@ MAX_BYTES = 16 << 20
 """Largest graph: 126 layers of Llama 3.1 405B take 4 MB, with adapters."""
 
 _LARGEST_INPUT = 1 << 24  # values at one position
-_ADAPTER = re.compile(rf"model\.[\w.]+\.(?:{LORA_A}|{LORA_B})\.weight")
+_ADAPTER = re.compile(rf"model\.[\w.]+\.(?:{LORA_A}|{LORA_B})\.weight", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ _FLOAT, _INT, _INTS = 1, 2, 7
 _ATTRIBUTE_TYPES = (_FLOAT, _INT, _INTS)
 _LARGEST_DIMENSION = 1 << 31
 _MOST_DIMENSIONS = 8
+_LONGEST_TEXT = 1024
 _LONGEST_PACKED = 10 * (_MOST_DIMENSIONS + 1)  # bytes: what is cut off is one dimension too many
 
 MAX_FIELDS = 300_000
@@ -230,6 +231,9 @@ def _read_shape(types: Sequence[Value], left: Iterator[int]) -> Iterator[int | s
 def _text(value: Value) -> str:
     if not isinstance(value, memoryview):
         raise WireError("a number instead of a text")
+    if len(value) > _LONGEST_TEXT:
+        # A hundred thousand operators could name a tensor whose name is compared each time.
+        raise GraphError(f"has a name or text of {len(value):,} bytes, which no export writes")
     try:
         return str(value, "utf-8")
     except UnicodeDecodeError:

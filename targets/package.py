@@ -237,14 +237,21 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name that the system does not take
+        raise PackageError(f"{path} cannot be opened: {error.strerror}.") from None
+
+
 def _check_folder(path: Path) -> None:
     if path.name.endswith(PARTIAL_SUFFIX):
         raise PackageError(
             f"{path} is an unfinished export: finish it with `llama-onnx export --resume`."
         )
-    if path.is_dir():
+    if _is_folder(path):
         return
-    if path.with_name(path.name + PARTIAL_SUFFIX).is_dir():
+    if _is_folder(path.with_name(path.name + PARTIAL_SUFFIX)):
         raise PackageError(
             f"{path} does not exist, only the unfinished export {path.name}{PARTIAL_SUFFIX}: "
             "finish it with `llama-onnx export --resume`."

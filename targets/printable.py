@@ -31,6 +31,16 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(lambda match: _escape(ord(match[0])), text)
 
 
+def printable_line(text: str) -> str:
+    r"""Return `text` as `printable` does, on one line: for names of files, which could otherwise
+    add a line that looks like ours.
+
+    >>> printable_line("x\npassed: all files are intact.")
+    'x\\npassed: all files are intact.'
+    """
+    return printable(text).replace("\t", "\\t").replace("\n", "\\n")
+
+
 def shown(value: object) -> str:
     """Return a `repr` of `value` that is short whatever it is, for a message.
 

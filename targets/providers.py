@@ -103,7 +103,7 @@ def get_provider(name: str) -> Provider:
     """Return the provider called `name`. Raises `UsageError`, listing the known ones."""
     try:
         return PROVIDERS[name]
-    except KeyError:
+    except (KeyError, TypeError):
         raise UsageError(
             f"there is no provider {name!r}: choose one of {', '.join(PROVIDERS)}."
         ) from None

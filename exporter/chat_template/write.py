@@ -26,23 +26,49 @@ Prompts = list[str | None]
 """For each of `CONVERSATIONS`; None for one that the template rejects."""
 
 
-def write_for_genai(folder: Path, where: str) -> list[str]:
-    """Rewrite the chat template of the package in `folder`, if need be; return warnings.
+def remove_unusable(folder: Path, where: str) -> list[str]:
+    """Remove the chat template of the package in `folder` if nobody could use it, and return a
+    warning that names the source, `where`.
 
-    `where` names the source in warnings. A template that nobody could use is removed.
+    onnxruntime-genai's engine, which reads the template when it opens the tokenizer, has no bounds:
+    it needs minutes for some of these.
     """
     template = read_template(folder)
     if template is None:
         return []
     try:
-        expected = _prompts(template)
-        text = _rewritten(template, expected)
+        _rewritten(template, _prompts(template))
+        reason = _rejection(template)
     except TemplateError as error:
-        (folder / TEMPLATE).unlink()
-        return [
-            f"{where}: the chat template cannot be used ({printable(str(error))}), so the package "
-            "has none, and chat is not possible."
-        ]
+        reason = str(error)
+    if reason is None:
+        return []
+    (folder / TEMPLATE).unlink()
+    return [
+        f"{where}: the chat template cannot be used ({printable(reason)}), so the package has "
+        "none, and chat is not possible."
+    ]
+
+
+def _rejection(template: ChatTemplate) -> str | None:
+    """Return the error that `template` raises if it raises one for every conversation."""
+    if any(prompt is not None for prompt in (*_prompts(template), *_other_prompts(template))):
+        return None
+    try:
+        template.render(CONVERSATIONS["one turn"])
+    except RejectedError as error:
+        return str(error)
+    return None
+
+
+def write_for_genai(folder: Path, where: str) -> list[str]:
+    """Rewrite the chat template of the package in `folder`, if need be; return warnings that name
+    the source, `where`. The template must be usable: see `remove_unusable`."""
+    template = read_template(folder)
+    if template is None:
+        return []
+    expected = _prompts(template)
+    text = _rewritten(template, expected)
     (folder / TEMPLATE).write_bytes(text.encode("utf-8"))
     return [*_recursion(text, where), *_differences(folder, text, expected, where)]
 

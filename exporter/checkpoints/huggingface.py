@@ -17,6 +17,7 @@ from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
 from llama_onnx.exporter.model.context import with_context
 from llama_onnx.targets.errors import CheckpointError
+from llama_onnx.targets.folder_files import file_inside
 
 _SEARCH_KEYS = (
     "do_sample",
@@ -49,8 +50,8 @@ class HuggingFaceCheckpoint(TensorsByName):
         Raises `CheckpointError` for a file that is missing or damaged, `UnsupportedError` for a
         feature that a plain Llama does not have.
         """
-        generation_file = path / "generation_config.json"
-        generation = read_json(generation_file) if generation_file.exists() else {}
+        name = "generation_config.json"
+        generation = read_json(path / name) if file_inside(path, name) else {}
         raw = read_json(path / "config.json")
         where = str(path / "config.json")
         config = config_from_huggingface(raw, where, generation)
@@ -65,14 +66,14 @@ class HuggingFaceCheckpoint(TensorsByName):
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Copy tokenizer.json, its settings and the chat template, or make them from
         tokenizer.model; returns the file names."""
-        if not (self.path / "tokenizer.json").exists():
+        if not file_inside(self.path, "tokenizer.json"):
             return self._convert_tokenizer(folder)
         from llama_onnx.exporter.tokenizer.json_file import copy_tokenizer
 
         return copy_tokenizer(self.path, folder, self.config.max_position_embeddings)
 
     def _convert_tokenizer(self, folder: Path) -> list[str]:
-        if not (self.path / "tokenizer.model").exists():
+        if not file_inside(self.path, "tokenizer.model"):
             raise CheckpointError(
                 f"{self.path} has neither a tokenizer.json nor a tokenizer.model: copy the one the "
                 "model was trained with into this folder."

@@ -22,11 +22,15 @@ _PARTS = ("layers.", "embed_tokens.", "norm.", "rotary_emb.")
 
 _PREFIXED = re.compile(r"(.+?\.)(?:model\.)?(?:layers\.\d+\..+|embed_tokens\.weight|norm\.weight)")
 
+_INNER = re.compile(r"(_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.)")
+"""Prefixes that a wrapper around a part of the model puts inside a name."""
+
 _WRAPPERS = {
     "_orig_mod.": "torch.compile",
     "module.": "torch's DataParallel",
     "base_model.model.": "PEFT",
     "_fsdp_wrapped_module.": "torch's FSDP",
+    "_checkpoint_wrapped_module.": "torch's checkpoint_wrapper",
 }
 
 
@@ -127,6 +131,16 @@ def _equal(one: LazyTensor, other: LazyTensor) -> bool:
 def _refuse_prefix(folder: Path, names: Iterable[str]) -> None:
     """Refuse a state dict of a model in a wrapper, whose names have its prefix."""
     names = list(names)
+    inner = next(
+        (name for name in names if _INNER.search(name) and name.startswith("model.")), None
+    )
+    if inner is not None:
+        part = _INNER.findall(inner)[0]
+        raise CheckpointError(
+            f"{folder}: the names of tensors such as {printable(inner)} contain {part!r}, which "
+            f"{_WRAPPERS[part]} adds, and a Llama's do not: save the model without its wrapper, or "
+            "rename the tensors."
+        )
     if any(name.startswith("model.") or name == HEAD for name in names):
         return
     match = next(filter(None, map(_PREFIXED.fullmatch, names)), None)

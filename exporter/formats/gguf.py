@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from llama_onnx.exporter.formats.placeholder import refuse_placeholder_file
 from llama_onnx.exporter.formats.tensor import check_name
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.printable import shown
@@ -68,6 +69,7 @@ def read_header(path: Path) -> Header:
     """
     try:
         with path.open("rb") as file:
+            refuse_placeholder_file(path, file)
             return _read(_Cursor(file, path, path.stat().st_size))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llama_onnx.exporter.formats.placeholder import refuse_placeholder
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.folder_files import file_inside, read_inside
 from llama_onnx.targets.strict_json import JSONError, parse_json
@@ -21,6 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if file_inside(path.parent, path.name) is None:
         raise CheckpointError(f"{path.parent} has no {path.name}: pass a checkpoint folder.")
     content = read_inside(path.parent, path.name, max_bytes=MAX_BYTES)
+    refuse_placeholder(path, content)
     try:
         value = parse_json(content)
     except JSONError as error:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from llama_onnx.exporter.formats.placeholder import refuse_placeholder_file
 from llama_onnx.exporter.formats.tensor import LazyTensor, StoredTensor, check_name
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.printable import shown
@@ -61,6 +62,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     for a damaged header."""
     try:
         with path.open("rb") as file:
+            refuse_placeholder_file(path, file)
             size = os.fstat(file.fileno()).st_size
             content = _header(file, size, path)
     except OSError as error:

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from llama_onnx.exporter.formats.placeholder import refuse_placeholder_file
 from llama_onnx.exporter.formats.tensor import (
     Float32,
     LazyTensor,
@@ -53,6 +54,7 @@ def read_torch_file(path: Path) -> dict[str, LazyTensor]:
     """
     try:
         with path.open("rb") as file:
+            refuse_placeholder_file(path, file)
             records = _records(file, path)
             content = _content(file, records, path)
     except OSError as error:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from llama_onnx.exporter.tokenizer.bytelevel import GPT2
-from llama_onnx.exporter.tokenizer.json_limits import encoded
+from llama_onnx.exporter.tokenizer.encoded import encoded
 from llama_onnx.exporter.tokenizer.texts import HARD_TEXTS
+from llama_onnx.runtime.tokenizer.encoder import tokenizer_from
 from llama_onnx.targets.strict_json import parse_json
 
 
@@ -54,8 +53,8 @@ def _split(pattern: str) -> dict[str, Any]:
 
 def _alike(first: bytes, second: bytes) -> bool:
     try:
-        one, other = Tokenizer.from_buffer(first), Tokenizer.from_buffer(second)
-    except Exception:  # the library raises bare Exception; the user of the file reports it
+        one, other = tokenizer_from(first), tokenizer_from(second)
+    except ValueError:  # the user of the file reports it
         return False
     where = "tokenizer.json"
     return all(encoded(one, text, where) == encoded(other, text, where) for text in HARD_TEXTS)

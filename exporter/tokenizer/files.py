@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from llama_onnx.runtime.tokenizer.encoder import tokenizer_from
 from llama_onnx.targets.errors import CheckpointError
 
 # No null, no list, and only a class that onnxruntime-genai knows: it refuses all others. The chat
@@ -66,8 +67,8 @@ def check_tokenizer(file: Path, vocab_size: int, where: str) -> None:
     """Raise `CheckpointError` unless `file` is a tokenizer.json that can be read, and all of its
     ids are below `vocab_size`."""
     try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
+        tokenizer = tokenizer_from(file.read_bytes())
+    except ValueError as error:
         raise CheckpointError(
             f"{where}: tokenizer.json cannot be read ({error}): download it again."
         ) from None

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from llama_onnx.exporter.formats.placeholder import refuse_placeholder
 from llama_onnx.exporter.tokenizer.digits import spell_out_digits
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, set_ends
 from llama_onnx.exporter.tokenizer.huggingface import (
@@ -17,7 +18,8 @@ from llama_onnx.exporter.tokenizer.huggingface import (
     read_settings,
     special_tokens,
 )
-from llama_onnx.exporter.tokenizer.json_limits import exceeded_limit
+from llama_onnx.runtime.tokenizer.encoder import tokenizer_from
+from llama_onnx.runtime.tokenizer.json_limits import exceeded_limit
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
@@ -77,8 +79,8 @@ def read_json_tokenizer(folder: Path, *, spelled: bool = True) -> JsonTokenizer:
     if spelled:
         content = spell_out_digits(content)
     try:
-        tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises nothing narrower
+        tokenizer = tokenizer_from(content)
+    except ValueError as error:
         raise CheckpointError(
             f"{folder}: tokenizer.json cannot be read ({error}): download it again."
         ) from None
@@ -95,6 +97,7 @@ def read_json_tokenizer(folder: Path, *, spelled: bool = True) -> JsonTokenizer:
 
 
 def _check_kind(folder: Path, content: bytes) -> None:
+    refuse_placeholder(folder / FILE, content)
     try:
         value = parse_json(content)
     except JSONError as error:
@@ -109,6 +112,10 @@ def _check_kind(folder: Path, content: bytes) -> None:
     if kind in ("Unigram", "WordLevel", "WordPiece"):
         raise UnsupportedError(
             f"{folder}: tokenizer.json has a {kind} model, but onnxruntime-genai reads BPE only."
+        )
+    if isinstance(model, dict) and model.get("continuing_subword_prefix"):
+        raise UnsupportedError(
+            f"{folder}: tokenizer.json has a continuing_subword_prefix, which is not supported."
         )
 
 

@@ -10,8 +10,10 @@ from typing import Any
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2
 
+from llama_onnx.exporter.formats.placeholder import refuse_placeholder
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, TokenType
-from llama_onnx.exporter.tokenizer.sentencepiece import MAX_PIECES, sentencepiece_tokenizer
+from llama_onnx.exporter.tokenizer.sentencepiece import sentencepiece_tokenizer
+from llama_onnx.runtime.tokenizer.json_limits import MAX_PIECES
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.folder_files import read_inside
 
@@ -76,6 +78,7 @@ def without_prefix(content: bytes) -> bytes:
 def _read(path: Path) -> Any:
     model = _proto.ModelProto()
     content = read_inside(path.parent, path.name, max_bytes=MAX_BYTES)
+    refuse_placeholder(path, content)
     if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content):
         raise UnsupportedError(
             f"{path} is a vocabulary for tiktoken, as Meta's download of Llama 3 has it, not a "

@@ -11,14 +11,15 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenType, add_special_tokens
+from llama_onnx.runtime.tokenizer.json_limits import MAX_PIECES
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 _SPACE = "▁"
 
 Merge = tuple[str, str]
 
-MAX_PIECES, MAX_LENGTH = 500_000, 512
-"""Gemma has 262,000 pieces, the longest of 93 characters."""
+MAX_LENGTH = 512
+"""Most characters of a token; Gemma's longest has 93."""
 
 
 def sentencepiece_tokenizer(

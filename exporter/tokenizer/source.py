@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenType
+from llama_onnx.runtime.tokenizer.encoder import tokenizer_from
 from llama_onnx.targets import strict_json
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.folder_files import file_inside, read_inside
@@ -94,37 +95,31 @@ def source_codec(path: Path, vocab_size: int | None = None) -> Codec | None:
 
 
 def _folder_codec(folder: Path, vocab_size: int | None) -> Codec:
-    from tokenizers import Tokenizer
-
     from llama_onnx.exporter.tokenizer.json_file import read_json_tokenizer
     from llama_onnx.exporter.tokenizer.rows import without_rows
 
     text = read_json_tokenizer(folder, spelled=False).text.encode("utf-8")
     if vocab_size is not None:
         text, _ = without_rows(text, vocab_size)
-    return _codec(Tokenizer.from_buffer(text), folder / JSON)
+    return _codec(tokenizer_from(text), folder / JSON)
 
 
 def json_codec(path: Path) -> Codec:
     """Read the tokenizer in the file `path`; raises `CheckpointError` when it cannot be read."""
-    from tokenizers import Tokenizer
-
-    from llama_onnx.exporter.tokenizer.json_limits import exceeded_limit
+    from llama_onnx.runtime.tokenizer.json_limits import exceeded_limit
 
     content = read_inside(path.parent, path.name, max_bytes=strict_json.MAX_BYTES)
     try:
         if limit := exceeded_limit(strict_json.parse_json(content)):
             raise CheckpointError(f"{path} is too large: {limit}.")
-        tokenizer = Tokenizer.from_buffer(content)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the library raises bare Exception
+        tokenizer = tokenizer_from(content)
+    except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     return _codec(tokenizer, path)
 
 
 def _codec(tokenizer: Tokenizer, path: Path) -> Codec:
-    from llama_onnx.exporter.tokenizer.json_limits import encoded
+    from llama_onnx.exporter.tokenizer.encoded import encoded
 
     return Codec(
         lambda text: encoded(tokenizer, text, str(path)),

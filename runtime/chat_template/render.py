@@ -24,6 +24,10 @@ class TemplateError(Exception):
     """A template that cannot be read, or exceeds a bound; the text says why."""
 
 
+class BoundError(TemplateError):
+    """A template that exceeds a bound."""
+
+
 class RejectedError(Exception):
     """A template that raises an error for these messages; the text is the error's."""
 
@@ -63,9 +67,9 @@ class ChatTemplate:
                 context = template.new_context({**self.special, **values})
                 return Sandbox.concat(template.root_render_func(context))
         except TooMuchError as error:
-            raise TemplateError(str(error)) from None
+            raise BoundError(str(error)) from None
         except RecursionError:
-            raise TemplateError(str(_TOO_DEEP)) from None
+            raise BoundError(str(_TOO_DEEP)) from None
         except MemoryError:
             raise
         except Exception as error:  # whatever a stranger's expressions raise
@@ -92,16 +96,16 @@ def parse_template(text: str, *, as_written: bool = False) -> nodes.Template:
 @contextmanager
 def _reading(text: str) -> Iterator[None]:
     if len(text) > MOST_SOURCE:
-        raise TemplateError(f"it has {len(text):,} characters, more than {MOST_SOURCE:,}")
+        raise BoundError(f"it has {len(text):,} characters, more than {MOST_SOURCE:,}")
     try:
         with metered():
             yield
     except TemplateSyntaxError as error:
         raise TemplateError(f"line {error.lineno}: {_first_line(error)}") from None
     except TooMuchError as error:
-        raise TemplateError(str(error)) from None
+        raise BoundError(str(error)) from None
     except (RecursionError, MemoryError):  # Python's parser reports deep nesting as either
-        raise TemplateError(str(_TOO_DEEP)) from None
+        raise BoundError(str(_TOO_DEEP)) from None
     except Exception as error:  # of Python's compiler
         raise TemplateError(_first_line(error)) from None
 

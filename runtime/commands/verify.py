@@ -10,7 +10,7 @@ import click
 
 from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.runtime.commands.options import package_argument, provider_options, threads_option
-from llama_onnx.targets.printable import printable
+from llama_onnx.targets.printable import printable_line
 from llama_onnx.targets.provider import Provider
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _broken(integrity: Integrity) -> Iterator[str]:
     if integrity.altered:
         yield f"{', '.join(integrity.altered)} changed since the package was made"
     if integrity.unknown:
-        shown = printable(", ".join(integrity.unknown[:_SHOWN]))
+        shown = printable_line(", ".join(integrity.unknown[:_SHOWN]))
         more = len(integrity.unknown) - _SHOWN
         yield (
             f"{shown}{f' and {more} more' if more > 0 else ''}: not listed, so no hash covers it: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -43,10 +44,13 @@ def run_probe(*arguments: str, seconds: float) -> dict[str, Any]:
 
 def run(command: Sequence[str], *, seconds: float) -> Outcome:
     """Run `command` for at most `seconds`, and return its output and how it ended."""
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # as _text reads it
     # Files instead of pipes, which a background process started by a driver would hold open.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=environment
+            )
         except OSError as error:
             return Outcome("", f"{command[0]} cannot be started: {error.strerror}")
         try:

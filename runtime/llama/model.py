@@ -13,22 +13,28 @@ from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.failures import describe_failure
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats
 from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
-from llama_onnx.runtime.llama.prompt import Tokens, check_text_length, check_tokens, total_length
-from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling
+from llama_onnx.runtime.llama.prompt import (
+    Tokens,
+    check_length,
+    check_text_length,
+    check_tokens,
+    total_length,
+)
+from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling, check_sampling
 from llama_onnx.runtime.llama.stops import check_stops
-from llama_onnx.runtime.llama.template import render_messages
-from llama_onnx.runtime.llama.text_files import read_encoder, read_settings
+from llama_onnx.runtime.llama.template import check_template, render_messages
+from llama_onnx.runtime.llama.text_files import read_settings
 from llama_onnx.runtime.memory import is_memory_failure
-from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
+from llama_onnx.targets.errors import PackageError, UsageError, describe_reason
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.printable import printable
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, get_provider
 from llama_onnx.targets.registry import get_target
 
 # Modules that need an extra are imported where they are used, so that `help(Llama)` needs none.
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from llama_onnx.runtime.placement.genai_model import OpenModel
 
 
@@ -72,12 +78,13 @@ class Llama:
         self.opened = opened
         self._model = opened.model
         self._adapters = Adapters(package, opened.model)
+        self._rows = int(settings["vocab_size"])
         if package.has_tokenizer:
+            check_template(package.path)
+            self._encoder: Encoder | NoTokenizer = open_encoder(package.path, self._rows)
             self._tokenizer: Any = og.Tokenizer(opened.model)
-            self._encoder: Tokenizer | NoTokenizer = read_encoder(package.path)
         else:
             self._tokenizer = self._encoder = NoTokenizer(package, settings)
-        self._rows = int(settings["vocab_size"])
         self._bos_token: int | None = settings.get("bos_token_id")
         self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
 
@@ -122,15 +129,13 @@ class Llama:
         """
         from llama_onnx.runtime.placement.genai_model import open_model
 
-        if isinstance(provider, str):
+        if provider is not None and not isinstance(provider, Provider):
             provider = get_provider(provider)
         package = ModelPackage.open(Path(path))
         settings = read_settings(package.path)
         context_length = int(settings["context_length"])
         if max_length is not None:
-            if max_length < 2:
-                raise UsageError(f"the context must hold at least 2 tokens, not {max_length}.")
-            context_length = min(context_length, max_length)
+            context_length = min(context_length, check_length(max_length))
         opened = open_model(
             package.path,
             provider or get_target(package.target).session.provider,
@@ -141,9 +146,9 @@ class Llama:
         try:
             model._attach(package, opened, settings, context_length)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
             raise PackageError(
-                f"onnxruntime-genai cannot read {package.path}'s tokenizer: {reason}"
+                f"onnxruntime-genai cannot open the tokenizer of {package.path}: "
+                f"{printable(describe_reason(error))}."
             ) from None
         return model
 
@@ -180,7 +185,7 @@ class Llama:
         Raises:
             UsageError: A value is out of range, the prompt does not fit the context, the adapter
                 is unknown, or the package takes token ids only.
-            PackageError: The package's adapter or search settings are damaged.
+            PackageError: The package's tokenizer, adapter or search settings are damaged.
             ResourceError: There is not enough memory for the answer's cache.
 
         Examples:
@@ -190,7 +195,9 @@ class Llama:
             >>> answer.stats.new_tokens, answer.stats.finish_reason
             (4, 'length')
         """
-        sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        sampling = check_sampling(sampling).override(
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
         stream = self._tokenizer.create_stream()
         search = sampling.search_options(self._rows)
         return self._start(self.encode(prompt), stream, max_new_tokens, search, stop, adapter)
@@ -231,7 +238,9 @@ class Llama:
             4
         """
         self.package.require_tokenizer()
-        sampling = sampling.override(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        sampling = check_sampling(sampling).override(
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
         stream = self._tokenizer.create_stream()
         # An answer starts a new text. After a special token the stream drops the space that
         # SentencePiece puts before the first word of a text.
@@ -343,9 +352,11 @@ class Llama:
         encode = self._encoder.encode
         try:
             check_text_length(
-                text, self.context_length, lambda part: len(encode(part, add_special_tokens=False))
+                text,
+                self.context_length,
+                lambda part: len(encode([part], add_special_tokens=False)[0]),
             )
-            ids = encode(text, add_special_tokens=special_tokens).ids
+            (ids,) = encode([text], add_special_tokens=special_tokens)
         except (TypeError, UnicodeEncodeError):
             raise UsageError("the text has bytes that are not UTF-8: convert it first.") from None
         return np.asarray(ids, dtype=np.int32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from llama_onnx.targets.package import ModelPackage
@@ -17,7 +17,7 @@ class SilentStream:
 
 
 class NoTokenizer:
-    """The methods of genai's tokenizer and of `tokenizers.Tokenizer` that `Llama` calls.
+    """The methods of genai's tokenizer and of `Encoder` that `Llama` calls.
 
     `settings` is the `model` part of genai_config.json.
     """
@@ -36,7 +36,7 @@ class NoTokenizer:
         """Return a stream without text."""
         return SilentStream()
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> NoReturn:
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> NoReturn:
         """Raise `UsageError`, as `ModelPackage.require_tokenizer` does."""
         self._package.require_tokenizer()
         raise AssertionError("a package with a tokenizer is not opened with this class")

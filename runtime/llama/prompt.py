@@ -16,6 +16,14 @@ from llama_onnx.targets.printable import shown
 Tokens = npt.NDArray[np.int32]
 
 
+def check_length(max_length: Any) -> int:
+    """Return the length of a context; raise `UsageError` unless it is a whole number from 2."""
+    whole = as_whole(max_length)
+    if whole is None or whole < 2:
+        raise UsageError(f"the context must hold at least 2 tokens, not {shown(max_length)}.")
+    return whole
+
+
 def total_length(prompt_tokens: int, max_new_tokens: int, context_length: int) -> int:
     """Return the most tokens that prompt and answer can take together.
 

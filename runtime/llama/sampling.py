@@ -195,3 +195,12 @@ PARAMETERS = {entry.name: entry.metadata for entry in fields(Sampling)}
 
 PACKAGE_DEFAULT = Sampling()
 """Leaves all choices to the package."""
+
+
+def check_sampling(value: Any) -> Sampling:
+    """Return `value`; raise `UsageError` unless it is a `Sampling`."""
+    if not isinstance(value, Sampling):
+        raise UsageError(
+            f"sampling must be a Sampling, such as Sampling(top_k=5), not {shown(value)}."
+        )
+    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from llama_onnx.targets.errors import UsageError
@@ -25,12 +25,11 @@ def check_stops(stop: Any, name: str = "stop") -> tuple[str, ...]:
     """
     if isinstance(stop, str):
         stop = [stop]
-    try:
-        texts = iter(stop)
-    except TypeError:
-        raise UsageError(f"{name} must be a text or a list of texts, not {shown(stop)}.") from None
+    # The keys of a mapping are not what anybody means.
+    if isinstance(stop, Mapping) or not isinstance(stop, Iterable):
+        raise UsageError(f"{name} must be a text or a list of texts, not {shown(stop)}.")
     stops: list[str] = []
-    for text in texts:
+    for text in stop:
         if len(stops) == MAX_STOPS:
             has = f"{len(stop):,} texts, more" if isinstance(stop, Sized) else "more"
             raise UsageError(f"{name} has {has} than the {MAX_STOPS} allowed.")

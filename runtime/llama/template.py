@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.folder_files import file_inside, read_inside
 from llama_onnx.targets.printable import printable
@@ -52,6 +52,30 @@ def render_messages(folder: Path, messages: Sequence[Mapping[str, Any]]) -> str:
         raise PackageError(
             f"the chat template of {folder} cannot be used: {printable(str(error))}."
         ) from None
+
+
+def check_template(folder: Path) -> None:
+    """Raise `PackageError` if reading the chat template of the package in `folder` exceeds a bound.
+
+    onnxruntime-genai reads the template when it opens a tokenizer, and has no bounds: it needs
+    minutes for some thousand nested blocks.
+    """
+    try:
+        template = read_template(folder)
+    except MissingDependencyError:  # jinja2, which older installations do not have
+        return
+    if template is None:
+        return
+    from llama_onnx.runtime.chat_template.render import BoundError, TemplateError
+
+    try:
+        template.check()
+    except BoundError as error:
+        raise PackageError(
+            f"the chat template of {folder} cannot be used: {printable(str(error))}."
+        ) from None
+    except TemplateError:  # only chat needs it
+        return
 
 
 def read_template(folder: Path) -> ChatTemplate | None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from llama_onnx.runtime.llama.template import check_template
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, describe_reason
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.printable import printable
 from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -28,20 +26,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def read_encoder(folder: Path) -> Tokenizer:
-    """Return the tokenizer in tokenizer.json; raises `PackageError` if it cannot be read."""
-    from tokenizers import Tokenizer
-
-    file = folder / "tokenizer.json"
-    try:
-        encoder = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise PackageError(f"{file} cannot be read: {error}.") from None
-    encoder.no_truncation()
-    encoder.no_padding()
-    return encoder
-
-
 def open_genai_tokenizer(folder: Path) -> None:
     """Open the tokenizer of the package in `folder` as `generate` and C programs do; without
     onnxruntime-genai, do nothing. Raises `PackageError` if it cannot be opened."""
@@ -49,6 +33,7 @@ def open_genai_tokenizer(folder: Path) -> None:
         from llama_onnx.runtime.genai import og
     except (MissingDependencyError, ImportError):  # absent, or its libraries do not load
         return
+    check_template(folder)
     try:
         og.Tokenizer(og.Config(str(folder)))
     except Exception as error:  # a C++ library's own

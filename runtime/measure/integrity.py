@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from llama_onnx.runtime.measure.certificate import Certificate, stale_files
-from llama_onnx.runtime.measure.deadline import within
+from llama_onnx.runtime.tokenizer.encoder import open_encoder
 from llama_onnx.targets.bundle import Bundle
-from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import Progress
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-_SECONDS = 10.0  # for the texts of a certificate, which take milliseconds
 
 
 @dataclass(frozen=True)
@@ -78,35 +70,11 @@ def _same_tokens(package: ModelPackage, certificate: Certificate) -> bool | None
     if not known:
         return None
     try:
-        found = _encode(package, [text for text, _ in known])
+        encoder = open_encoder(package.path)
+        found = encoder.encode([text for text, _ in known], add_special_tokens=True)
     except ModuleNotFoundError:
         return None
     return all(
         ids[: p.prompt] == p.ids[: p.prompt].tolist()
         for ids, (_, p) in zip(found, known, strict=True)
     )
-
-
-def _encode(package: ModelPackage, texts: Sequence[str]) -> list[list[int]]:
-    from tokenizers import Tokenizer
-
-    file = package.path / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-        return within(_SECONDS, lambda: _batch(tokenizer, texts))
-    except TimeoutError:
-        raise PackageError(
-            f"{file} took more than {_SECONDS:g} s for a few short texts: no sound one does."
-        ) from None
-    except Exception as error:  # the library raises nothing narrower
-        raise PackageError(f"{file} cannot be read: {error}.") from None
-    except BaseException as error:
-        # A pattern that backtracks for ever ends in a panic of Rust, which is not an Exception.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise PackageError(f"{file} cannot be used: {error}.") from None
-
-
-def _batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    # `encode` holds Python's lock, so that no time limit could end the wait; a batch does not.
-    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]

@@ -95,7 +95,7 @@ static const struct config_option {
 
 /* What the library itself needs from genai_config.json. */
 typedef struct config {
-    int context_length, vocab_size;
+    int context_length, vocab_size, layers, heads, head_size;
 } config;
 
 /* Whether `node` is a number of less than ten digits before the point, without an exponent above. */
@@ -183,12 +183,21 @@ static bool config_check(const json *text, const json_node *object, const char *
     return true;
 }
 
-/* The integer `key` of the object "model", 0 if there is none. */
-static int config_integer(const json *text, const char *key) {
-    const json_node *model = json_get(text, text->nodes, "model");
-    const json_node *node = model ? json_get(text, model, key) : NULL;
+/* The integer `key` of `object`, 0 if there is none. */
+static int config_integer(const json *text, const json_node *object, const char *key) {
+    const json_node *node = object ? json_get(text, object, key) : NULL;
     int64_t value = 0;
     return node && json_integer(node, 0, ANY_INT, &value) ? (int)value : 0;
+}
+
+static void config_sizes(const json *text, config *out) {
+    const json_node *model = json_get(text, text->nodes, "model");
+    const json_node *decoder = model ? json_get(text, model, "decoder") : NULL;
+    out->context_length = config_integer(text, model, "context_length");
+    out->vocab_size = config_integer(text, model, "vocab_size");
+    out->layers = config_integer(text, decoder, "num_hidden_layers");
+    out->heads = config_integer(text, decoder, "num_key_value_heads");
+    out->head_size = config_integer(text, decoder, "head_size");
 }
 
 /* Whether the special tokens are in the vocabulary: onnxruntime-genai writes to their places. */
@@ -223,8 +232,7 @@ static bool config_read(const char *bytes, size_t length, config *out, char why[
         sound = config_check(&text, text.nodes, "", why);
     }
     if (sound) {
-        out->context_length = config_integer(&text, "context_length");
-        out->vocab_size = config_integer(&text, "vocab_size");
+        config_sizes(&text, out);
         sound = out->context_length && out->vocab_size;
         if (!sound) {
             explain(why, "has no %s", out->context_length ? "size of the vocabulary"

@@ -66,6 +66,16 @@ static char *read_file(const char *folder, const char *name, size_t limit, size_
     return bytes;
 }
 
+static bool size_of_file(const char *folder, const char *name, uint64_t *size) {
+    char *path = join(folder, name);
+    FILE *file = path ? open_file(path) : NULL;
+    int64_t found = file ? file_size(file) : -1;
+    if (file) fclose(file);
+    free(path);
+    *size = found < 0 ? 0 : (uint64_t)found;
+    return found >= 0;
+}
+
 /* ---- names ------------------------------------------------------------------------------------ */
 
 /* Whether Windows takes `part`, a name up to its first dot, for a device. */

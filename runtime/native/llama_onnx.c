@@ -9,6 +9,7 @@
 #include "config.h"
 #include "files.h"
 #include "genai.h"
+#include "graph.h"
 #include "json.h"
 #include "messages.h"
 #include "system.h"
@@ -436,7 +437,7 @@ void llama_onnx_cancel(llama_onnx *self) {
 
 static int read_config(llama_onnx *self) {
     config found;
-    char why[WHY];
+    char why[WHY], sentence[SENTENCE];
     size_t length;
     char *text = read_file(self->package, "genai_config.json", 1 << 20, &length);
     if (!text) {
@@ -446,6 +447,7 @@ static int read_config(llama_onnx *self) {
     bool sound = config_read(text, length, &found, why);
     free(text);
     if (!sound) return fail(self, "%s%sgenai_config.json %s.", self->package, SEPARATOR, why);
+    if (!check_graph(self->package, &found, sentence)) return fail(self, "%s", sentence);
     self->context_length = found.context_length;
     self->vocab_size = found.vocab_size;
     return LLAMA_ONNX_OK;

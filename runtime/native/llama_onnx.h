@@ -8,10 +8,11 @@
  * other text is tokenized correctly. llama_onnx_generate_ids() accepts your own tokens.
  *
  * A package may come from a stranger. Before onnxruntime-genai sees it, this library refuses one
- * with links that lead out of it, with other entries in genai_config.json than a package needs, and,
- * at the first chat, with a chat template that could keep the engine busy or end the process. The
- * text of an answer may hold anything: do not send it to a console without taking out the control
- * characters, as the samples do.
+ * with links that lead out of it, with other entries in genai_config.json than a package needs, with
+ * anything in model.onnx that exports do not write, such as loops, other operators or weights in
+ * other files, and, at the first chat, with a chat template that could keep the engine busy or end
+ * the process. The text of an answer may hold anything: do not send it to a console without taking
+ * out the control characters, as the samples do.
  *
  * No function fails badly if a pointer is NULL.
  */

@@ -18,6 +18,7 @@
 #endif
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,6 +100,9 @@ static FILE *open_file(const char *path) {
     }
     return file;
 }
+
+/* -1 if it cannot be found out. */
+static int64_t file_size(FILE *file) { return _filelengthi64(_fileno(file)); }
 
 static entry_kind entry_of(const WIN32_FIND_DATAW *entry) {
     /* The tags of symbolic links and junctions; other reparse points are files, such as those that
@@ -265,6 +269,12 @@ static FILE *open_file(const char *path) {
     FILE *opened = regular ? fdopen(file, "rb") : NULL;
     if (file >= 0 && !opened) close(file);
     return opened;
+}
+
+/* -1 if it cannot be found out. */
+static int64_t file_size(FILE *file) {
+    struct stat about;
+    return fstat(fileno(file), &about) == 0 ? (int64_t)about.st_size : -1;
 }
 
 static bool starts_with(const char *path, const char *folder) {

@@ -171,7 +171,12 @@ def _open(package: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",
-        env={"ORT_DISABLE_TELEMETRY": "1", **os.environ, "PYTHONPATH": path},
+        env={
+            "ORT_DISABLE_TELEMETRY": "1",
+            **os.environ,
+            "PYTHONPATH": path,
+            "PYTHONIOENCODING": "utf-8",
+        },
     )
     message = _receive(process)
     if "error" in message:

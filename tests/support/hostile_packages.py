@@ -236,6 +236,16 @@ def _range_of_product(model: onnx.ModelProto) -> None:
     model.graph.node.insert(1, helper.make_node("Range", ["zero", "more", "one"], ["extra"]))
 
 
+def _long_name(model: onnx.ModelProto) -> None:
+    """Ten thousand operators that look for a tensor with a name of 4 MB."""
+    name = "x" * (4 << 20)
+    _initializer(np.array(0, np.int64), "zero")(model)
+    shape = helper.make_node("Shape", ["input_ids"], [name])
+    model.graph.node.extend([shape, helper.make_node("Squeeze", [name], ["length"])])
+    many = [helper.make_node("Range", ["zero", "length"], ["extra"]) for _ in range(10_000)]
+    model.graph.node.extend(many)
+
+
 def _entry(key: str, value: str) -> Change:
     def edit(model: onnx.ModelProto) -> None:
         tensor = next(t for t in model.graph.initializer if t.external_data)
@@ -333,6 +343,7 @@ GRAPH_CHANGES: Mapping[str, Change] = {
     "ConstantOfShape of 10^12": _huge("ConstantOfShape"),
     "Range to 10^12": _model(_range),
     "Range to a product": _model(_range_of_product),
+    "a name of 4 MB": _model(_long_name),
     "weights outside the folder": _entry("location", "../model.onnx.data"),
     "weights in /etc/passwd": _entry("location", "/etc/passwd"),
     "weights in a device": _entry("location", "/dev/zero"),

@@ -42,6 +42,17 @@ def compile_checks(folder: Path) -> ctypes.CDLL:
     return checks
 
 
+def compile_graph_reader(folder: Path) -> Path:
+    """Build the program of native_graphs.c, which ends when it reads outside a graph."""
+    source, out = Path(__file__).with_name("native_graphs.c"), folder / "graphs"
+    warnings = (*FLAGS[:5], "-Wno-unused-function")
+    sanitizers = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    subprocess.run(
+        ["gcc", *warnings, *sanitizers, f"-I{NATIVE}", str(source), "-o", str(out)], check=True
+    )
+    return out
+
+
 def load_sample() -> Any:
     """Import the Python sample."""
     spec = importlib.util.spec_from_file_location("llama_onnx_sample", SAMPLE)

@@ -51,6 +51,13 @@ def test_plain_names_open(name: str, tmp_path: Path) -> None:
         assert file.read() == b"there"
 
 
+@linux
+def test_a_link_that_leads_nowhere_is_not_a_missing_file(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match="a is a link that leads nowhere"):
+        file_inside(tmp_path, "a")
+
+
 def test_a_missing_file_is_none_and_cannot_be_opened(tmp_path: Path) -> None:
     assert file_inside(tmp_path, "a") is None
     (tmp_path / "a").write_bytes(b"")

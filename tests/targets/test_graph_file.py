@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
-
 import onnx
-import onnx_ir as ir
 import pytest
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_onnx.exporter.packaging.adapters import open_kept
-from llama_onnx.exporter.packaging.options import Options
-from llama_onnx.exporter.packaging.plan import make_plan
-from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.graph_file import check_graph
 from llama_onnx.targets.graph_operators import OPERATORS
 from llama_onnx.targets.onnx_file import GraphError
-from llama_onnx.targets.registry import TARGETS
-from llama_onnx.targets.target import Target
-from tests.support import adapters, tiny
 from tests.support.hostile_packages import SOUND
-from tests.support.parity import EXPORTS
+from tests.support.written_graphs import written_graphs
 
 DATA_FILE = "model.onnx.data"
 SOUND_GRAPH = (SOUND / "model.onnx").read_bytes()
@@ -34,45 +22,7 @@ SOUND_SIZE = (SOUND / DATA_FILE).stat().st_size
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, int]]:
     """Every kind of graph that the exporter writes, by name: the file, and the size of its data."""
-    return dict(_graphs(tmp_path_factory.mktemp("graphs")))
-
-
-def _graphs(folder: Path) -> Iterator[tuple[str, tuple[bytes, int]]]:
-    def build(
-        name: str, source: Path, target: Target, options: Options, kept: Path | None = None
-    ) -> tuple[str, tuple[bytes, int]]:
-        checkpoint = open_checkpoint(source)
-        swapped = open_kept(checkpoint, {"x": kept} if kept else {})
-        plan = make_plan(checkpoint, target, options, 1, swapped, ())
-        return name, (ir.to_proto(plan.built.ir).SerializeToString(), plan.data_bytes)
-
-    for name, (config, options) in EXPORTS.items():
-        source = tiny.write_huggingface(folder / name, config)
-        yield build(name, source, TARGETS["cpu"], options)
-    source = tiny.write_huggingface(folder / "source")
-    tied = tiny.write_huggingface(folder / "tied", replace(tiny.GQA, tie_word_embeddings=True))
-    lora = adapters.write_adapter(
-        folder / "lora",
-        adapters.factors(
-            {
-                **{m: 4 for layer in range(3) for m in adapters.attention(layer, *"qkvo")},
-                **{
-                    f"model.layers.{layer}.mlp.{part}_proj": 4
-                    for layer in range(3)
-                    for part in ("gate", "up", "down")
-                },
-            }
-        ),
-    )
-    for target in TARGETS.values():
-        for precision in target.graph.precisions:
-            for activations in target.graph.activations:
-                options = Options(precision=precision, activations=activations)
-                name = f"{target.name} {precision} {activations}"
-                yield build(name, source, target, options)
-                yield build(f"{name} tied", tied, target, options)
-    for precision in TARGETS["cpu"].graph.precisions:
-        yield build(f"lora {precision}", source, TARGETS["cpu"], Options(precision), lora)
+    return dict(written_graphs(tmp_path_factory.mktemp("graphs")))
 
 
 def test_the_list_has_what_the_exporter_writes_and_no_more(

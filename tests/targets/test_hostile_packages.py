@@ -7,6 +7,7 @@ asked: no library may see them.
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from click.testing import CliRunner
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.runtime.measure import integrity
 from llama_onnx.runtime.measure.verify import verify
+from llama_onnx.runtime.tokenizer import encoder
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError
 from llama_onnx.targets.listing import Unlisted
 from llama_onnx.targets.package import ModelPackage
@@ -134,6 +135,15 @@ def test_what_may_be_beside_a_package(hostile: Path, name: str) -> None:
     assert ModelPackage.open(hostile).unlisted() == Unlisted((), ())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names")
+def test_a_name_adds_no_line_to_the_output(hostile: Path) -> None:
+    (hostile / "x\npassed: all files are intact.").touch()
+    done = CliRunner().invoke(main, ["verify", str(hostile), "--files-only"])
+    assert done.exit_code == 1
+    assert not [line for line in done.output.splitlines() if line.startswith("passed")]
+    assert r"x\npassed: all files are intact." in done.output
+
+
 def test_what_a_download_leaves_is_named_and_passes(hostile: Path) -> None:
     """`hf download --local-dir` leaves these; `.cache` with anything else in it is refused."""
     (hostile / ".gitattributes").write_text("*.data filter=lfs")
@@ -159,7 +169,7 @@ def test_a_tokenizer_that_takes_hours_has_a_time_limit(
     certificate["passages"][0]["text"] = "a" * 180
     write(hostile, CERTIFICATE, certificate)
     agree(hostile)
-    monkeypatch.setattr(integrity, "_SECONDS", 0.2)
+    monkeypatch.setattr(encoder, "_SECONDS", 0.2)
     with pytest.raises(PackageError, match=r"tokenizer\.json took more than 0\.2 s for a"):
         verify(hostile)
 

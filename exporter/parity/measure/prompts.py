@@ -9,6 +9,7 @@ import numpy as np
 
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.reference.walk import Ids
+from llama_onnx.runtime.tokenizer.encoder import open_encoder
 from llama_onnx.targets.errors import PackageError, UsageError
 
 TEXTS = (
@@ -73,13 +74,8 @@ def read_text(path: Path) -> str:
 def _encode(package: Path, texts: Sequence[str]) -> list[Ids]:
     if not (package / "tokenizer.json").exists():
         return []
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
-    except Exception as error:  # the library raises bare Exception
-        raise PackageError(f"{package / 'tokenizer.json'} cannot be read: {error}.") from None
-    encoded = [np.array(tokenizer.encode(text).ids, np.int64) for text in texts]
+    found = open_encoder(package).encode(texts, add_special_tokens=True)
+    encoded = [np.array(ids, np.int64) for ids in found]
     if not all(len(ids) for ids in encoded):
         raise UsageError("a text has no tokens: use one that is not empty.")
     return encoded

@@ -12,7 +12,7 @@ from llama_onnx.exporter.chat_template.conversations import CONVERSATIONS as TRI
 from llama_onnx.exporter.chat_template.conversations import TOOLS, WITH_TOOLS
 from llama_onnx.exporter.chat_template.genai_prompts import genai_prompts, needs_care
 from llama_onnx.exporter.chat_template.rewrite import InexpressibleError, rewrite
-from llama_onnx.exporter.chat_template.write import write_for_genai
+from llama_onnx.exporter.chat_template.write import remove_unusable, write_for_genai
 from tests.support.chat_templates import (
     CONVERSATIONS,
     TEMPLATES,
@@ -44,7 +44,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(folder: Path, template: str) -> list[str]:
     (folder / "chat_template.jinja").write_bytes(template.encode())
-    return write_for_genai(folder, "SOURCE")
+    return [*remove_unusable(folder, "SOURCE"), *write_for_genai(folder, "SOURCE")]
+
+
+USELESS = {
+    "{% for i in range(999999999) %}x{% endfor %}": "Range too big",
+    "{{ ''.__class__.__mro__ }}": "'__class__' of 'str' object is unsafe",
+    "{% include '/etc/passwd' %}": "no loader",
+    "{% if 1 %}" * 3000 + "{% endif %}" * 3000: "nests or calls itself too deeply",
+    "{{ raise_exception('never') }}": "never",
+}
+
+
+@pytest.mark.parametrize("template", USELESS, ids=USELESS.values())
+def test_a_template_that_no_conversation_can_use_is_left_out(template: str, folder: Path) -> None:
+    """Before onnxruntime-genai, which has no bounds, sees it."""
+    with pytest.raises(Exception, match=r"."):
+        transformers_prompt(template, TRIED["one turn"])
+    (warning,) = write(folder, template)
+    assert USELESS[template] in warning and "cannot be used" in warning
+    assert not (folder / "chat_template.jinja").exists()
+
+
+def test_a_template_for_tools_only_stays(folder: Path) -> None:
+    template = "{% if not tools %}{{ raise_exception('tools first') }}{% endif %}x"
+    write(folder, template)
+    assert (folder / "chat_template.jinja").exists()
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -153,6 +153,39 @@ def prefixed(prefix: str) -> Any:
     return write
 
 
+def wrapped_inside(folder: Path) -> None:
+    """A model in which only the inner part, or each layer, was compiled."""
+    weights = {
+        name.replace("layers.1.", "layers.1._orig_mod."): value
+        for name, value in tiny.weights(tiny.GQA).items()
+    }
+    tiny.write_huggingface(folder, tensors=weights)
+
+
+def instead_of(name: str, content: bytes) -> Any:
+    def write(folder: Path) -> None:
+        tiny.write_huggingface(folder, pickled=name.endswith(".bin"))
+        (folder / name).write_bytes(content)
+
+    return write
+
+
+def dangling(name: str) -> Any:
+    def write(folder: Path) -> None:
+        tiny.write_huggingface(folder)
+        (folder / name).unlink()
+        (folder / name).symlink_to("../../blobs/0123")
+
+    return write
+
+
+LFS_POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
+
+
 def unmerged(folder: Path) -> None:
     weights = {f"{PREFIX}{name}": value for name, value in tiny.weights(tiny.GQA).items()}
     weights[f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A.default.weight"] = np.ones((4, 64))
@@ -166,6 +199,25 @@ def one_of_two(folder: Path) -> None:
 
 REFUSED = {
     "torch.compile": (prefixed("_orig_mod."), "begin with '_orig_mod.', which torch.compile adds"),
+    "torch.compile of a layer": (
+        wrapped_inside,
+        r"such as model\.layers\.1\._orig_mod\..* contain '_orig_mod\.', which torch\.compile adds",
+    ),
+    "a pointer of Git LFS": (
+        instead_of(field.SINGLE, LFS_POINTER),
+        "safetensors is .*git lfs pull",
+    ),
+    "a pointer for pickles": (
+        instead_of("pytorch_model.bin", LFS_POINTER),
+        r"pytorch_model\.bin is a pointer of Git LFS",
+    ),
+    "a pointer for the config": (
+        instead_of("config.json", LFS_POINTER),
+        "config.json is a pointer",
+    ),
+    "a web page": (instead_of(field.SINGLE, PAGE), "safetensors is a web page"),
+    "a link that leads nowhere": (dangling(field.SINGLE), "safetensors is a link .* nowhere"),
+    "a config elsewhere": (dangling("config.json"), "config.json is a link that leads nowhere"),
     "DataParallel": (prefixed("module."), "begin with 'module.'"),
     "PEFT": (prefixed(PREFIX), "begin with 'base_model.model.', which PEFT adds"),
     "a model of several kinds": (prefixed("language_model."), "begin with 'language_model.'"),
@@ -303,6 +355,20 @@ def test_a_gguf_without_its_suffix_is_known_by_its_first_bytes(tmp_path: Path, n
     path = tmp_path / name
     gguf_files.write(path)
     assert open_checkpoint(path).format == "gguf"
+
+
+def test_a_gguf_in_capitals_is_found_in_its_folder(tmp_path: Path) -> None:
+    gguf_files.write(tmp_path / "MODEL.GGUF")
+    assert open_checkpoint(tmp_path).path == tmp_path / "MODEL.GGUF"
+    (tmp_path / "other.gguf").write_bytes((tmp_path / "MODEL.GGUF").read_bytes())
+    with pytest.raises(CheckpointError, match=r"several GGUF files \(MODEL\.GGUF, other\.gguf\)"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_pointer_in_place_of_a_gguf_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(LFS_POINTER)
+    with pytest.raises(CheckpointError, match=r"model\.gguf is a pointer of Git LFS"):
+        open_checkpoint(tmp_path / "model.gguf")
 
 
 def test_an_adapter_on_a_folder_with_warnings_repeats_them(tmp_path: Path) -> None:

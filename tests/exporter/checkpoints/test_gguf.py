@@ -214,7 +214,7 @@ def test_a_missing_tensor_is_named(exact: GGUFCheckpoint) -> None:
         (b"", "is not a GGUF file"),
         (b"GGUF", "is truncated: it has 4 bytes"),
         (b"GGUF" + struct.pack("<I", 3), "is truncated: it has 8 bytes"),
-        (b"<html>404 Not Found, and some more text</html>", "is not a GGUF file"),
+        (b"<html>404 Not Found, and some more text</html>", "is a web page"),
         (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "is GGUF version 1"),
         (b"GGUF" + struct.pack("<IQQ", 99, 0, 0), "is GGUF version 99"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),

@@ -17,6 +17,7 @@ from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.tokenizers import FIXED_TEXTS, check_tokenizer
 from llama_onnx.exporter.sources import open_checkpoint
+from llama_onnx.runtime.tokenizer.encoder import tokenizer_from
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny
@@ -251,6 +252,31 @@ def test_a_damaged_file_is_named(source: Path, content: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
         export(source)
     assert "tokenizer.json cannot be read" in checkpoint_facts(source)["problem"]
+
+
+def test_parts_that_do_not_fit_are_no_panic(source: Path) -> None:
+    content = json.loads((source / "tokenizer.json").read_bytes())
+    content["model"] |= {"continuing_subword_prefix": "####"}
+    (source / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match="do not fit together"):  # the library panics
+        tokenizer_from((source / "tokenizer.json").read_bytes())
+    with pytest.raises(UnsupportedError, match="has a continuing_subword_prefix"):
+        export(source)
+
+
+def test_a_byte_order_mark_is_ignored(source: Path) -> None:
+    expected = Tokenizer.from_file(str(source / "tokenizer.json")).encode(TEXTS[0]).ids
+    file = source / "tokenizer.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    package, _ = export(source)
+    assert Tokenizer.from_file(str(package / "tokenizer.json")).encode(TEXTS[0]).ids == expected
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_pointer_of_git_lfs_is_called_so(source: Path, name: str) -> None:
+    (source / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of Git LFS.*git lfs pull"):
+        export(source)
 
 
 def test_tiktokens_file_is_called_so(source: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from llama_onnx.runtime.chat_template.render import ChatTemplate, RejectedError, TemplateError
 from llama_onnx.runtime.llama.template import TEMPLATE, read_template, render_messages
-from llama_onnx.runtime.llama.text_files import read_encoder
+from llama_onnx.runtime.tokenizer.encoder import open_encoder
 from llama_onnx.targets.errors import PackageError, UsageError
 from tests.support import tiny
 from tests.support.chat_templates import CONVERSATIONS, SPECIAL, TEMPLATES, transformers_prompt
@@ -39,7 +39,7 @@ def test_the_tokens_of_a_prompt_are_those_of_transformers(
     name: str, folder: Path, tokenizer: Any
 ) -> None:
     (folder / TEMPLATE).write_bytes(TEMPLATES[name].encode())
-    encoder = read_encoder(folder)
+    encoder = open_encoder(folder)
     for messages in CONVERSATIONS.values():
         expected = tokenizer.apply_chat_template(
             messages,
@@ -48,7 +48,7 @@ def test_the_tokens_of_a_prompt_are_those_of_transformers(
             return_dict=False,
         )
         prompt = render_messages(folder, messages)
-        assert encoder.encode(prompt, add_special_tokens=False).ids == expected
+        assert encoder.encode([prompt], add_special_tokens=False) == [expected]
 
 
 def test_the_matrix_is_as_large_as_the_documentation_says() -> None:

@@ -206,6 +206,11 @@ def test_a_process_that_does_well() -> None:
     assert (ended.error, ended.stdout.strip()[:1]) == (None, "h")
 
 
+def test_a_process_writes_utf_8_whatever_the_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-16")
+    assert run(python("print('hällo')"), seconds=30).stdout.strip() == "hällo"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_process_that_crashes() -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"

@@ -559,3 +559,41 @@ def test_the_oldest_exchanges_are_forgotten_first(
 ) -> None:
     trimmed = trim_history(messages, lambda rest: len(rest) <= limit)
     assert "".join(message["content"] for message in trimmed) == kept
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_length": "8"}, "at least 2 tokens, not '8'"),
+        ({"max_length": 2.5}, r"at least 2 tokens, not 2\.5"),
+        ({"threads": "2"}, r"must be 1 to \d+, not '2'"),
+        ({"threads": True}, r"must be 1 to \d+, not True"),
+        ({"provider": 5}, "no provider 5"),
+        ({"provider": ["cpu"]}, r"no provider \['cpu'\]"),
+    ],
+)
+def test_options_of_load_of_the_wrong_type(package: Path, options: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Llama.load(package, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sampling": None}, r"sampling must be a Sampling, .* not None\.$"),
+        ({"sampling": {"top_k": 5}}, "sampling must be a Sampling"),
+        ({"stop": {"a": 1}}, "stop must be a text or a list of texts"),
+    ],
+)
+def test_options_of_an_answer_of_the_wrong_type(llama: Llama, options: Any, said: str) -> None:
+    for start in (
+        llama.generate,
+        lambda text, **o: llama.chat([{"role": "user", "content": text}], **o),
+    ):
+        with pytest.raises(UsageError, match=said):
+            start("the fox", **options)
+
+
+def test_a_path_that_no_system_takes() -> None:
+    with pytest.raises(PackageError, match=r"cannot be opened: .*[^.]\.$"):
+        Llama.load("x" * 5000)

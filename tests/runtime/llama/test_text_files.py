@@ -44,3 +44,18 @@ def test_special_tokens_of_earlier_packages(folder: Path) -> None:
     template = read_template(folder)
     assert template is not None
     assert template.render([{"role": "user", "content": "hi"}]) == "</s><sep>"
+
+
+def test_a_template_that_nests_too_deeply_is_refused_at_once(tmp_path: Path) -> None:
+    """onnxruntime-genai reads it with the tokenizer, and needs minutes."""
+    write_tokenizer(tmp_path)
+    nested = "{% if 1 %}" * 3000 + "{% endif %}" * 3000
+    (tmp_path / "chat_template.jinja").write_text(nested)
+    with pytest.raises(PackageError, match=r"cannot be used: it nests or calls itself too deeply"):
+        open_genai_tokenizer(tmp_path)
+
+
+def test_a_template_that_cannot_be_read_keeps_no_tokenizer_closed(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{% if %}")
+    open_genai_tokenizer(tmp_path)

@@ -260,7 +260,7 @@ def test_a_damaged_configuration(sample: Any, built: Path, copy: Path) -> None:
 
 def test_a_damaged_graph(sample: Any, built: Path, copy: Path) -> None:
     (copy / "model.onnx").write_bytes(b"\0" * 100)
-    with pytest.raises(RuntimeError, match=f"{copy}: "):
+    with pytest.raises(RuntimeError, match=r"model\.onnx is not an ONNX model"):
         sample.Model(copy, library=built / "libllama_onnx.so")
 
 

@@ -9,29 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tokenizers import Tokenizer
-
-from llama_onnx.exporter.tokenizer.sentencepiece import MAX_PIECES
-from llama_onnx.targets.errors import CheckpointError
-from llama_onnx.targets.printable import shown
+MAX_PIECES = 500_000
+"""Most tokens of a vocabulary; Gemma has 262,000."""
 
 _MAX_MERGES, _MAX_ADDED, _MAX_STEPS = 1_000_000, 20_000, 100
 _MAX_TOKEN = 10_000  # characters
 _MAX_GROWTH = 1000  # of a text by all replacements together, and characters put in front of it
-
-
-def encoded(tokenizer: Tokenizer, text: str, where: str) -> list[int]:
-    """Return the ids of `text`. Raises `CheckpointError` if the library gives up: its regular
-    expressions stop after ten million attempts, and Rust's panic is not an `Exception`."""
-    try:
-        return list(tokenizer.encode(text).ids)
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise CheckpointError(
-            f"{where}: the tokenizer cannot encode {shown(text)}: a regular expression in it takes "
-            "too long."
-        ) from None
+_MAX_AROUND = 100  # tokens that a post-processor puts around a text
 
 
 def exceeded_limit(value: Any) -> str | None:
@@ -69,7 +53,18 @@ def _exceeded_by_steps(value: dict[str, Any]) -> str | None:
             growth *= max(1, *(len(text) for text in texts if isinstance(text, str)), 1)
             if growth > _MAX_GROWTH:
                 return f"its steps make a text {growth:,} times as long"
+            if (around := _tokens_around(step)) > _MAX_AROUND:
+                return f"its {part} puts {around:,} tokens around a text"
     return None
+
+
+def _tokens_around(step: dict[str, Any]) -> int:
+    """Return the most tokens that the template of a post-processor can add to a text."""
+    special, pieces = step.get("special_tokens"), step.get("single")
+    if not isinstance(special, dict) or not isinstance(pieces, list):
+        return 0
+    ids = [value.get("ids") for value in special.values() if isinstance(value, dict)]
+    return len(pieces) * max((len(some) for some in ids if isinstance(some, list)), default=0)
 
 
 def _steps(value: Any) -> Iterator[dict[str, Any]]:

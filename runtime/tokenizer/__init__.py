@@ -1,0 +1,1 @@
+"""The tokenizer of a package: tokens of texts, whatever its file says."""

@@ -1,0 +1,115 @@
+"""Encode texts with a package's tokenizer.json: in bounded time, and to ids of its vocabulary."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_onnx.runtime.tokenizer.deadline import within
+from llama_onnx.runtime.tokenizer.json_limits import exceeded_limit
+from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.folder_files import read_inside
+from llama_onnx.targets.printable import printable
+from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_NAME = "tokenizer.json"
+_SECONDS = 10.0
+_CHARACTERS_A_SECOND = 20_000  # a busy, slow machine does ten times as many
+
+
+class Encoder:
+    """The tokenizer of a package; `open_encoder` opens one."""
+
+    def __init__(self, tokenizer: Tokenizer, file: Path, rows: int | None) -> None:
+        self._tokenizer, self._file, self._rows = tokenizer, file, rows
+        self._gave_up: PackageError | None = None
+
+    def get_vocab_size(self) -> int:
+        """Return the number of tokens, added ones included."""
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Return the ids of each text.
+
+        Raises `PackageError` where the tokenizer takes far too long, fails, or returns ids without
+        a row in the embedding; `TypeError` or `UnicodeEncodeError` for what is not a text.
+        """
+        for text in texts:
+            text.encode("utf-8")  # lone surrogates
+        if self._gave_up:  # its thread still runs: do not start another
+            raise self._gave_up
+        seconds = _SECONDS + sum(map(len, texts)) // _CHARACTERS_A_SECOND
+        # `Tokenizer.encode` holds Python's lock, so that no time limit could end the wait; a batch
+        # does not.
+        batch = partial(
+            self._tokenizer.encode_batch, list(texts), add_special_tokens=add_special_tokens
+        )
+        try:
+            found = [encoding.ids for encoding in within(seconds, batch)]
+        except TimeoutError:
+            self._gave_up = PackageError(
+                f"{self._file} took more than {seconds:g} s for a text: no sound tokenizer does; "
+                "export the package again."
+            )
+            raise self._gave_up from None
+        except BaseException as error:
+            if not _is_of_library(error):
+                raise
+            raise PackageError(_cannot("encode a text", self._file, error)) from None
+        largest = max((max(ids, default=0) for ids in found), default=0)
+        if self._rows is not None and largest >= self._rows:
+            raise PackageError(
+                f"{self._file} encodes a text to the id {largest:,}, but the model has "
+                f"{self._rows:,} tokens: export the package again."
+            )
+        return found
+
+
+def open_encoder(folder: Path, rows: int | None = None) -> Encoder:
+    """Open tokenizer.json in `folder`; raises `PackageError`. With `rows`, ids must be below it."""
+    file = folder / _NAME
+    content = read_inside(folder, _NAME, PackageError, max_bytes=MAX_BYTES)
+    try:
+        limit = exceeded_limit(parse_json(content))
+    except JSONError as error:
+        raise PackageError(f"{file} cannot be read: it {error}.") from None
+    if limit:
+        raise PackageError(f"{file} is too large: {limit}.")
+    try:
+        tokenizer = tokenizer_from(content)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    except ValueError as error:
+        raise PackageError(_cannot("be read", file, error)) from None
+    return Encoder(tokenizer, file, rows)
+
+
+def tokenizer_from(content: bytes) -> Tokenizer:
+    """Return the tokenizer with the content of a tokenizer.json; raises `ValueError` if the library
+    `tokenizers` cannot read it."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_buffer(content.removeprefix(codecs.BOM_UTF8))
+    except BaseException as error:
+        if not _is_of_library(error):
+            raise
+        # Pieces that do not fit together end in a panic.
+        text = str(error) if isinstance(error, Exception) else "its parts do not fit together"
+        raise ValueError(text) from None
+
+
+def _is_of_library(error: BaseException) -> bool:
+    # The library raises bare Exception, and Rust's panic is not even that: a regular expression
+    # that backtracks for ever ends in one.
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _cannot(what: str, file: Path, error: BaseException) -> str:
+    return f"{file} cannot {what}: {printable(str(error)).rstrip('.')}."
