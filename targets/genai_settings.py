@@ -206,11 +206,17 @@ def _are_provider_options(value: Any) -> bool:
     """Whether they are one provider's, by genai's name, with options that are our own."""
     if not (isinstance(value, list) and len(value) <= 1):
         return False
-    known = {p.genai_name: dict(p.provider_options) for p in PROVIDERS.values() if p.genai_name}
+    known = {
+        p.genai_name: {*p.provider_options.items(), *p.other_options.items()}
+        for p in PROVIDERS.values()
+        if p.genai_name
+    }
     for entry in value:
         if not (isinstance(entry, dict) and len(entry) == 1 and entry.keys() <= known.keys()):
             return False
         name, options = next(iter(entry.items()))
-        if not isinstance(options, dict) or not options.items() <= known[name].items():
+        if not isinstance(options, dict):
+            return False
+        if not all(isinstance(v, str) and (k, v) in known[name] for k, v in options.items()):
             return False
     return True

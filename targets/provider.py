@@ -33,7 +33,7 @@ class Provider:
     by one, and past and present must share one buffer.
 
     `session_options` are onnxruntime-genai's, `provider_options` the provider's own; both apply
-    whenever a package is opened.
+    whenever a package is opened. `other_options` are further values that a package may give them.
     """
 
     name: str
@@ -49,3 +49,4 @@ class Provider:
     libraries: Mapping[str, tuple[Library, ...]] = field(default_factory=dict)
     session_options: Mapping[str, int | str] = field(default_factory=dict)
     provider_options: Mapping[str, str] = field(default_factory=dict)
+    other_options: Mapping[str, str] = field(default_factory=dict)

@@ -15,22 +15,27 @@ FloatName = Literal["fp32", "fp16", "bf16"]
 class Operators:
     """Which operators the graph may contain.
 
-    `standard`: only ONNX's own, none of `com.microsoft`; the other fields are then unused.
-    `packed_qkv`: GroupQueryAttention accepts query, key and value as one matrix; `inner_rotary`: it
-    applies the rotary embedding itself. The others say whether there are kernels: `fused_matmul`
-    for FusedMatMul, which multiplies by a transposed matrix; `fused_attention` for
-    GroupQueryAttention, else ONNX's Attention is used; `rms_normalization` for ONNX's
-    RMSNormalization; `gather_blocks` for GatherBlockQuantized, which reads rows of a quantized
-    embedding.
+    `opset` is the version of ONNX's operators. `standard`: only these, none of `com.microsoft`; the
+    other fields are then unused. `packed_qkv`: GroupQueryAttention accepts query, key and value as
+    one matrix; `inner_rotary`: it applies the rotary embedding itself. The others say whether there
+    are kernels: `fused_matmul` for FusedMatMul, which multiplies by a transposed matrix;
+    `fused_attention` for GroupQueryAttention, else ONNX's Attention is used; `rms_normalization`
+    for ONNX's RMSNormalization; `gather_blocks` for GatherBlockQuantized, which reads rows of a
+    quantized embedding. `wide_norms`: norms of values in half precision are computed in float32.
+    `counted_positions`: positions are computed on the device alone, from masks that may be longer
+    than the tokens, as captured graphs need.
     """
 
     standard: bool = False
+    opset: int = 23
     packed_qkv: bool = True
     inner_rotary: bool = True
     fused_attention: bool = True
     fused_matmul: bool = True
     rms_normalization: bool = True
     gather_blocks: bool = True
+    wide_norms: bool = False
+    counted_positions: bool = False
 
 
 @dataclass(frozen=True)

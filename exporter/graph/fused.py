@@ -21,6 +21,7 @@ from llama_onnx.exporter.graph.operators import (
     stamp,
     token_shape,
 )
+from llama_onnx.exporter.graph.positions import Places, counted_places, shaped_places
 from llama_onnx.exporter.graph.standard import masked
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.storage import ORDER, QWEIGHT, SCALES, WEIGHT, ZERO_POINTS
@@ -41,25 +42,21 @@ class Window:
 
     config: LlamaConfig
     operators: Operators
-    seqlens_k: ir.Value  # [B] int32: index of each row's last valid position
     total_sequence_length: ir.Value  # scalar int32: T
-    valid: ir.Value  # [B, 1] int64: valid positions among the S new ones
-    front: ir.Value  # [B, S] int64: original index of position s of the rotated row
-    back: ir.Value  # [B, S] int64: the inverse of `front`
-    position_ids: ir.Value | None  # [B, S] int64, for rotary embeddings outside the attention
+    places: Places
     tables: tuple[ir.Value, ...] = ()  # cos and sin, [max_position_embeddings, head_dim / 2]
 
     def arrange(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
         """Return token ids [B, S] rotated so that valid ones come first."""
-        return op.GatherElements(input_ids, self.front, axis=1)
+        return op.GatherElements(input_ids, self.places.front, axis=1)
 
     def restore(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
         """Return hidden states [B, S, H] rotated back to the original order of the tokens."""
-        return op.GatherND(hidden, op.Unsqueeze(self.back, [2]), batch_dims=1)
+        return op.GatherND(hidden, op.Unsqueeze(self.places.back, [2]), batch_dims=1)
 
     def last(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
         """Return the hidden state of each row's last valid position, [B, 1, H]."""
-        index = op.Unsqueeze(op.Sub(self.valid, 1), [2])  # [B, 1, 1]
+        index = op.Unsqueeze(self.places.last, [2])  # [B, 1, 1]
         return op.GatherND(hidden, index, batch_dims=1)
 
     def with_tables(self, tables: tuple[ir.Value, ir.Value]) -> Batch:
@@ -81,7 +78,7 @@ class Window:
             value,
             past.key,
             past.value,
-            self.seqlens_k,
+            self.places.seqlens_k,
             self.total_sequence_length,
             *(self.tables if inner else ()),
             num_heads=config.num_attention_heads,
@@ -99,7 +96,7 @@ class Window:
         """Apply rotary embeddings (Su et al., 2021) to x [B, S, heads head_dim]."""
         assert x.shape is not None
         rotated = op.RotaryEmbedding(
-            x, self.position_ids, *self.tables, interleaved=0, _domain=MICROSOFT
+            x, self.places.position_ids, *self.tables, interleaved=0, _domain=MICROSOFT
         )
         return stamp(rotated, *x.shape, like=x)
 
@@ -127,20 +124,13 @@ class Fused:
         needs."""
         if not self.operators.fused_attention:
             return masked(op, config, input_ids, mask)
-        lengths = op.ReduceSum(mask, [1], keepdims=0)  # [B]
-        seqlens_k = op.Cast(op.Sub(lengths, 1), to=ir.DataType.INT32)
         total = op.Cast(op.Squeeze(op.Shape(mask, start=1, end=2), [0]), to=ir.DataType.INT32)
-        size = op.Shape(input_ids, start=1, end=2)  # [1]
-        new = op.Slice(mask, op.Neg(size), [2**31 - 1], [1])  # [B, S]
-        padding = op.ArgMax(new, axis=1, keepdims=1)  # [B, 1] padding before the first token
-        steps = op.Range(0, op.Squeeze(size, [0]), 1)  # [S]
-        front = op.Mod(op.Add(steps, padding), size)
-        back = op.Mod(op.Sub(op.Add(steps, size), padding), size)
-        valid = op.ReduceSum(new, [1], keepdims=1)
-        positions = None
-        if not self.operators.inner_rotary:
-            positions = op.Add(op.Sub(op.Unsqueeze(lengths, [1]), valid), steps)
-        return Window(config, self.operators, seqlens_k, total, valid, front, back, positions)
+        if self.operators.counted_positions:
+            places = counted_places(op, input_ids, mask, config.max_position_embeddings)
+        else:
+            rotary = not self.operators.inner_rotary
+            places = shaped_places(op, input_ids, mask, rotary=rotary)
+        return Window(config, self.operators, total, places)
 
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Return rows of `matrix` by token id, using `GatherBlockQuantized` if it is quantized."""
@@ -213,16 +203,30 @@ class Fused:
         """Use the fused operator: no optimization level of ONNX Runtime fuses an Add and a norm."""
         assert gain.shape is not None
         shape = token_shape(gain.shape[0])  # type: ignore[arg-type]
+        if self.operators.wide_norms:
+            return self._wide_norm(op, x, residual, gain, eps)
         if residual is not None:
-            normed, _, _, total = op.SkipSimplifiedLayerNormalization(
+            normed, *unused, total = op.SkipSimplifiedLayerNormalization(
                 x, residual, gain, epsilon=eps, _domain=MICROSOFT, _outputs=4
             )
+            for value in unused:  # DirectML has no kernel for a node that has these outputs
+                value.name = ""
             return stamp(normed, *shape, like=x), stamp(total, *shape, like=x)
         if self.operators.rms_normalization:
             normed = op.RMSNormalization(x, gain, axis=-1, epsilon=eps)
         else:  # ONNX Runtime's own operator, although it is in ONNX's domain
             normed = op.SimplifiedLayerNormalization(x, gain, axis=-1, epsilon=eps, stash_type=1)
         return stamp(normed, *shape, like=x), x
+
+    def _wide_norm(
+        self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, gain: ir.Value, eps: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """Return what `rms_norm` returns, with the squares added up in float32."""
+        assert x.shape is not None
+        total = x if residual is None else stamp(op.Add(x, residual), *x.shape, like=x)
+        wide = cast(op, total, ir.DataType.FLOAT)
+        normed = op.SimplifiedLayerNormalization(wide, gain, axis=-1, epsilon=eps, stash_type=1)
+        return stamp(normed, *x.shape, like=x), total
 
     def silu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return x * sigmoid(x), which QuickGelu with alpha=1 computes in one operator."""

@@ -15,8 +15,10 @@ from importlib.resources import files
 from typing import Any
 
 import onnx
+import onnx.defs
 import onnx_ir as ir
 
+from llama_onnx.exporter.graph.kernel_conditions import CONDITIONS
 from llama_onnx.exporter.graph.names import layer_of
 from llama_onnx.runtime.placement.shares import HEAVY_OPERATORS
 from llama_onnx.targets.errors import PackageError
@@ -36,19 +38,39 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel registered for `operator` of `domain` from opset `since` on.
+    """A kernel of a provider, for the `versions` of an operator of `domain`.
 
     `inputs` has the type parameter of each input; `types` has the types that a parameter allows (a
-    parameter without an entry allows any)."""
+    parameter without an entry allows any). `outputs` are the numbers of those it can write, empty
+    for all; `attributes` has the values that it computes with, of attributes that matter."""
 
     operator: str
     domain: str
-    since: int
+    versions: tuple[str, ...]
     inputs: tuple[str, ...]
     types: Mapping[str, frozenset[str]]
+    outputs: frozenset[int]
+    attributes: Mapping[str, frozenset[str]]
 
-    def refusal(self, node: ir.Node) -> str | None:
-        """Return the reason why the kernel does not accept `node`; None if it does."""
+    def refusal(self, node: ir.Node, opset: int) -> str | None:
+        """Return why the kernel does not run `node` of a graph with `opset`; None if it does."""
+        return (
+            self._refused_version(opset)
+            or self._refused_input(node)
+            or self._refused_output(node)
+            or self._refused_attribute(node)
+        )
+
+    def _refused_version(self, opset: int) -> str | None:
+        version = _version(self.domain, self.operator, opset)
+        for known in self.versions:
+            if version == int(known.rstrip("+")) or (
+                known.endswith("+") and version > int(known.rstrip("+"))
+            ):
+                return None
+        return f"it has a kernel for version {' and '.join(self.versions)}, not for {version}"
+
+    def _refused_input(self, node: ir.Node) -> str | None:
         bound: dict[str, str] = {}
         for index, value in enumerate(node.inputs):
             if value is None:
@@ -64,6 +86,18 @@ class Kernel:
                 return (
                     f"input {index} is {name}, but other inputs of its type are {bound[parameter]}"
                 )
+        return None
+
+    def _refused_output(self, node: ir.Node) -> str | None:
+        for index, value in enumerate(node.outputs):
+            if value.name and self.outputs and index not in self.outputs:
+                return f"output {index} is not written"
+        return None
+
+    def _refused_attribute(self, node: ir.Node) -> str | None:
+        for name, allowed in self.attributes.items():
+            if name in node.attributes and f"{node.attributes[name].value:g}" not in allowed:
+                return f"{name} is {node.attributes[name].value:g}"
         return None
 
 
@@ -84,9 +118,14 @@ class Structure:
 
     def __str__(self) -> str:
         """Return it as one line of text."""
+        if not self.on_cpu:
+            return f"all {self.nodes} nodes have kernels on {self.provider}"
         text = f"{self.kernels} of {self.nodes} nodes have kernels on {self.provider}"
         small = ", ".join(f"{count} {op}" for op, count in self.on_cpu.items())
-        return f"{text}; the others are small and outside the layers ({small})"
+        return (
+            f"{text}; the others are small and outside the layers, and keep the graph from being "
+            f"captured ({small})"
+        )
 
 
 def check_structure(model: ir.Model, target: Target) -> Structure | None:
@@ -106,6 +145,9 @@ def check_structure(model: ir.Model, target: Target) -> Structure | None:
     without: Counter[str] = Counter()
     for node in model.graph:
         why = _refusal(node, known, model.graph.opset_imports)
+        condition = CONDITIONS.get((provider, node.op_type))
+        if why is None and condition is not None:
+            why = condition(node)
         if why is None:
             continue
         if layer_of(node.name or "") is not None or node.op_type in HEAVY_OPERATORS:
@@ -152,19 +194,38 @@ def _table(provider: str) -> Any:
 
 
 def _kernel(row: Mapping[str, str]) -> Kernel:
-    pairs = (entry.split("=") for entry in row["types"].split(";"))
-    types = {parameter: frozenset(names.split()) for parameter, names in pairs}
-    inputs = tuple(row["inputs"].split())
-    return Kernel(row["operator"], row["domain"], int(row["since"]), inputs, types)
+    return Kernel(
+        row["operator"],
+        row["domain"],
+        tuple(row["versions"].split()),
+        tuple(row["inputs"].split()),
+        _lists(row["types"]),
+        frozenset(map(int, row["outputs"].split())),
+        _lists(row["attributes"]),
+    )
+
+
+def _lists(text: str) -> dict[str, frozenset[str]]:
+    """Return `{"T": {"fp32", "fp16"}}` for `T=fp32 fp16`; entries are separated by semicolons."""
+    pairs = (entry.split("=") for entry in text.split(";") if entry)
+    return {name: frozenset(values.split()) for name, values in pairs}
 
 
 def _refusal(
     node: ir.Node, known: Mapping[tuple[str, str], Kernel], opsets: Mapping[str, int]
 ) -> str | None:
     kernel = known.get((node.domain, node.op_type))
-    if kernel is None or opsets.get(node.domain, 0) < kernel.since:
+    if kernel is None:
         return "it has no kernel there"
-    return kernel.refusal(node)
+    return kernel.refusal(node, opsets.get(node.domain, 0))
+
+
+def _version(domain: str, operator: str, opset: int) -> int:
+    """Return the version of `operator` in `opset`: that of its last change. ONNX Runtime takes a
+    kernel for exactly that version, unless the kernel says up to which one it is right."""
+    if onnx.defs.has(operator, domain=domain):
+        return int(onnx.defs.get_schema(operator, opset, domain).since_version)
+    return 1  # ONNX Runtime's own operators, one of which is in ONNX's domain
 
 
 def _as_inputs(model: ir.Model) -> Iterable[onnx.ValueInfoProto]:

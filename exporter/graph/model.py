@@ -44,7 +44,6 @@ from llama_onnx.targets.graph_names import (
     present_name,
 )
 
-OPSET = 23
 IR_VERSION = 10
 
 
@@ -144,7 +143,7 @@ class LlamaForCausalLM(nn.Module):
 def build_model(config: LlamaConfig, recipe: Recipe) -> BuiltModel:
     """Build the graph of `config` with the storages and operators of `recipe`; reads no weights."""
     dialect = dialect_of(recipe)
-    opsets = {"": OPSET, **dialect.domains}
+    opsets = {"": recipe.operators.opset, **dialect.domains}
     graph = ir.Graph([], [], nodes=[], opset_imports=opsets, name="llama")
     builder = GraphBuilder(graph)
     model = LlamaForCausalLM(config, recipe, dialect)

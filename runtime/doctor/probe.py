@@ -64,18 +64,19 @@ def _genai() -> dict[str, Any]:
 
 
 def _open(name: str) -> dict[str, Any]:
-    """Open the small model on a provider; run a prefill and a decode step."""
+    """Open the small model for a provider there; run a prefill and a decode step in one buffer."""
     import numpy as np
 
-    from llama_onnx.runtime.measure.graph_session import GraphSession
+    from llama_onnx.runtime.measure.graph_session import GraphSession, SharedBuffer
     from llama_onnx.runtime.placement.session import open_session
 
     started = perf_counter()
-    with as_file(files("llama_onnx.runtime.doctor") / "probe.onnx") as model:
-        opened = open_session(model, get_provider(name))
-    graph = GraphSession(opened.session)
-    _, cache = graph.step(np.array(PROMPT[:-1], np.int64))
-    logits, _ = graph.step(np.array(PROMPT[-1:], np.int64), cache)
+    provider = get_provider(name)
+    with as_file(files("llama_onnx.runtime.doctor") / f"probe-{name}.onnx") as model:
+        opened = open_session(model, provider)
+    cache = SharedBuffer(GraphSession(opened.session), length=len(PROMPT) + 3)
+    cache.step(np.array(PROMPT[:-1], np.int64))
+    logits = cache.step(np.array(PROMPT[-1:], np.int64))
     return {
         "nodes": len(opened.placement.nodes),
         "elsewhere": len(opened.placement.elsewhere),

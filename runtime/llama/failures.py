@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from llama_onnx.runtime.memory import is_memory_failure
-from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, describe_reason
+from llama_onnx.targets.errors import (
+    LlamaOnnxError,
+    PackageError,
+    ProviderError,
+    ResourceError,
+    describe_reason,
+)
+
+_LOST = ("887a0005", "887a0006", "887a0007")
+"""DXGI's errors for a device that was removed, that hangs, and that was reset."""
 
 
 def describe_failure(error: Exception, prompt_tokens: int, length: int) -> LlamaOnnxError:
@@ -13,5 +22,10 @@ def describe_failure(error: Exception, prompt_tokens: int, length: int) -> Llama
             f"not enough memory for a prompt of {prompt_tokens:,} tokens and an answer of up to "
             f"{length - prompt_tokens:,}: pass a shorter prompt or a smaller max_new_tokens "
             "(--max-new-tokens)."
+        )
+    if lost := next((code for code in _LOST if code in str(error).lower()), None):
+        return ProviderError(
+            f"the graphics device was lost in the answer (error {lost.upper()}): its driver "
+            "crashed, hung or was reset; update the driver, or pass --provider cpu."
         )
     return PackageError(f"onnxruntime-genai failed in the answer: {describe_reason(error)}.")

@@ -26,7 +26,7 @@ typedef enum {
     KEY_NUMBER,   /* a number */
     KEY_TRUTH,    /* true or false */
     KEY_TEXT,     /* exactly `text` */
-    KEY_PROVIDERS /* [] or a list of one object such as {"cuda": {}}, without options */
+    KEY_PROVIDERS /* [] or a list of one object such as {"cuda": {}}, with `config_options` only */
 } key_kind;
 
 #define CONFIG_KEYS(K)                                                                          \
@@ -84,6 +84,15 @@ static const struct config_key {
 /* onnxruntime-genai's names of the execution providers that packages are made for. */
 static const char *const config_providers[] = {"cuda", "dml", "webgpu"};
 
+/* Their options, with the values that a package may give them. */
+static const struct config_option {
+    const char *provider, *name, *value;
+} config_options[] = {
+    {"dml", "device_id", "0"},
+    {"dml", "enable_graph_capture", "0"},
+    {"dml", "enable_graph_capture", "1"},
+};
+
 /* What the library itself needs from genai_config.json. */
 typedef struct config {
     int context_length, vocab_size, layers, heads, head_size;
@@ -100,9 +109,21 @@ static bool is_small_number(const json_node *node) {
     return digits - sign < 10;
 }
 
+static bool config_option_known(const char *provider, const json_node *option) {
+    for (size_t i = 0; i < sizeof config_options / sizeof *config_options; i++) {
+        const struct config_option *known = &config_options[i];
+        if (strcmp(provider, known->provider) == 0 && strcmp(option->key, known->name) == 0 &&
+            json_is_text(option, known->value)) return true;
+    }
+    return false;
+}
+
 static bool config_provider(const json *text, const json_node *entry) {
     const json_node *only = entry->kind == JSON_OBJECT ? json_first(text, entry) : NULL;
-    if (!only || entry->size != 1 || only->kind != JSON_OBJECT || only->size) return false;
+    if (!only || entry->size != 1 || only->kind != JSON_OBJECT) return false;
+    for (const json_node *i = json_first(text, only); i; i = json_next(text, i)) {
+        if (!config_option_known(only->key, i)) return false;
+    }
     for (size_t i = 0; i < sizeof config_providers / sizeof *config_providers; i++) {
         if (strcmp(only->key, config_providers[i]) == 0) return true;
     }

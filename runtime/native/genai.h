@@ -29,6 +29,8 @@ typedef struct OgaGenerator OgaGenerator;
     F(OgaResult *, OgaCreateConfig, (const char *, OgaConfig **))                               \
     F(OgaResult *, OgaConfigClearProviders, (OgaConfig *))                                      \
     F(OgaResult *, OgaConfigAppendProvider, (OgaConfig *, const char *))                        \
+    F(OgaResult *, OgaConfigSetProviderOption,                                                  \
+      (OgaConfig *, const char *, const char *, const char *))                                  \
     F(void, OgaDestroyConfig, (OgaConfig *))                                                    \
     F(OgaResult *, OgaCreateModelFromConfig, (const OgaConfig *, OgaModel **))                  \
     F(OgaResult *, OgaModelGetDeviceType, (const OgaModel *, const char **))                    \

@@ -510,10 +510,13 @@ static int open_model(llama_onnx *self, const char *provider) {
     if (!status) status = check(self, oga->OgaConfigClearProviders(config), self->package);
     if (!status && provider) {
         status = check(self, oga->OgaConfigAppendProvider(config, provider), self->package);
+        /* On in genai unless it is turned off. Packages of version 0.1 do not open with it. */
+        if (!status) status = check(self, oga->OgaConfigSetProviderOption(config, provider,
+                                    "enable_graph_capture", "0"), self->package);
     }
     if (!status) status = check(self, oga->OgaCreateModelFromConfig(config, &self->model),
                                 self->package);
-    if (!status) status = check_device(self, provider ? provider : "CPU");
+    if (!status) status = check_device(self, provider ? "DirectML" : "CPU");
     if (!status) status = check(self, oga->OgaCreateTokenizer(self->model, &self->tokenizer),
                                 self->package);
     if (config) oga->OgaDestroyConfig(config);

@@ -105,6 +105,8 @@ SETTINGS_CHANGES: Mapping[str, Change] = {
             (f"{_OPTIONS}.intra_op_num_threads", True),
             (f"{_OPTIONS}.provider_options", {"cuda": {}}),
             (f"{_OPTIONS}.provider_options", [{"evil": {}}]),
+            (f"{_OPTIONS}.provider_options", [{"dml": {"enable_graph_capture": "2"}}]),
+            (f"{_OPTIONS}.provider_options", [{"dml": {"device_id": ["0"]}}]),
             (f"{_OPTIONS}.provider_options", [{"cuda": {"user_compute_stream": "1"}}]),
             (f"{_OPTIONS}.provider_options", [{"qnn": {"backend_path": "/tmp/evil.so"}}]),
             (f"{_OPTIONS}.provider_options", [{"OpenVINO": {"cache_dir": "/tmp"}}]),

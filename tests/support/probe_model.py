@@ -1,4 +1,4 @@
-"""Makes runtime/doctor/probe.onnx, the small int4 Llama that `doctor` runs on every provider.
+"""Makes runtime/doctor/probe-*.onnx, the small int4 Llama that `doctor` runs on each provider.
 
 `python -m tests.support.probe_model` writes it anew; a test holds it to what the exporter makes.
 """
@@ -18,7 +18,9 @@ from llama_onnx.targets.package import MODEL_FILE
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny
 
-FILE = Path(__file__).parents[2] / "runtime" / "doctor" / "probe.onnx"
+FOLDER = Path(__file__).parents[2] / "runtime" / "doctor"
+FILES = {name: FOLDER / f"probe-{name}.onnx" for name in ("cpu", "cuda", "directml", "webgpu")}
+"""Target and provider -> file: each has the operators that its provider can run."""
 
 CONFIG = replace(
     tiny.GQA,
@@ -44,11 +46,11 @@ def weights() -> dict[str, np.ndarray]:
     return tensors
 
 
-def make(folder: Path) -> onnx.ModelProto:
-    """Return the model with its weights inside; `folder` is for intermediate files."""
+def make(folder: Path, target: str) -> onnx.ModelProto:
+    """Return the model for `target` with its weights inside; `folder` is for intermediate files."""
     source = tiny.write_huggingface(folder / "checkpoint", CONFIG, tensors=weights())
     options = Options(precision="int4")
-    result = export_package(source, folder / "package", get_target("cpu"), options)
+    result = export_package(source, folder / "package", get_target(target), options)
     model = onnx.load(result.package / MODEL_FILE)
     for tensor in model.graph.initializer:
         tensor.ClearField("data_location")
@@ -57,6 +59,7 @@ def make(folder: Path) -> onnx.ModelProto:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
-        FILE.write_bytes(make(Path(scratch)).SerializeToString(deterministic=True))
-    print(f"{FILE}: {FILE.stat().st_size:,} bytes")
+    for name, file in FILES.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            file.write_bytes(make(Path(scratch), name).SerializeToString(deterministic=True))
+        print(f"{file}: {file.stat().st_size:,} bytes")

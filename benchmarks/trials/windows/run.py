@@ -129,8 +129,11 @@ def find_self_test(package: Path, length: int = 16) -> SelfTest:
 
 
 def smallest_lead(package: Path, prompt: Sequence[int], count: int) -> float:
-    """Return the smallest difference of the two largest logits over a greedy continuation."""
-    model = og.Model(str(package))
+    """Return the smallest difference of the two largest logits over a greedy continuation, on the
+    CPU for every target."""
+    config = og.Config(str(package))
+    config.clear_providers()
+    model = og.Model(config)
     params = og.GeneratorParams(model)
     params.set_search_options(max_length=len(prompt) + count, do_sample=False)
     generator = og.Generator(model, params)

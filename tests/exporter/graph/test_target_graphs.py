@@ -60,6 +60,7 @@ CASES = [
     for index, precision in enumerate(target.graph.precisions)
     if precision != "bf16"
 ]
+TYPES = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT}
 IDS = np.random.default_rng(0).integers(3, 288, (2, 20))
 PADDED = np.concatenate([np.zeros((1, 6), np.int64), np.ones((1, 14), np.int64)], axis=1)
 
@@ -329,11 +330,85 @@ def test_rotary_tables_that_directml_would_not_read_are_refused(make: Make) -> N
         check_structure(model, TARGETS["directml"])
 
 
+@pytest.mark.parametrize(
+    ("operator", "attributes", "said"),
+    [
+        ("MatMulNBits", {"bits": 2}, "bits is 2"),
+        ("MatMulNBits", {"block_size": 128}, "64 columns are not whole blocks of 128"),
+        ("MatMulNBits", {"block_size": 64, "bits": 8}, "odd number of blocks"),
+        ("GroupQueryAttention", {"do_rotary": 1}, "do_rotary is 1"),
+        ("GroupQueryAttention", {"softcap": 30.0}, "softcap is 30"),
+        ("GroupQueryAttention", {"local_window_size": 128}, "local_window_size is 128"),
+        ("RotaryEmbedding", {"rotary_embedding_dim": 8}, "rotary_embedding_dim is 8"),
+    ],
+)
+def test_what_directml_would_compute_wrongly_is_refused(
+    make: Make, operator: str, attributes: dict[str, Any], said: str
+) -> None:
+    """Its kernel does not read these, or reads them wrongly; `nox -s directml` shows which."""
+    model = ir.load(make("directml", "int4") / "model.onnx")
+    node = next(node for node in model.graph if node.op_type == operator)
+    for name, value in attributes.items():
+        node.attributes[name] = ir.Attr(name, TYPES[type(value)], value)
+    if operator == "MatMulNBits" and attributes.get("bits") == 8:
+        node.resize_inputs(4)
+        node.replace_input_with(3, node.inputs[1])
+    with pytest.raises(PackageError, match=said):
+        check_structure(model, TARGETS["directml"])
+
+
+def test_outputs_that_directml_does_not_write_are_refused() -> None:
+    """Named, they make ONNX Runtime give the node to the CPU, as in packages of version 0.1."""
+    operator, domain = "SkipSimplifiedLayerNormalization", "com.microsoft"
+    half = ir.TensorType(ir.DataType.FLOAT16)
+    inputs = [ir.Value(name=name, type=half) for name in ("x", "residual", "gain")]
+    node = ir.node(operator, inputs, domain=domain, num_outputs=4)
+    for value, name in zip(node.outputs, ("y", "", "", "sum"), strict=True):
+        value.name = name
+    kernel = read_kernels("directml")[domain, operator]
+    assert kernel.refusal(node, 1) is None
+    node.outputs[1].name = "mean"
+    assert kernel.refusal(node, 1) == "output 1 is not written"
+
+
+def test_the_norms_of_directml_do_not_overflow(make: Make) -> None:
+    """Its kernel squares in the type of its input: 20000 among 576 values is infinite in fp16."""
+    model = ir.load(make("directml", "fp16") / "model.onnx")
+    norms = [node for node in model.graph if node.op_type.endswith("LayerNormalization")]
+    assert {node.op_type for node in norms} == {"SimplifiedLayerNormalization"}
+    for node in norms:
+        assert node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.FLOAT
+        assert node.outputs[0].dtype == ir.DataType.FLOAT16
+
+
+def test_an_operator_newer_than_the_kernel_is_refused(make: Make) -> None:
+    """ONNX Runtime takes a kernel for the version it was written for, not for a later one."""
+    model = ir.load(make("directml", "int4") / "model.onnx")
+    sound = check_structure(model, TARGETS["directml"])
+    assert sound is not None and sound.on_cpu == {}
+    model.graph.opset_imports[""] = 23
+    with pytest.raises(
+        PackageError, match=r"Cast \(.*\): it has a kernel for version .* not for 23"
+    ):
+        check_structure(model, TARGETS["directml"])
+
+
+def test_nodes_on_the_cpu_are_said_to_prevent_capture(make: Make) -> None:
+    structure = check_structure(ir.load(make("webgpu", "int4") / "model.onnx"), TARGETS["webgpu"])
+    assert structure is not None and structure.on_cpu
+    assert "keep the graph from being captured" in str(structure)
+
+
 @pytest.mark.parametrize("target", ["cuda", "directml", "webgpu"])
 def test_shapes_are_those_that_onnx_runtime_infers(make: Make, target: str) -> None:
     """The exporter stamps them: behind a contrib operator nobody infers any but this tool."""
     model = onnx.load(make(target, "int4") / "model.onnx", load_external_data=False)
     stamped = types_of(model)
+    # It takes the type of a norm from the input, the kernels from the gain: without the casts.
+    casts = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Cast"}
+    for node in model.graph.node:
+        if node.op_type == "SimplifiedLayerNormalization":
+            node.input[0] = casts.get(node.input[0], node.input[0])
     del model.graph.value_info[:]
     inferred = types_of(SymbolicShapeInference.infer_shapes(model, auto_merge=True))
     # GatherND, of whose batch_dims it knows nothing, and the head behind it.
@@ -359,7 +434,9 @@ def test_optimization_leaves_the_fused_operators(make: Make, tmp_path: Path, tar
     ort.InferenceSession(package / "model.onnx", options, ["CPUExecutionProvider"])
     before = onnx.load(package / "model.onnx", load_external_data=False).graph.node
     after = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
-    for operator in ("GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization"):
+    wide = TARGETS[target].graph.operators.wide_norms
+    norm = "SimplifiedLayerNormalization" if wide else "SkipSimplifiedLayerNormalization"
+    for operator in ("GroupQueryAttention", "MatMulNBits", norm):
         count = sum(node.op_type == operator for node in before)
         assert count == sum(node.op_type == operator for node in after) > 0
 

@@ -27,7 +27,7 @@ from llama_onnx.runtime.llama.generation import CHUNK, Generation, chunks
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.memory import is_memory_failure
-from llama_onnx.targets.errors import PackageError, ResourceError
+from llama_onnx.targets.errors import PackageError, ProviderError, ResourceError
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny
 from tests.support.fakes import FakeGenerator, FakeStream, generation
@@ -254,6 +254,14 @@ class Recorder:
 
 
 # What goes wrong inside
+
+
+def test_a_lost_device_is_named() -> None:
+    """As `nox -s directml` saw it, with a fault planted in d3d12.dll."""
+    said = "while running ReduceSum node. Status Message: DmlCommandRecorder.cpp(371) 887A0005 "
+    error = describe_failure(RuntimeError(said), 3, 6)
+    assert type(error) is ProviderError
+    assert str(error).startswith("the graphics device was lost in the answer (error 887A0005)")
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,10 @@ OPTIONS = "model.decoder.session_options"
         ),
         (f"{OPTIONS}.provider_options", [{"cuda": {"external_alloc": "1"}}]),
         (f"{OPTIONS}.provider_options", [{"QNN": {}}]),
+        (f"{OPTIONS}.provider_options", [{"dml": {"enable_graph_capture": "2"}}]),
+        (f"{OPTIONS}.provider_options", [{"dml": {"enable_graph_capture": 0}}]),
+        (f"{OPTIONS}.provider_options", [{"dml": {"device_id": "0", "luid": "1:2"}}]),
+        (f"{OPTIONS}.provider_options", [{"cuda": {"enable_graph_capture": "0"}}]),
         (f"{OPTIONS}.provider_options", [{"cuda": {}}, {"dml": {}}]),
         (f"{OPTIONS}.provider_options", {"cuda": {}}),
         (f"{OPTIONS}.intra_op_num_threads", 10**6),
@@ -162,6 +166,15 @@ OPTIONS = "model.decoder.session_options"
 def test_other_settings(checks: ctypes.CDLL, path: str, value: Any) -> None:
     reason = config_refusal(checks, altered(path, value))
     assert reason and (path in reason or "special token" in reason)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"device_id": "0", "enable_graph_capture": "0"}, {"enable_graph_capture": "1"}]
+)
+def test_the_options_of_directml(checks: ctypes.CDLL, options: dict[str, str]) -> None:
+    """Those of version 0.1, today's, and graph capture turned on by hand."""
+    text = altered(f"{OPTIONS}.provider_options", [{"dml": options}])
+    assert config_refusal(checks, text) is None
 
 
 SETTINGS = json.dumps(written("cpu"))
