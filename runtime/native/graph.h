@@ -33,8 +33,9 @@ enum {
 #define GRAPH_OPERATORS(O)                                                                          \
     O("", "Add") O("", "And") O("", "ArgMax") O("", "Attention") O("", "Cast") O("", "Concat")     \
     O("", "CumSum") O("", "DequantizeLinear") O("", "Equal") O("", "Gather")                       \
-    O("", "GatherElements") O("", "GatherND") O("", "LessOrEqual") O("", "MatMul") O("", "Max")    \
-    O("", "Mod") O("", "Mul") O("", "Neg") O("", "Or") O("", "RMSNormalization") O("", "Range")    \
+    O("", "GatherElements") O("", "GatherND") O("", "GreaterOrEqual") O("", "LessOrEqual")         \
+    O("", "MatMul") O("", "Max") O("", "Mod") O("", "Mul") O("", "Neg") O("", "Or")                \
+    O("", "RMSNormalization") O("", "Range") O("", "ReduceMax")                                    \
     O("", "ReduceSum") O("", "RotaryEmbedding") O("", "Shape") O("", "Sigmoid")                    \
     O("", "SimplifiedLayerNormalization") O("", "Slice") O("", "Split") O("", "Squeeze")           \
     O("", "Sub") O("", "Transpose") O("", "Unsqueeze")                                             \

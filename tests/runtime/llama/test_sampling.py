@@ -253,7 +253,10 @@ def test_a_models_own_values_are_read_alike(
     written = export(tmp_path, generation)
     assert {name: written[name] for name in search} == search
     model = Llama.load(tmp_path / "out")
-    assert "".join(model.generate(PROMPT, max_new_tokens=4))
+    answer = model.generate(PROMPT, max_new_tokens=4)
+    for _ in answer:
+        pass
+    assert answer.stats.new_tokens >= 1  # the text of a random model's tokens may be empty
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_names_in_a_graph_are_no_code(copied: Make, tmp_path: Path) -> None:
         node = node_of(
             graph, "layers.1/post_attention_layernorm", "SkipSimplifiedLayerNormalization"
         )
-        node.name += '"""\')\nraise SystemExit(77)  # {x}'
+        node.name += '"""\'); raise SystemExit(77)  # {x}'
 
     edit_graph(package, rename)
     finding_of(package, source, tmp_path / "out")
