@@ -40,7 +40,7 @@ TERMS: tuple[Kind, ...] = ("license", "use policy", "notice")
 _IDENTIFYING: tuple[Kind, ...] = ("license", "notice")
 _TITLE_BYTES = 4096
 # Llama 2 or later: Llama 1 had no community license. "tinyllama2" and "llama-2024" do not match.
-_LLAMA = re.compile(r"(?<![a-z])llama[-_ ]?([234])(?![0-9])", re.IGNORECASE)
+_LLAMA = re.compile(r"(?<![a-z])(?<!open[-_ ])llama[-_ ]?([234])(?![0-9])", re.IGNORECASE)
 
 
 def kind_of(name: str) -> Kind | None:

@@ -111,7 +111,8 @@ def _check_kind(folder: Path, content: bytes) -> None:
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind in ("Unigram", "WordLevel", "WordPiece"):
         raise UnsupportedError(
-            f"{folder}: tokenizer.json has a {kind} model, but onnxruntime-genai reads BPE only."
+            f"{folder}: tokenizer.json has a {kind} model, but onnxruntime-genai reads "
+            "BPE only: use a checkpoint with such a tokenizer."
         )
     if isinstance(model, dict) and model.get("continuing_subword_prefix"):
         raise UnsupportedError(

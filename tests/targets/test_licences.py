@@ -44,6 +44,19 @@ def test_the_patterns_select_what_the_rule_knows(name: str, kind: str | None) ->
     assert selected is (kind is not None)
 
 
+@pytest.mark.parametrize(
+    ("name", "generation"),
+    [
+        ("openlm-research/open_llama_3b", None),  # 3 billion weights, Apache 2.0
+        ("open-llama-3b-v2", None),
+        ("meta-llama/Llama-3.2-3B", 3),
+        ("NousResearch/Llama-2-7b-hf", 2),
+    ],
+)
+def test_a_name_tells_metas_llamas_from_others(name: str, generation: int | None) -> None:
+    assert llama_generation(name, []) == generation
+
+
 def test_a_model_card_says_nothing_about_terms() -> None:
     assert of_kind(["README.md", "NOTICE", "config.json", "LICENSE"], *TERMS) == [
         "NOTICE",
