@@ -13,6 +13,9 @@ MAX_PIECES = 500_000
 """Most tokens of a vocabulary; Gemma has 262,000."""
 
 _MAX_MERGES, _MAX_ADDED, _MAX_STEPS = 1_000_000, 20_000, 100
+_MAX_ID = 1 << 24
+"""Largest id: the library counts up to it when it reads the file."""
+
 _MAX_TOKEN = 10_000  # characters
 _MAX_GROWTH = 1000  # of a text by all replacements together, and characters put in front of it
 _MAX_AROUND = 100  # tokens that a post-processor puts around a text
@@ -35,11 +38,23 @@ def exceeded_limit(value: Any) -> str | None:
     ):
         if isinstance(items, dict | list) and len(items) > most:
             return f"it has {len(items):,} {what}, more than {most:,}"
+    largest = max(_ids(value, model), default=0)
+    if largest > _MAX_ID:
+        return f"it has a token with the id {largest:,}"
     vocabulary = model.get("vocab")
     longest = max(map(len, vocabulary), default=0) if isinstance(vocabulary, dict) else 0
     if longest > _MAX_TOKEN:
         return f"it has a token of {longest:,} characters"
     return _exceeded_by_steps(value)
+
+
+def _ids(value: dict[str, Any], model: dict[str, Any]) -> Iterator[int]:
+    vocabulary, added = model.get("vocab"), value.get("added_tokens")
+    if isinstance(vocabulary, dict):
+        yield from (index for index in vocabulary.values() if isinstance(index, int))
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and isinstance(index := token.get("id"), int):
+            yield index
 
 
 def _exceeded_by_steps(value: dict[str, Any]) -> str | None:

@@ -37,6 +37,8 @@ BOMBS: dict[str, dict[str, Any]] = {
             {"id": n, "content": f"<{n}>", "special": True, **ADDED} for n in range(30_000)
         ]
     },
+    "an id of 2^31": {"model": {"type": "BPE", "vocab": {"a": 2**31}, "merges": []}},
+    "an added id of 2^31": {"added_tokens": [{"id": 2**31, "content": "<a>", **ADDED}]},
     "a token of 20,000 characters": {"model": {"type": "BPE", "vocab": {"a" * 20_000: 0}}},
 }
 
