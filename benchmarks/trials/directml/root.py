@@ -79,7 +79,8 @@ class Root:
         enter = ["unshare", "--mount", "bash", "-c", _ENTER, "bash", str(self.path), str(self.work)]
         process = subprocess.Popen(
             [*enter, *command],
-            env={**os.environ, **(environment or {})},
+            # The folder of temporary files here, which nox sets, is not one in the root.
+            env={**os.environ, "TMPDIR": "/tmp", **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
