@@ -77,10 +77,12 @@ class Root:
         timeout: float = 3600,
     ) -> subprocess.CompletedProcess[bytes]:
         enter = ["unshare", "--mount", "bash", "-c", _ENTER, "bash", str(self.path), str(self.work)]
+        # Without the folder of temporary files that nox sets: there is none in the root, and with
+        # any, Debian's Wine 10 ends with "double free or corruption".
+        ours = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
         process = subprocess.Popen(
             [*enter, *command],
-            # The folder of temporary files here, which nox sets, is not one in the root.
-            env={**os.environ, "TMPDIR": "/tmp", **(environment or {})},
+            env={**ours, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
