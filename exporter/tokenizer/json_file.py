@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from llama_onnx.exporter.formats.placeholder import refuse_placeholder
 from llama_onnx.exporter.tokenizer.digits import spell_out_digits
+from llama_onnx.exporter.tokenizer.encoded import encoded
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, set_ends
 from llama_onnx.exporter.tokenizer.huggingface import (
     read_added_tokens,
@@ -89,7 +90,7 @@ def read_json_tokenizer(folder: Path, *, spelled: bool = True) -> JsonTokenizer:
     special, missing = _roles(tokenizer, settings)
     notes = [f"{folder}: {note}" for note in missing]
     _mark_special(tokenizer, read_added_tokens(folder), special)
-    special, note = _with_ends(tokenizer, special, settings)
+    special, note = _with_ends(tokenizer, special, settings, str(folder / FILE))
     notes += [f"{folder}: {one}" for one in note]
     changed = tokenizer.to_str() != before
     text = tokenizer.to_str(pretty=True) if changed else content.decode("utf-8-sig")
@@ -157,7 +158,7 @@ def _mark_special(
 
 
 def _with_ends(
-    tokenizer: Tokenizer, special: SpecialTokens, settings: Mapping[str, Any]
+    tokenizer: Tokenizer, special: SpecialTokens, settings: Mapping[str, Any], where: str
 ) -> tuple[SpecialTokens, list[str]]:
     """Return `special` with what encoding adds, and notes.
 
@@ -165,8 +166,8 @@ def _with_ends(
     tokenizer.json says, which often has no such step. The settings are what the model was trained
     with.
     """
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    ids = tokenizer.encode("a").ids
+    plain = encoded(tokenizer, "a", where, add_special_tokens=False)
+    ids = encoded(tokenizer, "a", where)
     bos = special.bos is not None and ids[: -len(plain)][:1] == [tokenizer.token_to_id(special.bos)]
     eos = special.eos is not None and ids[len(plain) :][-1:] == [tokenizer.token_to_id(special.eos)]
     said = [settings.get(key) for key in ("add_bos_token", "add_eos_token")]

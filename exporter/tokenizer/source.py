@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenType
-from llama_onnx.runtime.tokenizer.encoder import tokenizer_from
-from llama_onnx.targets import strict_json
+from llama_onnx.runtime.tokenizer.encoder import open_tokenizer, tokenizer_from
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.folder_files import file_inside, read_inside
 
@@ -105,17 +104,8 @@ def _folder_codec(folder: Path, vocab_size: int | None) -> Codec:
 
 
 def json_codec(path: Path) -> Codec:
-    """Read the tokenizer in the file `path`; raises `CheckpointError` when it cannot be read."""
-    from llama_onnx.runtime.tokenizer.json_limits import exceeded_limit
-
-    content = read_inside(path.parent, path.name, max_bytes=strict_json.MAX_BYTES)
-    try:
-        if limit := exceeded_limit(strict_json.parse_json(content)):
-            raise CheckpointError(f"{path} is too large: {limit}.")
-        tokenizer = tokenizer_from(content)
-    except ValueError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from None
-    return _codec(tokenizer, path)
+    """Read the tokenizer.json at `path`; raises `CheckpointError` when it cannot be read."""
+    return _codec(open_tokenizer(path.parent, CheckpointError), path)
 
 
 def _codec(tokenizer: Tokenizer, path: Path) -> Codec:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llama_onnx.runtime.tokenizer.deadline import within
 from llama_onnx.runtime.tokenizer.json_limits import exceeded_limit
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.errors import LlamaOnnxError, PackageError
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.printable import printable
 from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
@@ -44,23 +44,15 @@ class Encoder:
             text.encode("utf-8")  # lone surrogates
         if self._gave_up:  # its thread still runs: do not start another
             raise self._gave_up
-        seconds = _SECONDS + sum(map(len, texts)) // _CHARACTERS_A_SECOND
-        # `Tokenizer.encode` holds Python's lock, so that no time limit could end the wait; a batch
-        # does not.
-        batch = partial(
-            self._tokenizer.encode_batch, list(texts), add_special_tokens=add_special_tokens
-        )
         try:
-            found = [encoding.ids for encoding in within(seconds, batch)]
-        except TimeoutError:
+            found = encode_texts(self._tokenizer, texts, add_special_tokens=add_special_tokens)
+        except TimeoutError as error:
             self._gave_up = PackageError(
-                f"{self._file} took more than {seconds:g} s for a text: no sound tokenizer does; "
-                "export the package again."
+                f"{self._file} took more than {error.args[0]:g} s for a text: no sound tokenizer "
+                "does; export the package again."
             )
             raise self._gave_up from None
-        except BaseException as error:
-            if not _is_of_library(error):
-                raise
+        except ValueError as error:
             raise PackageError(_cannot("encode a text", self._file, error)) from None
         largest = max((max(ids, default=0) for ids in found), default=0)
         if self._rows is not None and largest >= self._rows:
@@ -71,23 +63,49 @@ class Encoder:
         return found
 
 
+def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Return the ids of each text, with any tokenizer: a stranger's may hang or panic.
+
+    Raises `ValueError` with the library's reason if it fails, and `TimeoutError`, which holds the
+    seconds, if it takes far longer than a sound one.
+    """
+    seconds = _SECONDS + sum(map(len, texts)) // _CHARACTERS_A_SECOND
+    # `Tokenizer.encode` holds Python's lock, so that no time limit could end the wait; a batch does
+    # not.
+    batch = partial(tokenizer.encode_batch, list(texts), add_special_tokens=add_special_tokens)
+    try:
+        return [encoding.ids for encoding in within(seconds, batch)]
+    except TimeoutError:
+        raise TimeoutError(seconds) from None
+    except BaseException as error:
+        if not _is_of_library(error):
+            raise
+        raise ValueError(str(error)) from None
+
+
 def open_encoder(folder: Path, rows: int | None = None) -> Encoder:
     """Open tokenizer.json in `folder`; raises `PackageError`. With `rows`, ids must be below it."""
+    tokenizer = open_tokenizer(folder)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return Encoder(tokenizer, folder / _NAME, rows)
+
+
+def open_tokenizer(folder: Path, error: type[LlamaOnnxError] = PackageError) -> Tokenizer:
+    """Read tokenizer.json in `folder` within its limits; raises `error` if it cannot be read."""
     file = folder / _NAME
-    content = read_inside(folder, _NAME, PackageError, max_bytes=MAX_BYTES)
+    content = read_inside(folder, _NAME, error, max_bytes=MAX_BYTES)
     try:
         limit = exceeded_limit(parse_json(content))
-    except JSONError as error:
-        raise PackageError(f"{file} cannot be read: it {error}.") from None
-    if limit:
-        raise PackageError(f"{file} is too large: {limit}.")
-    try:
-        tokenizer = tokenizer_from(content)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    except ValueError as error:
-        raise PackageError(_cannot("be read", file, error)) from None
-    return Encoder(tokenizer, file, rows)
+        if limit:
+            raise error(f"{file} is too large: {limit}.")
+        return tokenizer_from(content)
+    except JSONError as problem:
+        raise error(f"{file} cannot be read: it {problem}.") from None
+    except ValueError as problem:
+        raise error(_cannot("be read", file, problem)) from None
 
 
 def tokenizer_from(content: bytes) -> Tokenizer:

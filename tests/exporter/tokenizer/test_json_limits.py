@@ -67,3 +67,12 @@ def test_an_expression_that_backtracks_for_ever_is_a_sentence(pattern: str, tmp_
     assert codec.encode("a")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: the tokenizer cannot encode"):
         codec.encode("a" * 60 + " b")
+
+
+def test_a_panic_of_the_library_is_a_sentence(tmp_path: Path) -> None:
+    tiny.write_tokenizer(tmp_path, 288)
+    file = tmp_path / "tokenizer.json"
+    nothing = {"type": "Replace", "pattern": {"Regex": ""}, "content": "bbbb"}
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"normalizer": nothing}))
+    with pytest.raises(CheckpointError, match=r"cannot encode 'a' \(index out of bounds"):
+        read_json_tokenizer(tmp_path)
