@@ -26,23 +26,26 @@ Prompts = list[str | None]
 """For each of `CONVERSATIONS`; None for one that the template rejects."""
 
 
-def remove_unusable(folder: Path, where: str) -> list[str]:
-    """Remove the chat template of the package in `folder` if nobody could use it, and return a
-    warning that names the source, `where`.
+def prepare_template(folder: Path, where: str) -> list[str]:
+    """Rewrite the chat template of the package in `folder` for both engines, or remove it if nobody
+    could use it; return warnings that name the source, `where`.
 
     onnxruntime-genai's engine, which reads the template when it opens the tokenizer, has no bounds:
-    it needs minutes for some of these.
+    it needs minutes for some of those that are removed.
     """
     template = read_template(folder)
     if template is None:
         return []
+    text = template.text
     try:
-        _rewritten(template, _prompts(template))
-        reason = _rejection(template)
+        expected = _prompts(template)
+        text = _rewritten(template, expected)
+        reason = _rejection(template, expected)
     except TemplateError as error:
         reason = str(error)
     if reason is None:
-        return []
+        (folder / TEMPLATE).write_bytes(text.encode("utf-8"))
+        return _recursion(text, where)
     (folder / TEMPLATE).unlink()
     return [
         f"{where}: the chat template cannot be used ({printable(reason)}), so the package has "
@@ -50,27 +53,40 @@ def remove_unusable(folder: Path, where: str) -> list[str]:
     ]
 
 
-def _rejection(template: ChatTemplate) -> str | None:
+def template_differences(folder: Path, where: str) -> list[str]:
+    """Return a warning about the conversations that onnxruntime-genai, where it is installed,
+    renders in another way with the chat template of the package in `folder`."""
+    from llama_onnx.exporter.chat_template.genai_prompts import genai_prompts
+
+    template = read_template(folder)
+    if template is None:
+        return []
+    try:
+        found = genai_prompts(folder, template.text, list(CONVERSATIONS.values()))
+    except (MissingDependencyError, ImportError):  # absent, or its libraries do not load
+        return []
+    pairs = zip(CONVERSATIONS, _prompts(template), found, strict=True)
+    names = [name for name, ours, theirs in pairs if ours != theirs]
+    if not names:
+        return []
+    which = "every conversation" if len(names) == len(CONVERSATIONS) else ", ".join(names)
+    return [
+        f"{where}: onnxruntime-genai makes other prompts of the chat template than transformers, "
+        f"for {which}; llama-onnx's commands and Python API make transformers' own, but a C or C# "
+        "program should pass its own prompt."
+    ]
+
+
+def _rejection(template: ChatTemplate, expected: Prompts) -> str | None:
     """Return the error that `template` raises if it raises one for every conversation."""
-    if any(prompt is not None for prompt in (*_prompts(template), *_other_prompts(template))):
+    usable = any(prompt is not None for prompt in expected)
+    if usable or any(prompt is not None for prompt in _other_prompts(template)):
         return None
     try:
         template.render(CONVERSATIONS["one turn"])
     except RejectedError as error:
         return str(error)
     return None
-
-
-def write_for_genai(folder: Path, where: str) -> list[str]:
-    """Rewrite the chat template of the package in `folder`, if need be; return warnings that name
-    the source, `where`. The template must be usable: see `remove_unusable`."""
-    template = read_template(folder)
-    if template is None:
-        return []
-    expected = _prompts(template)
-    text = _rewritten(template, expected)
-    (folder / TEMPLATE).write_bytes(text.encode("utf-8"))
-    return [*_recursion(text, where), *_differences(folder, text, expected, where)]
 
 
 def _prompts(template: ChatTemplate) -> Prompts:
@@ -118,24 +134,3 @@ def _recursion(text: str, where: str) -> list[str]:
                 "library refuses to chat with it, so that a C program must pass its own prompt."
             ]
     return []
-
-
-def _differences(folder: Path, text: str, expected: Prompts, where: str) -> list[str]:
-    """Return a warning about the conversations that onnxruntime-genai, where it is installed,
-    renders in another way."""
-    from llama_onnx.exporter.chat_template.genai_prompts import genai_prompts
-
-    try:
-        found = genai_prompts(folder, text, list(CONVERSATIONS.values()))
-    except (MissingDependencyError, ImportError):  # absent, or its libraries do not load
-        return []
-    pairs = zip(CONVERSATIONS, expected, found, strict=True)
-    names = [name for name, ours, theirs in pairs if ours != theirs]
-    if not names:
-        return []
-    which = "every conversation" if len(names) == len(CONVERSATIONS) else ", ".join(names)
-    return [
-        f"{where}: onnxruntime-genai makes other prompts of the chat template than transformers, "
-        f"for {which}; llama-onnx's commands and Python API make transformers' own, but a C or C# "
-        "program should pass its own prompt."
-    ]

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llama_onnx.exporter.chat_template.write import remove_unusable, write_for_genai
+from llama_onnx.exporter.chat_template.write import prepare_template, template_differences
 from llama_onnx.exporter.tokenizer.files import ROLES, check_tokenizer
 from llama_onnx.exporter.tokenizer.genai_ids import genai_differences
 from llama_onnx.exporter.tokenizer.rows import without_rows
@@ -27,9 +27,10 @@ def finish_tokenizer(folder: Path, source: Path, vocab_size: int) -> list[str]:
     """
     warnings = [*_source_notes(source), *_leave_out(folder, source, vocab_size)]
     check_tokenizer(folder / _JSON, vocab_size, str(source))
-    warnings += remove_unusable(folder, str(source))
+    # First, since onnxruntime-genai reads the template when it opens the tokenizer.
+    warnings += prepare_template(folder, str(source))
     warnings += _open(folder, source)
-    return [*warnings, *write_for_genai(folder, str(source))]
+    return [*warnings, *template_differences(folder, str(source))]
 
 
 def _source_notes(source: Path) -> list[str]:
@@ -71,8 +72,8 @@ def _leave_out(folder: Path, source: Path, vocab_size: int) -> list[str]:
 def _open(folder: Path, source: Path) -> list[str]:
     """Open the tokenizer as onnxruntime-genai does; return a warning if it gives other ids."""
     try:
-        open_genai_tokenizer(folder)
-        return genai_differences(folder, str(source))
+        tokenizer = open_genai_tokenizer(folder)
+        return [] if tokenizer is None else genai_differences(tokenizer, folder, str(source))
     except PackageError as error:
         reason = str(error).replace(str(folder), str(source))
         raise UnsupportedError(reason) from None

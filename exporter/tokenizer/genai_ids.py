@@ -8,31 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from llama_onnx.exporter.tokenizer.texts import HARD_TEXTS
 from llama_onnx.runtime.tokenizer.encoder import open_encoder
-from llama_onnx.targets.errors import MissingDependencyError
 from llama_onnx.targets.printable import printable_line
 
 _TURNS = "Hello{end}Hello{end} Hello"
 """Texts after a special token, as in each chat of more than one turn."""
 
 
-def genai_differences(folder: Path, source: str) -> list[str]:
-    """Return a warning if onnxruntime-genai encodes texts to other ids than tokenizer.json in
-    `folder` says; nothing where it is not installed. `source` is named in the warning.
+def genai_differences(tokenizer: Any, folder: Path, source: str) -> list[str]:
+    """Return a warning if `tokenizer`, which onnxruntime-genai opened, encodes texts to other ids
+    than tokenizer.json in `folder` says. `source` is named in the warning.
 
     A first BOS and a last EOS do not count: programs decide about these themselves. Raises
     `PackageError` where tokenizer.json takes too long for a text.
     """
-    try:
-        from llama_onnx.runtime.genai import og
-    except (MissingDependencyError, ImportError):
-        return []
     texts = [*HARD_TEXTS, *_turns(folder)]
     encoder = open_encoder(folder)
     plain, ended = (encoder.encode(texts, add_special_tokens=adds) for adds in (False, True))
-    tokenizer = og.Tokenizer(og.Config(str(folder)))
     found = [[int(index) for index in tokenizer.encode(text)] for text in texts]
     rows = zip(texts, found, plain, ended, strict=True)
     wrong = [text for text, ids, *right in rows if ids not in right]

@@ -26,16 +26,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def open_genai_tokenizer(folder: Path) -> None:
-    """Open the tokenizer of the package in `folder` as `generate` and C programs do; without
-    onnxruntime-genai, do nothing. Raises `PackageError` if it cannot be opened."""
+def open_genai_tokenizer(folder: Path) -> Any:
+    """Open the tokenizer of the package in `folder` as `generate` and C programs do; None without
+    onnxruntime-genai. Raises `PackageError` if it cannot be opened."""
     try:
         from llama_onnx.runtime.genai import og
     except (MissingDependencyError, ImportError):  # absent, or its libraries do not load
-        return
+        return None
     check_template(folder)
     try:
-        og.Tokenizer(og.Config(str(folder)))
+        return og.Tokenizer(og.Config(str(folder)))
     except Exception as error:  # a C++ library's own
         raise PackageError(
             f"onnxruntime-genai cannot open the tokenizer of {folder}: "

@@ -12,7 +12,7 @@ from llama_onnx.exporter.chat_template.conversations import CONVERSATIONS as TRI
 from llama_onnx.exporter.chat_template.conversations import TOOLS, WITH_TOOLS
 from llama_onnx.exporter.chat_template.genai_prompts import genai_prompts, needs_care
 from llama_onnx.exporter.chat_template.rewrite import InexpressibleError, rewrite
-from llama_onnx.exporter.chat_template.write import remove_unusable, write_for_genai
+from llama_onnx.exporter.chat_template.write import prepare_template, template_differences
 from tests.support.chat_templates import (
     CONVERSATIONS,
     TEMPLATES,
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(folder: Path, template: str) -> list[str]:
     (folder / "chat_template.jinja").write_bytes(template.encode())
-    return [*remove_unusable(folder, "SOURCE"), *write_for_genai(folder, "SOURCE")]
+    return [*prepare_template(folder, "SOURCE"), *template_differences(folder, "SOURCE")]
 
 
 USELESS = {

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from llama_onnx.exporter.tokenizer.genai_ids import genai_differences
+from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
 
 IGNORED = {
     "lower case": {"type": "Lowercase"},
@@ -41,10 +42,10 @@ def test_a_normalizer_that_genai_leaves_out_is_a_warning(
     theirs = [int(index) for index in og.Tokenizer(og.Config(str(folder))).encode(text)]
     encoding = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text)
     assert theirs != encoding.ids
-    (warning,) = genai_differences(folder, "source")
+    (warning,) = genai_differences(open_genai_tokenizer(folder), folder, "source")
     assert warning.startswith("source: onnxruntime-genai,")
     assert "test texts to other tokens" in warning
 
 
 def test_alike_is_no_warning(package: Path) -> None:
-    assert genai_differences(package, "source") == []
+    assert genai_differences(open_genai_tokenizer(package), package, "source") == []
