@@ -22,6 +22,7 @@ from llama_onnx.runtime.commands.streams import (
     prepare_streams,
     say,
 )
+from llama_onnx.targets.durable import is_full
 from llama_onnx.targets.errors import LlamaOnnxError, MissingDependencyError
 from llama_onnx.targets.extras import missing_extra
 
@@ -172,8 +173,7 @@ def _print_error(error: click.ClickException) -> None:
 def _system_error(error: OSError) -> str:
     """Return an error text for a system error that no command handles itself."""
     where = f"{error.filename}: " if error.filename else ""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"{where}{error.strerror or error}{'; free some space' if full else ''}."
+    return f"{where}{error.strerror or error}{'; free some space' if is_full(error) else ''}."
 
 
 def _missing(name: str, error: ModuleNotFoundError) -> MissingDependencyError:

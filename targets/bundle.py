@@ -10,6 +10,7 @@ from typing import Any
 
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.listing import (
+    BESIDE_ANY,
     Unlisted,
     altered_files,
     find_unlisted,
@@ -22,9 +23,6 @@ from llama_onnx.targets.signature import Signer, write_signature
 BUNDLE = "bundle.json"
 SUMS = "SHA256SUMS"
 FORMAT_VERSION = 1
-
-BESIDE_BUNDLE = ("model.sig", "sbom.cdx.json", "sbom.spdx.json")
-"""Files that may be beside a bundle without being listed: see `listing.BESIDE`."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Bundle:
 
     def unlisted(self) -> Unlisted:
         """Return what bundle.json does not list, so that no hash covers it."""
-        return find_unlisted(self.index, self.files, BESIDE_BUNDLE)
+        return find_unlisted(self.index, self.files, BESIDE_ANY)
 
 
 def open_shipped(path: Path) -> ModelPackage | Bundle:

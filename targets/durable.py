@@ -6,9 +6,12 @@ not, unless the content, and then the folder that has the name, were flushed to 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -21,6 +24,16 @@ def replace_file(path: Path, content: bytes) -> None:
     flush(temporary)
     temporary.replace(path)
     flush(path.parent)
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether `error` means that the disk is full, or the user's share of it."""
+    if error.errno in _FULL:
+        return True
+    import shutil  # only now: each command starts by importing this module
+
+    # copytree gathers the errors of its files in one, which has only their texts.
+    return isinstance(error, shutil.Error) and any(os.strerror(n) in str(error) for n in _FULL)
 
 
 def flush(path: Path) -> None:

@@ -24,10 +24,14 @@ WORKING_FILES = ("journal.jsonl", "journal.jsonl.tmp", "journal.lock")
 """Files that an export keeps in its folder while it runs; never part of a package. They remain in a
 finished package if the export was killed between the last rename and their removal."""
 
-BESIDE = ("SHA256SUMS", "selftest.txt", "README.md", "model.sig", "sbom.cdx.json", "sbom.spdx.json")
-"""Files that may be beside a package without being listed: those that bundles add, the signature of
-OpenSSF's model-signing, and a bill of materials. Nothing that runs a model reads them, except the C
-library the first two, which it takes for no more than they are: hashes, and token ids."""
+BESIDE_ANY = ("model.sig", "sbom.cdx.json", "sbom.spdx.json")
+"""Files that may be beside a package or a bundle without being listed: the signature of OpenSSF's
+model-signing, and a bill of materials."""
+
+BESIDE = ("SHA256SUMS", "selftest.txt", "README.md", *BESIDE_ANY)
+"""Files that may be beside a package without being listed: those that bundles add, and the above.
+Nothing that runs a model reads them, except the C library the first two, which it takes for no more
+than they are: hashes, and token ids."""
 
 TOLERATED = (".gitattributes", ".cache/huggingface/", *WORKING_FILES)
 """Files, and a folder, that tools leave in a package: the hub, a download from it, and a killed

@@ -6,7 +6,6 @@ next call.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import struct
@@ -23,6 +22,7 @@ from llama_onnx.exporter.checkpoints.weight_files import (
     indexed_names,
 )
 from llama_onnx.exporter.formats.json import read_json
+from llama_onnx.targets.durable import is_full
 from llama_onnx.targets.errors import CheckpointError, LlamaOnnxError, ResourceError, UsageError
 from llama_onnx.targets.folder_files import is_plain_name
 from llama_onnx.targets.licences import file_patterns
@@ -194,7 +194,7 @@ def _translate(source: HubId, error: Exception) -> LlamaOnnxError:
             f"({_reason(error.__cause__ or error)}): check the connection, or pass the folder of "
             "a local copy."
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and is_full(error):
         return ResourceError(
             f"the disk is full: free some space in {constants.HF_HUB_CACHE} and repeat the call "
             "to resume the download."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import sys
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_onnx.exporter.packaging.journal import JOURNAL_FILE, exclusive
-from llama_onnx.targets.durable import flush, flush_tree
+from llama_onnx.targets.durable import flush, flush_tree, is_full
 from llama_onnx.targets.errors import LlamaOnnxError, ResourceError, UsageError
 from llama_onnx.targets.listing import WORKING_FILES
 from llama_onnx.targets.package import PARTIAL_SUFFIX, is_package, remove_working_files
@@ -184,6 +183,6 @@ def _remove_previous(out: Path) -> None:
 
 def _disk_error(error: OSError, partial: Path) -> LlamaOnnxError:
     kept = f"what was written is kept in {partial}: repeat the call with --resume, or delete it"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return ResourceError(f"the disk is full: free some space; {kept}.")
     return ResourceError(f"{error.filename or partial}: {error.strerror or error}; {kept}.")

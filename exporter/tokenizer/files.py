@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from llama_onnx.runtime.llama.template import ROLES
 from llama_onnx.runtime.tokenizer.encoder import tokenizer_from
 from llama_onnx.targets.errors import CheckpointError
 
@@ -20,9 +21,6 @@ from llama_onnx.targets.errors import CheckpointError
 # With this class every reader uses tokenizer.json unchanged. For LlamaTokenizer and GPT2Tokenizer,
 # transformers 5 inserts more steps and onnxruntime-genai misreads byte-level BPE.
 _CLASS = "PreTrainedTokenizerFast"
-
-
-ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 
 class TokenType(IntEnum):

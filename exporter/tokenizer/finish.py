@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from llama_onnx.exporter.chat_template.write import prepare_template, template_differences
-from llama_onnx.exporter.tokenizer.files import ROLES, check_tokenizer
+from llama_onnx.exporter.tokenizer.files import check_tokenizer
 from llama_onnx.exporter.tokenizer.genai_ids import genai_differences
 from llama_onnx.exporter.tokenizer.rows import without_rows
+from llama_onnx.runtime.llama.template import ROLES
 from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
 from llama_onnx.targets.errors import PackageError, UnsupportedError
 from llama_onnx.targets.printable import printable

@@ -15,9 +15,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.exporter.model.typed_keys import is_number
-from llama_onnx.exporter.tokenizer.files import ROLES, SpecialTokens, TokenizerFiles, set_ends
+from llama_onnx.exporter.tokenizer.files import SpecialTokens, TokenizerFiles, set_ends
 from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
-from llama_onnx.runtime.llama.template import chosen_template
+from llama_onnx.runtime.llama.template import ROLES, chosen_template
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.folder_files import file_inside, read_inside
 from llama_onnx.targets.printable import printable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import sys
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.targets.bundle import BUNDLE, list_files, write_bundle
-from llama_onnx.targets.durable import flush, flush_tree
+from llama_onnx.targets.durable import flush, flush_tree, is_full
 from llama_onnx.targets.errors import PackageError, ResourceError, UsageError
 from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.licences import (
@@ -210,10 +209,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = (errno.ENOSPC, errno.EDQUOT)
-        # copytree gathers the errors of its files in one, which has only their texts.
-        texts = str(error) if isinstance(error, shutil.Error) else ""
-        if error.errno in full or any(os.strerror(number) in texts for number in full):
+        if is_full(error):
             raise ResourceError(
                 f"the disk is full: free some space, then repeat the call; {out} was not written."
             ) from error

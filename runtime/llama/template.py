@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 _MOST_TEMPLATE, _MOST_SETTINGS = 1 << 20, 16 << 20
 
-SPECIAL_TOKENS = tuple(
-    f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-)
+ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+"""What a token can be for, as transformers calls it."""
+
+SPECIAL_TOKENS = tuple(f"{role}_token" for role in ROLES)
 """Variables that a template may use, and keys of tokenizer_config.json."""
 
 

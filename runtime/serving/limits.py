@@ -97,9 +97,7 @@ class Limits:
             if body.size + len(part) > most:
                 raise RefusedError(413, too_large(None, most), linger=True)
             if self._held + len(part) > self._bounds.held:
-                raise RefusedError(
-                    503, "too many requests are waiting: try again later.", linger=True
-                )
+                raise RefusedError(503, BUSY, linger=True)
             self._held += len(part)
             body.add(part)
             more = message.get("more_body", False)
