@@ -15,7 +15,7 @@ from typing import Any
 
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.folder_files import file_inside, is_plain_name
-from llama_onnx.targets.strict_json import JSONError, parse_json
+from llama_onnx.targets.package_json import read_package_json
 
 SIGNATURE_SUFFIX = ".sig"
 """Appended to the name of a manifest or bundle.json: its signature."""
@@ -67,18 +67,11 @@ def read_listing(file: Path, format_version: int) -> dict[str, Any]:
 
     Raises `PackageError`, also for a format newer than `format_version`.
     """
-    found = file_inside(file.parent, file.name, PackageError)
-    if found is None:
+    content = read_package_json(file.parent, file.name, max_bytes=_MAX_BYTES)
+    if content is None:
         raise PackageError(f"{file.parent} is not a llama-onnx package: it has no {file.name}.")
-    try:
-        with found.open("rb") as opened:
-            content = parse_json(opened.read(_MAX_BYTES + 1), unique=True, max_bytes=_MAX_BYTES)
-    except OSError as error:
-        raise PackageError(f"{file} cannot be read: {error.strerror or error}.") from None
-    except JSONError as error:
-        raise PackageError(f"{file} is damaged: it {error}.") from None
     _check_listing(content, file, format_version)
-    return dict(content)
+    return content
 
 
 def check_present(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -161,9 +154,7 @@ def _parents(name: str) -> Iterator[str]:
         yield name
 
 
-def _check_listing(content: Any, file: Path, format_version: int) -> None:
-    if not isinstance(content, dict):
-        raise PackageError(f"{file} is damaged: it is not a JSON object.")
+def _check_listing(content: dict[str, Any], file: Path, format_version: int) -> None:
     version = content.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise PackageError(f"{file} is damaged: it has no format_version.")

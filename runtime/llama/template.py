@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.folder_files import file_inside, read_inside
+from llama_onnx.targets.package_json import read_package_json
 from llama_onnx.targets.printable import printable
-from llama_onnx.targets.strict_json import JSONError, parse_json
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.chat_template.render import ChatTemplate
@@ -88,7 +88,10 @@ def read_template(folder: Path) -> ChatTemplate | None:
         raise missing_extra("a chat template", error.name, "cpu") from None
 
     # The second file is in packages of earlier versions, which copied it from the source.
-    settings = _read_json(folder, "special_tokens_map.json") | _read_json(folder, SETTINGS)
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", SETTINGS):
+        found = read_package_json(folder, name, max_bytes=_MOST_SETTINGS, unique=False)
+        settings |= found or {}
     text = chosen_template(settings.get("chat_template"))
     if file_inside(folder, TEMPLATE, PackageError):
         content = read_inside(folder, TEMPLATE, PackageError, max_bytes=_MOST_TEMPLATE)
@@ -118,15 +121,3 @@ def special_texts(settings: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(text, str):
             found[key] = text
     return found
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    if not file_inside(folder, name, PackageError):
-        return {}
-    try:
-        settings = parse_json(read_inside(folder, name, PackageError, max_bytes=_MOST_SETTINGS))
-    except JSONError as error:
-        raise PackageError(f"{folder / name} {error}.") from None
-    if not isinstance(settings, dict):
-        raise PackageError(f"{folder / name} is not a JSON object.")
-    return settings

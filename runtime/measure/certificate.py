@@ -19,10 +19,10 @@ import numpy.typing as npt
 from llama_onnx.runtime.measure.metrics import NO_TARGET, Ids, TopK
 from llama_onnx.runtime.measure.situations import Passage
 from llama_onnx.runtime.measure.thresholds import Threshold
-from llama_onnx.targets.errors import PackageError, describe_damage, describe_reason
-from llama_onnx.targets.folder_files import file_inside
+from llama_onnx.targets.errors import PackageError, describe_damage
+from llama_onnx.targets.folder_files import file_inside, read_inside
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage
-from llama_onnx.targets.strict_json import JSONError, parse_json
+from llama_onnx.targets.package_json import read_package_json
 
 FORMAT_VERSION = 1
 FOLDER = "parity"
@@ -128,40 +128,22 @@ def stale_files(certificate: Certificate, package: ModelPackage) -> list[str]:
 
 
 def _read_content(package: Path, name: str) -> dict[str, Any]:
-    data = _read(package, name)
-    if data is None:
+    content = read_package_json(package, name, max_bytes=MAX_BYTES)
+    if content is None:
         raise PackageError(
             f"{package} has no certificate: make one with `llama-onnx validate --certify`, or "
             "export the package with --prove; `verify --files-only` needs none."
         )
-    try:
-        content = parse_json(data, unique=True)
-    except JSONError as error:
-        raise PackageError(f"{package / name} is damaged: it {error}.") from None
-    if not isinstance(content, dict):
-        raise PackageError(f"{package / name} is damaged: it is not a JSON object.")
     return content
-
-
-def _read(package: Path, name: str) -> bytes | None:
-    """Return the content of a file that has at most `MAX_BYTES`; None if there is no such file."""
-    path = file_inside(package, name, PackageError)
-    if path is None:
-        return None
-    if path.stat().st_size > MAX_BYTES:
-        raise PackageError(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes.")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise PackageError(f"{path} cannot be read: {describe_reason(error)}.") from None
 
 
 def _read_arrays(package: Path, name: str, sha256: Any) -> Arrays:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    data = _read(package, name)
-    if data is None or hashlib.sha256(data).hexdigest() != sha256:
+    there = file_inside(package, name, PackageError)
+    data = read_inside(package, name, PackageError, max_bytes=MAX_BYTES) if there else b""
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise PackageError(
             f"{package / name} is missing, or is not the file that the certificate lists."
         )
