@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from llama_onnx.targets.errors import UsageError
 
 if TYPE_CHECKING:
-    from llama_onnx.exporter.quantize.base import Quantizer
+    from llama_onnx.exporter.quantize.base import CalibratedQuantizer, Quantizer
 
 
 def _rtn() -> Quantizer:
@@ -20,11 +20,27 @@ def _rtn() -> Quantizer:
     return RoundToNearest()
 
 
-QUANTIZERS: Mapping[str, Callable[[], Quantizer]] = {"rtn": _rtn}
+def _awq() -> CalibratedQuantizer:
+    from llama_onnx.exporter.quantize.awq import ActivationAware
+
+    return ActivationAware()
+
+
+def _gptq() -> CalibratedQuantizer:
+    from llama_onnx.exporter.quantize.gptq import Gptq
+
+    return Gptq()
+
+
+QUANTIZERS: Mapping[str, Callable[[], Quantizer | CalibratedQuantizer]] = {
+    "rtn": _rtn,
+    "awq": _awq,
+    "gptq": _gptq,
+}
 """Name -> function that returns a new quantizer."""
 
 
-def get_quantizer(name: str) -> Quantizer:
+def get_quantizer(name: str) -> Quantizer | CalibratedQuantizer:
     """Return the quantizer called `name`; raises `UsageError` for an unknown one.
 
     >>> get_quantizer("rtn").name

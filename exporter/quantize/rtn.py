@@ -21,7 +21,6 @@ class RoundToNearest:
     """A `Quantizer` that treats each block separately."""
 
     name: str = "rtn"
-    calibrates: bool = False
 
     def quantize(self, rows: Float32, storage: Blocks) -> Quantized:
         """Return `rows` [R, K] quantized without zero points; a partial last block is padded with
