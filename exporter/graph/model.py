@@ -77,13 +77,15 @@ class LlamaModel(nn.Module):
 
     def __init__(self, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
+        source = (f"{EMBEDDING}.weight",)
         self.embed_tokens = Embedding(
             Slot(
                 EMBEDDING,
-                (f"{EMBEDDING}.weight",),
+                source,
                 (config.vocab_size, config.hidden_size),
-                recipe.embedding,
+                recipe.storage_of(source, recipe.embedding),
                 gathered=not recipe.operators.standard,
+                keeps_codes=recipe.keeps_codes(source),
             ),
             dialect,
             DATA_TYPES[recipe.activations],

@@ -18,7 +18,8 @@ LogitsMode = Literal["all", "last"]
 class Recipe:
     """Everything that determines a package's content besides the weights.
 
-    `source_codes` maps each tensor whose codes come from the source unchanged to their storage.
+    `source_codes` maps each tensor whose codes come from the source unchanged to their storage;
+    `chosen` maps other tensors that are not stored as `linear`, `embedding` and `head` say.
     `swappable` are the kinds of matrices (such as `q_proj`) that accept a LoRA adapter at run time,
     in every layer. `activations` is the type of the values between the `operators`.
     """
@@ -32,41 +33,51 @@ class Recipe:
     fuse_gate_up: bool = False
     logits: LogitsMode = "all"
     source_codes: Mapping[str, RowBlocks] = field(default_factory=dict)
+    chosen: Mapping[str, RowBlocks] = field(default_factory=dict)
     swappable: tuple[str, ...] = ()
     activations: FloatName = "fp32"
     operators: Operators = field(default_factory=Operators)
 
     def storage_of(self, tensors: Sequence[str], otherwise: Storage) -> Storage:
         """Return the storage of the matrix made of the rows of `tensors`: that of the source's
-        codes if they are kept, else `otherwise`."""
+        codes if they are kept, else the one chosen for it, else `otherwise`."""
         assert self.fit_together(tensors)
-        return self.source_codes.get(tensors[0], otherwise)
+        return self._special(tensors[0]) or otherwise
 
     def keeps_codes(self, tensors: Sequence[str]) -> bool:
         """Return whether the matrix made of `tensors` keeps the source's codes."""
         return tensors[0] in self.source_codes
 
     def fit_together(self, tensors: Sequence[str]) -> bool:
-        """Return whether the rows of `tensors` can be stored in one matrix."""
-        return len({self.source_codes.get(name) for name in tensors}) == 1
+        """Return whether the rows of `tensors` can be stored in one matrix: all in one way, and
+        all with the source's codes or none."""
+        return len({(self._special(name), name in self.source_codes) for name in tensors}) == 1
+
+    def _special(self, tensor: str) -> RowBlocks | None:
+        return self.source_codes.get(tensor) or self.chosen.get(tensor)
 
     def packs(self, projections: Sequence[str]) -> bool:
         """Return whether query, key and value `projections` share one matrix. The attention
-        operator has to accept it, and codes kept from the source must have the same storage."""
+        operator has to accept it, and all three must be stored in the same way."""
         operators = self.operators
         together = operators.packed_qkv and operators.fused_attention and not operators.standard
         return together and self.fit_together(projections)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values, for the manifest and the journal. Codes kept from the
-        source are given as the number of tensors per kind of storage."""
+        source are given as the number of tensors per kind of storage; of those `chosen` each
+        storage has its list of tensors."""
         ways = Counter((b.bits, b.block_size, bool(b.order)) for b in self.source_codes.values())
         counts = [
             {"bits": bits, "block_size": size, "reordered": reordered, "tensors": count}
             for (bits, size, reordered), count in sorted(ways.items())
         ]
-        values = asdict(replace(self, source_codes={}))
+        values = asdict(replace(self, source_codes={}, chosen={}))
         del values["source_codes"]
+        values["chosen"] = [
+            {**way.to_json(), "tensors": [name for name, its in self.chosen.items() if its == way]}
+            for way in dict.fromkeys(self.chosen.values())
+        ]
         storages = {"linear": self.linear, "embedding": self.embedding, "head": self.head}
         values |= {name: storage.to_json() for name, storage in storages.items()}
         return {**values, "taken_over": counts}

@@ -20,7 +20,7 @@ from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.graph.slots import Slot
 from llama_onnx.exporter.model.checkpoint import Checkpoint, CodedMatrix, HoldsCodes
 from llama_onnx.exporter.model.dtypes import DTYPES
-from llama_onnx.exporter.model.storage import Quantize, Storage
+from llama_onnx.exporter.model.storage import Quantize, RowBlocks, Storage
 from llama_onnx.targets.errors import CheckpointError
 
 CHUNK_VALUES = 1 << 19
@@ -114,27 +114,31 @@ def _encoded(tensor: LazyTensor, storage: Storage, quantize: Quantize) -> Source
     def encode(start: int, stop: int) -> tuple[Array, ...]:
         rows = tensor.rows(start, stop)
         arrays = storage.encode(rows, quantize)
-        floats = arrays[min(1, len(arrays) - 1)]
-        if not np.isfinite(floats).all():
-            _refuse(tensor.name, start, stop, overflow=np.isfinite(rows).all(), dtype=floats.dtype)
+        if (dtype := _overflown(arrays)) is not None:
+            _refuse(tensor.name, start, stop, overflow=np.isfinite(rows).all(), dtype=dtype)
         return arrays
 
     return Source(tensor.shape, encode)
 
 
 def _kept(matrix: CodedMatrix, storage: Storage) -> Source:
-    """Return a source that keeps a matrix's codes and changes only the type of its scales."""
-    scales_dtype = next(DTYPES[p.dtype] for p in storage.parts(matrix.shape) if p.dtype in DTYPES)
+    """Return a source that keeps a matrix's codes and changes only the form of its scales."""
+    assert isinstance(storage, RowBlocks), "the recipe keeps no other codes"
 
     def encode(start: int, stop: int) -> tuple[Array, ...]:
         codes, scales, *zeros = matrix.blocks(start, stop)
-        with np.errstate(over="ignore"):
-            scales = scales.astype(scales_dtype, copy=False)
-        if not np.isfinite(scales).all():
-            _refuse(matrix.name, start, stop, overflow=False, dtype=scales.dtype)
-        return codes, scales, *zeros
+        stored = storage.stored(scales)
+        if (dtype := _overflown(stored)) is not None:
+            _refuse(matrix.name, start, stop, overflow=False, dtype=dtype)
+        return codes, *stored, *zeros
 
     return Source(matrix.shape, encode, matrix.order)
+
+
+def _overflown(arrays: Sequence[Array]) -> np.dtype[Any] | None:
+    """Return the type of the first of `arrays` that holds a NaN or infinity; None if none does."""
+    floats = (array for array in arrays if array.dtype in DTYPES.values())
+    return next((array.dtype for array in floats if not np.isfinite(array).all()), None)
 
 
 def _refuse(

@@ -29,7 +29,7 @@ from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.package import MANIFEST, MODEL_FILE
 from llama_onnx.targets.strict_json import MAX_BYTES
 
-PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
+PRECISIONS = ("int2", "int4", "int8", "bf16", "fp16", "fp32")
 """From the coarsest to the finest."""
 
 # Matrices that the graph multiplies by at once: the rows of one follow those of the previous.
