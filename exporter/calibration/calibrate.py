@@ -24,9 +24,8 @@ from llama_onnx.exporter.checkpoints.folded import FoldedCheckpoint
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
 from llama_onnx.exporter.model.channel_scales import ChannelScales, Exponents
 from llama_onnx.exporter.model.checkpoint import Checkpoint
-from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.storage import Blocks, Quantized
-from llama_onnx.exporter.quantize.awq import channel_exponents
+from llama_onnx.exporter.quantize.awq import SAMPLE, channel_exponents
 from llama_onnx.exporter.quantize.base import CalibratedQuantizer, Quantizer
 from llama_onnx.exporter.quantize.inputs import Collector, Inputs
 from llama_onnx.exporter.reference.walk import (
@@ -101,16 +100,43 @@ def _quantize_layer(
     exponents: dict[str, Exponents] = {}
     if task.rescales:
         for group in GROUPS:
-            squares = inputs[group].squares
-            if group.scaled == "self_attn.v_proj":
-                squares = _by_value_channel(squares, task.checkpoint.config)
-            exponents[prefix + group.scaled] = channel_exponents(squares)
+            names = [f"{prefix}{member}.weight" for member in group.members]
+            exponents |= _exponents(task, prefix + group.scaled, names, inputs[group])
     scales = ChannelScales(exponents)
     matrices: dict[str, tuple[Quantized, Blocks]] = {}
     for group in GROUPS:
         names = [f"{prefix}{member}.weight" for member in group.members]
         matrices |= _quantize(task, names, scales, inputs[group], workers)
     return Stage(name, matrices, exponents)
+
+
+def _exponents(
+    task: Task, scaled: str, names: Sequence[str], inputs: Inputs
+) -> dict[str, Exponents]:
+    """Return the exponents of the channels between the module `scaled` and the tensors `names`;
+    none if a tensor is not quantized, because it keeps the codes of its source."""
+    storages = [task.storages.get(name) for name in names]
+    storage = storages[0]
+    if storage is None or None in storages:
+        return {}
+    rows = _sample([task.checkpoint.tensor(name) for name in names])
+    shared, groups = 1, 1
+    if scaled.endswith("self_attn.v_proj"):
+        config = task.checkpoint.config
+        groups = config.num_key_value_heads
+        shared = config.num_attention_heads // groups
+    return {scaled: channel_exponents(rows, inputs.squares, storage, shared, groups)}
+
+
+def _sample(tensors: Sequence[LazyTensor]) -> Float32:
+    """Return rows [R, K] spread evenly over `tensors`."""
+    total = sum(tensor.shape[0] for tensor in tensors)
+    found = []
+    for tensor in tensors:
+        share = max(1, SAMPLE * tensor.shape[0] // total)
+        picked = np.unique(np.linspace(0, tensor.shape[0] - 1, share).astype(int))
+        found += [_finite(tensor, int(row), int(row) + 1) for row in picked]
+    return np.concatenate(found)
 
 
 def _quantize_head(task: Task, hidden: Sequence[Tensor], workers: int) -> Stage:
@@ -131,9 +157,9 @@ def _quantize_head(task: Task, hidden: Sequence[Tensor], workers: int) -> Stage:
             "or the training diverged."
         )
     inputs = collector.inputs()
-    exponents = {}
+    exponents: dict[str, Exponents] = {}
     if task.rescales and not tied:
-        exponents["model.norm"] = channel_exponents(inputs.squares)
+        exponents = _exponents(task, "model.norm", [name], inputs)
     matrices = _quantize(task, [name], ChannelScales(exponents), inputs, workers)
     return Stage(HEAD_STAGE, matrices, exponents)
 
@@ -157,9 +183,7 @@ def _quantize(
     }
 
 
-def _all_rows(
-    tensor: LazyTensor, quantizer: Quantizer, storage: Blocks, workers: int
-) -> Quantized:
+def _all_rows(tensor: LazyTensor, quantizer: Quantizer, storage: Blocks, workers: int) -> Quantized:
     rows, columns = tensor.shape
     step = max(1, _ROWS // columns)
     ranges = [(start, min(start + step, rows)) for start in range(0, rows, step)]
@@ -196,11 +220,3 @@ def _finite(tensor: LazyTensor, start: int, stop: int) -> Float32:
             "checkpoint is damaged, or its training diverged."
         )
     return rows
-
-
-def _by_value_channel(squares: Float32, config: LlamaConfig) -> Float32:
-    """Return the mean squares of the value channels [kv_size] for those of the attention's output
-    [num_attention_heads head_dim]: query heads of one key-value head share them."""
-    heads = squares.reshape(config.num_key_value_heads, -1, config.head_dim)
-    pooled: Float32 = heads.mean(axis=1).reshape(-1)
-    return pooled

@@ -30,8 +30,7 @@ def collect_layer(
     Raises `CheckpointError` for values that are NaN or infinite.
     """
     collectors = {
-        group: Collector(layer.get_submodule(group.members[0]).in_features, correlates=correlates)
-        for group in GROUPS
+        group: Collector(_channels(layer, group), correlates=correlates) for group in GROUPS
     }
     with torch.inference_mode(), _watching(layer, collectors):
         after = [advance(layer, rotary, x, window_mask(config, x.shape[1])) for x in hidden]
@@ -42,6 +41,12 @@ def collect_layer(
                 "text: the weights are damaged, or the training diverged."
             )
     return after, {group: collector.inputs() for group, collector in collectors.items()}
+
+
+def _channels(layer: nn.Module, group: Group) -> int:
+    weight = layer.get_submodule(group.members[0]).weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[1]
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from llama_onnx.exporter.formats.tensor import Float32, StoredTensor
 from llama_onnx.exporter.model.channel_scales import ChannelScales, Exponents
 from llama_onnx.exporter.model.storage import Blocks, Quantized, pack, unpack
 from llama_onnx.targets.durable import replace_file
-from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.strict_json import JSONError, parse_json
 
 _STATE, _HIDDEN = "state.json", "hidden-{}.safetensors"
@@ -46,6 +45,10 @@ class Calibrated:
 
     codes: Mapping[str, Mapping[str, StoredTensor]]
     scales: ChannelScales
+
+    def has(self, names: Sequence[str]) -> bool:
+        """Return whether there are codes for all of `names`."""
+        return all(name in self.codes for name in names)
 
     def rows(self, name: str, start: int, stop: int, storage: Blocks) -> Quantized:
         """Return rows [start, stop) of tensor `name`, quantized for `storage`."""

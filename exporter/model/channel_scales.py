@@ -120,4 +120,5 @@ def _for_each_query_head(exponents: Exponents, config: LlamaConfig) -> Exponents
     """Return exponents [num_attention_heads head_dim] for those of the values [kv_size]."""
     heads = exponents.reshape(config.num_key_value_heads, 1, config.head_dim)
     group = config.num_attention_heads // config.num_key_value_heads
-    return np.ascontiguousarray(np.repeat(heads, group, axis=1).reshape(-1))
+    found: Exponents = np.repeat(heads, group, axis=1).reshape(-1)
+    return found

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from llama_onnx.exporter.model.scales import ScaleForm
 from llama_onnx.exporter.model.storage import RowBlocks, Storage, make_storage
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName, Operators
@@ -96,9 +97,11 @@ def make_recipe(
     logits: LogitsMode = "all",
     activations: FloatName = "fp32",
     operators: Operators = Operators(),  # noqa: B008
+    calibrated: bool = False,
 ) -> Recipe:
     """Return the recipe, with defaults for `embedding` and `head` where they are None. `tied`:
-    embedding and head are one matrix, stored once.
+    embedding and head are one matrix, stored once. `calibrated`: the quantizer chooses zero points
+    and scales for the storage it is given, however small.
 
     Raises `UsageError` for an unknown precision or block size, for two storages of a tied matrix,
     or for an embedding that `operators` cannot read.
@@ -121,18 +124,35 @@ def make_recipe(
     def stored(name: str) -> Storage:
         return make_storage(name, block_size, scales=activations, columnwise=operators.standard)
 
+    def chosen(name: str) -> Storage:
+        return small_storage(stored(name), operators) if calibrated else stored(name)
+
+    # The codes of a separate embedding are rounded to nearest, without zero points.
+    embedded = chosen if tied else stored
     return Recipe(
         precision=precision,
         quantizer=quantizer,
-        linear=stored(precision),
-        embedding=stored(embedding or default),
-        head=stored(head or (default if tied else precision)),
+        linear=chosen(precision),
+        embedding=embedded(embedding or default),
+        head=chosen(head or (default if tied else precision)),
         accuracy_level=accuracy_level,
         fuse_gate_up=fuse_gate_up,
         logits=logits,
         activations=activations,
         operators=operators,
     )
+
+
+def small_storage(storage: Storage, operators: Operators) -> Storage:
+    """Return the smallest form of `storage` that loses no more and that `operators` read: zero
+    points for codes of less than 8 bits, and scales of fewer bytes."""
+    if not isinstance(storage, RowBlocks):
+        return storage
+    zero_points = operators.zero_points and storage.bits < 8
+    folded = operators.folded_scales and storage.scales == "fp32"
+    # A scale without zero points may be negative, which one of uint8 cannot be.
+    form: ScaleForm = "plain" if not folded else "uint8" if zero_points else "fp16"
+    return replace(storage, zero_points=zero_points, stored_scales=form)
 
 
 def _default_embedding(precision: str, activations: FloatName, operators: Operators) -> str:

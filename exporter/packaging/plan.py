@@ -20,14 +20,21 @@ from llama_onnx.exporter.graph.kernels import Structure, check_structure
 from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
+from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe, make_recipe
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
 from llama_onnx.exporter.packaging.attention import fitting_operators
+from llama_onnx.exporter.packaging.calibrating import CalibrationRequest, calibrated_storages
 from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
-from llama_onnx.exporter.quantize.registry import get_quantizer
+from llama_onnx.exporter.quantize.registry import (
+    CALIBRATED,
+    DEFAULT_QUANTIZERS,
+    get_quantizer,
+    plain_quantizer,
+)
 from llama_onnx.exporter.quantize.source_codes import innermost, keep_source_codes, native_precision
 from llama_onnx.exporter.tokenizer.source import JSON, tokenizer_kind
 from llama_onnx.targets.errors import ResourceError, UsageError
@@ -70,6 +77,7 @@ class Plan:
     adapter_bytes: int = 0
     structure: Structure | None = None
     tokenizer: str | None = None
+    calibration: CalibrationRequest | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -100,6 +108,7 @@ class Plan:
             "cache_bytes_at_max_length": self.cache_per_token * self.max_length,
             "structure": self.structure.to_json() if self.structure else None,
             "tokenizer": self.tokenizer,
+            "calibration": self.calibration.to_json() if self.calibration else None,
             "warnings": list(self.warnings),
         }
 
@@ -121,6 +130,8 @@ def make_plan(
     native = native_precision(checkpoint)
     if options.precision is None and native in target.graph.precisions:
         options = replace(options, precision=native)
+    tokenizer = _find_tokenizer(checkpoint)
+    options, rounded = _with_quantizer(options, target, tokenizer, floats=native is None)
     operators, slower = fitting_operators(config, target)
     recipe = replace(resolve(options, target, tied=config.tie_word_embeddings), operators=operators)
     if kept and (recipe.activations != "fp32" or recipe.operators.standard):
@@ -135,6 +146,7 @@ def make_plan(
     built = build_model(config, recipe)
     placed = lay_out(built.slots)
     attach(built, placed)
+    calibration = _calibration(options, recipe, built, config, kept)
     return Plan(
         recipe=recipe,
         built=built,
@@ -147,9 +159,11 @@ def make_plan(
         quantized=_quantization(checkpoint, recipe),
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
         structure=check_structure(built.ir, target),
-        tokenizer=_find_tokenizer(checkpoint),
+        tokenizer=tokenizer,
+        calibration=calibration,
         warnings=(
             *slower,
+            *rounded,
             *checkpoint.warnings(),
             *(text for one in kept for text in one.warnings),
         ),
@@ -161,6 +175,43 @@ def _find_tokenizer(checkpoint: Checkpoint) -> str | None:
     if any(file_inside(folder, JSON) for folder in adapters_of(checkpoint)):
         return JSON
     return tokenizer_kind(checkpoint.path)
+
+
+def _with_quantizer(
+    options: Options, target: Target, tokenizer: str | None, *, floats: bool
+) -> tuple[Options, tuple[str, ...]]:
+    """Return `options` with a quantizer, and a warning if it is not the better one. `floats`: the
+    source is not quantized."""
+    if options.quantizer is not None:
+        return options, ()
+    precision = options.precision or target.graph.default_precision
+    usual = DEFAULT_QUANTIZERS.get(precision, "rtn") if floats else "rtn"
+    if usual in CALIBRATED and tokenizer is None:
+        warning = (
+            f"the source has no tokenizer, so {usual} cannot read a text with it: the weights are "
+            "rounded to nearest, which loses more."
+        )
+        return replace(options, quantizer="rtn"), (warning,)
+    return replace(options, quantizer=usual), ()
+
+
+def _calibration(
+    options: Options,
+    recipe: Recipe,
+    built: BuiltModel,
+    config: LlamaConfig,
+    kept: Sequence[KeptAdapter],
+) -> CalibrationRequest | None:
+    """Return what the recipe's quantizer needs; None if it needs no tokens."""
+    storages = calibrated_storages(built.slots, recipe, tied=config.tie_word_embeddings)
+    if not storages:
+        return None
+    from llama_onnx.exporter.quantize.calibration_text import default_tokens
+
+    text = Path(options.calibration) if options.calibration else None
+    tokens = options.calibration_tokens or default_tokens(config)
+    # An adapter that is swapped at run time was trained on the channels as they were.
+    return CalibrationRequest(storages, text, tokens, rescales=not kept)
 
 
 def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
@@ -182,7 +233,7 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
         precision,
         tied=tied,
         block_size=options.block_size,
-        quantizer=get_quantizer(options.quantizer).name,
+        quantizer=get_quantizer(options.quantizer or "rtn").name,
         embedding=options.embedding,
         head=options.head,
         accuracy_level=target.graph.accuracy_level if level is None else level,
@@ -190,6 +241,7 @@ def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
         logits=options.logits,
         activations=activations,
         operators=target.graph.operators,
+        calibrated=options.quantizer in CALIBRATED,
     )
 
 
@@ -275,7 +327,8 @@ def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
     workers = os.cpu_count() or 1
     slots = [placed.slot for placed in plan.placed if placed.slot.sources]
     largest = max(slots, key=lambda slot: slot.nbytes)
-    source = slot_sources(largest, checkpoint, get_quantizer(plan.recipe.quantizer).quantize)[0]
+    quantizer = plain_quantizer(plan.recipe.quantizer)
+    source = slot_sources(largest, checkpoint, quantizer.quantize)[0]
     width = source.shape[1] if len(source.shape) > 1 else 1
     rows = min(source.shape[0], max(1, SAMPLE_VALUES // width))
     sample = replace(source, shape=(rows, *source.shape[1:]))

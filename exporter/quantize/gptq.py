@@ -21,7 +21,7 @@ from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.model.storage import Blocks, Quantized
 from llama_onnx.exporter.quantize.base import Quantizer
 from llama_onnx.exporter.quantize.inputs import Inputs
-from llama_onnx.exporter.quantize.search import quantized, search_grid
+from llama_onnx.exporter.quantize.ranges import quantized, search_grid
 
 SHRINK = 0.8
 """Factor of the off-diagonal elements of H."""
@@ -59,16 +59,14 @@ class _ColumnByColumn:
     def quantize(self, rows: Float32, storage: Blocks) -> Quantized:
         """Return `rows` [R, K] quantized."""
         grid = search_grid(rows, self.squares, storage)
-        size, columns = storage.block_size, rows.shape[1]
-        scales, zeros = (np.repeat(part, size, axis=1)[:, :columns] for part in grid)
-        found = round_columns(
-            *(
-                torch.from_numpy(np.ascontiguousarray(part.T[self.order]))
-                for part in (rows, scales, zeros)
-            ),
-            self.factor,
-            (1 << storage.bits) - 1,
+        size, width = storage.block_size, rows.shape[1]
+        scales, zeros = (np.repeat(part, size, axis=1)[:, :width] for part in grid)
+        columns, steps, points = (
+            torch.from_numpy(np.ascontiguousarray(part.T[self.order]))
+            for part in (rows, scales, zeros)
         )
+        most = (1 << storage.bits) - 1
+        found = round_columns(columns, steps, points, self.factor, most)
         codes = np.repeat(grid[1].astype(np.uint8), size, axis=1)  # padding has the code of zero
         codes[:, self.order] = found.T
         return quantized(codes, grid, storage)
@@ -77,8 +75,9 @@ class _ColumnByColumn:
 def inverse_factor(
     products: Float32, shrink: float, damping: float
 ) -> tuple[npt.NDArray[np.int64], Tensor]:
-    """Return the order [K] in which to take the columns, that of falling mean squares, and the upper
-    Cholesky factor [K, K] of the inverse of `products` in that order. `products` is overwritten."""
+    """Return the order [K] in which to take the columns, that of falling mean squares, and the
+    upper Cholesky factor [K, K] of the inverse of `products` in that order. `products` is
+    overwritten."""
     diagonal = products.diagonal().copy()
     diagonal[diagonal <= 0] = 1  # a channel that is always 0
     products *= np.float32(shrink)

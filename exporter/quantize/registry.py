@@ -39,6 +39,12 @@ QUANTIZERS: Mapping[str, Callable[[], Quantizer | CalibratedQuantizer]] = {
 }
 """Name -> function that returns a new quantizer."""
 
+DEFAULT_QUANTIZERS: Mapping[str, str] = {}
+"""Precision -> quantizer, where it is not `rtn`."""
+
+CALIBRATED = ("awq", "gptq")
+"""Those that need tokens; they leave matrices whose inputs are not known to `rtn`."""
+
 
 def get_quantizer(name: str) -> Quantizer | CalibratedQuantizer:
     """Return the quantizer called `name`; raises `UsageError` for an unknown one.
@@ -49,3 +55,11 @@ def get_quantizer(name: str) -> Quantizer | CalibratedQuantizer:
     if name not in QUANTIZERS:
         raise UsageError(f"unknown quantizer {name!r}: use {', '.join(QUANTIZERS)}.")
     return QUANTIZERS[name]()
+
+
+def plain_quantizer(name: str) -> Quantizer:
+    """Return the quantizer called `name`, or for one that calibrates the one that does not."""
+    from llama_onnx.exporter.quantize.base import CalibratedQuantizer
+
+    found = get_quantizer(name)
+    return _rtn() if isinstance(found, CalibratedQuantizer) else found

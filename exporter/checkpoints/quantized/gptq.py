@@ -26,9 +26,9 @@ from llama_onnx.exporter.checkpoints.quantized.packed import (
     Words,
     check_tensor,
     open_matrix,
-    unpack,
 )
 from llama_onnx.exporter.checkpoints.quantized.settings import Quantization
+from llama_onnx.exporter.model.storage import unpack
 from llama_onnx.targets.errors import CheckpointError
 
 _ONES = {4: np.uint32(0x11111111), 8: np.uint32(0x01010101)}

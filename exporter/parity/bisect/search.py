@@ -95,7 +95,7 @@ def bisect(
     measures = {check.threshold.measure for check in missed}
     if "weights" in measures:
         limits = _weight_limits(report)
-        wrong = find_wrong_weights(subject.weights, subject.original, limits)
+        wrong = find_wrong_weights(subject.weights, subject.rounded_from, limits)
         if wrong:
             return Bisection(_report_weights(subject, wrong, limits, out), "")
     if "rotary" in measures:
@@ -178,7 +178,7 @@ def _weight_limits(report: ParityReport) -> Limits:
 def _report_weights(subject: Subject, wrong: WrongWeights, limits: Limits, out: Path) -> Finding:
     model = subject.load_graph()
     compute_in_float32(model, subject.weights.config)
-    shown = probe(model, wrong, subject.weights, subject.original, limits)
+    shown = probe(model, wrong, subject.weights, subject.rounded_from, limits)
     node = shown.nodes[-1]
     piece = cut_out(model, shown.inputs, shown.output)
     found = run_piece(piece, shown.inputs, subject.path)

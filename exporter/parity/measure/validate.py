@@ -64,7 +64,7 @@ def validate(
     if situations is None:
         situations = situations_of(shared_buffer=weights.ragged)
     evidence = gather(subject, prompts, certificate_prompts, situations, progress)
-    distance = compare_weights(weights, subject.original, progress)
+    distance = compare_weights(weights, subject.rounded_from, progress)
     trained, long = _trained_length(subject.original), None
     if thorough:
         long = measure_long(subject, prompts.prompts, trained, progress)

@@ -88,6 +88,14 @@ def quantized(codes: npt.NDArray[np.uint8], grid: Grid, storage: Blocks) -> Quan
     return Quantized(codes, scales, points)
 
 
+def dequantized(codes: npt.NDArray[np.uint8], grid: Grid, columns: int) -> Float32:
+    """Return the values [R, columns] of `codes` on `grid`."""
+    scales, zeros = grid
+    blocks = codes.reshape(*scales.shape, -1).astype(np.float32)
+    values: Float32 = ((blocks - zeros[..., None]) * scales[..., None]).reshape(len(codes), -1)
+    return values[:, :columns]
+
+
 def has_zero_points(storage: Blocks) -> bool:
     """Return whether `storage` keeps a zero point for each block."""
     return isinstance(storage, RowBlocks) and storage.zero_points
@@ -126,14 +134,15 @@ def _candidates(blocks: Float32, storage: Blocks) -> Iterator[Grid]:
     """Yield scales and zero points [R, blocks] to start from."""
     high, low = np.maximum(blocks.max(axis=0), 0), np.minimum(blocks.min(axis=0), 0)
     most, half = (1 << storage.bits) - 1, 1 << (storage.bits - 1)
+    shrinks = SHRINKS if storage.bits < 8 else (1.0,)  # clipping costs more than 8 bits round
     if not has_zero_points(storage):
         # One more code below zero than above: the extreme, with its sign, maps onto code 0.
         extreme = np.where(high > -low, high, low)
-        for shrink in SHRINKS:
+        for shrink in shrinks:
             scale = extreme * np.float32(-shrink / half)
             yield _nonzero(scale), np.full_like(scale, half)
         return
-    for shrink in SHRINKS:
+    for shrink in shrinks:
         scale = _nonzero((high - low) * np.float32(shrink / most))
         around_middle = np.clip(np.rint(most / 2 - (high + low) / 2 / scale), 0, most)
         yield scale, around_middle
