@@ -31,7 +31,11 @@ from llama_onnx.exporter.parity.measure.report import Greedy, Measurement, Parit
 from llama_onnx.exporter.parity.measure.rotary import rotary_error
 from llama_onnx.exporter.parity.measure.shipped import NO_PROMPTS, PromptSet
 from llama_onnx.exporter.parity.measure.tokenizers import check_tokenizer
-from llama_onnx.exporter.parity.measure.weights import WeightError, compare_weights
+from llama_onnx.exporter.parity.measure.weights import (
+    WeightError,
+    compare_weights,
+    quantizer_of,
+)
 from llama_onnx.exporter.reference.subject import Subject
 from llama_onnx.runtime.measure.situations import LONG_CONTEXT, Situation, situations_of
 from llama_onnx.runtime.measure.thresholds import check, thresholds
@@ -70,7 +74,8 @@ def validate(
         long = measure_long(subject, prompts.prompts, trained, progress)
     measured = (*measurements(evidence), *_of_long_context(long))
     greedy = greedy_continuations(evidence)
-    limits = thresholds(weights.precision, weights.activations, "cpu", max_kl)
+    kind = (weights.precision, weights.activations, "cpu")
+    limits = thresholds(*kind, max_kl, quantizer_of(subject.path))
     report = ParityReport(
         package=str(subject.path),
         original=_name(subject.adapted_original),
