@@ -131,7 +131,7 @@ def test_the_figures_are_those_of_rounding_by_hand(root: Path) -> None:
 def test_a_precision_that_suits_the_model_passes(root: Path) -> None:
     result = run("validate", root / "spiky-int8", "--reference", root / "spiky", *QUICK)
     assert result.exit_code == 0, result.output
-    assert "\nfidelity   very close: mean KL 0.00" in result.stdout
+    assert "\nfidelity   indistinguishable: mean KL 0.00" in result.stdout
     assert result.stdout.endswith("within the limits of int8.\n")
 
 
@@ -211,7 +211,7 @@ def test_a_damaged_claim_is_refused(root: Path, tmp_path: Path) -> None:
     content["validated"]["fidelity"]["recipe"] = "flawless"
     file.write_text(json.dumps(content), "utf-8")
     renew_hashes(package)
-    with pytest.raises(PackageError, match=r"certificate\.json is damaged: a recipe or text that"):
+    with pytest.raises(PackageError, match=r"certificate\.json is damaged: an entry has the wrong"):
         verify(package, CPU)
     del content["validated"]["fidelity"]  # as certificates of 0.1 are
     file.write_text(json.dumps(content), "utf-8")
