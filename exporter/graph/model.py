@@ -84,6 +84,7 @@ class LlamaModel(nn.Module):
                 (config.vocab_size, config.hidden_size),
                 recipe.embedding,
                 gathered=not recipe.operators.standard,
+                keeps_codes=recipe.keeps_codes((f"{EMBEDDING}.weight",)),
             ),
             dialect,
             DATA_TYPES[recipe.activations],

@@ -28,7 +28,12 @@ from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, de
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
 from llama_onnx.exporter.quantize.registry import get_quantizer
-from llama_onnx.exporter.quantize.source_codes import innermost, keep_source_codes, native_precision
+from llama_onnx.exporter.quantize.source_codes import (
+    describe_second_rounding,
+    innermost,
+    keep_source_codes,
+    native_precision,
+)
 from llama_onnx.exporter.tokenizer.source import JSON, tokenizer_kind
 from llama_onnx.targets.errors import ResourceError, UsageError
 from llama_onnx.targets.folder_files import file_inside
@@ -131,7 +136,8 @@ def make_plan(
     check_effect(explicit, recipe)
     recipe = replace(recipe, swappable=swappable_kinds(kept))
     check_tensors(checkpoint)
-    recipe = keep_source_codes(checkpoint, recipe)
+    recipe = keep_source_codes(checkpoint, recipe, _chosen_storages(options))
+    rounded = describe_second_rounding(checkpoint, recipe)
     built = build_model(config, recipe)
     placed = lay_out(built.slots)
     attach(built, placed)
@@ -151,9 +157,14 @@ def make_plan(
         warnings=(
             *slower,
             *checkpoint.warnings(),
+            *((rounded,) if rounded else ()),
             *(text for one in kept for text in one.warnings),
         ),
     )
+
+
+def _chosen_storages(options: Options) -> tuple[str, ...]:
+    return tuple(name for name in ("embedding", "head") if getattr(options, name) is not None)
 
 
 def _find_tokenizer(checkpoint: Checkpoint) -> str | None:
@@ -246,7 +257,7 @@ def _bytes_besides_codes(slot: PlacedSlot) -> int:
 def _read_whole(checkpoint: Checkpoint, built: BuiltModel) -> int:
     """Return the largest number of bytes that a slot reads at once, not row by row: its codes."""
     source = innermost(checkpoint)
-    if not isinstance(source, HoldsCodes):
+    if not isinstance(source, HoldsCodes) or not source.reads_whole:
         return 0
     return max(
         sum(source.tensor(name).nbytes for name in slot.sources if source.bits_of(name))
