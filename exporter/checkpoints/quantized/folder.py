@@ -15,6 +15,7 @@ from llama_onnx.exporter.formats.safetensors import stored_tensors
 from llama_onnx.exporter.formats.tensor import LazyTensor, StoredTensor
 from llama_onnx.exporter.model.checkpoint import CodedMatrix
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.target import FloatName
 
 _OPEN = {"gptq": open_gptq, "awq": open_awq}
 _PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
@@ -27,6 +28,7 @@ class QuantizedCheckpoint(HuggingFaceCheckpoint):
 
     quantization: Quantization
     packed: dict[str, PackedMatrix]
+    reads_whole: bool = True
 
     @property
     def native_bits(self) -> int:
@@ -48,6 +50,10 @@ class QuantizedCheckpoint(HuggingFaceCheckpoint):
     def bits_of(self, name: str) -> int | None:
         """Return the bits per code of tensor `name`; None if it is stored as floats."""
         return self.packed[name].bits if name in self.packed else None
+
+    def obstacle(self, name: str, scales: FloatName) -> str | None:
+        """Return None: a package can keep all codes."""
+        return None
 
     def coded(self, name: str) -> CodedMatrix:
         """Return matrix `name` as codes."""
