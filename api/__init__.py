@@ -130,12 +130,9 @@ def plan(
             a GPTQ or AWQ source, else the target's default.
         activations: "fp32", "fp16" or "bf16" between the operators. None: the target decides.
         block_size: Values that share one scale in a quantized matrix.
-        quantizer: How codes are chosen: "rtn", "awq" or "gptq". None: "awq" for int4 if the model
-            has a tokenizer, else "rtn".
-        calibration: Text file, or JSONL of conversations, that awq and gptq read with the model.
-            None: a text that llama-onnx ships.
-        calibration_tokens: How many tokens of it. None: 8192, or as many as the widest matrix has
-            channels.
+        quantizer: "rtn", "awq" or "gptq". None: "awq" for int4 with a tokenizer, else "rtn".
+        calibration: Text file, or JSONL of chats, that awq and gptq read. None: a shipped text.
+        calibration_tokens: How many tokens of it. None: 8192, or the widest matrix's channels.
         embedding: How the embedding is stored. None: int8 with int4, else `precision`.
         head: How the output head is stored. None: `precision`, or like the embedding if tied.
         accuracy_level: 1 multiplies quantized matrices in fp32, 4 in int8. None: the target's.

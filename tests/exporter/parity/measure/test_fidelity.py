@@ -45,7 +45,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_huggingface(root / "spiky", tensors=bigram.with_outliers(OUTLIER))
     for source, precision in (("plain", "fp32"), ("spiky", "int4"), ("spiky", "int8")):
         out = root / f"{source}-{precision}"
-        export_package(root / source, out, cpu.TARGET, Options(precision))
+        quantizer = None if precision == "fp32" else "rtn"
+        export_package(root / source, out, cpu.TARGET, Options(precision, quantizer=quantizer))
     return root
 
 
@@ -188,7 +189,8 @@ def test_a_loss_is_certified_only_if_accepted_and_everybody_repeats_it(
 
 
 def test_export_proves_both(root: Path, tmp_path: Path) -> None:
-    arguments = ("export", root / "spiky", tmp_path / "out", "--prove", "--json")
+    rounded = ("--quantizer", "rtn")
+    arguments = ("export", root / "spiky", tmp_path / "out", *rounded, "--prove", "--json")
     refused = run(*arguments)
     assert refused.exit_code == 1
     assert "loses more than its recipe may (another model)" in refused.stderr
