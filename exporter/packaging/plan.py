@@ -20,7 +20,7 @@ from llama_onnx.exporter.graph.kernels import Structure, check_structure
 from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
-from llama_onnx.exporter.model.recipe import Recipe, make_recipe
+from llama_onnx.exporter.model.recipe import Recipe, check_storages, make_recipe
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
 from llama_onnx.exporter.packaging.attention import fitting_operators
 from llama_onnx.exporter.packaging.effect import check_effect
@@ -132,6 +132,7 @@ def make_plan(
     recipe = replace(recipe, swappable=swappable_kinds(kept))
     check_tensors(checkpoint)
     recipe = keep_source_codes(checkpoint, recipe)
+    check_storages(recipe, target.name)
     built = build_model(config, recipe)
     placed = lay_out(built.slots)
     attach(built, placed)

@@ -4,6 +4,7 @@ against transformers with the weights that the independent reader finds."""
 from __future__ import annotations
 
 import json
+import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -182,6 +183,9 @@ def run_at(package: Path, level: str) -> np.ndarray:
     return logits_in(session)
 
 
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="other processors pack otherwise"
+)
 def test_the_basic_optimizations_are_enough_and_without_any_the_result_is_wrong(
     tmp_path: Path,
 ) -> None:
