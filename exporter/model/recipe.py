@@ -94,6 +94,30 @@ class Recipe:
         return {**values, "taken_over": counts}
 
 
+def check_storages(recipe: Recipe, target: str) -> None:
+    """Raise `UsageError` for a matrix that is stored in a way whose results were not measured on
+    `target`: a provider may have a kernel for it that is wrong, or slow.
+
+    Zero points of a quantized source are kept everywhere: its codes have no others.
+    """
+    operators = recipe.operators
+    for tensor, way in {**recipe.chosen, **recipe.source_codes}.items():
+        found = {
+            "2 bits": way.bits == 2 and not operators.two_bits,
+            "zero points": way.zero_points
+            and not operators.zero_points
+            and tensor not in recipe.source_codes,
+            f"scales as {way.stored_scales}": way.stored_scales != "plain"
+            and not operators.folded_scales,
+        }
+        for what, refused in found.items():
+            if refused:
+                raise UsageError(
+                    f"the recipe stores {tensor} with {what}, which was not measured on the target "
+                    f"{target}: choose another storage for it, or the target cpu."
+                )
+
+
 def make_recipe(
     precision: str,
     *,

@@ -21,7 +21,7 @@ from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.recipe import Recipe
+from llama_onnx.exporter.model.recipe import Recipe, check_storages
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
 from llama_onnx.exporter.packaging.calibrating import CalibrationRequest, calibrated_storages
 from llama_onnx.exporter.packaging.choose_recipe import choose_recipe
@@ -131,6 +131,7 @@ def make_plan(
     check_effect(explicit, chosen.recipe)
     check_tensors(checkpoint)
     recipe = replace(chosen.recipe, swappable=swappable_kinds(kept))
+    check_storages(recipe, target.name)
     built = build_model(config, recipe)
     placed = lay_out(built.slots)
     attach(built, placed)
