@@ -55,8 +55,9 @@ class Loss:
         figures = asdict(compared)
         figures["other_top1"] = 1 - compared.same_top1
         figures["other_top1_error"] = compared.same_top1_error
-        values: dict[str, Any] = {field.name: figures[field.name] for field in fields(cls)}
-        return cls(**{key: math.nan if v is None else v for key, v in values.items()})
+        names = [field.name for field in fields(cls)]
+        values: dict[str, Any] = {n: math.nan if figures[n] is None else figures[n] for n in names}
+        return cls(**values)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Loss:
