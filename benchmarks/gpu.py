@@ -122,7 +122,8 @@ def check(
     try:
         export_package(source, package, target, Options(precision=precision), force=True)
         reference = open_checkpoint(source)
-        proved = prove(package, reference, tokens=16, longest=32, certify=True)
+        # What rounding costs is the same on every device, and is not the question here.
+        proved = prove(package, reference, tokens=16, longest=32, accept_loss=True, certify=True)
         report = verify(package, provider)
     except LlamaOnnxError as error:
         return {**row, "verdict": str(error)}
