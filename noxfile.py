@@ -167,7 +167,7 @@ def windows(session: nox.Session) -> None:
 
 @nox.session
 def directml(session: nox.Session) -> None:
-    """DirectML's own kernels under Wine, on Vulkan in software; as root on Debian, 2 GB of disk.
+    """DirectML's own kernels under Wine, on Vulkan in software; as root on Debian, 3 GB of disk.
 
     After `--`: --tiny leaves SmolLM2 out, --remove removes what the session made.
     """
