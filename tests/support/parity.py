@@ -46,7 +46,9 @@ EXPORTS = {
         replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["dynamic"]), Options("fp32")
     ),
     "int8-linear": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["linear"]), Options("int8")),
-    "int4-yarn": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["yarn"]), Options("int4", quantizer="rtn")),
+    "int4-yarn": (
+        replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["yarn"]), Options("int4", quantizer="rtn")
+    ),
 }  # fmt: skip
 """Sound packages: model and options by name, which begins with the precision."""
 
