@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, StoredTensor
 from llama_onnx.exporter.model.checkpoint import CodedMatrix
-from llama_onnx.exporter.model.storage import BLOCK_SIZES, RowBlocks
+from llama_onnx.exporter.model.storage import BLOCK_SIZES, RowBlocks, unpack
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 Words = npt.NDArray[np.uint32]
@@ -191,13 +191,3 @@ def pack(codes: Bytes, bits: int) -> Bytes:
         return codes
     even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
     return even[:, 0::2] | even[:, 1::2] << np.uint8(4)
-
-
-def unpack(packed: Bytes, bits: int) -> Bytes:
-    """Return bytes [R, m] as codes [R, 8 m / bits]: the inverse of `pack`."""
-    if bits == 8:
-        return packed
-    codes = np.empty((packed.shape[0], 2 * packed.shape[1]), np.uint8)
-    codes[:, 0::2] = packed & 15
-    codes[:, 1::2] = packed >> np.uint8(4)
-    return codes
