@@ -151,7 +151,7 @@ def test_a_mixed_file_keeps_what_a_package_can_hold(tmp_path: Path) -> None:
     ]
     assert result.plan.quantized == (
         "GGUF with 16 Q4_0, 3 Q8_0, 3 Q4_1, 1 Q6_K: "
-        "20 matrices taken over code by code, 3 dequantized"
+        "20 matrices taken over code by code, 3 matrices dequantized"
     )
     sentence = (
         f"{source}: 3 matrices stored as Q4_1 are quantized a second time, because their blocks "
