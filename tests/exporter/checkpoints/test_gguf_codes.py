@@ -111,6 +111,8 @@ def test_the_package_is_the_source_bit_for_bit(
         f"GGUF with {count} {kind.name}: {count} matrices taken over code by code"
     )
     assert not [text for text in result.warnings if "second time" in text]
+    forms = {storage.stored_scales for storage in result.plan.recipe.source_codes.values()}
+    assert forms == {"fp16"}  # as in the file: half the space of float32, and exact
     assert_same_bits(tmp_path / "out", source)
     assert (
         compare_weights(
