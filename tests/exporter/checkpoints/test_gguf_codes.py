@@ -249,12 +249,12 @@ def test_scales_that_a_target_would_round_are_not_taken(tmp_path: Path) -> None:
 
 
 def test_plan_counts_no_whole_matrix_in_memory(tmp_path: Path) -> None:
-    """Rows are read as they are needed, unlike those of GPTQ's layout."""
+    """Rows are read as they are needed, unlike those of GPTQ's layout. fp16 scales take less."""
     sizes = []
     for kind in (Type.F16, Type.Q8_0):
         source = write(tmp_path / f"{kind.name}.gguf", tiny.GQA, kind)
         sizes.append(plan_of(source, Options("int8")).peak_memory)
-    assert sizes[0] == sizes[1]
+    assert sizes[1] <= sizes[0]
 
 
 def test_a_scale_that_is_not_finite_is_named(tmp_path: Path) -> None:
