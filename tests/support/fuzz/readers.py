@@ -123,6 +123,17 @@ def _model_file(folder: Path) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>"}), "utf-8")
 
 
+def _compressed(folder: Path) -> None:
+    from compressed_tensors.quantization import QuantizationArgs
+
+    from tests.support import compressed
+
+    args = QuantizationArgs(num_bits=4, strategy="group", group_size=16, symmetric=False)
+    matrices = compressed.compress_model(args, "pack-quantized", SMALL)
+    groups = {"group_0": compressed.group(args, "pack-quantized")}
+    compressed.write(folder, matrices, groups, config=SMALL)
+
+
 def _gptq(folder: Path) -> None:
     matrices = quantized.quantize_model(SMALL, bits=4, group_size=16)
     quantized.write(folder, matrices, config=SMALL)
@@ -190,6 +201,9 @@ READERS: Mapping[str, Reader] = {
     ),
     "gptq": Reader(
         _gptq, read_checkpoint, {"config.json": "json", "model.safetensors": "safetensors"}
+    ),
+    "compressed": Reader(
+        _compressed, read_checkpoint, {"config.json": "json", "model.safetensors": "safetensors"}
     ),
     "adapter": Reader(
         _adapter,
