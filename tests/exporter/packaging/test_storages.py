@@ -20,7 +20,7 @@ import pytest
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.scales import ScaleForm
-from llama_onnx.exporter.model.storage import RowBlocks
+from llama_onnx.exporter.model.storage import TWO_BIT_BLOCKS, RowBlocks
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
@@ -39,6 +39,7 @@ KINDS = [
     for bits, block, zero_points, form in product(
         (2, 4, 8), (16, 32, 64, 128), (False, True), get_args(ScaleForm)
     )
+    if bits > 2 or block in TWO_BIT_BLOCKS
 ]
 """Blocks of 64 and 128 end in a partial one: the tiny model has 64 and 96 columns."""
 
@@ -95,7 +96,7 @@ def kinds() -> Iterator[RowBlocks]:
 def test_every_kind_of_storage_computes_what_its_weights_say(
     part: int, kinds: Iterator[RowBlocks], tmp_path: Path
 ) -> None:
-    """Five packages with 17 matrices each: every one of the 72 kinds is in one of them."""
+    """Five packages with 17 matrices each: every one of the 66 kinds is in one of them."""
     package, _ = make_chosen(tmp_path, dealt(kinds), options=Options("int4", accuracy_level=1))
     weights = weights_in(package)
     expected = run_whole(whole_model(tiny.GQA, weights), IDS)
@@ -108,7 +109,7 @@ def test_every_kind_of_storage_computes_what_its_weights_say(
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("block", [16, 32, 128])
+@pytest.mark.parametrize("block", [32, 128])
 def test_a_tied_matrix_is_read_alike_by_both_its_operators(
     bits: int, block: int, tmp_path: Path
 ) -> None:
