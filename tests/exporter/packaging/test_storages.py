@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import json
 import platform
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle, product
 from pathlib import Path
@@ -18,7 +17,6 @@ import onnxruntime
 import pytest
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
-from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.scales import ScaleForm
 from llama_onnx.exporter.model.storage import TWO_BIT_BLOCKS, RowBlocks
 from llama_onnx.exporter.packaging.options import Options
@@ -32,7 +30,7 @@ from llama_onnx.targets.package import ModelPackage
 from tests.support import tiny
 from tests.support.packages import greedy, renew_hashes
 from tests.support.pytorch import run_whole, whole_model
-from tests.support.storages import everywhere, make_chosen, matrices
+from tests.support.storages import dealt, everywhere, make_chosen
 
 KINDS = [
     RowBlocks(bits, block, zero_points, stored_scales=form)
@@ -45,24 +43,6 @@ KINDS = [
 
 IDS = np.array([1, 40, 7, 99, 200, 13, 5, 77])
 TIED = replace(tiny.GQA, tie_word_embeddings=True)
-
-
-def dealt(kinds: Iterator[RowBlocks]) -> Callable[[LlamaConfig], Mapping[str, RowBlocks]]:
-    """Return a function that gives each matrix of the graph the next of `kinds`."""
-
-    def choose(config: LlamaConfig) -> Mapping[str, RowBlocks]:
-        given: dict[str, RowBlocks] = {}
-        for name in matrices(config):
-            if (matrix := _matrix_of(name)) not in given:
-                given[matrix] = next(kinds)
-        return {name: given[_matrix_of(name)] for name in matrices(config)}
-
-    return choose
-
-
-def _matrix_of(tensor: str) -> str:
-    """Return the matrix of the graph that holds `tensor`: query, key and value share one."""
-    return re.sub(r"[qkv]_proj", "qkv_proj", tensor)
 
 
 def logits_of(package: Path) -> np.ndarray:
