@@ -357,6 +357,17 @@ def pack(codes: Bytes, bits: int) -> Bytes:
     return np.asarray((fours | fours >> 6 | fours >> 12 | fours >> 18).astype(np.uint8))
 
 
+def unpack(packed: Bytes, bits: int) -> Bytes:
+    """Return bytes [R, m] as codes [R, 8 m / bits], one per byte: the inverse of `pack`."""
+    if bits == 8:
+        return packed
+    per_byte, mask = 8 // bits, np.uint8((1 << bits) - 1)
+    codes = np.empty((packed.shape[0], packed.shape[1] * per_byte), np.uint8)
+    for place in range(per_byte):
+        codes[:, place::per_byte] = packed >> np.uint8(bits * place) & mask
+    return codes
+
+
 def _stream(chunks: Iterable[Sequence[Array]]) -> Iterator[Iterator[Array]]:
     later: list[Sequence[Array]] = []
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from llama_onnx.exporter.calibration.store import Calibrated
 from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.graph.slots import Slot
 from llama_onnx.exporter.model.checkpoint import Checkpoint, CodedMatrix, HoldsCodes
@@ -52,23 +53,33 @@ def slot_arrays(
     quantize: Quantize,
     pool: ThreadPoolExecutor,
     workers: int,
+    calibrated: Calibrated | None = None,
 ) -> Iterator[Iterator[Array]]:
     """Yield, for each initializer of `slot` in turn, the arrays that make up its bytes.
 
+    `calibrated` has codes that a calibration chose, which are taken instead of those of `quantize`.
     Each inner iterator must be exhausted before the next one is requested. Raises
     `CheckpointError` for a value that is not finite.
     """
     if slot.table is not None:
         return map(iter, [[array] for array in slot.storage.encode(slot.table, quantize)])
-    return source_arrays(slot_sources(slot, checkpoint, quantize), slot.storage, pool, workers)
+    sources = slot_sources(slot, checkpoint, quantize, calibrated)
+    return source_arrays(sources, slot.storage, pool, workers)
 
 
-def slot_sources(slot: Slot, checkpoint: Checkpoint, quantize: Quantize) -> list[Source]:
+def slot_sources(
+    slot: Slot,
+    checkpoint: Checkpoint,
+    quantize: Quantize,
+    calibrated: Calibrated | None = None,
+) -> list[Source]:
     """Return the sources of the rows of `slot`, in order."""
     storage = slot.storage
     if slot.keeps_codes:
         assert isinstance(checkpoint, HoldsCodes), "the recipe was made for this checkpoint"
         return [_kept(checkpoint.coded(name), storage) for name in slot.sources]
+    if calibrated is not None and calibrated.has(slot.sources):
+        return [_chosen(checkpoint.tensor(name), storage, calibrated) for name in slot.sources]
     return [_encoded(checkpoint.tensor(name), storage, quantize) for name in slot.sources]
 
 
@@ -117,6 +128,16 @@ def _encoded(tensor: LazyTensor, storage: Storage, quantize: Quantize) -> Source
         if (dtype := _overflown(arrays)) is not None:
             _refuse(tensor.name, start, stop, overflow=np.isfinite(rows).all(), dtype=dtype)
         return arrays
+
+    return Source(tensor.shape, encode)
+
+
+def _chosen(tensor: LazyTensor, storage: Storage, calibrated: Calibrated) -> Source:
+    """Return a source of the codes that a calibration chose for `tensor`."""
+
+    def encode(start: int, stop: int) -> tuple[Array, ...]:
+        rows = np.broadcast_to(np.float32(0), (stop - start, tensor.shape[1]))  # not looked at
+        return storage.encode(rows, lambda _, to: calibrated.rows(tensor.name, start, stop, to))
 
     return Source(tensor.shape, encode)
 
