@@ -17,11 +17,13 @@ import sys
 from collections.abc import Iterator
 from itertools import cycle, product
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from examples.demo import find_model
+from llama_onnx.exporter.model.scales import ScaleForm
 from llama_onnx.exporter.model.storage import RowBlocks
 from tests.support import storages, tiny
 
@@ -71,7 +73,7 @@ def make_stored(folder: Path) -> Iterator[Path]:
         kinds = cycle(
             RowBlocks(bit, block, zero_points, stored_scales=form)
             for bit, block, zero_points, form in product(
-                bits, (32, 64), (True, False), ("uint8", "fp16", "plain")
+                bits, (32, 64), (True, False), get_args(ScaleForm)
             )
         )
         shutil.rmtree(folder / name, ignore_errors=True)

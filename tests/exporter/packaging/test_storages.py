@@ -15,8 +15,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.scales import ScaleForm
 from llama_onnx.exporter.model.storage import TWO_BIT_BLOCKS, RowBlocks
 from llama_onnx.exporter.packaging.options import Options
@@ -24,6 +26,7 @@ from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.measure.verify import verify
 from llama_onnx.runtime.placement.shares import HEAVY_OPERATORS
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
@@ -189,3 +192,14 @@ def test_a_package_that_turns_optimizations_off_is_refused(tmp_path: Path) -> No
     renew_hashes(package)
     with pytest.raises(PackageError, match=r"session_options\.graph_optimization_level', which no"):
         Llama.load(package)
+
+
+def test_the_certificate_of_a_package_with_some_matrices_of_two_bits_is_replayed(
+    tmp_path: Path,
+) -> None:
+    few = {"model.layers.1.mlp.down_proj.weight": RowBlocks(2, 32, zero_points=True)}
+    package, source = make_chosen(tmp_path, lambda _: few)
+    call = ["validate", str(package), "--reference", str(source), "--certify"]
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == 0, result.output
+    assert verify(package).passed
