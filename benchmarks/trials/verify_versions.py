@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import cycle, product
 from pathlib import Path
 from typing import get_args
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.demo import find_model
+from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.scales import ScaleForm
 from llama_onnx.exporter.model.storage import RowBlocks
 from tests.support import storages, tiny
@@ -68,7 +69,7 @@ def make_packages(folder: Path) -> Iterator[Path]:
 
 def make_stored(folder: Path) -> Iterator[Path]:
     """Make certified packages with zero points, and scales that are converted when they are opened:
-    of 4 and 8 bits, then of 2."""
+    of 4 and 8 bits, then of 2 except the embedding, which releases before 1.28 do not read."""
     for name, bits in (("tiny-stored", (4, 8)), ("tiny-int2", (2,))):
         kinds = cycle(
             RowBlocks(bit, block, zero_points, stored_scales=form)
@@ -77,10 +78,18 @@ def make_stored(folder: Path) -> Iterator[Path]:
             )
         )
         shutil.rmtree(folder / name, ignore_errors=True)
-        package, source = storages.make_chosen(folder / name, storages.dealt(kinds))
+        package, source = storages.make_chosen(folder / name, matrices(kinds))
         certify = ("validate", str(package), "--reference", str(source), "--certify", "--json")
         subprocess.run([sys.executable, *COMMAND, *certify], check=True, stdout=subprocess.DEVNULL)
         yield package
+
+
+def matrices(kinds: Iterator[RowBlocks]) -> Callable[[LlamaConfig], storages.Chosen]:
+    """Return a function that gives each matrix but the embedding the next of `kinds`."""
+    choose = storages.dealt(kinds)
+    return lambda config: {
+        name: storage for name, storage in choose(config).items() if "embed_tokens" not in name
+    }
 
 
 def name_of(package: Path) -> str:

@@ -22,6 +22,8 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.scales import ScaleForm
 from llama_onnx.exporter.model.storage import TWO_BIT_BLOCKS, RowBlocks
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.parity.bisect.search import bisect
+from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime import ort
@@ -29,8 +31,9 @@ from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.measure.verify import verify
 from llama_onnx.runtime.placement.shares import HEAVY_OPERATORS
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest
 from tests.support import tiny
+from tests.support.faults import edit, edit_graph, epsilon
 from tests.support.packages import greedy, renew_hashes
 from tests.support.pytorch import run_whole, whole_model
 from tests.support.storages import dealt, everywhere, make_chosen
@@ -203,3 +206,43 @@ def test_the_certificate_of_a_package_with_some_matrices_of_two_bits_is_replayed
     result = CliRunner().invoke(main, call)
     assert result.exit_code == 0, result.output
     assert verify(package).passed
+
+
+@pytest.mark.parametrize(
+    ("fault", "layer", "scope"),
+    [
+        ("factors of rows", "layer 1", "self_attn/o_proj"),
+        ("frequencies", "layer 0", "self_attn"),
+        ("epsilon", "layer 1", "post_attention_layernorm"),
+    ],
+)
+def test_a_fault_is_found_where_the_graph_makes_scales_and_tables(
+    fault: str, layer: str, scope: str, tmp_path: Path
+) -> None:
+    storage = RowBlocks(4, 32, zero_points=True, stored_scales="uint8")
+    package, source = make_chosen(tmp_path, everywhere(storage), TIED)
+    if fault == "factors of rows":
+        manifest = json.loads((package / MANIFEST).read_text("utf-8"))
+        manifest["recipe"]["quantizer"] = "awq"  # whose codes are the nearest, like these
+        write_manifest(package, manifest)
+        edit(package, "model.layers.1.self_attn.o_proj.row_scales", _enlarge)
+    elif fault == "frequencies":
+        edit(package, "model.frequencies.weight", _enlarge)
+    else:
+        edit_graph(package, epsilon)
+    checkpoint = open_checkpoint(source)
+    report = prove(package, checkpoint, tokens=4, longest=12)
+    assert not report.passed
+    result = bisect(open_subject(package, checkpoint), report, tmp_path / "found")
+    found = result.finding
+    assert found is not None, result.note
+    assert (found.layer, scope in found.op) == (layer, True)
+    session = onnxruntime.InferenceSession(tmp_path / "found" / "model.onnx")
+    inputs = dict(np.load(tmp_path / "found" / "input.npz"))
+    (again,) = session.run(None, inputs)
+    (seen,) = np.load(tmp_path / "found" / "found.npz").values()
+    np.testing.assert_allclose(again, seen, rtol=1e-6, atol=1e-6)
+
+
+def _enlarge(values: np.ndarray) -> None:
+    values[...] = (values.astype(np.float32) * 1.5).astype(values.dtype)
