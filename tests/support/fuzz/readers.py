@@ -25,7 +25,7 @@ from llama_onnx.exporter.tokenizer.source import source_codec
 from llama_onnx.runtime.measure.certificate import read_certificate
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.package import ModelPackage
-from tests.support import adapters, gguf_files, meta_files, packages, quantized, tiny
+from tests.support import adapters, gguf_files, meta_files, packages, quantized, storages, tiny
 from tests.support.vocabularies import bytelevel_metadata, model_named, spm_metadata
 
 SMALL = replace(tiny.GQA, num_hidden_layers=1, hidden_size=32, num_attention_heads=2)
@@ -174,6 +174,14 @@ def _package(folder: Path) -> None:
             (folder / file.name).write_bytes(file.read_bytes())
 
 
+def _stored(folder: Path) -> None:
+    storage = storages.FORMS["uint8 scales, zero points"]
+    with tempfile.TemporaryDirectory() as aside:
+        made, _ = storages.make_chosen(Path(aside), storages.everywhere(storage), SMALL)
+        for file in made.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+
+
 READERS: Mapping[str, Reader] = {
     "huggingface": Reader(
         _huggingface,
@@ -235,4 +243,5 @@ READERS: Mapping[str, Reader] = {
             "model.onnx": "bytes",
         },
     ),
+    "package-stored": Reader(_stored, read_package, {"model.onnx": "bytes"}),
 }
