@@ -83,15 +83,19 @@ def run_calibration(
     the making, which has its tokenizer already."""
     from llama_onnx.exporter.calibration.calibrate import Task, calibrate
     from llama_onnx.exporter.quantize.base import CalibratedQuantizer
-    from llama_onnx.exporter.quantize.calibration_text import calibration_tokens
+    from llama_onnx.exporter.quantize.calibration_text import (
+        calibration_tokens,
+        perplexity_warnings,
+    )
     from llama_onnx.exporter.quantize.registry import get_quantizer
 
     text = calibration_tokens(folder, checkpoint.config, wanted.text, tokens=wanted.tokens)
     quantizer = get_quantizer(quantizer_name)
     assert isinstance(quantizer, CalibratedQuantizer), "only these are calibrated"
     task = Task(checkpoint, quantizer, wanted.storages, wanted.rescales)
-    found = calibrate(task, text.sequences, folder / CALIBRATION_FOLDER, workers, progress)
-    return found, text.warnings
+    place, unknown = folder / CALIBRATION_FOLDER, text.letters_per_token is not None
+    found = calibrate(task, text.sequences, place, workers, progress, likelihood=unknown)
+    return found, (*text.warnings, *perplexity_warnings(text, found.nll))
 
 
 def measure_cache(
