@@ -53,6 +53,10 @@ class CacheRequest:
     text: Path | None
     tokens: int = 2048
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it for the manifest and the journal."""
+        return {"text": self.text.name if self.text else None, "tokens": self.tokens}
+
 
 def calibrated_storages(slots: Iterable[Slot], recipe: Recipe, *, tied: bool) -> dict[str, Blocks]:
     """Return the storage of each tensor that a calibration chooses codes for: of quantized matrices

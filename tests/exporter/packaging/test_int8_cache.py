@@ -21,6 +21,7 @@ from llama_onnx.exporter.checkpoints.package.matrices import read_initializer
 from llama_onnx.exporter.checkpoints.package.package import load_model
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.packaging.export import export_package
+from llama_onnx.exporter.packaging.job import Job
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.plan import make_plan
 from llama_onnx.exporter.quantize.calibration_text import calibration_tokens
@@ -28,6 +29,7 @@ from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.genai import og
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.targets.errors import CheckpointError, UsageError
+from llama_onnx.targets.progress import SILENT
 from llama_onnx.targets.registry import get_target
 from tests.support import adapters, tiny
 
@@ -198,4 +200,19 @@ def test_without_a_tokenizer_it_needs_token_ids(folder: Path, tmp_path: Path) ->
     ids = tmp_path / "ids.jsonl"
     ids.write_text(json.dumps({"ids": [i % 288 for i in range(3000)]}), encoding="utf-8")
     options = replace(options, calibration=str(ids))
-    assert export_package(source, out, cpu, options, tokenizer=False).warnings == ()
+    made = export_package(source, out, cpu, options, tokenizer=False)
+    assert made.warnings == ()
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["kv_cache"] == {"text": "ids.jsonl", "tokens": 2048}
+
+
+def test_an_export_does_not_go_on_with_another_text(folder: Path, tmp_path: Path) -> None:
+    jobs, text = [], tmp_path / "text.txt"
+    for content in ("a text", "another one"):
+        text.write_text(content, encoding="utf-8")
+        checkpoint, cpu = open_checkpoint(folder / "source"), get_target("cpu")
+        plan = make_plan(
+            checkpoint, cpu, Options("fp32", kv_cache="int8", calibration=str(text)), 1
+        )
+        jobs.append(Job(checkpoint, (), None, cpu, plan, tmp_path, 1, SILENT).identity())
+    assert {key for key in jobs[0] if jobs[0][key] != jobs[1][key]} == {"kv_cache"}
