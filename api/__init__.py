@@ -117,6 +117,7 @@ def plan(
     accuracy_level: int | None = None,
     fuse_gate_up: bool = False,
     logits: Literal["all", "last"] = "all",
+    kv_cache: Literal["int8"] | None = None,
     context: int | None = None,
     adapters: Sequence[str | os.PathLike[str]] = (),
     kept_adapters: Mapping[str, str | os.PathLike[str]] | None = None,
@@ -138,6 +139,7 @@ def plan(
         accuracy_level: 1 multiplies quantized matrices in fp32, 4 in int8. None: the target's.
         fuse_gate_up: Store the MLP's gate and up projections as one matrix.
         logits: Compute them for "all" positions or only for the "last".
+        kv_cache: "int8" keeps keys and values in 8 bits. None: like the activations.
         context: Positions that the package holds. None: the model's own.
         adapters: PEFT folders of LoRA adapters to merge, in order.
         kept_adapters: PEFT folders by name, of adapters to keep and swap at run time.
@@ -179,6 +181,7 @@ def export(
     accuracy_level: int | None = None,
     fuse_gate_up: bool = False,
     logits: Literal["all", "last"] = "all",
+    kv_cache: Literal["int8"] | None = None,
     context: int | None = None,
     adapters: Sequence[str | os.PathLike[str]] = (),
     kept_adapters: Mapping[str, str | os.PathLike[str]] | None = None,

@@ -14,7 +14,11 @@ TARGET = Target(
         activations=("fp32",),
         accuracy_level=4,
         operators=Operators(
-            zero_points=True, two_bits=True, folded_scales=True, computed_rotary=True
+            zero_points=True,
+            two_bits=True,
+            folded_scales=True,
+            computed_rotary=True,
+            int8_cache=True,
         ),
         any_heads=True,
         sliding_window=True,

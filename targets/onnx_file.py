@@ -22,8 +22,9 @@ FLOAT, UINT8, BFLOAT16 = 1, 2, 16
 """TensorProto.DataType of the weights that a graph may multiply."""
 
 _INT64 = 7
-_FLOAT, _INT, _INTS = 1, 2, 7
-_ATTRIBUTE_TYPES = (_FLOAT, _INT, _INTS)
+_FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7
+_ATTRIBUTE_TYPES = (_FLOAT, _INT, _STRING, _INTS)
+_ATTRIBUTE_TEXTS = ("PER_CHANNEL",)  # of a cache in int8
 _LARGEST_DIMENSION = 1 << 31
 _MOST_DIMENSIONS = 8
 _LONGEST_TEXT = 1024
@@ -153,10 +154,12 @@ def _read_node(message: Value, left: Iterator[int]) -> Node:
         name = f"{node.domain}.{node.operator}" if node.domain else node.operator
         raise GraphError(f"has the operator {name!r}, which no export writes")
     for attribute in read.all(5):
-        # Without 4 (text), 5 (a tensor), 6 (a graph) and their lists: no operator above has one.
-        kind = _Fields(attribute, "attribute", left, once=(1, 2, 3, 13, 20), many=(7, 8)).number(20)
-        if kind not in _ATTRIBUTE_TYPES:
+        # Without 5 (a tensor), 6 (a graph) and lists of texts: no operator above has one.
+        found = _Fields(attribute, "attribute", left, once=(1, 2, 3, 4, 13, 20), many=(7, 8))
+        if found.number(20) not in _ATTRIBUTE_TYPES:
             raise GraphError("has an attribute of a type that no export writes")
+        if any(text not in _ATTRIBUTE_TEXTS for text in found.texts(4)):
+            raise GraphError("has an attribute with a text that no export writes")
     return node
 
 

@@ -28,6 +28,7 @@ class Operators:
     The rest say what matrices of a recipe may have, where that was measured: `zero_points`;
     `two_bits`; `folded_scales`, which the graph converts when the package is opened (see
     exporter/model/scales.py). `computed_rotary`: the rotary tables are computed then, too.
+    `int8_cache`: GroupQueryAttention reads and writes keys and values as int8.
     """
 
     standard: bool = False
@@ -44,6 +45,7 @@ class Operators:
     two_bits: bool = False
     folded_scales: bool = False
     computed_rotary: bool = False
+    int8_cache: bool = False
 
 
 @dataclass(frozen=True)

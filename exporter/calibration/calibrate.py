@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from llama_onnx.exporter.reference.walk import (
     decoder_layers,
     embed,
     final_norm,
+    read_out,
     rotary_embedding,
 )
 from llama_onnx.targets.errors import CheckpointError
@@ -40,6 +41,7 @@ from llama_onnx.targets.progress import SILENT, Progress
 
 HEAD_STAGE = "head"
 
+_PREDICTED = (4, 64)  # sequences, and tokens at the end of each, whose likelihood is computed
 _ROWS = 1 << 19
 """Weights quantized at a time by one thread. Fixed, so that the codes do not depend on the number
 of threads."""
@@ -62,11 +64,14 @@ def calibrate(
     folder: Path,
     workers: int,
     progress: Progress = SILENT,
+    *,
+    likelihood: bool = False,
 ) -> Calibrated:
     """Choose codes for the tensors of `task` by the token ids `sequences` [S], in `folder`.
 
-    What is complete in `folder` is kept. Raises `CheckpointError` for activations that are not
-    finite.
+    With `likelihood`, the result says how well the model predicts them, unless an earlier run was
+    killed later than that. What is complete in `folder` is kept. Raises `CheckpointError` for
+    activations that are not finite.
     """
     store = Store(folder)
     config = task.checkpoint.config
@@ -83,10 +88,26 @@ def calibrate(
         )
         stage = _quantize_layer(task, name, index, inputs, workers)
         store.put(stage, [x[0].numpy() for x in hidden])
+    nll = None
     if HEAD_STAGE not in store.finished:
+        nll = mean_nll(task.checkpoint, sequences, hidden) if likelihood else None
         progress.update("calibrating the head", total - 1, total)
         store.put(_quantize_head(task, hidden, workers), [])
-    return store.result()
+    return replace(store.result(), nll=nll)
+
+
+def mean_nll(checkpoint: Checkpoint, sequences: Sequence[Ids], hidden: Sequence[Tensor]) -> float:
+    """Return the mean negative log-likelihood of a token, in nats, at the end of some of
+    `sequences` [S], whose states after the last layer are `hidden` [1, S, H]."""
+    some = range(0, len(sequences), max(1, len(sequences) // _PREDICTED[0]))
+    ends = [min(_PREDICTED[1], len(sequences[i]) - 1) for i in some]
+    with torch.inference_mode():
+        states = [hidden[i][:, -end - 1 : -1] for i, end in zip(some, ends, strict=True)]
+        found = []
+        for index, end, logits in zip(some, ends, read_out(checkpoint, states), strict=True):
+            following = torch.from_numpy(sequences[index][len(sequences[index]) - end :])
+            found.append(torch.nn.functional.cross_entropy(torch.from_numpy(logits), following))
+    return float(torch.stack(found).mean())
 
 
 def _from_store(store: Store) -> list[Tensor]:

@@ -41,10 +41,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The codes of a finished calibration, by tensor name, and its channel scales."""
+    """The codes of a finished calibration, by tensor name, and its channel scales. `nll` is the
+    mean negative log-likelihood of a token of its text, in nats, if that was asked for."""
 
     codes: Mapping[str, Mapping[str, StoredTensor]]
     scales: ChannelScales
+    nll: float | None = None
 
     def has(self, names: Sequence[str]) -> bool:
         """Return whether there are codes for all of `names`."""

@@ -87,6 +87,8 @@ def _graph(recipe: Json) -> Iterator[str]:
     yield "standard ONNX operators only" if standard else "ONNX Runtime's own operators"
     if recipe.get("fuse_gate_up"):
         yield "gate and up projections in one matrix"
+    if recipe.get("cache"):
+        yield f"keys and values kept in {recipe['cache']}"
     if swappable := recipe.get("swappable"):
         yield f"adapters can change {', '.join(swappable)}"
 

@@ -103,8 +103,8 @@ def _rows(
     yield "disk", f"{gigabytes(plan.to_json()['disk_bytes'])} of free space needed"
     yield "time", f"about {seconds:.0f} s on this machine, plus the time to write the package"
     cache = gigabytes(plan.max_length * plan.cache_per_token)
+    kind, each = plan.recipe.cache_type, gigabytes(plan.cache_per_token)
     yield (
         "KV cache",
-        f"{gigabytes(plan.cache_per_token)} per token, {cache} at the default max_length of "
-        f"{plan.max_length:,}",
+        f"{kind}, {each} per token, {cache} at the default max_length of {plan.max_length:,}",
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from llama_onnx.exporter.graph.layers import Linear, RMSNorm
-from llama_onnx.exporter.graph.names import layer_module
+from llama_onnx.exporter.graph.layers import CacheScales, Linear, RMSNorm
+from llama_onnx.exporter.graph.names import KEY_CACHE, VALUE_CACHE, layer_module
 from llama_onnx.exporter.graph.operators import Batch, Dialect, KeyValue, stamp, token_shape
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe
@@ -28,12 +28,18 @@ class Attention(nn.Module):
                 Linear(part, size, hidden, recipe, dialect) for part, size in packed.items()
             )
         self.o_proj = Linear(f"{name}.o_proj", hidden, config.q_size, recipe, dialect)
+        self.int8_cache = recipe.cache is not None
+        if self.int8_cache:
+            self.key_cache, self.value_cache = (
+                CacheScales(f"{name}.{part}", config) for part in (KEY_CACHE, VALUE_CACHE)
+            )
 
     def forward(
         self, op: OpBuilder, x: ir.Value, past: KeyValue, batch: Batch
     ) -> tuple[ir.Value, KeyValue]:
         """Return the output [B, S, H] for x [B, S, H], and the cache with the new positions."""
-        out, present = batch.attend(op, self._project(op, x), past)
+        scales = KeyValue(self.key_cache(op), self.value_cache(op)) if self.int8_cache else None
+        out, present = batch.attend(op, self._project(op, x), past, scales)
         return self.o_proj(op, out), present
 
     def _project(self, op: OpBuilder, x: ir.Value) -> tuple[ir.Value, ...]:

@@ -30,6 +30,13 @@ from llama_onnx.targets.target import Operators
 
 MICROSOFT = "com.microsoft"
 
+INT8_CACHE = {
+    "k_quant_type": "PER_CHANNEL",
+    "v_quant_type": "PER_CHANNEL",
+    "kv_cache_bit_width": 8,
+}
+"""The attributes of GroupQueryAttention with a cache of int8, a scale for each channel."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -65,7 +72,11 @@ class Window:
         return replace(self, tables=tables)
 
     def attend(
-        self, op: OpBuilder, projected: tuple[ir.Value, ...], past: KeyValue
+        self,
+        op: OpBuilder,
+        projected: tuple[ir.Value, ...],
+        past: KeyValue,
+        scales: KeyValue | None = None,
     ) -> tuple[ir.Value, KeyValue]:
         """Grouped-query attention (Ainslie et al., 2023); see `Batch`."""
         config, inner = self.config, self.operators.inner_rotary
@@ -81,12 +92,14 @@ class Window:
             past.value,
             self.places.seqlens_k,
             self.total_sequence_length,
-            *(self.tables if inner else ()),
+            *(self.tables if inner else () if scales is None else (None, None)),
+            *(() if scales is None else (None, None, None, scales.key, scales.value)),
             num_heads=config.num_attention_heads,
             kv_num_heads=config.num_key_value_heads,
             do_rotary=int(inner),
             rotary_interleaved=0,
             **({"local_window_size": config.window} if config.window else {}),
+            **(INT8_CACHE if scales is not None else {}),
             _domain=MICROSOFT,
             _outputs=3,
         )

@@ -14,6 +14,7 @@ from onnxscript import OpBuilder, nn
 
 from llama_onnx.exporter.graph.operators import Dialect, Matrix, stamp, token_shape
 from llama_onnx.exporter.graph.slots import Initializer, Slot
+from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe
 from llama_onnx.exporter.model.storage import Floats, Storage
 from llama_onnx.targets.graph_names import LORA_A, LORA_B, adapter_name
@@ -34,6 +35,21 @@ class Weighted(nn.Module):
         """The slot with its initializers as values."""
         names = [initializer.part for initializer in self.slot.initializers()]
         return Matrix(self.slot, {name: getattr(self, name) for name in names})
+
+
+class CacheScales(Weighted):
+    """The scale of each channel of keys or values in an int8 cache, [num_key_value_heads,
+    head_dim]. They are measured, so the values here are placeholders."""
+
+    weight: nn.Parameter
+
+    def __init__(self, name: str, config: LlamaConfig) -> None:
+        ones = np.ones((config.num_key_value_heads, config.head_dim), np.float32)
+        super().__init__(Slot(name, (), ones.shape, Floats("fp32"), ones))
+
+    def forward(self, op: OpBuilder) -> ir.Value:
+        """Return the scales."""
+        return self.weight
 
 
 class RMSNorm(Weighted):

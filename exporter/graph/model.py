@@ -189,14 +189,15 @@ def build_model(config: LlamaConfig, recipe: Recipe) -> BuiltModel:
     input_ids = builder.input(INPUT_IDS, ir.DataType.INT64, ["batch_size", "sequence_length"])
     mask = builder.input(ATTENTION_MASK, ir.DataType.INT64, ["batch_size", "total_sequence_length"])
     dtype = DATA_TYPES[recipe.activations]
-    past = [_past(builder, config, dtype, index) for index in range(config.num_hidden_layers)]
+    cached = DATA_TYPES[recipe.cache_type]
+    past = [_past(builder, config, cached, index) for index in range(config.num_hidden_layers)]
     logits, present = model(builder.op, input_ids, mask, past)
     length = 1 if recipe.logits == "last" else "sequence_length"
     logits = stamp(logits, "batch_size", length, config.vocab_size, dtype=dtype)
     builder.add_output(logits, LOGITS)
     for index, key_value in enumerate(present):
         for part, value in ((KEY, key_value.key), (VALUE, key_value.value)):
-            stamp(value, *_cache_shape(config, "total_sequence_length"), dtype=dtype)
+            stamp(value, *_cache_shape(config, "total_sequence_length"), dtype=cached)
             builder.add_output(value, present_name(index, part))
     slots = tuple(module.slot for module in model.modules() if isinstance(module, Weighted))
     head = model.lm_head

@@ -51,12 +51,17 @@ class Batch(Protocol):
         [max_position_embeddings, head_dim/2] each."""
 
     def attend(
-        self, op: OpBuilder, projected: tuple[ir.Value, ...], past: KeyValue
+        self,
+        op: OpBuilder,
+        projected: tuple[ir.Value, ...],
+        past: KeyValue,
+        scales: KeyValue | None = None,
     ) -> tuple[ir.Value, KeyValue]:
         """Compute causal attention with rotary embeddings and a cache.
 
         `projected` is query [B, S, num_attention_heads head_dim], key and value, or all three in
-        one matrix. Returns [B, S, num_attention_heads head_dim], and the cache with the new keys
+        one matrix. `scales` are those of an int8 cache, [num_key_value_heads, head_dim] each.
+        Returns [B, S, num_attention_heads head_dim], and the cache with the new keys
         and values appended.
         """
 

@@ -53,9 +53,14 @@ class Masked:
         return replace(self, tables=tables)
 
     def attend(
-        self, op: OpBuilder, projected: tuple[ir.Value, ...], past: KeyValue
+        self,
+        op: OpBuilder,
+        projected: tuple[ir.Value, ...],
+        past: KeyValue,
+        scales: KeyValue | None = None,
     ) -> tuple[ir.Value, KeyValue]:
         """Attention-23, which itself repeats keys and values for groups of queries; see `Batch`."""
+        assert scales is None, "ONNX's Attention has no int8 cache"
         config = self.config
         query, key, value = projected
         out, present_key, present_value = op.Attention(

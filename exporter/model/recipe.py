@@ -13,6 +13,7 @@ from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName, Operators
 
 LogitsMode = Literal["all", "last"]
+CacheMode = Literal["int8"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Recipe:
     `chosen` maps other tensors that are not stored as `linear`, `embedding` and `head` say.
     `quantized_here` is the number of the decoder's other matrices, if there are any such tensors.
     `swappable` are the kinds of matrices (such as `q_proj`) that accept a LoRA adapter at run time,
-    in every layer. `activations` is the type of the values between the `operators`.
+    in every layer. `activations` is the type of the values between the `operators`, and of the
+    keys and values that are kept, unless `cache` is another one.
     """
 
     precision: str
@@ -40,6 +42,12 @@ class Recipe:
     swappable: tuple[str, ...] = ()
     activations: FloatName = "fp32"
     operators: Operators = field(default_factory=Operators)
+    cache: CacheMode | None = None
+
+    @property
+    def cache_type(self) -> FloatName | CacheMode:
+        """The type of the keys and values that are kept."""
+        return self.cache or self.activations
 
     def storage_of(self, tensors: Sequence[str], otherwise: Storage) -> Storage:
         """Return the storage of the matrix made of the rows of `tensors`: that of the source's

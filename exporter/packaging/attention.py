@@ -1,11 +1,13 @@
-"""Which attention operators fit the geometry of a model."""
+"""Which attention operators fit the geometry of a model, and what their cache may be."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.targets.errors import UnsupportedError
+from llama_onnx.exporter.model.recipe import CacheMode, Recipe
+from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.targets.errors import UnsupportedError, UsageError
 from llama_onnx.targets.target import Operators, Target
 
 _ROTARY_HEADS, _HEADS = 16, 8
@@ -44,3 +46,32 @@ def fitting_operators(config: LlamaConfig, target: Target) -> tuple[Operators, t
         f"head_dim {size} is not a multiple of {_HEADS}: ONNX's Attention is used instead of the "
         "fused one (GroupQueryAttention), which takes longer and copies the cache at every step.",
     )
+
+
+def cache_mode(
+    options: Options, recipe: Recipe, target: Target, *, adapters: bool
+) -> CacheMode | None:
+    """Return the type of the cache that `options` ask for; None if it is that of the activations.
+
+    Raises `UsageError` if the attention of `recipe` has no such cache, or if the package keeps
+    `adapters`, which change keys and values after their scales were measured.
+    """
+    if options.kv_cache is None:
+        return None
+    operators = recipe.operators
+    if operators.standard or not operators.int8_cache:
+        raise UsageError(
+            f"a KV cache in {options.kv_cache} is not available for the target {target.name}: "
+            "export for the target cpu, or leave out --kv-cache."
+        )
+    if not operators.fused_attention:
+        raise UsageError(
+            f"a KV cache in {options.kv_cache} needs GroupQueryAttention, which refuses this "
+            "model's heads: leave out --kv-cache."
+        )
+    if adapters:
+        raise UsageError(
+            f"a KV cache in {options.kv_cache} has scales that fit the base, and an adapter "
+            "changes keys and values: merge it, without --keep-adapter, or leave out --kv-cache."
+        )
+    return options.kv_cache

@@ -19,6 +19,7 @@ from llama_onnx.targets.progress import Progress
 
 if TYPE_CHECKING:
     from llama_onnx.exporter.calibration.store import Calibrated
+    from llama_onnx.exporter.formats.tensor import Float32
 
 _EMBEDDING_TENSOR = f"{EMBEDDING}.weight"
 
@@ -42,6 +43,19 @@ class CalibrationRequest:
             "rescales": self.rescales,
             "matrices": len(self.storages),
         }
+
+
+@dataclass(frozen=True)
+class CacheRequest:
+    """The text that the scales of a cache in int8 are measured on (None: the one that is shipped),
+    and how many tokens of it."""
+
+    text: Path | None
+    tokens: int = 2048
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for the manifest and the journal."""
+        return {"text": self.text.name if self.text else None, "tokens": self.tokens}
 
 
 def calibrated_storages(slots: Iterable[Slot], recipe: Recipe, *, tied: bool) -> dict[str, Blocks]:
@@ -73,15 +87,32 @@ def run_calibration(
     the making, which has its tokenizer already."""
     from llama_onnx.exporter.calibration.calibrate import Task, calibrate
     from llama_onnx.exporter.quantize.base import CalibratedQuantizer
-    from llama_onnx.exporter.quantize.calibration_text import calibration_tokens
+    from llama_onnx.exporter.quantize.calibration_text import (
+        calibration_tokens,
+        perplexity_warnings,
+    )
     from llama_onnx.exporter.quantize.registry import get_quantizer
 
     text = calibration_tokens(folder, checkpoint.config, wanted.text, tokens=wanted.tokens)
     quantizer = get_quantizer(quantizer_name)
     assert isinstance(quantizer, CalibratedQuantizer), "only these are calibrated"
     task = Task(checkpoint, quantizer, wanted.storages, wanted.rescales)
-    found = calibrate(task, text.sequences, folder / CALIBRATION_FOLDER, workers, progress)
-    return found, text.warnings
+    place, unknown = folder / CALIBRATION_FOLDER, text.letters_per_token is not None
+    found = calibrate(task, text.sequences, place, workers, progress, likelihood=unknown)
+    return found, (*text.warnings, *perplexity_warnings(text, found.nll))
+
+
+def measure_cache(
+    checkpoint: Checkpoint, wanted: CacheRequest, folder: Path, progress: Progress
+) -> tuple[Mapping[str, Float32], tuple[str, ...]]:
+    """Return the scales of a cache in int8 by the names of their slots, and warnings for people.
+    `checkpoint` has the weights of the package, channel scales included."""
+    from llama_onnx.exporter.calibration.cache import cache_scales
+    from llama_onnx.exporter.quantize.calibration_text import calibration_tokens
+
+    text = calibration_tokens(folder, checkpoint.config, wanted.text, tokens=wanted.tokens)
+    file = folder / CALIBRATION_FOLDER / "cache.safetensors"
+    return cache_scales(checkpoint, text.sequences, file, progress), text.warnings
 
 
 def remove_calibration(folder: Path) -> None:

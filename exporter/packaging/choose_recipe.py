@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.config import MATRICES
 from llama_onnx.exporter.model.recipe import Recipe, make_recipe
-from llama_onnx.exporter.packaging.attention import fitting_operators
+from llama_onnx.exporter.packaging.attention import cache_mode, fitting_operators
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.quantize.registry import CALIBRATED, DEFAULT_QUANTIZERS, get_quantizer
 from llama_onnx.exporter.quantize.source_codes import (
@@ -87,6 +87,7 @@ def _resolved(
             f"adapters can be kept beside the base only on targets with fp32 activations and ONNX "
             f"Runtime's own operators, not on {target.name}: merge them, without --keep-adapter."
         )
+    recipe = replace(recipe, cache=cache_mode(options, recipe, target, adapters=adapters))
     recipe = keep_source_codes(checkpoint, recipe, _chosen_storages(options))
     again = describe_second_rounding(checkpoint, recipe)
     return recipe, (*slower, *((again,) if again else ()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +16,15 @@ import onnx_ir as ir
 from llama_onnx.exporter.calibration.store import Calibrated
 from llama_onnx.exporter.checkpoints.folded import FoldedCheckpoint, write_channel_scales
 from llama_onnx.exporter.checkpoints.lora import tokenizer_home
+from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.graph.layout import PlacedSlot
 from llama_onnx.exporter.graph.model import BuiltModel
 from llama_onnx.exporter.model.checkpoint import Checkpoint
-from llama_onnx.exporter.packaging.calibrating import remove_calibration, run_calibration
+from llama_onnx.exporter.packaging.calibrating import (
+    measure_cache,
+    remove_calibration,
+    run_calibration,
+)
 from llama_onnx.exporter.packaging.genai_config import check_search, genai_config
 from llama_onnx.exporter.packaging.job import Job
 from llama_onnx.exporter.packaging.journal import (
@@ -62,11 +67,13 @@ def compile_package(job: Job, *, resuming: bool) -> Compiled:
     warnings = _write_small_files(job)
     started = time.perf_counter()
     calibrated, notes = _calibrate(job)
+    measured, more = _measure_cache(job, calibrated)
+    notes = tuple(dict.fromkeys((*notes, *more)))
     with DataWriter(job.folder, DATA_FILE) as writer:
         total = job.plan.data_bytes
         writer.recover(entries, lambda n: job.progress.update("checking", n, total, "bytes"))
         resumed = writer.position
-        _write_slots(writer, job, calibrated)
+        _write_slots(writer, job, calibrated, measured)
         job.progress.step("flushing to disk")
         writer.sync()
         data_sha256 = writer.sha256()
@@ -98,18 +105,35 @@ def _calibrate(job: Job) -> tuple[Calibrated | None, tuple[str, ...]]:
     return calibrated, warnings
 
 
-def _write_slots(writer: DataWriter, job: Job, calibrated: Calibrated | None) -> None:
+def _measure_cache(
+    job: Job, calibrated: Calibrated | None
+) -> tuple[Mapping[str, Float32], tuple[str, ...]]:
+    """Return the scales of a cache in int8, by the names of their slots, and warnings."""
+    if job.plan.cache is None:
+        return {}, ()
+    folded = _folded(job.checkpoint, calibrated)
+    return measure_cache(folded, job.plan.cache, job.folder, job.progress)
+
+
+def _folded(checkpoint: Checkpoint, calibrated: Calibrated | None) -> Checkpoint:
+    return checkpoint if calibrated is None else FoldedCheckpoint(checkpoint, calibrated.scales)
+
+
+def _write_slots(
+    writer: DataWriter, job: Job, calibrated: Calibrated | None, measured: Mapping[str, Float32]
+) -> None:
     done = set(writer.finished)
-    folded: Checkpoint = job.checkpoint
-    if calibrated is not None:
-        folded = FoldedCheckpoint(job.checkpoint, calibrated.scales)
+    folded = _folded(job.checkpoint, calibrated)
     quantize = plain_quantizer(job.plan.recipe.quantizer).quantize
     with ThreadPoolExecutor(job.workers) as pool:
         for placed in job.plan.placed:
-            if placed.slot.name not in done:
+            slot = placed.slot
+            if slot.name not in done:
+                if slot.name in measured:
+                    slot = replace(slot, table=measured[slot.name])
                 # What keeps the source's codes was not rescaled.
-                source = job.checkpoint if placed.slot.keeps_codes else folded
-                arrays = slot_arrays(placed.slot, source, quantize, pool, job.workers, calibrated)
+                source = job.checkpoint if slot.keeps_codes else folded
+                arrays = slot_arrays(slot, source, quantize, pool, job.workers, calibrated)
                 _write_slot(writer, placed, job, arrays)
 
 
@@ -135,10 +159,9 @@ def _write_small_files(job: Job) -> tuple[str, ...]:
     config = checkpoint.config
     (folder / MODEL_FILE).write_bytes(_serialize(job.plan.built))
     search = check_search(checkpoint.search_defaults(), str(checkpoint.path))
-    activations = job.plan.recipe.activations
     shared = job.target.session.shared_buffer and job.plan.recipe.operators.fused_attention
     session = replace(job.target.session, shared_buffer=shared)
-    settings = genai_config(config, search, session, MODEL_FILE, activations)
+    settings = genai_config(config, search, session, MODEL_FILE, job.plan.recipe.cache_type)
     _write_json(folder / "genai_config.json", settings)
     _write_json(folder / "config.json", config.to_huggingface())
     tokenizer = _write_tokenizer(job) if job.tokenizer else []

@@ -12,6 +12,8 @@ from llama_onnx.targets.errors import UsageError
 def check_effect(explicit: Collection[str], recipe: Recipe) -> None:
     """Raise `UsageError` if one of `explicit`, names of fields of `Options`, has no effect on a
     package made with `recipe`."""
+    if recipe.cache is not None:  # which is calibrated too
+        explicit = set(explicit) - {"calibration"}
     multiplied = _quantized(recipe.linear.name, recipe.head.name)
     if "accuracy_level" in explicit and not multiplied:
         raise UsageError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.dtypes import DTYPES
+from llama_onnx.exporter.model.recipe import CacheMode
 from llama_onnx.runtime.llama.sampling import RULES, genai_values
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.genai_settings import LOG_ID, MODEL_TYPE
@@ -26,14 +27,15 @@ CACHE_BUDGET = 1 << 30
 """genai allocates the cache for `max_length` up front: by default at most 1 GiB."""
 
 
-def cache_bytes_per_token(config: LlamaConfig, activations: FloatName = "fp32") -> int:
+def cache_bytes_per_token(config: LlamaConfig, cache_type: FloatName | CacheMode = "fp32") -> int:
     """Return the bytes that keys and values of one position take in all layers."""
-    return 2 * DTYPES[activations].itemsize * config.num_hidden_layers * config.kv_size
+    size = 1 if cache_type == "int8" else DTYPES[cache_type].itemsize
+    return 2 * size * config.num_hidden_layers * config.kv_size
 
 
-def default_max_length(config: LlamaConfig, activations: FloatName = "fp32") -> int:
+def default_max_length(config: LlamaConfig, cache_type: FloatName | CacheMode = "fp32") -> int:
     """Return the context, or the largest power of two, 256 or more, that fits `CACHE_BUDGET`."""
-    fitting = max(256, CACHE_BUDGET // cache_bytes_per_token(config, activations))
+    fitting = max(256, CACHE_BUDGET // cache_bytes_per_token(config, cache_type))
     if fitting >= config.max_position_embeddings:
         return config.max_position_embeddings
     return 1 << (fitting.bit_length() - 1)
@@ -44,7 +46,7 @@ def genai_config(
     search: dict[str, Any],
     session: Session,
     model_file: str,
-    activations: FloatName = "fp32",
+    cache_type: FloatName | CacheMode = "fp32",
 ) -> dict[str, Any]:
     """Return the content of genai_config.json. `search` has the model's own sampling defaults."""
     provider = session.provider
@@ -85,7 +87,7 @@ def genai_config(
         model["bos_token_id"] = config.bos_token_id
     defaults: dict[str, Any] = {
         "do_sample": False,
-        "max_length": default_max_length(config, activations),
+        "max_length": default_max_length(config, cache_type),
         "min_length": 0,
         "num_beams": 1,
         "num_return_sequences": 1,

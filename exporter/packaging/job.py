@@ -10,6 +10,7 @@ from typing import Any
 from llama_onnx.exporter.formats.tensor import file_fingerprint
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.adapters import KeptAdapter
+from llama_onnx.exporter.packaging.calibrating import CacheRequest, CalibrationRequest
 from llama_onnx.exporter.packaging.plan import Plan
 from llama_onnx.targets.progress import Progress
 from llama_onnx.targets.target import Target
@@ -33,8 +34,8 @@ class Job:
     progress: Progress
     tokenizer: bool = True
 
-    def _calibration(self) -> dict[str, Any] | None:
-        wanted = self.plan.calibration
+    def _read(self, wanted: CalibrationRequest | CacheRequest | None) -> dict[str, Any] | None:
+        """Return what is asked of a calibration, and the state of the text's file."""
         if wanted is None:
             return None
         text = file_fingerprint([wanted.text]) if wanted.text else {}
@@ -50,5 +51,6 @@ class Job:
             "options": self.plan.recipe.to_json(),
             "config": asdict(self.checkpoint.config),
             "tokenizer": self.tokenizer,
-            "calibration": self._calibration(),
+            "calibration": self._read(self.plan.calibration),
+            **({"kv_cache": self._read(self.plan.cache)} if self.plan.cache else {}),
         }

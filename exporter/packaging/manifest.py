@@ -26,6 +26,7 @@ def manifest_content(job: Job) -> dict[str, Any]:
         "precision": plan.recipe.precision,
         "recipe": plan.recipe.to_json(),
         "calibration": plan.calibration.to_json() if plan.calibration else None,
+        **({"kv_cache": plan.cache.to_json()} if plan.cache else {}),
         "source": _source(job),
         "adapters": {adapter.name: adapter.describe() for adapter in job.kept},
         "config": asdict(job.checkpoint.config),

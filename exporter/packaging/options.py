@@ -12,7 +12,7 @@ from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName
 
 if TYPE_CHECKING:
-    from llama_onnx.exporter.model.recipe import LogitsMode
+    from llama_onnx.exporter.model.recipe import CacheMode, LogitsMode
 
 STORAGES = ("fp32", "fp16", "bf16", "int8", "int4")
 
@@ -127,6 +127,15 @@ class Options:
         ),
     )
 
+    kv_cache: CacheMode | None = field(
+        default=None,
+        metadata=_metadata(
+            "How keys and values are kept: int8 takes a quarter of the memory, is slower, and "
+            "rounds; its scales are measured on the calibration's text.",
+            choices=("int8",),
+            otherwise="the type of the activations",
+        ),
+    )
     context: int | None = field(
         default=None,
         metadata=_metadata(

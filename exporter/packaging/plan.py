@@ -23,7 +23,11 @@ from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_t
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe, check_storages
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
-from llama_onnx.exporter.packaging.calibrating import CalibrationRequest, calibrated_storages
+from llama_onnx.exporter.packaging.calibrating import (
+    CacheRequest,
+    CalibrationRequest,
+    calibrated_storages,
+)
 from llama_onnx.exporter.packaging.choose_recipe import choose_recipe
 from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
@@ -73,6 +77,7 @@ class Plan:
     structure: Structure | None = None
     tokenizer: str | None = None
     calibration: CalibrationRequest | None = None
+    cache: CacheRequest | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -143,13 +148,14 @@ def make_plan(
         source_bytes=sum(checkpoint.tensor(name).nbytes for name in config.tensor_shapes()),
         parameters=config.num_parameters(),
         peak_memory=_peak_memory(placed, workers, kept) + _read_whole(checkpoint, built),
-        cache_per_token=cache_bytes_per_token(config, recipe.activations),
-        max_length=default_max_length(config, recipe.activations),
+        cache_per_token=cache_bytes_per_token(config, recipe.cache_type),
+        max_length=default_max_length(config, recipe.cache_type),
         quantized=_quantization(checkpoint, recipe),
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
         structure=check_structure(built.ir, target),
         tokenizer=tokenizer,
         calibration=calibration,
+        cache=CacheRequest(calibration_text(options)) if recipe.cache else None,
         warnings=(
             *chosen.warnings,
             *checkpoint.warnings(),
@@ -178,10 +184,15 @@ def _calibration(
         return None
     from llama_onnx.exporter.quantize.calibration_text import default_tokens
 
-    text = Path(options.calibration) if options.calibration else None
+    text = calibration_text(options)
     tokens = options.calibration_tokens or default_tokens(config)
     # An adapter that is swapped at run time was trained on the channels as they were.
     return CalibrationRequest(storages, text, tokens, rescales=not kept)
+
+
+def calibration_text(options: Options) -> Path | None:
+    """Return the file that the user calibrates on; None for the one that is shipped."""
+    return Path(options.calibration) if options.calibration else None
 
 
 def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.quantize.documents import Document, Documents, read_documents
 from llama_onnx.runtime.llama.template import read_template
-from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
+from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder, open_tokenizer
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.printable import printable
 
@@ -33,6 +33,11 @@ LENGTH = 512
 LEAST = 1024
 """Fewest tokens: from fewer, the statistics of most channels are noise."""
 
+_MOST_NATS = 1.2
+"""Between what SmolLM2-135M takes for a letter of English and code (0.4 to 1.0), and of languages
+that it does not know (1.4 to 2.5), random words and digits (2.1)."""
+_FIRST_CJK = "\u2e80"
+
 _USUAL = 16 * LENGTH
 _CHARACTERS = 16  # Llama's vocabularies have 2 to 5 characters a token
 
@@ -40,12 +45,14 @@ _CHARACTERS = 16  # Llama's vocabularies have 2 to 5 characters a token
 @dataclass(frozen=True)
 class Calibration:
     """Token ids [S] of each sequence, the name and sha256 of the file they are from, and warnings
-    for people."""
+    for people. `letters_per_token` is None for a text that needs no look at its perplexity: ours,
+    and token ids."""
 
     sequences: tuple[Ids, ...]
     name: str
     sha256: str
     warnings: tuple[str, ...] = ()
+    letters_per_token: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -100,7 +107,30 @@ def calibration_tokens(
     warnings = reader.warnings()
     if len(rows) < count:
         warnings += (_short(name, available, count * length, config),)
-    return Calibration(tuple(rows), name, found.sha256, warnings)
+    letters = None if source is None or reader.encoder is None else _letters(folder, rows)
+    return Calibration(tuple(rows), name, found.sha256, warnings, letters)
+
+
+def perplexity_warnings(calibration: Calibration, nll: float | None) -> tuple[str, ...]:
+    """Return a warning if the model hardly predicts the text of `calibration`: `nll` is the mean
+    negative log-likelihood of a token, in nats; None if it is not known."""
+    letters = calibration.letters_per_token
+    if nll is None or letters is None or not nll > _MOST_NATS * letters:
+        return ()
+    return (
+        f"{calibration.name}: the model predicts this text badly ({nll / letters:.1f} nats a "
+        f"letter; up to {_MOST_NATS:g} are usual), as if it were in a language or of a kind that "
+        "it does not know: calibrate on text like that which it will read.",
+    )
+
+
+def _letters(folder: Path, rows: Sequence[Ids]) -> float:
+    """Return how many letters a token has. One of Chinese, Japanese or Korean counts as three,
+    since it says as much."""
+    tokenizer, some = open_tokenizer(folder), rows[:: max(1, len(rows) // 4)]
+    text = "".join(tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in some)
+    letters = len(text) + 2 * sum(letter >= _FIRST_CJK for letter in text)
+    return max(letters, 1) / sum(map(len, some))
 
 
 def _short(name: str, available: int, wanted: int, config: LlamaConfig) -> str:

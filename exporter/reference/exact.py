@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from llama_onnx.exporter.graph.fused import INT8_CACHE
 from llama_onnx.exporter.graph.names import COS_CACHE, SIN_CACHE, initializer_name, scope_of
 from llama_onnx.exporter.graph.rotary import rotary_tables
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.storage import WEIGHT
 
 _FP32_ARITHMETIC = 1  # MatMulNBits' accuracy_level; 4 rounds activations to int8 blocks
+_PAST, _CACHE_SCALES = (3, 4), (12, 13)  # inputs of GroupQueryAttention
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _TABLES = tuple(initializer_name(module, WEIGHT) for module in (COS_CACHE, SIN_CACHE))
 
@@ -27,6 +29,8 @@ def compute_in_float32(model: ir.Model, config: LlamaConfig) -> None:
     for node in model.graph:
         if node.op_type == "MatMulNBits":
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FP32_ARITHMETIC)
+        if node.op_type == "GroupQueryAttention" and INT8_CACHE.keys() <= node.attributes.keys():
+            _widen_cache(node)
     if not any(value.dtype in _HALF for value in model.graph.outputs):
         return
     for name, table in zip(_TABLES, rotary_tables(config), strict=True):
@@ -44,6 +48,17 @@ def compute_in_float32(model: ir.Model, config: LlamaConfig) -> None:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
         for value in node.outputs:
             _retype(value)
+
+
+def _widen_cache(node: ir.Node) -> None:
+    """Let an attention keep keys and values in float32, not in int8."""
+    for name in INT8_CACHE:
+        del node.attributes[name]
+    for index in _CACHE_SCALES:
+        node.replace_input_with(index, None)
+    for value in (*(node.inputs[index] for index in _PAST), *node.outputs[1:3]):
+        assert value is not None, "an attention with a cache"
+        value.type = ir.TensorType(ir.DataType.FLOAT)
 
 
 def _widen(value: ir.Value) -> None:

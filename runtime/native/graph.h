@@ -325,15 +325,21 @@ static bool graph_unique(graph *self, graph_names *list, const char *kind) {
 static bool graph_attribute(graph *self, const graph_field *field) {
     graph_message message;
     graph_field inner;
+    graph_span text;
     uint64_t type = 0;
-    /* Without 4 (text), 5 (a tensor), 6 (a graph) and their lists: no operator above has one. */
-    uint32_t once = FIELD(1) | FIELD(2) | FIELD(3) | FIELD(13) | FIELD(20);
+    /* Without 5 (a tensor), 6 (a graph) and lists of texts: no operator above has one. */
+    uint32_t once = FIELD(1) | FIELD(2) | FIELD(3) | FIELD(4) | FIELD(13) | FIELD(20);
     if (!graph_enter(self, field, "attribute", once, FIELD(7) | FIELD(8), &message)) return false;
     message.fixed = true;
     while (graph_next(self, &message, &inner)) {
         if (inner.number == 20) graph_number(self, &inner, &type);
+        if (inner.number != 4 || !graph_text(self, &inner, &text)) continue;
+        if (!span_is(text, "PER_CHANNEL")) { /* of a cache in int8 */
+            return graph_wrong(self, "has an attribute with a text that no export writes");
+        }
     }
-    if (!self->wrong && type != 1 && type != 2 && type != 7) { /* float, int, ints */
+    if (!self->wrong && type != 1 && type != 2 && type != 3 && type != 7) {
+        /* float, int, text, ints */
         graph_wrong(self, "has an attribute of a type that no export writes");
     }
     return !self->wrong;

@@ -66,6 +66,7 @@ def written_graphs(folder: Path) -> Iterator[tuple[str, tuple[bytes, int]]]:
                 yield build(f"{name} tied", tied, target, options)
     for precision in TARGETS["cpu"].graph.precisions:
         yield build(f"lora {precision}", source, TARGETS["cpu"], Options(precision), lora)
+    yield build("int8 cache", source, TARGETS["cpu"], Options("int4", kv_cache="int8"))
     for name, storage in storages.FORMS.items():
         with storages.storing(storages.everywhere(storage)):
             yield build(name, source, TARGETS["cpu"], Options("int4"))

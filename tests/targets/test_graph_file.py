@@ -125,3 +125,19 @@ def test_nothing_else_works_on_weights_alone(name: str) -> None:
     content, size = folded_graph(*parts)
     with pytest.raises(GraphError, match=wrong):
         check_graph(content, DATA_FILE, size)
+
+
+def test_an_attribute_has_no_other_text_than_the_exporter_writes(
+    graphs: dict[str, tuple[bytes, int]],
+) -> None:
+    content, size = graphs["int8 cache"]
+    check_graph(content, DATA_FILE, size)
+    model = onnx.ModelProto.FromString(content)
+    node = next(n for n in model.graph.node if n.op_type == "GroupQueryAttention")
+    attribute = next(a for a in node.attribute if a.name == "k_quant_type")
+    attribute.s = b"PER_TENSOR"
+    with pytest.raises(GraphError, match="an attribute with a text that no export writes"):
+        check_graph(model.SerializeToString(), DATA_FILE, size)
+    attribute.s, attribute.strings[:] = b"PER_CHANNEL", [b"PER_CHANNEL"]
+    with pytest.raises(GraphError, match="has field 9 of ONNX's attribute"):
+        check_graph(model.SerializeToString(), DATA_FILE, size)

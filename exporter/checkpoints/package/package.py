@@ -167,9 +167,9 @@ def load_model(package: Path) -> onnx.ModelProto:
 
 
 def _activations(graph: onnx.GraphProto) -> str:
-    """Return the type of the logits if it is a half precision, else the type that MatMulNBits'
-    accuracy_level allows: int8 for 4, half precision for 2 and 3, fp32 for 1. ONNX Runtime fuses a
-    DequantizeLinear before a MatMul into a MatMulNBits of level 4."""
+    """Return the type of the logits if it is a half precision, int8 if the cache is, else the type
+    that MatMulNBits' accuracy_level allows: int8 for 4, half precision for 2 and 3, fp32 for 1.
+    ONNX Runtime fuses a DequantizeLinear before a MatMul into a MatMulNBits of level 4."""
     logits = next(value for value in graph.output if value.name == LOGITS)
     half = _HALF.get(logits.type.tensor_type.elem_type)
     if half is not None:
@@ -177,6 +177,8 @@ def _activations(graph: onnx.GraphProto) -> str:
     multiplied = {name for node in graph.node if node.op_type == "MatMul" for name in node.input}
     if any(n.op_type == "DequantizeLinear" and n.output[0] in multiplied for n in graph.node):
         return "int8"
+    if any(a.name == "kv_cache_bit_width" for n in graph.node for a in n.attribute):
+        return "int8"  # keys and values are rounded
     levels = (a.i for n in graph.node for a in n.attribute if a.name == "accuracy_level")
     return {4: "int8", 3: "bf16", 2: "fp16"}.get(max(levels, default=1), "fp32")
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 
+from llama_onnx.exporter.calibration.calibrate import mean_nll
 from llama_onnx.exporter.quantize import calibration_text
 from llama_onnx.exporter.quantize.calibration_text import (
     LEAST,
@@ -26,10 +28,13 @@ from llama_onnx.exporter.quantize.calibration_text import (
     calibration_tokens,
     default_tokens,
     document_rows,
+    perplexity_warnings,
     spread_order,
     text_rows,
 )
 from llama_onnx.exporter.quantize.documents import Document, read_documents
+from llama_onnx.exporter.reference.walk import walk_layers
+from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.errors import LlamaOnnxError, UsageError
 from tests.support import tiny
 
@@ -389,6 +394,39 @@ def test_a_model_without_tokenizer_is_told_what_to_do(tmp_path: Path) -> None:
 def test_ids_beyond_the_vocabulary_are_refused(folder: Path) -> None:
     with pytest.raises(LlamaOnnxError, match="encodes a text to the id"):
         calibration_tokens(folder, replace(CONFIG, vocab_size=200))
+
+
+def test_the_letters_of_a_token_are_counted(folder: Path) -> None:
+    for text, weight in ((prose(2000), 1), ("茶" * 3000, 3)):
+        (folder / "text.txt").write_text(text, encoding="utf-8")
+        found = calibrate(folder, folder / "text.txt")
+        read = "".join(decode(folder, row) for row in found.sequences)
+        assert found.letters_per_token == pytest.approx(weight * len(read) / found.tokens, rel=0.02)
+    assert calibrate(folder, None).letters_per_token is None
+
+
+def test_a_text_that_the_model_predicts_badly_is_a_warning() -> None:
+    english = Calibration((), "a.txt", "", letters_per_token=4.0)
+    assert perplexity_warnings(english, 3.5) == perplexity_warnings(english, None) == ()
+    (warning,) = perplexity_warnings(english, 6.0)
+    assert warning.startswith("a.txt: the model predicts this text badly (1.5 nats a letter")
+    assert perplexity_warnings(replace(english, letters_per_token=None), 6.0) == ()
+
+
+def test_the_likelihood_is_that_of_transformers(tmp_path: Path) -> None:
+    source = tiny.write_huggingface(tmp_path / "source")
+    ids = [np.arange(3 + n, 83 + n) for n in range(4)]
+    model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
+    checkpoint = open_checkpoint(source)
+    *_, (_, hidden), _ = walk_layers(checkpoint, ids)
+    losses = []
+    for row in ids:
+        labels = torch.from_numpy(row)[None].clone()
+        labels[:, :-64] = -100  # the last 64 tokens are predicted
+        with torch.inference_mode():
+            losses.append(model(torch.from_numpy(row)[None], labels=labels).loss.item())
+    states = [torch.from_numpy(state)[None] for state in hidden]
+    assert mean_nll(checkpoint, ids, states) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_the_text_is_in_the_wheel() -> None:
