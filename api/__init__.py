@@ -109,7 +109,9 @@ def plan(
     precision: str | None = None,
     activations: FloatName | None = None,
     block_size: int = 32,
-    quantizer: str = "rtn",
+    quantizer: str | None = None,
+    calibration: str | None = None,
+    calibration_tokens: int | None = None,
     embedding: str | None = None,
     head: str | None = None,
     accuracy_level: int | None = None,
@@ -128,7 +130,12 @@ def plan(
             a GPTQ or AWQ source, else the target's default.
         activations: "fp32", "fp16" or "bf16" between the operators. None: the target decides.
         block_size: Values that share one scale in a quantized matrix.
-        quantizer: How codes are chosen; "rtn" rounds to nearest.
+        quantizer: How codes are chosen: "rtn", "awq" or "gptq". None: "awq" for int4 if the model
+            has a tokenizer, else "rtn".
+        calibration: Text file, or JSONL of conversations, that awq and gptq read with the model.
+            None: a text that llama-onnx ships.
+        calibration_tokens: How many tokens of it. None: 8192, or as many as the widest matrix has
+            channels.
         embedding: How the embedding is stored. None: int8 with int4, else `precision`.
         head: How the output head is stored. None: `precision`, or like the embedding if tied.
         accuracy_level: 1 multiplies quantized matrices in fp32, 4 in int8. None: the target's.
@@ -167,7 +174,9 @@ def export(
     precision: str | None = None,
     activations: FloatName | None = None,
     block_size: int = 32,
-    quantizer: str = "rtn",
+    quantizer: str | None = None,
+    calibration: str | None = None,
+    calibration_tokens: int | None = None,
     embedding: str | None = None,
     head: str | None = None,
     accuracy_level: int | None = None,

@@ -27,7 +27,7 @@ from llama_onnx.exporter.quantize.ranges import (
     search_grid,
 )
 
-ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+ALPHAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 """Exponents to try: 0 looks at the weights alone."""
 
 SAMPLE = 256

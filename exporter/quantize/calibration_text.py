@@ -260,10 +260,8 @@ def spread_order(count: int) -> list[int]:
     >>> spread_order(8)
     [0, 5, 2, 7, 4, 1, 6, 3]
     """
-    step = max(round(count * (math.sqrt(5) - 1) / 2), 1)  # the golden ratio
-    while math.gcd(step, count) != 1:
-        step += 1
-    return [index * step % count for index in range(count)]
+    golden = (math.sqrt(5) - 1) / 2  # whose multiples fill the unit interval most evenly
+    return sorted(range(count), key=lambda index: index * golden % 1)
 
 
 def _cut(ids: Ids, start: Ids, length: int) -> list[Ids]:

@@ -39,7 +39,7 @@ QUANTIZERS: Mapping[str, Callable[[], Quantizer | CalibratedQuantizer]] = {
 }
 """Name -> function that returns a new quantizer."""
 
-DEFAULT_QUANTIZERS: Mapping[str, str] = {}
+DEFAULT_QUANTIZERS: Mapping[str, str] = {"int4": "awq"}
 """Precision -> quantizer, where it is not `rtn`."""
 
 CALIBRATED = ("awq", "gptq")
