@@ -44,10 +44,19 @@ _SEED = 0
 _SEQUENCES = 4  # whose logits are in memory at a time
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the backward pass saw of one matrix with K inputs: |g|^2 for each token, `tokens` [T];
+    the means over tokens of x_k^2, `squares` [K], and of |g|^2 x_k^2, `weighted` [K]."""
+
+    tokens: Float32
+    squares: Float32
+    weighted: Float32
+
+
 @dataclass
 class Watched:
-    """What the backward pass saw of one matrix with K inputs: for each token |g|^2, in `tokens` [T];
-    the means of x_k^2 in `squares` [K] and of |g|^2 x_k^2 in `weighted` [K]."""
+    """Adds up what `Seen` holds, a sequence of tokens at a time."""
 
     squares: npt.NDArray[np.float64]
     weighted: npt.NDArray[np.float64]
@@ -66,13 +75,17 @@ class Watched:
         self.squares += squares.sum(axis=0)
         self.weighted += weights.astype(np.float64) @ squares
 
+    def seen(self) -> Seen:
+        """Return the means."""
+        tokens = np.concatenate(self.tokens)
+        means = (part / len(tokens) for part in (self.squares, self.weighted))
+        return Seen(tokens, *(mean.astype(np.float32) for mean in means))
+
 
 @dataclass(frozen=True)
 class Backward:
-    """The sequences of a text on their way back through a model, with what is on disk in `folder`.
-
-    `gradient` is that with regard to the hidden states [1, S, H] after the layer that is next.
-    """
+    """The `sequences` of a text on their way through a model and back, with hidden states on disk
+    in `folder`."""
 
     checkpoint: Checkpoint
     sequences: Sequence[Ids]
@@ -104,10 +117,10 @@ class Backward:
                 )
             self._save(index + 1, hidden)
 
-    def head(self) -> tuple[list[Tensor], Watched]:
-        """Return the gradients with regard to the last layer's hidden states, and what the head
-        saw."""
-        watched = Watched.of(self.config.hidden_size)
+    def head(self) -> tuple[list[Tensor], Seen, Float32]:
+        """Return the gradients with regard to the last layer's hidden states, what the head saw,
+        and the mean over tokens of p (1 - p) for each row of the head [V]."""
+        watched, chances = Watched.of(self.config.hidden_size), torch.zeros(self.config.vocab_size)
         generator = torch.Generator().manual_seed(_SEED)
         states = self._load(self.config.num_hidden_layers)
         found: list[Tensor] = []
@@ -115,16 +128,19 @@ class Backward:
             part = [x.requires_grad_() for x in states[start : start + _SEQUENCES]]
             normed = final_norm(self.checkpoint, part)
             flat = torch.cat([x.detach() for x in normed])
-            gradients, squares = _of_prediction(self.checkpoint, flat, generator)
+            gradients, squares = _of_prediction(self.checkpoint, flat, generator, chances)
             watched.tokens.append(squares.numpy())
             inputs = np.square(flat.numpy(), dtype=np.float64)
             watched.squares += inputs.sum(axis=0)
             watched.weighted += squares.numpy().astype(np.float64) @ inputs
             split = gradients.split([len(x) for x in normed])
             found += torch.autograd.grad(normed, part, split)
-        return found, watched
+        seen = watched.seen()
+        return found, seen, (chances / len(seen.tokens)).numpy()
 
-    def layer(self, index: int, gradients: list[Tensor]) -> tuple[list[Tensor], dict[str, Watched]]:
+    def layer(
+        self, index: int, gradients: Sequence[Tensor]
+    ) -> tuple[list[Tensor], dict[str, Seen]]:
         """Return the gradients with regard to the states before layer `index`, given those after
         it, and what each of its matrices saw."""
         layer = next(decoder_layers(self.checkpoint, index))
@@ -139,11 +155,7 @@ class Backward:
                 x.requires_grad_()
                 y = advance(layer, rotary, x, self._mask(x))
                 before += torch.autograd.grad(y, x, gradient)
-        return before, watched
-
-    def forget(self, index: int) -> None:
-        """Remove the states after layer `index`, which are no longer needed."""
-        self._states(index + 1).unlink(missing_ok=True)
+        return before, {name: one.seen() for name, one in watched.items()}
 
     def _mask(self, x: Tensor) -> Tensor | None:
         return window_mask(self.config, x.shape[1])
@@ -163,12 +175,16 @@ class Backward:
 
 
 def _of_prediction(
-    checkpoint: Checkpoint, normed: Tensor, generator: torch.Generator
+    checkpoint: Checkpoint, normed: Tensor, generator: torch.Generator, chances: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return, for the states `normed` [S, H] that the head reads, the gradient of -log p(y) for y
-    drawn from p, [S, H], and the square of that with regard to the logits, [S]."""
+    drawn from p, [S, H], and the square of that with regard to the logits, [S]. p (1 - p) is added
+    to `chances` [V]."""
     logits = torch.cat([normed @ part.T for part in head_chunks(checkpoint)], dim=1)
     gradient = logits.softmax(dim=-1)
+    del logits
+    for p in gradient:
+        chances += p - p.square()
     drawn = torch.multinomial(gradient, 1, generator=generator)  # [S, 1]
     gradient.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=gradient.dtype))
     back, start = torch.zeros_like(normed), 0

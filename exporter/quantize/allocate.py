@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from llama_onnx.exporter.model.storage import RowBlocks
 
@@ -108,7 +109,7 @@ def _steps(units: Sequence[Unit]) -> list[_Step]:
     found = []
     for unit in units:
         on_hull = hull(unit.choices)
-        for before, after in zip(on_hull, on_hull[1:], strict=False):
+        for before, after in pairwise(on_hull):
             nbytes = after.nbytes - before.nbytes
             found.append(_Step(unit.name, after, nbytes, _slope(before, after)))
     # A stable sort: the steps of one unit stay in order, since gains fall along its hull.

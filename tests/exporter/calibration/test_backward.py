@@ -36,7 +36,7 @@ def test_it_is_the_gradient_of_the_whole_model(tmp_path: Path, config: LlamaConf
     model = whole_model(config, tensors).requires_grad_(True)
     found = backward(tmp_path, config, tensors)
     found.forward()
-    gradients, head = found.head()
+    gradients, head, chances = found.head()
     watched = {}
     for index in reversed(range(config.num_hidden_layers)):
         gradients, seen = found.layer(index, gradients)
@@ -60,15 +60,17 @@ def test_it_is_the_gradient_of_the_whole_model(tmp_path: Path, config: LlamaConf
         logits.append(model(inputs_embeds=embedded).logits[0])
     whole = torch.cat(logits)
     drawn = torch.multinomial(whole.detach().softmax(-1), 1, generator=generator)[:, 0]
+    p = whole.detach().softmax(-1)
+    np.testing.assert_allclose(chances, (p - p**2).mean(0), rtol=1e-3)
     torch.nn.functional.cross_entropy(whole, drawn, reduction="sum").backward()
     for got, embedded in zip(gradients, embeddings, strict=True):
         torch.testing.assert_close(got, embedded.grad, rtol=1e-3, atol=1e-5)
     for name, one in {**watched, "lm_head": head}.items():
         squares = torch.cat([x.grad[0].square().sum(-1) for x in outputs[name]])
         read = torch.cat(inputs[name])
-        np.testing.assert_allclose(np.concatenate(one.tokens), squares, rtol=2e-3, atol=1e-9)
-        np.testing.assert_allclose(one.squares, read.square().sum(0), rtol=1e-4)
-        expected = (squares[:, None] * read.square()).sum(0)
+        np.testing.assert_allclose(one.tokens, squares, rtol=2e-3, atol=1e-9)
+        np.testing.assert_allclose(one.squares, read.square().mean(0), rtol=1e-4)
+        expected = (squares[:, None] * read.square()).mean(0)
         np.testing.assert_allclose(one.weighted, expected, rtol=2e-3)
 
 
