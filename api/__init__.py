@@ -236,6 +236,7 @@ def validate(
     tokens: int = 64,
     prompt_tokens: int = 128,
     max_kl: float | None = None,
+    accept_loss: bool = False,
     thorough: bool = False,
     certify: bool = False,
     progress: Progress | None = None,
@@ -251,12 +252,14 @@ def validate(
         tokens: Greedy tokens after each prompt, at least 2.
         prompt_tokens: Maximum tokens of a prompt, at least 1.
         max_kl: Also fail above this mean KL divergence (nats) to the original weights.
+        accept_loss: Accept a loss beyond the limits of fidelity that the package's recipe has.
         thorough: Also run past positions 2047 to 2049 and to the end of the context.
-        certify: If every threshold holds, write the certificate that `verify` replays.
+        certify: If both verdicts allow it, write the certificate that `verify` replays.
         progress: An object with `step(what)` and `update(what, done, total, unit)`. None: silent.
 
     Returns:
-        The report; `passed` is True if every threshold holds, `to_json()` has all figures.
+        The report. `passed` is the verdict on conversion, `fidelity` that on what rounding costs
+        (`fidelity.grade`), `accepted` whether both are good enough; `to_json()` has all figures.
 
     Raises:
         UsageError: The package was made from another model, or cannot be measured with these

@@ -58,6 +58,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also validate the package against SOURCE, and write its certificate into it.",
 )
+@click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="With --prove: accept a loss beyond the limits of fidelity that the recipe has.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     source: Path | HubId,
@@ -72,6 +77,7 @@ def command(
     hash_source: bool,
     no_tokenizer: bool,
     prove: bool,
+    accept_loss: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -83,6 +89,8 @@ def command(
     """
     from llama_onnx.exporter.packaging.export import export_package
 
+    if accept_loss and not prove:
+        raise UsageError("--accept-loss is about what --prove measures: pass --prove too.")
     if add:
         raise UsageError(f"export makes new packages: use {_adapter_add(source, out)}.")
     merged, kept = sort_adapters(adapters, keep=keep_adapter)
@@ -104,7 +112,7 @@ def command(
         )
     for warning in result.warnings:
         say(f"Warning: {warning}", err=True)
-    report = _prove(result.source, merged, out) if prove else None
+    report = _prove(result.source, merged, out, accept_loss) if prove else None
     if as_json:
         proof = {"parity": json.loads(report.to_json())} if report else {}
         click.echo(json.dumps({**result.to_json(), **proof}))
@@ -118,6 +126,11 @@ def command(
     if report and not report.passed:
         raise click.ClickException(
             "the package was written without a certificate, because it differs from SOURCE."
+        )
+    if report and report.fidelity and not report.accepted:
+        raise click.ClickException(
+            "the package was written without a certificate, because it loses more than its recipe "
+            f"may ({report.fidelity.grade}): export it with another, or pass --accept-loss."
         )
 
 
@@ -165,9 +178,17 @@ def _tried(result: ExportResult) -> str:
     return f"opened and ran a step{on_cpu}"
 
 
-def _prove(source: Path, adapters: Sequence[Path], package: Path) -> ParityReport:
+def _prove(
+    source: Path, adapters: Sequence[Path], package: Path, accept_loss: bool
+) -> ParityReport:
     from llama_onnx.exporter.parity.prove import prove
     from llama_onnx.exporter.sources import open_checkpoint
 
     with progress_line() as progress:
-        return prove(package, open_checkpoint(source, adapters), certify=True, progress=progress)
+        return prove(
+            package,
+            open_checkpoint(source, adapters),
+            accept_loss=accept_loss,
+            certify=True,
+            progress=progress,
+        )

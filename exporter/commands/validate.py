@@ -52,9 +52,14 @@ if TYPE_CHECKING:
     "--max-kl", type=float, help="Also fail above this mean KL divergence from the original (nats)."
 )
 @click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="Accept a loss beyond the limits of fidelity that PACKAGE's recipe has.",
+)
+@click.option(
     "--certify",
     is_flag=True,
-    help="If every threshold holds, write the certificate that `verify` replays.",
+    help="If every limit holds, write the certificate that `verify` replays.",
 )
 @click.option(
     "--thorough",
@@ -90,6 +95,7 @@ def command(
     tokens: int,
     prompt_tokens: int,
     max_kl: float | None,
+    accept_loss: bool,
     certify: bool,
     thorough: bool,
     report_file: Path | None,
@@ -102,8 +108,12 @@ def command(
     With --adapter, compare with the checkpoint plus that adapter, which must be merged into
     PACKAGE. If PACKAGE keeps its adapters beside the base, the adapter is activated instead.
 
+    There are two verdicts. Conversion: whether PACKAGE computes what its weights say, and is the
+    rounded checkpoint. Fidelity: what the rounding costs, graded in words.
+
     The exit status is 1 when a threshold is missed, the tokenizer differs from the source's, or a
-    file does not match the manifest.
+    file does not match the manifest; and when more is lost than PACKAGE's recipe may lose, unless
+    --accept-loss is given.
     """
     from llama_onnx.exporter.checkpoints.download import local_copy
     from llama_onnx.exporter.parity.bisect.search import bisect
@@ -128,6 +138,7 @@ def command(
             tokens=tokens,
             longest=prompt_tokens,
             max_kl=max_kl,
+            accept_loss=accept_loss,
             thorough=thorough,
             certify=certify,
             progress=progress,
@@ -138,8 +149,8 @@ def command(
     if as_json:
         click.echo(report.to_json(**({"bisect": found.to_json()} if found else {})))
     else:
-        _print(report, found, certified=certify and report.passed)
-    ctx.exit(0 if report.passed else 1)
+        _print(report, found, certified=certify and report.accepted)
+    ctx.exit(0 if report.accepted else 1)
 
 
 def _print(report: ParityReport, found: Bisection | None, *, certified: bool) -> None:

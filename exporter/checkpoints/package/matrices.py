@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from llama_onnx.exporter.formats.tensor import Float32
+from llama_onnx.exporter.formats.tensor import Bounds, Float32
 from llama_onnx.targets.errors import PackageError, UnsupportedError
 from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.package import MODEL_FILE
@@ -130,6 +130,19 @@ class MatMulBlocks:
             and (order is None or order.shape == (columns,))
         )
 
+    def bounds(self, start: int, stop: int) -> Bounds | None:
+        """Return the values of the lowest and the highest code of each block of some rows,
+        [R, blocks]; None if the columns are not in the order of the channels."""
+        if self.order is not None:
+            return None
+        scales = self.scales.rows(start, stop)
+        zeros: Float32 | np.float32 = np.float32(2 ** (self.bits - 1))
+        if self.zero_points is not None:
+            packed = _codes(self.zero_points.rows(start, stop), self.bits)
+            zeros = packed[:, : scales.shape[1]].astype(np.float32)
+        ends = -zeros * scales, (np.float32(2**self.bits - 1) - zeros) * scales
+        return np.minimum(*ends), np.maximum(*ends)
+
     def rows(self, start: int, stop: int, columns: int) -> Float32:
         """Rows [stop - start, columns], dequantized."""
         scales = self.scales.rows(start, stop)
@@ -168,6 +181,14 @@ class DequantizedColumns:
         """Return whether both have the shapes of a [rows, columns] matrix."""
         blocks = -(-columns // self.block_size)
         return self.codes.shape == (columns, rows) and self.scales.shape == (blocks, rows)
+
+    def bounds(self, start: int, stop: int) -> Bounds | None:
+        """Return the values of the lowest and the highest code of each block of some rows,
+        [R, blocks]."""
+        scales = self.scales.columns(start, stop).astype(np.float32).T
+        half = np.float32(2 ** (self.bits - 1))
+        ends = -half * scales, (half - 1) * scales
+        return np.minimum(*ends), np.maximum(*ends)
 
     def rows(self, start: int, stop: int, columns: int) -> Float32:
         """Rows [stop - start, columns], dequantized."""

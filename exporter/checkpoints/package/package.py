@@ -18,7 +18,13 @@ from llama_onnx.exporter.checkpoints.package.matrices import (
     read_initializer,
 )
 from llama_onnx.exporter.formats.json import read_json
-from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, file_fingerprint
+from llama_onnx.exporter.formats.tensor import (
+    BlockCodes,
+    Bounds,
+    Float32,
+    LazyTensor,
+    file_fingerprint,
+)
 from llama_onnx.exporter.graph.names import HEAD, belongs_to, matrix_names
 from llama_onnx.exporter.model.checkpoint import TensorsByName, check_tensors, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
@@ -233,6 +239,9 @@ def _quantized(
     def rows(start: int, stop: int) -> Float32:
         return matrix.rows(first + start, first + stop, shape[1])
 
+    def bounds(start: int, stop: int) -> Bounds | None:
+        return matrix.bounds(first + start, first + stop)
+
     nbytes, codes = matrix.nbytes * shape[0] // total, BlockCodes(matrix.bits, matrix.block_size)
     dtype = f"INT{codes.bits}/{codes.block_size}"
-    return LazyTensor(name, shape, dtype, nbytes, rows, codes)
+    return LazyTensor(name, shape, dtype, nbytes, rows, codes, bounds=bounds)

@@ -172,7 +172,7 @@ def _search(subject: Subject, report: ParityReport, cause: str, names: set[str])
 def _weight_limits(report: ParityReport) -> Limits:
     rows = [c.threshold for c in report.checks if c.threshold.measure == "weights"]
     limits = {row.metric: row.limit for row in rows}
-    return Limits(limits["steps"], limits.get("block_maximum", np.inf))
+    return Limits(limits.get("steps", np.inf), limits.get("block_maximum", np.inf))
 
 
 def _report_weights(subject: Subject, wrong: WrongWeights, limits: Limits, out: Path) -> Finding:
