@@ -21,14 +21,13 @@ from llama_onnx.exporter.calibration.weights import (
     embedding_gradients,
     seen_by,
 )
-
 from llama_onnx.exporter.checkpoints.folded import FoldedCheckpoint
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
 from llama_onnx.exporter.model.channel_scales import ChannelScales, Exponents
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.exporter.quantize.awq import channel_exponents
-from llama_onnx.exporter.quantize.search import dequantized, nearest_codes, search_grid
+from llama_onnx.exporter.quantize.ranges import dequantized, nearest_codes, search_grid
 from llama_onnx.exporter.reference.walk import Ids
 from llama_onnx.targets.progress import SILENT, Progress
 
@@ -40,6 +39,7 @@ ERROR_FEEDBACK = 0.75
 model at 4.5 to 6.3 bits."""
 
 _SAMPLE = 256  # rows of each matrix that are quantized
+_SMALLEST = np.float32(1e-30)
 _CHUNK_ROWS = 4096  # of the head, at a time
 
 
@@ -107,7 +107,8 @@ def _channel_scales(task: SurveyTask, prefix: str, seen: Mapping[str, Seen]) -> 
             heads = config.num_key_value_heads
             shared = config.num_attention_heads // heads
         rows = np.concatenate([_sample(task.checkpoint.tensor(name)) for name in names])
-        squares, storage = seen[group.members[0]].squares, task.storages[names[0]][0]
+        first, storage = seen[group.members[0]], task.storages[names[0]][0]
+        squares = first.weighted / max(first.tokens.mean(), _SMALLEST)
         found = channel_exponents(rows, squares, storage, shared, heads)
         exponents[prefix + group.scaled] = found
     return ChannelScales(exponents)

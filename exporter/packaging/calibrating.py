@@ -20,6 +20,9 @@ from llama_onnx.targets.progress import Progress
 if TYPE_CHECKING:
     from llama_onnx.exporter.calibration.store import Calibrated
 
+WEIGHTS_FOLDER = "weights"
+"""In the calibration's folder: how much each token matters."""
+
 _EMBEDDING_TENSOR = f"{EMBEDDING}.weight"
 
 
@@ -72,6 +75,7 @@ def run_calibration(
     """Return the codes that `wanted` asks for, and warnings for people. `folder` is the package in
     the making, which has its tokenizer already."""
     from llama_onnx.exporter.calibration.calibrate import Task, calibrate
+    from llama_onnx.exporter.calibration.weights import weigh
     from llama_onnx.exporter.quantize.base import CalibratedQuantizer
     from llama_onnx.exporter.quantize.calibration_text import calibration_tokens
     from llama_onnx.exporter.quantize.registry import get_quantizer
@@ -79,8 +83,12 @@ def run_calibration(
     text = calibration_tokens(folder, checkpoint.config, wanted.text, tokens=wanted.tokens)
     quantizer = get_quantizer(quantizer_name)
     assert isinstance(quantizer, CalibratedQuantizer), "only these are calibrated"
-    task = Task(checkpoint, quantizer, wanted.storages, wanted.rescales)
-    found = calibrate(task, text.sequences, folder / CALIBRATION_FOLDER, workers, progress)
+    place, weights = folder / CALIBRATION_FOLDER, None
+    if quantizer.weighs:
+        weights = place / WEIGHTS_FOLDER
+        weigh(checkpoint, text.sequences, weights, progress)
+    task = Task(checkpoint, quantizer, wanted.storages, wanted.rescales, weights)
+    found = calibrate(task, text.sequences, place, workers, progress)
     return found, text.warnings
 
 

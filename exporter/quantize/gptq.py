@@ -38,6 +38,7 @@ class Gptq:
 
     name: str = "gptq"
     correlates: bool = True
+    weighs: bool = False
     shrink: float = SHRINK
     damping: float = DAMPING
 

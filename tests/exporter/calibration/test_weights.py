@@ -13,7 +13,7 @@ from llama_onnx.targets.progress import Silent, Unit
 from tests.support import tiny
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill."""
 
 
@@ -26,7 +26,7 @@ class KillAt(Silent):
     def update(self, step: str, done: int, total: int, unit: Unit = "steps") -> None:
         self.left -= 1
         if self.left < 0:
-            raise Killed
+            raise KilledError
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -46,7 +46,7 @@ def test_killed_at_every_layer_it_ends_with_the_same_bytes(tmp_path: Path) -> No
         try:
             weigh(checkpoint, ids, killed, KillAt(1))
             break
-        except Killed:
+        except KilledError:
             kills += 1
             assert kills < 20
     assert kills >= 2 * tiny.GQA.num_hidden_layers - 1
@@ -61,5 +61,5 @@ def test_a_complete_pass_is_not_repeated(tmp_path: Path) -> None:
     ids = [np.arange(12)]
     weigh(checkpoint, ids, tmp_path / "folder")
     weigh(checkpoint, ids, tmp_path / "folder", KillAt(0))
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         weigh(checkpoint, ids, tmp_path / "other", KillAt(0))
