@@ -120,18 +120,9 @@ def command(
         for line in _summary(result, out, target, list(kept), tokenizer=not no_tokenizer):
             say(line)
         if report:
-            from llama_onnx.exporter.parity.report.terminal import print_report
-
-            print_report(report)
-    if report and not report.passed:
-        raise click.ClickException(
-            "the package was written without a certificate, because it differs from SOURCE."
-        )
-    if report and report.fidelity and not report.accepted:
-        raise click.ClickException(
-            "the package was written without a certificate, because it loses more than its recipe "
-            f"may ({report.fidelity.grade}): export it with another, or pass --accept-loss."
-        )
+            _print(report)
+    if report:
+        _refuse(report)
 
 
 def _adapter_add(source: Path | HubId, out: Path) -> str:
@@ -191,4 +182,22 @@ def _prove(
             accept_loss=accept_loss,
             certify=True,
             progress=progress,
+        )
+
+
+def _print(report: ParityReport) -> None:
+    from llama_onnx.exporter.parity.report.terminal import print_report
+
+    print_report(report)
+
+
+def _refuse(report: ParityReport) -> None:
+    """Raise `ClickException` unless both verdicts allow a certificate."""
+    without = "the package was written without a certificate, because it"
+    if not report.passed:
+        raise click.ClickException(f"{without} differs from SOURCE.")
+    if report.fidelity and not report.accepted:
+        raise click.ClickException(
+            f"{without} loses more than its recipe may ({report.fidelity.grade}): export it with "
+            "another, or pass --accept-loss."
         )

@@ -124,9 +124,7 @@ def command(
     from llama_onnx.exporter.sources import open_checkpoint
 
     active = _active_adapter(package, adapters)
-    out = _bisect_folder(package, bisect_out) if bisecting or bisect_out else None
-    if out and active:
-        raise UsageError("--bisect examines only the base: use it without --adapter.")
+    out = _bisect_folder(package, bisect_out, active) if bisecting or bisect_out else None
     if report_file:
         check_report_file(report_file)
     merged = [] if active else [Path(folder) for folder in adapters]
@@ -146,16 +144,18 @@ def command(
         found = bisect(subject, report, out, progress) if out else None
     if report_file:
         write_report(report, report_file)
-    if as_json:
-        click.echo(report.to_json(**({"bisect": found.to_json()} if found else {})))
-    else:
-        _print(report, found, certified=certify and report.accepted)
+    _print(report, found, certified=certify and report.accepted, as_json=as_json)
     ctx.exit(0 if report.accepted else 1)
 
 
-def _print(report: ParityReport, found: Bisection | None, *, certified: bool) -> None:
+def _print(
+    report: ParityReport, found: Bisection | None, *, certified: bool, as_json: bool
+) -> None:
     from llama_onnx.exporter.parity.report.terminal import print_bisection, print_report
 
+    if as_json:
+        click.echo(report.to_json(**({"bisect": found.to_json()} if found else {})))
+        return
     print_report(report)
     if found:
         print_bisection(found)
@@ -163,9 +163,11 @@ def _print(report: ParityReport, found: Bisection | None, *, certified: bool) ->
         say(f"certified: {Path(report.package) / 'parity'}, for `llama-onnx verify`.")
 
 
-def _bisect_folder(package: Path, given: Path | None) -> Path:
+def _bisect_folder(package: Path, given: Path | None, active: tuple[str, Path] | None) -> Path:
     from llama_onnx.exporter.parity.bisect.reproduce import check_out
 
+    if active:
+        raise UsageError("--bisect examines only the base: use it without --adapter.")
     out = given or package.absolute().with_name(f"{package.absolute().name}-bisect")
     check_out(out, package)
     return out

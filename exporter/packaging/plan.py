@@ -120,10 +120,13 @@ def make_plan(
     workers: int,
     kept: Sequence[KeptAdapter] = (),
     explicit: Collection[str] = (),
+    *,
+    with_tokenizer: bool = True,
 ) -> Plan:
     """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weights.
 
-    What the adapters in `kept` change is swappable in the graph. Raises `UsageError` for
+    What the adapters in `kept` change is swappable in the graph. `with_tokenizer`: the package gets
+    a tokenizer, so a text can be read with it. Raises `UsageError` for
     options that do not fit, and for one of `explicit` that has no effect.
     """
     config = checkpoint.config
@@ -131,7 +134,8 @@ def make_plan(
     if options.precision is None and native in target.graph.precisions:
         options = replace(options, precision=native)
     tokenizer = _find_tokenizer(checkpoint)
-    options, rounded = _with_quantizer(options, target, tokenizer, floats=native is None)
+    reads = with_tokenizer and tokenizer is not None
+    options, rounded = _with_quantizer(options, target, reads=reads, floats=native is None)
     operators, slower = fitting_operators(config, target)
     recipe = replace(resolve(options, target, tied=config.tie_word_embeddings), operators=operators)
     if kept and (recipe.activations != "fp32" or recipe.operators.standard):
@@ -178,17 +182,22 @@ def _find_tokenizer(checkpoint: Checkpoint) -> str | None:
 
 
 def _with_quantizer(
-    options: Options, target: Target, tokenizer: str | None, *, floats: bool
+    options: Options, target: Target, *, reads: bool, floats: bool
 ) -> tuple[Options, tuple[str, ...]]:
-    """Return `options` with a quantizer, and a warning if it is not the better one. `floats`: the
-    source is not quantized."""
+    """Return `options` with a quantizer, and a warning if it is not the better one. `reads`: there
+    is a tokenizer to read a text with; `floats`: the source is not quantized."""
+    if options.quantizer in CALIBRATED and not reads:
+        raise UsageError(
+            f"the quantizer {options.quantizer} reads a text with the model's tokenizer, which is "
+            "missing: use --quantizer rtn, or add the tokenizer."
+        )
     if options.quantizer is not None:
         return options, ()
     precision = options.precision or target.graph.default_precision
     usual = DEFAULT_QUANTIZERS.get(precision, "rtn") if floats else "rtn"
-    if usual in CALIBRATED and tokenizer is None:
+    if usual in CALIBRATED and not reads:
         warning = (
-            f"the source has no tokenizer, so {usual} cannot read a text with it: the weights are "
+            f"without a tokenizer {usual} cannot read a text with the model: the weights are "
             "rounded to nearest, which loses more."
         )
         return replace(options, quantizer="rtn"), (warning,)

@@ -85,9 +85,6 @@ def validate(
     kind = (weights.precision, weights.activations, "cpu")
     limits = thresholds(*kind, max_kl, quantizer_of(subject.path))
     about = describe(subject, _tokens_named_in(greedy))
-    fidelity = None
-    if evaluation and evidence.lost:
-        fidelity = _fidelity(subject, about, evaluation, evidence.lost, max_kl, accept_loss)
     report = ParityReport(
         package=str(subject.path),
         original=_name(subject.adapted_original),
@@ -106,7 +103,7 @@ def validate(
         long=long,
         speed=evidence.shipped.speed,
         about=about,
-        fidelity=fidelity,
+        fidelity=_fidelity(subject, about, evaluation, evidence.lost, max_kl, accept_loss),
         passages=evidence.shipped.passages,
     )
     return report, evidence
@@ -115,11 +112,13 @@ def validate(
 def _fidelity(
     subject: Subject,
     about: About,
-    evaluation: Evaluation,
-    lost: Lost,
+    evaluation: Evaluation | None,
+    lost: Lost | None,
     max_kl: float | None,
     accept_loss: bool,
-) -> Fidelity:
+) -> Fidelity | None:
+    if evaluation is None or lost is None:
+        return None
     config, recipe = subject.original.config, subject.manifest.get("recipe", {})
     return Fidelity(
         recipe=recipe_of(recipe, subject.weights.precision, about.bits_per_weight),
