@@ -112,6 +112,10 @@ def plan(
     quantizer: str | None = None,
     calibration: str | None = None,
     calibration_tokens: int | None = None,
+    preset: str | None = None,
+    budget: str | None = None,
+    max_kl: float | None = None,
+    recipe: str | None = None,
     embedding: str | None = None,
     head: str | None = None,
     accuracy_level: int | None = None,
@@ -132,10 +136,15 @@ def plan(
         block_size: Values that share one scale in a quantized matrix.
         quantizer: How codes are chosen: "rtn", "awq" or "gptq". None: "awq" for int4 if the model
             has a tokenizer, else "rtn".
-        calibration: Text file, or JSONL of conversations, that awq and gptq read with the model.
+        calibration: Text file, or JSONL of conversations, that is read with the model.
             None: a text that llama-onnx ships.
         calibration_tokens: How many tokens of it. None: 8192, or as many as the widest matrix has
             channels.
+        preset: "small", "default", "best" or "careful": sets precision, quantizer and budget.
+        budget: Most that the weights may take, as "4.4bpw" (bits per weight) or "3.8GB". Each
+            matrix has the bits and block size that lose least, which takes a survey of the model.
+        max_kl: Most that the predicted mean KL divergence may be, in as few bytes as that allows.
+        recipe: JSON file, or package, that says how each matrix is stored.
         embedding: How the embedding is stored. None: int8 with int4, else `precision`.
         head: How the output head is stored. None: `precision`, or like the embedding if tied.
         accuracy_level: 1 multiplies quantized matrices in fp32, 4 in int8. None: the target's.
@@ -177,6 +186,10 @@ def export(
     quantizer: str | None = None,
     calibration: str | None = None,
     calibration_tokens: int | None = None,
+    preset: str | None = None,
+    budget: str | None = None,
+    max_kl: float | None = None,
+    recipe: str | None = None,
     embedding: str | None = None,
     head: str | None = None,
     accuracy_level: int | None = None,

@@ -24,10 +24,13 @@ from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe, make_recipe
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
 from llama_onnx.exporter.packaging.attention import fitting_operators
+from llama_onnx.exporter.packaging.budget import Chosen, Decision, Goal, check_goal, goal_of
 from llama_onnx.exporter.packaging.calibrating import CalibrationRequest, calibrated_storages
 from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.presets import with_preset
+from llama_onnx.exporter.packaging.recipe_file import read_recipe
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
 from llama_onnx.exporter.quantize.registry import (
     CALIBRATED,
@@ -62,7 +65,8 @@ class Plan:
     """A planned export. Sizes in bytes. `quantized` describes how the source is quantized and how
     its matrices are stored; None for a source of floats. `structure` is what can be told about the
     graph on the target's provider without a session there. `tokenizer` is where the source has its
-    tokenizer; None if an export needs `--no-tokenizer`. `warnings` say what the package leaves out
+    tokenizer; None if an export needs `--no-tokenizer`. `goal` is what a budget asks for, and
+    `decision` what each matrix got, once that is known. `warnings` say what the package leaves out
     or does other than the source says."""
 
     recipe: Recipe
@@ -78,6 +82,8 @@ class Plan:
     structure: Structure | None = None
     tokenizer: str | None = None
     calibration: CalibrationRequest | None = None
+    goal: Goal | None = None
+    decision: Decision | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -109,6 +115,7 @@ class Plan:
             "structure": self.structure.to_json() if self.structure else None,
             "tokenizer": self.tokenizer,
             "calibration": self.calibration.to_json() if self.calibration else None,
+            "budget": self.decision.to_json() if self.decision else None,
             "warnings": list(self.warnings),
         }
 
@@ -122,19 +129,27 @@ def make_plan(
     explicit: Collection[str] = (),
     *,
     with_tokenizer: bool = True,
+    chosen: Chosen | None = None,
 ) -> Plan:
     """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weights.
+
+    With a budget, all matrices have one storage until `chosen` says how each tensor is stored.
 
     What the adapters in `kept` change is swappable in the graph. `with_tokenizer`: the package gets
     a tokenizer, so a text can be read with it. Raises `UsageError` for
     options that do not fit, and for one of `explicit` that has no effect.
     """
     config = checkpoint.config
+    wish = read_recipe(Path(options.recipe)) if options.recipe else None
+    options = with_preset(wish.options(options) if wish else options)
+    goal = goal_of(options, config.num_parameters())
     native = native_precision(checkpoint)
     if options.precision is None and native in target.graph.precisions:
         options = replace(options, precision=native)
     tokenizer = _find_tokenizer(checkpoint)
     reads = with_tokenizer and tokenizer is not None
+    if goal and options.quantizer is None:
+        options = replace(options, quantizer="best")
     options, rounded = _with_quantizer(options, target, reads=reads, floats=native is None)
     operators, slower = fitting_operators(config, target)
     recipe = replace(resolve(options, target, tied=config.tie_word_embeddings), operators=operators)
@@ -144,7 +159,9 @@ def make_plan(
             f"Runtime's own operators, not on {target.name}: merge them, without --keep-adapter."
         )
     check_effect(explicit, recipe)
-    recipe = replace(recipe, swappable=swappable_kinds(kept))
+    recipe = wish.applied(recipe, config) if wish else recipe
+    check_goal(goal, recipe, native)
+    recipe = replace(recipe, swappable=swappable_kinds(kept), chosen=chosen or recipe.chosen)
     check_tensors(checkpoint)
     recipe = keep_source_codes(checkpoint, recipe)
     built = build_model(config, recipe)
@@ -165,6 +182,7 @@ def make_plan(
         structure=check_structure(built.ir, target),
         tokenizer=tokenizer,
         calibration=calibration,
+        goal=goal,
         warnings=(
             *slower,
             *rounded,
