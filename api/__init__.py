@@ -134,16 +134,12 @@ def plan(
             a GPTQ or AWQ source, else the target's default.
         activations: "fp32", "fp16" or "bf16" between the operators. None: the target decides.
         block_size: Values that share one scale in a quantized matrix.
-        quantizer: How codes are chosen: "rtn", "awq" or "gptq". None: "awq" for int4 if the model
-            has a tokenizer, else "rtn".
-        calibration: Text file, or JSONL of conversations, that is read with the model.
-            None: a text that llama-onnx ships.
-        calibration_tokens: How many tokens of it. None: 8192, or as many as the widest matrix has
-            channels.
+        quantizer: "rtn", "awq" or "gptq". None: "awq" for int4 with a tokenizer, else "rtn".
+        calibration: Text file, or JSONL of chats, that awq and gptq read. None: a shipped text.
+        calibration_tokens: How many tokens of it. None: 8192, or the widest matrix's channels.
         preset: "small", "default", "best" or "careful": sets precision, quantizer and budget.
-        budget: Most that the weights may take, as "4.4bpw" (bits per weight) or "3.8GB". Each
-            matrix has the bits and block size that lose least, which takes a survey of the model.
-        max_kl: Most that the predicted mean KL divergence may be, in as few bytes as that allows.
+        budget: Most that the weights may take: "4.4bpw" (bits per weight) or "3.8GB".
+        max_kl: Most that the predicted mean KL divergence from the original may be.
         recipe: JSON file, or package, that says how each matrix is stored.
         embedding: How the embedding is stored. None: int8 with int4, else `precision`.
         head: How the output head is stored. None: `precision`, or like the embedding if tied.

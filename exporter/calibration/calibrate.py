@@ -136,10 +136,11 @@ def _exponents(
     task: Task, scaled: str, names: Sequence[str], inputs: Inputs
 ) -> dict[str, Exponents]:
     """Return the exponents of the channels between the module `scaled` and the tensors `names`;
-    none if a tensor is not quantized, because it keeps the codes of its source."""
+    none if one of them is not quantized here, because it keeps the codes of its source."""
     storages = [task.storages.get(name) for name in names]
     storage = storages[0]
-    if storage is None or None in storages:
+    norm = scaled.endswith("norm")
+    if storage is None or None in storages or not (norm or f"{scaled}.weight" in task.storages):
         return {}
     rows = _sample([task.checkpoint.tensor(name) for name in names])
     shared, groups = 1, 1

@@ -121,8 +121,8 @@ class StoredTensor:
     nbytes: int
 
     def read(self) -> npt.NDArray[Any]:
-        """Return all values, in their stored type."""
-        return self._values(0, self.shape[0])
+        """Return all values, in their stored type; a single number as [1]."""
+        return self.values(0, self.shape[0] if self.shape else 1)
 
     def lazy(self) -> LazyTensor:
         """Return it as a lazy tensor; reading its rows raises `UnsupportedError` unless the values
@@ -141,9 +141,10 @@ class StoredTensor:
     def _rows(self, start: int, stop: int) -> Float32:
         if self.dtype is None or self.dtype.kind in "iu":
             raise UnsupportedError(describe_unreadable(self.path, self.name, self.code))
-        return widen(self._values(start, stop))
+        return widen(self.values(start, stop))
 
-    def _values(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def values(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return rows [start, stop), in their stored type."""
         assert self.dtype is not None
         width = int(np.prod(self.shape[1:], dtype=np.int64))
         offset = self.offset + start * width * self.dtype.itemsize

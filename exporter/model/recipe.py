@@ -21,6 +21,7 @@ class Recipe:
 
     `source_codes` maps each tensor whose codes come from the source unchanged to their storage;
     `chosen` maps other tensors that are not stored as `linear`, `embedding` and `head` say.
+    `quantized_here` is the number of the decoder's other matrices, if there are any such tensors.
     `swappable` are the kinds of matrices (such as `q_proj`) that accept a LoRA adapter at run time,
     in every layer. `activations` is the type of the values between the `operators`.
     """
@@ -35,6 +36,7 @@ class Recipe:
     logits: LogitsMode = "all"
     source_codes: Mapping[str, RowBlocks] = field(default_factory=dict)
     chosen: Mapping[str, RowBlocks] = field(default_factory=dict)
+    quantized_here: int = 0
     swappable: tuple[str, ...] = ()
     activations: FloatName = "fp32"
     operators: Operators = field(default_factory=Operators)
@@ -66,12 +68,20 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values, for the manifest and the journal. Codes kept from the
-        source are given as the number of tensors per kind of storage; of those `chosen` each
-        storage has its list of tensors."""
-        ways = Counter((b.bits, b.block_size, bool(b.order)) for b in self.source_codes.values())
+        source are given as the number of tensors per kind of storage, and how many of them are in
+        decoder layers; of those `chosen` each storage has its list of tensors."""
+        kept = {
+            name: (b.bits, b.block_size, bool(b.order)) for name, b in self.source_codes.items()
+        }
+        ways = Counter(kept.values())
+        in_layers = Counter(way for name, way in kept.items() if name.startswith("model.layers."))
         counts = [
-            {"bits": bits, "block_size": size, "reordered": reordered, "tensors": count}
-            for (bits, size, reordered), count in sorted(ways.items())
+            {
+                **dict(zip(("bits", "block_size", "reordered"), way, strict=True)),
+                "tensors": count,
+                "in_layers": in_layers[way],
+            }
+            for way, count in sorted(ways.items())
         ]
         values = asdict(replace(self, source_codes={}, chosen={}))
         del values["source_codes"]
@@ -82,6 +92,30 @@ class Recipe:
         storages = {"linear": self.linear, "embedding": self.embedding, "head": self.head}
         values |= {name: storage.to_json() for name, storage in storages.items()}
         return {**values, "taken_over": counts}
+
+
+def check_storages(recipe: Recipe, target: str) -> None:
+    """Raise `UsageError` for a matrix that is stored in a way whose results were not measured on
+    `target`: a provider may have a kernel for it that is wrong, or slow.
+
+    Zero points of a quantized source are kept everywhere: its codes have no others.
+    """
+    operators = recipe.operators
+    for tensor, way in {**recipe.chosen, **recipe.source_codes}.items():
+        found = {
+            "2 bits": way.bits == 2 and not operators.two_bits,
+            "zero points": way.zero_points
+            and not operators.zero_points
+            and tensor not in recipe.source_codes,
+            f"scales as {way.stored_scales}": way.stored_scales != "plain"
+            and not operators.folded_scales,
+        }
+        for what, refused in found.items():
+            if refused:
+                raise UsageError(
+                    f"the recipe stores {tensor} with {what}, which was not measured on the target "
+                    f"{target}: choose another storage for it, or the target cpu."
+                )
 
 
 def make_recipe(
@@ -114,7 +148,7 @@ def make_recipe(
     if tied:
         embedding = head = embedding or head
     default = _default_embedding(precision, activations, operators)
-    readable = _readable(operators)
+    readable = readable_embeddings(operators)
     if embedding and embedding.startswith("int") and embedding not in readable:
         known = ", ".join(readable) or "fp32, fp16 or bf16"
         raise UsageError(
@@ -161,10 +195,10 @@ def _default_embedding(precision: str, activations: FloatName, operators: Operat
     matrices."""
     if not precision.startswith("int"):
         return precision
-    return "int8" if "int8" in _readable(operators) else activations
+    return "int8" if "int8" in readable_embeddings(operators) else activations
 
 
-def _readable(operators: Operators) -> tuple[str, ...]:
+def readable_embeddings(operators: Operators) -> tuple[str, ...]:
     """Return the quantized types from which single rows can be read."""
     if operators.standard:
         return ("int8",)  # Gather has no 4-bit type

@@ -96,9 +96,8 @@ def goal_of(options: Options, parameters: int) -> Goal | None:
     return Goal(budget, nbytes, max_kl, frozenset(name for name in fixed if fixed[name]))
 
 
-def check_goal(goal: Goal | None, recipe: Recipe, native: str | None) -> None:
-    """Raise `UsageError` if there is nothing that `goal` could decide: `native` is the precision of
-    a source whose codes are kept."""
+def check_goal(goal: Goal | None, recipe: Recipe) -> None:
+    """Raise `UsageError` if there is nothing that `goal` could decide."""
     if goal is None:
         return
     what = "a budget" if goal.text else "a largest KL divergence"
@@ -112,7 +111,7 @@ def check_goal(goal: Goal | None, recipe: Recipe, native: str | None) -> None:
             f"{what} needs an operator that reads codes of several sizes, which the target does "
             "not have: leave it out."
         )
-    if native is not None:
+    if recipe.source_codes:
         raise UsageError(
             f"{what} decides how matrices are stored, and the source is quantized already: leave "
             "it out, and its codes are kept."

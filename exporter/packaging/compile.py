@@ -18,6 +18,7 @@ from llama_onnx.exporter.checkpoints.folded import FoldedCheckpoint, write_chann
 from llama_onnx.exporter.checkpoints.lora import tokenizer_home
 from llama_onnx.exporter.graph.layout import PlacedSlot
 from llama_onnx.exporter.graph.model import BuiltModel
+from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.calibrating import remove_calibration, run_calibration
 from llama_onnx.exporter.packaging.genai_config import check_search, genai_config
 from llama_onnx.exporter.packaging.job import Job
@@ -99,16 +100,16 @@ def _calibrate(job: Job) -> tuple[Calibrated | None, tuple[str, ...]]:
 
 def _write_slots(writer: DataWriter, job: Job, calibrated: Calibrated | None) -> None:
     done = set(writer.finished)
-    checkpoint = job.checkpoint
+    folded: Checkpoint = job.checkpoint
     if calibrated is not None:
-        checkpoint = FoldedCheckpoint(checkpoint, calibrated.scales)
+        folded = FoldedCheckpoint(job.checkpoint, calibrated.scales)
     quantize = plain_quantizer(job.plan.recipe.quantizer).quantize
     with ThreadPoolExecutor(job.workers) as pool:
         for placed in job.plan.placed:
             if placed.slot.name not in done:
-                arrays = slot_arrays(
-                    placed.slot, checkpoint, quantize, pool, job.workers, calibrated
-                )
+                # What keeps the source's codes was not rescaled.
+                source = job.checkpoint if placed.slot.keeps_codes else folded
+                arrays = slot_arrays(placed.slot, source, quantize, pool, job.workers, calibrated)
                 _write_slot(writer, placed, job, arrays)
 
 

@@ -50,7 +50,7 @@ class Options:
         metadata=_metadata(
             "How weights are stored: fp32, fp16, bf16, int8 or int4; `llama-onnx targets` lists "
             "those of each target.",
-            otherwise="that of a GPTQ or AWQ source, else the target's",
+            otherwise="that of a quantized source, else the target's",
         ),
     )
     activations: FloatName | None = field(
@@ -65,7 +65,7 @@ class Options:
         default=32,
         metadata=_metadata(
             "Values that share a scale: 32 is closer to the original, 128 is smaller and faster. "
-            "The codes of a GPTQ or AWQ source keep their own block size.",
+            "Codes taken over from a quantized source keep their own block size.",
         ),
     )
     quantizer: str | None = field(

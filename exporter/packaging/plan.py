@@ -21,28 +21,23 @@ from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.recipe import Recipe, make_recipe
+from llama_onnx.exporter.model.recipe import Recipe, check_storages
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
-from llama_onnx.exporter.packaging.attention import fitting_operators
 from llama_onnx.exporter.packaging.budget import Chosen, Decision, Goal, check_goal, goal_of
 from llama_onnx.exporter.packaging.calibrating import CalibrationRequest, calibrated_storages
+from llama_onnx.exporter.packaging.choose_recipe import choose_recipe
 from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.presets import with_preset
 from llama_onnx.exporter.packaging.recipe_file import read_recipe
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
-from llama_onnx.exporter.quantize.registry import (
-    CALIBRATED,
-    DEFAULT_QUANTIZERS,
-    get_quantizer,
-    plain_quantizer,
-)
-from llama_onnx.exporter.quantize.source_codes import innermost, keep_source_codes, native_precision
+from llama_onnx.exporter.quantize.registry import plain_quantizer
+from llama_onnx.exporter.quantize.source_codes import innermost
 from llama_onnx.exporter.tokenizer.source import JSON, tokenizer_kind
-from llama_onnx.targets.errors import ResourceError, UsageError
+from llama_onnx.targets.errors import ResourceError
 from llama_onnx.targets.folder_files import file_inside
-from llama_onnx.targets.target import FloatName, Target
+from llama_onnx.targets.target import Target
 
 BASE_MEMORY = 360 << 20
 """Resident memory of Python with numpy, onnx and onnxruntime loaded; measured, rounded up."""
@@ -136,34 +131,24 @@ def make_plan(
     With a budget, all matrices have one storage until `chosen` says how each tensor is stored.
 
     What the adapters in `kept` change is swappable in the graph. `with_tokenizer`: the package gets
-    a tokenizer, so a text can be read with it. Raises `UsageError` for
-    options that do not fit, and for one of `explicit` that has no effect.
+    a tokenizer, so a text can be read with it. Raises `UsageError` for options that do not fit, and
+    for one of `explicit` that has no effect.
     """
     config = checkpoint.config
     wish = read_recipe(Path(options.recipe)) if options.recipe else None
     options = with_preset(wish.options(options) if wish else options)
     goal = goal_of(options, config.num_parameters())
-    native = native_precision(checkpoint)
-    if options.precision is None and native in target.graph.precisions:
-        options = replace(options, precision=native)
-    tokenizer = _find_tokenizer(checkpoint)
-    reads = with_tokenizer and tokenizer is not None
     if goal and options.quantizer is None:
         options = replace(options, quantizer="best")
-    options, rounded = _with_quantizer(options, target, reads=reads, floats=native is None)
-    operators, slower = fitting_operators(config, target)
-    recipe = replace(resolve(options, target, tied=config.tie_word_embeddings), operators=operators)
-    if kept and (recipe.activations != "fp32" or recipe.operators.standard):
-        raise UsageError(
-            f"adapters can be kept beside the base only on targets with fp32 activations and ONNX "
-            f"Runtime's own operators, not on {target.name}: merge them, without --keep-adapter."
-        )
-    check_effect(explicit, recipe)
-    recipe = wish.applied(recipe, config) if wish else recipe
-    check_goal(goal, recipe, native)
-    recipe = replace(recipe, swappable=swappable_kinds(kept), chosen=chosen or recipe.chosen)
+    tokenizer = _find_tokenizer(checkpoint)
+    reads = with_tokenizer and tokenizer is not None
+    found = choose_recipe(checkpoint, target, options, reads=reads, adapters=bool(kept))
+    check_effect(explicit, found.recipe)
+    recipe = wish.applied(found.recipe, config) if wish else found.recipe
+    check_goal(goal, recipe)
     check_tensors(checkpoint)
-    recipe = keep_source_codes(checkpoint, recipe)
+    recipe = replace(recipe, swappable=swappable_kinds(kept), chosen=chosen or recipe.chosen)
+    check_storages(recipe, target.name)
     built = build_model(config, recipe)
     placed = lay_out(built.slots)
     attach(built, placed)
@@ -184,8 +169,7 @@ def make_plan(
         calibration=calibration,
         goal=goal,
         warnings=(
-            *slower,
-            *rounded,
+            *found.warnings,
             *checkpoint.warnings(),
             *(text for one in kept for text in one.warnings),
         ),
@@ -197,29 +181,6 @@ def _find_tokenizer(checkpoint: Checkpoint) -> str | None:
     if any(file_inside(folder, JSON) for folder in adapters_of(checkpoint)):
         return JSON
     return tokenizer_kind(checkpoint.path)
-
-
-def _with_quantizer(
-    options: Options, target: Target, *, reads: bool, floats: bool
-) -> tuple[Options, tuple[str, ...]]:
-    """Return `options` with a quantizer, and a warning if it is not the better one. `reads`: there
-    is a tokenizer to read a text with; `floats`: the source is not quantized."""
-    if options.quantizer in CALIBRATED and not reads:
-        raise UsageError(
-            f"the quantizer {options.quantizer} reads a text with the model's tokenizer, which is "
-            "missing: use --quantizer rtn, or add the tokenizer."
-        )
-    if options.quantizer is not None:
-        return options, ()
-    precision = options.precision or target.graph.default_precision
-    usual = DEFAULT_QUANTIZERS.get(precision, "rtn") if floats else "rtn"
-    if usual in CALIBRATED and not reads:
-        warning = (
-            f"without a tokenizer {usual} cannot read a text with the model: the weights are "
-            "rounded to nearest, which loses more."
-        )
-        return replace(options, quantizer="rtn"), (warning,)
-    return replace(options, quantizer=usual), ()
 
 
 def _calibration(
@@ -239,52 +200,6 @@ def _calibration(
     tokens = options.calibration_tokens or default_tokens(config)
     # An adapter that is swapped at run time was trained on the channels as they were.
     return CalibrationRequest(storages, text, tokens, rescales=not kept)
-
-
-def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
-    """Return the recipe for `options` on `target`; raise `UsageError` for what it cannot run."""
-    precision = options.precision or target.graph.default_precision
-    if precision not in target.graph.precisions:
-        known = ", ".join(target.graph.precisions)
-        raise UsageError(
-            f"precision {precision!r} is not available for the target {target.name}: use {known}."
-        )
-    level = options.accuracy_level
-    activations = _activations(options, target, precision)
-    if level is not None and (activations != "fp32" or target.graph.operators.standard):
-        raise UsageError(
-            f"an accuracy level chooses between fp32 and int8 arithmetic, which the target "
-            f"{target.name} with {activations} activations does not offer: leave it out."
-        )
-    return make_recipe(
-        precision,
-        tied=tied,
-        block_size=options.block_size,
-        quantizer=get_quantizer(options.quantizer or "rtn").name,
-        embedding=options.embedding,
-        head=options.head,
-        accuracy_level=target.graph.accuracy_level if level is None else level,
-        fuse_gate_up=options.fuse_gate_up,
-        logits=options.logits,
-        activations=activations,
-        operators=target.graph.operators,
-        calibrated=options.quantizer in CALIBRATED,
-    )
-
-
-def _activations(options: Options, target: Target, precision: str) -> FloatName:
-    """Return the type of the values between operators: that in `options`, that of float weights,
-    or the target's first choice."""
-    known = target.graph.activations
-    asked = options.activations
-    if asked is not None and asked not in known:
-        raise UsageError(
-            f"{asked} activations are not available for the target {target.name}: use "
-            f"{', '.join(known)}."
-        )
-    if asked is not None:
-        return asked
-    return next((dtype for dtype in known if dtype == precision), known[0])
 
 
 def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:
@@ -325,7 +240,7 @@ def _bytes_besides_codes(slot: PlacedSlot) -> int:
 def _read_whole(checkpoint: Checkpoint, built: BuiltModel) -> int:
     """Return the largest number of bytes that a slot reads at once, not row by row: its codes."""
     source = innermost(checkpoint)
-    if not isinstance(source, HoldsCodes):
+    if not isinstance(source, HoldsCodes) or not source.reads_whole:
         return 0
     return max(
         sum(source.tensor(name).nbytes for name in slot.sources if source.bits_of(name))

@@ -44,15 +44,6 @@ class Segment:
     outputs: tuple[str, ...]
 
 
-def open_graph(path: Path) -> ort.Session:
-    """Open the whole graph at `path` without reading its weights.
-
-    ONNX Runtime checks every node's operator, types and attributes, and the location of every
-    initializer in the data file. Prepacking and constant folding, which copy weights, are off.
-    """
-    return ort.create_session(path, settings=ort.Settings(prepack=False, optimize=False))
-
-
 def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
     """Cut `model` into the part before the layers, each layer, and the part after them.
 

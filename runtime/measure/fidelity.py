@@ -55,13 +55,14 @@ class Loss:
         figures = asdict(compared)
         figures["other_top1"] = 1 - compared.same_top1
         figures["other_top1_error"] = compared.same_top1_error
-        values = {field.name: figures[field.name] for field in fields(cls)}
-        return cls(**{key: math.nan if v is None else v for key, v in values.items()})
+        names = [field.name for field in fields(cls)]
+        values: dict[str, Any] = {n: math.nan if figures[n] is None else figures[n] for n in names}
+        return cls(**values)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Loss:
         """Read what a certificate has; raises `KeyError`, `TypeError` or `ValueError`."""
-        found = {field.name: _number(values[field.name]) for field in fields(cls)}
+        found: dict[str, Any] = {f.name: _number(values[f.name]) for f in fields(cls)}
         return cls(**{**found, "positions": _count(values["positions"])})
 
     def __str__(self) -> str:
@@ -95,9 +96,9 @@ class Row:
     @classmethod
     def from_text(cls, row: Mapping[str, str]) -> Row:
         """Read a row of the table."""
+        values: dict[str, Any] = dict(row)
         limits = {metric: float(row[metric] or math.inf) for metric in METRICS}
-        texts = {key: row[key] for key in ("kind", "name", "basis", "reason")}
-        return cls(parameters=int(row["parameters"]), **texts, **limits)
+        return cls(**{**values, "parameters": int(row["parameters"]), **limits})
 
     def holds(self, loss: Loss) -> bool:
         """Whether `loss` is within all limits; NaN never is, not even where there is no limit."""

@@ -3,7 +3,7 @@ quantizer that fills them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe
 from llama_onnx.exporter.model.storage import Blocks, Quantized, RowBlocks
-from llama_onnx.exporter.packaging import plan
+from llama_onnx.exporter.packaging import choose_recipe
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.quantize import registry
@@ -75,11 +75,11 @@ FORMS = {
 def storing(choose: Callable[[LlamaConfig], Chosen]) -> Iterator[None]:
     """Make plans with the matrices of each model stored as `choose` says."""
 
-    def keep(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
+    def keep(checkpoint: Checkpoint, recipe: Recipe, chosen: Collection[str]) -> Recipe:
         return replace(recipe, chosen=choose(checkpoint.config), quantizer=Asymmetric.name)
 
     with (
-        patch.object(plan, "keep_source_codes", keep),
+        patch.object(choose_recipe, "keep_source_codes", keep),
         patch.dict(registry.QUANTIZERS, {Asymmetric.name: Asymmetric}),
     ):
         yield

@@ -95,8 +95,9 @@ def _losses(report: ParityReport) -> Section:
         rows.append(
             [
                 Cell(label),
-                *(Cell(f"{kl:.2e}") for kl in (row.mean_kl, row.p99_kl, row.max_kl)),
-                Cell(f"{row.same_top1:.1%}"),
+                Cell(f"{row.mean_kl:.2e}{_error(row.mean_kl_error, '.0e')}"),
+                *(Cell(f"{kl:.2e}") for kl in (row.p99_kl, row.max_kl)),
+                Cell(f"{row.same_top1:.1%}{_error(row.same_top1_error, '.1%')}"),
                 Cell(f"{row.top5_overlap:.1%}"),
                 *(Cell("–" if value is None else f"{value:+.2%}") for value in changes),
                 Cell(words.ratio(row.perplexity_ratio, row.perplexity_ratio_error)),
@@ -110,11 +111,15 @@ def _losses(report: ParityReport) -> Section:
         "Loss against the original weights",
         (
             f"Over {report.positions} positions. KL is the divergence from the original's "
-            "probabilities in nats, Δp the change of the true next token's probability. The "
-            "perplexity ratio is given with its standard error.",
+            "probabilities in nats, Δp the change of the true next token's probability. "
+            "± is a standard error.",
         ),
         (Table("Against the original weights", head, rows),),
     )
+
+
+def _error(error: float | None, form: str) -> str:
+    return "" if error is None else f" ± {error:{form}}"
 
 
 def _fidelity(found: Fidelity) -> Section:

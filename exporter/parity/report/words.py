@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from llama_onnx.exporter.packaging.options import Options
@@ -76,8 +76,8 @@ def limits(found: Fidelity | None) -> Iterator[str]:
         yield f"no limit: the table has none for {found.recipe}"
     elif found.passed:
         yield f"within the limits of {found.recipe}"
-    for limit in found.missed:
-        yield f"{_beyond(found, limit)}"
+    for basis in dict.fromkeys(limit.basis for limit in found.missed):
+        yield _beyond(found, [limit for limit in found.missed if limit.basis == basis])
     if found.missed and found.allowed:
         yield "the loss is accepted"
     elif found.missed or (found.trained and found.grade in LOSES_MUCH):
@@ -87,11 +87,21 @@ def limits(found: Fidelity | None) -> Iterator[str]:
 LOSES_MUCH = ("noticeably different", "another model")
 
 
-def _beyond(found: Fidelity, limit: Limit) -> str:
-    said = f"{limit.metric} {limit.value:.2g} is above the limit, {limit.limit:g}"
-    if limit.basis == ASKED_FOR:
-        return f"{said}, that was asked for"
-    return f"{said}, of {found.recipe} ({limit.basis}: {limit.reason})"
+_METRICS = {
+    "mean_kl": "mean KL",
+    "other_top1": "share of other likeliest tokens",
+    "perplexity_ratio": "perplexity ratio",
+}
+
+
+def _beyond(found: Fidelity, missed: Sequence[Limit]) -> str:
+    """Return which limits of one basis are `missed`, and their reason, which they share."""
+    said = "; ".join(
+        f"{_METRICS[limit.metric]} {limit.value:.3g}, limit {limit.limit:g}" for limit in missed
+    )
+    if missed[0].basis == ASKED_FOR:
+        return f"beyond the limit asked for: {said}"
+    return f"beyond the limits of {found.recipe}: {said} ({missed[0].basis}: {missed[0].reason})"
 
 
 def advice(found: Fidelity) -> Iterator[str]:

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks.trials.directml.place import DEVICE, Loop
 from benchmarks.trials.directml.root import Root
-from benchmarks.trials.directml.run import DEVICE, Loop, compare
+from benchmarks.trials.directml.tokens import compare
 
 NEEDS = "a Debian root with Wine, which needs Linux on x86-64, the user root, debootstrap"
 

@@ -68,7 +68,7 @@ def test_numbers_per_block_are_the_nearest_for_their_row(scales: Float32) -> Non
     A scale of 0 stays 0, and no other becomes 0."""
     storage = RowBlocks(4, 32, stored_scales="uint8")
     numbers, factors = storage.stored(scales)
-    assert (numbers.dtype, factors.dtype) == (np.uint8, ml_dtypes.bfloat16)
+    assert numbers.dtype == np.uint8 and factors.dtype == ml_dtypes.bfloat16
     factor = factors.astype(np.float64)
     largest = scales.max(axis=1, keepdims=True)
     assert (np.abs(255 * factor - largest) <= largest * 2**-8).all()

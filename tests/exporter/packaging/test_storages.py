@@ -3,6 +3,8 @@ against transformers with the weights that the independent reader finds."""
 
 from __future__ import annotations
 
+import json
+import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -12,6 +14,7 @@ from typing import get_args
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
@@ -22,10 +25,12 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime import ort
+from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.placement.shares import HEAVY_OPERATORS
+from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
 from tests.support import tiny
-from tests.support.packages import greedy
+from tests.support.packages import greedy, renew_hashes
 from tests.support.pytorch import run_whole, whole_model
 from tests.support.storages import everywhere, make_chosen, matrices
 
@@ -59,8 +64,11 @@ def _matrix_of(tensor: str) -> str:
     return re.sub(r"[qkv]_proj", "qkv_proj", tensor)
 
 
-def logits_of(package: Path, ids: np.ndarray) -> np.ndarray:
-    session = ort.create_session(package / "model.onnx")
+def logits_of(package: Path) -> np.ndarray:
+    return logits_in(ort.create_session(package / "model.onnx"))
+
+
+def logits_in(session: ort.Session, ids: np.ndarray = IDS) -> np.ndarray:
     feeds: dict[str, np.ndarray] = {
         "input_ids": ids[None],
         "attention_mask": np.ones_like(ids[None]),
@@ -91,7 +99,7 @@ def test_every_kind_of_storage_computes_what_its_weights_say(
     package, _ = make_chosen(tmp_path, dealt(kinds), options=Options("int4", accuracy_level=1))
     weights = weights_in(package)
     expected = run_whole(whole_model(tiny.GQA, weights), IDS)
-    np.testing.assert_allclose(logits_of(package, IDS), expected, rtol=2e-5, atol=2e-4)
+    np.testing.assert_allclose(logits_of(package), expected, rtol=2e-5, atol=2e-4)
     prompt = IDS.tolist()
     for token in greedy(package, prompt, 3):
         following = run_whole(whole_model(tiny.GQA, weights), np.array(prompt))[-1]
@@ -113,7 +121,7 @@ def test_a_tied_matrix_is_read_alike_by_both_its_operators(
     np.testing.assert_array_equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
     untied = replace(config, tie_word_embeddings=False)
     expected = run_whole(whole_model(untied, weights), IDS)
-    np.testing.assert_allclose(logits_of(package, IDS), expected, rtol=2e-5, atol=2e-4)
+    np.testing.assert_allclose(logits_of(package), expected, rtol=2e-5, atol=2e-4)
     model = onnx.load(package / "model.onnx", load_external_data=False)
     places = {
         tensor.name: next(e.value for e in tensor.external_data if e.key == "offset")
@@ -166,3 +174,37 @@ def test_packed_projections_share_one_storage(tmp_path: Path) -> None:
     }
     assert "model.layers.0.self_attn.q_proj.qweight" in names
     assert "model.layers.1.self_attn.qkv_proj.qweight" in names
+
+
+def run_at(package: Path, level: str) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    session = onnxruntime.InferenceSession(package / "model.onnx", options)
+    return logits_in(session)
+
+
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="other processors pack otherwise"
+)
+def test_the_basic_optimizations_are_enough_and_without_any_the_result_is_wrong(
+    tmp_path: Path,
+) -> None:
+    """The day the last line fails, ONNX Runtime computes it rightly, and the docs may say so."""
+    storage = RowBlocks(4, 32, zero_points=True, stored_scales="uint8")
+    package, _ = make_chosen(tmp_path, everywhere(storage))
+    everything = run_at(package, "ORT_ENABLE_ALL")
+    np.testing.assert_array_equal(run_at(package, "ORT_ENABLE_BASIC"), everything)
+    assert not run_at(package, "ORT_DISABLE_ALL").any()
+
+
+def test_a_package_that_turns_optimizations_off_is_refused(tmp_path: Path) -> None:
+    storage = RowBlocks(4, 32, stored_scales="fp16")
+    package, _ = make_chosen(tmp_path, everywhere(storage))
+    file = package / "genai_config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    options = settings["model"]["decoder"]["session_options"]
+    options["graph_optimization_level"] = "ORT_DISABLE_ALL"
+    file.write_text(json.dumps(settings), "utf-8")
+    renew_hashes(package)
+    with pytest.raises(PackageError, match=r"session_options\.graph_optimization_level', which no"):
+        Llama.load(package)

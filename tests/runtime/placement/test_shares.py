@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from llama_onnx.exporter.graph.costs import CONTEXT, graph_costs
 from llama_onnx.exporter.graph.layout import attach, lay_out
 from llama_onnx.exporter.graph.model import build_model
+from llama_onnx.exporter.packaging.choose_recipe import resolve
 from llama_onnx.exporter.packaging.options import Options
-from llama_onnx.exporter.packaging.plan import resolve
 from llama_onnx.runtime.placement import session as session_module
 from llama_onnx.runtime.placement.profile import profile_step, read_profile, step_feeds
 from llama_onnx.runtime.placement.session import open_session

@@ -45,7 +45,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_huggingface(root / "spiky", tensors=bigram.with_outliers(OUTLIER))
     for source, precision in (("plain", "fp32"), ("spiky", "int4"), ("spiky", "int8")):
         out = root / f"{source}-{precision}"
-        export_package(root / source, out, cpu.TARGET, Options(precision))
+        quantizer = None if precision == "fp32" else "rtn"
+        export_package(root / source, out, cpu.TARGET, Options(precision, quantizer=quantizer))
     return root
 
 
@@ -102,12 +103,14 @@ def head_of(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def test_what_rounding_costs_is_not_a_fault_of_conversion(root: Path) -> None:
     result = run("validate", root / "spiky-int4", "--reference", root / "spiky", *QUICK)
     assert result.exit_code == 1
-    *_, conversion, fidelity, kl, top1, perplexity, advice = result.stdout.splitlines()
+    *_, conversion, fidelity, beyond, advice = result.stdout.splitlines()
     assert conversion == "conversion passed: every threshold holds."
     assert fidelity.startswith("fidelity   another model: mean KL 0.")
     assert " ± " in fidelity and "of 1,024 positions" in fidelity
-    for line, metric in ((kl, "mean_kl"), (top1, "other_top1"), (perplexity, "perplexity_ratio")):
-        assert line.strip().startswith(f"{metric} ") and "of int4 rtn (measured: " in line
+    assert beyond.strip().startswith("beyond the limits of int4 rtn: mean KL 0.")
+    for limit in ("limit 0.2;", "likeliest tokens 0.", "limit 0.27;", "ratio 1.", "limit 1.2 ("):
+        assert limit in beyond
+    assert "(measured: rounding to nearest may be used where" in beyond
     assert "`--precision int8`" in advice
 
 
@@ -188,7 +191,8 @@ def test_a_loss_is_certified_only_if_accepted_and_everybody_repeats_it(
 
 
 def test_export_proves_both(root: Path, tmp_path: Path) -> None:
-    arguments = ("export", root / "spiky", tmp_path / "out", "--prove", "--json")
+    rounded = ("--quantizer", "rtn")
+    arguments = ("export", root / "spiky", tmp_path / "out", *rounded, "--prove", "--json")
     refused = run(*arguments)
     assert refused.exit_code == 1
     assert "loses more than its recipe may (another model)" in refused.stderr
@@ -295,3 +299,11 @@ def test_a_graph_with_logits_of_the_last_position_is_measured_everywhere(
     found = measured(out, root / "plain")
     assert found.shipped.positions == found.weights.positions == 4 * bigram.LENGTH
     assert found.shipped.mean_kl < 1e-6
+
+
+def test_a_limit_that_was_asked_for_cannot_be_lifted(root: Path) -> None:
+    limit = ("--max-kl", 1e-9, "--accept-loss")
+    result = run("validate", root / "spiky-int8", "--reference", root / "spiky", *QUICK, *limit)
+    assert result.exit_code == 1
+    assert "beyond the limit asked for: mean KL 0.00" in result.stdout
+    assert "the loss is accepted" not in result.stdout
