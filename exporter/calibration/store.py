@@ -53,8 +53,8 @@ class Calibrated:
     def rows(self, name: str, start: int, stop: int, storage: Blocks) -> Quantized:
         """Return rows [start, stop) of tensor `name`, quantized for `storage`."""
         parts = self.codes[name]
-        codes, scales = (_rows(parts[part], start, stop) for part in (_CODES, _SCALES))
-        zeros = _rows(parts[_ZEROS], start, stop) if _ZEROS in parts else None
+        codes, scales = (parts[part].values(start, stop) for part in (_CODES, _SCALES))
+        zeros = parts[_ZEROS].values(start, stop) if _ZEROS in parts else None
         width = scales.shape[1] * storage.block_size
         return Quantized(unpack(codes, storage.bits)[:, :width], scales, zeros)
 
@@ -146,7 +146,3 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
-
-
-def _rows(stored: StoredTensor, start: int, stop: int) -> npt.NDArray[Any]:
-    return stored.read_rows(start, stop)

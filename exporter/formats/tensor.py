@@ -134,10 +134,6 @@ class StoredTensor:
             self.name, self.shape, self.code, self.nbytes, self._rows, problem=problem
         )
 
-    def read_rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Return rows [start, stop) of the first axis, in their stored type."""
-        return self._values(start, stop)
-
     def _rows(self, start: int, stop: int) -> Float32:
         if self.dtype is None or self.dtype.kind in "iu":
             raise UnsupportedError(describe_unreadable(self.path, self.name, self.code))
