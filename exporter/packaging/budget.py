@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 CANDIDATES = ((2, 64), (2, 32), (4, 64), (4, 32), (4, 16), (8, 64))
 """Bits and block size of the storages to choose from."""
+
+PLAIN = (4, 64)
+"""What others are compared with: the smallest of 4 bits."""
 
 _UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _ATTEMPTS = 8
@@ -267,3 +271,35 @@ def _choice(choice: Choice) -> dict[str, Any]:
 def _others(unit: Unit, decision: Decision) -> list[dict[str, Any]]:
     got = decision.allocation[unit.name]
     return [_choice(choice) for choice in unit.choices if choice is not got]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Matrices that differ only by their layer: how many have each bits and block size, their bytes
+    and predicted loss, and the loss if all had 4 bits in blocks of 64."""
+
+    name: str
+    storages: Sequence[tuple[tuple[int, int], int]]
+    nbytes: int
+    loss: float
+    plain_loss: float
+
+
+def summarize(decision: Decision) -> list[Kind]:
+    """Return what each kind of matrix got."""
+    kinds: dict[str, list[Unit]] = {}
+    for unit in decision.units:
+        kinds.setdefault(re.sub(r"^model\.(layers\.\d+\.)?", "", unit.name), []).append(unit)
+    found = []
+    for name, units in kinds.items():
+        got = [decision.allocation[unit.name] for unit in units]
+        ways = Counter(_form(choice.storage) for choice in got)
+        plain = [c.loss for u in units for c in u.choices if _form(c.storage) == PLAIN]
+        loss = sum(choice.loss for choice in got)
+        nbytes = sum(choice.nbytes for choice in got)
+        found.append(Kind(name, sorted(ways.items()), nbytes, loss, sum(plain)))
+    return found
+
+
+def _form(storage: RowBlocks) -> tuple[int, int]:
+    return storage.bits, storage.block_size
