@@ -23,8 +23,9 @@ from llama_onnx.exporter.quantize.base import Quantizer
 from llama_onnx.exporter.quantize.inputs import Inputs
 from llama_onnx.exporter.quantize.ranges import quantized, search_grid
 
-SHRINK = 0.8
-"""Factor of the off-diagonal elements of H."""
+SHRINK = 0.65
+"""Factor of the off-diagonal elements of H, for 8,192 tokens; 0.6 to 0.85 are as good with eight
+times as many."""
 
 DAMPING = 0.01
 """Added to H's diagonal, relative to its mean, as in the paper."""
