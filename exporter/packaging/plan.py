@@ -19,9 +19,11 @@ from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.graph.kernels import Structure, check_structure
 from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
+from llama_onnx.exporter.graph.slots import Slot
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe, check_storages
+from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
 from llama_onnx.exporter.packaging.budget import Chosen, Decision, Goal, check_goal, goal_of
 from llama_onnx.exporter.packaging.calibrating import CalibrationRequest, calibrated_storages
@@ -268,7 +270,7 @@ def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
     """
     workers = os.cpu_count() or 1
     slots = [placed.slot for placed in plan.placed if placed.slot.sources]
-    largest = max(slots, key=lambda slot: slot.nbytes)
+    largest = _without_zero_points(max(slots, key=lambda slot: slot.nbytes))
     quantizer = plain_quantizer(plan.recipe.quantizer)
     source = slot_sources(largest, checkpoint, quantizer.quantize)[0]
     width = source.shape[1] if len(source.shape) > 1 else 1
@@ -281,3 +283,10 @@ def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
                 hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data)
     elapsed = time.perf_counter() - started
     return FIXED_SECONDS + elapsed * plan.parameters / (rows * width)
+
+
+def _without_zero_points(slot: Slot) -> Slot:
+    """Return `slot` in a storage that can be filled without a calibration, in as much time."""
+    if not isinstance(slot.storage, RowBlocks) or slot.keeps_codes:
+        return slot
+    return replace(slot, storage=replace(slot.storage, zero_points=False, stored_scales="plain"))
