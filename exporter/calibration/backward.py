@@ -133,7 +133,7 @@ class Backward:
             inputs = np.square(flat.numpy(), dtype=np.float64)
             watched.squares += inputs.sum(axis=0)
             watched.weighted += squares.numpy().astype(np.float64) @ inputs
-            split = gradients.split([len(x) for x in normed])
+            split = torch.split(gradients, [len(x) for x in normed])
             found += torch.autograd.grad(normed, part, split)
         seen = watched.seen()
         return found, seen, (chances / len(seen.tokens)).numpy()
@@ -171,7 +171,7 @@ class Backward:
 
     def _load(self, index: int) -> list[Tensor]:
         states = torch.from_numpy(np.load(self._states(index)))
-        return [x[None].clone() for x in states.split([len(ids) for ids in self.sequences])]
+        return [x[None].clone() for x in torch.split(states, [len(ids) for ids in self.sequences])]
 
 
 def _of_prediction(
@@ -210,6 +210,7 @@ def _watching(layer: LlamaDecoderLayer, watched: Mapping[str, Watched]) -> Itera
 def _adding_to(watched: Watched) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def forward_hook(_module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         inputs = arguments[0].detach()[0].numpy()  # [S, K]
-        output.register_hook(lambda g: watched.add(inputs, g[0].numpy()))
+        hook: Callable[..., object] = output.register_hook
+        hook(lambda gradient: watched.add(inputs, gradient[0].numpy()))
 
     return forward_hook

@@ -75,7 +75,7 @@ def _survey_layer(
     prefix, config = f"model.layers.{index}.", task.checkpoint.config
     scales = _channel_scales(task, prefix, seen)
     folded = FoldedCheckpoint(task.checkpoint, scales)
-    found = {}
+    found: dict[str, Mapping[RowBlocks, float]] = {}
     for member, one in seen.items():
         name = f"{prefix}{member}.weight"
         if name not in task.storages:

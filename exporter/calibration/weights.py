@@ -104,4 +104,4 @@ def _save_gradients(file: Path, gradients: Sequence[Tensor]) -> None:
 
 def _load_gradients(file: Path, sequences: Sequence[Ids]) -> list[Tensor]:
     gradients = torch.from_numpy(np.load(file))
-    return [x[None].clone() for x in gradients.split([len(ids) for ids in sequences])]
+    return [x[None].clone() for x in torch.split(gradients, [len(ids) for ids in sequences])]

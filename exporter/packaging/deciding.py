@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.exporter.packaging.adapters import KeptAdapter
 from llama_onnx.exporter.packaging.budget import Chosen, Losses, candidates, check_possible, decide
 from llama_onnx.exporter.packaging.calibrating import WEIGHTS_FOLDER
@@ -86,7 +87,7 @@ def _losses(job: Job) -> Losses:
     text = calibration_tokens(job.folder, checkpoint.config, wanted.text, tokens=wanted.tokens)
     weights = _weights_folder(job.folder, checkpoint, text)
     weigh(checkpoint, text.sequences, weights, job.progress)
-    storages = {}
+    storages: dict[str, tuple[RowBlocks, ...]] = {}
     for slot in plan.built.slots:
         # What a table that is only gathered from loses is not in what a text's tokens read.
         if not slot.gathered or checkpoint.config.tie_word_embeddings:

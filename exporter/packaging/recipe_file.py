@@ -55,7 +55,7 @@ class RecipeFile:
         """
         given = {field.name: getattr(options, field.name) for field in fields(Options)}
         unset = {field.name: field.default for field in fields(Options)}
-        sets = {"precision": self.precision, "quantizer": self.quantizer}
+        sets: dict[str, Any] = {"precision": self.precision, "quantizer": self.quantizer}
         sets |= {"fuse_gate_up": self.fuse_gate_up, "calibration_tokens": self.tokens}
         for name in ("block_size", "embedding", "head", "preset"):
             if given[name] != unset[name]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from llama_onnx.exporter.calibration.backward import Backward
+from llama_onnx.exporter.calibration.backward import Backward, Seen
 from llama_onnx.exporter.calibration.groups import MEMBERS
 from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_onnx.exporter.model.config import LlamaConfig
@@ -37,15 +38,16 @@ def test_it_is_the_gradient_of_the_whole_model(tmp_path: Path, config: LlamaConf
     found = backward(tmp_path, config, tensors)
     found.forward()
     gradients, head, chances = found.head()
-    watched = {}
+    watched: dict[str, Seen] = {}
     for index in reversed(range(config.num_hidden_layers)):
         gradients, seen = found.layer(index, gradients)
         watched |= {f"model.layers.{index}.{name}": one for name, one in seen.items()}
     names = [f"model.layers.{i}.{m}" for i in range(config.num_hidden_layers) for m in MEMBERS]
-    outputs, inputs = {}, {}
+    outputs: dict[str, list[torch.Tensor]] = {}
+    inputs: dict[str, list[torch.Tensor]] = {}
     for name in [*names, "lm_head"]:
 
-        def keep(_module, arguments, output, name=name):
+        def keep(_module: Any, arguments: Any, output: torch.Tensor, name: str = name) -> None:
             output.retain_grad()
             outputs.setdefault(name, []).append(output)
             inputs.setdefault(name, []).append(arguments[0].detach()[0])
@@ -62,7 +64,8 @@ def test_it_is_the_gradient_of_the_whole_model(tmp_path: Path, config: LlamaConf
     drawn = torch.multinomial(whole.detach().softmax(-1), 1, generator=generator)[:, 0]
     p = whole.detach().softmax(-1)
     np.testing.assert_allclose(chances, (p - p**2).mean(0), rtol=1e-3)
-    torch.nn.functional.cross_entropy(whole, drawn, reduction="sum").backward()
+    loss = torch.nn.functional.cross_entropy(whole, drawn, reduction="sum")
+    torch.autograd.backward(loss)
     for got, embedded in zip(gradients, embeddings, strict=True):
         torch.testing.assert_close(got, embedded.grad, rtol=1e-3, atol=1e-5)
     for name, one in {**watched, "lm_head": head}.items():

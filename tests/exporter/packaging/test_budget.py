@@ -43,7 +43,8 @@ def budgeted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def manifest(package: Path) -> dict[str, Any]:
-    return json.loads((package / "manifest.json").read_text("utf-8"))
+    found: dict[str, Any] = json.loads((package / "manifest.json").read_text("utf-8"))
+    return found
 
 
 def data(package: Path) -> Path:
