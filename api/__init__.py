@@ -131,7 +131,7 @@ def plan(
         checkpoint: Folder or .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub.
         target: Where the package will run: a name in `TARGETS`.
         precision: How weights are stored, one of `TARGETS[target].graph.precisions`. None: that of
-            a GPTQ or AWQ source, else the target's default.
+            a quantized source, else the target's default.
         activations: "fp32", "fp16" or "bf16" between the operators. None: the target decides.
         block_size: Values that share one scale in a quantized matrix.
         quantizer: "rtn", "awq" or "gptq". None: "awq" for int4 with a tokenizer, else "rtn".

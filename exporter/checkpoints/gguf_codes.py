@@ -21,6 +21,7 @@ from gguf import GGMLQuantizationType as Type
 
 from llama_onnx.exporter.formats.tensor import Float32, widen
 from llama_onnx.exporter.model.checkpoint import CodedMatrix
+from llama_onnx.exporter.model.scales import ScaleForm
 from llama_onnx.exporter.model.storage import RowBlocks, pack
 from llama_onnx.targets.target import FloatName
 
@@ -127,7 +128,8 @@ class BlockMatrix:
     def coded(self) -> CodedMatrix:
         """Return its codes as blocks of a package."""
         coding = CODINGS[self.type]
-        storage = RowBlocks(coding.bits, coding.block_size)
+        form: ScaleForm = "fp16" if coding.scales == "fp16" else "plain"
+        storage = RowBlocks(coding.bits, coding.block_size, stored_scales=form)
 
         def blocks(start: int, stop: int) -> tuple[Bytes, Float32]:
             return package_blocks(self.rows(start, stop), self.type)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from llama_onnx.exporter.model.scales import ScaleForm
-from llama_onnx.exporter.model.storage import RowBlocks, Storage, make_storage
+from llama_onnx.exporter.model.storage import TWO_BIT_BLOCKS, RowBlocks, Storage, make_storage
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName, Operators
 
@@ -100,22 +100,30 @@ def check_storages(recipe: Recipe, target: str) -> None:
 
     Zero points of a quantized source are kept everywhere: its codes have no others.
     """
-    operators = recipe.operators
     for tensor, way in {**recipe.chosen, **recipe.source_codes}.items():
-        found = {
-            "2 bits": way.bits == 2 and not operators.two_bits,
-            "zero points": way.zero_points
-            and not operators.zero_points
-            and tensor not in recipe.source_codes,
-            f"scales as {way.stored_scales}": way.stored_scales != "plain"
-            and not operators.folded_scales,
-        }
-        for what, refused in found.items():
-            if refused:
-                raise UsageError(
-                    f"the recipe stores {tensor} with {what}, which was not measured on the target "
-                    f"{target}: choose another storage for it, or the target cpu."
-                )
+        what = _unmeasured(way, recipe.operators, kept=tensor in recipe.source_codes)
+        if what:
+            raise UsageError(
+                f"the recipe stores {tensor} with {what}, which was not measured on the target "
+                f"{target}: choose another storage for it, or the target cpu."
+            )
+        if way.bits == 2 and way.block_size not in TWO_BIT_BLOCKS:
+            known = ", ".join(map(str, TWO_BIT_BLOCKS))
+            raise UsageError(
+                f"the recipe stores {tensor} with 2 bits in blocks of {way.block_size}, for which "
+                f"ONNX Runtime has no fast kernel: use blocks of {known}."
+            )
+
+
+def _unmeasured(way: RowBlocks, operators: Operators, *, kept: bool) -> str:
+    """Return what of `way` is not known to work; "" if all is. `kept`: its codes are the
+    source's."""
+    if way.bits == 2 and not operators.two_bits:
+        return "2 bits"
+    if way.zero_points and not (kept or operators.zero_points):
+        return "zero points"
+    folds = way.stored_scales == "plain" or operators.folded_scales
+    return "" if folds else f"scales as {way.stored_scales}"
 
 
 def make_recipe(

@@ -30,6 +30,9 @@ from llama_onnx.targets.target import FloatName
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block sizes that `MatMulNBits` accepts on the CPU."""
 
+TWO_BIT_BLOCKS = (32, 64, 128)
+"""Those of codes of 2 bits that it has fast kernels for: others take over 100 times as long."""
+
 FLOAT_NAMES: tuple[FloatName, ...] = ("fp32", "fp16", "bf16")
 
 WEIGHT, QWEIGHT, ZERO_POINTS, ORDER = "weight", "qweight", "zero_points", "order"

@@ -258,7 +258,11 @@ def _quantization(checkpoint: Checkpoint, recipe: Recipe) -> str | None:
     matrices = sum(source.bits_of(name) is not None for name in names)
     taken = len(recipe.source_codes)
     counts = {"taken over code by code": taken, "dequantized": matrices - taken}
-    parts = [f"{count} matrices {what}" for what, count in counts.items() if count]
+    parts = [
+        f"{count} {'matrix' if count == 1 else 'matrices'} {what}"
+        for what, count in counts.items()
+        if count
+    ]
     return f"{source.describe()}: {', '.join(parts)}"
 
 

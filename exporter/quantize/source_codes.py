@@ -128,7 +128,15 @@ def _kept(
         same = _storage_wanted(name, recipe).name == f"int{bits}"
         readable_here = name != EMBEDDING or f"int{bits}" in readable
         if readable_here and (same or (at_native and name not in asked)):
-            yield name, replace(source.coded(name).storage, scales=recipe.activations)
+            yield name, _as_read(source.coded(name).storage, recipe)
+
+
+def _as_read(storage: RowBlocks, recipe: Recipe) -> RowBlocks:
+    """Return `storage` with scales of the type that the operators read, in its smaller form if the
+    graph may convert them."""
+    folded = recipe.operators.folded_scales and recipe.activations == "fp32"
+    form = storage.stored_scales if folded else "plain"
+    return replace(storage, scales=recipe.activations, stored_scales=form)
 
 
 def _storage_wanted(name: str, recipe: Recipe) -> Storage:

@@ -173,10 +173,9 @@ def _figures(content: Mapping[str, Any]) -> Iterator[str]:
     figures = {(row["error"], row["situation"]): row["figures"] for row in report["measurements"]}
     versions = content["created_with"]
     yield (
-        f"Measured against the original in PyTorch at {report['positions']:,} positions, on "
-        f"{as_code(report['provider'])} with onnxruntime {as_code(versions['onnxruntime'])}; "
-        f"{'all thresholds hold' if report['passed'] else 'NOT all thresholds hold'} "
-        "(**conversion**: whether the package computes what its weights say). "
+        f"**Conversion: {'all thresholds hold' if report['passed'] else 'NOT all thresholds hold'}"
+        f".** Measured against the original in PyTorch at {report['positions']:,} positions, on "
+        f"{as_code(report['provider'])} with onnxruntime {as_code(versions['onnxruntime'])}. "
         "KL is in nats."
     )
     yield ""

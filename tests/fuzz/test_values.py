@@ -56,6 +56,15 @@ MORE = {
             *("dynamic", "meta", "is_marlin_format", "adapter", "sym", "version", "w_bit"),
         )
     ),
+    ("compressed", "config.json"): (
+        *(f"quantization_config.{key}" for key in ("format", "config_groups", "ignore")),
+        *(f"quantization_config.{key}" for key in ("kv_cache_scheme", "transform_config")),
+        *(f"quantization_config.config_groups.group_0.{key}" for key in ("targets", "weights")),
+        *(
+            f"quantization_config.config_groups.group_0.weights.{key}"
+            for key in ("num_bits", "type", "symmetric", "strategy", "group_size", "actorder")
+        ),
+    ),
     ("adapter", "adapter/adapter_config.json"): (
         *("r", "lora_alpha", "target_modules", "exclude_modules", "modules_to_save", "bias"),
         *("rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "peft_type"),

@@ -32,12 +32,14 @@ def logits(embedding: np.ndarray, head: np.ndarray) -> np.ndarray:
     """Return the logits [V, V] after each token, in float64."""
     x = embedding.astype(np.float64)
     h = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + CONFIG.rms_norm_eps)
-    return h @ head.astype(np.float64).T
+    result: np.ndarray = h @ head.astype(np.float64).T
+    return result
 
 
 def log_softmax(values: np.ndarray) -> np.ndarray:
     shifted = values - values.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
 
 
 def losses(ids: list[np.ndarray], original: np.ndarray, other: np.ndarray) -> dict[str, float]:

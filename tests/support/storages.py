@@ -3,6 +3,7 @@ quantizer that fills them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,6 +70,24 @@ FORMS = {
     "int2, fp16 scales, zero points": RowBlocks(2, 32, zero_points=True, stored_scales="fp16"),
 }
 """Some storages, by name."""
+
+
+def dealt(kinds: Iterator[RowBlocks]) -> Callable[[LlamaConfig], Mapping[str, RowBlocks]]:
+    """Return a function that gives each matrix of the graph the next of `kinds`."""
+
+    def choose(config: LlamaConfig) -> Mapping[str, RowBlocks]:
+        given: dict[str, RowBlocks] = {}
+        for name in matrices(config):
+            if (matrix := _matrix_of(name)) not in given:
+                given[matrix] = next(kinds)
+        return {name: given[_matrix_of(name)] for name in matrices(config)}
+
+    return choose
+
+
+def _matrix_of(tensor: str) -> str:
+    """Return the matrix of the graph that holds `tensor`: query, key and value share one."""
+    return re.sub(r"[qkv]_proj", "qkv_proj", tensor)
 
 
 @contextmanager

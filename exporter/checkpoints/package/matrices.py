@@ -277,8 +277,8 @@ def _factors(name: str, stored: Initializers, made_by: Producers) -> Iterator[In
     found = []
     for factor in names:
         cast = made_by.get(factor)
-        if cast is not None and cast.op_type == "Cast":
-            to = onnx.helper.get_attribute_value(cast.attribute[0])
+        if cast is not None and cast.op_type == "Cast" and cast.input:
+            to = next((a.i for a in cast.attribute if a.name == "to"), None)
             factor = cast.input[0] if to == onnx.TensorProto.FLOAT else ""
         found.append(stored.get(factor))
     if None not in found:

@@ -35,7 +35,7 @@ from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.package import MANIFEST, MODEL_FILE
 from llama_onnx.targets.strict_json import MAX_BYTES
 
-PRECISIONS = ("int2", "int4", "int8", "bf16", "fp16", "fp32")
+PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
 """From the coarsest to the finest."""
 
 # Matrices that the graph multiplies by at once: the rows of one follow those of the previous.
@@ -147,7 +147,8 @@ def _keeps_codes(path: Path) -> bool:
 
 
 def _precision_of(tensor: LazyTensor) -> str:
-    return f"int{tensor.codes.bits}" if tensor.codes else _PRECISION_OF[tensor.dtype]
+    # Codes of 2 bits are some of the matrices of an int4 package.
+    return f"int{max(tensor.codes.bits, 4)}" if tensor.codes else _PRECISION_OF[tensor.dtype]
 
 
 def load_model(package: Path) -> onnx.ModelProto:

@@ -1,1 +1,1 @@
-"""Hugging Face folders with matrices stored as GPTQ or AWQ codes."""
+"""Hugging Face folders with matrices stored as codes: GPTQ, AWQ, compressed-tensors."""

@@ -186,6 +186,7 @@ def _open(parts: _Parts, shape: tuple[int, ...] | None) -> PackedMatrix:
         scheme.bits,
         groups,
         scheme.symmetric,
+        parts.need("weight_scale").code == "F16",
         partial(_read, parts, (outputs, inputs)),
     )
 

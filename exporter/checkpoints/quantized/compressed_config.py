@@ -172,7 +172,7 @@ def _scheme(group: Mapping[str, Any], default: Any, label: str) -> Scheme | None
 def _strategy(weights: Mapping[str, Any], label: str) -> tuple[str, int]:
     size, strategy = weights.get("group_size"), weights.get("strategy")
     if strategy is None:
-        strategy = {None: "tensor", WHOLE_ROW: "channel"}.get(size, "group")
+        strategy = "tensor" if size is None else "channel" if size == WHOLE_ROW else "group"
     if strategy in ("tensor", "channel"):
         return str(strategy), WHOLE_ROW
     if strategy != "group":

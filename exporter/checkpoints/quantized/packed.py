@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, StoredTensor
 from llama_onnx.exporter.model.checkpoint import CodedMatrix
+from llama_onnx.exporter.model.scales import ScaleForm
 from llama_onnx.exporter.model.storage import BLOCK_SIZES, RowBlocks, unpack
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
@@ -95,8 +96,8 @@ class Groups:
 @dataclass(frozen=True)
 class PackedMatrix:
     """One matrix [N, K] of a quantized checkpoint, called `name` if it were floats; `bits` is 4 or
-    8. `symmetric`: without zero points. `read` reads what is needed before the first row; `path`
-    and `nbytes` are those of its tensors."""
+    8. `symmetric`: without zero points. `half_scales`: its scales are float16. `read` reads what is
+    needed before the first row; `path` and `nbytes` are those of its tensors."""
 
     name: str
     path: Path
@@ -105,6 +106,7 @@ class PackedMatrix:
     bits: int
     groups: Groups
     symmetric: bool
+    half_scales: bool
     read: Callable[[], Contents]
 
     def tensor(self) -> LazyTensor:
@@ -132,7 +134,10 @@ class PackedMatrix:
         `UnsupportedError` if its groups do not fit a block size."""
         columns, order = self.shape[1], self.groups.order()
         label = "" if order is None else hashlib.sha256(order.tobytes()).hexdigest()[:16]
-        storage = RowBlocks(self.bits, self._block_size(), not self.symmetric, label)
+        form: ScaleForm = "fp16" if self.half_scales else "plain"
+        storage = RowBlocks(
+            self.bits, self._block_size(), not self.symmetric, label, stored_scales=form
+        )
         starts = np.arange(storage.num_blocks(columns)) * storage.block_size
         group = starts // self.groups.size  # [blocks]: a group may span several blocks
         contents = functools.cache(self._read)

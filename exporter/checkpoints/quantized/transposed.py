@@ -107,6 +107,7 @@ def open_matrix(
         int(bits),
         Groups(inputs, size, parts.g_idx, quantization.where, may_reorder),
         symmetric=False,
+        half_scales=parts.scales.code == "F16",
         read=partial(_read, parts, layout, quantization, int(bits), outputs),
     )
 

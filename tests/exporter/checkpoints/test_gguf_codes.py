@@ -111,6 +111,8 @@ def test_the_package_is_the_source_bit_for_bit(
         f"GGUF with {count} {kind.name}: {count} matrices taken over code by code"
     )
     assert not [text for text in result.warnings if "second time" in text]
+    forms = {storage.stored_scales for storage in result.plan.recipe.source_codes.values()}
+    assert forms == {"fp16"}  # as in the file: half the space of float32, and exact
     assert_same_bits(tmp_path / "out", source)
     assert (
         compare_weights(
@@ -215,7 +217,8 @@ def test_another_precision_dequantizes_without_a_warning(tmp_path: Path) -> None
     source = write(tmp_path / "m.gguf", tiny.GQA, Type.Q8_0)
     plan = plan_of(source, Options("int4", quantizer="rtn"))
     kept = {"model.embed_tokens.weight"}  # int8 beside int4 matrices
-    assert plan.recipe.source_codes.keys() == kept and not plan.warnings
+    assert plan.recipe.source_codes.keys() == kept
+    assert not [text for text in plan.warnings if "second time" in text]
     assert plan_of(source, Options("fp16")).recipe.source_codes == {}
 
 
@@ -246,12 +249,12 @@ def test_scales_that_a_target_would_round_are_not_taken(tmp_path: Path) -> None:
 
 
 def test_plan_counts_no_whole_matrix_in_memory(tmp_path: Path) -> None:
-    """Rows are read as they are needed, unlike those of GPTQ's layout."""
+    """Rows are read as they are needed, unlike those of GPTQ's layout. fp16 scales take less."""
     sizes = []
     for kind in (Type.F16, Type.Q8_0):
         source = write(tmp_path / f"{kind.name}.gguf", tiny.GQA, kind)
         sizes.append(plan_of(source, Options("int8")).peak_memory)
-    assert sizes[0] == sizes[1]
+    assert sizes[1] <= sizes[0]
 
 
 def test_a_scale_that_is_not_finite_is_named(tmp_path: Path) -> None:

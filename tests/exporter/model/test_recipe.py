@@ -69,6 +69,16 @@ def test_a_storage_is_chosen_only_where_it_was_measured(
             check_storages(recipe, name)
 
 
+def test_two_bits_are_refused_where_they_are_slow() -> None:
+    for size in (16, 32, 64, 128, 256):
+        recipe = replace(recipe_for("cpu"), chosen={NAME: RowBlocks(2, size)})
+        if size in (32, 64, 128):
+            check_storages(recipe, "cpu")
+            continue
+        with pytest.raises(UsageError, match=f"2 bits in blocks of {size}, for which .* no fast"):
+            check_storages(recipe, "cpu")
+
+
 def test_zero_points_of_a_source_are_kept_on_every_target() -> None:
     kept = {NAME: RowBlocks(4, 32, zero_points=True)}
     recipe = replace(recipe_for("cuda"), operators=Operators(), source_codes=kept)

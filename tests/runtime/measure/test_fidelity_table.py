@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from statistics import stdev
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,8 @@ def test_each_figure_alone_can_lower_the_grade(worse: Loss) -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_figure_that_is_not_a_number_is_the_worst(metric: str) -> None:
-    broken = replace(loss(), **{metric: math.nan})
+    changes: dict[str, Any] = {metric: math.nan}
+    broken = replace(loss(), **changes)
     assert grade_of(broken).name == "another model"
     assert [limit.metric for limit in fidelity(broken).missed] == [metric]
 

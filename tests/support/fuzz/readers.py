@@ -25,7 +25,7 @@ from llama_onnx.exporter.tokenizer.source import source_codec
 from llama_onnx.runtime.measure.certificate import read_certificate
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.package import ModelPackage
-from tests.support import adapters, gguf_files, meta_files, packages, quantized, tiny
+from tests.support import adapters, gguf_files, meta_files, packages, quantized, storages, tiny
 from tests.support.vocabularies import bytelevel_metadata, model_named, spm_metadata
 
 SMALL = replace(tiny.GQA, num_hidden_layers=1, hidden_size=32, num_attention_heads=2)
@@ -123,6 +123,17 @@ def _model_file(folder: Path) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>"}), "utf-8")
 
 
+def _compressed(folder: Path) -> None:
+    from compressed_tensors.quantization import QuantizationArgs
+
+    from tests.support import compressed
+
+    args = QuantizationArgs(num_bits=4, strategy="group", group_size=16, symmetric=False)
+    matrices = compressed.compress_model(args, "pack-quantized", SMALL)
+    groups = {"group_0": compressed.group(args, "pack-quantized")}
+    compressed.write(folder, matrices, groups, config=SMALL)
+
+
 def _gptq(folder: Path) -> None:
     matrices = quantized.quantize_model(SMALL, bits=4, group_size=16)
     quantized.write(folder, matrices, config=SMALL)
@@ -163,6 +174,14 @@ def _package(folder: Path) -> None:
             (folder / file.name).write_bytes(file.read_bytes())
 
 
+def _stored(folder: Path) -> None:
+    storage = storages.FORMS["uint8 scales, zero points"]
+    with tempfile.TemporaryDirectory() as aside:
+        made, _ = storages.make_chosen(Path(aside), storages.everywhere(storage), SMALL)
+        for file in made.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+
+
 READERS: Mapping[str, Reader] = {
     "huggingface": Reader(
         _huggingface,
@@ -190,6 +209,9 @@ READERS: Mapping[str, Reader] = {
     ),
     "gptq": Reader(
         _gptq, read_checkpoint, {"config.json": "json", "model.safetensors": "safetensors"}
+    ),
+    "compressed": Reader(
+        _compressed, read_checkpoint, {"config.json": "json", "model.safetensors": "safetensors"}
     ),
     "adapter": Reader(
         _adapter,
@@ -221,4 +243,5 @@ READERS: Mapping[str, Reader] = {
             "model.onnx": "bytes",
         },
     ),
+    "package-stored": Reader(_stored, read_package, {"model.onnx": "bytes"}),
 }
