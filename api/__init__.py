@@ -112,6 +112,10 @@ def plan(
     quantizer: str | None = None,
     calibration: str | None = None,
     calibration_tokens: int | None = None,
+    preset: str | None = None,
+    budget: str | None = None,
+    max_kl: float | None = None,
+    recipe: str | None = None,
     embedding: str | None = None,
     head: str | None = None,
     accuracy_level: int | None = None,
@@ -134,6 +138,10 @@ def plan(
         quantizer: "rtn", "awq" or "gptq". None: "awq" for int4 with a tokenizer, else "rtn".
         calibration: Text file, or JSONL of chats, that awq and gptq read. None: a shipped text.
         calibration_tokens: How many tokens of it. None: 8192, or the widest matrix's channels.
+        preset: "small", "default", "best" or "careful": sets precision, quantizer and budget.
+        budget: Most that the weights may take: "4.4bpw" (bits per weight) or "3.8GB".
+        max_kl: Most that the predicted mean KL divergence from the original may be.
+        recipe: JSON file, or package, that says how each matrix is stored.
         embedding: How the embedding is stored. None: int8 with int4, else `precision`.
         head: How the output head is stored. None: `precision`, or like the embedding if tied.
         accuracy_level: 1 multiplies quantized matrices in fp32, 4 in int8. None: the target's.
@@ -176,6 +184,10 @@ def export(
     quantizer: str | None = None,
     calibration: str | None = None,
     calibration_tokens: int | None = None,
+    preset: str | None = None,
+    budget: str | None = None,
+    max_kl: float | None = None,
+    recipe: str | None = None,
     embedding: str | None = None,
     head: str | None = None,
     accuracy_level: int | None = None,

@@ -38,9 +38,10 @@ def plan(
     **options: Any,
 ) -> Plan:
     """Open the headers of `checkpoint` and plan its export."""
+    from llama_onnx.exporter.checkpoints.hub import HubId, find_source
     from llama_onnx.exporter.packaging.adapters import open_kept
+    from llama_onnx.exporter.packaging.deciding import make_decided_plan
     from llama_onnx.exporter.packaging.options import Options
-    from llama_onnx.exporter.packaging.plan import make_plan
     from llama_onnx.exporter.sources import open_checkpoint
 
     chosen, merged = Options(**options), _paths(adapters)
@@ -48,7 +49,15 @@ def plan(
         opened = open_checkpoint(folder, merged, context=chosen.context)
         kept = open_kept(opened, _named(kept_adapters))
         workers = os.cpu_count() or 1
-        return make_plan(opened, get_target(target), chosen, workers, kept, chosen.changed())
+        return make_decided_plan(
+            opened,
+            get_target(target),
+            chosen,
+            workers,
+            kept,
+            chosen.changed(),
+            headers=isinstance(find_source(os.fspath(checkpoint)), HubId),
+        )
 
 
 def export(

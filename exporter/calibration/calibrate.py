@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from llama_onnx.exporter.calibration.collect import collect_layer
-from llama_onnx.exporter.calibration.groups import GROUPS, Group
+from llama_onnx.exporter.calibration.groups import GROUPS, MEMBERS
 from llama_onnx.exporter.calibration.store import Calibrated, Stage, Store
+from llama_onnx.exporter.calibration.weights import HEAD, seen_by
 from llama_onnx.exporter.checkpoints.folded import FoldedCheckpoint
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
 from llama_onnx.exporter.model.channel_scales import ChannelScales, Exponents
@@ -50,12 +51,14 @@ of threads."""
 @dataclass(frozen=True)
 class Task:
     """What to calibrate: the storage of each tensor that gets codes, and whether channels may be
-    rescaled."""
+    rescaled. `weights` is the folder in which `weigh` put how much each token counts; None: all
+    count the same."""
 
     checkpoint: Checkpoint
     quantizer: CalibratedQuantizer
     storages: Mapping[str, Blocks]
     rescales: bool
+    weights: Path | None = None
 
 
 def calibrate(
@@ -84,7 +87,13 @@ def calibrate(
     for index, (name, layer) in enumerate(zip(stages[done:], layers, strict=True), start=done):
         progress.update(f"calibrating layer {index}", index, total)
         hidden, inputs = collect_layer(
-            layer, index, hidden, rotary, config, correlates=task.quantizer.correlates
+            layer,
+            index,
+            hidden,
+            rotary,
+            config,
+            correlates=task.quantizer.correlates,
+            weights=_weights(task, str(index)),
         )
         stage = _quantize_layer(task, name, index, inputs, workers)
         store.put(stage, [x[0].numpy() for x in hidden])
@@ -114,21 +123,34 @@ def _from_store(store: Store) -> list[Tensor]:
     return [torch.from_numpy(state)[None] for state in store.hidden()]
 
 
+def _weights(task: Task, stage: str) -> dict[str, Float32] | None:
+    """Return how much each token counts, by matrix, in a layer or the head."""
+    if task.weights is None:
+        return None
+    return {name: seen.tokens for name, seen in seen_by(task.weights, stage).items()}
+
+
 def _quantize_layer(
-    task: Task, name: str, index: int, inputs: Mapping[Group, Inputs], workers: int
+    task: Task, name: str, index: int, inputs: Mapping[str, Inputs], workers: int
 ) -> Stage:
     prefix = f"model.layers.{index}."
     exponents: dict[str, Exponents] = {}
     if task.rescales:
         for group in GROUPS:
             names = [f"{prefix}{member}.weight" for member in group.members]
-            exponents |= _exponents(task, prefix + group.scaled, names, inputs[group])
+            first = inputs[group.members[0]]
+            exponents |= _exponents(task, prefix + group.scaled, names, first)
     scales = ChannelScales(exponents)
     matrices: dict[str, tuple[Quantized, Blocks]] = {}
-    for group in GROUPS:
-        names = [f"{prefix}{member}.weight" for member in group.members]
-        matrices |= _quantize(task, names, scales, inputs[group], workers)
+    for members in _sharing(task):
+        names = [f"{prefix}{member}.weight" for member in members]
+        matrices |= _quantize(task, names, scales, inputs[members[0]], workers)
     return Stage(name, matrices, exponents)
+
+
+def _sharing(task: Task) -> Sequence[tuple[str, ...]]:
+    """Return the members of a layer whose inputs are one object, together."""
+    return [group.members for group in GROUPS] if task.weights is None else [(m,) for m in MEMBERS]
 
 
 def _exponents(
@@ -168,7 +190,12 @@ def _quantize_head(task: Task, hidden: Sequence[Tensor], workers: int) -> Stage:
     name = "model.embed_tokens.weight" if tied else "lm_head.weight"
     if name not in task.storages:
         return Stage(HEAD_STAGE, {}, {})
-    collector = Collector(config.hidden_size, correlates=task.quantizer.correlates)
+    weights = _weights(task, HEAD)
+    collector = Collector(
+        config.hidden_size,
+        correlates=task.quantizer.correlates,
+        weights=weights[HEAD] if weights else None,
+    )
     with torch.inference_mode():
         for state in hidden:
             (normed,) = final_norm(task.checkpoint, [state])

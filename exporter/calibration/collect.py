@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from llama_onnx.exporter.calibration.groups import GROUPS, Group
+from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.quantize.inputs import Collector, Inputs
 from llama_onnx.exporter.reference.walk import advance, window_mask
@@ -24,23 +25,38 @@ def collect_layer(
     config: LlamaConfig,
     *,
     correlates: bool,
-) -> tuple[list[Tensor], Mapping[Group, Inputs]]:
-    """Return the hidden states [1, S, H] after `layer`, and the inputs of each group of matrices.
+    weights: Mapping[str, Float32] | None = None,
+) -> tuple[list[Tensor], Mapping[str, Inputs]]:
+    """Return the hidden states [1, S, H] after `layer`, and the inputs of each member of a group.
+
+    With `weights` of the tokens [T] for each member, each has inputs of its own; without, those
+    of one group are one object.
 
     Raises `CheckpointError` for values that are NaN or infinite.
     """
     collectors = {
-        group: Collector(_channels(layer, group), correlates=correlates) for group in GROUPS
+        member: Collector(
+            _channels(layer, group),
+            correlates=correlates,
+            weights=weights[member] if weights else None,
+        )
+        for group in GROUPS
+        for member in (group.members if weights else group.members[:1])
     }
     with torch.inference_mode(), _watching(layer, collectors):
         after = [advance(layer, rotary, x, window_mask(config, x.shape[1])) for x in hidden]
-    for group, collector in collectors.items():
+    for member, collector in collectors.items():
         if not collector.finite:
             raise CheckpointError(
-                f"layer {index}: {group.members[0]} reads NaN or infinity from the calibration's "
+                f"layer {index}: {member} reads NaN or infinity from the calibration's "
                 "text: the weights are damaged, or the training diverged."
             )
-    return after, {group: collector.inputs() for group, collector in collectors.items()}
+    inputs = {member: collector.inputs() for member, collector in collectors.items()}
+    return after, {
+        member: inputs.get(member) or inputs[group.members[0]]
+        for group in GROUPS
+        for member in group.members
+    }
 
 
 def _channels(layer: nn.Module, group: Group) -> int:
@@ -50,11 +66,11 @@ def _channels(layer: nn.Module, group: Group) -> int:
 
 
 @contextmanager
-def _watching(layer: nn.Module, collectors: Mapping[Group, Collector]) -> Iterator[None]:
-    """Hand the inputs of each group's matrices to its collector."""
+def _watching(layer: nn.Module, collectors: Mapping[str, Collector]) -> Iterator[None]:
+    """Hand the inputs of each matrix to its collector."""
     handles = [
-        layer.get_submodule(group.members[0]).register_forward_pre_hook(_adding_to(collector))
-        for group, collector in collectors.items()
+        layer.get_submodule(member).register_forward_pre_hook(_adding_to(collector))
+        for member, collector in collectors.items()
     ]
     try:
         yield

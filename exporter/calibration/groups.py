@@ -21,3 +21,6 @@ GROUPS = (
     Group(("mlp.down_proj",), "mlp.up_proj"),
 )
 """In the order in which a layer computes them."""
+
+MEMBERS = tuple(member for group in GROUPS for member in group.members)
+"""All quantized modules of a layer."""

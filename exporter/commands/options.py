@@ -113,7 +113,7 @@ def _type(metadata: Mapping[str, Any]) -> Any:
     """Return click's type for the values of a field; None leaves it to the default."""
     if metadata["choices"]:
         return click.Choice(list(metadata["choices"]))
-    return int if metadata["number"] else None
+    return metadata["number"]
 
 
 def explicit_options(names: Iterable[str]) -> frozenset[str]:

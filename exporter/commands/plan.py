@@ -23,12 +23,16 @@ from llama_onnx.exporter.commands.options import (
     sort_adapters,
 )
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.registry import get_target
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from llama_onnx.exporter.model.checkpoint import Checkpoint
     from llama_onnx.exporter.packaging.adapters import KeptAdapter
+    from llama_onnx.exporter.packaging.budget import Decision
     from llama_onnx.exporter.packaging.plan import Plan
 
 
@@ -49,13 +53,15 @@ def command(
     """Show what exporting SOURCE would make and need.
 
     Reads the headers, and a few megabytes of weights to estimate the time. For a model on the hub
-    (OWNER/NAME) with safetensors weights, only the headers are downloaded.
+    (OWNER/NAME) with safetensors weights, only the headers are downloaded. With a budget, passes a
+    text through the model first, forward and back, to see which matrices lose most.
     """
     from rich.table import Table
     from rich.text import Text
 
     from llama_onnx.exporter.packaging.adapters import open_kept
-    from llama_onnx.exporter.packaging.plan import estimate_seconds, make_plan
+    from llama_onnx.exporter.packaging.deciding import make_decided_plan
+    from llama_onnx.exporter.packaging.plan import estimate_seconds
     from llama_onnx.exporter.sources import open_checkpoint
     from llama_onnx.runtime.commands.tables import make_console
 
@@ -65,7 +71,17 @@ def command(
     kept = open_kept(checkpoint, folders)
     workers = os.cpu_count() or 1
     given = explicit_options(options)
-    plan = make_plan(checkpoint, get_target(target), chosen, workers, kept, given)
+    with progress_line() as progress:
+        plan = make_decided_plan(
+            checkpoint,
+            get_target(target),
+            chosen,
+            workers,
+            kept,
+            given,
+            headers=isinstance(source, HubId),
+            progress=progress,
+        )
     seconds = estimate_seconds(plan, checkpoint)
     for warning in plan.warnings:
         click.echo(f"Warning: {warning}", err=True)
@@ -84,6 +100,8 @@ def command(
     for name, value in _rows(plan, checkpoint, kept, seconds):
         table.add_row(name, Text(value))
     make_console().print(table)
+    if plan.decision:
+        make_console().print(_decision_table(plan.decision))
 
 
 def _rows(
@@ -108,3 +126,26 @@ def _rows(
         "KV cache",
         f"{kind}, {each} per token, {cache} at the default max_length of {plan.max_length:,}",
     )
+
+
+def _decision_table(decision: Decision) -> Table:
+    """Return what each kind of matrix gets, and the loss that is predicted for it."""
+    from rich.table import Table
+
+    from llama_onnx.exporter.packaging.budget import summarize
+
+    table = Table(
+        title=f"What each kind of matrix gets: predicted KL divergence {decision.predicted_kl:.3g}",
+        caption="Bits / block size x matrices. The loss at 4 / 64 is what the extra bits avoid.",
+    )
+    for heading in ("matrices", "storage", "bytes", "predicted KL", "at 4 / 64"):
+        table.add_column(heading, justify="left" if heading in ("matrices", "storage") else "right")
+    for kind in summarize(decision):
+        table.add_row(
+            kind.name,
+            ", ".join(f"{bits} / {size} x {count}" for (bits, size), count in kind.storages),
+            gigabytes(kind.nbytes),
+            f"{kind.loss:.4f}",
+            f"{kind.plain_loss:.4f}",
+        )
+    return table

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from llama_onnx.exporter.calibration.store import Calibrated
     from llama_onnx.exporter.formats.tensor import Float32
 
+WEIGHTS_FOLDER = "weights"
+"""In the calibration's folder: how much each token matters."""
+
 _EMBEDDING_TENSOR = f"{EMBEDDING}.weight"
 
 
@@ -86,6 +89,7 @@ def run_calibration(
     """Return the codes that `wanted` asks for, and warnings for people. `folder` is the package in
     the making, which has its tokenizer already."""
     from llama_onnx.exporter.calibration.calibrate import Task, calibrate
+    from llama_onnx.exporter.calibration.weights import weigh
     from llama_onnx.exporter.quantize.base import CalibratedQuantizer
     from llama_onnx.exporter.quantize.calibration_text import (
         calibration_tokens,
@@ -96,8 +100,12 @@ def run_calibration(
     text = calibration_tokens(folder, checkpoint.config, wanted.text, tokens=wanted.tokens)
     quantizer = get_quantizer(quantizer_name)
     assert isinstance(quantizer, CalibratedQuantizer), "only these are calibrated"
-    task = Task(checkpoint, quantizer, wanted.storages, wanted.rescales)
-    place, unknown = folder / CALIBRATION_FOLDER, text.letters_per_token is not None
+    place, weights = folder / CALIBRATION_FOLDER, None
+    if quantizer.weighs:
+        weights = place / WEIGHTS_FOLDER
+        weigh(checkpoint, text.sequences, weights, progress)
+    task = Task(checkpoint, quantizer, wanted.storages, wanted.rescales, weights)
+    unknown = text.letters_per_token is not None
     found = calibrate(task, text.sequences, place, workers, progress, likelihood=unknown)
     return found, (*text.warnings, *perplexity_warnings(text, found.nll))
 

@@ -61,10 +61,10 @@ def compile_package(job: Job, *, resuming: bool) -> Compiled:
     """
     journal, identity = job.folder / JOURNAL_FILE, job.identity()
     require_disk(job.plan, job.folder, _size(job.folder / DATA_FILE))
-    if not resuming:
+    if not (resuming and journal.exists()):  # it may have been killed before there was one
         write_header(journal, identity)
     entries = read_journal(journal, identity)
-    warnings = _write_small_files(job)
+    warnings = write_small_files(job)
     started = time.perf_counter()
     calibrated, notes = _calibrate(job)
     measured, more = _measure_cache(job, calibrated)
@@ -153,7 +153,7 @@ def _write_slot(
     writer.finish_slot(name)
 
 
-def _write_small_files(job: Job) -> tuple[str, ...]:
+def write_small_files(job: Job) -> tuple[str, ...]:
     """Write everything but the weights and the manifest; return warnings for people."""
     folder, checkpoint = job.folder, job.checkpoint
     config = checkpoint.config

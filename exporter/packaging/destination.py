@@ -14,7 +14,7 @@ from pathlib import Path
 from llama_onnx.exporter.packaging.journal import JOURNAL_FILE, exclusive
 from llama_onnx.targets.durable import flush, flush_tree, is_full
 from llama_onnx.targets.errors import LlamaOnnxError, ResourceError, UsageError
-from llama_onnx.targets.listing import WORKING_FILES
+from llama_onnx.targets.listing import CALIBRATION_FOLDER, WORKING_FILES
 from llama_onnx.targets.package import PARTIAL_SUFFIX, is_package, remove_working_files
 
 
@@ -42,7 +42,8 @@ class Destination:
     @property
     def resuming(self) -> bool:
         """Whether there is an unfinished export to continue."""
-        return self.resume and (self.partial / JOURNAL_FILE).exists()
+        begun = (JOURNAL_FILE, CALIBRATION_FOLDER)
+        return self.resume and any((self.partial / name).exists() for name in begun)
 
     def check(self, sources: Iterable[Path]) -> None:
         """Raise `UsageError` if a folder cannot be used, or `out` holds one of `sources`, or the

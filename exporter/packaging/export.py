@@ -17,7 +17,9 @@ from llama_onnx.exporter.checkpoints.checklist import has_checklist, verify_chec
 from llama_onnx.exporter.checkpoints.download import local_copy
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.packaging.adapters import open_kept
+from llama_onnx.exporter.packaging.budget import Chosen
 from llama_onnx.exporter.packaging.compile import compile_package
+from llama_onnx.exporter.packaging.deciding import decided
 from llama_onnx.exporter.packaging.destination import Destination
 from llama_onnx.exporter.packaging.job import Job
 from llama_onnx.exporter.packaging.options import Options
@@ -98,26 +100,38 @@ def export_package(
     checkpoint = open_checkpoint(local_copy(source), adapters, context=options.context)
     swapped = open_kept(checkpoint, folders)
     state = source_state(checkpoint, swapped)
-    plan = make_plan(
-        checkpoint, target, options, workers, swapped, explicit, with_tokenizer=tokenizer
-    )
+
+    def planned(chosen: Chosen | None = None) -> Plan:
+        return make_plan(
+            checkpoint,
+            target,
+            options,
+            workers,
+            swapped,
+            explicit,
+            with_tokenizer=tokenizer,
+            chosen=chosen,
+        )
+
+    plan = planned()
     verified = _verified(checkpoint.path, checksum, progress)
     hashes = source_hashes(checkpoint, verified, read=hash_source, step=progress.step)
     resuming = destination.resuming
     with destination.writing() as folder:
         job = Job(checkpoint, swapped, hashes, target, plan, folder, workers, progress, tokenizer)
+        job = decided(job, planned)
         compiled = compile_package(job, resuming=resuming)
         check_unchanged(state)
     package = destination.out
     return ExportResult(
         source=checkpoint.path,
         package=package,
-        plan=plan,
+        plan=job.plan,
         package_bytes=sum(file.stat().st_size for file in package.rglob("*") if file.is_file()),
         resumed_bytes=compiled.resumed_bytes,
         write_seconds=compiled.write_seconds,
         total_seconds=time.perf_counter() - started,
-        warnings=(*plan.warnings, *compiled.warnings),
+        warnings=(*job.plan.warnings, *compiled.warnings),
     )
 
 

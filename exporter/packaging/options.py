@@ -14,6 +14,8 @@ from llama_onnx.targets.target import FloatName
 if TYPE_CHECKING:
     from llama_onnx.exporter.model.recipe import CacheMode, LogitsMode
 
+PRESET_NAMES = ("small", "default", "best", "careful")
+
 STORAGES = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
@@ -22,12 +24,12 @@ def _metadata(
     *,
     choices: Collection[str | int] = (),
     otherwise: str = "",
-    number: bool = False,
+    number: type[int] | type[float] | None = None,
 ) -> dict[str, Any]:
     """Return a field's metadata, for the command line and the check in `Options`.
 
     `choices` are the allowed values, if they do not depend on the target. `otherwise` describes
-    what None means. `number`: a value is a whole number, although the default is None.
+    what None means. `number`: the type of a value, although the default is None.
     """
     return {"help": help_text, "choices": choices, "otherwise": otherwise, "number": number}
 
@@ -71,7 +73,8 @@ class Options:
         metadata=_metadata(
             "How codes are chosen: rtn rounds to nearest; awq rescales channels and searches each "
             "block's range, by what the model reads from a text; gptq also lets each rounding make "
-            "up for the ones before it, which takes longer.",
+            "up for the ones before it; best also weighs each token by how much it matters. Each "
+            "takes longer than the one before.",
             choices=QUANTIZERS,
             otherwise="awq for int4 where the model has a tokenizer, else rtn",
         ),
@@ -79,7 +82,7 @@ class Options:
     calibration: str | None = field(
         default=None,
         metadata=_metadata(
-            "Text file, or JSONL of conversations, that awq and gptq pass through the model.",
+            "Text file, or JSONL of conversations, that awq, gptq and best pass through the model.",
             otherwise="a text that llama-onnx ships",
         ),
     )
@@ -88,7 +91,41 @@ class Options:
         metadata=_metadata(
             "How many tokens of that text are read.",
             otherwise="8192, or the channels of the widest matrix if they are more",
-            number=True,
+            number=int,
+        ),
+    )
+    preset: str | None = field(
+        default=None,
+        metadata=_metadata(
+            "Sets precision, quantizer and budget together: small is at most 4.5 bits a weight, "
+            "default the quick recipe, best at most 5.3 bits, careful at most 6.3.",
+            choices=PRESET_NAMES,
+            otherwise="none",
+        ),
+    )
+    budget: str | None = field(
+        default=None,
+        metadata=_metadata(
+            "Most that the weights may take: bits per weight (4.4bpw) or a size (3.8GB). Each "
+            "matrix has the bits and the block size that lose least.",
+            otherwise="none",
+        ),
+    )
+    max_kl: float | None = field(
+        default=None,
+        metadata=_metadata(
+            "Most that the predicted mean KL divergence from the original may be; the package is "
+            "as small as that allows.",
+            otherwise="none",
+            number=float,
+        ),
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata=_metadata(
+            "JSON file that says how each matrix is stored: a package's manifest.json, or what "
+            "`plan --json` prints.",
+            otherwise="none",
         ),
     )
     embedding: str | None = field(
@@ -141,7 +178,7 @@ class Options:
         metadata=_metadata(
             "Positions that the package holds: its longest prompt and answer together.",
             otherwise="the model's own",
-            number=True,
+            number=int,
         ),
     )
 

@@ -19,10 +19,13 @@ from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.graph.kernels import Structure, check_structure
 from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
+from llama_onnx.exporter.graph.slots import Slot
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe, check_storages
+from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
+from llama_onnx.exporter.packaging.budget import Chosen, Decision, Goal, check_goal, goal_of
 from llama_onnx.exporter.packaging.calibrating import (
     CacheRequest,
     CalibrationRequest,
@@ -32,6 +35,8 @@ from llama_onnx.exporter.packaging.choose_recipe import choose_recipe
 from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.presets import with_preset
+from llama_onnx.exporter.packaging.recipe_file import read_recipe
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
 from llama_onnx.exporter.quantize.registry import plain_quantizer
 from llama_onnx.exporter.quantize.source_codes import innermost
@@ -61,7 +66,8 @@ class Plan:
     """A planned export. Sizes in bytes. `quantized` describes how the source is quantized and how
     its matrices are stored; None for a source of floats. `structure` is what can be told about the
     graph on the target's provider without a session there. `tokenizer` is where the source has its
-    tokenizer; None if an export needs `--no-tokenizer`. `warnings` say what the package leaves out
+    tokenizer; None if an export needs `--no-tokenizer`. `goal` is what a budget asks for, and
+    `decision` what each matrix got, once that is known. `warnings` say what the package leaves out
     or does other than the source says."""
 
     recipe: Recipe
@@ -78,6 +84,8 @@ class Plan:
     tokenizer: str | None = None
     calibration: CalibrationRequest | None = None
     cache: CacheRequest | None = None
+    goal: Goal | None = None
+    decision: Decision | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -109,6 +117,7 @@ class Plan:
             "structure": self.structure.to_json() if self.structure else None,
             "tokenizer": self.tokenizer,
             "calibration": self.calibration.to_json() if self.calibration else None,
+            "budget": self.decision.to_json() if self.decision else None,
             "warnings": list(self.warnings),
         }
 
@@ -122,20 +131,30 @@ def make_plan(
     explicit: Collection[str] = (),
     *,
     with_tokenizer: bool = True,
+    chosen: Chosen | None = None,
 ) -> Plan:
     """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weights.
+
+    With a budget, all matrices have one storage until `chosen` says how each tensor is stored.
 
     What the adapters in `kept` change is swappable in the graph. `with_tokenizer`: the package gets
     a tokenizer, so a text can be read with it. Raises `UsageError` for options that do not fit, and
     for one of `explicit` that has no effect.
     """
     config = checkpoint.config
+    wish = read_recipe(Path(options.recipe)) if options.recipe else None
+    options = with_preset(wish.options(options) if wish else options)
+    goal = goal_of(options, config.num_parameters())
+    if goal and options.quantizer is None:
+        options = replace(options, quantizer="best")
     tokenizer = _find_tokenizer(checkpoint)
     reads = with_tokenizer and tokenizer is not None
-    chosen = choose_recipe(checkpoint, target, options, reads=reads, adapters=bool(kept))
-    check_effect(explicit, chosen.recipe)
+    found = choose_recipe(checkpoint, target, options, reads=reads, adapters=bool(kept))
+    check_effect(explicit, found.recipe)
+    recipe = wish.applied(found.recipe, config) if wish else found.recipe
+    check_goal(goal, recipe)
     check_tensors(checkpoint)
-    recipe = replace(chosen.recipe, swappable=swappable_kinds(kept))
+    recipe = replace(recipe, swappable=swappable_kinds(kept), chosen=chosen or recipe.chosen)
     check_storages(recipe, target.name)
     built = build_model(config, recipe)
     placed = lay_out(built.slots)
@@ -156,8 +175,9 @@ def make_plan(
         tokenizer=tokenizer,
         calibration=calibration,
         cache=CacheRequest(calibration_text(options)) if recipe.cache else None,
+        goal=goal,
         warnings=(
-            *chosen.warnings,
+            *found.warnings,
             *checkpoint.warnings(),
             *(text for one in kept for text in one.warnings),
         ),
@@ -265,7 +285,7 @@ def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
     """
     workers = os.cpu_count() or 1
     slots = [placed.slot for placed in plan.placed if placed.slot.sources]
-    largest = max(slots, key=lambda slot: slot.nbytes)
+    largest = _without_zero_points(max(slots, key=lambda slot: slot.nbytes))
     quantizer = plain_quantizer(plan.recipe.quantizer)
     source = slot_sources(largest, checkpoint, quantizer.quantize)[0]
     width = source.shape[1] if len(source.shape) > 1 else 1
@@ -278,3 +298,10 @@ def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
                 hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data)
     elapsed = time.perf_counter() - started
     return FIXED_SECONDS + elapsed * plan.parameters / (rows * width)
+
+
+def _without_zero_points(slot: Slot) -> Slot:
+    """Return `slot` in a storage that can be filled without a calibration, in as much time."""
+    if not isinstance(slot.storage, RowBlocks) or slot.keeps_codes:
+        return slot
+    return replace(slot, storage=replace(slot.storage, zero_points=False, stored_scales="plain"))

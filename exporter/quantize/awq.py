@@ -43,6 +43,7 @@ class ActivationAware:
 
     name: str = "awq"
     correlates: bool = False
+    weighs: bool = False
 
     def with_inputs(self, inputs: Inputs) -> Quantizer:
         """Return the quantizer of matrices that have these inputs."""

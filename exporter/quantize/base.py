@@ -40,6 +40,12 @@ class CalibratedQuantizer(Protocol):
         ...
 
     @property
+    def weighs(self) -> bool:
+        """Whether tokens count by how much they matter to the matrix, which takes a backward
+        pass."""
+        ...
+
+    @property
     def correlates(self) -> bool:
         """Whether it needs the products of each two input channels, [K, K], not only squares."""
         ...

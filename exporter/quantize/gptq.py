@@ -39,6 +39,7 @@ class Gptq:
 
     name: str = "gptq"
     correlates: bool = True
+    weighs: bool = False
     shrink: float = SHRINK
     damping: float = DAMPING
 

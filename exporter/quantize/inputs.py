@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from llama_onnx.exporter.formats.tensor import Float32
 
+_SMALLEST = np.float32(1e-30)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -30,19 +32,23 @@ class Inputs:
 
 class Collector:
     """Adds up the inputs of one matrix, a sequence of tokens at a time, in float64 for squares and
-    float32 for products."""
+    float32 for products. With `weights` [T], tokens count by theirs, relative to the mean."""
 
-    def __init__(self, channels: int, *, correlates: bool) -> None:
+    def __init__(self, channels: int, *, correlates: bool, weights: Float32 | None = None) -> None:
         self.tokens = 0
+        self._weights = None if weights is None else weights / max(weights.mean(), _SMALLEST)
         self._squares = np.zeros(channels, np.float64)
         self._products = np.zeros((channels, channels), np.float32) if correlates else None
 
     def add(self, rows: Float32) -> None:
         """Add the inputs `rows` [S, K] of S tokens."""
-        self.tokens += len(rows)
-        self._squares += np.einsum("sk,sk->k", rows, rows, dtype=np.float64)
+        start, self.tokens = self.tokens, self.tokens + len(rows)
+        weighted = rows
+        if self._weights is not None:
+            weighted = rows * self._weights[start : self.tokens, None]
+        self._squares += np.einsum("sk,sk->k", weighted, rows, dtype=np.float64)
         if self._products is not None:
-            self._products += rows.T @ rows
+            self._products += weighted.T @ rows
 
     @property
     def finite(self) -> bool:

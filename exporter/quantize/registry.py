@@ -32,17 +32,24 @@ def _gptq() -> CalibratedQuantizer:
     return Gptq()
 
 
+def _best() -> CalibratedQuantizer:
+    from llama_onnx.exporter.quantize.gptq import Gptq
+
+    return Gptq("best", weighs=True, shrink=0.65)
+
+
 QUANTIZERS: Mapping[str, Callable[[], Quantizer | CalibratedQuantizer]] = {
     "rtn": _rtn,
     "awq": _awq,
     "gptq": _gptq,
+    "best": _best,
 }
 """Name -> function that returns a new quantizer."""
 
 DEFAULT_QUANTIZERS: Mapping[str, str] = {"int4": "awq"}
 """Precision -> quantizer, where it is not `rtn`."""
 
-CALIBRATED = ("awq", "gptq")
+CALIBRATED = ("awq", "gptq", "best")
 """Those that need tokens; they leave matrices whose inputs are not known to `rtn`."""
 
 

@@ -136,15 +136,22 @@ def final_norm(checkpoint: Checkpoint, hidden: Sequence[Tensor]) -> list[Tensor]
 
 def project(checkpoint: Checkpoint, normed: Sequence[Tensor]) -> list[Float32]:
     """Return the logits [S, V] for normalized states [S, H]. The head is read in chunks."""
-    config = checkpoint.config
-    tied = config.tie_word_embeddings
-    head = checkpoint.tensor("model.embed_tokens.weight" if tied else "lm_head.weight")
-    logits = [np.empty((len(x), config.vocab_size), np.float32) for x in normed]
-    for start, stop in _chunks(head):
-        weight = torch.from_numpy(head.rows(start, stop))  # [rows, H]
+    logits = [np.empty((len(x), checkpoint.config.vocab_size), np.float32) for x in normed]
+    start = 0
+    for weight in head_chunks(checkpoint):
+        stop = start + len(weight)
         for out, x in zip(logits, normed, strict=True):
             out[:, start:stop] = (x @ weight.T).numpy()
+        start = stop
     return logits
+
+
+def head_chunks(checkpoint: Checkpoint) -> Iterator[Tensor]:
+    """Yield the head [V, H] in chunks of rows."""
+    tied = checkpoint.config.tie_word_embeddings
+    head = checkpoint.tensor("model.embed_tokens.weight" if tied else "lm_head.weight")
+    for start, stop in _chunks(head):
+        yield torch.from_numpy(head.rows(start, stop))
 
 
 def rotary_embedding(config: LlamaConfig) -> LlamaRotaryEmbedding:

@@ -1,0 +1,62 @@
+"""Presets: names for sets of options, with what they reached when they were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.targets.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The options that a preset sets, and `aim`, in a few words."""
+
+    aim: str
+    sets: Mapping[str, Any]
+
+
+PRESETS: Mapping[str, Preset] = {
+    "small": Preset(
+        "at most 4.5 bits a weight",
+        {"precision": "int4", "quantizer": "best", "budget": "4.5bpw"},
+    ),
+    "default": Preset(
+        "the quick recipe",
+        {"precision": "int4", "quantizer": "awq"},
+    ),
+    "best": Preset(
+        "at most 5.3 bits a weight, and as close as that allows",
+        {"precision": "int4", "quantizer": "best", "budget": "5.3bpw"},
+    ),
+    "careful": Preset(
+        "at most 6.3 bits a weight",
+        {"precision": "int4", "quantizer": "best", "budget": "6.3bpw"},
+    ),
+}
+"""By the name in `--preset`."""
+
+
+def with_preset(options: Options) -> Options:
+    """Return `options` with what its preset sets.
+
+    Raises `UsageError` if another value was chosen for one of them.
+
+    >>> with_preset(Options(preset="small")).budget
+    '4.5bpw'
+    """
+    if options.preset is None:
+        return options
+    defaults = {field.name: field.default for field in fields(Options)}
+    sets = PRESETS[options.preset].sets
+    for name, value in sets.items():
+        chosen = getattr(options, name)
+        if chosen not in (defaults[name], value):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"--preset {options.preset} sets {flag} to {value}, not {chosen}: leave out {flag} "
+                "or the preset."
+            )
+    return replace(options, **sets)

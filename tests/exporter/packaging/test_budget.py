@@ -1,0 +1,177 @@
+"""Budgets, presets and recipe files, in whole exports of a tiny model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+
+from llama_onnx import LlamaOnnxError, export, plan
+from llama_onnx.exporter.cli import main
+from llama_onnx.exporter.packaging.budget import budget_bytes
+from llama_onnx.exporter.packaging.options import PRESET_NAMES, Options
+from llama_onnx.exporter.packaging.presets import PRESETS, with_preset
+from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.package import MODEL_FILE
+from tests.support import tiny
+
+CONFIG = replace(tiny.GQA, tie_word_embeddings=True)
+PARAMETERS = CONFIG.num_parameters()
+TOKENS = 1024
+BUDGET = "4.6bpw"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny.write_huggingface(tmp_path_factory.mktemp("source"), CONFIG)
+    tiny.write_tokenizer(folder, CONFIG.vocab_size)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def budgeted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("budgeted") / "package"
+    export(source, out, precision="int4", budget=BUDGET, calibration_tokens=TOKENS)
+    return out
+
+
+def manifest(package: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((package / "manifest.json").read_text("utf-8"))
+    return found
+
+
+def data(package: Path) -> Path:
+    (found,) = package.glob("*.data")
+    return found
+
+
+def hashes(package: Path) -> dict[str, str]:
+    """Return what must not differ between two exports of one source."""
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in package.iterdir()
+        if file.is_file()
+    }
+
+
+def test_the_file_is_within_the_budget_and_opens(budgeted: Path) -> None:
+    assert 8 * data(budgeted).stat().st_size / PARAMETERS <= 4.6
+    session = onnxruntime.InferenceSession(str(budgeted / MODEL_FILE))
+    assert session.get_outputs()[0].name == "logits"
+    ways = {(way["bits"], way["block_size"]) for way in manifest(budgeted)["recipe"]["chosen"]}
+    assert len(ways) > 1, "the matrices differ in what a byte saves"
+    assert not (budgeted / "calibration").exists()
+
+
+def test_its_recipe_gives_the_same_bytes(source: Path, budgeted: Path, tmp_path: Path) -> None:
+    export(source, tmp_path / "again", recipe=str(budgeted))
+    assert hashes(tmp_path / "again") == hashes(budgeted)
+
+
+def test_plan_prints_the_recipe_that_export_takes(source: Path, budgeted: Path) -> None:
+    arguments = f"plan {source} --precision int4 --budget {BUDGET} --calibration-tokens {TOKENS}"
+    printed = CliRunner().invoke(main, [*arguments.split(), "--json"], catch_exceptions=False)
+    found = json.loads(printed.stdout)
+    assert found["recipe"] == manifest(budgeted)["recipe"]
+    assert found["data_bytes"] == data(budgeted).stat().st_size
+    matrices = found["budget"]["matrices"]
+    total = sum(matrix["predicted_kl"] for matrix in matrices.values())
+    assert total == pytest.approx(found["budget"]["predicted_kl"], rel=0.02)
+    for matrix in matrices.values():
+        for other in matrix["others"]:
+            assert not (
+                other["bytes"] <= matrix["bytes"] and other["predicted_kl"] < matrix["predicted_kl"]
+            )
+    shown = CliRunner().invoke(main, arguments.split(), catch_exceptions=False)
+    assert "self_attn.qkv_proj" in shown.stdout
+    assert "predicted KL divergence" in " ".join(shown.stdout.split())
+
+
+def test_a_budget_nobody_can_meet_says_the_least_and_the_least_is_met(
+    source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="the least that this model can be stored in is") as raised:
+        export(source, tmp_path / "out", precision="int4", budget="1bpw")
+    least = str(raised.value).split("stored in is ")[1].split(" ")[0]
+    export(source, tmp_path / "out", precision="int4", budget=least, calibration_tokens=TOKENS)
+    assert 8 * data(tmp_path / "out").stat().st_size / PARAMETERS <= float(least[:-3])
+    less = f"{float(least[:-3]) - 0.01:.2f}bpw"
+    with pytest.raises(UsageError, match=f"--budget {less} is too small"):
+        export(source, tmp_path / "less", precision="int4", budget=less)
+
+
+def refusals() -> dict[str, tuple[dict[str, Any], str]]:
+    return {
+        "no budget": ({"budget": "small"}, "neither bits per weight, such as 4.4bpw"),
+        "nothing": ({"budget": "0bpw"}, "neither bits per weight"),
+        "not a number": ({"max_kl": float("nan")}, "not a number above 0"),
+        "rtn": ({"budget": "4bpw", "quantizer": "rtn"}, "needs a quantizer that reads a text"),
+        "int8": ({"budget": "4bpw", "precision": "int8"}, "use --precision int4"),
+        "two": ({"preset": "best", "budget": "4bpw"}, "--preset best sets --budget to 5.3bpw"),
+        "portable": ({"budget": "4bpw", "target": "portable"}, "which the target does not have"),
+    }
+
+
+@pytest.mark.parametrize("name", refusals())
+def test_refused_before_anything_is_read(source: Path, tmp_path: Path, name: str) -> None:
+    options, message = refusals()[name]
+    with pytest.raises(LlamaOnnxError, match=message):
+        export(source, tmp_path / "out", **{"precision": "int4"} | options)
+    assert not list(tmp_path.iterdir())
+
+
+BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "another model": (
+        lambda m: m["recipe"]["chosen"][0]["tensors"].append("model.layers.9.mlp.up_proj.weight"),
+        "which this model does not have",
+    ),
+    "bits": (lambda m: m["recipe"]["chosen"][0].update(bits=3), "cannot be read"),
+    "block": (lambda m: m["recipe"]["linear"].update(block_size=48), "cannot be read"),
+    "quantizer": (lambda m: m["recipe"].update(quantizer="magic"), "cannot be read"),
+    "no storage": (lambda m: m["recipe"].pop("head"), "cannot be read"),
+    "two storages": (lambda m: m["recipe"]["head"].update(block_size=256), "in two ways"),
+    "own text": (lambda m: m["calibration"].update(text="mine.txt"), "was calibrated on mine.txt"),
+    "no recipe": (lambda m: m.pop("recipe"), "has no recipe"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_recipe_that_does_not_fit(
+    source: Path, budgeted: Path, tmp_path: Path, name: str
+) -> None:
+    content = manifest(budgeted)
+    change, message = BROKEN[name]
+    change(content)
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(UsageError, match=message):
+        plan(source, recipe=str(file))
+
+
+def test_what_a_recipe_says_cannot_be_said_again(source: Path, budgeted: Path) -> None:
+    with pytest.raises(UsageError, match="leave out --block-size"):
+        plan(source, recipe=str(budgeted), block_size=64)
+    with pytest.raises(UsageError, match="pass only one"):
+        plan(source, recipe=str(budgeted), budget="4bpw")
+
+
+def test_presets_are_options_that_exist() -> None:
+    assert tuple(PRESETS) == PRESET_NAMES
+    for name in PRESETS:
+        found = with_preset(Options(preset=name))
+        assert found.precision == "int4"
+        if found.budget:
+            assert budget_bytes(found.budget, PARAMETERS) > 0
+
+
+def test_a_preset_meets_its_budget(source: Path, tmp_path: Path) -> None:
+    export(source, tmp_path / "out", preset="careful", calibration_tokens=TOKENS)
+    bits = 8 * data(tmp_path / "out").stat().st_size / PARAMETERS
+    assert 5.3 < bits <= 6.3
