@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from llama_onnx.exporter.checkpoints.folded import FoldedCheckpoint
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
 from llama_onnx.exporter.model.channel_scales import ChannelScales, Exponents
 from llama_onnx.exporter.model.checkpoint import Checkpoint
-from llama_onnx.exporter.model.storage import Blocks, Quantized
+from llama_onnx.exporter.model.storage import Blocks, Quantized, pack
 from llama_onnx.exporter.quantize.awq import SAMPLE, channel_exponents
 from llama_onnx.exporter.quantize.base import CalibratedQuantizer, Quantizer
 from llama_onnx.exporter.quantize.inputs import Collector, Inputs
@@ -43,9 +44,9 @@ from llama_onnx.targets.progress import SILENT, Progress
 HEAD_STAGE = "head"
 
 _PREDICTED = (4, 64)  # sequences, and tokens at the end of each, whose likelihood is computed
-_ROWS = 1 << 19
-"""Weights quantized at a time by one thread. Fixed, so that the codes do not depend on the number
-of threads."""
+_VALUES, _ROWS = 1 << 19, 512
+"""Weights quantized at a time by one thread, or rows if each column is a step of its own. Fixed, so
+that the codes do not depend on the number of threads."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ def calibrate(
     rotary = rotary_embedding(config)
     done = len(store.finished)
     hidden = _from_store(store) if done else embed(task.checkpoint, sequences)
-    layers = decoder_layers(task.checkpoint, start=min(done, len(stages)))
-    for index, (name, layer) in enumerate(zip(stages[done:], layers, strict=True), start=done):
+    for index, name in enumerate(stages[done:], start=done):
         progress.update(f"calibrating layer {index}", index, total)
+        layer = next(decoder_layers(task.checkpoint, start=index))
         hidden, inputs = collect_layer(
             layer,
             index,
@@ -95,6 +96,7 @@ def calibrate(
             correlates=task.quantizer.correlates,
             weights=_weights(task, str(index)),
         )
+        del layer  # its float32 weights and its codes need not be in memory together
         stage = _quantize_layer(task, name, index, inputs, workers)
         store.put(stage, [x[0].numpy() for x in hidden])
     nll = None
@@ -141,7 +143,7 @@ def _quantize_layer(
             first = inputs[group.members[0]]
             exponents |= _exponents(task, prefix + group.scaled, names, first)
     scales = ChannelScales(exponents)
-    matrices: dict[str, tuple[Quantized, Blocks]] = {}
+    matrices: dict[str, Quantized] = {}
     for members in _sharing(task):
         names = [f"{prefix}{member}.weight" for member in members]
         matrices |= _quantize(task, names, scales, inputs[members[0]], workers)
@@ -215,30 +217,31 @@ def _quantize_head(task: Task, hidden: Sequence[Tensor], workers: int) -> Stage:
 
 def _quantize(
     task: Task, names: Sequence[str], scales: ChannelScales, inputs: Inputs, workers: int
-) -> dict[str, tuple[Quantized, Blocks]]:
-    """Return the tensors `names`, which share `inputs`, quantized after `scales` are folded in."""
+) -> dict[str, Quantized]:
+    """Return the tensors `names`, which share `inputs`, quantized after `scales` are folded in; the
+    codes are packed."""
     wanted = [name for name in names if name in task.storages]
     if not wanted:
         return {}
     folded = FoldedCheckpoint(task.checkpoint, scales)
     factors = scales.inputs(names[0].removesuffix(".weight"), task.checkpoint.config)
     quantizer = task.quantizer.with_inputs(inputs if factors is None else inputs.scaled(factors))
-    return {
-        name: (
-            _all_rows(folded.tensor(name), quantizer, task.storages[name], workers),
-            task.storages[name],
-        )
-        for name in wanted
-    }
+    quantize = partial(
+        _all_rows, quantizer=quantizer, workers=workers, by_column=task.quantizer.correlates
+    )
+    return {name: quantize(folded.tensor(name), storage=task.storages[name]) for name in wanted}
 
 
-def _all_rows(tensor: LazyTensor, quantizer: Quantizer, storage: Blocks, workers: int) -> Quantized:
+def _all_rows(
+    tensor: LazyTensor, quantizer: Quantizer, storage: Blocks, workers: int, *, by_column: bool
+) -> Quantized:
     rows, columns = tensor.shape
-    step = max(1, _ROWS // columns)
+    step = max(_ROWS if by_column else 1, _VALUES // columns)
     ranges = [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
     def quantize(part: tuple[int, int]) -> Quantized:
-        return quantizer.quantize(_finite(tensor, *part), storage)
+        found = quantizer.quantize(_finite(tensor, *part), storage)
+        return replace(found, codes=pack(found.codes, storage.bits))
 
     with one_torch_thread(), ThreadPoolExecutor(workers) as pool:
         parts = list(pool.map(quantize, ranges))

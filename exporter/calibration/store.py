@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from llama_onnx.exporter.formats.safetensors import stored_tensors
 from llama_onnx.exporter.formats.tensor import Float32, StoredTensor
 from llama_onnx.exporter.model.channel_scales import ChannelScales, Exponents
-from llama_onnx.exporter.model.storage import Blocks, Quantized, pack, unpack
+from llama_onnx.exporter.model.storage import Blocks, Quantized, unpack
 from llama_onnx.targets.durable import replace_file
 from llama_onnx.targets.strict_json import JSONError, parse_json
 
@@ -31,11 +31,11 @@ _EXPONENTS = "exponents"
 
 @dataclass(frozen=True)
 class Stage:
-    """What a calibration found for one layer, or for the head: matrices by tensor name, with the
-    storage of each, and exponents of channel scales by module."""
+    """What a calibration found for one layer, or for the head: matrices by tensor name, with
+    packed codes, and exponents of channel scales by module."""
 
     name: str
-    matrices: Mapping[str, tuple[Quantized, Blocks]]
+    matrices: Mapping[str, Quantized]
     exponents: Mapping[str, Exponents]
 
 
@@ -77,8 +77,8 @@ class Store:
     def put(self, stage: Stage, hidden: Sequence[Float32]) -> None:
         """Keep `stage`, and the `hidden` states [S, H] after it."""
         tensors: dict[str, npt.NDArray[Any]] = {}
-        for name, (found, storage) in stage.matrices.items():
-            tensors[f"{name}:{_CODES}"] = pack(found.codes, storage.bits)
+        for name, found in stage.matrices.items():
+            tensors[f"{name}:{_CODES}"] = found.codes
             tensors[f"{name}:{_SCALES}"] = found.scales.astype(np.float32)
             if found.zero_points is not None:
                 tensors[f"{name}:{_ZEROS}"] = found.zero_points

@@ -205,7 +205,8 @@ def _calibration(
     from llama_onnx.exporter.quantize.calibration_text import default_tokens
 
     text = calibration_text(options)
-    tokens = options.calibration_tokens or default_tokens(config)
+    correlates = recipe.quantizer != "awq"
+    tokens = options.calibration_tokens or default_tokens(config, correlates=correlates)
     # An adapter that is swapped at run time was trained on the channels as they were.
     return CalibrationRequest(storages, text, tokens, rescales=not kept)
 

@@ -60,13 +60,14 @@ class Calibration:
         return sum(map(len, self.sequences))
 
 
-def default_tokens(config: LlamaConfig) -> int:
+def default_tokens(config: LlamaConfig, *, correlates: bool = True) -> int:
     """Return how many tokens a calibration reads by default: 16 sequences of 512, or more, so that
     there are as many tokens as the widest matrix has input channels.
 
-    A Hessian of more channels than tokens has no inverse.
+    A Hessian of more channels than tokens has no inverse; a quantizer that does not look at how
+    channels correlate needs none.
     """
-    widest = max(config.hidden_size, config.intermediate_size)
+    widest = max(config.hidden_size, config.intermediate_size) if correlates else 0
     return LENGTH * math.ceil(max(_USUAL, widest) / LENGTH)
 
 

@@ -110,23 +110,28 @@ def _search(blocks: Float32, weights: Float32, storage: Blocks) -> Grid:
     zeros = np.full(shape, 1 << (storage.bits - 1), np.float32)
     most = np.float32((1 << storage.bits) - 1)
     codes = np.empty_like(blocks)
+
+    def consider(scale: Float32, zero: Float32) -> None:
+        nonlocal best, scales, zeros
+        np.divide(blocks, scale, out=codes)
+        np.add(codes, zero, out=codes)
+        np.rint(codes, out=codes)
+        np.clip(codes, 0, most, out=codes)
+        np.subtract(codes, zero, out=codes)
+        product = np.einsum("krb,krb->rb", codes, hw)
+        power = np.einsum("krb,krb,kb->rb", codes, codes, h[:, 0])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            fitted = np.where(power > 0, product / power, scale)
+        gain = np.where(power > 0, product * fitted, np.float32(0))  # how much error it removes
+        better = (gain > best) & (np.abs(fitted) >= _SMALLEST)
+        best = np.where(better, gain, best)
+        scales = np.where(better, fitted, scales)
+        zeros = np.where(better, zero, zeros)
+
     for scale, zero in _candidates(blocks, storage):
-        for _ in range(2):  # the second time with the best scale of the first one's codes
-            np.divide(blocks, scale, out=codes)
-            codes += zero
-            np.rint(codes, out=codes)
-            np.clip(codes, 0, most, out=codes)
-            codes -= zero
-            product = np.einsum("krb,krb->rb", codes, hw)
-            power = np.einsum("krb,krb,kb->rb", codes, codes, h[:, 0])
-            with np.errstate(divide="ignore", invalid="ignore"):
-                scale = np.where(power > 0, product / power, scale)
-            gain = np.where(power > 0, product * scale, np.float32(0))  # how much error it removes
-            better = (gain > best) & (np.abs(scale) >= _SMALLEST)
-            best = np.where(better, gain, best)
-            scales = np.where(better, scale, scales)
-            zeros = np.where(better, zero, zeros)
-            scale = np.where(np.abs(scale) < _SMALLEST, _SMALLEST, scale)
+        consider(scale, zero)
+    for _ in range(2):  # the fitted scale gives other codes, and these another scale
+        consider(_nonzero(scales), zeros)
     return scales, zeros
 
 

@@ -54,7 +54,7 @@ def everything(found: Calibrated) -> dict[str, bytes]:
 class Spy:
     """A quantizer that keeps the inputs it is given, and rounds everything to zero."""
 
-    name, correlates = "spy", True
+    name, correlates, weighs = "spy", True, False
 
     def __init__(self) -> None:
         self.seen: list[Inputs] = []
