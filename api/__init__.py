@@ -131,12 +131,11 @@ def plan(
     Args:
         checkpoint: Folder or .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub.
         target: Where the package will run: a name in `TARGETS`.
-        precision: How weights are stored, one of `TARGETS[target].graph.precisions`. None: that of
-            a quantized source, else the target's default.
+        precision: One of `TARGETS[target].graph.precisions`. None: a quantized source's, or theirs.
         activations: "fp32", "fp16" or "bf16" between the operators. None: the target decides.
         block_size: Values that share one scale in a quantized matrix.
-        quantizer: "rtn", "awq" or "gptq". None: "awq" for int4 with a tokenizer, else "rtn".
-        calibration: Text file, or JSONL of chats, that awq and gptq read. None: a shipped text.
+        quantizer: "rtn", "awq", "gptq" or "best". None: "awq" for int4 with a tokenizer.
+        calibration: Text file, or JSONL of chats, that all but rtn read. None: a shipped text.
         calibration_tokens: How many tokens of it. None: 8192, or the widest matrix's channels.
         preset: "small", "default", "best" or "careful": sets precision, quantizer and budget.
         budget: Most that the weights may take: "4.4bpw" (bits per weight) or "3.8GB".
@@ -156,16 +155,11 @@ def plan(
         The plan: `parameters`, `data_bytes`, `peak_memory`, `bits_per_weight`, ...; sizes in bytes.
 
     Raises:
-        UsageError: The target does not support an option, or an option has no effect.
-        CheckpointError: The checkpoint cannot be read, or (`UnsupportedError`) is not supported.
+        UsageError, CheckpointError: An option does not fit; the checkpoint cannot be read.
 
     Examples:
-        >>> plan = llama_onnx.plan("tiny-llama", precision="int4")
-        >>> plan.parameters
-        129472
-        >>> plan.recipe.embedding.name, plan.recipe.head.name
-        ('int8', 'int4')
-    """
+        >>> llama_onnx.plan("tiny-llama", precision="int4").parameters
+        129472"""
     given = dict(locals())
     from llama_onnx import _calls
 
@@ -215,8 +209,7 @@ def export(
         force: Replace `out`, or an unfinished export of it.
         checksum: Compare the source with its checklist.chk, if it has one.
         hash_source: Read the source once more to record the sha256 of its files in the manifest.
-        tokenizer: False leaves the tokenizer out: the package takes token ids only, and the source
-            needs no tokenizer.
+        tokenizer: False leaves it out: the package takes ids only, and the source needs none.
         progress: An object with `step(what)` and `update(what, done, total, unit)`. None: silent.
 
     Returns:

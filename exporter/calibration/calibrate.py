@@ -21,7 +21,7 @@ from torch import Tensor
 from llama_onnx.exporter.calibration.collect import collect_layer
 from llama_onnx.exporter.calibration.groups import GROUPS, MEMBERS
 from llama_onnx.exporter.calibration.store import Calibrated, Stage, Store
-from llama_onnx.exporter.calibration.weights import HEAD, seen_by
+from llama_onnx.exporter.calibration.token_weights import HEAD, seen_by
 from llama_onnx.exporter.checkpoints.folded import FoldedCheckpoint
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
 from llama_onnx.exporter.model.channel_scales import ChannelScales, Exponents

@@ -15,7 +15,7 @@ import numpy as np
 
 from llama_onnx.exporter.calibration.backward import Seen
 from llama_onnx.exporter.calibration.groups import GROUPS
-from llama_onnx.exporter.calibration.weights import (
+from llama_onnx.exporter.calibration.token_weights import (
     HEAD,
     chances_of_rows,
     embedding_gradients,

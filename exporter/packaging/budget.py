@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from llama_onnx.exporter.graph.names import EMBEDDING, HEAD
 from llama_onnx.exporter.graph.slots import Slot
@@ -26,9 +26,6 @@ from llama_onnx.exporter.quantize.allocate import (
 from llama_onnx.exporter.quantize.registry import CALIBRATED
 from llama_onnx.targets.errors import UsageError
 
-if TYPE_CHECKING:
-    from llama_onnx.exporter.packaging.plan import Plan
-
 CANDIDATES = ((2, 64), (2, 32), (4, 64), (4, 32), (4, 16), (8, 64))
 """Bits and block size of the storages to choose from."""
 
@@ -43,6 +40,33 @@ Chosen = Mapping[str, RowBlocks]
 
 Losses = Mapping[str, Mapping[RowBlocks, float]]
 """What each storage of a tensor costs, by the tensor's name."""
+
+
+class Planned(Protocol):
+    """What has to be known of a plan to compare it with a goal."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How each matrix is stored."""
+        ...
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """The matrices of the graph."""
+        ...
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the weights' file."""
+        ...
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Its bits per parameter of the model."""
+        ...
+
+
+P = TypeVar("P", bound=Planned)
 
 
 @dataclass(frozen=True)
@@ -158,11 +182,11 @@ def candidates(slot: Slot, recipe: Recipe) -> tuple[RowBlocks, ...]:
     return tuple(found)
 
 
-def check_possible(plan: Plan, goal: Goal, again: Callable[[Chosen], Plan]) -> None:
+def check_possible(plan: P, goal: Goal, again: Callable[[Chosen], P]) -> None:
     """Raise `UsageError` if the smallest storage of all matrices is larger than `goal` allows."""
     names = {
         name: dict.fromkeys(candidates(slot, plan.recipe), 0.0)
-        for slot in plan.built.slots
+        for slot in plan.slots
         for name in slot.sources
     }
     least = again(_chosen(units := _units(plan, names, goal), smallest(units)))
@@ -170,12 +194,7 @@ def check_possible(plan: Plan, goal: Goal, again: Callable[[Chosen], Plan]) -> N
         raise _too_small(goal, least)
 
 
-def decide(
-    plan: Plan,
-    losses: Losses,
-    goal: Goal,
-    again: Callable[[Chosen], Plan],
-) -> tuple[Plan, Decision]:
+def decide(plan: P, losses: Losses, goal: Goal, again: Callable[[Chosen], P]) -> tuple[P, Decision]:
     """Return the plan that meets `goal`, and what each matrix got.
 
     `again` returns the plan with other storages. Raises `UsageError` for a goal that cannot be met,
@@ -197,7 +216,7 @@ def decide(
     raise _too_small(goal, again(_chosen(units, smallest(units))))
 
 
-def _too_small(goal: Goal, least: Plan) -> UsageError:
+def _too_small(goal: Goal, least: Planned) -> UsageError:
     return UsageError(
         f"--budget {goal.text} is too small: the least that this model can be stored in is "
         f"{_least(least)}."
@@ -205,8 +224,8 @@ def _too_small(goal: Goal, least: Plan) -> UsageError:
 
 
 def _within_kl(
-    units: Sequence[Unit], goal: Goal, again: Callable[[Chosen], Plan]
-) -> tuple[Plan, Decision]:
+    units: Sequence[Unit], goal: Goal, again: Callable[[Chosen], P]
+) -> tuple[P, Decision]:
     assert goal.max_kl is not None, "there is a limit"
     decision = Decision(units, within_loss(units, goal.max_kl))
     if decision.predicted_kl > goal.max_kl:
@@ -223,9 +242,9 @@ def _within_kl(
     return found, decision
 
 
-def _units(plan: Plan, losses: Losses, goal: Goal) -> list[Unit]:
+def _units(plan: Planned, losses: Losses, goal: Goal) -> list[Unit]:
     found = []
-    for slot in plan.built.slots:
+    for slot in plan.slots:
         if slot.name not in goal.fixed and all(name in losses for name in slot.sources):
             ways = [_way(slot, storage, losses) for storage in candidates(slot, plan.recipe)]
             if ways:
@@ -238,17 +257,17 @@ def _way(slot: Slot, storage: RowBlocks, losses: Losses) -> Choice:
     return Choice(storage, nbytes, sum(losses[name][storage] for name in slot.sources))
 
 
-def _others_bytes(plan: Plan, units: Sequence[Unit]) -> int:
+def _others_bytes(plan: Planned, units: Sequence[Unit]) -> int:
     """Return the bytes of what has no choice."""
     chosen = {unit.name for unit in units}
-    return sum(slot.nbytes for slot in plan.built.slots if slot.name not in chosen)
+    return sum(slot.nbytes for slot in plan.slots if slot.name not in chosen)
 
 
 def _chosen(units: Sequence[Unit], allocation: Allocation) -> Chosen:
     return {name: allocation[unit.name].storage for unit in units for name in unit.sources}
 
 
-def _least(plan: Plan) -> str:
+def _least(plan: Planned) -> str:
     bits = math.ceil(100 * plan.bits_per_weight) / 100
     return f"{bits:.2f}bpw ({math.ceil(plan.data_bytes / 1e4) / 100:.2f}MB)"
 

@@ -89,7 +89,7 @@ def run_calibration(
     """Return the codes that `wanted` asks for, and warnings for people. `folder` is the package in
     the making, which has its tokenizer already."""
     from llama_onnx.exporter.calibration.calibrate import Task, calibrate
-    from llama_onnx.exporter.calibration.weights import weigh
+    from llama_onnx.exporter.calibration.token_weights import weigh
     from llama_onnx.exporter.quantize.base import CalibratedQuantizer
     from llama_onnx.exporter.quantize.calibration_text import (
         calibration_tokens,

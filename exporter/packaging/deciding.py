@@ -78,7 +78,7 @@ def decided(job: Job, again: Callable[[Chosen], Plan]) -> Job:
 
 def _losses(job: Job) -> Losses:
     from llama_onnx.exporter.calibration.survey import ERROR_FEEDBACK, SurveyTask, survey
-    from llama_onnx.exporter.calibration.weights import weigh
+    from llama_onnx.exporter.calibration.token_weights import weigh
     from llama_onnx.exporter.quantize.calibration_text import calibration_tokens
 
     checkpoint, plan = job.checkpoint, job.plan

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from llama_onnx.exporter.checkpoints.checklist import has_checklist, verify_chec
 from llama_onnx.exporter.checkpoints.download import local_copy
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.packaging.adapters import open_kept
-from llama_onnx.exporter.packaging.budget import Chosen
 from llama_onnx.exporter.packaging.compile import compile_package
 from llama_onnx.exporter.packaging.deciding import decided
 from llama_onnx.exporter.packaging.destination import Destination
@@ -100,26 +100,15 @@ def export_package(
     checkpoint = open_checkpoint(local_copy(source), adapters, context=options.context)
     swapped = open_kept(checkpoint, folders)
     state = source_state(checkpoint, swapped)
-
-    def planned(chosen: Chosen | None = None) -> Plan:
-        return make_plan(
-            checkpoint,
-            target,
-            options,
-            workers,
-            swapped,
-            explicit,
-            with_tokenizer=tokenizer,
-            chosen=chosen,
-        )
-
+    planned = partial(make_plan, checkpoint, target, options, workers, swapped, explicit)
+    planned = partial(planned, with_tokenizer=tokenizer)
     plan = planned()
     verified = _verified(checkpoint.path, checksum, progress)
     hashes = source_hashes(checkpoint, verified, read=hash_source, step=progress.step)
     resuming = destination.resuming
     with destination.writing() as folder:
         job = Job(checkpoint, swapped, hashes, target, plan, folder, workers, progress, tokenizer)
-        job = decided(job, planned)
+        job = decided(job, lambda chosen: planned(chosen=chosen))
         compiled = compile_package(job, resuming=resuming)
         check_unchanged(state)
     package = destination.out

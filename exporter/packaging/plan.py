@@ -89,6 +89,11 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The matrices of the graph, in the order of their bytes."""
+        return tuple(placed.slot for placed in self.placed)
+
+    @property
     def data_bytes(self) -> int:
         """Size of the external data file."""
         return self.placed[-1].end

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama_onnx.exporter.calibration.weights import weigh
+from llama_onnx.exporter.calibration.token_weights import weigh
 from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_onnx.targets.progress import Silent, Unit
 from tests.support import tiny
