@@ -159,7 +159,8 @@ def plan(
 
     Examples:
         >>> llama_onnx.plan("tiny-llama", precision="int4").parameters
-        129472"""
+        129472
+    """
     given = dict(locals())
     from llama_onnx import _calls
 
