@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-CHUNK = 64  # positions at a time: float64 over a whole vocabulary takes memory
+CHUNK = 64  # positions at a time: a few arrays as wide as the vocabulary fit a cache
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class TextFigures:
 
 
 def log_softmax(logits: Array) -> Array:
-    """Return log-probabilities in float64; the last axis is the vocabulary."""
-    wide = np.asarray(logits, np.float64)
-    wide = wide - wide.max(axis=-1, keepdims=True)
-    return np.asarray(wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True)))
+    """Return log-probabilities in float32, summed in float64; the last axis is the vocabulary."""
+    shifted = np.asarray(logits - logits.max(axis=-1, keepdims=True), np.float32)
+    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
+    return np.asarray(shifted - np.log(total).astype(np.float32))
 
 
 def compare(reference: Array, logits: Array, tokens: Array) -> TextFigures:
@@ -52,11 +52,11 @@ def compare(reference: Array, logits: Array, tokens: Array) -> TextFigures:
 
 
 def _chunk(reference: Array, logits: Array, following: Array) -> tuple[Array, ...]:
-    p, q = np.asarray(reference, np.float64), log_softmax(logits)
-    kl = (np.exp(p) * (p - q)).sum(axis=-1)
+    p, q = np.asarray(reference), log_softmax(logits)
+    kl = (np.exp(p) * (p - q)).sum(axis=-1, dtype=np.float64)
     same = p.argmax(axis=-1) == q.argmax(axis=-1)
     known = np.arange(len(following)), following
-    return kl, same, -p[known], -q[known]
+    return kl, same, -p[known].astype(np.float64), -q[known].astype(np.float64)
 
 
 def summarize(texts: Sequence[TextFigures]) -> dict[str, Any]:

@@ -65,27 +65,7 @@ def write_folder(weights: Weights, original: GGUFCheckpoint, folder: Path) -> No
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = original.config
-    content = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "torch_dtype": "float32",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_ids[0],
-        "pad_token_id": config.pad_token_id,
-    }
+    content = original.config.to_huggingface() | {"dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     original.write_tokenizer(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

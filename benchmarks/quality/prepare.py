@@ -22,9 +22,8 @@ from llama_onnx.exporter.checkpoints.gguf import GGUFCheckpoint
 EVALUATED = slice(200_000, 260_000)
 """Characters of wiki.utf8, without its tags, whose first tokens every row is measured on."""
 
-CALIBRATION = ("c4", "wiki_far")
-CALIBRATION_TEXTS = 32
-"""Texts of LENGTH tokens for peers that calibrate on tokens (16,384 of them)."""
+CALIBRATION_TEXTS = 16
+"""Texts of LENGTH tokens for peers that calibrate on tokens (8,192 of them)."""
 
 
 def main() -> None:
@@ -158,13 +157,14 @@ def _imatrix(work: Workspace) -> None:
 
         return hook
 
+    decoder = model.model  # the head needs no importance: llama.cpp's tool leaves it out too
     for name, module in model.named_modules():
         if f"{name}.weight" in names:
             module.register_forward_pre_hook(watch(names[f"{name}.weight"]))
     texts = np.load(work.texts / "c4.npy")
     with torch.no_grad():
         for ids in texts:
-            model(torch.from_numpy(ids[None]))
+            decoder(torch.from_numpy(ids[None]))
     means = {name: (total / texts.size).astype(np.float32) for name, total in sums.items()}
     np.savez(work.imatrix, **means)
 

@@ -15,7 +15,7 @@ class Question:
 
     text: str
     answers: tuple[str, ...]
-    most_tokens: int = 48
+    most_tokens: int = 24
 
     def holds(self, answer: str) -> bool:
         """Whether a known answer is in `answer` as a whole word.
@@ -33,10 +33,8 @@ class Question:
 
 QUESTIONS = (
     Question("What is the capital of France?", ("Paris",)),
-    Question("What is the capital of Italy?", ("Rome",)),
     Question("What is the capital of Japan?", ("Tokyo",)),
     Question("What is the capital of Germany?", ("Berlin",)),
-    Question("What is the capital of Egypt?", ("Cairo",)),
     Question("What is the largest planet in the solar system?", ("Jupiter",)),
     Question("What is the chemical formula of water?", ("H2O", "H₂O")),
     Question("How many days are in a week?", ("7", "seven")),
@@ -44,8 +42,6 @@ QUESTIONS = (
     Question("Who wrote Romeo and Juliet?", ("Shakespeare",)),
     Question("What is the opposite of hot?", ("cold",)),
     Question("What color is the sky on a clear day?", ("blue",)),
-    Question("On which planet do we live?", ("Earth",)),
     Question("Which ocean is the largest?", ("Pacific",)),
     Question("Who was the first president of the United States?", ("Washington",)),
-    Question("In which country is the Eiffel Tower?", ("France",)),
 )
