@@ -13,15 +13,19 @@ from benchmarks.quality.llama_library import LLAMA_CPP, PACKAGE
 from benchmarks.quality.model_process import REPOSITORY, environment, llama_folder
 from benchmarks.quality.rows import BUILDER, LLAMA, OPENVINO, OURS, PINS, Row
 from benchmarks.quality.workspace import Workspace
+from examples.demo import find_model
 
 TEXTS = "exllamav2==0.3.2"
 """A wheel with plain texts for calibration, of which wiki.utf8 and c4.utf8 are used."""
 
 
-def prepare(work: Workspace, gguf: Path, texts: Path | None) -> None:
+def prepare(work: Workspace, gguf: Path | None, texts: Path | None, *, imatrix: bool) -> None:
     """Make the model, the tokens and the original's figures, unless they are there."""
-    work.root.mkdir(parents=True, exist_ok=True)
-    arguments = [str(gguf), str(texts or _texts(work)), str(work.root)]
+    needed = [work.model_facts, work.tokens, work.reference, work.questions]
+    if all(file.exists() for file in (*needed, *([work.imatrix] if imatrix else []))):
+        return
+    arguments = [str(gguf or find_model()), str(texts or _texts(work)), str(work.root)]
+    arguments += ["--imatrix"] if imatrix else []
     command = [sys.executable, "-m", "benchmarks.quality.prepare", *arguments]
     subprocess.run(command, check=True, env=environment(work), cwd=REPOSITORY)
 

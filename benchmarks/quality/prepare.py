@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("gguf", type=Path)
     parser.add_argument("texts", type=Path, help="the folder with wiki.utf8 and c4.utf8")
     parser.add_argument("work", type=Path)
+    parser.add_argument("--imatrix", action="store_true", help="llama.cpp's importance matrix too")
     arguments = parser.parse_args()
     work = Workspace(arguments.work)
     work.root.mkdir(parents=True, exist_ok=True)
@@ -41,7 +42,7 @@ def main() -> None:
         _reference(work)
     if not work.questions.exists():
         _questions(work)
-    if not work.imatrix.exists():
+    if arguments.imatrix and not work.imatrix.exists():
         _imatrix(work)
 
 

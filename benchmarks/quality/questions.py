@@ -1,6 +1,6 @@
-"""Questions with known answers that a model of 135M parameters mostly answers.
+"""Ten questions with known answers that the model gives in full precision.
 
-Those that the original itself answers count; a row is shown as "9 of 10".
+Only those that the original itself answers count, should another machine's arithmetic lose one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ QUESTIONS = (
     Question("What is the capital of France?", ("Paris",)),
     Question("What is the capital of Japan?", ("Tokyo",)),
     Question("What is the capital of Germany?", ("Berlin",)),
-    Question("What is the largest planet in the solar system?", ("Jupiter",)),
     Question("What is the chemical formula of water?", ("H2O", "H₂O")),
     Question("How many days are in a week?", ("7", "seven")),
     Question("What is 2 + 2?", ("4", "four")),
@@ -43,5 +42,4 @@ QUESTIONS = (
     Question("What is the opposite of hot?", ("cold",)),
     Question("What color is the sky on a clear day?", ("blue",)),
     Question("Which ocean is the largest?", ("Pacific",)),
-    Question("Who was the first president of the United States?", ("Washington",)),
 )

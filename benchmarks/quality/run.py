@@ -31,7 +31,6 @@ from benchmarks.quality.questions import QUESTIONS
 from benchmarks.quality.rows import BASE, NOT_OFFERED, ROWS, Row, choose
 from benchmarks.quality.speed import compare_speed
 from benchmarks.quality.workspace import PARAMETERS, Workspace
-from examples.demo import find_model
 
 
 @click.command()
@@ -69,12 +68,12 @@ def main(
     work = Workspace(folder.resolve())
     work.result("x").parent.mkdir(parents=True, exist_ok=True)
     work.model("x").parent.mkdir(exist_ok=True)
-    environments.prepare(work, gguf or find_model(), texts)
+    environments.prepare(work, gguf, texts, imatrix=any("imatrix" in row.options for row in rows))
     problems = {}
     for row in rows:
         if again:
             work.result(row.name).unlink(missing_ok=True)
-        problem = environments.environment_of(row, work) or _measure_once(row, work, threads)
+        problem = environments.environment_of(row, work) or _measure_once(row, work)
         if problem:
             problems[row.name] = problem
             click.echo(f"{row.name}: {problem}")
@@ -87,7 +86,7 @@ def main(
         report.write(work)
 
 
-def _measure_once(row: Row, work: Workspace, threads: int) -> str | None:
+def _measure_once(row: Row, work: Workspace) -> str | None:
     """Make and measure a row unless that is done; return why it could not be."""
     if work.result(row.name).exists():
         return None
@@ -98,7 +97,8 @@ def _measure_once(row: Row, work: Workspace, threads: int) -> str | None:
             return f"this version of {row.group} does not offer {' '.join(row.options)}."
         seconds = time.perf_counter() - started
         content = describe(row, work) | {"command": command, "seconds_to_make": round(seconds, 1)}
-        with ModelProcess(row, work, threads) as model:
+        # One thread: two that wait for each other on a busy machine take longer.
+        with ModelProcess(row, work, 1) as model:
             content["figures"] = model.ask(do="measure")
             content["answers"] = _answers(model, work)
     except BrokenPeerError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 from xml.etree import ElementTree
 
@@ -32,7 +33,7 @@ def result(name: str, bits: float, kl: float, **more: Any) -> dict[str, Any]:
         "bits": bits,
     }
     answers = [{"right": True, "counts": True}, {"right": True, "counts": False}]
-    return content | {"figures": figures, "answers": answers} | more
+    return content | {"calibration": "", "figures": figures, "answers": answers} | more
 
 
 def test_a_row_shows_what_was_measured() -> None:
@@ -92,7 +93,7 @@ def test_labels_do_not_cover_each_other() -> None:
     texts = root.iter("{http://www.w3.org/2000/svg}text")
     heights = [float(t.attrib["y"]) for t in texts if (t.text or "").startswith("row ")]
     assert len(heights) == 4
-    assert all(b - a > 10 for a, b in zip(heights, heights[1:], strict=False))
+    assert all(b - a > 10 for a, b in pairwise(heights))
 
 
 @pytest.mark.parametrize(
