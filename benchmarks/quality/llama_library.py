@@ -153,7 +153,7 @@ def check(library: Any) -> None:
     context = library.llama_context_default_params()
     model = library.llama_model_default_params()
     quantize = library.llama_model_quantize_default_params()
-    found = (context.n_ctx, context.n_batch, context.type_k, context.defrag_thold)
+    found: tuple[Any, ...] = (context.n_ctx, context.n_batch, context.type_k, context.defrag_thold)
     found += (context.offload_kqv, context.kv_unified, context.n_samplers, context.ctx_other)
     found += (model.n_gpu_layers, model.use_extra_bufts, model.load_mtp)
     found += (quantize.ftype, quantize.quantize_output_tensor, quantize.max_buf_size)

@@ -82,7 +82,7 @@ def write_gguf(weights: Weights, original: GGUFCheckpoint, path: Path) -> None:
             continue
         value = 0 if field.name == "general.file_type" else field.contents()
         kinds = [*field.types, None]
-        writer.add_key_value(field.name, value, kinds[0], kinds[1])  # type: ignore[arg-type]
+        writer.add_key_value(field.name, value, kinds[0], kinds[1])
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, _gguf_rows(tensor.name, weights, original.config))
     writer.write_header_to_file()

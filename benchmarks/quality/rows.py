@@ -107,14 +107,15 @@ def _ours() -> Iterable[Row]:
     yield Row("rtn-int8", OURS, "int8", ("--precision", "int8"))
     for quantizer in ("awq", "gptq", "best"):
         options = (*int4, "--quantizer", quantizer)
-        yield Row(quantizer, OURS, quantizer, options, "shipped")
-        yield Row(f"{quantizer}-c4", OURS, quantizer, (*options, "--calibration", C4), "c4")
+        yield from _calibrated(quantizer, quantizer, options)
     for preset in ("small", "default", "best", "careful"):
-        options = ("--preset", preset)
-        label = f"preset {preset}"
-        yield Row(f"preset-{preset}", OURS, label, options, "shipped")
-        options = (*options, "--calibration", C4)
-        yield Row(f"preset-{preset}-c4", OURS, label, options, "c4")
+        yield from _calibrated(f"preset-{preset}", f"preset {preset}", ("--preset", preset))
+
+
+def _calibrated(name: str, label: str, options: tuple[str, ...]) -> Iterable[Row]:
+    """One of ours on the text that comes with llama-onnx, and on another."""
+    yield Row(name, OURS, label, options, "shipped")
+    yield Row(f"{name}-c4", OURS, label, (*options, "--calibration", C4), "c4")
 
 
 def _builder() -> Iterable[Row]:
@@ -135,7 +136,7 @@ def _openvino() -> Iterable[Row]:
     awq = ("--awq", "--scale-estimation")
     sizes = (("32", "asym"), ("64", "asym"), ("64", "sym"))
     for size, mode in sizes:
-        options = ("--bits", "4", "--group-size", size, "--mode", mode)
+        options: tuple[str, ...] = ("--bits", "4", "--group-size", size, "--mode", mode)
         label = f"int4 {mode} g{size}"
         if (size, mode) == ("64", "asym"):
             yield Row(f"openvino-{mode}-g{size}", OPENVINO, label, options)
