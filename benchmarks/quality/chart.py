@@ -9,10 +9,14 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 860, 520
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 20, 52
-LINE = 13  # pixels between two labels that would overlap
+LINE = 13  # pixels
+DOWN = (0, -9, 9, -16, 16, -24, 24, -34, 34, -44, 44)
+"""How far below its mark's height a name may be, the best first."""
 LETTER = 6.3  # about the width of one
 
 COLORS = ("#0b63c5", "#c4570a", "#2e7d32", "#7b3fa0", "#555555")
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
+
 MARKS = ("circle", "square", "diamond", "triangle", "cross")
 
 
@@ -45,7 +49,8 @@ def draw(points: Sequence[Point]) -> str:
     axes = _axes(points)
     groups = list(dict.fromkeys(point.group for point in points))
     parts = [*_grid(axes), *_frontier([p for p in points if p.group == groups[0]], axes)]
-    taken: list[tuple[float, float, float]] = []
+    marks = [(axes.x(point.bits), axes.y(point.kl)) for point in points]
+    taken: list[_Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in marks]
     for point in sorted(points, key=lambda one: one.kl):
         index = groups.index(point.group)
         x, y = axes.x(point.bits), axes.y(point.kl)
@@ -104,22 +109,26 @@ def _frontier(points: Sequence[Point], axes: _Axes) -> list[str]:
     return [line] if len(best) > 1 else []
 
 
-def _label(
-    point: Point,
-    color: str,
-    x: float,
-    y: float,
-    taken: list[tuple[float, float, float]],
-    *,
-    bold: bool,
-) -> str:
-    """Write the name right of the mark, moved down until it is clear of the others."""
-    start, at = x + 8, y + 4
-    stop = start + LETTER * len(point.label)
-    while any(abs(at - y1) < LINE and start < x2 and x1 < stop for x1, x2, y1 in taken):
-        at += LINE / 2
-    taken.append((start, stop, at))
-    return _text(start, at, point.label, color, bold=bold)
+def _label(point: Point, color: str, x: float, y: float, taken: list[_Box], *, bold: bool) -> str:
+    """Write the name beside the mark, where it is clear of other marks and names."""
+    width = LETTER * len(point.label) * (1.08 if bold else 1)
+    places = [(8, start, 4 + down) for down in DOWN for start in (0.0, -width - 16)]
+    boxes = [
+        (x + right + start, y + down - LINE + 3, x + right + start + width, y + down + 3)
+        for right, start, down in places
+    ]
+    box = next((one for one in boxes if _free(one, taken)), boxes[0])
+    taken.append(box)
+    return _text(box[0], box[3] - 3, point.label, color, bold=bold)
+
+
+def _free(box: _Box, taken: Sequence[_Box]) -> bool:
+    if box[0] < LEFT or box[2] > WIDTH:
+        return False
+    return not any(
+        box[0] < right and left < box[2] and box[1] < below and above < box[3]
+        for left, above, right, below in taken
+    )
 
 
 def _mark(kind: str, color: str, x: float, y: float) -> str:
