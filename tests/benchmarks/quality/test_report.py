@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations
 from typing import Any
 from xml.etree import ElementTree
 
@@ -89,11 +89,12 @@ def test_the_plot_puts_more_bits_right_and_more_loss_up() -> None:
 
 
 def test_labels_do_not_cover_each_other() -> None:
-    root = ElementTree.fromstring(draw([Point(5, 0.1, "ours", f"row {n}") for n in range(4)]))
+    root = ElementTree.fromstring(draw([Point(5, 0.1, "ours", f"row {n}") for n in range(6)]))
     texts = root.iter("{http://www.w3.org/2000/svg}text")
-    heights = [float(t.attrib["y"]) for t in texts if (t.text or "").startswith("row ")]
-    assert len(heights) == 4
-    assert all(b - a > 6 for a, b in pairwise(sorted(heights)))
+    at = [(float(t.attrib["x"]), float(t.attrib["y"])) for t in texts if "row " in (t.text or "")]
+    assert len(at) == 6
+    for first, second in combinations(at, 2):  # 11 pixels high, five letters wide
+        assert abs(first[1] - second[1]) > 11 or abs(first[0] - second[0]) > 30
 
 
 @pytest.mark.parametrize(
