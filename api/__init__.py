@@ -109,7 +109,9 @@ def plan(
     precision: str | None = None,
     activations: FloatName | None = None,
     block_size: int = 32,
-    quantizer: str = "rtn",
+    quantizer: str | None = None,
+    calibration: str | None = None,
+    calibration_tokens: int | None = None,
     embedding: str | None = None,
     head: str | None = None,
     accuracy_level: int | None = None,
@@ -128,7 +130,9 @@ def plan(
             a GPTQ or AWQ source, else the target's default.
         activations: "fp32", "fp16" or "bf16" between the operators. None: the target decides.
         block_size: Values that share one scale in a quantized matrix.
-        quantizer: How codes are chosen; "rtn" rounds to nearest.
+        quantizer: "rtn", "awq" or "gptq". None: "awq" for int4 with a tokenizer, else "rtn".
+        calibration: Text file, or JSONL of chats, that awq and gptq read. None: a shipped text.
+        calibration_tokens: How many tokens of it. None: 8192, or the widest matrix's channels.
         embedding: How the embedding is stored. None: int8 with int4, else `precision`.
         head: How the output head is stored. None: `precision`, or like the embedding if tied.
         accuracy_level: 1 multiplies quantized matrices in fp32, 4 in int8. None: the target's.
@@ -167,7 +171,9 @@ def export(
     precision: str | None = None,
     activations: FloatName | None = None,
     block_size: int = 32,
-    quantizer: str = "rtn",
+    quantizer: str | None = None,
+    calibration: str | None = None,
+    calibration_tokens: int | None = None,
     embedding: str | None = None,
     head: str | None = None,
     accuracy_level: int | None = None,
@@ -227,6 +233,7 @@ def validate(
     tokens: int = 64,
     prompt_tokens: int = 128,
     max_kl: float | None = None,
+    accept_loss: bool = False,
     thorough: bool = False,
     certify: bool = False,
     progress: Progress | None = None,
@@ -242,12 +249,14 @@ def validate(
         tokens: Greedy tokens after each prompt, at least 2.
         prompt_tokens: Maximum tokens of a prompt, at least 1.
         max_kl: Also fail above this mean KL divergence (nats) to the original weights.
+        accept_loss: Accept a loss beyond the limits of fidelity that the package's recipe has.
         thorough: Also run past positions 2047 to 2049 and to the end of the context.
-        certify: If every threshold holds, write the certificate that `verify` replays.
+        certify: If both verdicts allow it, write the certificate that `verify` replays.
         progress: An object with `step(what)` and `update(what, done, total, unit)`. None: silent.
 
     Returns:
-        The report; `passed` is True if every threshold holds, `to_json()` has all figures.
+        The report. `passed` is the verdict on conversion, `fidelity` that on what rounding costs
+        (`fidelity.grade`), `accepted` whether both are good enough; `to_json()` has all figures.
 
     Raises:
         UsageError: The package was made from another model, or cannot be measured with these

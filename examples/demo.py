@@ -24,9 +24,10 @@ from rich.table import Table
 
 QUESTION = "What is 2 + 2?"
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PROOF = ("--certify", "--tokens", "16")
+PROOF = ("--certify", "--accept-loss", "--tokens", "16")
 """Options for the figures in README.md and docs/benchmarks.md: they cover 407 positions and take
-about half the time of the default of 64 tokens. A mean over other positions differs."""
+about half the time of the default of 64 tokens. A mean over other positions differs. A loss is
+accepted here so that the table is complete; at the end it counts all the same."""
 PROOFS = ("parity", "verified")
 
 
@@ -46,7 +47,10 @@ def main(precisions: tuple[str, ...], keep: Path | None) -> None:
         console.print(f"\n[bold]{precision}[/], {QUESTION!r}:")
         console.print(result["answer"]["text"], markup=False)
     if not all(result[step]["passed"] for result in results.values() for step in PROOFS):
-        sys.exit("A parity limit was missed.")
+        sys.exit("A limit of conversion was missed.")
+    spoiled = [p for p, r in results.items() if not r["parity"]["fidelity"]["passed"]]
+    if spoiled:
+        sys.exit(f"A limit of fidelity was missed: {', '.join(spoiled)}.")
 
 
 def find_model() -> Path:
@@ -96,7 +100,8 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
     export, stats = result["export"], result["answer"]["stats"]
     measured = result["parity"]["measurements"]
     parity = {(entry["error"], entry["situation"]): entry["figures"] for entry in measured}
-    graph, total = parity["graph", "prefill"], parity["total", "decode"]
+    graph, fidelity = parity["graph", "prefill"], result["parity"]["fidelity"]
+    lost = fidelity["shipped"]
     replay = sum(result["verified"]["seconds"].values())
     return {
         "package": f"{export['package_bytes'] / 1e6:.1f} MB",
@@ -106,9 +111,11 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
         "decode": f"{stats['decode_rate']:.0f} tokens/s",
         "time to first token": f"{stats['first_token_seconds'] * 1000:.0f} ms",
         "graph error (largest logit difference)": f"{graph['max_abs']:.1e}",
-        "KL to the original (mean, nats)": f"{total['mean_kl']:.4f}",
-        "same likeliest token as the original": f"{total['same_top1']:.1%}",
-        "parity limits": "held" if result["parity"]["passed"] else "MISSED",
+        "conversion": "exact" if result["parity"]["passed"] else "NOT EXACT",
+        "KL to the original (mean, nats)": f"{lost['mean_kl']:.4f} ± {lost['mean_kl_error']:.4f}",
+        "another likeliest token": f"{lost['other_top1']:.1%} ± {lost['other_top1_error']:.1%}",
+        "perplexity, times the original's": f"{lost['perplexity_ratio']:.3f}",
+        "fidelity": fidelity["grade"] + ("" if fidelity["passed"] else " (LIMIT MISSED)"),
         "certificate verified": f"in {replay:.1f} s" if result["verified"]["passed"] else "FAILED",
     }
 

@@ -101,6 +101,8 @@ def _describe_adapter(path: Path) -> str:
 
 def _open_huggingface(path: Path, context: int | None) -> Checkpoint:
     from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
+    from llama_onnx.exporter.checkpoints.quantized.compressed import open_compressed
+    from llama_onnx.exporter.checkpoints.quantized.compressed_config import read_compressed_config
     from llama_onnx.exporter.checkpoints.quantized.folder import open_quantized
     from llama_onnx.exporter.checkpoints.quantized.left_over import without_left_over
     from llama_onnx.exporter.checkpoints.quantized.settings import (
@@ -112,6 +114,8 @@ def _open_huggingface(path: Path, context: int | None) -> Checkpoint:
     if is_bitsandbytes(raw):
         return without_left_over(HuggingFaceCheckpoint.open(path, context))
     # Before the folder is opened: an unknown quantization explains more than unexpected tensors do.
+    if compressed := read_compressed_config(path, raw):
+        return open_compressed(HuggingFaceCheckpoint.open(path, context), compressed)
     quantization = read_quantization(path, raw)
     plain = HuggingFaceCheckpoint.open(path, context)
     return plain if quantization is None else open_quantized(plain, quantization)

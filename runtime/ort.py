@@ -104,8 +104,6 @@ class Settings:
         prepack: False opens faster, without a second copy of the weights, for a session that runs
             little or not at all.
         arena: False gives memory back after each run.
-        optimize: False opens the graph as written, to check its nodes. Do not run such a
-            session: weights stored in a packed form are unpacked by the optimizer.
         assignment: record which provider each node is assigned to.
         profile: write a profile of each run to files whose names begin with this.
         weights: the folder of the data file, for a graph that is given as bytes.
@@ -115,7 +113,6 @@ class Settings:
     threads: int | None = None
     prepack: bool = True
     arena: bool = True
-    optimize: bool = True
     assignment: bool = False
     profile: Path | None = None
     weights: Path | None = None
@@ -150,7 +147,10 @@ def create_session(
     Raises `PackageError` if ONNX Runtime refuses the graph on the CPU, and `ProviderError` if it
     refuses it on another provider or cannot start that provider.
     """
-    options = _session_options(settings or Settings())
+    return _open(model, provider, _session_options(settings or Settings()))
+
+
+def _open(model: Path | bytes, provider: Provider, options: Any) -> Session:
     providers: list[Any] = [(provider.ort_name, dict(provider.provider_options))]
     if provider != CPU:
         providers.append(CPU.ort_name)
@@ -169,6 +169,20 @@ def create_session(
             "the reason printed above; check that it has a device and that the driver is recent."
         )
     return session
+
+
+def check_opens(path: Path) -> None:
+    """Open the graph at `path` as written, without reading its weights, and close it again.
+
+    ONNX Runtime checks every node's operator, types and attributes, and the location of every
+    initializer in the data file. No session is returned: without optimizations, products with
+    weights whose scales the graph converts are all zero, and ONNX Runtime does not say so.
+
+    Raises `PackageError` if ONNX Runtime refuses the graph.
+    """
+    options = _session_options(Settings(prepack=False))
+    options.graph_optimization_level = load().GraphOptimizationLevel.ORT_DISABLE_ALL
+    _open(path, CPU, options)
 
 
 @contextmanager
@@ -276,8 +290,6 @@ def _session_options(settings: Settings) -> Any:
     options.log_severity_level = 4  # errors are exceptions as well; the log would print them raw
     options.intra_op_num_threads = settings.threads or 0
     options.enable_cpu_mem_arena = options.enable_mem_pattern = settings.arena
-    if not settings.optimize:
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if settings.profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(settings.profile)

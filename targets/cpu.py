@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llama_onnx.targets.providers import CPU
-from llama_onnx.targets.target import Graph, Session, Target
+from llama_onnx.targets.target import Graph, Operators, Session, Target
 
 TARGET = Target(
     name="cpu",
@@ -13,6 +13,9 @@ TARGET = Target(
         default_precision="int4",
         activations=("fp32",),
         accuracy_level=4,
+        operators=Operators(
+            zero_points=True, two_bits=True, folded_scales=True, computed_rotary=True
+        ),
         any_heads=True,
         sliding_window=True,
     ),

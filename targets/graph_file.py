@@ -9,6 +9,7 @@ https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -25,16 +26,30 @@ from llama_onnx.targets.graph_names import (
     past_name,
     present_name,
 )
-from llama_onnx.targets.onnx_file import Graph, GraphError, Node, Shape, Weights, read_model
+from llama_onnx.targets.onnx_file import (
+    BFLOAT16,
+    FLOAT,
+    UINT8,
+    Graph,
+    GraphError,
+    Node,
+    Shape,
+    Weights,
+    read_model,
+)
 from llama_onnx.targets.protobuf import WireError
 
 MAX_BYTES = 16 << 20
 """Largest graph: 126 layers of Llama 3.1 405B take 4 MB, with adapters."""
 
-_FOLDED = ("Cast", "Transpose", "DequantizeLinear")
-"""Operators that may work on weights alone: none makes more of them."""
+FOLDED = ("Cast", "Cos", "DequantizeLinear", "Mul", "Sin", "Transpose")
+"""Operators that may work on weights alone, in the forms that `_is_written` knows."""
 
-_MOST_FOLDS = 8
+LARGEST_TABLE = 1 << 24
+"""Most values of a rotary table that the graph computes."""
+
+_MOST_FOLDS = 4  # in a row
+_MOST_READERS = 2  # of the same weights, that convert them
 _LARGEST_INPUT = 1 << 24  # values at one position
 _ADAPTER = re.compile(rf"model\.[\w.]+\.(?:{LORA_A}|{LORA_B})\.weight", re.ASCII)
 
@@ -123,23 +138,84 @@ def _is_small(name: str, constants: Mapping[str, Sequence[int]], made: Mapping[s
 
 def _check_constants(graph: Graph) -> None:
     """Raise `GraphError` for a node that works on weights alone: ONNX Runtime computes it while it
-    opens the graph, whatever memory that takes. Operators that only convert them are allowed."""
+    opens the graph, whatever memory that takes. A few operators that convert weights are allowed,
+    each in the form in which the exporter writes it."""
     made = {output: node for node in graph.nodes for output in node.outputs}
+    readers: Counter[str] = Counter()
+    tables = 0
     for node in graph.nodes:
-        inputs = [] if node.operator in _FOLDED else [name for name in node.inputs if name]
-        if inputs and all(_is_constant(name, graph, made) for name in inputs):
+        folded = node.operator in FOLDED
+        inputs = node.inputs[:1] if folded else [name for name in node.inputs if name]
+        if not inputs or not all(_is_constant(name, graph, made) for name in inputs):
+            continue
+        if not folded or not _is_written(node, graph, made):
             raise GraphError("computes with weights alone, which no export writes")
+        readers[inputs[0]] += 1
+        tables += _is_table(node, graph)
+        if readers[inputs[0]] > _MOST_READERS or tables > 1:
+            raise GraphError("converts the same weights again and again")
 
 
 def _is_constant(name: str, graph: Graph, made: Mapping[str, Node]) -> bool:
-    for _ in range(_MOST_FOLDS):
-        if name in graph.names:
+    """Whether `name` is weights, or made of them. Raises `GraphError` if that takes many steps."""
+    for _ in range(_MOST_FOLDS + 1):
+        if name in graph.tensors:
             return True
         node = made.get(name)
-        if node is None or node.operator not in _FOLDED or not node.inputs:
+        if node is None or node.operator not in FOLDED or not node.inputs:
             return False
         name = node.inputs[0]
-    return True  # no export writes so many in a row
+    raise GraphError("converts weights in many steps, which no export writes")
+
+
+def _is_written(node: Node, graph: Graph, made: Mapping[str, Node]) -> bool:
+    """Whether the exporter writes `node`, whose first input is constant.
+
+    What converts a tensor makes no more of it. A product can: that of a column and a row has as
+    many values as both lengths multiplied.
+    """
+    if node.operator in ("Cos", "Sin"):
+        angles = made.get(node.inputs[0])
+        return angles is not None and _is_table(angles, graph)
+    if node.operator != "Mul":
+        return True
+    if len(node.inputs) != 2:
+        return False
+    table = made.get(node.inputs[0])
+    if table is not None and table.operator in ("Cos", "Sin"):
+        kind, dims = graph.tensors.get(node.inputs[1], (0, (0,)))
+        return kind == FLOAT and len(dims) < 2 and prod(dims) == 1
+    return _is_table(node, graph) or _are_scales(node, graph, made)
+
+
+def _is_table(node: Node, graph: Graph) -> bool:
+    """Whether `node` makes the angles of the rotary embedding: positions [n, 1] times
+    frequencies [1, h]."""
+    if node.operator != "Mul" or len(node.inputs) != 2:
+        return False
+    (kind, rows), (other, columns) = (graph.tensors.get(name, (0, ())) for name in node.inputs)
+    return (
+        kind == other == FLOAT
+        and len(rows) == len(columns) == 2
+        and rows[1] == columns[0] == 1
+        and rows[0] * columns[1] <= LARGEST_TABLE
+    )
+
+
+def _are_scales(node: Node, graph: Graph, made: Mapping[str, Node]) -> bool:
+    """Whether `node` multiplies numbers of blocks, uint8 [N, blocks], by factors of rows [N, 1]."""
+    tensors = []
+    for name in node.inputs:
+        cast = made.get(name)
+        if cast is None or cast.operator != "Cast" or not cast.inputs:
+            return False
+        tensors.append(graph.tensors.get(cast.inputs[0], (0, ())))
+    (kind, blocks), (other, rows) = tensors
+    return (
+        (kind, other) == (UINT8, BFLOAT16)
+        and len(blocks) == len(rows) == 2
+        and (blocks[0], 1) == (rows[0], rows[1])
+    )
 
 
 def _check_interface(graph: Graph) -> None:

@@ -24,6 +24,9 @@ WORKING_FILES = ("journal.jsonl", "journal.jsonl.tmp", "journal.lock")
 """Files that an export keeps in its folder while it runs; never part of a package. They remain in a
 finished package if the export was killed between the last rename and their removal."""
 
+CALIBRATION_FOLDER = "calibration"
+"""Folder that an export keeps in its own while it runs; removed before the manifest is written."""
+
 BESIDE_ANY = ("model.sig", "sbom.cdx.json", "sbom.spdx.json")
 """Files that may be beside a package or a bundle without being listed: the signature of OpenSSF's
 model-signing, and a bill of materials."""

@@ -18,6 +18,9 @@ from llama_onnx.targets.protobuf import FIXED32, FIXED64, Value, WireError, fiel
 _BITS = {1: 32, 2: 8, 3: 8, 6: 32, 7: 64, 10: 16, 16: 16, 21: 4, 22: 4}
 """TensorProto.DataType -> bits; float, uint8, int8, int32, int64, float16, bfloat16, uint4, int4"""
 
+FLOAT, UINT8, BFLOAT16 = 1, 2, 16
+"""TensorProto.DataType of the weights that a graph may multiply."""
+
 _INT64 = 7
 _FLOAT, _INT, _INTS = 1, 2, 7
 _ATTRIBUTE_TYPES = (_FLOAT, _INT, _INTS)
@@ -60,10 +63,10 @@ class Node:
 @dataclass
 class Graph:
     """A graph as it is read: `constants` are the integers in it, `weights` are in the data file,
-    and `names` are those of both."""
+    and `tensors` has the type and the lengths of both by name."""
 
     nodes: Sequence[Node]
-    names: set[str] = field(default_factory=set)
+    tensors: dict[str, tuple[int, Sequence[int]]] = field(default_factory=dict)
     constants: dict[str, Sequence[int]] = field(default_factory=dict)
     weights: list[Weights] = field(default_factory=list)
     inputs: Mapping[str, Shape] = field(default_factory=dict)
@@ -160,10 +163,11 @@ def _read_node(message: Value, left: Iterator[int]) -> Node:
 def _read_tensor(message: Value, graph: Graph, data_file: str, left: Iterator[int]) -> None:
     read = _Fields(message, "tensor", left, once=(2, 8, 9, 12, 14), many=(1, 13, 16))
     name, kind, places = read.text(8), read.number(2), read.all(13)
-    if name in graph.names:
+    if name in graph.tensors:
         raise GraphError(f"has the weights {name!r} twice")
-    graph.names.add(name)
-    size = _tensor_bytes(name, [dim for value in read.all(1) for dim in _integers(value)], kind)
+    dims = [dim for value in read.all(1) for dim in _integers(value)]
+    graph.tensors[name] = kind, dims
+    size = _tensor_bytes(name, dims, kind)
     if read.number(14) == 1:
         graph.weights.append(_read_place(name, size, places, data_file, left))
         return

@@ -28,6 +28,8 @@ from llama_onnx.targets.listing import (
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 ADAPTER_FOLDER, ADAPTER_SUFFIX = "adapters", ".onnx_adapter"
+CHANNEL_SCALES = "channel_scales.safetensors"
+"""How channels were rescaled, without effect on the function, before they were quantized."""
 PARTIAL_SUFFIX = ".partial"
 """An export writes to `OUT.partial` and renames it at the end."""
 

@@ -24,6 +24,10 @@ class Operators:
     quantized embedding. `wide_norms`: norms of values in half precision are computed in float32.
     `counted_positions`: positions are computed on the device alone, from masks that may be longer
     than the tokens, as captured graphs need.
+
+    The rest say what matrices of a recipe may have, where that was measured: `zero_points`;
+    `two_bits`; `folded_scales`, which the graph converts when the package is opened (see
+    exporter/model/scales.py). `computed_rotary`: the rotary tables are computed then, too.
     """
 
     standard: bool = False
@@ -36,6 +40,10 @@ class Operators:
     gather_blocks: bool = True
     wide_norms: bool = False
     counted_positions: bool = False
+    zero_points: bool = False
+    two_bits: bool = False
+    folded_scales: bool = False
+    computed_rotary: bool = False
 
 
 @dataclass(frozen=True)

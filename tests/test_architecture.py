@@ -47,9 +47,11 @@ MOST_LOOSE_MODULES = 3
 
 NAMES_USED_TWICE = {
     "adapters.py": "LoRA adapters: packaging writes their files, llama swaps them",
+    "awq.py": "the quantizer, and the layout of its codes in a checkpoint",
     "bench.py": "a command has the name of what it calls",
     "bundle.py": "a command has the name of what it calls",
     "export.py": "a command has the name of what it calls",
+    "gptq.py": "the quantizer, and the layout of its codes in a checkpoint",
     "gguf.py": "the file format, the checkpoint in it and the tokenizer in it",
     "hub.py": "checkpoints come from the hub, bundles are made for it",
     "huggingface.py": "the checkpoint and the tokenizer of the same folder",

@@ -102,9 +102,12 @@ PINS = {
 
 def _ours() -> Iterable[Row]:
     int4 = ("--precision", "int4")
-    yield Row(BASE, OURS, "rtn, block 32", int4)
-    yield Row("rtn-int4-b128", OURS, "rtn, block 128", (*int4, "--block-size", "128"))
+    rtn = (*int4, "--quantizer", "rtn")
+    yield Row(BASE, OURS, "rtn, block 32", rtn)
+    yield Row("rtn-int4-b128", OURS, "rtn, block 128", (*rtn, "--block-size", "128"))
     yield Row("rtn-int8", OURS, "int8", ("--precision", "int8"))
+    awq = (*int4, "--quantizer", "awq", "--block-size", "16")
+    yield Row("awq-b16", OURS, "awq, block 16", awq, "shipped")
     for quantizer in ("awq", "gptq", "best"):
         options = (*int4, "--quantizer", quantizer)
         yield from _calibrated(quantizer, quantizer, options)

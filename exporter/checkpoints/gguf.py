@@ -1,14 +1,17 @@
 """GGUF files: one file with config, tokenizer and (mostly quantized) weights of a Llama.
 
 llama.cpp's converter reorders the rows of q and k in each head, from Hugging Face's half-split
-rotary embedding to the interleaved one; `rows()` returns them in Hugging Face's order.
+rotary embedding to the interleaved one; here they are read in Hugging Face's order. Codes lie along
+rows, so they can be reordered and kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,17 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 
+from llama_onnx.exporter.checkpoints.gguf_codes import CODINGS, WITH_MINIMA, BlockMatrix, Bytes
 from llama_onnx.exporter.checkpoints.gguf_rope import FREQUENCIES, rope_block
 from llama_onnx.exporter.formats.gguf import Header, TensorInfo, read_header
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint, read_values
-from llama_onnx.exporter.model.checkpoint import TensorsByName, find_licences
+from llama_onnx.exporter.formats.tensor import (
+    BlockCodes,
+    Float32,
+    LazyTensor,
+    file_fingerprint,
+    read_values,
+)
+from llama_onnx.exporter.model.checkpoint import CodedMatrix, TensorsByName, find_licences
 from llama_onnx.exporter.model.config import (
     MAX_EPSILON,
     MAX_LAYERS,
@@ -34,6 +44,7 @@ from llama_onnx.exporter.model.special_tokens import SpecialTokens, special_toke
 from llama_onnx.exporter.model.typed_keys import MAX_NUMBER, MAX_SIZE, Keys, is_number
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.printable import shown
+from llama_onnx.targets.target import FloatName
 
 _TYPES = (
     Type.F32,
@@ -88,12 +99,16 @@ class GGUFCheckpoint(TensorsByName):
         where = str(path)
         _refuse_features(header, where)
         config = _config(path, header)
-        stored = (info for name, info in header.tensors.items() if name != FREQUENCIES)
+        stored = [info for name, info in header.tensors.items() if name != FREQUENCIES]
         tensors = (_lazy(path, info, config) for info in stored)
         left_out = _special_tokens(_Keys(header.metadata, where), config.vocab_size, where).warnings
         config, stretched = with_context(config, context, where)
         named = {tensor.name: tensor for tensor in tensors}
-        return cls(path, config, named, (*left_out, *stretched))
+        notes = (*left_out, *stretched)
+        blocks = {m.name: m for info in stored if (m := _block_matrix(path, info, config))}
+        if blocks:
+            return QuantizedGGUF(path, config, named, notes, blocks=blocks)
+        return cls(path, config, named, notes)
 
     def write_tokenizer(self, folder: Path) -> list[str]:
         """Write the tokenizer's files, made from the metadata."""
@@ -119,6 +134,46 @@ class GGUFCheckpoint(TensorsByName):
     def fingerprint(self) -> dict[str, str]:
         """Return size and modification time of the file."""
         return file_fingerprint([self.path])
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedGGUF(GGUFCheckpoint):
+    """A GGUF file with matrices in blocks of codes: those in `blocks`, by name."""
+
+    blocks: dict[str, BlockMatrix]
+    reads_whole: bool = False
+
+    @property
+    def native_bits(self) -> int | None:
+        """4 if most values in the decoder's matrices have codes of 4 bits, 8 if they have more;
+        None if they are floats."""
+        sizes: Counter[int | None] = Counter()
+        for name, tensor in self.tensors.items():
+            if len(tensor.shape) == 2 and name.startswith("model.layers."):
+                sizes[self._package_bits(name)] += prod(tensor.shape)
+        return max(sizes, key=sizes.__getitem__, default=None)
+
+    def _package_bits(self, name: str) -> int | None:
+        bits = self.bits_of(name)
+        return None if bits is None else 4 if bits <= 4 else 8
+
+    def describe(self) -> str:
+        """Return how many matrices are stored as each type, for display."""
+        counts = Counter(matrix.type.name for matrix in self.blocks.values())
+        return "GGUF with " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
+    def bits_of(self, name: str) -> int | None:
+        """Return the bits per code of tensor `name`; None if it is stored as floats."""
+        return self.blocks[name].bits if name in self.blocks else None
+
+    def obstacle(self, name: str, scales: FloatName) -> str | None:
+        """Return why a package with `scales` cannot keep the codes of matrix `name`; None if it
+        can."""
+        return self.blocks[name].obstacle(scales)
+
+    def coded(self, name: str) -> CodedMatrix:
+        """Return matrix `name` as codes; it has no obstacle."""
+        return self.blocks[name].coded()
 
 
 def _refuse_features(header: Header, where: str) -> None:
@@ -215,6 +270,29 @@ def _special_tokens(keys: _Keys, vocabulary: int, where: str) -> SpecialTokens:
 
 
 def _lazy(path: Path, info: TensorInfo, config: LlamaConfig) -> LazyTensor:
+    stored = _rows_in_order(path, info, config)
+
+    def rows(start: int, stop: int) -> Float32:
+        values: Float32 = dequantize(stored(start, stop), info.type)
+        return values.reshape(stop - start, *info.shape[1:])
+
+    name, coding = _huggingface_name(info.name), CODINGS.get(info.type)
+    codes = BlockCodes(coding.bits, coding.block_size) if coding else None
+    return LazyTensor(name, info.shape, info.type.name, info.nbytes, rows, codes)
+
+
+def _block_matrix(path: Path, info: TensorInfo, config: LlamaConfig) -> BlockMatrix | None:
+    """Return the tensor as a matrix in blocks of codes; None if it is not one."""
+    if len(info.shape) != 2 or info.type not in (*CODINGS, *WITH_MINIMA):
+        return None
+    rows = _rows_in_order(path, info, config)
+    return BlockMatrix(_huggingface_name(info.name), info.shape, info.type, rows)
+
+
+def _rows_in_order(
+    path: Path, info: TensorInfo, config: LlamaConfig
+) -> Callable[[int, int], Bytes]:
+    """Return a function that reads rows as bytes [R, bytes], in Hugging Face's order."""
     rows = partial(_read_rows, path, info)
     heads = {
         "attn_q": config.num_attention_heads,
@@ -222,8 +300,8 @@ def _lazy(path: Path, info: TensorInfo, config: LlamaConfig) -> LazyTensor:
     }.get(_layer_part(info.name))
     # check_tensors reports a wrong number of rows with the tensor's name.
     if heads is not None and info.shape[0] == heads * config.head_dim:
-        rows = partial(half_split_rows, rows, config.head_dim)
-    return LazyTensor(_huggingface_name(info.name), info.shape, info.type.name, info.nbytes, rows)
+        return partial(half_split_rows, rows, config.head_dim)
+    return rows
 
 
 def _layer_part(name: str) -> str:
@@ -239,13 +317,12 @@ def _huggingface_name(name: str) -> str:
     return f"model.layers.{int(name.split('.')[1])}.{part}.weight"
 
 
-def _read_rows(path: Path, info: TensorInfo, start: int, stop: int) -> Float32:
+def _read_rows(path: Path, info: TensorInfo, start: int, stop: int) -> Bytes:
     row_bytes = info.nbytes // info.shape[0]
     count = (stop - start) * row_bytes
     offset = info.offset + start * row_bytes
     data = read_values(path, np.dtype(np.uint8), count, offset, info.name)
-    rows: Float32 = dequantize(data.reshape(stop - start, row_bytes), info.type)
-    return rows.reshape(stop - start, *info.shape[1:])
+    return data.reshape(stop - start, row_bytes)
 
 
 class _Keys(Keys):

@@ -38,9 +38,10 @@ def describe_weights(recipe: Json, *, tied: bool = False) -> str:
 
 
 def _others(recipe: Json) -> Sequence[Json]:
-    """Return how the matrices between embedding and head are stored: as in the source, if its
-    codes were copied."""
-    return recipe.get("taken_over") or [recipe["linear"]]
+    """Return how the matrices between embedding and head are stored: as in the source, as far as
+    its codes were copied."""
+    copied = [way for way in recipe.get("taken_over", ()) if way.get("in_layers", way["tensors"])]
+    return copied if copied and not recipe.get("quantized_here") else [*copied, recipe["linear"]]
 
 
 def _name(way: Json) -> str:

@@ -58,6 +58,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also validate the package against SOURCE, and write its certificate into it.",
 )
+@click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="With --prove: accept a loss beyond the limits of fidelity that the recipe has.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     source: Path | HubId,
@@ -72,6 +77,7 @@ def command(
     hash_source: bool,
     no_tokenizer: bool,
     prove: bool,
+    accept_loss: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -83,6 +89,8 @@ def command(
     """
     from llama_onnx.exporter.packaging.export import export_package
 
+    if accept_loss and not prove:
+        raise UsageError("--accept-loss is about what --prove measures: pass --prove too.")
     if add:
         raise UsageError(f"export makes new packages: use {_adapter_add(source, out)}.")
     merged, kept = sort_adapters(adapters, keep=keep_adapter)
@@ -104,7 +112,7 @@ def command(
         )
     for warning in result.warnings:
         say(f"Warning: {warning}", err=True)
-    report = _prove(result.source, merged, out) if prove else None
+    report = _prove(result.source, merged, out, accept_loss) if prove else None
     if as_json:
         proof = {"parity": json.loads(report.to_json())} if report else {}
         click.echo(json.dumps({**result.to_json(), **proof}))
@@ -112,13 +120,9 @@ def command(
         for line in _summary(result, out, target, list(kept), tokenizer=not no_tokenizer):
             say(line)
         if report:
-            from llama_onnx.exporter.parity.report.terminal import print_report
-
-            print_report(report)
-    if report and not report.passed:
-        raise click.ClickException(
-            "the package was written without a certificate, because it differs from SOURCE."
-        )
+            _print(report)
+    if report:
+        _refuse(report)
 
 
 def _adapter_add(source: Path | HubId, out: Path) -> str:
@@ -165,9 +169,35 @@ def _tried(result: ExportResult) -> str:
     return f"opened and ran a step{on_cpu}"
 
 
-def _prove(source: Path, adapters: Sequence[Path], package: Path) -> ParityReport:
+def _prove(
+    source: Path, adapters: Sequence[Path], package: Path, accept_loss: bool
+) -> ParityReport:
     from llama_onnx.exporter.parity.prove import prove
     from llama_onnx.exporter.sources import open_checkpoint
 
     with progress_line() as progress:
-        return prove(package, open_checkpoint(source, adapters), certify=True, progress=progress)
+        return prove(
+            package,
+            open_checkpoint(source, adapters),
+            accept_loss=accept_loss,
+            certify=True,
+            progress=progress,
+        )
+
+
+def _print(report: ParityReport) -> None:
+    from llama_onnx.exporter.parity.report.terminal import print_report
+
+    print_report(report)
+
+
+def _refuse(report: ParityReport) -> None:
+    """Raise `ClickException` unless both verdicts allow a certificate."""
+    without = "the package was written without a certificate, because it"
+    if not report.passed:
+        raise click.ClickException(f"{without} differs from SOURCE.")
+    if report.fidelity and not report.accepted:
+        raise click.ClickException(
+            f"{without} loses more than its recipe may ({report.fidelity.grade}): export it with "
+            "another, or pass --accept-loss."
+        )

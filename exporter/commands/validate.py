@@ -52,9 +52,14 @@ if TYPE_CHECKING:
     "--max-kl", type=float, help="Also fail above this mean KL divergence from the original (nats)."
 )
 @click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="Accept a loss beyond the limits of fidelity that PACKAGE's recipe has.",
+)
+@click.option(
     "--certify",
     is_flag=True,
-    help="If every threshold holds, write the certificate that `verify` replays.",
+    help="If every limit holds, write the certificate that `verify` replays.",
 )
 @click.option(
     "--thorough",
@@ -90,6 +95,7 @@ def command(
     tokens: int,
     prompt_tokens: int,
     max_kl: float | None,
+    accept_loss: bool,
     certify: bool,
     thorough: bool,
     report_file: Path | None,
@@ -102,8 +108,12 @@ def command(
     With --adapter, compare with the checkpoint plus that adapter, which must be merged into
     PACKAGE. If PACKAGE keeps its adapters beside the base, the adapter is activated instead.
 
+    There are two verdicts. Conversion: whether PACKAGE computes what its weights say, and is the
+    rounded checkpoint. Fidelity: what the rounding costs, graded in words.
+
     The exit status is 1 when a threshold is missed, the tokenizer differs from the source's, or a
-    file does not match the manifest.
+    file does not match the manifest; and when more is lost than PACKAGE's recipe may lose, unless
+    --accept-loss is given.
     """
     from llama_onnx.exporter.checkpoints.download import local_copy
     from llama_onnx.exporter.parity.bisect.search import bisect
@@ -114,9 +124,7 @@ def command(
     from llama_onnx.exporter.sources import open_checkpoint
 
     active = _active_adapter(package, adapters)
-    out = _bisect_folder(package, bisect_out) if bisecting or bisect_out else None
-    if out and active:
-        raise UsageError("--bisect examines only the base: use it without --adapter.")
+    out = _bisect_folder(package, bisect_out, active) if bisecting or bisect_out else None
     if report_file:
         check_report_file(report_file)
     merged = [] if active else [Path(folder) for folder in adapters]
@@ -128,6 +136,7 @@ def command(
             tokens=tokens,
             longest=prompt_tokens,
             max_kl=max_kl,
+            accept_loss=accept_loss,
             thorough=thorough,
             certify=certify,
             progress=progress,
@@ -135,16 +144,18 @@ def command(
         found = bisect(subject, report, out, progress) if out else None
     if report_file:
         write_report(report, report_file)
-    if as_json:
-        click.echo(report.to_json(**({"bisect": found.to_json()} if found else {})))
-    else:
-        _print(report, found, certified=certify and report.passed)
-    ctx.exit(0 if report.passed else 1)
+    _print(report, found, certified=certify and report.accepted, as_json=as_json)
+    ctx.exit(0 if report.accepted else 1)
 
 
-def _print(report: ParityReport, found: Bisection | None, *, certified: bool) -> None:
+def _print(
+    report: ParityReport, found: Bisection | None, *, certified: bool, as_json: bool
+) -> None:
     from llama_onnx.exporter.parity.report.terminal import print_bisection, print_report
 
+    if as_json:
+        click.echo(report.to_json(**({"bisect": found.to_json()} if found else {})))
+        return
     print_report(report)
     if found:
         print_bisection(found)
@@ -152,9 +163,11 @@ def _print(report: ParityReport, found: Bisection | None, *, certified: bool) ->
         say(f"certified: {Path(report.package) / 'parity'}, for `llama-onnx verify`.")
 
 
-def _bisect_folder(package: Path, given: Path | None) -> Path:
+def _bisect_folder(package: Path, given: Path | None, active: tuple[str, Path] | None) -> Path:
     from llama_onnx.exporter.parity.bisect.reproduce import check_out
 
+    if active:
+        raise UsageError("--bisect examines only the base: use it without --adapter.")
     out = given or package.absolute().with_name(f"{package.absolute().name}-bisect")
     check_out(out, package)
     return out

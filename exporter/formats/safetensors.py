@@ -29,6 +29,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
     "I32": np.dtype("<i4"),  # for the codes of a quantized checkpoint
     "I64": np.dtype("<i8"),
 }

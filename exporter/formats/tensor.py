@@ -55,6 +55,10 @@ class BlockCodes:
         return np.repeat(largest / 2 ** (self.bits - 1), self.block_size, axis=1)[:, :columns]
 
 
+Bounds = tuple[Float32, Float32]
+"""The least and the greatest value that each block of some rows can hold, [R, blocks]."""
+
+
 @dataclass(frozen=True)
 class LazyTensor:
     """A tensor on disk.
@@ -64,7 +68,8 @@ class LazyTensor:
     for display ("F16", "BF16", "Q4_K"; "INT4/32" for 4-bit codes in blocks of 32), `nbytes` its
     size on disk. `codes` has the bits and block size of a matrix stored as codes with one scale per
     block; None for any other. `problem` is the sentence that refuses to read rows of a type that is
-    not supported; None if they can be read.
+    not supported; None if they can be read. `bounds(start, stop)` returns the range of each block
+    of codes in those rows, where that is known.
     """
 
     name: str
@@ -74,6 +79,7 @@ class LazyTensor:
     rows: Callable[[int, int], Float32]
     codes: BlockCodes | None = None
     problem: str | None = None
+    bounds: Callable[[int, int], Bounds | None] | None = None
 
     def step(self, values: Float32) -> Float32:
         """Return the distance between adjacent representable values at each of `values` [R, K] (or
@@ -115,25 +121,26 @@ class StoredTensor:
     nbytes: int
 
     def read(self) -> npt.NDArray[Any]:
-        """Return all values, in their stored type."""
-        return self._values(0, self.shape[0])
+        """Return all values, in their stored type; a single number as [1]."""
+        return self.values(0, self.shape[0] if self.shape else 1)
 
     def lazy(self) -> LazyTensor:
         """Return it as a lazy tensor; reading its rows raises `UnsupportedError` unless the values
         are floats."""
         problem = None
-        if self.dtype is None or self.dtype.kind == "i":
+        if self.dtype is None or self.dtype.kind in "iu":
             problem = describe_unreadable(self.path, self.name, self.code)
         return LazyTensor(
             self.name, self.shape, self.code, self.nbytes, self._rows, problem=problem
         )
 
     def _rows(self, start: int, stop: int) -> Float32:
-        if self.dtype is None or self.dtype.kind == "i":
+        if self.dtype is None or self.dtype.kind in "iu":
             raise UnsupportedError(describe_unreadable(self.path, self.name, self.code))
-        return widen(self._values(start, stop))
+        return widen(self.values(start, stop))
 
-    def _values(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def values(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return rows [start, stop), in their stored type."""
         assert self.dtype is not None
         width = int(np.prod(self.shape[1:], dtype=np.int64))
         offset = self.offset + start * width * self.dtype.itemsize

@@ -17,7 +17,7 @@ from llama_onnx.exporter.graph.model import BuiltModel
 CONTEXT = 1024
 """Cached positions assumed for attention, the only part whose work grows with them."""
 
-_PREPARATIONS = {"Cast", "DequantizeLinear", "Transpose"}
+_PREPARATIONS = {"Cast", "DequantizeLinear", "Mul", "Transpose"}
 _PRODUCTS = {"MatMulNBits", "FusedMatMul", "MatMul", "Gemm"}
 
 

@@ -24,7 +24,8 @@ from llama_onnx.exporter.graph.operators import (
 from llama_onnx.exporter.graph.positions import Places, counted_places, shaped_places
 from llama_onnx.exporter.graph.standard import masked
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.storage import ORDER, QWEIGHT, SCALES, WEIGHT, ZERO_POINTS
+from llama_onnx.exporter.model.scales import ROW_SCALES, SCALES
+from llama_onnx.exporter.model.storage import ORDER, QWEIGHT, WEIGHT, ZERO_POINTS
 from llama_onnx.targets.target import Operators
 
 MICROSOFT = "com.microsoft"
@@ -135,13 +136,15 @@ class Fused:
     def gather(self, op: OpBuilder, matrix: Matrix, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Return rows of `matrix` by token id, using `GatherBlockQuantized` if it is quantized."""
         codes, width = matrix.slot.storage.codes, matrix.slot.shape[1]
+        values = matrix.values
         if codes is None:
-            found = op.Gather(matrix.values[WEIGHT], ids, axis=0)
+            found = op.Gather(values[WEIGHT], ids, axis=0)
             return stamp(cast(op, found, dtype), *token_shape(width), dtype=dtype)
         hidden = op.GatherBlockQuantized(
-            matrix.values[QWEIGHT],
+            values[QWEIGHT],
             ids,
-            matrix.values[SCALES],
+            _scales(op, values, dtype),
+            *_zero_points(values),
             bits=codes.bits,
             block_size=codes.block_size,
             gather_axis=0,
@@ -183,12 +186,12 @@ class Fused:
         if ORDER in values:
             # The operator's g_idx input is over 100 times slower, and wrong with zero points.
             x = stamp(op.Gather(x, values[ORDER], axis=-1), *token_shape(columns), like=x)
-        zeros = [values[ZERO_POINTS]] if ZERO_POINTS in values else []
+        assert x.dtype is not None
         return op.MatMulNBits(
             x,
             values[QWEIGHT],
-            values[SCALES],
-            *zeros,
+            _scales(op, values, x.dtype),
+            *_zero_points(values),
             N=rows,
             K=columns,
             bits=codes.bits,
@@ -232,3 +235,22 @@ class Fused:
         """Return x * sigmoid(x), which QuickGelu with alpha=1 computes in one operator."""
         assert x.shape is not None
         return stamp(op.QuickGelu(x, alpha=1.0, _domain=MICROSOFT), *x.shape, like=x)
+
+
+def _scales(op: OpBuilder, values: Mapping[str, ir.Value], dtype: ir.DataType) -> ir.Value:
+    """Return the scales of a matrix as `dtype`, whichever form the file has them in.
+
+    ONNX Runtime computes them once, when it opens the package. Each operator has nodes of its own,
+    in its own module, so that a graph can be cut between the modules.
+    """
+    scales = cast(op, values[SCALES], dtype)
+    if ROW_SCALES in values:
+        shape = scales.shape
+        scales = op.Mul(scales, cast(op, values[ROW_SCALES], dtype))
+        assert shape is not None
+        stamp(scales, *shape, dtype=dtype)
+    return scales
+
+
+def _zero_points(values: Mapping[str, ir.Value]) -> list[ir.Value]:
+    return [values[ZERO_POINTS]] if ZERO_POINTS in values else []

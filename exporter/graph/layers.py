@@ -21,7 +21,7 @@ from llama_onnx.targets.graph_names import LORA_A, LORA_B, adapter_name
 
 class Weighted(nn.Module):
     """A module whose parameters are the initializers of one slot: `weight`, or `qweight`, `scales`
-    and, if its storage has them, `zero_points` and `order`."""
+    and, if its storage has them, `row_scales`, `zero_points` and `order`."""
 
     def __init__(self, slot: Slot) -> None:
         super().__init__()

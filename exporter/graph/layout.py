@@ -12,7 +12,12 @@ from llama_onnx.exporter.graph.slots import Initializer, Slot
 from llama_onnx.targets.package import DATA_FILE
 
 ALIGNMENT = 4096
-"""Offsets are multiples of a page in bytes, so that runtimes can map tensors without copying."""
+"""Offsets of large initializers are multiples of a page in bytes, so that runtimes can map them
+without copying."""
+
+SMALL, SMALL_ALIGNMENT = 1 << 16, 64
+"""Initializers of fewer bytes begin at a cache line: pages for each would be 1 % of a small model,
+and a copy of them costs nothing."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,13 @@ class PlacedSlot:
 
 
 def lay_out(slots: Sequence[Slot]) -> tuple[PlacedSlot, ...]:
-    """Return the slots with their places, in order, each initializer page-aligned."""
+    """Return the slots with their places, in order, each initializer aligned."""
     placed, offset = [], 0
     for slot in slots:
         places = []
         for initializer in slot.initializers():
-            place = Place(initializer, -(-offset // ALIGNMENT) * ALIGNMENT)
+            unit = ALIGNMENT if initializer.nbytes >= SMALL else SMALL_ALIGNMENT
+            place = Place(initializer, -(-offset // unit) * unit)
             places.append(place)
             offset = place.end
         placed.append(PlacedSlot(slot, tuple(places)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
 
@@ -23,17 +24,25 @@ from llama_onnx.exporter.graph.layers import (
 from llama_onnx.exporter.graph.names import (
     COS_CACHE,
     EMBEDDING,
+    FREQUENCIES,
     HEAD,
     NORM,
+    POSITIONS,
     SIN_CACHE,
     initializer_name,
 )
 from llama_onnx.exporter.graph.operators import Batch, Dialect, KeyValue, stamp
-from llama_onnx.exporter.graph.rotary import Table, rotary_tables
+from llama_onnx.exporter.graph.rotary import (
+    Table,
+    attention_scale,
+    rotary_factors,
+    rotary_tables,
+)
 from llama_onnx.exporter.graph.slots import DATA_TYPES, Slot
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe
 from llama_onnx.exporter.model.storage import Floats
+from llama_onnx.targets.graph_file import LARGEST_TABLE
 from llama_onnx.targets.graph_names import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -59,8 +68,16 @@ class BuiltModel:
     aliases: dict[str, str]
 
 
+def computes_tables(config: LlamaConfig, recipe: Recipe) -> bool:
+    """Return whether the graph computes the rotary tables: in float32 only, and not if they are
+    larger than a runtime accepts from a stranger."""
+    size = config.max_position_embeddings * (config.head_dim // 2)
+    computed = recipe.operators.computed_rotary and recipe.activations == "fp32"
+    return computed and size <= LARGEST_TABLE
+
+
 class RotaryTable(Weighted):
-    """A constant table, held in the `weight` parameter."""
+    """A constant table, or a factor of one, held in the `weight` parameter."""
 
     weight: nn.Parameter
 
@@ -68,7 +85,7 @@ class RotaryTable(Weighted):
         super().__init__(Slot(name, (), table.shape, Floats(recipe.activations), table))
 
     def forward(self, op: OpBuilder) -> ir.Value:
-        """Return the table [max_position_embeddings, head_dim / 2]."""
+        """Return the table."""
         return self.weight
 
 
@@ -77,20 +94,29 @@ class LlamaModel(nn.Module):
 
     def __init__(self, config: LlamaConfig, recipe: Recipe, dialect: Dialect) -> None:
         super().__init__()
+        source = (f"{EMBEDDING}.weight",)
         self.embed_tokens = Embedding(
             Slot(
                 EMBEDDING,
-                (f"{EMBEDDING}.weight",),
+                source,
                 (config.vocab_size, config.hidden_size),
-                recipe.embedding,
+                recipe.storage_of(source, recipe.embedding),
                 gathered=not recipe.operators.standard,
+                keeps_codes=recipe.keeps_codes(source),
             ),
             dialect,
             DATA_TYPES[recipe.activations],
         )
-        cos, sin = rotary_tables(config)
-        self.cos_cache = RotaryTable(COS_CACHE, cos, recipe)
-        self.sin_cache = RotaryTable(SIN_CACHE, sin, recipe)
+        self.computed = computes_tables(config, recipe)
+        self.scale = attention_scale(config.rope_scaling)
+        if self.computed:
+            positions, frequencies = rotary_factors(config)
+            self.positions = RotaryTable(POSITIONS, positions, recipe)
+            self.frequencies = RotaryTable(FREQUENCIES, frequencies, recipe)
+        else:
+            cos, sin = rotary_tables(config)
+            self.cos_cache = RotaryTable(COS_CACHE, cos, recipe)
+            self.sin_cache = RotaryTable(SIN_CACHE, sin, recipe)
         self.layers = nn.ModuleList(
             [
                 DecoderLayer(index, config, recipe, dialect)
@@ -104,7 +130,7 @@ class LlamaModel(nn.Module):
     ) -> tuple[ir.Value, list[KeyValue]]:
         """Return the final hidden states [B, S, H] of `ids`, which `batch` has arranged, and the
         cache."""
-        batch = batch.with_tables((self.cos_cache(op), self.sin_cache(op)))
+        batch = batch.with_tables(self._tables(op))
         x, residual = self.embed_tokens(op, ids), None
         present = []
         for layer, layer_past in zip(self.layers, past, strict=True):
@@ -112,6 +138,19 @@ class LlamaModel(nn.Module):
             present.append(key_value)
         x, _ = self.norm(op, x, residual)
         return x, present
+
+    def _tables(self, op: OpBuilder) -> tuple[ir.Value, ir.Value]:
+        """Return cos and sin [max_position_embeddings, head_dim / 2]: from the data file, or
+        computed of positions and frequencies, when ONNX Runtime opens the package."""
+        if not self.computed:
+            return self.cos_cache(op), self.sin_cache(op)
+        angles = op.Mul(self.positions(op), self.frequencies(op))
+        cos, sin = op.Cos(angles), op.Sin(angles)
+        if self.scale == 1:
+            return cos, sin
+        scale = ir.tensor(np.array(self.scale, np.float32), name="rotary_scale")
+        factor = op.builder.initializer(scale)
+        return op.Mul(cos, factor), op.Mul(sin, factor)
 
 
 class LlamaForCausalLM(nn.Module):

@@ -15,6 +15,7 @@ from llama_onnx.exporter.model.storage import QWEIGHT, WEIGHT
 MODEL, HEAD = "model", "lm_head"
 EMBEDDING, NORM = f"{MODEL}.embed_tokens", f"{MODEL}.norm"
 COS_CACHE, SIN_CACHE = f"{MODEL}.cos_cache", f"{MODEL}.sin_cache"
+POSITIONS, FREQUENCIES = f"{MODEL}.positions", f"{MODEL}.frequencies"
 
 _LAYER = re.compile(rf"{MODEL}/layers\.(\d+)/")
 _PREFIX = re.compile(rf"^{MODEL}(/layers\.\d+)?/?")

@@ -27,7 +27,8 @@ class KeyValue:
 @dataclass(frozen=True)
 class Matrix:
     """A slot with its initializers as values of the graph, keyed by the last part of their names:
-    `weight`, or `qweight`, `scales` and, if its storage has them, `zero_points` and `order`."""
+    `weight`, or `qweight`, `scales` and, if its storage has them, `row_scales`, `zero_points` and
+    `order`."""
 
     slot: Slot
     values: Mapping[str, ir.Value]

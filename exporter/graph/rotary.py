@@ -27,11 +27,18 @@ def rotary_tables(config: LlamaConfig) -> tuple[Table, Table]:
     Angles are rounded to float32 as in the PyTorch model. At position 4000 more exact angles would
     noticeably differ from those the model was trained with.
     """
-    frequencies = _FREQUENCIES[config.rope_scaling.rope_type if config.rope_scaling else "default"]
-    positions = np.arange(config.max_position_embeddings, dtype=np.float32)
-    angles = np.outer(positions, frequencies(config))  # float32
+    positions, frequencies = rotary_factors(config)
+    angles = positions * frequencies  # float32
     scale = np.float32(attention_scale(config.rope_scaling))
     return np.cos(angles, dtype=np.float32) * scale, np.sin(angles, dtype=np.float32) * scale
+
+
+def rotary_factors(config: LlamaConfig) -> tuple[Table, Table]:
+    """Return positions [max_position_embeddings, 1] and frequencies [1, head_dim/2], float32; their
+    products are the angles."""
+    frequencies = _FREQUENCIES[config.rope_scaling.rope_type if config.rope_scaling else "default"]
+    positions = np.arange(config.max_position_embeddings, dtype=np.float32)
+    return positions[:, None], frequencies(config)[None]
 
 
 def attention_scale(scaling: RopeScaling | None) -> float:

@@ -21,7 +21,8 @@ from llama_onnx.exporter.graph.operators import (
     token_shape,
 )
 from llama_onnx.exporter.model.config import LlamaConfig
-from llama_onnx.exporter.model.storage import QWEIGHT, SCALES, WEIGHT
+from llama_onnx.exporter.model.scales import SCALES
+from llama_onnx.exporter.model.storage import QWEIGHT, WEIGHT
 
 
 @dataclass(frozen=True)

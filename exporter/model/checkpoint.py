@@ -20,6 +20,7 @@ from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.licences import kind_of
+from llama_onnx.targets.target import FloatName
 
 # Buffers that some tools save with the weights; they follow from the config.
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
@@ -99,8 +100,14 @@ class HoldsCodes(Protocol):
     """A checkpoint that holds matrices as codes, and also returns each of them as float32 rows."""
 
     @property
-    def native_bits(self) -> int:
-        """Bits per code in most of its matrices."""
+    def native_bits(self) -> int | None:
+        """The bits, 4 or 8, of the codes that a package of it has by default; None if most of its
+        matrices are floats."""
+        ...
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether reading any rows of a matrix reads all its codes."""
         ...
 
     def describe(self) -> str:
@@ -109,6 +116,11 @@ class HoldsCodes(Protocol):
 
     def bits_of(self, name: str) -> int | None:
         """Return the bits per code of tensor `name`; None if it is stored as floats."""
+        ...
+
+    def obstacle(self, name: str, scales: FloatName) -> str | None:
+        """Return why no package with scales of the type `scales` can keep the codes of matrix
+        `name`, as a clause about several matrices; None if one can."""
         ...
 
     def coded(self, name: str) -> CodedMatrix:

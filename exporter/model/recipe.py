@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from llama_onnx.exporter.model.scales import ScaleForm
 from llama_onnx.exporter.model.storage import RowBlocks, Storage, make_storage
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName, Operators
@@ -18,7 +19,9 @@ LogitsMode = Literal["all", "last"]
 class Recipe:
     """Everything that determines a package's content besides the weights.
 
-    `source_codes` maps each tensor whose codes come from the source unchanged to their storage.
+    `source_codes` maps each tensor whose codes come from the source unchanged to their storage;
+    `chosen` maps other tensors that are not stored as `linear`, `embedding` and `head` say.
+    `quantized_here` is the number of the decoder's other matrices, if there are any such tensors.
     `swappable` are the kinds of matrices (such as `q_proj`) that accept a LoRA adapter at run time,
     in every layer. `activations` is the type of the values between the `operators`.
     """
@@ -32,44 +35,87 @@ class Recipe:
     fuse_gate_up: bool = False
     logits: LogitsMode = "all"
     source_codes: Mapping[str, RowBlocks] = field(default_factory=dict)
+    chosen: Mapping[str, RowBlocks] = field(default_factory=dict)
+    quantized_here: int = 0
     swappable: tuple[str, ...] = ()
     activations: FloatName = "fp32"
     operators: Operators = field(default_factory=Operators)
 
     def storage_of(self, tensors: Sequence[str], otherwise: Storage) -> Storage:
         """Return the storage of the matrix made of the rows of `tensors`: that of the source's
-        codes if they are kept, else `otherwise`."""
+        codes if they are kept, else the one chosen for it, else `otherwise`."""
         assert self.fit_together(tensors)
-        return self.source_codes.get(tensors[0], otherwise)
+        return self._special(tensors[0]) or otherwise
 
     def keeps_codes(self, tensors: Sequence[str]) -> bool:
         """Return whether the matrix made of `tensors` keeps the source's codes."""
         return tensors[0] in self.source_codes
 
     def fit_together(self, tensors: Sequence[str]) -> bool:
-        """Return whether the rows of `tensors` can be stored in one matrix."""
-        return len({self.source_codes.get(name) for name in tensors}) == 1
+        """Return whether the rows of `tensors` can be stored in one matrix: all in one way, and
+        all with the source's codes or none."""
+        return len({(self._special(name), name in self.source_codes) for name in tensors}) == 1
+
+    def _special(self, tensor: str) -> RowBlocks | None:
+        return self.source_codes.get(tensor) or self.chosen.get(tensor)
 
     def packs(self, projections: Sequence[str]) -> bool:
         """Return whether query, key and value `projections` share one matrix. The attention
-        operator has to accept it, and codes kept from the source must have the same storage."""
+        operator has to accept it, and all three must be stored in the same way."""
         operators = self.operators
         together = operators.packed_qkv and operators.fused_attention and not operators.standard
         return together and self.fit_together(projections)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values, for the manifest and the journal. Codes kept from the
-        source are given as the number of tensors per kind of storage."""
-        ways = Counter((b.bits, b.block_size, bool(b.order)) for b in self.source_codes.values())
+        source are given as the number of tensors per kind of storage, and how many of them are in
+        decoder layers; of those `chosen` each storage has its list of tensors."""
+        kept = {
+            name: (b.bits, b.block_size, bool(b.order)) for name, b in self.source_codes.items()
+        }
+        ways = Counter(kept.values())
+        in_layers = Counter(way for name, way in kept.items() if name.startswith("model.layers."))
         counts = [
-            {"bits": bits, "block_size": size, "reordered": reordered, "tensors": count}
-            for (bits, size, reordered), count in sorted(ways.items())
+            {
+                **dict(zip(("bits", "block_size", "reordered"), way, strict=True)),
+                "tensors": count,
+                "in_layers": in_layers[way],
+            }
+            for way, count in sorted(ways.items())
         ]
-        values = asdict(replace(self, source_codes={}))
+        values = asdict(replace(self, source_codes={}, chosen={}))
         del values["source_codes"]
+        values["chosen"] = [
+            {**way.to_json(), "tensors": [name for name, its in self.chosen.items() if its == way]}
+            for way in dict.fromkeys(self.chosen.values())
+        ]
         storages = {"linear": self.linear, "embedding": self.embedding, "head": self.head}
         values |= {name: storage.to_json() for name, storage in storages.items()}
         return {**values, "taken_over": counts}
+
+
+def check_storages(recipe: Recipe, target: str) -> None:
+    """Raise `UsageError` for a matrix that is stored in a way whose results were not measured on
+    `target`: a provider may have a kernel for it that is wrong, or slow.
+
+    Zero points of a quantized source are kept everywhere: its codes have no others.
+    """
+    operators = recipe.operators
+    for tensor, way in {**recipe.chosen, **recipe.source_codes}.items():
+        found = {
+            "2 bits": way.bits == 2 and not operators.two_bits,
+            "zero points": way.zero_points
+            and not operators.zero_points
+            and tensor not in recipe.source_codes,
+            f"scales as {way.stored_scales}": way.stored_scales != "plain"
+            and not operators.folded_scales,
+        }
+        for what, refused in found.items():
+            if refused:
+                raise UsageError(
+                    f"the recipe stores {tensor} with {what}, which was not measured on the target "
+                    f"{target}: choose another storage for it, or the target cpu."
+                )
 
 
 def make_recipe(
@@ -85,9 +131,11 @@ def make_recipe(
     logits: LogitsMode = "all",
     activations: FloatName = "fp32",
     operators: Operators = Operators(),  # noqa: B008
+    calibrated: bool = False,
 ) -> Recipe:
     """Return the recipe, with defaults for `embedding` and `head` where they are None. `tied`:
-    embedding and head are one matrix, stored once.
+    embedding and head are one matrix, stored once. `calibrated`: the quantizer chooses zero points
+    and scales for the storage it is given, however small.
 
     Raises `UsageError` for an unknown precision or block size, for two storages of a tied matrix,
     or for an embedding that `operators` cannot read.
@@ -100,7 +148,7 @@ def make_recipe(
     if tied:
         embedding = head = embedding or head
     default = _default_embedding(precision, activations, operators)
-    readable = _readable(operators)
+    readable = readable_embeddings(operators)
     if embedding and embedding.startswith("int") and embedding not in readable:
         known = ", ".join(readable) or "fp32, fp16 or bf16"
         raise UsageError(
@@ -110,12 +158,17 @@ def make_recipe(
     def stored(name: str) -> Storage:
         return make_storage(name, block_size, scales=activations, columnwise=operators.standard)
 
+    def chosen(name: str) -> Storage:
+        return small_storage(stored(name), operators) if calibrated else stored(name)
+
+    # The codes of a separate embedding are rounded to nearest, without zero points.
+    embedded = chosen if tied else stored
     return Recipe(
         precision=precision,
         quantizer=quantizer,
-        linear=stored(precision),
-        embedding=stored(embedding or default),
-        head=stored(head or (default if tied else precision)),
+        linear=chosen(precision),
+        embedding=embedded(embedding or default),
+        head=chosen(head or (default if tied else precision)),
         accuracy_level=accuracy_level,
         fuse_gate_up=fuse_gate_up,
         logits=logits,
@@ -124,16 +177,28 @@ def make_recipe(
     )
 
 
+def small_storage(storage: Storage, operators: Operators) -> Storage:
+    """Return the smallest form of `storage` that loses no more and that `operators` read: zero
+    points for codes of less than 8 bits, and scales of fewer bytes."""
+    if not isinstance(storage, RowBlocks):
+        return storage
+    zero_points = operators.zero_points and storage.bits < 8
+    folded = operators.folded_scales and storage.scales == "fp32"
+    # A scale without zero points may be negative, which one of uint8 cannot be.
+    form: ScaleForm = "plain" if not folded else "uint8" if zero_points else "fp16"
+    return replace(storage, zero_points=zero_points, stored_scales=form)
+
+
 def _default_embedding(precision: str, activations: FloatName, operators: Operators) -> str:
     """Return the default storage of the embedding. Only one row of it is read per token, so int8
     costs no speed. A separate head is read whole for every token, so it is stored like the other
     matrices."""
     if not precision.startswith("int"):
         return precision
-    return "int8" if "int8" in _readable(operators) else activations
+    return "int8" if "int8" in readable_embeddings(operators) else activations
 
 
-def _readable(operators: Operators) -> tuple[str, ...]:
+def readable_embeddings(operators: Operators) -> tuple[str, ...]:
     """Return the quantized types from which single rows can be read."""
     if operators.standard:
         return ("int8",)  # Gather has no 4-bit type

@@ -1,8 +1,8 @@
 """The kinds of storage of a matrix: which arrays each writes, and how.
 
-A weight matrix W [N, K] (out_features, in_features) is stored as floats, or as blocks of codes of 4
-or 8 bits. Blocks run along K. They are laid out in rows of W, as ONNX Runtime's own operators read
-them, or in columns, as ONNX's DequantizeLinear reads the right-hand matrix of a MatMul.
+A weight matrix W [N, K] (out_features, in_features) is stored as floats, or as blocks of codes of
+2, 4 or 8 bits. Blocks run along K. They are laid out in rows of W, as ONNX Runtime's own operators
+read them, or in columns, as ONNX's DequantizeLinear reads the right-hand matrix of a MatMul.
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ import numpy.typing as npt
 
 from llama_onnx.exporter.formats.tensor import BlockCodes, Float32
 from llama_onnx.exporter.model.dtypes import DTYPES
+from llama_onnx.exporter.model.scales import (
+    SCALES,
+    ScaleForm,
+    representable,
+    scale_parts,
+    split_scales,
+)
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName
 
@@ -25,9 +32,10 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 FLOAT_NAMES: tuple[FloatName, ...] = ("fp32", "fp16", "bf16")
 
-WEIGHT, QWEIGHT, SCALES, ZERO_POINTS, ORDER = "weight", "qweight", "scales", "zero_points", "order"
-"""The parts of a stored matrix: floats have a weight; codes have a qweight and scales, and may have
-zero points and a column order."""
+WEIGHT, QWEIGHT, ZERO_POINTS, ORDER = "weight", "qweight", "zero_points", "order"
+"""The parts of a stored matrix, with those of scales.py: floats have a weight; codes have a
+qweight and scales, and may have a factor of the scales for each row, zero points and a column
+order."""
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -64,7 +72,7 @@ class Storage(Protocol):
 
     @property
     def name(self) -> str:
-        """`fp32`, `fp16`, `bf16`, `int8` or `int4`."""
+        """`fp32`, `fp16`, `bf16`, `int8`, `int4` or `int2`."""
         ...
 
     @property
@@ -88,8 +96,8 @@ class Storage(Protocol):
     def encode(self, rows: Float32, quantize: Quantize) -> tuple[Array, ...]:
         """Return `rows` [R, K] (or [R]) of a matrix as arrays, one for each part.
 
-        The second array, or the only one, holds floats. They may overflow to infinity: the caller
-        checks them.
+        Values that are not finite, or too large for a type, are not finite in an array of floats:
+        the caller checks them.
         """
         ...
 
@@ -157,7 +165,7 @@ class _Blocks(BlockCodes):
 
     @property
     def name(self) -> str:
-        """`int4` or `int8`."""
+        """`int2`, `int4` or `int8`."""
         return f"int{self.bits}"
 
     @property
@@ -169,16 +177,24 @@ class _Blocks(BlockCodes):
 @dataclass(frozen=True)
 class RowBlocks(_Blocks):
     """Stored as `com.microsoft.MatMulNBits` and `GatherBlockQuantized` read it: codes in rows,
-    packed from the low bits up, one scale of type `scales` per block.
+    packed from the low bits up, one scale per block.
 
     value = (code - zero) * scale, where zero is 2^(bits-1), or with `zero_points` one code per
     block. If `order` is not empty, the columns are not in the order of the input channels, and the
     graph reorders the channels to match. `order` is a label; equal orders have equal labels.
+
+    The operator reads scales of type `scales`; the file has them in the form `stored_scales`, which
+    is `plain` unless `scales` is fp32.
     """
 
     zero_points: bool = False
     order: str = ""
     scales: FloatName = "fp32"
+    stored_scales: ScaleForm = "plain"
+
+    def __post_init__(self) -> None:
+        """Check that the graph can make the scales."""
+        assert self.stored_scales == "plain" or self.scales == "fp32", "the graph makes fp32 only"
 
     @property
     def unshared(self) -> tuple[str, ...]:
@@ -190,12 +206,21 @@ class RowBlocks(_Blocks):
         """Bytes of the codes of one block."""
         return self.block_size * self.bits // 8
 
+    def representable(self, scales: Float32) -> Float32:
+        """Return, for each of `scales` [R, blocks], the nearest one that the file can hold.
+
+        A scale above 0 never becomes 0. Call it before choosing codes: `encode` stores what it
+        returns exactly. Scales in the form `uint8` cannot be negative; such a scale becomes 0.
+        """
+        return representable(self.stored_scales, self.scales, scales)
+
     def parts(self, shape: tuple[int, ...], *, gathered: bool = False) -> tuple[Part, ...]:
         """Return codes, scales and, if it has them, zero points and order."""
         rows, columns = shape
         blocks, width = self.num_blocks(columns), self.block_bytes
         codes = (rows, blocks * width) if gathered else (rows, blocks, width)
-        found = [Part(QWEIGHT, "uint8", codes), Part(SCALES, self.scales, (rows, blocks))]
+        scales = scale_parts(self.stored_scales, self.scales, rows, blocks)
+        found = [Part(QWEIGHT, "uint8", codes), *(Part(*part) for part in scales)]
         if self.zero_points:
             found.append(Part(ZERO_POINTS, "uint8", (rows, -(-blocks * self.bits // 8))))
         if self.order:
@@ -203,15 +228,23 @@ class RowBlocks(_Blocks):
         return tuple(found)
 
     def encode(self, rows: Float32, quantize: Quantize) -> tuple[Array, ...]:
-        """Return codes [R, blocks, block bytes], scales [R, blocks] and, if it has them, zero
+        """Return codes [R, blocks, block bytes], the arrays of the scales and, if it has them, zero
         points [R, bytes]."""
-        found = quantize(rows, self)
+        return self.encoded(quantize(rows, self))
+
+    def stored(self, scales: Array) -> tuple[Array, ...]:
+        """Return `scales` [R, blocks] as the arrays that the file has of them."""
+        return split_scales(self.stored_scales, self.scales, scales)
+
+    def encoded(self, found: Quantized) -> tuple[Array, ...]:
+        """Return rows that are quantized already as `encode` does."""
         assert (found.zero_points is not None) == self.zero_points, "as the recipe says"
         packed = pack(found.codes, self.bits)
         codes = packed.reshape(*found.scales.shape, self.block_bytes)
+        scales = self.stored(found.scales)
         if found.zero_points is None:
-            return codes, found.scales
-        return codes, found.scales, pack(found.zero_points, self.bits)
+            return codes, *scales
+        return codes, *scales, pack(found.zero_points, self.bits)
 
     def join(
         self, chunks: Iterable[Sequence[Array]], shape: tuple[int, ...]
@@ -278,7 +311,8 @@ class ColumnBlocks(_Blocks):
 
     def to_json(self) -> dict[str, Any]:
         """Return its fields, under the same keys as `RowBlocks`."""
-        return {**asdict(self), "zero_points": False, "order": "", "columnwise": True}
+        rest = {"zero_points": False, "order": "", "stored_scales": "plain", "columnwise": True}
+        return {**asdict(self), **rest}
 
 
 Blocks = RowBlocks | ColumnBlocks
@@ -306,14 +340,29 @@ def make_storage(
 
 
 def pack(codes: Bytes, bits: int) -> Bytes:
-    """Return codes [..., n], one per byte, packed at `bits` each. The first of two 4-bit codes is
-    the low nibble; an odd last code is padded with a nibble of zeros."""
+    """Return codes [..., n], one per byte, packed at `bits` each: the first in the lowest bits of a
+    byte. A byte that the last codes do not fill is padded with zeros."""
     if bits == 8:
         return codes
-    if codes.shape[-1] % 2:
-        codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], 1), np.uint8)], axis=-1)
-    pairs = np.ascontiguousarray(codes).view("<u2")
-    return np.asarray((pairs | pairs >> 4).astype(np.uint8))
+    per_byte = 8 // bits
+    if missing := -codes.shape[-1] % per_byte:
+        codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], missing), np.uint8)], axis=-1)
+    if bits == 4:
+        pairs = np.ascontiguousarray(codes).view("<u2")
+        return np.asarray((pairs | pairs >> 4).astype(np.uint8))
+    fours = np.ascontiguousarray(codes).view("<u4")
+    return np.asarray((fours | fours >> 6 | fours >> 12 | fours >> 18).astype(np.uint8))
+
+
+def unpack(packed: Bytes, bits: int) -> Bytes:
+    """Return bytes [R, m] as codes [R, 8 m / bits], one per byte: the inverse of `pack`."""
+    if bits == 8:
+        return packed
+    per_byte, mask = 8 // bits, np.uint8((1 << bits) - 1)
+    codes = np.empty((packed.shape[0], packed.shape[1] * per_byte), np.uint8)
+    for place in range(per_byte):
+        codes[:, place::per_byte] = packed >> np.uint8(bits * place) & mask
+    return codes
 
 
 def _stream(chunks: Iterable[Sequence[Array]]) -> Iterator[Iterator[Array]]:
@@ -329,6 +378,6 @@ def _stream(chunks: Iterable[Sequence[Array]]) -> Iterator[Iterator[Array]]:
 
 
 def _packed_in_pieces(codes: Bytes, bits: int) -> Iterator[Array]:
-    """Yield `codes` packed, piece by piece; each piece but the last has an even number of codes."""
+    """Yield `codes` packed, piece by piece; each piece but the last fills its bytes."""
     for start in range(0, len(codes), _PIECE):
         yield pack(codes[start : start + _PIECE], bits)

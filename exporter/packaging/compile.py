@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from llama_onnx.exporter.calibration.store import Calibrated
+from llama_onnx.exporter.checkpoints.folded import FoldedCheckpoint, write_channel_scales
 from llama_onnx.exporter.checkpoints.lora import tokenizer_home
 from llama_onnx.exporter.graph.layout import PlacedSlot
 from llama_onnx.exporter.graph.model import BuiltModel
+from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.exporter.packaging.calibrating import remove_calibration, run_calibration
 from llama_onnx.exporter.packaging.genai_config import check_search, genai_config
 from llama_onnx.exporter.packaging.job import Job
 from llama_onnx.exporter.packaging.journal import (
@@ -26,10 +31,9 @@ from llama_onnx.exporter.packaging.journal import (
 from llama_onnx.exporter.packaging.manifest import manifest_content
 from llama_onnx.exporter.packaging.plan import require_disk
 from llama_onnx.exporter.packaging.provenance import copy_licences
-from llama_onnx.exporter.packaging.stream import slot_arrays
+from llama_onnx.exporter.packaging.stream import Array, slot_arrays
 from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS, try_package
-from llama_onnx.exporter.quantize.base import Quantizer
-from llama_onnx.exporter.quantize.registry import get_quantizer
+from llama_onnx.exporter.quantize.registry import plain_quantizer
 from llama_onnx.exporter.tokenizer.finish import finish_tokenizer
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, write_manifest
@@ -57,11 +61,12 @@ def compile_package(job: Job, *, resuming: bool) -> Compiled:
     entries = read_journal(journal, identity)
     warnings = _write_small_files(job)
     started = time.perf_counter()
+    calibrated, notes = _calibrate(job)
     with DataWriter(job.folder, DATA_FILE) as writer:
         total = job.plan.data_bytes
         writer.recover(entries, lambda n: job.progress.update("checking", n, total, "bytes"))
         resumed = writer.position
-        _write_slots(writer, job)
+        _write_slots(writer, job, calibrated)
         job.progress.step("flushing to disk")
         writer.sync()
         data_sha256 = writer.sha256()
@@ -69,29 +74,49 @@ def compile_package(job: Job, *, resuming: bool) -> Compiled:
     job.progress.step("running a step")
     kept = [adapter.file for adapter in job.kept]
     exact = job.plan.recipe.activations in WITHOUT_KERNELS
+    remove_calibration(job.folder)
     try_package(job.folder, job.checkpoint.config, kept, exact=exact)
     write_manifest(job.folder, manifest_content(job), {DATA_FILE: data_sha256})
-    return Compiled(resumed, seconds, warnings)
+    return Compiled(resumed, seconds, (*warnings, *notes))
 
 
-def _write_slots(writer: DataWriter, job: Job) -> None:
+def _calibrate(job: Job) -> tuple[Calibrated | None, tuple[str, ...]]:
+    """Choose codes by what the model reads, if the quantizer does; return warnings for people."""
+    wanted = job.plan.calibration
+    if wanted is None:
+        return None, ()
+    calibrated, warnings = run_calibration(
+        job.checkpoint,
+        job.plan.recipe.quantizer,
+        wanted,
+        job.folder,
+        job.workers,
+        job.progress,
+    )
+    if calibrated.scales.exponents:
+        write_channel_scales(calibrated.scales, job.folder)
+    return calibrated, warnings
+
+
+def _write_slots(writer: DataWriter, job: Job, calibrated: Calibrated | None) -> None:
     done = set(writer.finished)
-    quantizer = get_quantizer(job.plan.recipe.quantizer)
+    folded: Checkpoint = job.checkpoint
+    if calibrated is not None:
+        folded = FoldedCheckpoint(job.checkpoint, calibrated.scales)
+    quantize = plain_quantizer(job.plan.recipe.quantizer).quantize
     with ThreadPoolExecutor(job.workers) as pool:
         for placed in job.plan.placed:
             if placed.slot.name not in done:
-                _write_slot(writer, placed, job, quantizer, pool)
+                # What keeps the source's codes was not rescaled.
+                source = job.checkpoint if placed.slot.keeps_codes else folded
+                arrays = slot_arrays(placed.slot, source, quantize, pool, job.workers, calibrated)
+                _write_slot(writer, placed, job, arrays)
 
 
 def _write_slot(
-    writer: DataWriter,
-    placed: PlacedSlot,
-    job: Job,
-    quantizer: Quantizer,
-    pool: ThreadPoolExecutor,
+    writer: DataWriter, placed: PlacedSlot, job: Job, arrays: Iterator[Iterator[Array]]
 ) -> None:
     name, total = placed.slot.name, job.plan.data_bytes
-    arrays = slot_arrays(placed.slot, job.checkpoint, quantizer.quantize, pool, job.workers)
     for place, parts in zip(placed.places, arrays, strict=True):
         writer.pad_to(place.offset)
         job.progress.update(name, writer.position, total, "bytes")

@@ -98,7 +98,9 @@ def export_package(
     checkpoint = open_checkpoint(local_copy(source), adapters, context=options.context)
     swapped = open_kept(checkpoint, folders)
     state = source_state(checkpoint, swapped)
-    plan = make_plan(checkpoint, target, options, workers, swapped, explicit)
+    plan = make_plan(
+        checkpoint, target, options, workers, swapped, explicit, with_tokenizer=tokenizer
+    )
     verified = _verified(checkpoint.path, checksum, progress)
     hashes = source_hashes(checkpoint, verified, read=hash_source, step=progress.step)
     resuming = destination.resuming

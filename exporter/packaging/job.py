@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from llama_onnx.exporter.formats.tensor import file_fingerprint
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.adapters import KeptAdapter
 from llama_onnx.exporter.packaging.plan import Plan
@@ -32,6 +33,13 @@ class Job:
     progress: Progress
     tokenizer: bool = True
 
+    def _calibration(self) -> dict[str, Any] | None:
+        wanted = self.plan.calibration
+        if wanted is None:
+            return None
+        text = file_fingerprint([wanted.text]) if wanted.text else {}
+        return {**wanted.to_json(), "files": text}
+
     def identity(self) -> dict[str, Any]:
         """Return what must not have changed when an export is resumed; errors name its keys."""
         return {
@@ -42,4 +50,5 @@ class Job:
             "options": self.plan.recipe.to_json(),
             "config": asdict(self.checkpoint.config),
             "tokenizer": self.tokenizer,
+            "calibration": self._calibration(),
         }

@@ -25,6 +25,7 @@ def manifest_content(job: Job) -> dict[str, Any]:
         "target": job.target.name,
         "precision": plan.recipe.precision,
         "recipe": plan.recipe.to_json(),
+        "calibration": plan.calibration.to_json() if plan.calibration else None,
         "source": _source(job),
         "adapters": {adapter.name: adapter.describe() for adapter in job.kept},
         "config": asdict(job.checkpoint.config),

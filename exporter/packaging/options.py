@@ -48,7 +48,7 @@ class Options:
         metadata=_metadata(
             "How weights are stored: fp32, fp16, bf16, int8 or int4; `llama-onnx targets` lists "
             "those of each target.",
-            otherwise="that of a GPTQ or AWQ source, else the target's",
+            otherwise="that of a quantized source, else the target's",
         ),
     )
     activations: FloatName | None = field(
@@ -63,12 +63,33 @@ class Options:
         default=32,
         metadata=_metadata(
             "Values that share a scale: 32 is closer to the original, 128 is smaller and faster. "
-            "The codes of a GPTQ or AWQ source keep their own block size.",
+            "Codes taken over from a quantized source keep their own block size.",
         ),
     )
-    quantizer: str = field(
-        default="rtn",
-        metadata=_metadata("How codes are chosen: rtn rounds to nearest.", choices=QUANTIZERS),
+    quantizer: str | None = field(
+        default=None,
+        metadata=_metadata(
+            "How codes are chosen: rtn rounds to nearest; awq rescales channels and searches each "
+            "block's range, by what the model reads from a text; gptq also lets each rounding make "
+            "up for the ones before it, which takes longer.",
+            choices=QUANTIZERS,
+            otherwise="awq for int4 where the model has a tokenizer, else rtn",
+        ),
+    )
+    calibration: str | None = field(
+        default=None,
+        metadata=_metadata(
+            "Text file, or JSONL of conversations, that awq and gptq pass through the model.",
+            otherwise="a text that llama-onnx ships",
+        ),
+    )
+    calibration_tokens: int | None = field(
+        default=None,
+        metadata=_metadata(
+            "How many tokens of that text are read.",
+            otherwise="8192, or the channels of the widest matrix if they are more",
+            number=True,
+        ),
     )
     embedding: str | None = field(
         default=None,

@@ -20,19 +20,21 @@ from llama_onnx.exporter.graph.kernels import Structure, check_structure
 from llama_onnx.exporter.graph.layout import PlacedSlot, attach, lay_out
 from llama_onnx.exporter.graph.model import BuiltModel, build_model
 from llama_onnx.exporter.model.checkpoint import Checkpoint, HoldsCodes, check_tensors
-from llama_onnx.exporter.model.recipe import Recipe, make_recipe
+from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.model.recipe import Recipe, check_storages
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
-from llama_onnx.exporter.packaging.attention import fitting_operators
+from llama_onnx.exporter.packaging.calibrating import CalibrationRequest, calibrated_storages
+from llama_onnx.exporter.packaging.choose_recipe import choose_recipe
 from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
-from llama_onnx.exporter.quantize.registry import get_quantizer
-from llama_onnx.exporter.quantize.source_codes import innermost, keep_source_codes, native_precision
+from llama_onnx.exporter.quantize.registry import plain_quantizer
+from llama_onnx.exporter.quantize.source_codes import innermost
 from llama_onnx.exporter.tokenizer.source import JSON, tokenizer_kind
-from llama_onnx.targets.errors import ResourceError, UsageError
+from llama_onnx.targets.errors import ResourceError
 from llama_onnx.targets.folder_files import file_inside
-from llama_onnx.targets.target import FloatName, Target
+from llama_onnx.targets.target import Target
 
 BASE_MEMORY = 360 << 20
 """Resident memory of Python with numpy, onnx and onnxruntime loaded; measured, rounded up."""
@@ -70,6 +72,7 @@ class Plan:
     adapter_bytes: int = 0
     structure: Structure | None = None
     tokenizer: str | None = None
+    calibration: CalibrationRequest | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -100,6 +103,7 @@ class Plan:
             "cache_bytes_at_max_length": self.cache_per_token * self.max_length,
             "structure": self.structure.to_json() if self.structure else None,
             "tokenizer": self.tokenizer,
+            "calibration": self.calibration.to_json() if self.calibration else None,
             "warnings": list(self.warnings),
         }
 
@@ -111,30 +115,27 @@ def make_plan(
     workers: int,
     kept: Sequence[KeptAdapter] = (),
     explicit: Collection[str] = (),
+    *,
+    with_tokenizer: bool = True,
 ) -> Plan:
     """Check the checkpoint's tensors, build the graph, lay out the data file. Reads no weights.
 
-    What the adapters in `kept` change is swappable in the graph. Raises `UsageError` for
-    options that do not fit, and for one of `explicit` that has no effect.
+    What the adapters in `kept` change is swappable in the graph. `with_tokenizer`: the package gets
+    a tokenizer, so a text can be read with it. Raises `UsageError` for options that do not fit, and
+    for one of `explicit` that has no effect.
     """
     config = checkpoint.config
-    native = native_precision(checkpoint)
-    if options.precision is None and native in target.graph.precisions:
-        options = replace(options, precision=native)
-    operators, slower = fitting_operators(config, target)
-    recipe = replace(resolve(options, target, tied=config.tie_word_embeddings), operators=operators)
-    if kept and (recipe.activations != "fp32" or recipe.operators.standard):
-        raise UsageError(
-            f"adapters can be kept beside the base only on targets with fp32 activations and ONNX "
-            f"Runtime's own operators, not on {target.name}: merge them, without --keep-adapter."
-        )
-    check_effect(explicit, recipe)
-    recipe = replace(recipe, swappable=swappable_kinds(kept))
+    tokenizer = _find_tokenizer(checkpoint)
+    reads = with_tokenizer and tokenizer is not None
+    chosen = choose_recipe(checkpoint, target, options, reads=reads, adapters=bool(kept))
+    check_effect(explicit, chosen.recipe)
     check_tensors(checkpoint)
-    recipe = keep_source_codes(checkpoint, recipe)
+    recipe = replace(chosen.recipe, swappable=swappable_kinds(kept))
+    check_storages(recipe, target.name)
     built = build_model(config, recipe)
     placed = lay_out(built.slots)
     attach(built, placed)
+    calibration = _calibration(options, recipe, built, config, kept)
     return Plan(
         recipe=recipe,
         built=built,
@@ -147,9 +148,10 @@ def make_plan(
         quantized=_quantization(checkpoint, recipe),
         adapter_bytes=sum(adapter.nbytes for adapter in kept),
         structure=check_structure(built.ir, target),
-        tokenizer=_find_tokenizer(checkpoint),
+        tokenizer=tokenizer,
+        calibration=calibration,
         warnings=(
-            *slower,
+            *chosen.warnings,
             *checkpoint.warnings(),
             *(text for one in kept for text in one.warnings),
         ),
@@ -163,49 +165,23 @@ def _find_tokenizer(checkpoint: Checkpoint) -> str | None:
     return tokenizer_kind(checkpoint.path)
 
 
-def resolve(options: Options, target: Target, *, tied: bool) -> Recipe:
-    """Return the recipe for `options` on `target`; raise `UsageError` for what it cannot run."""
-    precision = options.precision or target.graph.default_precision
-    if precision not in target.graph.precisions:
-        known = ", ".join(target.graph.precisions)
-        raise UsageError(
-            f"precision {precision!r} is not available for the target {target.name}: use {known}."
-        )
-    level = options.accuracy_level
-    activations = _activations(options, target, precision)
-    if level is not None and (activations != "fp32" or target.graph.operators.standard):
-        raise UsageError(
-            f"an accuracy level chooses between fp32 and int8 arithmetic, which the target "
-            f"{target.name} with {activations} activations does not offer: leave it out."
-        )
-    return make_recipe(
-        precision,
-        tied=tied,
-        block_size=options.block_size,
-        quantizer=get_quantizer(options.quantizer).name,
-        embedding=options.embedding,
-        head=options.head,
-        accuracy_level=target.graph.accuracy_level if level is None else level,
-        fuse_gate_up=options.fuse_gate_up,
-        logits=options.logits,
-        activations=activations,
-        operators=target.graph.operators,
-    )
+def _calibration(
+    options: Options,
+    recipe: Recipe,
+    built: BuiltModel,
+    config: LlamaConfig,
+    kept: Sequence[KeptAdapter],
+) -> CalibrationRequest | None:
+    """Return what the recipe's quantizer needs; None if it needs no tokens."""
+    storages = calibrated_storages(built.slots, recipe, tied=config.tie_word_embeddings)
+    if not storages:
+        return None
+    from llama_onnx.exporter.quantize.calibration_text import default_tokens
 
-
-def _activations(options: Options, target: Target, precision: str) -> FloatName:
-    """Return the type of the values between operators: that in `options`, that of float weights,
-    or the target's first choice."""
-    known = target.graph.activations
-    asked = options.activations
-    if asked is not None and asked not in known:
-        raise UsageError(
-            f"{asked} activations are not available for the target {target.name}: use "
-            f"{', '.join(known)}."
-        )
-    if asked is not None:
-        return asked
-    return next((dtype for dtype in known if dtype == precision), known[0])
+    text = Path(options.calibration) if options.calibration else None
+    tokens = options.calibration_tokens or default_tokens(config)
+    # An adapter that is swapped at run time was trained on the channels as they were.
+    return CalibrationRequest(storages, text, tokens, rescales=not kept)
 
 
 def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:
@@ -246,7 +222,7 @@ def _bytes_besides_codes(slot: PlacedSlot) -> int:
 def _read_whole(checkpoint: Checkpoint, built: BuiltModel) -> int:
     """Return the largest number of bytes that a slot reads at once, not row by row: its codes."""
     source = innermost(checkpoint)
-    if not isinstance(source, HoldsCodes):
+    if not isinstance(source, HoldsCodes) or not source.reads_whole:
         return 0
     return max(
         sum(source.tensor(name).nbytes for name in slot.sources if source.bits_of(name))
@@ -275,7 +251,8 @@ def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
     workers = os.cpu_count() or 1
     slots = [placed.slot for placed in plan.placed if placed.slot.sources]
     largest = max(slots, key=lambda slot: slot.nbytes)
-    source = slot_sources(largest, checkpoint, get_quantizer(plan.recipe.quantizer).quantize)[0]
+    quantizer = plain_quantizer(plan.recipe.quantizer)
+    source = slot_sources(largest, checkpoint, quantizer.quantize)[0]
     width = source.shape[1] if len(source.shape) > 1 else 1
     rows = min(source.shape[0], max(1, SAMPLE_VALUES // width))
     sample = replace(source, shape=(rows, *source.shape[1:]))

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from llama_onnx.exporter.calibration.store import Calibrated
 from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.graph.slots import Slot
 from llama_onnx.exporter.model.checkpoint import Checkpoint, CodedMatrix, HoldsCodes
 from llama_onnx.exporter.model.dtypes import DTYPES
-from llama_onnx.exporter.model.storage import Quantize, Storage
+from llama_onnx.exporter.model.storage import Quantize, RowBlocks, Storage
 from llama_onnx.targets.errors import CheckpointError
 
 CHUNK_VALUES = 1 << 19
@@ -52,23 +53,33 @@ def slot_arrays(
     quantize: Quantize,
     pool: ThreadPoolExecutor,
     workers: int,
+    calibrated: Calibrated | None = None,
 ) -> Iterator[Iterator[Array]]:
     """Yield, for each initializer of `slot` in turn, the arrays that make up its bytes.
 
+    `calibrated` has codes that a calibration chose, which are taken instead of those of `quantize`.
     Each inner iterator must be exhausted before the next one is requested. Raises
     `CheckpointError` for a value that is not finite.
     """
     if slot.table is not None:
         return map(iter, [[array] for array in slot.storage.encode(slot.table, quantize)])
-    return source_arrays(slot_sources(slot, checkpoint, quantize), slot.storage, pool, workers)
+    sources = slot_sources(slot, checkpoint, quantize, calibrated)
+    return source_arrays(sources, slot.storage, pool, workers)
 
 
-def slot_sources(slot: Slot, checkpoint: Checkpoint, quantize: Quantize) -> list[Source]:
+def slot_sources(
+    slot: Slot,
+    checkpoint: Checkpoint,
+    quantize: Quantize,
+    calibrated: Calibrated | None = None,
+) -> list[Source]:
     """Return the sources of the rows of `slot`, in order."""
     storage = slot.storage
     if slot.keeps_codes:
         assert isinstance(checkpoint, HoldsCodes), "the recipe was made for this checkpoint"
         return [_kept(checkpoint.coded(name), storage) for name in slot.sources]
+    if calibrated is not None and calibrated.has(slot.sources):
+        return [_chosen(checkpoint.tensor(name), storage, calibrated) for name in slot.sources]
     return [_encoded(checkpoint.tensor(name), storage, quantize) for name in slot.sources]
 
 
@@ -114,27 +125,41 @@ def _encoded(tensor: LazyTensor, storage: Storage, quantize: Quantize) -> Source
     def encode(start: int, stop: int) -> tuple[Array, ...]:
         rows = tensor.rows(start, stop)
         arrays = storage.encode(rows, quantize)
-        floats = arrays[min(1, len(arrays) - 1)]
-        if not np.isfinite(floats).all():
-            _refuse(tensor.name, start, stop, overflow=np.isfinite(rows).all(), dtype=floats.dtype)
+        if (dtype := _overflown(arrays)) is not None:
+            _refuse(tensor.name, start, stop, overflow=np.isfinite(rows).all(), dtype=dtype)
         return arrays
 
     return Source(tensor.shape, encode)
 
 
+def _chosen(tensor: LazyTensor, storage: Storage, calibrated: Calibrated) -> Source:
+    """Return a source of the codes that a calibration chose for `tensor`."""
+
+    def encode(start: int, stop: int) -> tuple[Array, ...]:
+        rows = np.broadcast_to(np.float32(0), (stop - start, tensor.shape[1]))  # not looked at
+        return storage.encode(rows, lambda _, to: calibrated.rows(tensor.name, start, stop, to))
+
+    return Source(tensor.shape, encode)
+
+
 def _kept(matrix: CodedMatrix, storage: Storage) -> Source:
-    """Return a source that keeps a matrix's codes and changes only the type of its scales."""
-    scales_dtype = next(DTYPES[p.dtype] for p in storage.parts(matrix.shape) if p.dtype in DTYPES)
+    """Return a source that keeps a matrix's codes and changes only the form of its scales."""
+    assert isinstance(storage, RowBlocks), "the recipe keeps no other codes"
 
     def encode(start: int, stop: int) -> tuple[Array, ...]:
         codes, scales, *zeros = matrix.blocks(start, stop)
-        with np.errstate(over="ignore"):
-            scales = scales.astype(scales_dtype, copy=False)
-        if not np.isfinite(scales).all():
-            _refuse(matrix.name, start, stop, overflow=False, dtype=scales.dtype)
-        return codes, scales, *zeros
+        stored = storage.stored(scales)
+        if (dtype := _overflown(stored)) is not None:
+            _refuse(matrix.name, start, stop, overflow=False, dtype=dtype)
+        return codes, *stored, *zeros
 
     return Source(matrix.shape, encode, matrix.order)
+
+
+def _overflown(arrays: Sequence[Array]) -> np.dtype[Any] | None:
+    """Return the type of the first of `arrays` that holds a NaN or infinity; None if none does."""
+    floats = (array for array in arrays if array.dtype in DTYPES.values())
+    return next((array.dtype for array in floats if not np.isfinite(array).all()), None)
 
 
 def _refuse(

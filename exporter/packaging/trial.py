@@ -10,7 +10,8 @@ import numpy as np
 
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.packaging.adapters import read_parameters
-from llama_onnx.exporter.reference.segments import open_graph, run_segments
+from llama_onnx.exporter.reference.segments import run_segments
+from llama_onnx.runtime import ort
 from llama_onnx.runtime.measure.situations import Passage, decode
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError
 from llama_onnx.targets.package import MODEL_FILE
@@ -36,7 +37,7 @@ def try_package(
     model = folder / MODEL_FILE
     try:
         if not exact:
-            open_graph(model)
+            ort.check_opens(model)
         for file in (None, *adapters):
             active = read_parameters(folder / file) if file else None
             for label, steps in run_segments(model, program, config, exact=exact, adapter=active):

@@ -59,9 +59,9 @@ def write_certificate(package: ModelPackage, report: ParityReport, evidence: Evi
 
     The certificate has the figures of `report`, and the logits of `evidence` on the
     `certificate_prompts`. Raises `PackageError` for a package that did not pass, and so for one
-    with a changed file.
+    with a changed file, and for one below its limits of fidelity unless the loss was accepted.
     """
-    if not report.passed:
+    if not report.accepted:
         raise PackageError(f"{package.path} did not pass validation, so it cannot be certified.")
     _write(package, _certificate(package, report, evidence))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.trial import WITHOUT_KERNELS
 from llama_onnx.exporter.parity.certify import certificate_prompts, write_certificate
+from llama_onnx.exporter.parity.measure.evaluation import make_evaluation
 from llama_onnx.exporter.parity.measure.open_subject import naming_altered, open_subject
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.measure.report import ParityReport
@@ -29,6 +30,7 @@ def prove(
     tokens: int = TOKENS,
     longest: int = PROMPT_TOKENS,
     max_kl: float | None = None,
+    accept_loss: bool = False,
     thorough: bool = False,
     certify: bool = False,
     progress: Progress = SILENT,
@@ -40,6 +42,7 @@ def prove(
         tokens=tokens,
         longest=longest,
         max_kl=max_kl,
+        accept_loss=accept_loss,
         thorough=thorough,
         certify=certify,
         progress=progress,
@@ -53,6 +56,7 @@ def prove_subject(
     tokens: int = TOKENS,
     longest: int = PROMPT_TOKENS,
     max_kl: float | None = None,
+    accept_loss: bool = False,
     thorough: bool = False,
     certify: bool = False,
     progress: Progress = SILENT,
@@ -61,7 +65,9 @@ def prove_subject(
 
     It is measured on the first `longest` tokens of each of `texts`, continued by `tokens`, and with
     `thorough` up to the end of the context. `max_kl` (nats) also limits the loss against
-    the original weights. The certificate is written only with `certify`.
+    the original weights; `accept_loss` accepts what is beyond the limits of fidelity that the
+    package's recipe has. The certificate is written only with `certify`, and if both verdicts allow
+    it.
 
     Raises `UsageError` for a package that cannot be measured or certified, `PackageError` for one
     that cannot be run.
@@ -78,18 +84,21 @@ def prove_subject(
         )
     with naming_altered(subject.path):
         prompts = make_prompts(subject.path, weights.config, texts, tokens=tokens, longest=longest)
+        evaluation = make_evaluation(subject.path, weights.config, texts)
     report, evidence = validate(
         subject,
         PromptSet(prompts, tokens),
         certificate_prompts=(
             certificate_prompts(subject.path, weights.config) if certify else NO_PROMPTS
         ),
+        evaluation=evaluation,
         texts=texts,
         max_kl=max_kl,
+        accept_loss=accept_loss,
         thorough=thorough,
         progress=progress,
     )
-    if certify and report.passed:
+    if certify and report.accepted:
         write_certificate(ModelPackage.open(subject.path), report, evidence)
     return report
 

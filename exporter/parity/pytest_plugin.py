@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LlamaParity:
-    """A function that asserts that a package meets every threshold of `llama-onnx validate`."""
+    """A function that asserts that a package passes `llama-onnx validate`."""
 
     def __call__(
         self,
@@ -33,15 +33,17 @@ class LlamaParity:
         tokens: int = 16,
         longest: int = 64,
         max_kl: float | None = None,
+        accept_loss: bool = False,
         thorough: bool = False,
         report: str | Path | None = None,
     ) -> ParityReport:
         """Measure `package` against the checkpoint `reference` with `adapters` merged into it.
 
-        Fails the calling test when a limit is missed or one of the two cannot be read. Prompts
+        Fails the calling test when a limit is missed, of conversion or of fidelity, or one of the
+        two cannot be read. Prompts
         are the first `longest` tokens of each of `texts` (by default the built-in ones), continued
-        greedily by `tokens` (2 or more). `max_kl` (nats) and `thorough` are those of the command
-        line; `report` is the HTML file to write. Returns the report.
+        greedily by `tokens` (2 or more). `max_kl` (nats), `accept_loss` and `thorough` are those of
+        the command line; `report` is the HTML file to write. Returns the report.
         """
         try:
             from llama_onnx.exporter.parity.measure.prompts import TEXTS
@@ -64,13 +66,14 @@ class LlamaParity:
                 tokens=tokens,
                 longest=longest,
                 max_kl=max_kl,
+                accept_loss=accept_loss,
                 thorough=thorough,
             )
             if report is not None:
                 write_report(found, Path(report))
         except LlamaOnnxError as error:
             pytest.fail(str(error), pytrace=False)
-        if not found.passed:
+        if not found.accepted:
             pytest.fail("\n".join(failure(found)), pytrace=False)
         return found
 

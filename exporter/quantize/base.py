@@ -1,30 +1,24 @@
-"""The interface of a quantizer."""
+"""The interfaces of quantizers."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.model.storage import Blocks, Quantized
+from llama_onnx.exporter.quantize.inputs import Inputs
 
 
 class Quantizer(Protocol):
-    """Chooses codes, scales and zero points for a matrix.
+    """Chooses codes, scales and zero points for a matrix from its values alone.
 
     `quantize` may be called from several threads, each with different rows of one matrix. Its
-    result depends only on those rows: round-to-nearest, AWQ and GPTQ all quantize the rows of a
-    weight independently. A quantizer that calibrates keeps statistics of the matrix's inputs, so
-    each matrix needs its own object.
+    result depends only on those rows.
     """
 
     @property
     def name(self) -> str:
         """Its name in `--quantizer` and in the manifest."""
-        ...
-
-    @property
-    def calibrates(self) -> bool:
-        """Whether it needs activations of the model before it can quantize."""
         ...
 
     def quantize(self, rows: Float32, storage: Blocks) -> Quantized:
@@ -33,4 +27,23 @@ class Quantizer(Protocol):
         A NaN or infinity in `rows`, or a scale too large for its type, gives a non-finite scale:
         the caller checks the scales.
         """
+        ...
+
+
+@runtime_checkable
+class CalibratedQuantizer(Protocol):
+    """Chooses codes, scales and zero points for a matrix from its values and its inputs."""
+
+    @property
+    def name(self) -> str:
+        """Its name in `--quantizer` and in the manifest."""
+        ...
+
+    @property
+    def correlates(self) -> bool:
+        """Whether it needs the products of each two input channels, [K, K], not only squares."""
+        ...
+
+    def with_inputs(self, inputs: Inputs) -> Quantizer:
+        """Return the quantizer of matrices that have these inputs. May change `inputs`."""
         ...

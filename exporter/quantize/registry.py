@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from llama_onnx.targets.errors import UsageError
 
 if TYPE_CHECKING:
-    from llama_onnx.exporter.quantize.base import Quantizer
+    from llama_onnx.exporter.quantize.base import CalibratedQuantizer, Quantizer
 
 
 def _rtn() -> Quantizer:
@@ -20,11 +20,33 @@ def _rtn() -> Quantizer:
     return RoundToNearest()
 
 
-QUANTIZERS: Mapping[str, Callable[[], Quantizer]] = {"rtn": _rtn}
+def _awq() -> CalibratedQuantizer:
+    from llama_onnx.exporter.quantize.awq import ActivationAware
+
+    return ActivationAware()
+
+
+def _gptq() -> CalibratedQuantizer:
+    from llama_onnx.exporter.quantize.gptq import Gptq
+
+    return Gptq()
+
+
+QUANTIZERS: Mapping[str, Callable[[], Quantizer | CalibratedQuantizer]] = {
+    "rtn": _rtn,
+    "awq": _awq,
+    "gptq": _gptq,
+}
 """Name -> function that returns a new quantizer."""
 
+DEFAULT_QUANTIZERS: Mapping[str, str] = {"int4": "awq"}
+"""Precision -> quantizer, where it is not `rtn`."""
 
-def get_quantizer(name: str) -> Quantizer:
+CALIBRATED = ("awq", "gptq")
+"""Those that need tokens; they leave matrices whose inputs are not known to `rtn`."""
+
+
+def get_quantizer(name: str) -> Quantizer | CalibratedQuantizer:
     """Return the quantizer called `name`; raises `UsageError` for an unknown one.
 
     >>> get_quantizer("rtn").name
@@ -33,3 +55,11 @@ def get_quantizer(name: str) -> Quantizer:
     if name not in QUANTIZERS:
         raise UsageError(f"unknown quantizer {name!r}: use {', '.join(QUANTIZERS)}.")
     return QUANTIZERS[name]()
+
+
+def plain_quantizer(name: str) -> Quantizer:
+    """Return the quantizer called `name`, or for one that calibrates the one that does not."""
+    from llama_onnx.exporter.quantize.base import CalibratedQuantizer
+
+    found = get_quantizer(name)
+    return _rtn() if isinstance(found, CalibratedQuantizer) else found

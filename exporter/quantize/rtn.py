@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_onnx.exporter.formats.tensor import Float32
-from llama_onnx.exporter.model.dtypes import DTYPES
 from llama_onnx.exporter.model.storage import Blocks, Quantized
+from llama_onnx.exporter.quantize.ranges import representable
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,6 @@ class RoundToNearest:
     """A `Quantizer` that treats each block separately."""
 
     name: str = "rtn"
-    calibrates: bool = False
 
     def quantize(self, rows: Float32, storage: Blocks) -> Quantized:
         """Return `rows` [R, K] quantized without zero points; a partial last block is padded with
@@ -37,13 +36,13 @@ class RoundToNearest:
         highest, lowest = across.max(axis=0), across.min(axis=0)
         extreme = np.where(highest > -lowest, highest, lowest)
         with np.errstate(all="ignore"):
-            scales = (extreme / np.float32(-half)).astype(DTYPES[storage.scales])
-            stored = scales.astype(np.float32)  # what the codes are multiplied by
+            steps = (extreme / np.float32(-half)).reshape(count, blocks)
+            scales = representable(steps, storage)
+            stored = scales.reshape(-1)  # what the codes are multiplied by
             inverse = np.where(stored == 0, np.float32(0), np.float32(1) / stored)
             shifted = values * inverse[:, None]
             shifted += np.float32(half + 0.5)
-            if storage.scales != "fp32":  # a rounded scale may put a value below the range
-                np.maximum(shifted, 0, out=shifted)
+            np.maximum(shifted, 0, out=shifted)  # a rounded scale may put a value below the range
             # Adding one half and truncating rounds; a code above the range is clipped.
             codes = np.minimum(shifted.astype(np.uint16), 2 * half - 1).astype(np.uint8)
-        return Quantized(codes.reshape(count, -1), scales.reshape(count, blocks))
+        return Quantized(codes.reshape(count, -1), scales)

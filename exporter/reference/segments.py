@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from llama_onnx.exporter.graph.names import layer_of
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.reference.constants import made_of_weights
 from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.measure.situations import Caches, Program
@@ -43,20 +44,13 @@ class Segment:
     outputs: tuple[str, ...]
 
 
-def open_graph(path: Path) -> ort.Session:
-    """Open the whole graph at `path` without reading its weights.
-
-    ONNX Runtime checks every node's operator, types and attributes, and the location of every
-    initializer in the data file. Prepacking and constant folding, which copy weights, are off.
-    """
-    return ort.create_session(path, settings=ort.Settings(prepack=False, optimize=False))
-
-
 def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
     """Cut `model` into the part before the layers, each layer, and the part after them.
 
     `fed` are initializers to be replaced by fed values: they become inputs of the segments that
-    read them. Raises `PackageError` if a node comes before a node whose output it reads.
+    read them. What is made of weights alone is no input or output of a segment: each has the nodes
+    that make what it reads. Raises `PackageError` if a node comes before a node whose output it
+    reads.
     """
     _check_order(model)
     groups: dict[int, list[ir.Node]] = {}
@@ -69,15 +63,20 @@ def segments(model: ir.Model, fed: Container[str] = ()) -> Iterator[Segment]:
             current = 1 << 30
         groups.setdefault(current, []).append(node)
     graph_outputs = set(model.graph.outputs)
+    constant = made_of_weights(model.graph)
     for index, nodes in groups.items():
         members = set(nodes)
         made = {value for node in nodes for value in node.outputs}
         used = {value for node in nodes for value in node.inputs if value is not None}
         initializers = model.graph.initializers
-        inputs = [v for v in used - made if v.name not in initializers or v.name in fed]
+        inputs = [
+            value
+            for value in used - made - constant
+            if value.name not in initializers or value.name in fed
+        ]
         outputs = [
             value
-            for value in made
+            for value in made - constant
             if value in graph_outputs or any(user not in members for user, _ in value.uses())
         ]
         label = "embedding" if index < 0 else "head" if index == 1 << 30 else f"layer {index}"

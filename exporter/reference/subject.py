@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from llama_onnx.exporter.checkpoints.folded import folded_like
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.runtime.measure.graph_session import Adapter
@@ -34,6 +35,11 @@ class Subject:
     adapted_weights: Checkpoint
     adapted_original: Checkpoint
     adapter: Adapter | None = None
+
+    @property
+    def rounded_from(self) -> Checkpoint:
+        """The original with the package's channel scales folded in: what was rounded."""
+        return folded_like(self.path, self.original)
 
     @property
     def model_path(self) -> Path:

@@ -90,10 +90,13 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[Ids]) -> list[Tensor]:
     return [torch.from_numpy(rows[np.searchsorted(used, ids)])[None] for ids in sequences]
 
 
-def decoder_layers(checkpoint: Checkpoint) -> Generator[LlamaDecoderLayer, None, None]:
-    """Yield every decoder layer in turn: the same module each time, with the layer's weights."""
+def decoder_layers(
+    checkpoint: Checkpoint, start: int = 0
+) -> Generator[LlamaDecoderLayer, None, None]:
+    """Yield every decoder layer from `start` in turn: the same module each time, with the layer's
+    weights."""
     layer = _empty(lambda: LlamaDecoderLayer(reference_config(checkpoint.config), layer_idx=0))
-    for index in range(checkpoint.config.num_hidden_layers):
+    for index in range(start, checkpoint.config.num_hidden_layers):
         _fill(layer, checkpoint, f"model.layers.{index}.")
         yield layer
 

@@ -136,12 +136,36 @@ def _parity(package: ModelPackage, certificate: Certificate | None) -> list[str]
     if certificate is None:
         return ["This package has no certificate: its loss against the original is not recorded."]
     try:
-        return list(_figures(certificate.content))
+        return [*_fidelity(package, certificate), *_figures(certificate.content)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         # `read_certificate` does not check these entries.
         raise PackageError(
             f"{package.path / CERTIFICATE} is damaged: {describe_damage(error)}."
         ) from None
+
+
+def _fidelity(package: ModelPackage, certificate: Certificate) -> Iterator[str]:
+    """Yield how close the package is to its original, if the certificate has that."""
+    from llama_onnx.runtime.measure.claims import claimed_fidelity
+
+    found = claimed_fidelity(package, certificate)
+    if found is None:
+        return
+    missed = found.missed
+    yield (
+        f"**Fidelity to the original: {found.grade}.** On {found.shipped.positions:,} positions of "
+        f"a text that no calibration used: {found.shipped}."
+    )
+    if not found.trained:
+        yield "The original itself predicts that text no better than chance, so no limit applies."
+    elif missed:
+        yield (
+            f"This is beyond the limits of the recipe `{found.recipe}`; whoever made the package "
+            "accepted it."
+        )
+    else:
+        yield f"This is within the limits of the recipe `{found.recipe}`."
+    yield ""
 
 
 def _figures(content: Mapping[str, Any]) -> Iterator[str]:
@@ -151,7 +175,8 @@ def _figures(content: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Measured against the original in PyTorch at {report['positions']:,} positions, on "
         f"{as_code(report['provider'])} with onnxruntime {as_code(versions['onnxruntime'])}; "
-        f"{'all thresholds hold' if report['passed'] else 'NOT all thresholds hold'}. "
+        f"{'all thresholds hold' if report['passed'] else 'NOT all thresholds hold'} "
+        "(**conversion**: whether the package computes what its weights say). "
         "KL is in nats."
     )
     yield ""

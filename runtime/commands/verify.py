@@ -185,6 +185,8 @@ def _details(report: VerifyReport) -> Iterator[str]:
                 f"likeliest token at {entry.total.same_top1:.1%} of {entry.total.positions} "
                 "positions"
             )
+    if report.fidelity:
+        yield f"fidelity   {_claim(report)}"
     if report.full is not None and report.kl_difference is not None:
         yield (
             f"full rows  {report.full.positions} positions with all logits: relative L2 "
@@ -201,6 +203,14 @@ def _details(report: VerifyReport) -> Iterator[str]:
                 f"  prompt {index + 1}: token {found.step + 1} is {found.chosen}, not "
                 f"{found.expected}, which is {found.margin:.2g} logits ahead{tie}"
             )
+
+
+def _claim(report: VerifyReport) -> str:
+    signed = "the signer claims" if report.signature.checked else "the certificate claims"
+    found = report.fidelity
+    assert found is not None
+    beyond = "" if found.passed else f"; beyond the limits of {found.recipe}"
+    return f"{signed}, not measured here: {found.grade}: {found.shipped}{beyond}"
 
 
 def _problems(report: VerifyReport) -> list[str]:

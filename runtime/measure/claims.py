@@ -9,7 +9,8 @@ from llama_onnx.runtime.measure.certificate import (
     FOLDER,
     Certificate,
 )
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.runtime.measure.fidelity import Fidelity
+from llama_onnx.targets.errors import PackageError, describe_damage
 from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.package import ModelPackage
 
@@ -28,6 +29,23 @@ def check_claims(package: ModelPackage, certificate: Certificate) -> None:
     for name in COVERED_FILES:
         if name in package.files and name not in content["files"]:
             raise PackageError(f"{file} is damaged: it does not cover {name}.")
+
+
+def claimed_fidelity(package: ModelPackage, certificate: Certificate) -> Fidelity | None:
+    """Return the fidelity that the maker measured, None in a certificate from before 0.2.
+
+    It cannot be measured here, without the original. Raises `PackageError` for one that nobody
+    could have measured.
+    """
+    validated = certificate.content.get("validated")
+    claim = validated.get("fidelity") if isinstance(validated, dict) else None
+    if claim is None:
+        return None
+    try:
+        return Fidelity.from_json(claim)
+    except (KeyError, TypeError, ValueError) as error:
+        file = package.path / FOLDER / CERTIFICATE
+        raise PackageError(f"{file} is damaged: {describe_damage(error)}.") from None
 
 
 def check_activations(package: ModelPackage, activations: str, session: ort.Session) -> None:

@@ -86,6 +86,9 @@ class Comparison:
     `rms_dp` and the percentiles `p1_dp` and `p99_dp` of the change of its probability (candidate
     minus reference), `perplexity_ratio` (candidate to reference), and `perplexity_ratio_error`, its
     standard error (paired over positions, delta method).
+
+    `mean_kl_error` and `same_top1_error` are standard errors over the positions, None for a single
+    one. All three take positions as independent; neighbors are not quite.
     """
 
     positions: int
@@ -104,6 +107,8 @@ class Comparison:
     p99_dp: float | None
     perplexity_ratio: float | None
     perplexity_ratio_error: float | None
+    mean_kl_error: float | None
+    same_top1_error: float | None
 
 
 @dataclass(frozen=True)
@@ -256,8 +261,22 @@ def summarize(pieces: Iterable[PositionFigures]) -> Comparison:
         p1_dp=float(np.quantile(dp, 0.01)) if len(dp) else None,
         p99_dp=float(np.quantile(dp, 0.99)) if len(dp) else None,
         perplexity_ratio=ratio,
-        perplexity_ratio_error=_ratio_error(ratio, surprise),
+        perplexity_ratio_error=_scaled(ratio, _standard_error(surprise)),
+        mean_kl_error=_standard_error(all_["kl"]),
+        same_top1_error=_standard_error(all_["top1"]),
     )
+
+
+def nats_of_next(logits: Logits, targets: Ids) -> Floats:
+    """Return the negative log-probability of each next token, where there is one: their mean is the
+    logarithm of the perplexity. `targets` [S] as in `compare`."""
+    found = []
+    for start in range(0, len(targets), _rows(logits)):
+        rows = slice(start, start + _rows(logits))
+        known = np.flatnonzero(targets[rows] != NO_TARGET)
+        likely = log_softmax(logits[rows][known])
+        found.append(-likely[np.arange(len(known)), targets[rows][known]])
+    return np.concatenate(found)
 
 
 def position_figures(reference: Reference, candidate: Logits, targets: Ids) -> PositionFigures:
@@ -337,10 +356,12 @@ def _overlap(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> Floats
     return np.asarray(same.any(axis=-1).mean(axis=-1), np.float64)
 
 
-def _ratio_error(ratio: float | None, surprise: Floats) -> float | None:
-    if ratio is None or len(surprise) < 2:
-        return None
-    return ratio * float(surprise.std(ddof=1)) / math.sqrt(len(surprise))
+def _standard_error(values: Floats) -> float | None:
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _scaled(ratio: float | None, error: float | None) -> float | None:
+    return None if ratio is None or error is None else ratio * error
 
 
 def _logit(row: Reference, token: int) -> float:

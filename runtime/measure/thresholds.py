@@ -11,14 +11,18 @@ from typing import Any
 
 EVERY = "every"
 
+NEAREST = "rtn"
+"""The quantizer that rounds to nearest, which a package that names none was made with."""
+
 
 @dataclass(frozen=True)
 class Threshold:
     """`metric` of `measure` must be at most `limit`.
 
     It applies to packages of `precision` with `activations` in "fp32", "fp16" or "int8", on
-    `provider`. `measure` names what was measured: "weights", "graph", "quantization", "total" and
-    "greedy" by `validate`, "shipped" by `validate` and `verify`.
+    `provider`, whose codes `quantizer` chose ("rtn" too if nothing is quantized). `measure` names
+    what was measured: "weights", "graph", "quantization", "total" and "greedy" by `validate`,
+    "shipped" by `validate` and `verify`.
     """
 
     precision: str
@@ -28,10 +32,12 @@ class Threshold:
     metric: str
     limit: float
     reason: str
+    quantizer: str = EVERY
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Threshold:
         """Read a row of the table or of a certificate; raise `ValueError` or `KeyError`."""
+        row = {"quantizer": EVERY, **row}  # certificates of 0.1 have no quantizers
         texts = {key: str(row[key]) for key in cls.__dataclass_fields__ if key != "limit"}
         limit = float(row["limit"])
         if not math.isfinite(limit):
@@ -42,12 +48,15 @@ class Threshold:
         """Return the row as a mapping, which `from_row` reads."""
         return asdict(self)
 
-    def applies(self, precision: str, activations: str, provider: str) -> bool:
+    def applies(
+        self, precision: str, activations: str, provider: str, quantizer: str = NEAREST
+    ) -> bool:
         """Whether the row applies to such a package on such a provider."""
         pairs = (
             (self.precision, precision),
             (self.activations, activations),
             (self.provider, provider),
+            (self.quantizer, quantizer),
         )
         return all(mine in (EVERY, its) for mine, its in pairs)
 
@@ -78,14 +87,19 @@ def all_thresholds() -> tuple[Threshold, ...]:
 
 
 def thresholds(
-    precision: str, activations: str, provider: str, max_kl: float | None = None
+    precision: str,
+    activations: str,
+    provider: str,
+    max_kl: float | None = None,
+    quantizer: str = NEAREST,
 ) -> tuple[Threshold, ...]:
     """Return the rows for such a package.
 
     `max_kl` adds the user's limit, in nats, on the KL divergence from the original weights: of the
     package's weights, and of the package as it ships.
     """
-    rows = tuple(t for t in all_thresholds() if t.applies(precision, activations, provider))
+    kind = (precision, activations, provider, quantizer)
+    rows = tuple(t for t in all_thresholds() if t.applies(*kind))
     if max_kl is None:
         return rows
     own = (
@@ -99,7 +113,8 @@ def strictest(rows: Iterable[Threshold]) -> tuple[Threshold, ...]:
     """Return, of rows that limit the same metric of the same kind of package, the lowest limit."""
     least: dict[tuple[str, ...], Threshold] = {}
     for row in rows:
-        key = (row.precision, row.activations, row.provider, row.measure, row.metric)
+        kind = (row.precision, row.activations, row.provider, row.quantizer)
+        key = (*kind, row.measure, row.metric)
         if key not in least or row.limit < least[key].limit:
             least[key] = row
     return tuple(least.values())

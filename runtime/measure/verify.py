@@ -18,7 +18,12 @@ import numpy as np
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
 from llama_onnx.runtime.measure.certificate import Certificate, next_tokens, read_certificate
-from llama_onnx.runtime.measure.claims import check_activations, check_claims
+from llama_onnx.runtime.measure.claims import (
+    check_activations,
+    check_claims,
+    claimed_fidelity,
+)
+from llama_onnx.runtime.measure.fidelity import Fidelity
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.runtime.measure.integrity import Integrity, check_integrity, package_of
 from llama_onnx.runtime.measure.metrics import (
@@ -82,6 +87,7 @@ class VerifyReport:
 
     Nothing is replayed if only the files are checked, or if files or signature are not valid: then
     there are no figures. `activations` and `provider` are None if only the files are checked.
+    `fidelity` is what the certificate claims: without the original nobody can measure it here.
     """
 
     package: str
@@ -99,6 +105,7 @@ class VerifyReport:
     full: Comparison | None = None
     kl_difference: float | None = None
     checks: tuple[Check, ...] = ()
+    fidelity: Fidelity | None = None
 
     @property
     def passed(self) -> bool:
@@ -116,6 +123,8 @@ class VerifyReport:
         content["integrity"]["passed"] = self.integrity.passed
         content["signature"]["passed"] = self.signature.passed
         content["checks"] = [check_.to_json() for check_ in self.checks]
+        if self.fidelity:
+            content["fidelity"] = {"claimed": True, **self.fidelity.to_json()}
         return {"passed": self.passed, **content}
 
 
@@ -149,6 +158,7 @@ def verify(
     if not report.intact:
         return report
     _check_more(package, certificate)
+    report = replace(report, fidelity=claimed_fidelity(package, certificate))
     most = _MEMORY + _COPIES * package.data_path.stat().st_size
     with bounded_memory(most, f"the replay of {package.path}"):
         opening = (provider, threads, allow_fallback)

@@ -17,7 +17,9 @@
 enum {
     GRAPH_BYTES = 16 << 20, /* of the whole file */
     GRAPH_FIELDS = 300000,  /* of all its messages */
-    GRAPH_FOLDS = 8,        /* operators in a row that convert weights */
+    GRAPH_FOLDS = 4,        /* operators in a row that convert weights */
+    GRAPH_READERS = 2,      /* operators that convert the same weights */
+    GRAPH_TABLE = 1 << 24,  /* values of a rotary table that the graph computes */
     GRAPH_DIMENSIONS = 8,
     GRAPH_TEXT = 1024, /* bytes of a name */
     GRAPH_DIGITS = 18,
@@ -32,12 +34,13 @@ enum {
  * to consider before one is added. */
 #define GRAPH_OPERATORS(O)                                                                          \
     O("", "Add") O("", "And") O("", "ArgMax") O("", "Attention") O("", "Cast") O("", "Concat")     \
+    O("", "Cos")                                                                                   \
     O("", "CumSum") O("", "DequantizeLinear") O("", "Equal") O("", "Gather")                       \
     O("", "GatherElements") O("", "GatherND") O("", "GreaterOrEqual") O("", "LessOrEqual")         \
     O("", "MatMul") O("", "Max") O("", "Mod") O("", "Mul") O("", "Neg") O("", "Or")                \
     O("", "RMSNormalization") O("", "Range") O("", "ReduceMax")                                    \
     O("", "ReduceSum") O("", "RotaryEmbedding") O("", "Shape") O("", "Sigmoid")                    \
-    O("", "SimplifiedLayerNormalization") O("", "Slice") O("", "Split") O("", "Squeeze")           \
+    O("", "SimplifiedLayerNormalization") O("", "Sin") O("", "Slice") O("", "Split") O("", "Squeeze")           \
     O("", "Sub") O("", "Transpose") O("", "Unsqueeze")                                             \
     O(MICROSOFT, "FusedMatMul") O(MICROSOFT, "GatherBlockQuantized")                               \
     O(MICROSOFT, "GroupQueryAttention") O(MICROSOFT, "MatMulNBits") O(MICROSOFT, "QuickGelu")      \
@@ -64,19 +67,25 @@ typedef enum {
     GRAPH_OTHER,
     GRAPH_SQUEEZE, /* the output of a Squeeze of `of.input` */
     GRAPH_SHAPE,   /* the output of a Shape */
-    GRAPH_FOLDED,  /* of `of.input`, by an operator that may work on weights alone */
-    GRAPH_SMALL,   /* integers in the graph, from -1 to 1 */
-    GRAPH_LARGE    /* other integers in the graph */
+    GRAPH_CAST,    /* the output of an operator that may work on weights alone, the first input */
+    GRAPH_MUL,     /* of which is `of.input`: Cast, Mul, Cos or Sin, or another one */
+    GRAPH_WAVE,
+    GRAPH_FOLDED,
+    GRAPH_SMALL, /* integers in the graph, from -1 to 1 */
+    GRAPH_LARGE  /* other integers in the graph */
 } graph_what;
 
 typedef struct graph_name {
     graph_span name;
     size_t order;
     graph_what what;
-    int rank; /* of an input or output */
+    int rank; /* of an input, an output or weights; of what a node makes, its number of inputs */
+    unsigned kind; /* of weights: their TensorProto.DataType */
     union {
-        graph_span input;
-        int64_t dims[4]; /* the first of an input or output; -1 is one that varies */
+        struct {
+            graph_span input, second;
+        };
+        int64_t dims[4]; /* the first of an input, an output or weights; -1 is one that varies */
     } of;
 } graph_name;
 
@@ -89,7 +98,8 @@ typedef struct graph {
     size_t fields_left;
     uint64_t data_size, data_used;
     graph_names tensors, made, inputs, outputs;
-    graph_names ranges, reads; /* what Range operators, and all but the folded ones, read */
+    graph_names ranges, reads; /* what Range operators, and all but those in `folds`, read */
+    graph_names folds; /* operators that may work on weights alone, by the name of what they read */
     int nodes;
     int64_t layers, heads, head_size, vocab_size;
     bool wrong;
@@ -352,18 +362,21 @@ static bool graph_keep(graph *self, graph_message message, graph_names *list) {
     return !self->wrong;
 }
 
-/* Whether `name` is an operator that may work on weights alone: none makes more of them. */
-static bool graph_folds(graph_span name) {
-    return span_is(name, "Cast") || span_is(name, "Transpose") ||
-           span_is(name, "DequantizeLinear");
+/* What the operator `name` makes; GRAPH_OTHER if it may not work on weights alone. */
+static graph_what graph_folds(graph_span name) {
+    if (span_is(name, "Cast")) return GRAPH_CAST;
+    if (span_is(name, "Mul")) return GRAPH_MUL;
+    if (span_is(name, "Cos") || span_is(name, "Sin")) return GRAPH_WAVE;
+    bool folds = span_is(name, "Transpose") || span_is(name, "DequantizeLinear");
+    return folds ? GRAPH_FOLDED : GRAPH_OTHER;
 }
 
 static bool graph_node(graph *self, const graph_field *field) {
     graph_message message, again;
     graph_field part;
-    graph_span text, name = GRAPH_EMPTY, domain = name, input = name;
+    graph_span text, name = GRAPH_EMPTY, domain = name, input = name, second = name;
     size_t first = self->made.count;
-    bool reads = false;
+    int reads = 0;
     uint32_t many = FIELD(1) | FIELD(2) | FIELD(5) | FIELD(9);
     if (!graph_enter(self, field, "node", FIELD(3) | FIELD(4) | FIELD(6) | FIELD(7), many,
                      &message)) {
@@ -372,8 +385,9 @@ static bool graph_node(graph *self, const graph_field *field) {
     again = message;
     while (graph_next(self, &message, &part)) {
         if (part.number == 1 && graph_text(self, &part, &text)) {
-            if (!reads) input = text;
-            reads = true;
+            if (reads == 0) input = text;
+            if (reads == 1) second = text;
+            if (reads < 3) reads++;
         } else if (part.number == 2 && graph_text(self, &part, &text)) {
             graph_add(self, &self->made, text);
         } else if (part.number == 3) {
@@ -388,15 +402,26 @@ static bool graph_node(graph *self, const graph_field *field) {
     }
     if (self->wrong || !graph_operator(self, domain, name)) return false;
     self->nodes++;
+    graph_what folds = graph_folds(name);
     for (size_t i = first; i < self->made.count; i++) {
         graph_name *made = &self->made.all[i];
         if (span_is(name, "Shape")) made->what = GRAPH_SHAPE;
         if (span_is(name, "Squeeze") && reads) made->what = GRAPH_SQUEEZE;
-        if (graph_folds(name) && reads) made->what = GRAPH_FOLDED;
+        if (folds && reads) made->what = folds;
+        made->rank = reads;
         made->of.input = input;
+        made->of.second = second;
     }
     if (span_is(name, "Range") && !graph_keep(self, again, &self->ranges)) return false;
-    return graph_folds(name) || graph_keep(self, again, &self->reads);
+    if (!folds) return graph_keep(self, again, &self->reads);
+    graph_name *fold = reads ? graph_add(self, &self->folds, input) : NULL;
+    if (fold) {
+        fold->what = folds;
+        fold->rank = reads;
+        fold->of.input = input;
+        fold->of.second = second;
+    }
+    return !self->wrong;
 }
 
 /* Whether `name` is the length of a tensor, or a number from -1 to 1. */
@@ -421,14 +446,79 @@ static bool graph_ranges(graph *self) {
 }
 
 /* Whether `name` is in the graph, or made of such a tensor by a few operators that may be. */
-static bool graph_is_constant(const graph *self, graph_span name) {
-    for (int step = 0; step < GRAPH_FOLDS; step++) {
+static bool graph_is_constant(graph *self, graph_span name) {
+    for (int step = 0; step <= GRAPH_FOLDS; step++) {
         if (graph_find(&self->tensors, name)) return true;
         const graph_name *made = graph_find(&self->made, name);
-        if (!made || made->what != GRAPH_FOLDED) return false;
+        if (!made || made->what < GRAPH_CAST) return false;
         name = made->of.input;
     }
+    graph_wrong(self, "converts weights in many steps, which no export writes");
     return true;
+}
+
+/* Whether `node` makes the angles of the rotary embedding: positions [n, 1] times
+ * frequencies [1, h]. */
+static bool graph_is_table(const graph *self, const graph_name *node) {
+    if (node->what != GRAPH_MUL || node->rank != 2) return false;
+    const graph_name *rows = graph_find(&self->tensors, node->of.input);
+    const graph_name *columns = graph_find(&self->tensors, node->of.second);
+    if (!rows || !columns || rows->kind != 1 || columns->kind != 1) return false;
+    if (rows->rank != 2 || columns->rank != 2) return false;
+    if (rows->of.dims[1] != 1 || columns->of.dims[0] != 1) return false;
+    return (uint64_t)rows->of.dims[0] * (uint64_t)columns->of.dims[1] <= GRAPH_TABLE;
+}
+
+/* The weights that a Cast makes `name` of; NULL if there are none. */
+static const graph_name *graph_cast(const graph *self, graph_span name) {
+    const graph_name *cast = graph_find(&self->made, name);
+    return cast && cast->what == GRAPH_CAST ? graph_find(&self->tensors, cast->of.input) : NULL;
+}
+
+/* Whether `node` multiplies numbers of blocks, uint8 [N, blocks], by factors of rows,
+ * bfloat16 [N, 1]. */
+static bool graph_is_scales(const graph *self, const graph_name *node) {
+    const graph_name *blocks = graph_cast(self, node->of.input);
+    const graph_name *rows = graph_cast(self, node->of.second);
+    if (!blocks || !rows || blocks->kind != 2 || rows->kind != 16) return false;
+    if (blocks->rank != 2 || rows->rank != 2) return false;
+    return blocks->of.dims[0] == rows->of.dims[0] && rows->of.dims[1] == 1;
+}
+
+/* Whether exports write `node`, whose first input is constant. What converts a tensor makes no more
+ * of it. A product can: that of a column and a row has as many values as both lengths multiplied. */
+static bool graph_is_written(const graph *self, const graph_name *node) {
+    const graph_name *made = graph_find(&self->made, node->of.input);
+    if (node->what == GRAPH_WAVE) return made && graph_is_table(self, made);
+    if (node->what != GRAPH_MUL) return true;
+    if (node->rank != 2) return false;
+    if (made && made->what == GRAPH_WAVE) {
+        const graph_name *factor = graph_find(&self->tensors, node->of.second);
+        if (!factor || factor->kind != 1 || factor->rank > 1) return false;
+        return !factor->rank || factor->of.dims[0] == 1;
+    }
+    return graph_is_table(self, node) || graph_is_scales(self, node);
+}
+
+/* Checks operators that may work on weights alone, if they do. */
+static bool graph_conversions(graph *self) {
+    const graph_names *folds = &self->folds;
+    int readers = 0, tables = 0;
+    graph_sort(&self->folds);
+    for (size_t i = 0; i < folds->count; i++) {
+        const graph_name *node = &folds->all[i];
+        bool same = i && graph_compare_spans(node->name, folds->all[i - 1].name) == 0;
+        readers = same ? readers + 1 : 1;
+        if (!graph_is_constant(self, node->name)) continue;
+        if (!graph_is_written(self, node)) {
+            return graph_wrong(self, "computes with weights alone, which no export writes");
+        }
+        tables += graph_is_table(self, node);
+        if (readers > GRAPH_READERS || tables > 1) {
+            return graph_wrong(self, "converts the same weights again and again");
+        }
+    }
+    return !self->wrong;
 }
 
 /* ONNX Runtime computes what depends on no input while it opens a graph, whatever that takes. */
@@ -446,7 +536,7 @@ static bool graph_constants(graph *self) {
             return graph_wrong(self, "computes with weights alone, which no export writes");
         }
     }
-    return true;
+    return graph_conversions(self);
 }
 
 /* ---- weights and constants -------------------------------------------------------------------- */
@@ -599,6 +689,11 @@ static bool graph_initializer(graph *self, const graph_field *field) {
                            SHOWN(tensor.name));
     }
     graph_name *added = graph_add(self, &self->tensors, tensor.name);
+    if (added) {
+        added->kind = (unsigned)tensor.kind;
+        added->rank = (int)tensor.rank;
+        for (size_t i = 0; i < tensor.rank && i < 4; i++) added->of.dims[i] = (int64_t)tensor.dims[i];
+    }
     uint64_t size = graph_size(&tensor);
     if (!added || tensor.place == 1) return added && graph_weights(self, &tensor, size);
     if (places || !raw_sound || span_size(tensor.raw) != size) {
@@ -825,6 +920,7 @@ static bool graph_read(const char *bytes, size_t length, uint64_t data_size, con
     free(self.made.all);
     free(self.ranges.all);
     free(self.reads.all);
+    free(self.folds.all);
     free(self.inputs.all);
     free(self.outputs.all);
     if (sound && (self.heads > ANY_INT || self.head_size > ANY_INT || self.vocab_size > ANY_INT)) {

@@ -192,7 +192,7 @@ def test_verify_refuses_what_has_no_effect(package: Path) -> None:
         ("accuracy_level", True, "1 or 4"),
         ("logits", "some", "all or last"),
         ("activations", "fp8", "fp32, fp16 or bf16"),
-        ("quantizer", "magic", "rtn"),
+        ("quantizer", "magic", "rtn, awq or gptq"),
         ("embedding", "int2", "fp32, fp16, bf16, int8 or int4"),
         ("head", "int2", "fp32, fp16, bf16, int8 or int4"),
     ],

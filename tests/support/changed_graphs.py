@@ -18,6 +18,7 @@ _MODEL: dict[int, Any] = {7: {1: {5: {}}, 5: {13: _ENTRY}, 11: _VALUE, 12: _VALU
 _NUMBERS = (0, 1, 2, 3, 6, 7, 9, 16, 22, 64, 1 << 24, 1 << 31, (1 << 31) + 1, 1 << 32, 1 << 63)
 _TEXTS = (
     *(b"", b"Range", b"Squeeze", b"Shape", b"Loop", b"Add", b"com.microsoft", b"evil", b"\xff"),
+    *(b"Cast", b"Mul", b"Cos", b"Transpose", b"model.positions.weight", b"lm_head.scales"),
     *(b"0", b"4096", b"-1", b"999999999999999999", b"1000000000000000000", b"0x10", b"01"),
     *(b"location", b"offset", b"length", b"model.onnx.data", b"../model.onnx.data"),
     *(b"input_ids", b"attention_mask", b"logits", b"past_key_values.1.key", b"present.00.key"),

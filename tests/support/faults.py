@@ -11,7 +11,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
+from llama_onnx.exporter.graph.rotary import rotary_tables
 from tests.support import tiny
+from tests.support.packages import renew_hashes
 
 Graph = onnx.GraphProto
 Array = np.ndarray
@@ -26,8 +29,11 @@ HEADS, KV_HEADS, DIM = (
 
 
 def edit(package: Path, name: str, change: Callable[[Array], None]) -> None:
-    """Apply `change` to the initializer `name` of `package` in place."""
+    """Apply `change` to the initializer `name` of `package` in place. A rotary table that the graph
+    computes is stored first."""
     model = onnx.load(package / "model.onnx", load_external_data=False)
+    if name.endswith("_cache.weight") and any(node.op_type == "Cos" for node in model.graph.node):
+        _store_tables(package, model)
     tensor = next(t for t in model.graph.initializer if t.name == name)
     entries = {entry.key: entry.value for entry in tensor.external_data}
     mapped = np.memmap(
@@ -39,6 +45,33 @@ def edit(package: Path, name: str, change: Callable[[Array], None]) -> None:
     )
     change(mapped)
     mapped.flush()
+
+
+def _store_tables(package: Path, model: onnx.ModelProto) -> None:
+    """Put the rotary tables that the graph computes into the data file."""
+    graph, data = model.graph, package / "model.onnx.data"
+    config = PackageCheckpoint.open(package).config
+    made = [node for node in graph.node if node.name.startswith("model/")
+            and node.name.count("/") == 1 and node.op_type in ("Mul", "Cos", "Sin")]  # fmt: skip
+    last = [node.output[0] for node in made][-2:]  # cosines before sines
+    for node in made:
+        graph.node.remove(node)
+    for table, name, value in zip(rotary_tables(config), ("cos", "sin"), last, strict=True):
+        stored = f"model.{name}_cache.weight"
+        offset = -(-data.stat().st_size // 4096) * 4096
+        with data.open("r+b") as file:
+            file.seek(offset)
+            file.write(table.tobytes())
+        tensor = onnx.TensorProto(name=stored, data_type=onnx.TensorProto.FLOAT, dims=table.shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        place = {"location": data.name, "offset": str(offset), "length": str(table.nbytes)}
+        for key, text in place.items():
+            tensor.external_data.add(key=key, value=text)
+        graph.initializer.append(tensor)
+        for node in graph.node:
+            node.input[:] = [stored if read == value else read for read in node.input]
+    onnx.save(model, package / "model.onnx")
+    renew_hashes(package)
 
 
 def edit_graph(package: Path, change: Callable[[Graph], None]) -> None:

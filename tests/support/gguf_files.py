@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,10 @@ def write(
     arch: str = "llama",
     keys: dict[str, Any] | None = None,
     extra: dict[str, np.ndarray] | None = None,
+    kinds: Mapping[str, Type] | None = None,
 ) -> Path:
-    """Write a GGUF file. `keys` overrides metadata (None removes), `extra` adds tensors."""
+    """Write a GGUF file. `keys` overrides metadata (None removes), `extra` adds tensors; `kinds`
+    has other types for tensors with one of its keys between the dots of their names."""
     writer = gguf.GGUFWriter(path, arch)
     adders: dict[type, Callable[[str, Any], None]] = {
         bool: writer.add_bool,
@@ -113,7 +115,8 @@ def write(
         if value is not None:
             adders[type(value)](key, value)
     for name, weight in (stored_tensors(config) | (extra or {})).items():
-        data, raw = encoded(weight, kind)
+        own = (other for part, other in (kinds or {}).items() if part in name.split("."))
+        data, raw = encoded(weight, next(own, kind))
         writer.add_tensor(name, data, raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -94,6 +94,7 @@ SETTINGS_CHANGES: Mapping[str, Change] = {
             (f"{_OPTIONS}.enable_profiling", ""),
             (f"{_OPTIONS}.profile_file_prefix", "/tmp/written"),
             (f"{_OPTIONS}.optimized_model_filepath", "/tmp/written.onnx"),
+            (f"{_OPTIONS}.graph_optimization_level", "ORT_DISABLE_ALL"),
             (f"{_OPTIONS}.register_custom_ops", "f"),
             (f"{_OPTIONS}.ep_library_path", "/tmp/evil.so"),
             (f"{_OPTIONS}.config_entries", {"session.load_model_format": "ORT"}),

@@ -26,23 +26,29 @@ EXPORTS = {
     "fp32": (tiny.GQA, Options("fp32")),
     "fp16": (tiny.GQA, Options("fp16")),
     "int8": (tiny.GQA, Options("int8")),
-    "int4": (tiny.GQA, Options("int4")),
+    "int4": (tiny.GQA, Options("int4", quantizer="rtn")),
+    "int4-awq": (tiny.GQA, Options("int4", quantizer="awq")),
+    "int4-awq-tied": (TIED, Options("int4", quantizer="awq", embedding="int4")),
+    "int4-awq-partial-fused": (PARTIAL, Options("int4", quantizer="awq", fuse_gate_up=True)),
+    "int4-gptq": (MHA, Options("int4", quantizer="gptq")),
     "fp32-tied": (TIED, Options("fp32")),
-    "int4-tied": (TIED, Options("int4")),
-    "int4-partial-fused": (PARTIAL, Options("int4", fuse_gate_up=True)),
+    "int4-tied": (TIED, Options("int4", quantizer="rtn")),
+    "int4-partial-fused": (PARTIAL, Options("int4", quantizer="rtn", fuse_gate_up=True)),
     "fp32-mha": (MHA, Options("fp32")),
     "fp16-tied": (TIED, Options("fp16")),
     "int8-tied": (TIED, Options("int8")),
     "int8-partial": (PARTIAL, Options("int8")),
-    "int4-mha-16": (MHA, Options("int4", block_size=16)),
-    "int4-exact": (tiny.GQA, Options("int4", accuracy_level=1)),
-    "int4-last": (tiny.GQA, Options("int4", logits="last")),
+    "int4-mha-16": (MHA, Options("int4", quantizer="rtn", block_size=16)),
+    "int4-exact": (tiny.GQA, Options("int4", quantizer="rtn", accuracy_level=1)),
+    "int4-last": (tiny.GQA, Options("int4", quantizer="rtn", logits="last")),
     "fp32-llama3": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["llama3"]), Options("fp32")),
     "fp32-dynamic": (
         replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["dynamic"]), Options("fp32")
     ),
     "int8-linear": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["linear"]), Options("int8")),
-    "int4-yarn": (replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["yarn"]), Options("int4")),
+    "int4-yarn": (
+        replace(tiny.GQA, rope_scaling=tiny.ROPE_SCALINGS["yarn"]), Options("int4", quantizer="rtn")
+    ),
 }  # fmt: skip
 """Sound packages: model and options by name, which begins with the precision."""
 

@@ -49,7 +49,7 @@ def weights() -> dict[str, np.ndarray]:
 def make(folder: Path, target: str) -> onnx.ModelProto:
     """Return the model for `target` with its weights inside; `folder` is for intermediate files."""
     source = tiny.write_huggingface(folder / "checkpoint", CONFIG, tensors=weights())
-    options = Options(precision="int4")
+    options = Options(precision="int4", quantizer="rtn")
     result = export_package(source, folder / "package", get_target(target), options)
     model = onnx.load(result.package / MODEL_FILE)
     for tensor in model.graph.initializer:

@@ -14,7 +14,7 @@ from llama_onnx.exporter.packaging.plan import make_plan
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.registry import TARGETS
 from llama_onnx.targets.target import Target
-from tests.support import adapters, tiny
+from tests.support import adapters, storages, tiny
 from tests.support.parity import EXPORTS
 
 _WINDOW = replace(tiny.GQA, sliding_window=7)
@@ -66,6 +66,10 @@ def written_graphs(folder: Path) -> Iterator[tuple[str, tuple[bytes, int]]]:
                 yield build(f"{name} tied", tied, target, options)
     for precision in TARGETS["cpu"].graph.precisions:
         yield build(f"lora {precision}", source, TARGETS["cpu"], Options(precision), lora)
+    for name, storage in storages.FORMS.items():
+        with storages.storing(storages.everywhere(storage)):
+            yield build(name, source, TARGETS["cpu"], Options("int4"))
+            yield build(f"{name}, tied", tied, TARGETS["cpu"], Options("int4"))
     for name, config in _HEADS.items():
         source = tiny.write_huggingface(folder / name, config)
         for target_name in ("cpu", "portable"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from llama_onnx.targets.graph_file import check_graph
 from llama_onnx.targets.graph_operators import OPERATORS
 from llama_onnx.targets.onnx_file import GraphError
+from tests.support.folded_graphs import HOSTILE_FOLDS, SOUND_FOLDS, folded_graph
 from tests.support.hostile_packages import SOUND
 from tests.support.written_graphs import written_graphs
 
@@ -109,3 +110,18 @@ def test_a_field_that_a_library_does_not_see_is_refused() -> None:
     assert onnx.ModelProto.FromString(model).graph.node[0].output == []
     with pytest.raises(GraphError, match="a number of fixed size in a node"):
         check_graph(model, DATA_FILE, 0)
+
+
+@pytest.mark.parametrize("name", SOUND_FOLDS)
+def test_weights_are_converted_as_the_exporter_converts_them(name: str) -> None:
+    content, size = folded_graph(*SOUND_FOLDS[name])
+    check_graph(content, DATA_FILE, size)
+
+
+@pytest.mark.parametrize("name", HOSTILE_FOLDS)
+def test_nothing_else_works_on_weights_alone(name: str) -> None:
+    """ONNX Runtime would compute it while it opens the graph, whatever time and memory it takes."""
+    wrong, parts = HOSTILE_FOLDS[name]
+    content, size = folded_graph(*parts)
+    with pytest.raises(GraphError, match=wrong):
+        check_graph(content, DATA_FILE, size)

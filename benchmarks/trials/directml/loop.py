@@ -1,9 +1,10 @@
 """onnxruntime-genai's own loop, run by the Windows Python: `loop.py JOB.json OUT.npz`.
 
-A job has `package`, `provider` ("dml" or "cpu"), `capture` ("0", "1" or null, for genai's default),
-`turns` (lists of token ids), `count` (tokens to generate after each) and `how` to continue:
-"new" starts with each turn alone, "whole" reads all turns and answers again into an empty cache,
-"append" adds a turn to the cache.
+A job has `package`, `provider` ("dml", "cpu", or null for what the package says), `capture` ("0" or
+"1"), `turns` (lists of token ids), `count` (tokens to generate after each), perhaps `chunk` (tokens
+that a prompt is read in at once), and `how` to continue: "new" starts with each turn alone, "whole"
+reads all turns and answers again into an empty cache, "append" adds a turn to the cache, "rewind"
+goes back to the end of the first turn for the second, and to an empty cache for the third.
 Prints one JSON line: the device, the ids of each answer. OUT gets the logits before each token.
 """
 
@@ -26,13 +27,17 @@ def main() -> None:
     generator, answers, logits = None, [], []
     room = sum(map(len, job["turns"])) + job["count"] * len(job["turns"])
     for turn in job["turns"]:
-        if job["how"] == "new":
+        if job["how"] in ("new", "rewind"):
             history = []
         history += turn
         if generator is None or job["how"] in ("new", "whole"):
-            generator = start(model, room)
+            generator = start(model, room, job.get("chunk"))
             generator.append_tokens(history)
+        elif job["how"] == "rewind" and len(answers) == 1:
+            generator.rewind_to(len(turn))
         else:
+            if job["how"] == "rewind":
+                generator.rewind_to(0)
             generator.append_tokens(turn)
         answer = []
         for _ in range(job["count"]):
@@ -46,20 +51,22 @@ def main() -> None:
 
 
 def open_model(job: dict[str, Any]) -> og.Model:
-    """Open the package on the job's provider, with nothing from its own list of providers."""
+    """Open the package on the job's provider, or on those of its own list if the job has none."""
     config = og.Config(job["package"])
-    config.clear_providers()
-    if job["provider"] != "cpu":
-        config.append_provider(job["provider"])
-        if job["capture"] is not None:
-            config.set_provider_option(job["provider"], "enable_graph_capture", job["capture"])
+    if job["provider"] is not None:
+        config.clear_providers()
+    if job["provider"] == "dml":
+        config.append_provider("dml")
+        config.set_provider_option("dml", "enable_graph_capture", job["capture"])
     return og.Model(config)
 
 
-def start(model: og.Model, room: int) -> og.Generator:
+def start(model: og.Model, room: int, chunk: int | None) -> og.Generator:
     """Return a greedy generator that does not stop at an end token."""
     params = og.GeneratorParams(model)
     params.set_search_options(max_length=room, min_length=room, do_sample=False)
+    if chunk:
+        params.set_search_options(chunk_size=chunk)
     return og.Generator(model, params)
 
 

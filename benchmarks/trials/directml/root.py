@@ -27,7 +27,7 @@ PACKAGES = (
     *("wine", "wine64", "mesa-vulkan-drivers", "libvulkan1", "xvfb", "xauth"),
     *("libgl1", "libegl1", "libgnutls30"),
 )
-DISK = 2_000_000_000
+DISK = 3_000_000_000
 
 _ENTER = """
 set -e; root=$1 work=$2; shift 2
@@ -96,7 +96,7 @@ class Root:
         return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
     def _install(self) -> None:
-        print(f"making {self.path}: takes a minute or two, and 1 GB", flush=True)
+        print(f"making {self.path}: takes a minute or two, and 2 GB", flush=True)
         kind = ("--variant=minbase", "--include=ca-certificates")
         _run(["debootstrap", *kind, RELEASE, str(self.path), _mirror()])
         (self.path / "work").mkdir()
@@ -104,6 +104,7 @@ class Root:
         install = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *PACKAGES]
         quiet = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
         _expect(self._enter(install, quiet))
+        _expect(self._enter(["apt-get", "clean"]))
         _expect(self.call(["wineboot", "--init"]))
 
     def _add_library(self) -> None:
@@ -125,7 +126,7 @@ class Root:
 def _check(path: Path) -> None:
     needs = (
         "DirectML runs here in a Debian root with Wine, which needs Linux on x86-64, the user "
-        "root, debootstrap and MinGW's compiler, and 2 GB of disk"
+        "root, debootstrap and MinGW's compiler, and 3 GB of disk"
     )
     missing = [package for name, package in TOOLS.items() if shutil.which(name) is None]
     path.parent.mkdir(parents=True, exist_ok=True)

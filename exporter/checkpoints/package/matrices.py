@@ -9,7 +9,7 @@ https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from llama_onnx.exporter.formats.tensor import Float32
+from llama_onnx.exporter.formats.tensor import Bounds, Float32
 from llama_onnx.targets.errors import PackageError, UnsupportedError
 from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.package import MODEL_FILE
 
 # The input that holds the codes; the scales are input 2 of both operators.
 _CODES_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+
+_BITS = (2, 4, 8)
 
 Initializers = Mapping[str, "Initializer"]
 Producers = Mapping[str, onnx.NodeProto]
@@ -76,12 +78,35 @@ class Initializer:
 
 
 @dataclass(frozen=True)
+class Scales:
+    """Scales [N, blocks] as the graph makes them: the first of `factors`, as float32, times the
+    second, [N, 1], if there is one."""
+
+    factors: tuple[Initializer, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all factors."""
+        return sum(factor.nbytes for factor in self.factors)
+
+    def fits(self, rows: int, blocks: int) -> bool:
+        """Return whether the factors have the shapes of scales [rows, blocks]."""
+        shapes = [factor.shape for factor in self.factors]
+        return shapes == [(rows, blocks), (rows, 1)][: len(shapes)]
+
+    def rows(self, start: int, stop: int) -> Float32:
+        """Return rows [stop - start, blocks]."""
+        first, *others = (f.rows(start, stop).astype(np.float32) for f in self.factors)
+        return first * others[0] if others else first
+
+
+@dataclass(frozen=True)
 class MatMulBlocks:
     """A quantized matrix [N, K] as `com.microsoft`'s operators read it. `order` has the input
     channel of each column if a Gather before the operator reorders them, else None."""
 
     codes: Initializer
-    scales: Initializer
+    scales: Scales
     zero_points: Initializer | None
     order: Initializer | None
     bits: int
@@ -100,14 +125,27 @@ class MatMulBlocks:
         return (
             self.codes.shape[0] == rows
             and self.codes.nbytes == rows * blocks * self.block_size * self.bits // 8
-            and self.scales.shape == (rows, blocks)
+            and self.scales.fits(rows, blocks)
             and (zeros is None or zeros.shape == (rows, -(-blocks * self.bits // 8)))
             and (order is None or order.shape == (columns,))
         )
 
+    def bounds(self, start: int, stop: int) -> Bounds | None:
+        """Return the values of the lowest and the highest code of each block of some rows,
+        [R, blocks]; None if the columns are not in the order of the channels."""
+        if self.order is not None:
+            return None
+        scales = self.scales.rows(start, stop)
+        zeros: Float32 | np.float32 = np.float32(2 ** (self.bits - 1))
+        if self.zero_points is not None:
+            packed = _codes(self.zero_points.rows(start, stop), self.bits)
+            zeros = packed[:, : scales.shape[1]].astype(np.float32)
+        ends = -zeros * scales, (np.float32(2**self.bits - 1) - zeros) * scales
+        return np.minimum(*ends), np.maximum(*ends)
+
     def rows(self, start: int, stop: int, columns: int) -> Float32:
         """Rows [stop - start, columns], dequantized."""
-        scales = self.scales.rows(start, stop).astype(np.float32)
+        scales = self.scales.rows(start, stop)
         codes = self.codes.rows(start, stop)
         zeros = self.zero_points.rows(start, stop) if self.zero_points else None
         values = dequantize(codes, scales, self.bits, self.block_size, columns, zeros)
@@ -143,6 +181,14 @@ class DequantizedColumns:
         """Return whether both have the shapes of a [rows, columns] matrix."""
         blocks = -(-columns // self.block_size)
         return self.codes.shape == (columns, rows) and self.scales.shape == (blocks, rows)
+
+    def bounds(self, start: int, stop: int) -> Bounds | None:
+        """Return the values of the lowest and the highest code of each block of some rows,
+        [R, blocks]."""
+        scales = self.scales.columns(start, stop).astype(np.float32).T
+        half = np.float32(2 ** (self.bits - 1))
+        ends = -half * scales, (half - 1) * scales
+        return np.minimum(*ends), np.maximum(*ends)
 
     def rows(self, start: int, stop: int, columns: int) -> Float32:
         """Rows [stop - start, columns], dequantized."""
@@ -198,24 +244,45 @@ def coded_rows(
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     bits, size = attributes.get("bits", 4), attributes.get("block_size", 128)
     zeros = node.input[3] if len(node.input) > 3 else ""
-    known = 4 if node.op_type == "MatMulNBits" else 3  # number of supported inputs
-    if any(node.input[known:]) or bits not in (4, 8):
+    if any(node.input[4:]) or bits not in _BITS:
         raise UnsupportedError(
             f"{path}: {node.name or node.op_type} has {bits} bits and the additional inputs "
-            f"{list(node.input[known:])}; only 4 and 8 bits without them can be read back."
+            f"{list(node.input[4:])}; only 2, 4 and 8 bits without them can be read back."
         )
+    scales = Scales(tuple(_factors(node.input[2], stored, made_by)))
     try:
-        codes, scales = stored[node.input[_CODES_INPUT[node.op_type]]], stored[node.input[2]]
+        codes = stored[node.input[_CODES_INPUT[node.op_type]]]
         zero_points = stored[zeros] if zeros else None
     except KeyError as error:
         raise PackageError(
             f"{path}: {node.name} reads {error}, which is not an initializer: export the package "
             "again."
         ) from None
+    if not scales.factors or len(scales.factors) > 2:
+        raise PackageError(
+            f"{path}: {node.name} reads the scales {node.input[2]!r}, which are not made of "
+            "initializers: export the package again."
+        )
     before = made_by.get(node.input[0])
     gathered = before is not None and before.op_type == "Gather"
     order = stored.get(before.input[1]) if before and gathered else None
     return MatMulBlocks(codes, scales, zero_points, order, bits, size)
+
+
+def _factors(name: str, stored: Initializers, made_by: Producers) -> Iterator[Initializer]:
+    """Yield the initializers whose product is the value `name`: itself, or what a Mul multiplies,
+    each perhaps as float32 after a Cast. Yields none for anything else."""
+    made = made_by.get(name)
+    names = list(made.input) if made is not None and made.op_type == "Mul" else [name]
+    found = []
+    for factor in names:
+        cast = made_by.get(factor)
+        if cast is not None and cast.op_type == "Cast":
+            to = onnx.helper.get_attribute_value(cast.attribute[0])
+            factor = cast.input[0] if to == onnx.TensorProto.FLOAT else ""
+        found.append(stored.get(factor))
+    if None not in found:
+        yield from (initializer for initializer in found if initializer is not None)
 
 
 def _columns(
@@ -254,8 +321,8 @@ def dequantize(
 ) -> Float32:
     """Return the matrix, float32 [N, columns], of block codes: `(code - zero) * scale`.
 
-    `codes` [N, ...] has `ceil(columns / block_size)` whole blocks per row, packed low nibble first
-    if `bits` is 4; `scales` is [N, blocks]. `zero_points` [N, ...] are packed in the same way;
+    `codes` [N, ...] has `ceil(columns / block_size)` whole blocks per row, packed from the low bits
+    of each byte up; `scales` is [N, blocks]. `zero_points` [N, ...] are packed in the same way;
     without them zero is 2^(bits-1).
     """
     rows, blocks = scales.shape
@@ -270,6 +337,6 @@ def dequantize(
 
 def _codes(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
     flat = packed.reshape(len(packed), -1)
-    if bits == 8:
-        return flat
-    return np.stack([flat & 0xF, flat >> 4], axis=-1).reshape(len(packed), -1)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = flat[..., None] >> shifts & np.uint8((1 << bits) - 1)  # [N, bytes, codes per byte]
+    return codes.reshape(len(packed), -1)

@@ -18,7 +18,13 @@ from llama_onnx.exporter.checkpoints.package.matrices import (
     read_initializer,
 )
 from llama_onnx.exporter.formats.json import read_json
-from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, file_fingerprint
+from llama_onnx.exporter.formats.tensor import (
+    BlockCodes,
+    Bounds,
+    Float32,
+    LazyTensor,
+    file_fingerprint,
+)
 from llama_onnx.exporter.graph.names import HEAD, belongs_to, matrix_names
 from llama_onnx.exporter.model.checkpoint import TensorsByName, check_tensors, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig, config_from_huggingface
@@ -29,7 +35,7 @@ from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.package import MANIFEST, MODEL_FILE
 from llama_onnx.targets.strict_json import MAX_BYTES
 
-PRECISIONS = ("int4", "int8", "bf16", "fp16", "fp32")
+PRECISIONS = ("int2", "int4", "int8", "bf16", "fp16", "fp32")
 """From the coarsest to the finest."""
 
 # Matrices that the graph multiplies by at once: the rows of one follow those of the previous.
@@ -233,6 +239,9 @@ def _quantized(
     def rows(start: int, stop: int) -> Float32:
         return matrix.rows(first + start, first + stop, shape[1])
 
+    def bounds(start: int, stop: int) -> Bounds | None:
+        return matrix.bounds(first + start, first + stop)
+
     nbytes, codes = matrix.nbytes * shape[0] // total, BlockCodes(matrix.bits, matrix.block_size)
     dtype = f"INT{codes.bits}/{codes.block_size}"
-    return LazyTensor(name, shape, dtype, nbytes, rows, codes)
+    return LazyTensor(name, shape, dtype, nbytes, rows, codes, bounds=bounds)

@@ -18,14 +18,12 @@ from llama_onnx.exporter.checkpoints.quantized.packed import (
     CODES,
     SCALES,
     Bytes,
-    Layout,
     PackedMatrix,
-    Parts,
     Words,
     check_tensor,
-    open_matrix,
 )
 from llama_onnx.exporter.checkpoints.quantized.settings import Quantization
+from llama_onnx.exporter.checkpoints.quantized.transposed import Layout, Parts, open_matrix
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 

@@ -1,23 +1,39 @@
-"""Hugging Face folders whose linear layers are stored as GPTQ or AWQ codes."""
+"""Hugging Face folders whose linear layers are stored as codes; those of GPTQ and AWQ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_onnx.exporter.checkpoints.quantized.awq import open_awq
 from llama_onnx.exporter.checkpoints.quantized.gptq import open_gptq
-from llama_onnx.exporter.checkpoints.quantized.packed import PackedMatrix, Parts
+from llama_onnx.exporter.checkpoints.quantized.packed import PackedMatrix
 from llama_onnx.exporter.checkpoints.quantized.settings import Quantization
+from llama_onnx.exporter.checkpoints.quantized.transposed import Parts
 from llama_onnx.exporter.checkpoints.state import in_model
 from llama_onnx.exporter.formats.safetensors import stored_tensors
 from llama_onnx.exporter.formats.tensor import LazyTensor, StoredTensor
 from llama_onnx.exporter.model.checkpoint import CodedMatrix
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
+from llama_onnx.targets.target import FloatName
 
 _OPEN = {"gptq": open_gptq, "awq": open_awq}
 _PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
+
+
+class Description(Protocol):
+    """What is known of a checkpoint's codes without reading them."""
+
+    @property
+    def bits(self) -> int:
+        """Bits per code in most matrices."""
+        ...
+
+    def describe(self) -> str:
+        """Return method, bits and groups, for display."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +41,9 @@ class QuantizedCheckpoint(HuggingFaceCheckpoint):
     """A folder with quantized linear layers. `packed` has their matrices by name, `tensors` the
     other tensors, which are stored as floats."""
 
-    quantization: Quantization
+    quantization: Description
     packed: dict[str, PackedMatrix]
+    reads_whole: bool = True
 
     @property
     def native_bits(self) -> int:
@@ -49,6 +66,10 @@ class QuantizedCheckpoint(HuggingFaceCheckpoint):
         """Return the bits per code of tensor `name`; None if it is stored as floats."""
         return self.packed[name].bits if name in self.packed else None
 
+    def obstacle(self, name: str, scales: FloatName) -> str | None:
+        """Return None: a package can keep all codes."""
+        return None
+
     def coded(self, name: str) -> CodedMatrix:
         """Return matrix `name` as codes."""
         return self.packed[name].coded()
@@ -62,15 +83,7 @@ def open_quantized(plain: HuggingFaceCheckpoint, quantization: Quantization) -> 
     configuration, `UnsupportedError` for weights that are not safetensors or a quantized embedding
     or tied head.
     """
-    if any(shard.suffix != ".safetensors" for shard in plain.shards):
-        raise UnsupportedError(
-            f"{plain.path} holds quantized weights in {plain.shards[0].name}, which can be read "
-            "from safetensors only: load the model and save it again with save_pretrained."
-        )
-    stored: dict[str, StoredTensor] = {}
-    for shard in plain.shards:
-        found = stored_tensors(shard)
-        stored |= {in_model(name): tensor for name, tensor in found.items()}
+    stored = stored_in_model(plain)
     modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
     if not modules:
         raise CheckpointError(
@@ -78,7 +91,7 @@ def open_quantized(plain: HuggingFaceCheckpoint, quantization: Quantization) -> 
             f"{plain.path} is quantized: config and weights belong to different models."
         )
     packed = {f"{module}.weight": _open(module, stored, quantization) for module in modules}
-    _check_names(plain, packed)
+    check_names(plain, packed, plain.tensors)
     taken = {f"{module}.{part}" for module in modules for part in _PARTS}
     rest = {name: tensor for name, tensor in plain.tensors.items() if name not in taken}
     return QuantizedCheckpoint(
@@ -91,6 +104,21 @@ def open_quantized(plain: HuggingFaceCheckpoint, quantization: Quantization) -> 
         quantization=quantization,
         packed=packed,
     )
+
+
+def stored_in_model(plain: HuggingFaceCheckpoint) -> dict[str, StoredTensor]:
+    """Return the tensors in the files of `plain` by their names in the model; raises
+    `UnsupportedError` unless the files are safetensors."""
+    if any(shard.suffix != ".safetensors" for shard in plain.shards):
+        raise UnsupportedError(
+            f"{plain.path} holds quantized weights in {plain.shards[0].name}, which can be read "
+            "from safetensors only: load the model and save it again with save_pretrained."
+        )
+    stored: dict[str, StoredTensor] = {}
+    for shard in plain.shards:
+        found = stored_tensors(shard)
+        stored |= {in_model(name): tensor for name, tensor in found.items()}
+    return stored
 
 
 def _open(module: str, stored: dict[str, StoredTensor], quantization: Quantization) -> PackedMatrix:
@@ -107,10 +135,13 @@ def _open(module: str, stored: dict[str, StoredTensor], quantization: Quantizati
     )
 
 
-def _check_names(plain: HuggingFaceCheckpoint, packed: dict[str, PackedMatrix]) -> None:
-    """Refuse matrices that are stored twice, and quantized embeddings and tied heads."""
+def check_names(
+    plain: HuggingFaceCheckpoint, packed: dict[str, PackedMatrix], floats: Container[str]
+) -> None:
+    """Refuse matrices that are stored twice, in `packed` and as `floats`, and quantized embeddings
+    and tied heads."""
     for name in packed:
-        if name in plain.tensors:
+        if name in floats:
             raise CheckpointError(
                 f"{plain.path} has {name} as floats and as codes: remove one of them."
             )

@@ -20,15 +20,13 @@ from llama_onnx.exporter.checkpoints.quantized.packed import (
     CODES,
     SCALES,
     Bytes,
-    Layout,
     PackedMatrix,
-    Parts,
     Words,
     check_tensor,
-    open_matrix,
-    unpack,
 )
 from llama_onnx.exporter.checkpoints.quantized.settings import Quantization
+from llama_onnx.exporter.checkpoints.quantized.transposed import Layout, Parts, open_matrix
+from llama_onnx.exporter.model.storage import unpack
 from llama_onnx.targets.errors import CheckpointError
 
 _ONES = {4: np.uint32(0x11111111), 8: np.uint32(0x01010101)}

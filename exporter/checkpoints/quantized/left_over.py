@@ -24,9 +24,9 @@ def without_left_over(plain: HuggingFaceCheckpoint) -> HuggingFaceCheckpoint:
     for name, tensor in plain.tensors.items():
         if tensor.problem is not None or name.endswith(_STATE):
             raise UnsupportedError(
-                f"{where}: the checkpoint is quantized with 'bitsandbytes' ({name}), but only "
-                "'gptq' and 'awq' can be read: export the original weights, or dequantize() the "
-                "model and save it again."
+                f"{where}: the checkpoint is quantized with 'bitsandbytes' ({name}), whose codes "
+                "cannot be read: export the original weights, or dequantize() the model and save "
+                "it again."
             )
     warning = (
         f"{where} has a quantization_config of bitsandbytes, but the weights are floats: they are "

@@ -82,8 +82,8 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
     method = raw.get("quant_method")
     if not isinstance(method, str) or method not in _LAYOUTS:
         raise UnsupportedError(
-            f"{where}: the checkpoint is quantized with {shown(method)}, but only 'gptq' and 'awq' "
-            "can be read: export the original weights."
+            f"{where}: the checkpoint is quantized with {shown(method)}, but only 'gptq', 'awq' "
+            "and 'compressed-tensors' can be read: export the original weights."
         )
     layout = _layout(raw, method, where)
     for key in _MORE_THAN_CODES:

@@ -20,6 +20,7 @@ from llama_onnx.exporter.parity.bisect import points as pt
 from llama_onnx.exporter.parity.bisect.deviation import Deviation, deviation
 from llama_onnx.exporter.parity.bisect.points import Points, walk_points
 from llama_onnx.exporter.parity.bisect.values import Point, expected, feeds_of, known_values
+from llama_onnx.exporter.reference.constants import made_of_weights
 from llama_onnx.exporter.reference.exact import compute_in_float32
 from llama_onnx.exporter.reference.segments import Segment, moves_padding, open_segment, segments
 from llama_onnx.exporter.reference.subject import Subject
@@ -193,13 +194,16 @@ class _Piece:
 
     def _cone(self, name: str, producers: dict[str, ir.Node]) -> tuple[set[ir.Node], list[str]]:
         """Return the nodes that compute value `name` from known values or inputs of the segment,
-        and the names of those."""
+        and the names of those. What is made of weights alone counts as weights."""
         nodes, inputs, pending = set(), list[str](), [producers[name]]
+        constant = made_of_weights(self.model.graph)
         while pending:
             node = pending.pop()
             nodes.add(node)
             for value in node.inputs:
                 if value is None or value.name in self.model.graph.initializers:
+                    continue
+                if value in constant:
                     continue
                 maker = producers.get(str(value.name))
                 if value.name in self.known or maker is None:
@@ -211,12 +215,7 @@ class _Piece:
 
 def _with_every_value(segment: Segment, model: ir.Model) -> Segment:
     """Return `segment` with every value as an output, except those computed only from weights."""
-    constant = {
-        value
-        for node in segment.nodes
-        if all(v is None or v.name in model.graph.initializers for v in node.inputs)
-        for value in node.outputs
-    }
+    constant = made_of_weights(model.graph)
     used = (v for node in segment.nodes for v in node.outputs if v.uses() and v not in constant)
     names = dict.fromkeys([*(str(value.name) for value in used), *segment.outputs])
     return replace(segment, outputs=tuple(names))

@@ -14,6 +14,8 @@ import onnx_ir as ir
 
 from llama_onnx.runtime import ort
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import CPU
 
 Array = npt.NDArray[Any]
 
@@ -22,7 +24,7 @@ _FILES = {_MODEL, f"{_MODEL}.data", "input.npz", "expected.npz", "found.npz", _R
 _INLINE_BYTES = 1 << 30  # a protobuf message is limited to 2 GiB
 
 _SCRIPT = '''\
-"""A piece of a model with a wrong result: `python reproduce.py` needs onnxruntime and numpy.
+"""A piece of a model with a wrong result: `python reproduce.py` needs {wheel} and numpy.
 
 Values that are NaN in expected.npz (padding, for example) are not compared.
 """
@@ -34,7 +36,8 @@ import onnxruntime as ort
 
 print({title!r})
 folder = Path(__file__).parent
-session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+session = ort.InferenceSession(str(folder / "model.onnx"), providers={providers!r})
+print("ran on", session.get_providers()[0])
 expected, recorded = np.load(folder / "expected.npz"), np.load(folder / "found.npz")
 for name in expected.files:
     (found,) = session.run([name], dict(np.load(folder / "input.npz")))
@@ -88,8 +91,12 @@ def write_reproduction(
     expected: Array,
     found: Array,
     title: str,
+    provider: Provider = CPU,
 ) -> None:
-    """Write model, arrays and script to the folder `out`, which appears complete or not at all."""
+    """Write model, arrays and script to the folder `out`, which appears complete or not at all.
+
+    The script runs the piece on `provider`, whose result `found` is.
+    """
     (value,) = piece.graph.outputs
     value.type = ir.TensorType(ir.DataType.from_numpy(found.dtype))
     value.shape = ir.Shape(found.shape)
@@ -106,9 +113,18 @@ def write_reproduction(
         ):
             np.savez(aside / f"{name}.npz", **arrays)  # type: ignore[arg-type]
         # The title has names from the graph: as a quoted literal, they cannot become code.
-        (aside / _REPRODUCE).write_text(_SCRIPT.format(title=title), "utf-8")
+        script = _SCRIPT.format(title=title, wheel=provider.wheel, providers=_chosen(provider))
+        (aside / _REPRODUCE).write_text(script, "utf-8")
         shutil.rmtree(out, ignore_errors=True)
         aside.rename(out)
+
+
+def _chosen(provider: Provider) -> list[Any]:
+    """Return the argument `providers` of a session. Nothing is left to the CPU in silence: the
+    script says what ran."""
+    if provider.provider_options:
+        return [(provider.ort_name, dict(provider.provider_options))]
+    return [provider.ort_name]
 
 
 def _save(piece: ir.Model, path: Path) -> None:

@@ -95,7 +95,7 @@ def bisect(
     measures = {check.threshold.measure for check in missed}
     if "weights" in measures:
         limits = _weight_limits(report)
-        wrong = find_wrong_weights(subject.weights, subject.original, limits)
+        wrong = find_wrong_weights(subject.weights, subject.rounded_from, limits)
         if wrong:
             return Bisection(_report_weights(subject, wrong, limits, out), "")
     if "rotary" in measures:
@@ -172,13 +172,13 @@ def _search(subject: Subject, report: ParityReport, cause: str, names: set[str])
 def _weight_limits(report: ParityReport) -> Limits:
     rows = [c.threshold for c in report.checks if c.threshold.measure == "weights"]
     limits = {row.metric: row.limit for row in rows}
-    return Limits(limits["steps"], limits.get("block_maximum", np.inf))
+    return Limits(limits.get("steps", np.inf), limits.get("block_maximum", np.inf))
 
 
 def _report_weights(subject: Subject, wrong: WrongWeights, limits: Limits, out: Path) -> Finding:
     model = subject.load_graph()
     compute_in_float32(model, subject.weights.config)
-    shown = probe(model, wrong, subject.weights, subject.original, limits)
+    shown = probe(model, wrong, subject.weights, subject.rounded_from, limits)
     node = shown.nodes[-1]
     piece = cut_out(model, shown.inputs, shown.output)
     found = run_piece(piece, shown.inputs, subject.path)

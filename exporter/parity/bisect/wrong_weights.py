@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint, modules_holding
-from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor
+from llama_onnx.exporter.formats.tensor import BlockCodes, Bounds, Float32, LazyTensor
 from llama_onnx.exporter.graph.names import matrix_names
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.parity.bisect.values import module_of, scope_of
@@ -78,8 +78,9 @@ def _wrong_in(
     rows: list[Mask] = []
     columns = np.zeros(tensor.shape[-1], bool)
     count, first = 0, None
-    for found, expected in in_chunks(tensor, original):
-        wrong = _wrong_cells(found, expected, tensor, original, limits)
+    own_ranges = quantizer_of(package.path) != "rtn"
+    for found, expected, bounds in in_chunks(tensor, original, own_ranges=own_ranges):
+        wrong = _wrong_cells(found, expected, bounds, tensor, original, limits)
         if wrong.any() and first is None:
             place = np.unravel_index(wrong.argmax(), wrong.shape)
             start = sum(len(part) for part in rows) if wrong.ndim == 2 else 0
@@ -99,9 +100,14 @@ def _wrong_in(
 
 
 def _wrong_cells(
-    found: Float32, expected: Float32, tensor: LazyTensor, original: LazyTensor, limits: Limits
+    found: Float32,
+    expected: Float32,
+    bounds: Bounds | None,
+    tensor: LazyTensor,
+    original: LazyTensor,
+    limits: Limits,
 ) -> Mask:
-    steps = steps_apart(found, expected, tensor, original)
+    steps = steps_apart(found, expected, tensor, original, bounds)
     wrong: Mask = ~(steps <= limits.steps)
     blocks = ~(block_errors(found, expected, tensor.codes) <= limits.block_maximum)
     if tensor.codes:
@@ -143,7 +149,8 @@ def probe(
     tensor = package.tensor(wrong.tensor)
     seen, right = (np.concatenate([t.rows(int(r), int(r) + 1) for r in rows])
                    for t in (tensor, original))  # fmt: skip
-    bad = _wrong_cells(seen, right, tensor, original, _of_quantizer(package, limits))
+    ranges = _ranges(package, tensor, rows)
+    bad = _wrong_cells(seen, right, ranges, tensor, original, _of_quantizer(package, limits))
     shown = np.where(bad, right, np.nan)  # [rows, K]
     if module_of(nodes[0]) == "embed_tokens":
         return Probe(nodes, {inputs[0]: rows[None]}, output, shown[None])
@@ -152,6 +159,20 @@ def probe(
     expected = np.full((1, len(columns), _rows_of(nodes[-1])), np.nan)
     expected[0][:, first_row + rows] = shown[:, columns].T
     return Probe(nodes, {inputs[0]: one_hot}, output, expected)
+
+
+def _ranges(
+    package: PackageCheckpoint, tensor: LazyTensor, rows: npt.NDArray[np.intp]
+) -> Bounds | None:
+    """Return the ranges of the blocks of `rows`, if a calibrated quantizer chose them."""
+    if tensor.bounds is None or quantizer_of(package.path) == "rtn":
+        return None
+    found = [tensor.bounds(int(row), int(row) + 1) for row in rows]
+    known = [bounds for bounds in found if bounds is not None]
+    if len(known) < len(found):
+        return None
+    low, high = (np.concatenate(ends) for ends in zip(*known, strict=True))
+    return low, high
 
 
 def _readers(

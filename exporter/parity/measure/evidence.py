@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from llama_onnx.exporter.formats.tensor import Float32
+from llama_onnx.exporter.parity.measure.loss import Lost, measure_loss
 from llama_onnx.exporter.parity.measure.report import LayerError
 from llama_onnx.exporter.parity.measure.shipped import PromptSet, Shipped, run_shipped
 from llama_onnx.exporter.reference.lockstep import HEAD, Stage, lockstep
@@ -36,7 +38,8 @@ class Evidence:
     with `certificate_` belong to the passages of the certificate.
 
     `graph` has the figures of the graph with fp32 activations in each situation, `graph_choices`
-    the token [N] that it finds likeliest at each position of each passage.
+    the token [N] that it finds likeliest at each position of each passage. `lost` is the loss on
+    the evaluation text, None without one.
     """
 
     shipped: Shipped
@@ -47,6 +50,7 @@ class Evidence:
     graph: dict[str, list[PositionFigures]]
     graph_choices: list[Ids]
     layers: tuple[LayerError, ...]
+    lost: Lost | None
 
 
 def gather(
@@ -54,16 +58,18 @@ def gather(
     prompts: PromptSet,
     certificate_prompts: PromptSet,
     situations: Sequence[Situation],
+    evaluation: Sequence[Ids] = (),
     progress: Progress = SILENT,
 ) -> Evidence:
     """Run the package as it ships, then its graph in lockstep with the two references."""
-    shipped = run_shipped(subject, prompts, certificate_prompts, situations, progress)
+    shipped = run_shipped(subject, prompts, certificate_prompts, evaluation, situations, progress)
     passages = shipped.passages
     # Threads and a shared buffer belong to a whole session: a graph in pieces has neither.
     plain = [s for s in situations if s.run is run_plainly]
     programs = [s.program(passages) for s in plain]
     names = [s.name for s, p in zip(plain, programs, strict=True) for _ in p]
-    walked = (*passages, *shipped.certificate_passages)
+    compared = (*passages, *shipped.certificate_passages)
+    walked = (*compared, *shipped.evaluation_passages)
     layers, total = [], subject.weights.config.num_hidden_layers + 2
     graph: dict[str, list[PositionFigures]] = {s.name: [] for s in plain}
     for done, stage in enumerate(lockstep(subject, walked, join(programs))):
@@ -72,19 +78,30 @@ def gather(
             error = summarize(graph["prefill"]).relative_l2
         else:
             error = _graph_error(stage, names)
-        quantization = _relative_l2(zip(stage.original, stage.package, strict=True))
+        both = zip(stage.original, stage.package, strict=True)
+        quantization = _relative_l2(islice(both, len(compared)))
         layers.append(LayerError(stage.label, error, quantization))
         progress.update("layer by layer", done + 1, total)
-    n = len(passages)
+    n, end = len(passages), len(compared)
     return Evidence(
         shipped=shipped,
         package_logits=stage.package[:n],
         original_logits=stage.original[:n],
-        certificate_package_logits=stage.package[n:],
-        certificate_original_logits=stage.original[n:],
+        certificate_package_logits=stage.package[n:end],
+        certificate_original_logits=stage.original[n:end],
         graph=graph,
         graph_choices=choices,
         layers=tuple(layers),
+        lost=(
+            measure_loss(
+                shipped.evaluation_passages,
+                stage.original[end:],
+                stage.package[end:],
+                shipped.evaluation,
+            )
+            if shipped.evaluation
+            else None
+        ),
     )
 
 

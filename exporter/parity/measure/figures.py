@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.parity.measure.evidence import Evidence
+from llama_onnx.exporter.parity.measure.loss import observed_pairs
 from llama_onnx.exporter.parity.measure.report import Curve, Greedy, Measurement
 from llama_onnx.runtime.measure.certificate import next_tokens
 from llama_onnx.runtime.measure.metrics import (
@@ -18,7 +19,7 @@ from llama_onnx.runtime.measure.metrics import (
     first_divergence,
     summarize,
 )
-from llama_onnx.runtime.measure.situations import Observation, Passage
+from llama_onnx.runtime.measure.situations import Passage
 
 
 def measurements(evidence: Evidence) -> Iterator[Measurement]:
@@ -31,19 +32,11 @@ def measurements(evidence: Evidence) -> Iterator[Measurement]:
             ("shipped", evidence.package_logits),
             ("total", evidence.original_logits),
         ):
-            pairs = _pairs(passages, reference, observations)
+            pairs = observed_pairs(passages, reference, observations)
             yield Measurement(error, name, compare(pairs))
     targets = [next_tokens(passage) for passage in passages]
     pairs = zip(evidence.original_logits, evidence.package_logits, targets, strict=True)
     yield Measurement("quantization", "", compare(pairs))
-
-
-def _pairs(
-    passages: Sequence[Passage], reference: list[Float32], observations: Iterable[Observation]
-) -> Iterator[tuple[Float32, Float32, Ids]]:
-    for found in observations:
-        targets = next_tokens(passages[found.passage])[found.positions]
-        yield reference[found.passage][found.positions], found.logits, targets
 
 
 def curves(evidence: Evidence) -> Iterator[Curve]:

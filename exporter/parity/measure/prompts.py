@@ -55,7 +55,7 @@ def make_prompts(
             f"a prompt and {tokens} more tokens do not fit the context of "
             f"{config.max_position_embeddings}: use fewer tokens."
         )
-    prompts = _encode(package, texts) or _random(config)
+    prompts = encode(package, texts) or _random(config)
     if any(ids.max() >= config.vocab_size for ids in prompts):
         raise PackageError(
             f"{package}: the tokenizer gives ids beyond the vocabulary of {config.vocab_size}."
@@ -71,7 +71,11 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{path} is not UTF-8 text: convert it first.") from None
 
 
-def _encode(package: Path, texts: Sequence[str]) -> list[Ids]:
+def encode(package: Path, texts: Sequence[str]) -> list[Ids]:
+    """Return the ids of each text by the tokenizer of `package`; nothing if it has none.
+
+    Raises `UsageError` for a text without tokens.
+    """
     if not (package / "tokenizer.json").exists():
         return []
     found = open_encoder(package).encode(texts, add_special_tokens=True)

@@ -10,6 +10,7 @@ from llama_onnx.exporter.parity.measure.about import About
 from llama_onnx.exporter.parity.measure.long import LongContext
 from llama_onnx.exporter.parity.measure.tokenizers import TokenizerCheck
 from llama_onnx.exporter.parity.measure.weights import WeightError
+from llama_onnx.runtime.measure.fidelity import Fidelity
 from llama_onnx.runtime.measure.jsontext import dumps
 from llama_onnx.runtime.measure.metrics import Comparison, Divergence
 from llama_onnx.runtime.measure.situations import Passage
@@ -112,8 +113,8 @@ class ParityReport:
 
     `original` names the checkpoint. `tokenizer` is None when the source has none to compare with.
     `trained_length` is the number of positions the model was trained on, None if that is the whole
-    context. `long` is None unless it was requested. `passages`, the texts measured on, are not part
-    of the JSON.
+    context. `long` is None unless it was requested, `fidelity` where there was no text to measure
+    it on. `passages`, the texts measured on, are not part of the JSON.
     """
 
     package: str
@@ -133,12 +134,19 @@ class ParityReport:
     long: LongContext | None
     speed: Speed
     about: About
+    fidelity: Fidelity | None
     passages: tuple[Passage, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether every requirement holds."""
+        """The verdict on conversion: whether every requirement holds. Fidelity has its own."""
         return all(verdict.passed for verdict in self.verdicts())
+
+    @property
+    def accepted(self) -> bool:
+        """Both verdicts: the conversion passed, and the limits of fidelity hold, or the user
+        accepts the loss."""
+        return self.passed and (self.fidelity is None or self.fidelity.allowed)
 
     def figures(self, error: str, situation: str = "") -> Comparison:
         """Return the figures of `error` in `situation`; raises `KeyError` without such figures."""
@@ -175,7 +183,9 @@ class ParityReport:
         if self.tokenizer:
             content["tokenizer"]["passed"] = self.tokenizer.passed
         content["altered"] = list(self.about.altered)
-        return dumps({"passed": self.passed, **content, **further})
+        content["fidelity"] = self.fidelity.to_json() if self.fidelity else None
+        verdicts = {"passed": self.passed, "conversion": {"passed": self.passed}}
+        return dumps({**verdicts, **content, **further})
 
 
 def _count(measure: str, metric: str, count: int, reason: str) -> Verdict:

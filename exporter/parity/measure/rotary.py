@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.reference.constants import value_of
 
 Array = npt.NDArray[Any]
 
@@ -54,7 +55,8 @@ def rotating_nodes(model: ir.Model) -> dict[ir.Node, tuple[ir.Value, ir.Value]]:
 
 
 def rotary_error(model: ir.Model, config: LlamaConfig, limit: float = 0) -> RotaryError | None:
-    """Compare the tables that the attention reads, a few MB at a time; None if there are none."""
+    """Compare the tables that the attention reads, from the data file or computed, a few MB at a
+    time; None if there are none."""
     tables = {
         value: name
         for pair in rotating_nodes(model).values()
@@ -69,8 +71,7 @@ def rotary_error(model: ir.Model, config: LlamaConfig, limit: float = 0) -> Rota
 
 
 def _table_error(value: ir.Value, name: str, config: LlamaConfig, limit: float) -> RotaryError:
-    assert value.const_value is not None, "tables are initializers"
-    table = value.const_value.numpy()
+    table = value_of(value)
     errors = [
         np.abs(table[positions] - _reference(config, positions)[name]).max(axis=1)
         for positions in (

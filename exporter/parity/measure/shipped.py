@@ -18,7 +18,10 @@ from llama_onnx.runtime.measure.situations import (
     Observation,
     Passage,
     Situation,
+    decode,
     looks_everywhere,
+    prefill,
+    run_plainly,
     try_situation,
 )
 from llama_onnx.runtime.measure.speed import Speed, measure_speed
@@ -45,12 +48,16 @@ class Shipped:
     """What the package as it ships did: the prompts with the tokens that follow them greedily, the
     logits observed in each situation, and the speed on the longest passage.
 
-    `certificate_passages` are the passages of the certificate, which are only continued.
+    `certificate_passages` are the passages of the certificate, which are only continued;
+    `evaluation_passages` those that fidelity is measured on, which are only read, and `evaluation`
+    has the logits at each of their positions.
     """
 
     passages: tuple[Passage, ...]
     certificate_passages: tuple[Passage, ...]
+    evaluation_passages: tuple[Passage, ...]
     observations: dict[str, list[Observation]]
+    evaluation: list[Observation]
     speed: Speed
 
 
@@ -58,12 +65,14 @@ def run_shipped(
     subject: Subject,
     prompts: PromptSet,
     certificate_prompts: PromptSet,
+    evaluation: Sequence[Ids],
     situations: Sequence[Situation],
     progress: Progress,
 ) -> Shipped:
-    """Continue both sets of prompts, then try every situation on the passages of the first."""
+    """Continue both sets of prompts, then try every situation on the passages of the first, and
+    read the sequences of the `evaluation`."""
     graph = GraphSession.open(subject.path, subject.adapter)
-    total = 2 + len(situations)
+    total = 3 + len(situations)
     passages = _continue(graph, prompts)
     progress.update("onnxruntime", 1, total)
     certificate_passages = _continue(graph, certificate_prompts)
@@ -75,9 +84,12 @@ def run_shipped(
         observations[situation.name] = _on_disk(kept)
         trim_heap()
         progress.update("onnxruntime", 3 + index, total)
+    read = tuple(Passage(ids, len(ids)) for ids in evaluation)
+    evaluated = _read(graph, read)
+    progress.update("onnxruntime", total, total)
     longest = max(passages, key=lambda passage: passage.prompt)
     speed = measure_speed(graph, longest.ids, longest.prompt)
-    return Shipped(passages, certificate_passages, observations, speed)
+    return Shipped(passages, certificate_passages, read, observations, evaluated, speed)
 
 
 def _continue(graph: GraphSession, prompts: PromptSet) -> tuple[Passage, ...]:
@@ -88,6 +100,16 @@ def _continue(graph: GraphSession, prompts: PromptSet) -> tuple[Passage, ...]:
     )
     trim_heap()
     return passages
+
+
+def _read(graph: GraphSession, passages: Sequence[Passage]) -> list[Observation]:
+    """Return the logits at every position of every passage."""
+    found = _on_disk(run_plainly(graph, prefill(passages)))
+    if sum(len(o.positions) for o in found) < sum(len(p.ids) for p in passages):
+        # A graph that computes the last position only: token by token, all are last.
+        found = _on_disk(run_plainly(graph, decode([Passage(p.ids, 1) for p in passages])))
+    trim_heap()
+    return found
 
 
 def _on_disk(found: Iterable[Observation]) -> list[Observation]:

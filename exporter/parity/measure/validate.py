@@ -6,6 +6,7 @@
     shipped        onnxruntime, as shipped            against  PyTorch on the package's weights
     quantization   PyTorch on the package's weights   against  PyTorch on the original weights
     total          onnxruntime, as shipped            against  PyTorch on the original weights
+    fidelity       the last two again                 on real text, and graded in words
 
 The graph's error must be at rounding level in every precision: a check that mixes it with the
 quantization's can hide a bug behind int4. The graph and the session are measured on token ids, in
@@ -19,7 +20,8 @@ from dataclasses import asdict
 
 from llama_onnx.exporter.checkpoints.lora import adapters_of
 from llama_onnx.exporter.model.checkpoint import Checkpoint
-from llama_onnx.exporter.parity.measure.about import describe
+from llama_onnx.exporter.parity.measure.about import About, describe
+from llama_onnx.exporter.parity.measure.evaluation import Evaluation
 from llama_onnx.exporter.parity.measure.evidence import Evidence, gather
 from llama_onnx.exporter.parity.measure.figures import (
     curves,
@@ -27,12 +29,18 @@ from llama_onnx.exporter.parity.measure.figures import (
     measurements,
 )
 from llama_onnx.exporter.parity.measure.long import LongContext, measure_long
+from llama_onnx.exporter.parity.measure.loss import Lost
 from llama_onnx.exporter.parity.measure.report import Greedy, Measurement, ParityReport
 from llama_onnx.exporter.parity.measure.rotary import rotary_error
 from llama_onnx.exporter.parity.measure.shipped import NO_PROMPTS, PromptSet
 from llama_onnx.exporter.parity.measure.tokenizers import check_tokenizer
-from llama_onnx.exporter.parity.measure.weights import WeightError, compare_weights
+from llama_onnx.exporter.parity.measure.weights import (
+    WeightError,
+    compare_weights,
+    quantizer_of,
+)
 from llama_onnx.exporter.reference.subject import Subject
+from llama_onnx.runtime.measure.fidelity import Fidelity, Loss, recipe_of
 from llama_onnx.runtime.measure.situations import LONG_CONTEXT, Situation, situations_of
 from llama_onnx.runtime.measure.thresholds import check, thresholds
 from llama_onnx.targets.progress import SILENT, Progress
@@ -44,17 +52,20 @@ def validate(
     prompts: PromptSet,
     *,
     certificate_prompts: PromptSet = NO_PROMPTS,
+    evaluation: Evaluation | None = None,
     texts: Sequence[str] = (),
     situations: Sequence[Situation] | None = None,
     max_kl: float | None = None,
+    accept_loss: bool = False,
     thorough: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[ParityReport, Evidence]:
     """Measure the package of `subject` on `prompts`.
 
     The two tokenizers are compared on a fixed set of texts and on `texts`. `situations` are by
-    default all that apply to the graph. `thorough` also goes to the end of the context. `max_kl`
-    (nats) limits the loss against the original weights. The evidence returned with the
+    default all that apply to the graph. `thorough` also goes to the end of the context. Fidelity is
+    measured on the `evaluation`. `max_kl` (nats) limits the loss against the original weights;
+    `accept_loss` accepts what is beyond the limits of the recipe. The evidence returned with the
     report has both references' logits on `certificate_prompts` too.
 
     Raises `PackageError` when the package cannot be run.
@@ -63,14 +74,17 @@ def validate(
     tokenizer = check_tokenizer(subject.path, subject.original, texts)
     if situations is None:
         situations = situations_of(shared_buffer=weights.ragged)
-    evidence = gather(subject, prompts, certificate_prompts, situations, progress)
-    distance = compare_weights(weights, subject.original, progress)
+    sequences = evaluation.sequences if evaluation else ()
+    evidence = gather(subject, prompts, certificate_prompts, situations, sequences, progress)
+    distance = compare_weights(weights, subject.rounded_from, progress)
     trained, long = _trained_length(subject.original), None
     if thorough:
         long = measure_long(subject, prompts.prompts, trained, progress)
     measured = (*measurements(evidence), *_of_long_context(long))
     greedy = greedy_continuations(evidence)
-    limits = thresholds(weights.precision, weights.activations, "cpu", max_kl)
+    kind = (weights.precision, weights.activations, "cpu")
+    limits = thresholds(*kind, max_kl, quantizer_of(subject.path))
+    about = describe(subject, _tokens_named_in(greedy))
     report = ParityReport(
         package=str(subject.path),
         original=_name(subject.adapted_original),
@@ -88,10 +102,35 @@ def validate(
         tokenizer=tokenizer,
         long=long,
         speed=evidence.shipped.speed,
-        about=describe(subject, _tokens_named_in(greedy)),
+        about=about,
+        fidelity=_fidelity(subject, about, evaluation, evidence.lost, max_kl, accept_loss),
         passages=evidence.shipped.passages,
     )
     return report, evidence
+
+
+def _fidelity(
+    subject: Subject,
+    about: About,
+    evaluation: Evaluation | None,
+    lost: Lost | None,
+    max_kl: float | None,
+    accept_loss: bool,
+) -> Fidelity | None:
+    if evaluation is None or lost is None:
+        return None
+    config, recipe = subject.original.config, subject.manifest.get("recipe", {})
+    return Fidelity(
+        recipe=recipe_of(recipe, subject.weights.precision, about.bits_per_weight),
+        parameters=config.num_parameters(),
+        text=evaluation.text,
+        original_perplexity=lost.original_perplexity,
+        vocab_size=config.vocab_size,
+        shipped=Loss.of(lost.shipped),
+        weights=Loss.of(lost.weights),
+        max_kl=max_kl,
+        accepted=accept_loss,
+    )
 
 
 def _values(

@@ -14,7 +14,7 @@ import numpy as np
 
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.formats.json import read_json
-from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor
+from llama_onnx.exporter.formats.tensor import BlockCodes, Bounds, Float32, LazyTensor
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.targets.package import MANIFEST
 from llama_onnx.targets.progress import Progress
@@ -31,6 +31,10 @@ class WeightError:
     A step is the distance between neighboring values at the original: of float16 or bfloat16
     numbers, or the largest magnitude of the original's block over 2^(bits-1). A weight stored in
     float32, or with the codes of the original, must be equal: its distance is 0 or infinite.
+
+    A calibrated quantizer chooses the range of each block, and may cut off its extremes. There a
+    step is that of the block's own codes, and the distance is that from the nearest value within
+    its range: at most half a step if each weight was rounded to the nearest code.
 
     Rounding to nearest keeps the value of largest magnitude of every block. `block_maximum` is the
     largest relative error of these values, and `block_tensor` has it: `steps` would not show a
@@ -53,8 +57,8 @@ def compare_weights(
     for index, name in enumerate(names):
         found, source = package.tensor(name), original_of(name, package, original)
         farthest, largest = [0.0], [0.0]
-        for rows, expected in in_chunks(found, source):
-            farthest.append(float(steps_apart(rows, expected, found, source).max()))
+        for rows, expected, bounds in in_chunks(found, source, own_ranges=not to_nearest):
+            farthest.append(float(steps_apart(rows, expected, found, source, bounds).max()))
             if to_nearest:
                 largest.append(float(block_errors(rows, expected, found.codes).max(initial=0)))
         steps[name] = float(np.max(farthest))  # a NaN is the worst of all
@@ -89,27 +93,49 @@ def same_codes(found: LazyTensor, original: LazyTensor) -> bool:
     return bool(found.codes and original.codes and found.codes.bits == original.codes.bits)
 
 
-def in_chunks(found: LazyTensor, original: LazyTensor) -> Iterator[tuple[Float32, Float32]]:
-    """Yield the same rows of both, a few at a time."""
+def in_chunks(
+    found: LazyTensor, original: LazyTensor, *, own_ranges: bool
+) -> Iterator[tuple[Float32, Float32, Bounds | None]]:
+    """Yield the same rows of both, a few at a time; with `own_ranges`, also the ranges of the
+    blocks of `found`, unless both have the same codes."""
+    ranges = found.bounds if own_ranges and not same_codes(found, original) else None
     rows = found.shape[0]
     chunk = max(1, _CHUNK_VALUES // max(1, int(np.prod(found.shape[1:]))))
     for start in range(0, rows, chunk):
         stop = min(start + chunk, rows)
-        yield found.rows(start, stop), original.rows(start, stop)
+        bounds = ranges(start, stop) if ranges else None
+        yield found.rows(start, stop), original.rows(start, stop), bounds
 
 
 def steps_apart(
-    rows: Float32, expected: Float32, found: LazyTensor, original: LazyTensor
+    rows: Float32,
+    expected: Float32,
+    found: LazyTensor,
+    original: LazyTensor,
+    bounds: Bounds | None = None,
 ) -> Float32:
     """Return the distance of each weight of `found` from its original, in steps; see `WeightError`.
 
-    `rows` and `expected` are the same rows of both.
+    `rows` and `expected` are the same rows of both, `bounds` the ranges of their blocks.
     """
+    if bounds is not None:
+        assert found.codes is not None, "only blocks of codes have ranges"
+        low, high = (_at_each_weight(end, found.codes, expected.shape[1]) for end in bounds)
+        step = (high - low) / np.float32(2**found.codes.bits - 1)
+        expected = np.clip(expected, low, high)
+    elif same_codes(found, original):
+        step = np.zeros_like(expected)
+    else:
+        step = found.step(expected)
     distance = np.abs(rows - expected)
-    step = np.zeros_like(expected) if same_codes(found, original) else found.step(expected)
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = distance / step
     return np.where(distance == 0, np.float32(0), steps)
+
+
+def _at_each_weight(blocks: Float32, codes: BlockCodes, columns: int) -> Float32:
+    """Return values of blocks [R, blocks] for each weight, [R, columns]."""
+    return np.repeat(blocks, codes.block_size, axis=1)[:, :columns]
 
 
 def block_errors(found: Float32, expected: Float32, codes: BlockCodes | None) -> Float32:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.report.sections import sections
-from llama_onnx.exporter.parity.report.words import cost, verdict
+from llama_onnx.exporter.parity.report.words import cost, fidelity, limits, verdict
 from llama_onnx.targets.errors import ResourceError, UsageError
 
 
@@ -48,12 +48,16 @@ def render(report: ParityReport) -> str:
     here = files(__package__)
     template = environment.from_string(here.joinpath("page.html.jinja").read_text("utf-8"))
     outcome, _, sentence = verdict(report).partition(": ")
+    grade, lost = fidelity(report.fidelity)
     return template.render(
         css=Markup(here.joinpath("page.css").read_text("utf-8")),
         name=Path(report.package).name or report.package,
         passed=report.passed,
         outcome=outcome.capitalize(),
         verdict=_as_sentence(report, sentence),
+        accepted=report.fidelity is None or report.fidelity.allowed,
+        grade=grade.capitalize(),
+        fidelity=tuple(_sentence(line) for line in (lost, *limits(report.fidelity))),
         cost=cost(report.figures("quantization")),
         shipped_cost=_shipped_cost(report),
         tiles=tuple(_tiles(report)),
@@ -65,6 +69,10 @@ def _as_sentence(report: ParityReport, verdict: str) -> str:
     if report.passed:
         return f"All {len(report.verdicts())} limits hold in every situation."
     return verdict[0].upper() + verdict[1:]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _shipped_cost(report: ParityReport) -> str:

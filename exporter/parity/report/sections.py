@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from llama_onnx.exporter.parity.measure.report import Greedy, ParityReport
 from llama_onnx.exporter.parity.report import charts, words
 from llama_onnx.exporter.parity.report.parts import Cell, Section, Table
 from llama_onnx.exporter.parity.report.svg import strip
+from llama_onnx.runtime.measure.fidelity import METRICS, Fidelity, grades
 from llama_onnx.runtime.measure.metrics import NEAR_TIE, Divergence
 from llama_onnx.runtime.measure.situations import LONG_CONTEXT, SITUATIONS
 
@@ -28,6 +30,8 @@ def sections(report: ParityReport) -> Iterator[Section]:
     """Yield every section of the page; the verdict is not one of them."""
     yield _situations(report)
     yield _losses(report)
+    if report.fidelity:
+        yield _fidelity(report.fidelity)
     if report.long:
         yield _long_context(report)
     yield charts.layers(report)
@@ -91,8 +95,9 @@ def _losses(report: ParityReport) -> Section:
         rows.append(
             [
                 Cell(label),
-                *(Cell(f"{kl:.2e}") for kl in (row.mean_kl, row.p99_kl, row.max_kl)),
-                Cell(f"{row.same_top1:.1%}"),
+                Cell(f"{row.mean_kl:.2e}{_error(row.mean_kl_error, '.0e')}"),
+                *(Cell(f"{kl:.2e}") for kl in (row.p99_kl, row.max_kl)),
+                Cell(f"{row.same_top1:.1%}{_error(row.same_top1_error, '.1%')}"),
                 Cell(f"{row.top5_overlap:.1%}"),
                 *(Cell("–" if value is None else f"{value:+.2%}") for value in changes),
                 Cell(words.ratio(row.perplexity_ratio, row.perplexity_ratio_error)),
@@ -106,11 +111,61 @@ def _losses(report: ParityReport) -> Section:
         "Loss against the original weights",
         (
             f"Over {report.positions} positions. KL is the divergence from the original's "
-            "probabilities in nats, Δp the change of the true next token's probability. The "
-            "perplexity ratio is given with its standard error.",
+            "probabilities in nats, Δp the change of the true next token's probability. "
+            "± is a standard error.",
         ),
         (Table("Against the original weights", head, rows),),
     )
+
+
+def _error(error: float | None, form: str) -> str:
+    return "" if error is None else f" ± {error:{form}}"
+
+
+def _fidelity(found: Fidelity) -> Section:
+    limits = {limit.metric: limit for limit in found.limits}
+    rows = []
+    for metric in METRICS:
+        limit, error = limits.get(metric), f"{metric}_error"
+        values = [getattr(loss, metric) for loss in (found.shipped, found.weights)]
+        errors = [getattr(loss, error) for loss in (found.shipped, found.weights)]
+        rows.append(
+            [
+                Cell(metric),
+                *(Cell(f"{v:.4g} ± {e:.2g}") for v, e in zip(values, errors, strict=True)),
+                Cell("–" if limit is None else f"{limit.limit:g}"),
+                Cell("", "") if limit is None else _outcome(limit.passed),
+                Cell("" if limit is None else f"{limit.basis}: {limit.reason}", "words"),
+            ]
+        )
+    head = ("what", "as it ships", "its weights", f"limit of {found.recipe}", "", "reason")
+    grades_ = [
+        [
+            Cell(row.name, "good" if row.name == found.grade else ""),
+            *(Cell(_most(getattr(row, metric))) for metric in METRICS),
+            Cell(row.reason, "words"),
+        ]
+        for row in grades()
+    ]
+    texts = (
+        f"Measured on {found.shipped.positions:,} positions of real text ({found.text}), on which "
+        f"the original has a perplexity of {found.original_perplexity:.1f}. Errors are standard "
+        "errors. The grade is the best one all of whose limits hold.",
+    )
+    named = ("grade", *METRICS, "such as")
+    tables = (
+        Table("Loss, and the limits of the recipe", head, rows),
+        Table("The grades, and the most that each allows", named, grades_),
+    )
+    return Section("Fidelity to the original", texts, tables)
+
+
+def _most(limit: float) -> str:
+    return f"{limit:g}" if math.isfinite(limit) else "–"
+
+
+def _outcome(passed: bool) -> Cell:
+    return Cell("ok" if passed else "missed", _kind(passed))
 
 
 def _long_context(report: ParityReport) -> Section:

@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,11 +14,12 @@ from llama_onnx.exporter.parity.bisect.search import Bisection
 from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.report import words
 from llama_onnx.runtime.commands.tables import make_console
+from llama_onnx.runtime.measure.fidelity import Fidelity
 from llama_onnx.runtime.measure.situations import LONG_CONTEXT, SITUATIONS
 
 
 def print_report(report: ParityReport) -> None:
-    """Print what was measured, with the verdict last."""
+    """Print what was measured, with the two verdicts last."""
     console = make_console()
     for line in (
         f"package    {report.package} ({report.precision}, {report.activations} activations)",
@@ -34,9 +36,25 @@ def print_report(report: ParityReport) -> None:
         console.print(line, soft_wrap=True)
     console.print(_verdicts(report))
     outcome, _, reasons = words.verdict(report).partition(":")
-    color = "green" if report.passed else "red"
-    console.print(Text.assemble((outcome, f"bold {color}"), ":"), end="")
+    _print_verdict(console, "conversion", outcome, "green" if report.passed else "red", reasons)
+    found = report.fidelity
+    grade, figures = words.fidelity(found)
+    _print_verdict(console, "fidelity  ", grade, _color(found), f" {figures}.")
+    for line in words.limits(found):
+        console.print(f"           {line}.", soft_wrap=True)
+
+
+def _print_verdict(console: Console, name: str, outcome: str, color: str, reasons: str) -> None:
+    console.print(Text.assemble(f"{name} ", (outcome, f"bold {color}"), ":"), end="")
     console.print(reasons, soft_wrap=True)
+
+
+def _color(found: Fidelity | None) -> str:
+    if found is None or not found.trained:
+        return "yellow"
+    if found.missed:
+        return "yellow" if found.allowed else "red"
+    return "yellow" if found.grade in words.LOSES_MUCH else "green"
 
 
 def print_bisection(bisection: Bisection) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.about import About
 from llama_onnx.exporter.parity.measure.long import LongContext
 from llama_onnx.exporter.parity.measure.report import Greedy, ParityReport, Verdict
@@ -13,7 +15,9 @@ from llama_onnx.exporter.parity.measure.tokenizers import (
     VocabularyDifference,
 )
 from llama_onnx.exporter.parity.measure.weights import WeightError
+from llama_onnx.runtime.measure.fidelity import ASKED_FOR, Fidelity, Limit
 from llama_onnx.runtime.measure.metrics import NEAR_TIE, Comparison, Divergence
+from llama_onnx.runtime.measure.thresholds import NEAREST
 
 LOSSES = (
     ("package's weights", "quantization", ""),
@@ -43,11 +47,97 @@ def verdict(report: ParityReport) -> str:
 
 _ON_FILES = ("tokenizer", "files")
 
+NOT_MEASURED = "not measured: without a tokenizer there is no text to measure it on"
+
+_ORDER = ("int4 rtn", "small", "default", "best", "careful", "int8", "fp16", "fp32")
+"""Recipes, each losing less than the one before it."""
+
+
+def fidelity(found: Fidelity | None) -> tuple[str, str]:
+    """Return the grade and the figures it is based on, as "close" and a sentence without a full
+    stop."""
+    if found is None:
+        return "not graded", NOT_MEASURED
+    text = "" if found.text == "built-in" else ", on the text given"
+    return found.grade, f"{found.shipped}{text}"
+
+
+def limits(found: Fidelity | None) -> Iterator[str]:
+    """Yield which limits of fidelity hold or are missed, and what to do about a loss."""
+    if found is None:
+        return
+    if not found.trained:
+        yield (
+            f"no limit: the original's perplexity is {found.original_perplexity:,.0f}, and there "
+            f"are {found.vocab_size:,} tokens, so it has not learned this text: its weights are "
+            "random, or the text is of another kind"
+        )
+    elif not found.limits:
+        yield f"no limit: the table has none for {found.recipe}"
+    elif found.passed:
+        yield f"within the limits of {found.recipe}"
+    for basis in dict.fromkeys(limit.basis for limit in found.missed):
+        yield _beyond(found, [limit for limit in found.missed if limit.basis == basis])
+    if found.missed and found.allowed:
+        yield "the loss is accepted"
+    elif found.missed or (found.trained and found.grade in LOSES_MUCH):
+        yield from advice(found)
+
+
+LOSES_MUCH = ("noticeably different", "another model")
+
+
+_METRICS = {
+    "mean_kl": "mean KL",
+    "other_top1": "share of other likeliest tokens",
+    "perplexity_ratio": "perplexity ratio",
+}
+
+
+def _beyond(found: Fidelity, missed: Sequence[Limit]) -> str:
+    """Return which limits of one basis are `missed`, and their reason, which they share."""
+    said = "; ".join(
+        f"{_METRICS[limit.metric]} {limit.value:.3g}, limit {limit.limit:g}" for limit in missed
+    )
+    if missed[0].basis == ASKED_FOR:
+        return f"beyond the limit asked for: {said}"
+    return f"beyond the limits of {found.recipe}: {said} ({missed[0].basis}: {missed[0].reason})"
+
+
+def advice(found: Fidelity) -> Iterator[str]:
+    """Yield how to lose less than the recipe of `found` does, with options that there are."""
+    place = _ORDER.index(found.recipe) if found.recipe in _ORDER else len(_ORDER)
+    presets = _choices("preset")
+    better = [f"--preset {name}" for name in _ORDER[place + 1 :] if name in presets][:2]
+    if found.recipe == "int4 rtn" and not better:
+        better = [f"--quantizer {name}" for name in _choices("quantizer") if name != NEAREST][:1]
+    if place < _ORDER.index("int8"):
+        better.append("--precision int8")
+    elif found.recipe in ("int8", "fp16"):
+        better.append(f"--precision {_ORDER[place + 1]}")
+    if better:
+        yield f"to lose less, export with {' or '.join(f'`{option}`' for option in better)}"
+
+
+def _choices(option: str) -> tuple[str, ...]:
+    found = next((field for field in fields(Options) if field.name == option), None)
+    return tuple(found.metadata["choices"]) if found else ()
+
 
 def failure(report: ParityReport) -> Iterator[str]:
     """Yield the reasons why a package did not pass: each missed limit with the worst value, then
-    where to look."""
-    yield f"{report.package} differs from {report.original}:"
+    where to look; then the same about fidelity."""
+    if report.passed:
+        yield f"{report.package} loses too much against {report.original}:"
+    else:
+        yield f"{report.package} differs from {report.original}:"
+    yield from _conversion(report)
+    if report.fidelity and not report.fidelity.allowed:
+        yield f"  fidelity: {': '.join(fidelity(report.fidelity))}"
+        yield from (f"  fidelity: {line}" for line in limits(report.fidelity))
+
+
+def _conversion(report: ParityReport) -> Iterator[str]:
     failed = [found for found in report.verdicts() if not found.passed]
     for found in failed:
         if found.measure not in _ON_FILES:

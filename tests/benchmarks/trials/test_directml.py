@@ -9,10 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
+from benchmarks.trials.directml.findings import FINDINGS, Finding
+from benchmarks.trials.directml.place import DEVICE, Loop
 from benchmarks.trials.directml.root import Root
-from benchmarks.trials.directml.run import DEVICE, Loop, compare
+from benchmarks.trials.directml.tokens import compare
 
 NEEDS = "a Debian root with Wine, which needs Linux on x86-64, the user root, debootstrap"
 
@@ -69,3 +72,18 @@ def test_another_device_never_passes() -> None:
     assert not compare("x", loop([0], [2.0, 1.0], device="CPU"), expected, 1).holds
     failed = compare("x", Loop("", [], np.zeros((0, 2)), "Error: no device"), expected, 1)
     assert not failed.holds and failed.said == "Error: no device"
+
+
+@pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: finding.folder)
+def test_a_finding_expects_what_the_cpu_computes(finding: Finding) -> None:
+    """The folders in docs are from DirectML and the CPU of an older ONNX Runtime, under Wine."""
+    folder = Path(__file__).parents[3] / "docs" / "findings" / finding.folder
+    session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    computed = session.run(["y"], dict(np.load(folder / "input.npz")))[0].astype(np.float64)
+    expected, found = (
+        np.load(folder / f"{name}.npz")["y"].astype(np.float64) for name in ("expected", "found")
+    )
+    largest = np.nanmax(np.abs(expected))
+    assert np.nanmax(np.abs(computed - expected)) <= largest / 256
+    assert np.nanmax(np.abs(found - expected)) > largest / 4
+    assert finding.sentence in (folder / "reproduce.py").read_text("utf-8")

@@ -128,7 +128,7 @@ def test_a_wrong_weight_of_a_half_precision_package_is_found(
     make: Make, source: Callable[[bool], Path], tmp_path: Path
 ) -> None:
     """The limits for rounded scales are wider, and still find a scale that is off by 2 %."""
-    package = shutil.copytree(make("cuda", "int4"), tmp_path / "wrong")
+    package = shutil.copytree(make("cuda", "int4", quantizer="rtn"), tmp_path / "wrong")
     graph = onnx.load(package / "model.onnx", load_external_data=False).graph
     (scales,) = (i for i in graph.initializer if i.name == "model.layers.1.mlp.up_proj.scales")
     offset = next(int(e.value) for e in scales.external_data if e.key == "offset")

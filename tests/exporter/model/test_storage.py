@@ -59,6 +59,7 @@ def test_the_json_of_a_storage_keeps_its_keys() -> None:
     """Packages made before have them in their manifests."""
     assert Floats("bf16").to_json() == {"name": "bf16"}
     same = {"bits": 4, "block_size": 32, "zero_points": False, "order": "", "scales": "fp16"}
+    same["stored_scales"] = "plain"
     assert RowBlocks(4, 32, scales="fp16").to_json() == {**same, "columnwise": False}
     assert ColumnBlocks(4, 32, scales="fp16").to_json() == {**same, "columnwise": True}
 

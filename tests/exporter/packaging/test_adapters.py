@@ -66,9 +66,9 @@ EXPORTS = {
     "fp32": Options("fp32"),
     "fp16": Options("fp16"),
     # fp32 activations: what is compared is the graph, not the rounding of its inputs.
-    "int8": Options("int8", accuracy_level=1),
-    "int4": Options("int4", accuracy_level=1),
-    "int4 fused": Options("int4", accuracy_level=1, fuse_gate_up=True),
+    "int8": Options("int8", quantizer="rtn", accuracy_level=1),
+    "int4": Options("int4", quantizer="rtn", accuracy_level=1),
+    "int4 fused": Options("int4", quantizer="rtn", accuracy_level=1, fuse_gate_up=True),
 }
 
 

@@ -195,7 +195,7 @@ def test_resume_refuses_other_options(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         export(source, out, progress=Stop(9, KeyboardInterrupt()))
-    with pytest.raises(UsageError, match="options changed since"):
+    with pytest.raises(UsageError, match="options and calibration changed since"):
         export(source, out, Options(precision="int8"), resume=True)
     assert partial(out).exists()
 

@@ -295,6 +295,9 @@ def test_onnxruntime_genai_reads_the_files_alike(
     @example(text="\n".join(TEXTS))
     @settings(deadline=None, max_examples=150)
     def same(text: str) -> None:
+        # genai shows a special token alone as a broken character.
+        for token in files.tokenizer.get_added_tokens_decoder().values():
+            text = text.replace(token.content, "")
         if kind == "sentencepiece":
             # Runs of spaces: see the next test. A space after a special token: genai keeps it.
             text = re.sub("[ ▁]+", " ", text.replace("<s>", "")).strip(" ")

@@ -22,6 +22,7 @@ from llama_onnx.targets.graph_file import check_graph
 from llama_onnx.targets.graph_operators import OPERATORS
 from llama_onnx.targets.onnx_file import GraphError
 from tests.support.changed_graphs import changed
+from tests.support.folded_graphs import HOSTILE_FOLDS, SOUND_FOLDS, folded_graph
 from tests.support.hostile_packages import GRAPH_CHANGES, SOUND
 from tests.support.native import compile_checks, compile_graph_reader
 from tests.support.written_graphs import written_graphs
@@ -107,12 +108,15 @@ def test_the_lists_and_limits_are_those_of_python(checks: ctypes.CDLL) -> None:
     assert sorted(operators) == sorted(expected)
     bits = {kind: checks.tensor_bits(ctypes.c_uint64(kind)) for kind in range(100)}
     assert {kind: size for kind, size in bits.items() if size} == onnx_file._BITS
-    assert [checks.graph_limit(which) for which in range(5)] == [
+    assert [checks.graph_limit(which) for which in range(8)] == [
         graph_file.MAX_BYTES,
         onnx_file.MAX_FIELDS,
         onnx_file._MOST_DIMENSIONS,
         onnx_file._LONGEST_TEXT,
         graph_file._LARGEST_INPUT,
+        graph_file._MOST_FOLDS,
+        graph_file._MOST_READERS,
+        graph_file.LARGEST_TABLE,
     ]
 
 
@@ -122,6 +126,14 @@ def test_every_graph_of_the_exporter_passes(
     assert len(graphs) > 70
     for name, (content, size) in graphs.items():
         assert read_in_c(checks, content, size) == facts(content, size), name
+
+
+def test_weights_are_converted_only_as_the_exporter_converts_them(checks: ctypes.CDLL) -> None:
+    for name, parts in SOUND_FOLDS.items():
+        assert read_in_c(checks, *folded_graph(*parts)) == facts(*written(SOUND)), name
+    for name, (wrong, parts) in HOSTILE_FOLDS.items():
+        found = read_in_c(checks, *folded_graph(*parts))
+        assert isinstance(found, str) and wrong in found, name
 
 
 def test_packages_of_earlier_versions_pass(checks: ctypes.CDLL) -> None:
@@ -184,10 +196,13 @@ def test_changed_graphs_get_python_s_verdict(
     reader: Callable[[Sequence[Written]], str], graphs: dict[str, Written]
 ) -> None:
     random = Random(11)
-    bases = [written(SOUND), graphs["portable window"], graphs["lora int4"]]
+    bases = [
+        written(SOUND),
+        *(graphs[n] for n in ("portable window", "lora int4", "uint8 scales, tied", "int4-yarn")),
+    ]
     given = []
     for index in range(500):
-        content, size = bases[0 if index % 4 else index // 4 % 3]
+        content, size = bases[0 if index % 2 else index // 2 % len(bases)]
         given.append((changed(content, random), size))
     given += [(bases[0][0][:end], bases[0][1]) for end in range(0, len(bases[0][0]), 97)]
     expected = "".join("01"[is_sound(content, size)] for content, size in given)

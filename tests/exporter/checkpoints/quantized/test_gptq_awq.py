@@ -24,8 +24,9 @@ from onnx import numpy_helper
 from llama_onnx.exporter.checkpoints.lora import open_adapter
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.checkpoints.quantized import awq, gptq
-from llama_onnx.exporter.checkpoints.quantized.packed import pack, unpack
+from llama_onnx.exporter.checkpoints.quantized.packed import pack
 from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
+from llama_onnx.exporter.model.storage import unpack
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.plan import make_plan
@@ -175,7 +176,8 @@ def test_weights_have_to_be_equal_only_where_the_package_keeps_the_codes(
     """ONNX's own operators read other codes, so that there all matrices are quantized anew."""
     source, matrices = make(tmp_path / "source", "gptq")
     target = get_target("cpu" if kept else "portable")
-    result = export_package(source, tmp_path / "out", target, Options("int4"))
+    options = Options("int4", quantizer="rtn")
+    result = export_package(source, tmp_path / "out", target, options)
     assert bool(result.plan.recipe.source_codes) == kept
     package, reference = PackageCheckpoint.open(tmp_path / "out"), open_checkpoint(source)
     error = compare_weights(package, reference, SILENT)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -27,6 +26,7 @@ from llama_onnx.runtime.measure.situations import LONG_CONTEXT, Passage
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.progress import SILENT
 from tests.support import tiny
+from tests.support.faults import edit
 
 CONTEXT, TRAINED = 2304, 576
 CONFIG = replace(
@@ -75,6 +75,10 @@ def test_the_total_is_against_the_original_at_those_very_positions(
     assert measured(package, source).figures["total"].max_abs == pytest.approx(expected, rel=1e-3)
 
 
+def _negate_late(cosines: np.ndarray) -> None:
+    cosines[2047:] *= -1
+
+
 def test_a_table_that_is_wrong_late_is_seen_here_alone(
     made: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -83,19 +87,7 @@ def test_a_table_that_is_wrong_late_is_seen_here_alone(
     damaged.mkdir()
     for file in package.iterdir():
         (damaged / file.name).write_bytes(file.read_bytes())
-    model = onnx.load(damaged / "model.onnx", load_external_data=False)
-    (table,) = (t for t in model.graph.initializer if t.name == "model.cos_cache.weight")
-    place = {entry.key: entry.value for entry in table.external_data}
-    cosines = np.memmap(
-        damaged / "model.onnx.data",
-        np.float32,
-        offset=int(place["offset"]),
-        shape=tuple(table.dims),
-        mode="r+",
-    )
-    cosines[2047:] *= -1
-    cosines.flush()
-    del cosines
+    edit(damaged, "model.cos_cache.weight", _negate_late)
     report = _validate(damaged, source)
     missed = {(c["measure"], c["situation"]) for c in report["checks"] if not c["passed"]}
     # Of the situations, that is: the tables themselves are compared too.

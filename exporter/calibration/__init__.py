@@ -1,0 +1,1 @@
+"""Passes tokens through a model, one layer in memory, and quantizes it by what they show."""

@@ -1,0 +1,89 @@
+"""What an export's plan asks of a calibration, and running it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_onnx.exporter.graph.names import EMBEDDING
+from llama_onnx.exporter.graph.slots import Slot
+from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.exporter.model.recipe import Recipe
+from llama_onnx.exporter.model.storage import Blocks, ColumnBlocks, RowBlocks
+from llama_onnx.exporter.quantize.registry import CALIBRATED
+from llama_onnx.targets.listing import CALIBRATION_FOLDER
+from llama_onnx.targets.progress import Progress
+
+if TYPE_CHECKING:
+    from llama_onnx.exporter.calibration.store import Calibrated
+
+_EMBEDDING_TENSOR = f"{EMBEDDING}.weight"
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """`storages` of the tensors that get their codes from a calibration, by Hugging Face name; the
+    `text` (None: the one that is shipped); how many `tokens` of it; whether channels are rescaled
+    first."""
+
+    storages: Mapping[str, Blocks]
+    text: Path | None
+    tokens: int
+    rescales: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for the manifest and the journal."""
+        return {
+            "text": self.text.name if self.text else None,
+            "tokens": self.tokens,
+            "rescales": self.rescales,
+            "matrices": len(self.storages),
+        }
+
+
+def calibrated_storages(slots: Iterable[Slot], recipe: Recipe, *, tied: bool) -> dict[str, Blocks]:
+    """Return the storage of each tensor that a calibration chooses codes for: of quantized matrices
+    whose inputs it sees. That of a separate embedding are token ids; 8 bits of one that is tied to
+    the head lose next to nothing either way."""
+    if recipe.quantizer not in CALIBRATED:
+        return {}
+    found: dict[str, Blocks] = {}
+    for slot in slots:
+        storage = slot.storage
+        if not isinstance(storage, RowBlocks | ColumnBlocks) or slot.keeps_codes:
+            continue
+        if slot.name == EMBEDDING and not (tied and storage.bits < 8):
+            continue
+        found |= dict.fromkeys(slot.sources, storage)
+    return found
+
+
+def run_calibration(
+    checkpoint: Checkpoint,
+    quantizer_name: str,
+    wanted: CalibrationRequest,
+    folder: Path,
+    workers: int,
+    progress: Progress,
+) -> tuple[Calibrated, tuple[str, ...]]:
+    """Return the codes that `wanted` asks for, and warnings for people. `folder` is the package in
+    the making, which has its tokenizer already."""
+    from llama_onnx.exporter.calibration.calibrate import Task, calibrate
+    from llama_onnx.exporter.quantize.base import CalibratedQuantizer
+    from llama_onnx.exporter.quantize.calibration_text import calibration_tokens
+    from llama_onnx.exporter.quantize.registry import get_quantizer
+
+    text = calibration_tokens(folder, checkpoint.config, wanted.text, tokens=wanted.tokens)
+    quantizer = get_quantizer(quantizer_name)
+    assert isinstance(quantizer, CalibratedQuantizer), "only these are calibrated"
+    task = Task(checkpoint, quantizer, wanted.storages, wanted.rescales)
+    found = calibrate(task, text.sequences, folder / CALIBRATION_FOLDER, workers, progress)
+    return found, text.warnings
+
+
+def remove_calibration(folder: Path) -> None:
+    """Remove what a calibration kept in the unfinished package `folder`."""
+    shutil.rmtree(folder / CALIBRATION_FOLDER, ignore_errors=True)
