@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.quality import chart
@@ -12,9 +13,23 @@ from benchmarks.quality.rows import BASE, OURS, ROWS
 from benchmarks.quality.workspace import Workspace
 
 PAGE = REPOSITORY / "docs" / "quality.md"
+README = REPOSITORY / "README.md"
 PLOT = REPOSITORY / "docs" / "assets" / "quality.svg"
 RESULTS = REPOSITORY / "docs" / "assets" / "quality.json"
-START, STOP = "<!-- table: begin -->", "<!-- table: end -->"
+START, STOP = "<!-- quality: begin -->", "<!-- quality: end -->"
+
+SHORT_COLUMNS = (0, 2, 3, 5, 7)
+"""Of COLUMNS, those in the README's table."""
+
+SHORT_PEERS = (
+    "builder-default",
+    "builder-k-quant",
+    "builder-k-quant-mixed",
+    "q4_0",
+    "q4_k_m",
+    "q6_k",
+)
+"""The peers in the README's table, besides all of ours that are not calibrated on another text."""
 
 Result = Mapping[str, Any]
 
@@ -38,14 +53,15 @@ def load(work: Workspace) -> list[Result]:
     return [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
 
 
-def table(results: Sequence[Result]) -> str:
-    """Return a Markdown table: each group by bits."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+def table(results: Sequence[Result], columns: Sequence[int] = range(len(COLUMNS))) -> str:
+    """Return a Markdown table: each group by bits. `columns` are indices in COLUMNS."""
+    lines = ["| " + " | ".join(COLUMNS[i] for i in columns) + " |", "|" + " --- |" * len(columns)]
     groups = list(dict.fromkeys(result["group"] for result in results))
     for group in groups:
         members = [result for result in results if result["group"] == group]
         for result in sorted(members, key=lambda one: float(one["bits"])):
-            lines.append("| " + " | ".join(_cells(result)) + " |")
+            cells = _cells(result)
+            lines.append("| " + " | ".join(cells[i] for i in columns) + " |")
     return "\n".join(lines)
 
 
@@ -132,8 +148,18 @@ def write(work: Workspace) -> None:
     content = {"model": facts, "rows": results}
     RESULTS.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     PLOT.write_text(chart.draw(points(results)), encoding="utf-8")
-    page = PAGE.read_text("utf-8")
-    before, rest = page.split(START)
+    _replace(PAGE, f"{table(results)}\n\n{beaten_lines(results)}")
+    short = [one for one in results if one["name"] in SHORT_PEERS or _is_own(one)]
+    _replace(README, table(short, SHORT_COLUMNS))
+
+
+def _is_own(result: Result) -> bool:
+    return result["group"] == OURS and result["calibration"] in ("", "shipped")
+
+
+def _replace(page: Path, text: str) -> None:
+    """Put `text` between the marks on a page."""
+    content = page.read_text("utf-8")
+    before, rest = content.split(START)
     _, after = rest.split(STOP)
-    tables = f"{table(results)}\n\n{beaten_lines(results)}"
-    PAGE.write_text(f"{before}{START}\n{tables}\n{STOP}{after}", encoding="utf-8")
+    page.write_text(f"{before}{START}\n{text}\n{STOP}{after}", encoding="utf-8")

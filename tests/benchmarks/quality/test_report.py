@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.quality import report
 from benchmarks.quality.chart import Point, draw
 from benchmarks.quality.processor import processor
 from benchmarks.quality.questions import QUESTIONS, Question
@@ -129,3 +132,17 @@ def test_the_instruction_set_is_the_best_there_is(tmp_path: Any) -> None:
     assert processor(file) == "Some CPU (family 26, model 2), AVX512 without VNNI"
     file.write_text("\n".join([*lines[:3], "flags : avx2 avx512f avx512_vnni", "", *lines]))
     assert processor(file) == "Some CPU (family 26, model 2), AVX512-VNNI"
+
+
+@pytest.mark.parametrize(
+    ("page", "columns"),
+    [(report.PAGE, range(len(report.COLUMNS))), (report.README, report.SHORT_COLUMNS)],
+)
+def test_pages_have_the_tables_of_the_committed_results(page: Path, columns: Any) -> None:
+    results = json.loads(report.RESULTS.read_text("utf-8"))["rows"]
+    between = page.read_text("utf-8").split(report.START)[1].split(report.STOP)[0]
+    rows = [line for line in between.splitlines() if line.startswith("| ")]
+    assert len(rows) > 6
+    whole = table(results, columns).splitlines()
+    assert set(rows) - set(report.beaten_lines(results).splitlines()) <= set(whole)
+    assert report.PLOT.read_text("utf-8") == draw(report.points(results))
