@@ -106,6 +106,7 @@ class Batch(ctypes.Structure):
 
 
 LogCallback = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
+SILENCE = LogCallback(lambda *_: None)  # here, because it must live as long as the library
 
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_default_params": (ModelParams, []),
@@ -141,8 +142,7 @@ def open_library(folder: Path) -> Any:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     check(library)
-    library.silence = LogCallback(lambda *_: None)  # kept alive as long as the library
-    library.llama_log_set(library.silence, None)
+    library.llama_log_set(SILENCE, None)
     loader.ggml_backend_load_all_from_path(str(folder).encode())
     library.llama_backend_init()
     return library
