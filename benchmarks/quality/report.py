@@ -148,9 +148,17 @@ def write(work: Workspace) -> None:
     content = {"model": facts, "rows": results}
     RESULTS.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     PLOT.write_text(chart.draw(points(results)), encoding="utf-8")
-    _replace(PAGE, f"{table(results)}\n\n{beaten_lines(results)}")
+    _replace(PAGE, f"{table(results)}\n\n{beaten_lines(results)}\n\n{_moved(facts)}")
     short = [one for one in results if one["name"] in SHORT_PEERS or _is_own(one)]
     _replace(README, table(short, SHORT_COLUMNS))
+
+
+def _moved(facts: Mapping[str, float]) -> str:
+    return (
+        "Moved off its grid, the model's logits differ from the file's by at most "
+        f"{facts['largest_logit_difference']:.1e} in float32, at a standard deviation of "
+        f"{facts['logit_standard_deviation']:.1f}."
+    )
 
 
 def _is_own(result: Result) -> bool:
