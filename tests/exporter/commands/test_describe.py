@@ -129,7 +129,8 @@ def test_a_config_of_an_earlier_version_may_lack_keys() -> None:
 
 def test_plan_and_inspect_show_no_python(tmp_path: Path) -> None:
     package = make_package(tmp_path, "int4")
-    for arguments in (["plan", tmp_path / "checkpoint"], ["inspect", package]):
+    planned = ["plan", tmp_path / "checkpoint", "--quantizer", "rtn"]
+    for arguments in (planned, ["inspect", package]):
         result = CliRunner().invoke(main, [*map(str, arguments)], env={"COLUMNS": "120"})
         assert "embedding int8, head int4, other matrices int4 in blocks of 32" in result.stdout
         assert not set("{}[]'") & set(result.stdout.replace("ONNX Runtime's", "")), result.stdout
