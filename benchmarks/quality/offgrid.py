@@ -81,8 +81,7 @@ def write_gguf(weights: Weights, original: GGUFCheckpoint, path: Path) -> None:
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
             continue
         value = 0 if field.name == "general.file_type" else field.contents()
-        kinds = [*field.types, None]
-        writer.add_key_value(field.name, value, kinds[0], kinds[1])
+        writer.add_key_value(field.name, value, *field.types[:2])
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, _gguf_rows(tensor.name, weights, original.config))
     writer.write_header_to_file()

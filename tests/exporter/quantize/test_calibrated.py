@@ -57,6 +57,7 @@ def output_error(found: np.ndarray, matrix: np.ndarray, tokens: np.ndarray) -> f
 def test_a_collector_adds_up_means(tokens: np.ndarray) -> None:
     found = inputs_of(tokens)
     np.testing.assert_allclose(found.squares, (tokens.astype(float) ** 2).mean(axis=0), rtol=1e-5)
+    assert found.products is not None
     np.testing.assert_allclose(found.products, tokens.T @ tokens / TOKENS, rtol=1e-3, atol=1e-3)
     scales = np.exp(np.linspace(-1, 1, COLUMNS)).astype(np.float32)
     scaled = found.scaled(scales)
