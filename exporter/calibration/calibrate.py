@@ -87,7 +87,7 @@ def calibrate(
     for index, name in enumerate(stages[done:], start=done):
         progress.update(f"calibrating layer {index}", index, total)
         layer = next(decoder_layers(task.checkpoint, start=index))
-        hidden, inputs = collect_layer(
+        inputs = collect_layer(
             layer,
             index,
             hidden,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -20,14 +20,15 @@ from llama_onnx.targets.errors import CheckpointError
 def collect_layer(
     layer: LlamaDecoderLayer,
     index: int,
-    hidden: Sequence[Tensor],
+    hidden: list[Tensor],
     rotary: LlamaRotaryEmbedding,
     config: LlamaConfig,
     *,
     correlates: bool,
     weights: Mapping[str, Float32] | None = None,
-) -> tuple[list[Tensor], Mapping[str, Inputs]]:
-    """Return the hidden states [1, S, H] after `layer`, and the inputs of each member of a group.
+) -> Mapping[str, Inputs]:
+    """Replace the `hidden` states [1, S, H] before `layer` with those after it, and return the
+    inputs of each member of a group.
 
     With `weights` of the tokens [T] for each member, each has inputs of its own; without, those
     of one group are one object.
@@ -44,7 +45,8 @@ def collect_layer(
         for member in (group.members if weights else group.members[:1])
     }
     with torch.inference_mode(), _watching(layer, collectors):
-        after = [advance(layer, rotary, x, window_mask(config, x.shape[1])) for x in hidden]
+        for number, x in enumerate(hidden):  # replaced one by one: both need not be in memory
+            hidden[number] = advance(layer, rotary, x, window_mask(config, x.shape[1]))
     for member, collector in collectors.items():
         if not collector.finite:
             raise CheckpointError(
@@ -52,7 +54,7 @@ def collect_layer(
                 "text: the weights are damaged, or the training diverged."
             )
     inputs = {member: collector.inputs() for member, collector in collectors.items()}
-    return after, {
+    return {
         member: inputs.get(member) or inputs[group.members[0]]
         for group in GROUPS
         for member in group.members

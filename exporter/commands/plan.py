@@ -119,6 +119,9 @@ def _rows(
         yield f"adapter {adapter.name}", f"{gigabytes(adapter.nbytes)}, changes {changes}"
     yield "memory", f"about {gigabytes(plan.peak_memory)} at the peak of the export"
     yield "disk", f"{gigabytes(plan.to_json()['disk_bytes'])} of free space needed"
+    if wanted := plan.calibration:
+        text = wanted.text or "the text that llama-onnx ships"
+        yield "quantizer", f"{wanted.quantizer}, calibrated on {wanted.tokens:,} tokens of {text}"
     yield "time", f"about {seconds:.0f} s on this machine, plus the time to write the package"
     cache = gigabytes(plan.max_length * plan.cache_per_token)
     kind, each = plan.recipe.cache_type, gigabytes(plan.cache_per_token)

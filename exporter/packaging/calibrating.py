@@ -31,12 +31,13 @@ _EMBEDDING_TENSOR = f"{EMBEDDING}.weight"
 class CalibrationRequest:
     """`storages` of the tensors that get their codes from a calibration, by Hugging Face name; the
     `text` (None: the one that is shipped); how many `tokens` of it; whether channels are rescaled
-    first."""
+    first; the name of the `quantizer`."""
 
     storages: Mapping[str, Blocks]
     text: Path | None
     tokens: int
     rescales: bool
+    quantizer: str
 
     def to_json(self) -> dict[str, Any]:
         """Return it for the manifest and the journal."""

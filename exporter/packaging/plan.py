@@ -31,6 +31,7 @@ from llama_onnx.exporter.packaging.calibrating import (
     CalibrationRequest,
     calibrated_storages,
 )
+from llama_onnx.exporter.packaging.calibration_cost import calibration_memory, calibration_seconds
 from llama_onnx.exporter.packaging.choose_recipe import choose_recipe
 from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
@@ -38,7 +39,7 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.presets import with_preset
 from llama_onnx.exporter.packaging.recipe_file import read_recipe
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
-from llama_onnx.exporter.quantize.registry import plain_quantizer
+from llama_onnx.exporter.quantize.registry import CORRELATING, plain_quantizer
 from llama_onnx.exporter.quantize.source_codes import innermost
 from llama_onnx.exporter.tokenizer.source import JSON, tokenizer_kind
 from llama_onnx.targets.errors import ResourceError
@@ -171,7 +172,10 @@ def make_plan(
         placed=placed,
         source_bytes=sum(checkpoint.tensor(name).nbytes for name in config.tensor_shapes()),
         parameters=config.num_parameters(),
-        peak_memory=_peak_memory(placed, workers, kept) + _read_whole(checkpoint, built),
+        peak_memory=max(
+            _peak_memory(placed, workers, kept) + _read_whole(checkpoint, built),
+            calibration_memory(config, calibration) if calibration else 0,
+        ),
         cache_per_token=cache_bytes_per_token(config, recipe.cache_type),
         max_length=default_max_length(config, recipe.cache_type),
         quantized=_quantization(checkpoint, recipe),
@@ -210,10 +214,10 @@ def _calibration(
     from llama_onnx.exporter.quantize.calibration_text import default_tokens
 
     text = calibration_text(options)
-    correlates = recipe.quantizer != "awq"
+    correlates = recipe.quantizer in CORRELATING
     tokens = options.calibration_tokens or default_tokens(config, correlates=correlates)
     # An adapter that is swapped at run time was trained on the channels as they were.
-    return CalibrationRequest(storages, text, tokens, rescales=not kept)
+    return CalibrationRequest(storages, text, tokens, not kept, recipe.quantizer)
 
 
 def calibration_text(options: Options) -> Path | None:
@@ -225,6 +229,8 @@ def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:
     """Raise `ResourceError` when the disk under `folder` cannot hold what is yet to be written."""
     free = shutil.disk_usage(folder).free
     needed = plan.data_bytes - already_written + plan.adapter_bytes + RESERVE
+    if plan.calibration is not None:  # its codes are beside the data file until that is complete
+        needed += plan.data_bytes
     if free < needed:
         raise ResourceError(
             f"the disk at {folder} has {free / 1e9:.2f} GB free, but the package needs "
@@ -303,7 +309,10 @@ def estimate_seconds(plan: Plan, checkpoint: Checkpoint) -> float:
             for array in arrays:
                 hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data)
     elapsed = time.perf_counter() - started
-    return FIXED_SECONDS + elapsed * plan.parameters / (rows * width)
+    writing = FIXED_SECONDS + elapsed * plan.parameters / (rows * width)
+    if plan.calibration is None:
+        return writing
+    return writing + calibration_seconds(checkpoint.config, plan.calibration, workers)
 
 
 def _without_zero_points(slot: Slot) -> Slot:

@@ -49,6 +49,9 @@ QUANTIZERS: Mapping[str, Callable[[], Quantizer | CalibratedQuantizer]] = {
 DEFAULT_QUANTIZERS: Mapping[str, str] = {"int4": "awq"}
 """Precision -> quantizer, where it is not `rtn`."""
 
+CORRELATING, WEIGHING = ("gptq", "best"), ("best",)
+"""Those that look at how channels correlate, and those that also pass the text backward."""
+
 CALIBRATED = ("awq", "gptq", "best")
 """Those that need tokens; they leave matrices whose inputs are not known to `rtn`."""
 
