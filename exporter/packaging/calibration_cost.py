@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -25,7 +26,7 @@ _GPTQ = 4.0
 _BACKWARD = 3.0
 """Time of a pass forward and backward, as a multiple of one forward."""
 
-_SAMPLE, _SIDE = (256, 2048), 1024
+_SAMPLE, _SIDE, _REPEATS = (256, 2048), 1024, 4
 
 
 def calibration_memory(config: LlamaConfig, wanted: CalibrationRequest) -> int:
@@ -47,13 +48,13 @@ def calibration_seconds(config: LlamaConfig, wanted: CalibrationRequest, workers
     tried = config.num_hidden_layers * _TRIES * widths
     search, product = _seconds_per_weight(), _seconds_per_product()
     passing = values * wanted.tokens * product
+    if wanted.quantizer in WEIGHING:
+        passing *= 1 + _BACKWARD
     chosen = (values + tried) * search / workers
     if wanted.quantizer in CORRELATING:
         widest = max(config.hidden_size, config.intermediate_size)
         chosen += _GPTQ * values * search / workers + values * widest * product
         passing += wanted.tokens * config.num_hidden_layers * widths * widest * product
-    if wanted.quantizer in WEIGHING:
-        passing *= 1 + _BACKWARD
     return passing + chosen
 
 
@@ -68,15 +69,21 @@ def _seconds_per_weight() -> float:
 
     rows = np.random.default_rng(0).standard_normal(_SAMPLE, np.float32)
     squares = np.ones(_SAMPLE[1], np.float32)
-    started = time.perf_counter()
-    search_grid(rows, squares, RowBlocks(4, 32, zero_points=True))
-    return (time.perf_counter() - started) / rows.size
+    storage = RowBlocks(4, 32, zero_points=True)
+    return _least_time(lambda: search_grid(rows, squares, storage)) / rows.size
 
 
 def _seconds_per_product() -> float:
     """Return the seconds of one multiplication and addition in a large product of matrices."""
     square = np.ones((_SIDE, _SIDE), np.float32)
-    np.matmul(square, square)
-    started = time.perf_counter()
-    np.matmul(square, square)
-    return (time.perf_counter() - started) / _SIDE**3
+    return _least_time(lambda: np.matmul(square, square)) / _SIDE**3
+
+
+def _least_time(work: Callable[[], object]) -> float:
+    """Return the seconds of `work` when nothing disturbs it."""
+    times = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
