@@ -48,7 +48,7 @@ def make_adapter(folder: Path, config: LlamaConfig, rank: int) -> Path:
 
 def export(source: Path, work: Path, ranks: list[int]) -> tuple[Path, Path]:
     plain, kept = work / "plain", work / "kept"
-    target, options = get_target("cpu"), Options("int4")
+    target, options = get_target("cpu"), Options("int4", quantizer="rtn")
     if not plain.exists():
         export_package(source, plain, target, options)
     if not kept.exists():

@@ -52,7 +52,7 @@ def drop_from_cache(folder: Path) -> None:
 
 def ours(source: Path, out: Path, options: list[str]) -> RunResult:
     module = [sys.executable, "-m", "llama_onnx.exporter.cli"]
-    return run([*module, "export", str(source), str(out), *options])
+    return run([*module, "export", str(source), str(out), "--quantizer", "rtn", *options])
 
 
 def builder(source: Path, out: Path) -> RunResult:

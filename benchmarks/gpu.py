@@ -213,8 +213,9 @@ def reason(error: Exception) -> str:
 
 
 def ours(folder: Path, package: Path, precision: str, target: Target, provider: Provider) -> Run:
-    """Export the package and open it."""
-    export_package(folder, package, target, Options(precision=precision), force=True)
+    """Export the package and open it. Random weights have nothing to calibrate on."""
+    quantizer = "rtn" if precision.startswith("int") else None
+    export_package(folder, package, target, Options(precision, quantizer=quantizer), force=True)
     return partial(run_ours, Llama.load(package, provider=provider))
 
 

@@ -48,7 +48,8 @@ def tiny_models(folder: Path) -> dict[str, Path]:
 def measure(source: Path, precision: str, folder: Path) -> ParityReport:
     out = folder / "package"
     target = get_target("cpu")
-    export_package(source, out, target, Options(precision=precision), force=True)
+    quantizer = "rtn" if precision.startswith("int") else None
+    export_package(source, out, target, Options(precision, quantizer=quantizer), force=True)
     checkpoint = open_checkpoint(source)
     prompts = make_prompts(out, checkpoint.config, tokens=64, longest=128)
     return validate(open_subject(out, checkpoint), PromptSet(prompts, 64))[0]
