@@ -21,7 +21,7 @@ class Preset:
 PRESETS: Mapping[str, Preset] = {
     "small": Preset(
         "at most 4.5 bits a weight",
-        {"precision": "int4", "quantizer": "best", "budget": "4.5bpw"},
+        {"precision": "int4", "quantizer": "best", "budget": "4.45bpw"},
     ),
     "default": Preset(
         "the quick recipe",
@@ -29,14 +29,15 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "best": Preset(
         "at most 5.3 bits a weight, and as close as that allows",
-        {"precision": "int4", "quantizer": "best", "budget": "5.3bpw"},
+        {"precision": "int4", "quantizer": "best", "budget": "5.25bpw"},
     ),
     "careful": Preset(
         "at most 6.3 bits a weight",
-        {"precision": "int4", "quantizer": "best", "budget": "6.3bpw"},
+        {"precision": "int4", "quantizer": "best", "budget": "6.25bpw"},
     ),
 }
-"""By the name in `--preset`."""
+"""By the name in `--preset`. A budget is of the weights' file: `model.onnx` adds 0.04 bits to a model
+of 135M parameters, and next to nothing to a large one."""
 
 
 def with_preset(options: Options) -> Options:
@@ -45,7 +46,7 @@ def with_preset(options: Options) -> Options:
     Raises `UsageError` if another value was chosen for one of them.
 
     >>> with_preset(Options(preset="small")).budget
-    '4.5bpw'
+    '4.45bpw'
     """
     if options.preset is None:
         return options

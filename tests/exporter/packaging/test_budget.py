@@ -114,7 +114,7 @@ def refusals() -> dict[str, tuple[dict[str, Any], str]]:
         "not a number": ({"max_kl": float("nan")}, "not a number above 0"),
         "rtn": ({"budget": "4bpw", "quantizer": "rtn"}, "needs a quantizer that reads a text"),
         "int8": ({"budget": "4bpw", "precision": "int8"}, "use --precision int4"),
-        "two": ({"preset": "best", "budget": "4bpw"}, "--preset best sets --budget to 5.3bpw"),
+        "two": ({"preset": "best", "budget": "4bpw"}, "--preset best sets --budget to 5.25bpw"),
         "portable": ({"budget": "4bpw", "target": "portable"}, "which the target does not have"),
     }
 
