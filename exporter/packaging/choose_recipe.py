@@ -88,7 +88,11 @@ def _resolved(
             f"Runtime's own operators, not on {target.name}: merge them, without --keep-adapter."
         )
     recipe = replace(recipe, cache=cache_mode(options, recipe, target, adapters=adapters))
-    recipe = keep_source_codes(checkpoint, recipe, _chosen_storages(options))
+    kept = keep_source_codes(checkpoint, recipe, _chosen_storages(options))
+    # A budget shares out all bytes, those of an embedding too that alone has codes to keep.
+    shared = options.budget is not None or options.max_kl is not None
+    if not shared or any(name.startswith("model.layers.") for name in kept.source_codes):
+        recipe = kept
     again = describe_second_rounding(checkpoint, recipe)
     return recipe, (*slower, *((again,) if again else ()))
 

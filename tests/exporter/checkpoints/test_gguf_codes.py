@@ -20,6 +20,7 @@ from llama_onnx.exporter.checkpoints.lora import open_adapter
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.commands.describe import describe_recipe
 from llama_onnx.exporter.model.checkpoint import HoldsCodes
+from llama_onnx.exporter.packaging.choose_recipe import choose_recipe
 from llama_onnx.exporter.packaging.export import ExportResult, export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.plan import Plan, make_plan
@@ -220,6 +221,15 @@ def test_another_precision_dequantizes_without_a_warning(tmp_path: Path) -> None
     assert plan.recipe.source_codes.keys() == kept
     assert not [text for text in plan.warnings if "second time" in text]
     assert plan_of(source, Options("fp16")).recipe.source_codes == {}
+
+
+def test_a_budget_shares_out_an_embedding_that_alone_has_codes_to_keep(tmp_path: Path) -> None:
+    source = write(tmp_path / "m.gguf", WIDE, Type.Q4_1, kinds={"token_embd": Type.Q8_0})
+    checkpoint, options = open_checkpoint(source), Options("int4", quantizer="best")
+    for budget, kept in ((None, {"model.embed_tokens.weight"}), ("5bpw", set[str]())):
+        given = replace(options, budget=budget)
+        chosen = choose_recipe(checkpoint, TARGET, given, reads=True, adapters=False)
+        assert chosen.recipe.source_codes.keys() == kept
 
 
 def test_a_storage_that_was_asked_for_is_used(tmp_path: Path) -> None:
