@@ -36,8 +36,8 @@ PRESETS: Mapping[str, Preset] = {
         {"precision": "int4", "quantizer": "best", "budget": "6.25bpw"},
     ),
 }
-"""By the name in `--preset`. A budget is of the weights' file: `model.onnx` adds 0.04 bits to a model
-of 135M parameters, and next to nothing to a large one."""
+"""By the name in `--preset`. A budget is of the weights' file: `model.onnx` adds 0.04 bits to a
+model of 135M parameters, and next to nothing to a large one."""
 
 
 def with_preset(options: Options) -> Options:
