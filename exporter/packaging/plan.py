@@ -100,6 +100,13 @@ class Plan:
         return self.placed[-1].end
 
     @property
+    def disk_bytes(self) -> int:
+        """Free space that an export needs. A calibration's codes are beside the data file until
+        that is complete."""
+        codes = 0 if self.calibration is None else self.data_bytes
+        return self.data_bytes + codes + self.adapter_bytes + RESERVE
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits of the data file per parameter of the model."""
         return 8 * self.data_bytes / self.parameters
@@ -114,7 +121,7 @@ class Plan:
             "source_bytes": self.source_bytes,
             "data_bytes": self.data_bytes,
             "adapter_bytes": self.adapter_bytes,
-            "disk_bytes": self.data_bytes + self.adapter_bytes + RESERVE,
+            "disk_bytes": self.disk_bytes,
             "bits_per_weight": round(self.bits_per_weight, 3),
             "peak_memory_bytes": self.peak_memory,
             "cache_bytes_per_token": self.cache_per_token,
@@ -228,9 +235,7 @@ def calibration_text(options: Options) -> Path | None:
 def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:
     """Raise `ResourceError` when the disk under `folder` cannot hold what is yet to be written."""
     free = shutil.disk_usage(folder).free
-    needed = plan.data_bytes - already_written + plan.adapter_bytes + RESERVE
-    if plan.calibration is not None:  # its codes are beside the data file until that is complete
-        needed += plan.data_bytes
+    needed = plan.disk_bytes - already_written
     if free < needed:
         raise ResourceError(
             f"the disk at {folder} has {free / 1e9:.2f} GB free, but the package needs "
