@@ -94,7 +94,8 @@ def _load(work: Workspace) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(work.source, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(work.source, dtype=torch.float32)
+    return model.eval()
 
 
 def _reference(work: Workspace) -> None:
@@ -131,7 +132,7 @@ def _questions(work: Workspace) -> None:
                 do_sample=False,
                 max_new_tokens=question.most_tokens,
             )
-        answer = tokenizer.decode(full[0, len(ids) :], skip_special_tokens=True)
+        answer = str(tokenizer.decode(full[0, len(ids) :], skip_special_tokens=True))
         entry = {"question": question.text, "ids": ids, "original": answer}
         asked.append(entry | {"counts": question.holds(answer)})
         print(question.text, "->", answer, flush=True)
