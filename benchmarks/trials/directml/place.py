@@ -49,7 +49,9 @@ class Place:
     def ours(self, *arguments: str) -> Any:
         """Run one of our commands with --json; return its answer, or what it printed instead."""
         said = self.run("-m", "llama_onnx.exporter.cli", *arguments, "--json")
-        lines = said.strip().splitlines() or ["no output"]
+        # The display's server may say good-bye after the command has ended.
+        printed = [line for line in said.strip().splitlines() if not line.startswith("X conn")]
+        lines = printed or ["no output"]
         for text in (said, lines[-1]):  # one value, or events of which the last has the answer
             try:
                 return json.loads(text)
