@@ -33,7 +33,8 @@ def compare(file: Path) -> dict[str, Any]:
     """Return where the nodes ran, the largest difference from the CPU, and the largest value."""
     feeds = dict(np.load(file.with_suffix(".npz")))
     _, expected = run(file, "CPUExecutionProvider", feeds)
-    if "total" in feeds and expected.ndim == 4:  # keys in a cache with room for more, of which nothing is known
+    if "total" in feeds and expected.ndim == 4:
+        # Keys in a cache with room for more, of which nothing is known.
         expected[:, :, int(feeds["total"]) :] = np.nan
     where, found = run(file, "DmlExecutionProvider", feeds)
     np.savez(file.with_name(f"{file.stem}-expected.npz"), y=expected)
