@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from benchmarks.trials.directml.place import DEVICE, PRECISIONS, Loop, Place
+from tests.support.packages import renew_hashes
 from tests.support.tables import Case
 
 NEW_TOKENS = 32
@@ -115,6 +116,7 @@ def _chunks(place: Place, expected: Loop) -> Iterator[Case]:
     what = "int4 | a turn in parts, by onnxruntime-genai's own option `chunk_size`"
     yield Case(what, wrong, said)
     package = copy_with(place, "int4", '"search": {', '"search": {"chunk_size": 4, ')
+    renew_hashes(package)  # or it would be refused for its size
     arguments = (place.root.windows_path(package), "the", "--provider", "directml")
     answer = place.ours("generate", *arguments).get("error", "it was not refused")
     refused = "chunk_size" in answer
