@@ -12,8 +12,7 @@ layer in memory, and runs it once more with gradients of its activations only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from llama_onnx.exporter.calibration.groups import MEMBERS
+from llama_onnx.exporter.calibration.states import load_states, not_finite, save_states
 from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.reference.hooks import attached
 from llama_onnx.exporter.reference.walk import (
     Ids,
     advance,
@@ -37,7 +37,6 @@ from llama_onnx.exporter.reference.walk import (
     rotary_embedding,
     window_mask,
 )
-from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.progress import SILENT, Progress
 
 _SEED = 0
@@ -69,7 +68,10 @@ class Watched:
 
     def add(self, inputs: Float32, gradients: Float32) -> None:
         """Add the inputs [S, K] and the gradients of the outputs [S, N] of S tokens."""
-        weights = np.einsum("sn,sn->s", gradients, gradients)
+        self.add_weighted(inputs, np.einsum("sn,sn->s", gradients, gradients))
+
+    def add_weighted(self, inputs: Float32, weights: Float32) -> None:
+        """Add the inputs [S, K] and the squares of the gradients of the outputs [S] of S tokens."""
         self.tokens.append(weights)
         squares = np.square(inputs, dtype=np.float64)
         self.squares += squares.sum(axis=0)
@@ -111,10 +113,7 @@ class Backward:
             with torch.inference_mode():
                 hidden = [advance(layer, rotary, x, self._mask(x)) for x in hidden]
             if not all(bool(torch.isfinite(x).all()) for x in hidden):
-                raise CheckpointError(
-                    f"layer {index} gives NaN or infinity for the calibration's text: the weights "
-                    "are damaged, or the training diverged."
-                )
+                raise not_finite(f"layer {index} gives NaN or infinity for the calibration's text")
             self._save(index + 1, hidden)
 
     def head(self) -> tuple[list[Tensor], Seen, Float32]:
@@ -129,10 +128,7 @@ class Backward:
             normed = final_norm(self.checkpoint, part)
             flat = torch.cat([x.detach() for x in normed])
             gradients, squares = _of_prediction(self.checkpoint, flat, generator, chances)
-            watched.tokens.append(squares.numpy())
-            inputs = np.square(flat.numpy(), dtype=np.float64)
-            watched.squares += inputs.sum(axis=0)
-            watched.weighted += squares.numpy().astype(np.float64) @ inputs
+            watched.add_weighted(flat.numpy(), squares.numpy())
             split = torch.split(gradients, [len(x) for x in normed])
             found += torch.autograd.grad(normed, part, split)
         seen = watched.seen()
@@ -150,7 +146,11 @@ class Backward:
             for name in MEMBERS
         }
         before: list[Tensor] = []
-        with _watching(layer, watched):
+        hooks = (
+            layer.get_submodule(name).register_forward_hook(_adding_to(one))
+            for name, one in watched.items()
+        )
+        with attached(hooks):
             for x, gradient in zip(self._load(index), gradients, strict=True):
                 x.requires_grad_()
                 y = advance(layer, rotary, x, self._mask(x))
@@ -164,14 +164,10 @@ class Backward:
         return self.folder / f"states-{index}.npy"
 
     def _save(self, index: int, hidden: Sequence[Tensor]) -> None:
-        partial = self._states(index).with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.save(file, torch.cat(list(hidden), dim=1)[0].numpy())
-        partial.replace(self._states(index))
+        save_states(self._states(index), hidden)
 
     def _load(self, index: int) -> list[Tensor]:
-        states = torch.from_numpy(np.load(self._states(index)))
-        return [x[None].clone() for x in torch.split(states, [len(ids) for ids in self.sequences])]
+        return load_states(self._states(index), self.sequences)
 
 
 def _of_prediction(
@@ -192,19 +188,6 @@ def _of_prediction(
         back += gradient[:, start : start + len(part)] @ part
         start += len(part)
     return back, gradient.square().sum(dim=-1)
-
-
-@contextmanager
-def _watching(layer: LlamaDecoderLayer, watched: Mapping[str, Watched]) -> Iterator[None]:
-    handles = [
-        layer.get_submodule(name).register_forward_hook(_adding_to(one))
-        for name, one in watched.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _adding_to(watched: Watched) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,19 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
     LlamaRotaryEmbedding,
     apply_rotary_pos_emb,
 )
 
+from llama_onnx.exporter.calibration.states import not_finite
 from llama_onnx.exporter.formats.safetensors import stored_tensors
 from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.graph.names import KEY_CACHE, VALUE_CACHE, layer_module
 from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.exporter.reference.hooks import attached
 from llama_onnx.exporter.reference.walk import (
     Ids,
     advance,
@@ -30,7 +32,6 @@ from llama_onnx.exporter.reference.walk import (
     window_mask,
 )
 from llama_onnx.targets.durable import replace_file
-from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.progress import SILENT, Progress
 
 _LARGEST = 127
@@ -61,13 +62,12 @@ def _measure(
     for index, layer in enumerate(decoder_layers(checkpoint)):
         progress.update(f"measuring the cache of layer {index}", index, config.num_hidden_layers)
         largest = _Largest(rotary, config.head_dim)
-        with torch.inference_mode(), largest.watching(layer):
+        with torch.inference_mode(), attached(largest.hooks(layer)):
             hidden = [advance(layer, rotary, x, window_mask(config, x.shape[1])) for x in hidden]
         for part, values in ((KEY_CACHE, largest.keys), (VALUE_CACHE, largest.values)):
             if not np.isfinite(values).all():
-                raise CheckpointError(
-                    f"layer {index}: keys or values are NaN or infinite on the calibration's text: "
-                    "the weights are damaged, or the training diverged."
+                raise not_finite(
+                    f"layer {index}: keys or values are NaN or infinite on the calibration's text"
                 )
             # A channel that is always zero needs any scale but zero.
             scales = np.where(values > 0, values / np.float32(_LARGEST), np.float32(1))
@@ -83,19 +83,10 @@ class _Largest:
         self.keys = self.values = np.zeros((1, head_dim), np.float32)
         self._rotary, self._head_dim = rotary, head_dim
 
-    @contextmanager
-    def watching(self, layer: LlamaDecoderLayer) -> Iterator[None]:
-        """Look at what the projections of `layer` compute meanwhile."""
-        attention = layer.self_attn
-        handles = [
-            attention.k_proj.register_forward_hook(self._see_keys),
-            attention.v_proj.register_forward_hook(self._see_values),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def hooks(self, layer: LlamaDecoderLayer) -> Iterator[RemovableHandle]:
+        """Hook what looks at the results of the projections of `layer`."""
+        yield layer.self_attn.k_proj.register_forward_hook(self._see_keys)
+        yield layer.self_attn.v_proj.register_forward_hook(self._see_values)
 
     def _see_keys(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         keys = self._heads(output)

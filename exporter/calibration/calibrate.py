@@ -20,14 +20,16 @@ from torch import Tensor
 
 from llama_onnx.exporter.calibration.collect import collect_layer
 from llama_onnx.exporter.calibration.groups import GROUPS, MEMBERS
+from llama_onnx.exporter.calibration.scaling import group_exponents, spread
+from llama_onnx.exporter.calibration.states import not_finite
 from llama_onnx.exporter.calibration.store import Calibrated, Stage, Store
 from llama_onnx.exporter.calibration.token_weights import HEAD, seen_by
 from llama_onnx.exporter.checkpoints.folded import FoldedCheckpoint
-from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
+from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, damaged_rows
 from llama_onnx.exporter.model.channel_scales import ChannelScales, Exponents
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.storage import Blocks, Quantized, pack
-from llama_onnx.exporter.quantize.awq import SAMPLE, channel_exponents
+from llama_onnx.exporter.quantize.awq import SAMPLE
 from llama_onnx.exporter.quantize.base import CalibratedQuantizer, Quantizer
 from llama_onnx.exporter.quantize.inputs import Collector, Inputs
 from llama_onnx.exporter.reference.walk import (
@@ -38,10 +40,7 @@ from llama_onnx.exporter.reference.walk import (
     read_out,
     rotary_embedding,
 )
-from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.progress import SILENT, Progress
-
-HEAD_STAGE = "head"
 
 _PREDICTED = (4, 64)  # sequences, and tokens at the end of each, whose likelihood is computed
 _VALUES, _ROWS = 1 << 19, 512
@@ -100,7 +99,7 @@ def calibrate(
         stage = _quantize_layer(task, name, index, inputs, workers)
         store.put(stage, [x[0].numpy() for x in hidden])
     nll = None
-    if HEAD_STAGE not in store.finished:
+    if HEAD not in store.finished:
         nll = mean_nll(task.checkpoint, sequences, hidden) if likelihood else None
         progress.update("calibrating the head", total - 1, total)
         store.put(_quantize_head(task, hidden, workers), [])
@@ -166,12 +165,8 @@ def _exponents(
     if storage is None or None in storages or not (norm or f"{scaled}.weight" in task.storages):
         return {}
     rows = _sample([task.checkpoint.tensor(name) for name in names])
-    shared, groups = 1, 1
-    if scaled.endswith("self_attn.v_proj"):
-        config = task.checkpoint.config
-        groups = config.num_key_value_heads
-        shared = config.num_attention_heads // groups
-    return {scaled: channel_exponents(rows, inputs.squares, storage, shared, groups)}
+    config = task.checkpoint.config
+    return {scaled: group_exponents(config, scaled, rows, inputs.squares, storage)}
 
 
 def _sample(tensors: Sequence[LazyTensor]) -> Float32:
@@ -180,7 +175,7 @@ def _sample(tensors: Sequence[LazyTensor]) -> Float32:
     found = []
     for tensor in tensors:
         share = max(1, SAMPLE * tensor.shape[0] // total)
-        picked = np.unique(np.linspace(0, tensor.shape[0] - 1, share).astype(int))
+        picked = spread(tensor.shape[0], share)
         found += [_finite(tensor, int(row), int(row) + 1) for row in picked]
     return np.concatenate(found)
 
@@ -191,7 +186,7 @@ def _quantize_head(task: Task, hidden: Sequence[Tensor], workers: int) -> Stage:
     tied = config.tie_word_embeddings
     name = "model.embed_tokens.weight" if tied else "lm_head.weight"
     if name not in task.storages:
-        return Stage(HEAD_STAGE, {}, {})
+        return Stage(HEAD, {}, {})
     weights = _weights(task, HEAD)
     collector = Collector(
         config.hidden_size,
@@ -203,16 +198,13 @@ def _quantize_head(task: Task, hidden: Sequence[Tensor], workers: int) -> Stage:
             (normed,) = final_norm(task.checkpoint, [state])
             collector.add(normed.numpy())
     if not collector.finite:
-        raise CheckpointError(
-            "the head reads NaN or infinity from the calibration's text: the weights are damaged, "
-            "or the training diverged."
-        )
+        raise not_finite("the head reads NaN or infinity from the calibration's text")
     inputs = collector.inputs()
     exponents: dict[str, Exponents] = {}
     if task.rescales and not tied:
         exponents = _exponents(task, "model.norm", [name], inputs)
     matrices = _quantize(task, [name], ChannelScales(exponents), inputs, workers)
-    return Stage(HEAD_STAGE, matrices, exponents)
+    return Stage(HEAD, matrices, exponents)
 
 
 def _quantize(
@@ -267,8 +259,5 @@ def one_torch_thread() -> Iterator[None]:
 def _finite(tensor: LazyTensor, start: int, stop: int) -> Float32:
     rows = tensor.rows(start, stop)
     if not np.isfinite(rows).all():
-        raise CheckpointError(
-            f"{tensor.name}, rows {start} to {stop - 1}: the weights hold NaN or infinity: the "
-            "checkpoint is damaged, or its training diverged."
-        )
+        raise damaged_rows(tensor.name, start, stop)
     return rows

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from llama_onnx.exporter.calibration.groups import GROUPS, Group
+from llama_onnx.exporter.calibration.states import not_finite
 from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.quantize.inputs import Collector, Inputs
+from llama_onnx.exporter.reference.hooks import attached
 from llama_onnx.exporter.reference.walk import advance, window_mask
-from llama_onnx.targets.errors import CheckpointError
 
 
 def collect_layer(
@@ -44,14 +44,17 @@ def collect_layer(
         for group in GROUPS
         for member in (group.members if weights else group.members[:1])
     }
-    with torch.inference_mode(), _watching(layer, collectors):
+    hooks = (
+        layer.get_submodule(member).register_forward_pre_hook(_adding_to(collector))
+        for member, collector in collectors.items()
+    )
+    with torch.inference_mode(), attached(hooks):
         for number, x in enumerate(hidden):  # replaced one by one: both need not be in memory
             hidden[number] = advance(layer, rotary, x, window_mask(config, x.shape[1]))
     for member, collector in collectors.items():
         if not collector.finite:
-            raise CheckpointError(
-                f"layer {index}: {member} reads NaN or infinity from the calibration's "
-                "text: the weights are damaged, or the training diverged."
+            raise not_finite(
+                f"layer {index}: {member} reads NaN or infinity from the calibration's text"
             )
     inputs = {member: collector.inputs() for member, collector in collectors.items()}
     return {
@@ -65,20 +68,6 @@ def _channels(layer: nn.Module, group: Group) -> int:
     weight = layer.get_submodule(group.members[0]).weight
     assert isinstance(weight, Tensor)
     return weight.shape[1]
-
-
-@contextmanager
-def _watching(layer: nn.Module, collectors: Mapping[str, Collector]) -> Iterator[None]:
-    """Hand the inputs of each matrix to its collector."""
-    handles = [
-        layer.get_submodule(member).register_forward_pre_hook(_adding_to(collector))
-        for member, collector in collectors.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _adding_to(collector: Collector) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

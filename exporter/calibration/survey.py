@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from llama_onnx.exporter.calibration.backward import Seen
 from llama_onnx.exporter.calibration.groups import GROUPS
+from llama_onnx.exporter.calibration.scaling import group_exponents, spread
 from llama_onnx.exporter.calibration.token_weights import (
     HEAD,
     chances_of_rows,
@@ -26,13 +28,10 @@ from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
 from llama_onnx.exporter.model.channel_scales import ChannelScales, Exponents
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.storage import RowBlocks
-from llama_onnx.exporter.quantize.awq import channel_exponents
+from llama_onnx.exporter.quantize.allocate import Losses
 from llama_onnx.exporter.quantize.ranges import dequantized, nearest_codes, search_grid
 from llama_onnx.exporter.reference.walk import Ids
 from llama_onnx.targets.progress import SILENT, Progress
-
-Losses = Mapping[str, Mapping[RowBlocks, float]]
-"""What each storage of a tensor costs, by the tensor's name."""
 
 ERROR_FEEDBACK = 0.75
 """Loss after GPTQ relative to that of codes rounded to nearest, measured: .74 to .79 for a 135M
@@ -102,15 +101,11 @@ def _channel_scales(task: SurveyTask, prefix: str, seen: Mapping[str, Seen]) -> 
         names = [f"{prefix}{member}.weight" for member in group.members]
         if not all(name in task.storages for name in names):
             continue
-        heads, shared = 1, 1
-        if group.scaled.endswith("v_proj"):
-            heads = config.num_key_value_heads
-            shared = config.num_attention_heads // heads
         rows = np.concatenate([_sample(task.checkpoint.tensor(name)) for name in names])
         first, storage = seen[group.members[0]], task.storages[names[0]][0]
         squares = first.weighted / max(first.tokens.mean(), _SMALLEST)
-        found = channel_exponents(rows, squares, storage, shared, heads)
-        exponents[prefix + group.scaled] = found
+        scaled = prefix + group.scaled
+        exponents[scaled] = group_exponents(config, scaled, rows, squares, storage)
     return ChannelScales(exponents)
 
 
@@ -154,7 +149,5 @@ def _sample(tensor: LazyTensor) -> Float32:
     return np.concatenate([tensor.rows(int(i), int(i) + 1) for i in _picked(tensor)])
 
 
-def _picked(tensor: LazyTensor) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Return rows spread evenly over `tensor`."""
-    rows = tensor.shape[0]
-    return np.unique(np.linspace(0, rows - 1, min(rows, _SAMPLE)).astype(np.int64))
+def _picked(tensor: LazyTensor) -> npt.NDArray[np.int64]:
+    return spread(tensor.shape[0], _SAMPLE)

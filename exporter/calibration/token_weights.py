@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.numpy import save
-from torch import Tensor
 
 from llama_onnx.exporter.calibration.backward import Backward, Seen
+from llama_onnx.exporter.calibration.states import load_states, save_states
 from llama_onnx.exporter.formats.safetensors import stored_tensors
 from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.model.checkpoint import Checkpoint
@@ -43,7 +42,7 @@ def weigh(
     back = Backward(checkpoint, sequences, passing)
     done = [index for index in range(count) if _file(folder, str(index)).exists()]
     if done:
-        gradients = _load_gradients(_gradients(passing, min(done)), sequences)
+        gradients = load_states(_gradients(passing, min(done)), sequences)
     else:
         back.forward(progress)
         gradients, seen, chances = back.head()
@@ -52,7 +51,7 @@ def weigh(
     for index in reversed(range(min(done, default=count))):
         progress.update(f"weighing the text, layer {index}", count - index, count)
         gradients, members = back.layer(index, gradients)
-        _save_gradients(_gradients(passing, index), gradients)
+        save_states(_gradients(passing, index), gradients)
         _write(folder, str(index), members)
         _gradients(passing, index + 1).unlink(missing_ok=True)
     energy = np.concatenate([x[0].square().sum(-1).numpy() for x in gradients])
@@ -93,15 +92,3 @@ def _write(folder: Path, stage: str, members: Mapping[str, Seen]) -> None:
         for part in _PARTS
     }
     replace_file(_file(folder, stage), save(tensors))
-
-
-def _save_gradients(file: Path, gradients: Sequence[Tensor]) -> None:
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as out:
-        np.save(out, torch.cat(list(gradients), dim=1)[0].numpy())
-    partial.replace(file)
-
-
-def _load_gradients(file: Path, sequences: Sequence[Ids]) -> list[Tensor]:
-    gradients = torch.from_numpy(np.load(file))
-    return [x[None].clone() for x in torch.split(gradients, [len(ids) for ids in sequences])]

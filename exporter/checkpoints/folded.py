@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -13,7 +11,7 @@ from safetensors.numpy import save
 from llama_onnx.exporter.formats.safetensors import stored_tensors
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
 from llama_onnx.exporter.model.channel_scales import ChannelScales, scaled_modules
-from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.exporter.model.checkpoint import Checkpoint, OverBase
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.targets.errors import CheckpointError, PackageError
 from llama_onnx.targets.folder_files import file_inside
@@ -21,30 +19,16 @@ from llama_onnx.targets.package import CHANNEL_SCALES
 
 
 @dataclass(frozen=True)
-class FoldedCheckpoint:
+class FoldedCheckpoint(OverBase):
     """`base` with `scales` folded into norms and matrices; see `ChannelScales`."""
 
     base: Checkpoint
     scales: ChannelScales
 
     @property
-    def path(self) -> Path:
-        """The base's folder or file."""
-        return self.base.path
-
-    @property
-    def format(self) -> str:
-        """The base's format."""
-        return self.base.format
-
-    @property
     def config(self) -> LlamaConfig:
         """The base's architecture."""
         return self.base.config
-
-    def names(self) -> Iterable[str]:
-        """Return the names of all tensors."""
-        return self.base.names()
 
     def tensor(self, name: str) -> LazyTensor:
         """Return tensor `name`, folded."""
@@ -64,26 +48,6 @@ class FoldedCheckpoint:
             return found
 
         return replace(tensor, rows=rows, codes=None)
-
-    def write_tokenizer(self, folder: Path) -> list[str]:
-        """Write the base's tokenizer."""
-        return self.base.write_tokenizer(folder)
-
-    def licence_files(self) -> Sequence[Path]:
-        """Return the base's license files."""
-        return self.base.licence_files()
-
-    def search_defaults(self) -> dict[str, Any]:
-        """Return the base's sampling defaults."""
-        return self.base.search_defaults()
-
-    def fingerprint(self) -> dict[str, str]:
-        """Return what identifies the base's content."""
-        return self.base.fingerprint()
-
-    def warnings(self) -> Sequence[str]:
-        """Return the base's warnings."""
-        return self.base.warnings()
 
 
 def write_channel_scales(scales: ChannelScales, folder: Path) -> None:

@@ -12,7 +12,6 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from llama_onnx.exporter.checkpoints.adapter_config import (
 )
 from llama_onnx.exporter.formats.state_dict import read_state_dict
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor, file_fingerprint
-from llama_onnx.exporter.model.checkpoint import Checkpoint, find_licences
+from llama_onnx.exporter.model.checkpoint import Checkpoint, OverBase, find_licences
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.folder_files import file_inside
@@ -95,7 +94,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class LoraCheckpoint:
+class LoraCheckpoint(OverBase):
     """`base` with the adapter in `folder` merged; `changes` by Hugging Face tensor name, `notes`
     about the adapter for people.
 
@@ -108,16 +107,6 @@ class LoraCheckpoint:
     config: LlamaConfig
     changes: dict[str, Change]
     notes: tuple[str, ...] = ()
-
-    @property
-    def path(self) -> Path:
-        """The base's folder or file."""
-        return self.base.path
-
-    @property
-    def format(self) -> str:
-        """The base's format."""
-        return self.base.format
 
     def names(self) -> Iterable[str]:
         """Return the names of all tensors: the base's, and the head's if it is no longer tied."""
@@ -154,10 +143,6 @@ class LoraCheckpoint:
     def licence_files(self) -> Sequence[Path]:
         """Return the files of the base and of the adapter."""
         return [*self.base.licence_files(), *find_licences(self.folder)]
-
-    def search_defaults(self) -> dict[str, Any]:
-        """Return the base's sampling defaults."""
-        return self.base.search_defaults()
 
     def fingerprint(self) -> dict[str, str]:
         """Return those of the base and the adapter, numbered because their order matters."""

@@ -148,6 +148,14 @@ class StoredTensor:
         return values.reshape(stop - start, *self.shape[1:])
 
 
+def damaged_rows(name: str, start: int, stop: int) -> CheckpointError:
+    """Return the error for rows [start, stop) of tensor `name` that are not finite."""
+    return CheckpointError(
+        f"{name}, rows {start} to {stop - 1}: the weights hold NaN or infinity: the checkpoint is "
+        "damaged, or its training diverged."
+    )
+
+
 def describe_unreadable(path: Path, name: str, code: str) -> str:
     """Return the sentence that refuses a tensor of the type `code`, which is not a float type that
     is read."""

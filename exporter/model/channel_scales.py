@@ -63,13 +63,6 @@ class ChannelScales:
             found = _for_each_query_head(found, config)
         return scales_of(found)
 
-    def merged(self, other: ChannelScales) -> ChannelScales:
-        """Return the scales of both, which name different modules."""
-        return ChannelScales({**self.exponents, **other.exponents})
-
-
-NO_SCALES = ChannelScales({})
-
 
 def scales_of(exponents: Exponents) -> Float32:
     """Return the scales of `exponents`, float32.

@@ -151,6 +151,46 @@ class TensorsByName:
         return ()
 
 
+class OverBase:
+    """What a checkpoint that changes the tensors of `base` has from it."""
+
+    base: Checkpoint
+
+    @property
+    def path(self) -> Path:
+        """The base's folder or file."""
+        return self.base.path
+
+    @property
+    def format(self) -> str:
+        """The base's format."""
+        return self.base.format
+
+    def names(self) -> Iterable[str]:
+        """Return the names of the base's tensors."""
+        return self.base.names()
+
+    def write_tokenizer(self, folder: Path) -> list[str]:
+        """Write the base's tokenizer."""
+        return self.base.write_tokenizer(folder)
+
+    def licence_files(self) -> Sequence[Path]:
+        """Return the base's license files."""
+        return self.base.licence_files()
+
+    def search_defaults(self) -> dict[str, Any]:
+        """Return the base's sampling defaults."""
+        return self.base.search_defaults()
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what identifies the base's content."""
+        return self.base.fingerprint()
+
+    def warnings(self) -> Sequence[str]:
+        """Return the base's warnings."""
+        return self.base.warnings()
+
+
 def check_tensors(checkpoint: Checkpoint) -> None:
     """Compare a checkpoint's tensors with those its config requires, before any weight is read.
 

@@ -17,6 +17,7 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.quantize.allocate import (
     Allocation,
     Choice,
+    Losses,
     Unit,
     smallest,
     total_loss,
@@ -37,9 +38,6 @@ _ATTEMPTS = 8
 
 Chosen = Mapping[str, RowBlocks]
 """A storage for each tensor."""
-
-Losses = Mapping[str, Mapping[RowBlocks, float]]
-"""What each storage of a tensor costs, by the tensor's name."""
 
 
 class Planned(Protocol):

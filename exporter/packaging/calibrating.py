@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 WEIGHTS_FOLDER = "weights"
 """In the calibration's folder: how much each token matters."""
 
-_EMBEDDING_TENSOR = f"{EMBEDDING}.weight"
-
 
 @dataclass(frozen=True)
 class CalibrationRequest:

@@ -64,7 +64,7 @@ def compile_package(job: Job, *, resuming: bool) -> Compiled:
     if not (resuming and journal.exists()):  # it may have been killed before there was one
         write_header(journal, identity)
     entries = read_journal(journal, identity)
-    warnings = write_small_files(job)
+    warnings = _write_small_files(job)
     started = time.perf_counter()
     calibrated, notes = _calibrate(job)
     measured, more = _measure_cache(job, calibrated)
@@ -153,8 +153,17 @@ def _write_slot(
     writer.finish_slot(name)
 
 
-def write_small_files(job: Job) -> tuple[str, ...]:
+def _write_small_files(job: Job) -> tuple[str, ...]:
     """Write everything but the weights and the manifest; return warnings for people."""
+    tokenizer = write_settings(job)
+    licences = [file for adapter in job.kept for file in adapter.licence_files()]
+    warnings = copy_licences(job.checkpoint, job.folder, licences)
+    return (*tokenizer, *warnings, *_write_adapters(job))
+
+
+def write_settings(job: Job) -> list[str]:
+    """Write the graph, its settings and the tokenizer, with which a text can be read; return
+    warnings for people."""
     folder, checkpoint = job.folder, job.checkpoint
     config = checkpoint.config
     (folder / MODEL_FILE).write_bytes(_serialize(job.plan.built))
@@ -164,10 +173,7 @@ def write_small_files(job: Job) -> tuple[str, ...]:
     settings = genai_config(config, search, session, MODEL_FILE, job.plan.recipe.cache_type)
     _write_json(folder / "genai_config.json", settings)
     _write_json(folder / "config.json", config.to_huggingface())
-    tokenizer = _write_tokenizer(job) if job.tokenizer else []
-    licences = [file for adapter in job.kept for file in adapter.licence_files()]
-    warnings = copy_licences(checkpoint, folder, licences)
-    return (*tokenizer, *warnings, *_write_adapters(job))
+    return _write_tokenizer(job) if job.tokenizer else []
 
 
 def _write_tokenizer(job: Job) -> list[str]:

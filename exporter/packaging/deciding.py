@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.exporter.packaging.adapters import KeptAdapter
-from llama_onnx.exporter.packaging.budget import Chosen, Losses, candidates, check_possible, decide
+from llama_onnx.exporter.packaging.budget import Chosen, candidates, check_possible, decide
 from llama_onnx.exporter.packaging.calibrating import WEIGHTS_FOLDER
-from llama_onnx.exporter.packaging.compile import write_small_files
+from llama_onnx.exporter.packaging.compile import write_settings
 from llama_onnx.exporter.packaging.job import Job
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.plan import Plan, make_plan
+from llama_onnx.exporter.quantize.allocate import Losses
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.listing import CALIBRATION_FOLDER
 from llama_onnx.targets.progress import SILENT, Progress
@@ -71,7 +72,7 @@ def decided(job: Job, again: Callable[[Chosen], Plan]) -> Job:
     if goal is None:
         return job
     check_possible(job.plan, goal, again)  # before hours are spent
-    write_small_files(job)  # the tokenizer
+    write_settings(job)  # the tokenizer reads the text
     found, decision = decide(job.plan, _losses(job), goal, again)
     return replace(job, plan=replace(found, decision=decision))
 

@@ -39,6 +39,7 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.presets import with_preset
 from llama_onnx.exporter.packaging.recipe_file import read_recipe
 from llama_onnx.exporter.packaging.stream import CHUNK_VALUES, slot_sources, source_arrays
+from llama_onnx.exporter.quantize.documents import check_text_file
 from llama_onnx.exporter.quantize.registry import CORRELATING, plain_quantizer
 from llama_onnx.exporter.quantize.source_codes import innermost
 from llama_onnx.exporter.tokenizer.source import JSON, tokenizer_kind
@@ -218,18 +219,22 @@ def _calibration(
     storages = calibrated_storages(built.slots, recipe, tied=config.tie_word_embeddings)
     if not storages:
         return None
-    from llama_onnx.exporter.quantize.calibration_text import default_tokens
+    from llama_onnx.exporter.quantize.calibration_text import wanted_tokens
 
     text = calibration_text(options)
     correlates = recipe.quantizer in CORRELATING
-    tokens = options.calibration_tokens or default_tokens(config, correlates=correlates)
+    tokens = wanted_tokens(config, options.calibration_tokens, correlates=correlates)
     # An adapter that is swapped at run time was trained on the channels as they were.
     return CalibrationRequest(storages, text, tokens, not kept, recipe.quantizer)
 
 
 def calibration_text(options: Options) -> Path | None:
     """Return the file that the user calibrates on; None for the one that is shipped."""
-    return Path(options.calibration) if options.calibration else None
+    if options.calibration is None:
+        return None
+    file = Path(options.calibration)
+    check_text_file(file)
+    return file
 
 
 def require_disk(plan: Plan, folder: Path, already_written: int = 0) -> None:

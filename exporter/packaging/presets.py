@@ -1,43 +1,22 @@
-"""Presets: names for sets of options, with what they reached when they were measured."""
+"""Presets: names for sets of options."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.errors import UsageError
 
-
-@dataclass(frozen=True)
-class Preset:
-    """The options that a preset sets, and `aim`, in a few words."""
-
-    aim: str
-    sets: Mapping[str, Any]
-
-
-PRESETS: Mapping[str, Preset] = {
-    "small": Preset(
-        "at most 4.5 bits a weight",
-        {"precision": "int4", "quantizer": "best", "budget": "4.45bpw"},
-    ),
-    "default": Preset(
-        "the quick recipe",
-        {"precision": "int4", "quantizer": "awq"},
-    ),
-    "best": Preset(
-        "at most 5.3 bits a weight, and as close as that allows",
-        {"precision": "int4", "quantizer": "best", "budget": "5.25bpw"},
-    ),
-    "careful": Preset(
-        "at most 6.3 bits a weight",
-        {"precision": "int4", "quantizer": "best", "budget": "6.25bpw"},
-    ),
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "small": {"precision": "int4", "quantizer": "best", "budget": "4.45bpw"},
+    "default": {"precision": "int4", "quantizer": "awq"},
+    "best": {"precision": "int4", "quantizer": "best", "budget": "5.25bpw"},
+    "careful": {"precision": "int4", "quantizer": "best", "budget": "6.25bpw"},
 }
-"""By the name in `--preset`. A budget is of the weights' file: `model.onnx` adds 0.04 bits to a
-model of 135M parameters, and next to nothing to a large one."""
+"""The options that each sets, by the name in `--preset`. A budget is of the weights' file:
+`model.onnx` adds 0.04 bits to a model of 135M parameters, and next to nothing to a large one."""
 
 
 def with_preset(options: Options) -> Options:
@@ -51,7 +30,7 @@ def with_preset(options: Options) -> Options:
     if options.preset is None:
         return options
     defaults = {field.name: field.default for field in fields(Options)}
-    sets = PRESETS[options.preset].sets
+    sets = PRESETS[options.preset]
     for name, value in sets.items():
         chosen = getattr(options, name)
         if chosen not in (defaults[name], value):

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.exporter.calibration.store import Calibrated
-from llama_onnx.exporter.formats.tensor import LazyTensor
+from llama_onnx.exporter.formats.tensor import LazyTensor, damaged_rows
 from llama_onnx.exporter.graph.slots import Slot
 from llama_onnx.exporter.model.checkpoint import Checkpoint, CodedMatrix, HoldsCodes
 from llama_onnx.exporter.model.dtypes import DTYPES
@@ -165,12 +165,9 @@ def _overflown(arrays: Sequence[Array]) -> np.dtype[Any] | None:
 def _refuse(
     name: str, start: int, stop: int, *, overflow: bool | np.bool, dtype: np.dtype[Any]
 ) -> None:
-    where = f"{name}, rows {start} to {stop - 1}"
     if overflow:
         raise CheckpointError(
-            f"{where}: a value is too large for {dtype}: export with --precision fp32."
+            f"{name}, rows {start} to {stop - 1}: a value is too large for {dtype}: export with "
+            "--precision fp32."
         )
-    raise CheckpointError(
-        f"{where}: the weights hold NaN or infinity: the checkpoint is damaged, or its training "
-        "diverged."
-    )
+    raise damaged_rows(name, start, stop)

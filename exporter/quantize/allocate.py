@@ -14,6 +14,9 @@ from itertools import pairwise
 
 from llama_onnx.exporter.model.storage import RowBlocks
 
+Losses = Mapping[str, Mapping[RowBlocks, float]]
+"""What each storage of a tensor costs, by the tensor's name."""
+
 
 @dataclass(frozen=True)
 class Choice:

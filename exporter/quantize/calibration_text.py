@@ -71,6 +71,20 @@ def default_tokens(config: LlamaConfig, *, correlates: bool = True) -> int:
     return LENGTH * math.ceil(max(_USUAL, widest) / LENGTH)
 
 
+def wanted_tokens(config: LlamaConfig, given: int | None, *, correlates: bool) -> int:
+    """Return how many tokens are read: those `given`, or the usual number.
+
+    Raises `UsageError` for fewer than `LEAST`.
+    """
+    if given is None:
+        return default_tokens(config, correlates=correlates)
+    if given < LEAST:
+        raise UsageError(
+            f"--calibration-tokens {given:,} is too few: a calibration needs at least {LEAST:,}."
+        )
+    return given
+
+
 def calibration_tokens(
     folder: Path,
     config: LlamaConfig,

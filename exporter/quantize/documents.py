@@ -59,9 +59,18 @@ def read_documents(path: Path) -> Documents:
     return Documents(documents, hashlib.sha256(content).hexdigest(), plain)
 
 
-def _content(path: Path) -> bytes:
+def check_text_file(path: Path) -> None:
+    """Raise `UsageError` unless `path` is a regular file that can be read; reads nothing of it."""
     if path.exists() and not path.is_file():  # opening a FIFO would wait for ever
         raise UsageError(f"{path} is not a regular file: calibrate on a text file.")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {describe_reason(error)}.") from None
+
+
+def _content(path: Path) -> bytes:
+    check_text_file(path)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

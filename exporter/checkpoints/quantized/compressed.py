@@ -44,11 +44,10 @@ from llama_onnx.exporter.checkpoints.quantized.packed import (
     Groups,
     PackedMatrix,
     check_tensor,
-    pack,
 )
 from llama_onnx.exporter.checkpoints.quantized.settings import WHOLE_ROW
 from llama_onnx.exporter.formats.tensor import StoredTensor, widen
-from llama_onnx.exporter.model.storage import unpack
+from llama_onnx.exporter.model.storage import pack, unpack
 from llama_onnx.targets.errors import CheckpointError
 
 _SIGNED = ("I8",)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, StoredTensor
 from llama_onnx.exporter.model.checkpoint import CodedMatrix
 from llama_onnx.exporter.model.scales import ScaleForm
-from llama_onnx.exporter.model.storage import BLOCK_SIZES, RowBlocks, unpack
+from llama_onnx.exporter.model.storage import BLOCK_SIZES, RowBlocks, pack, unpack
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 
 Words = npt.NDArray[np.uint32]
@@ -188,11 +188,3 @@ def check_tensor(found: StoredTensor, shape: tuple[int | None, ...], codes: Sequ
             f"{found.path}: {found.name} is {found.code} {list(found.shape)} instead of "
             f"{' or '.join(codes)} {wanted}: the tensors of its module do not match."
         )
-
-
-def pack(codes: Bytes, bits: int) -> Bytes:
-    """Return codes [R, n] packed into bytes [R, ceil(n bits / 8)], the first in the low bits."""
-    if bits == 8:
-        return codes
-    even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
-    return even[:, 0::2] | even[:, 1::2] << np.uint8(4)

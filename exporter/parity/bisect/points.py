@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.exporter.reference.hooks import attached
 from llama_onnx.exporter.reference.walk import (
     Ids,
     decoder_layers,
@@ -113,16 +114,13 @@ def _layer_points(
     ]
     recorder = _Recorder()
     positions = torch.arange(x.shape[1])[None]
-    try:
+    with attached(hooks):
         output = layer(
             x,
             attention_mask=mask,
             position_embeddings=rotary(x, positions),
             past_key_values=recorder,
         )
-    finally:
-        for hook in hooks:
-            hook.remove()
     for fused, parts in _FUSED.items():
         points[fused] = np.concatenate([points[part] for part in parts], axis=-1)
     points[KEY] = recorder.key[0].transpose(0, 1).numpy()

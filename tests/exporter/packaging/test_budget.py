@@ -115,6 +115,10 @@ def refusals() -> dict[str, tuple[dict[str, Any], str]]:
         "rtn": ({"budget": "4bpw", "quantizer": "rtn"}, "needs a quantizer that reads a text"),
         "int8": ({"budget": "4bpw", "precision": "int8"}, "use --precision int4"),
         "two": ({"preset": "best", "budget": "4bpw"}, "--preset best sets --budget to 5.25bpw"),
+        "no text": ({"calibration": "nowhere.txt"}, r"nowhere\.txt cannot be read: No such file"),
+        "a folder": ({"calibration": "/"}, "/ is not a regular file"),
+        "no tokens": ({"calibration_tokens": 0}, "--calibration-tokens 0 is too few"),
+        "few tokens": ({"calibration_tokens": 9}, "needs at least 1,024"),
         "portable": ({"budget": "4bpw", "target": "portable"}, "which the target does not have"),
     }
 

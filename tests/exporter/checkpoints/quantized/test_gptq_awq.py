@@ -24,9 +24,8 @@ from onnx import numpy_helper
 from llama_onnx.exporter.checkpoints.lora import open_adapter
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.checkpoints.quantized import awq, gptq
-from llama_onnx.exporter.checkpoints.quantized.packed import pack
 from llama_onnx.exporter.model.checkpoint import Checkpoint, check_tensors
-from llama_onnx.exporter.model.storage import unpack
+from llama_onnx.exporter.model.storage import pack, unpack
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.plan import make_plan
