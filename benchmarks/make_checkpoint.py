@@ -2,6 +2,7 @@
 
     python benchmarks/make_checkpoint.py 1.1b work/1.1b
     python benchmarks/make_checkpoint.py 7b work/7b
+    python benchmarks/make_checkpoint.py 7b work/7b-3 --layers 3
     python benchmarks/make_checkpoint.py 70b work/70b --sparse
     python benchmarks/make_checkpoint.py 70b work/70b-meta --sparse --meta
 
@@ -18,6 +19,7 @@ import argparse
 import json
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +213,12 @@ def main() -> None:
     parser.add_argument("geometry", choices=GEOMETRIES)
     parser.add_argument("out", type=Path)
     parser.add_argument("--sparse", action="store_true", help="holes instead of weights")
+    parser.add_argument("--layers", type=int, help="fewer layers than the geometry has")
     parser.add_argument("--meta", action="store_true", help="Meta's format; needs --sparse")
     arguments = parser.parse_args()
     config, out = GEOMETRIES[arguments.geometry], arguments.out
+    if arguments.layers:
+        config = replace(config, num_hidden_layers=arguments.layers)
     out.mkdir(parents=True, exist_ok=True)
     if arguments.meta:
         if not arguments.sparse or arguments.geometry not in META:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.exporter.checkpoints.gguf import GGUFCheckpoint
+from llama_onnx.exporter.checkpoints.gguf import GGUFCheckpoint, huggingface_name
 from llama_onnx.exporter.model.config import LlamaConfig
 
 Weights = dict[str, npt.NDArray[np.float32]]
@@ -97,36 +97,6 @@ def _gguf_rows(name: str, weights: Weights, config: LlamaConfig) -> npt.NDArray[
     # llama.cpp rotates adjacent rows, Hugging Face rows half a head apart.
     halves = value.reshape(-1, 2, config.head_dim // 2, value.shape[1])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(value.shape))
-
-
-OUTER = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-PARTS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-
-
-def huggingface_name(name: str) -> str:
-    """Return the Hugging Face name of a GGUF tensor.
-
-    >>> huggingface_name("blk.3.attn_q.weight")
-    'model.layers.3.self_attn.q_proj.weight'
-    """
-    first, *rest = name.split(".")
-    if first != "blk":
-        return f"{OUTER[first]}.weight"
-    return f"model.layers.{rest[0]}.{PARTS[rest[1]]}.weight"
 
 
 def largest_difference(first: Path, second: Path, tokens: npt.NDArray[Any]) -> dict[str, float]:

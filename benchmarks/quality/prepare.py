@@ -17,7 +17,7 @@ from benchmarks.quality import offgrid
 from benchmarks.quality.figures import log_softmax
 from benchmarks.quality.questions import QUESTIONS
 from benchmarks.quality.workspace import LENGTH, ROWS, Workspace
-from llama_onnx.exporter.checkpoints.gguf import GGUFCheckpoint
+from llama_onnx.exporter.checkpoints.gguf import LAYER_NAMES, GGUFCheckpoint, huggingface_name
 
 EVALUATED = slice(200_000, 260_000)
 """Characters of wiki.utf8, without its tags, whose first tokens every row is measured on."""
@@ -172,11 +172,11 @@ def _imatrix(work: Workspace) -> None:
 
 
 def _matrices(layers: int) -> Iterator[tuple[str, str]]:
-    for part in offgrid.PARTS:
+    for part in LAYER_NAMES:
         if not part.endswith("norm"):
             for layer in range(layers):
                 name = f"blk.{layer}.{part}.weight"
-                yield name, offgrid.huggingface_name(name)
+                yield name, huggingface_name(name)
 
 
 if __name__ == "__main__":

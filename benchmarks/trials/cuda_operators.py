@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import onnx.helper as oh
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
+from benchmarks.trials.operator_model import MICROSOFT, operator_model
 from llama_onnx.runtime import ort
 
-MICROSOFT = "com.microsoft"
 MATRICES, RUNS = 16, 20
 ROOM = 128
 """Positions that a shared cache has."""
@@ -352,19 +352,7 @@ def opened(model: Model, device: str, settings: Sequence[tuple[str, str]] = ()) 
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     for key, value in settings:
         options.add_session_config_entry(key, value)
-    inputs = [
-        oh.make_tensor_value_info(
-            name,
-            oh.np_dtype_to_tensor_dtype(value.dtype),
-            [f"{name} {axis}" for axis in range(value.ndim)],
-        )
-        for name, value in model.feeds.items()
-    ]
-    outputs = [oh.make_tensor_value_info(name, kind, None) for name, kind in model.outputs.items()]
-    weights = [numpy_helper.from_array(value, name) for name, value in model.weights.items()]
-    graph = oh.make_graph(model.nodes, "one", inputs, outputs, weights)
-    opsets = [oh.make_opsetid("", 21), oh.make_opsetid(MICROSOFT, 1)]
-    made = oh.make_model(graph, opset_imports=opsets, ir_version=10)
+    made = operator_model(model.nodes, model.weights, model.feeds, model.outputs)
     providers = ["CUDAExecutionProvider"] if device == "cuda" else []
     return runtime.InferenceSession(
         made.SerializeToString(), options, [*providers, "CPUExecutionProvider"], enable_fallback=0

@@ -64,7 +64,7 @@ _NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
@@ -75,6 +75,7 @@ _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
+"""Part of the name of a tensor in a layer -> Hugging Face's."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ def _lazy(path: Path, info: TensorInfo, config: LlamaConfig) -> LazyTensor:
         values: Float32 = dequantize(stored(start, stop), info.type)
         return values.reshape(stop - start, *info.shape[1:])
 
-    name, coding = _huggingface_name(info.name), CODINGS.get(info.type)
+    name, coding = huggingface_name(info.name), CODINGS.get(info.type)
     codes = BlockCodes(coding.bits, coding.block_size) if coding else None
     return LazyTensor(name, info.shape, info.type.name, info.nbytes, rows, codes)
 
@@ -286,7 +287,7 @@ def _block_matrix(path: Path, info: TensorInfo, config: LlamaConfig) -> BlockMat
     if len(info.shape) != 2 or info.type not in (*CODINGS, *WITH_MINIMA):
         return None
     rows = _rows_in_order(path, info, config)
-    return BlockMatrix(_huggingface_name(info.name), info.shape, info.type, rows)
+    return BlockMatrix(huggingface_name(info.name), info.shape, info.type, rows)
 
 
 def _rows_in_order(
@@ -310,8 +311,13 @@ def _layer_part(name: str) -> str:
     return parts[2] if layered else ""
 
 
-def _huggingface_name(name: str) -> str:
-    part = _LAYER_NAMES.get(_layer_part(name))
+def huggingface_name(name: str) -> str:
+    """Return the Hugging Face name of tensor `name`; an unknown one keeps its name.
+
+    >>> huggingface_name("blk.3.attn_q.weight")
+    'model.layers.3.self_attn.q_proj.weight'
+    """
+    part = LAYER_NAMES.get(_layer_part(name))
     if part is None:
         return _NAMES.get(name, name)
     return f"model.layers.{int(name.split('.')[1])}.{part}.weight"

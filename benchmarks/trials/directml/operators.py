@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.helper as oh
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from benchmarks.trials.directml.place import DIRECTML, Place
+from benchmarks.trials.operator_model import MICROSOFT, operator_model
 from tests.support.tables import Case
 
 ROWS, COLUMNS = 96, 320
-MICROSOFT = "com.microsoft"
 Arrays = dict[str, np.ndarray]
 AT_LOAD = {"Cast", "Mul", "Reshape"}
 """Operators on weights alone, which ONNX Runtime computes once, before it runs anything."""
@@ -302,17 +302,6 @@ def _attention(attention: Attention, rng: np.random.Generator) -> Model:
 
 def save(file: Path, model: Model) -> None:
     """Write `model`, with free dimensions."""
-    inputs = [
-        oh.make_tensor_value_info(
-            name,
-            oh.np_dtype_to_tensor_dtype(value.dtype),
-            [f"{name} {axis}" for axis in range(value.ndim)],
-        )
-        for name, value in model.inputs.items()
-    ]
     dtype = oh.np_dtype_to_tensor_dtype(np.dtype(model.dtype))
-    outputs = [oh.make_tensor_value_info(name, dtype, None) for name in ("y", *model.outputs)]
-    weights = [numpy_helper.from_array(value, name) for name, value in model.weights.items()]
-    graph = oh.make_graph(model.nodes, "one", inputs, outputs, weights)
-    opsets = [oh.make_opsetid("", 21), oh.make_opsetid(MICROSOFT, 1)]
-    onnx.save(oh.make_model(graph, opset_imports=opsets, ir_version=10), file)
+    outputs = dict.fromkeys(("y", *model.outputs), dtype)
+    onnx.save(operator_model(model.nodes, model.weights, model.inputs, outputs), file)

@@ -15,7 +15,14 @@ from llama_onnx.exporter.model.storage import Blocks, Quantized
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.quantize import registry
-from llama_onnx.exporter.quantize.registry import QUANTIZERS, get_quantizer
+from llama_onnx.exporter.quantize.base import CalibratedQuantizer
+from llama_onnx.exporter.quantize.registry import (
+    CALIBRATED,
+    CORRELATING,
+    QUANTIZERS,
+    WEIGHING,
+    get_quantizer,
+)
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.registry import get_target
@@ -37,6 +44,16 @@ class Constant:
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_a_quantizer_has_the_name_it_is_registered_under(name: str) -> None:
     assert get_quantizer(name).name == name
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_what_a_plan_knows_of_a_quantizer_is_what_it_does(name: str) -> None:
+    """A plan reads the tables of names, so that it imports no quantizer."""
+    quantizer = get_quantizer(name)
+    assert isinstance(quantizer, CalibratedQuantizer) == (name in CALIBRATED)
+    if isinstance(quantizer, CalibratedQuantizer):
+        assert quantizer.correlates == (name in CORRELATING)
+        assert quantizer.weighs == (name in WEIGHING)
 
 
 def test_an_unknown_quantizer_is_refused_by_name(tmp_path: Path) -> None:
