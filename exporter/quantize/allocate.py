@@ -1,21 +1,28 @@
-"""Shares out a budget of bytes among matrices, where each byte saves the most loss.
+"""Shares out a budget of bytes among matrices so that as little as possible is lost.
 
-Each matrix has a few ways to be stored, with the bytes and the loss of each. Only those on the
-lower convex hull of (bytes, loss) matter. All matrices start at their smallest; the steps along all
-hulls are then taken in the order of loss saved per byte until the next one does not fit. More bytes
-never give more loss, since a larger budget takes the same steps and then more.
+Each matrix has a few ways to be stored, with the bytes and the loss of each; one is taken for every
+matrix. This is the multiple-choice knapsack problem, solved by dynamic programming over bytes
+(Pisinger, 1995, doi:10.1016/0377-2217(95)00015-I): with one matrix after another, the least loss in
+each number of bytes follows from that without the matrix. More bytes never give more loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
 
 from llama_onnx.exporter.model.storage import RowBlocks
 
 Losses = Mapping[str, Mapping[RowBlocks, float]]
 """What each storage of a tensor costs, by the tensor's name."""
+
+_GRAINS = 1 << 17
+"""Most sizes that are told apart: a matrix's bytes above its smallest are rounded up to a grain,
+which for 225 matrices leaves at most 0.2 % of what a budget can add unused."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +47,6 @@ Allocation = Mapping[str, Choice]
 """What each unit gets, by its name."""
 
 
-@dataclass(frozen=True)
-class _Step:
-    unit: str
-    choice: Choice
-    nbytes: int
-    gain: float  # loss saved per byte
-
-
 def smallest(units: Sequence[Unit]) -> Allocation:
     """Return the choice of fewest bytes for each of `units`.
 
@@ -55,25 +54,27 @@ def smallest(units: Sequence[Unit]) -> Allocation:
     >>> smallest([Unit("m", ("m.weight",), (big, small))])["m"].nbytes
     10
     """
-    return {unit.name: hull(unit.choices)[0] for unit in units}
+    return {unit.name: _by_size(unit)[0] for unit in units}
 
 
 def within_bytes(units: Sequence[Unit], nbytes: int) -> Allocation:
-    """Return what loses least in at most `nbytes`; `smallest` if that is more already."""
-    spent = _bytes(smallest(units))
+    """Return what loses least in at most `nbytes`; `smallest` if that is more already.
 
-    def fits(step: _Step, _: float) -> bool:
-        nonlocal spent
-        spent += step.nbytes
-        return spent <= nbytes
-
-    return _climb(units, fits)
+    >>> small, big = Choice(RowBlocks(4, 32), 10, 2.0), Choice(RowBlocks(8, 32), 20, 0.5)
+    >>> within_bytes([Unit("m", ("m.weight",), (big, small))], 25)["m"].nbytes
+    20
+    """
+    table = _table(units)
+    room = nbytes - sum(choice.nbytes for choice in smallest(units).values())
+    grains = min(max(room, 0) // table.grain, len(table.losses) - 1)
+    return _allocation(units, table, grains)
 
 
 def within_loss(units: Sequence[Unit], loss: float) -> Allocation:
-    """Return the first allocation, of those that growing budgets give, that loses at most `loss`;
-    the one that loses least if none does."""
-    return _climb(units, lambda _, before: before > loss)
+    """Return the smallest of what loses at most `loss`; what loses least if nothing does."""
+    table = _table(units)
+    enough = table.losses <= max(loss, table.losses[-1])
+    return _allocation(units, table, int(enough.argmax()))
 
 
 def total_loss(allocation: Allocation) -> float:
@@ -84,45 +85,46 @@ def total_loss(allocation: Allocation) -> float:
     return sum(choice.loss for choice in allocation.values())
 
 
-def hull(choices: Sequence[Choice]) -> tuple[Choice, ...]:
-    """Return the choices on the lower convex hull, by growing bytes and falling loss."""
-    found: list[Choice] = []
-    for choice in sorted(choices, key=lambda c: (c.nbytes, c.loss)):
-        if found and choice.loss >= found[-1].loss:
-            continue
-        while len(found) > 1 and _slope(found[-2], found[-1]) <= _slope(found[-1], choice):
-            found.pop()
-        found.append(choice)
-    return tuple(found)
+@dataclass(frozen=True)
+class _Table:
+    """The least `losses` in 0, 1, 2, ... grains above the smallest bytes, and for each unit which
+    choice that takes, with as many grains for it and those before it."""
+
+    grain: int
+    losses: npt.NDArray[np.float64]
+    picks: Sequence[npt.NDArray[np.uint8]]
 
 
-def _climb(units: Sequence[Unit], take: Callable[[_Step, float], bool]) -> Allocation:
-    """Take steps while `take` wants the next one, given the loss before it."""
-    found = dict(smallest(units))
-    loss = total_loss(found)
-    for step in _steps(units):
-        if not take(step, loss):
-            break
-        loss += step.choice.loss - found[step.unit].loss
-        found[step.unit] = step.choice
-    return found
+def _table(units: Sequence[Unit]) -> _Table:
+    above = [[choice.nbytes - ways[0].nbytes for choice in ways] for ways in map(_by_size, units)]
+    most = sum(sizes[-1] for sizes in above)
+    grain = max(math.gcd(*(size for sizes in above for size in sizes)), -(-most // _GRAINS), 1)
+    losses = np.zeros(sum(-(-sizes[-1] // grain) for sizes in above) + 1)
+    picks = []
+    for unit, sizes in zip(units, above, strict=True):
+        least, picked = np.full_like(losses, np.inf), np.zeros(len(losses), np.uint8)
+        for index, (choice, size) in enumerate(zip(_by_size(unit), sizes, strict=True)):
+            grains = -(-size // grain)
+            found = losses[: len(losses) - grains] + choice.loss
+            better = found < least[grains:]
+            least[grains:][better], picked[grains:][better] = found[better], index
+        losses = least
+        picks.append(picked)
+    return _Table(grain, losses, picks)
 
 
-def _steps(units: Sequence[Unit]) -> list[_Step]:
-    found = []
-    for unit in units:
-        on_hull = hull(unit.choices)
-        for before, after in pairwise(on_hull):
-            nbytes = after.nbytes - before.nbytes
-            found.append(_Step(unit.name, after, nbytes, _slope(before, after)))
-    # A stable sort: the steps of one unit stay in order, since gains fall along its hull.
-    return sorted(found, key=lambda step: -step.gain)
+def _allocation(units: Sequence[Unit], table: _Table, grains: int) -> Allocation:
+    found = dict(_backwards(units, table, grains))
+    return {unit.name: found[unit.name] for unit in units}
 
 
-def _slope(before: Choice, after: Choice) -> float:
-    """Return the loss saved per byte."""
-    return (before.loss - after.loss) / (after.nbytes - before.nbytes)
+def _backwards(units: Sequence[Unit], table: _Table, grains: int) -> Iterator[tuple[str, Choice]]:
+    for unit, picked in zip(reversed(units), reversed(table.picks), strict=True):
+        ways = _by_size(unit)
+        choice = ways[picked[grains]]
+        yield unit.name, choice
+        grains -= -(-(choice.nbytes - ways[0].nbytes) // table.grain)
 
 
-def _bytes(allocation: Allocation) -> int:
-    return sum(choice.nbytes for choice in allocation.values())
+def _by_size(unit: Unit) -> Sequence[Choice]:
+    return sorted(unit.choices, key=lambda choice: (choice.nbytes, choice.loss))
