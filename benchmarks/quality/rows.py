@@ -106,6 +106,10 @@ def _ours() -> Iterable[Row]:
     yield Row(BASE, OURS, "rtn, block 32", rtn)
     yield Row("rtn-int4-b128", OURS, "rtn, block 128", (*rtn, "--block-size", "128"))
     yield Row("rtn-int8", OURS, "int8", ("--precision", "int8"))
+    awq8 = ("--precision", "int8", "--quantizer", "awq")
+    yield Row("awq-int8", OURS, "int8, awq", awq8, "shipped")
+    best = (*int4, "--quantizer", "best", "--budget", "7.5bpw")
+    yield Row("best-7.5bpw", OURS, "best, 7.5 bits", best, "shipped")
     awq = (*int4, "--quantizer", "awq", "--block-size", "16")
     yield Row("awq-b16", OURS, "awq, block 16", awq, "shipped")
     for quantizer in ("awq", "gptq", "best"):
