@@ -241,17 +241,15 @@ def limits_of(recipe: str, parameters: int) -> Row | None:
 def recipe_of(recipe: Mapping[str, Any], precision: str, bits: float) -> str:
     """Return the name under which fidelity.csv has the limits of a package.
 
-    `recipe` is the manifest's, `bits` are those of the data file for each weight. It is the preset,
-    if one was chosen. Other calibrated packages of int4 are held to the preset of their size, and
-    the quantizers that take minutes to nothing better than the default.
+    `recipe` is the manifest's, `bits` are those of the data file for each weight. A calibrated
+    package of int4 is held to the preset of its size, and one by a quantizer that takes minutes to
+    nothing better than the default.
 
     >>> recipe_of({"quantizer": "rtn"}, "int4", 5.1)
     'int4 rtn'
     >>> recipe_of({"quantizer": "awq"}, "int4", 4.4)
     'small'
     """
-    if (preset := recipe.get("preset")) in recipes():
-        return str(preset)
     if precision != "int4":
         return precision
     quantizer = recipe.get("quantizer") or NEAREST

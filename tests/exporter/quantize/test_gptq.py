@@ -77,9 +77,9 @@ def test_columns_are_rounded_as_if_least_squares_were_solved_after_each(
     found[order] = round_columns(columns, scales, points, factor, MOST)
     expected = solved_anew(matrix, products_of(tokens, damping), order, steps, zeros)
     # In float32 a row may part at a near-tie, and then for good.
-    assert np.mean(found.T == expected) > 0.99
+    assert np.equal(found.T, expected).mean() > 0.99
     nearest = np.clip(np.rint(matrix / steps + zeros), 0, MOST)
-    assert np.mean(nearest == expected) < 0.9, "the errors of other columns count"
+    assert np.equal(nearest, expected).mean() < 0.9, "the errors of other columns count"
 
 
 def loss(found: Array, matrix: Array, tokens: Array) -> float:

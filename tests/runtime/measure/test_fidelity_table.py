@@ -115,14 +115,13 @@ def test_no_recipe_may_be_another_model(name: str) -> None:
     [
         ({}, "int4", 5.1, "int4 rtn"),
         ({"quantizer": "rtn"}, "int8", 9.1, "int8"),
-        ({"quantizer": "rtn", "preset": None}, "fp16", 16, "fp16"),
+        ({"quantizer": "rtn"}, "fp16", 16, "fp16"),
         ({"quantizer": "awq"}, "int4", 5.2, "default"),
         ({"quantizer": "gptq"}, "int4", 4.4, "small"),
         ({"quantizer": "awq"}, "int4", 8.0, "default"),
         ({"quantizer": "best"}, "int4", 5.2, "best"),
         ({"quantizer": "best"}, "int4", 6.2, "careful"),
-        ({"quantizer": "best", "preset": "small"}, "int4", 4.6, "small"),
-        ({"quantizer": "awq", "preset": "unheard of"}, "int4", 5.2, "default"),
+        ({"quantizer": "best", "preset": "small"}, "int4", 5.2, "best"),
     ],
 )
 def test_the_limits_are_those_of_preset_quantizer_and_size(
