@@ -106,6 +106,8 @@ def _ours() -> Iterable[Row]:
     yield Row(BASE, OURS, "rtn, block 32", rtn)
     yield Row("rtn-int4-b128", OURS, "rtn, block 128", (*rtn, "--block-size", "128"))
     yield Row("rtn-int8", OURS, "int8", ("--precision", "int8"))
+    cache = (*int4, "--quantizer", "awq", "--kv-cache", "int8")
+    yield Row("awq-kv-int8", OURS, "awq, KV cache in int8", cache, "shipped")
     awq8 = ("--precision", "int8", "--quantizer", "awq")
     yield Row("awq-int8", OURS, "int8, awq", awq8, "shipped")
     best = (*int4, "--quantizer", "best", "--budget", "7.5bpw")

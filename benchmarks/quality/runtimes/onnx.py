@@ -47,8 +47,8 @@ class Model:
                 value = np.arange(len(ids), dtype=np.int64)[None]
             elif entry.name.startswith("past_key_values."):
                 _, heads, _, width = entry.shape
-                kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-                value = np.zeros((1, heads, 0, width), kinds[entry.type])
+                kinds = {"float": np.float32, "float16": np.float16, "int8": np.int8}
+                value = np.zeros((1, heads, 0, width), kinds[entry.type[7:-1]])
             else:
                 raise ValueError(f"{self._path}: unknown input {entry.name}.")
             feeds[entry.name] = value
