@@ -53,7 +53,7 @@ def export(source: Path, *adapters: Path) -> tuple[Path, tuple[str, ...]]:
         source,
         source.parent / "out",
         get_target("cpu"),
-        Options(precision="int4"),
+        Options(precision="int4", quantizer="rtn"),
         adapters=adapters,
         force=True,
     )
