@@ -90,7 +90,7 @@ class Options:
         default=None,
         metadata=_metadata(
             "How many tokens of that text are read.",
-            otherwise="8192, or the channels of the widest matrix if they are more",
+            otherwise="4096 for awq; 8192 for gptq and best, or the channels of the widest matrix",
             number=int,
         ),
     )

@@ -112,6 +112,7 @@ def test_a_short_context_gives_short_sequences(folder: Path) -> None:
 def test_a_wide_model_reads_more() -> None:
     wide = replace(CONFIG, hidden_size=4096, intermediate_size=11008)
     assert default_tokens(wide) == 11264
+    assert default_tokens(wide, correlates=False) == 4096
 
 
 def test_a_plain_text_is_read_at_evenly_spread_places(folder: Path) -> None:
