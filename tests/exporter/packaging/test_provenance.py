@@ -23,7 +23,9 @@ from tests.support.vocabularies import model_named, spm_metadata
 
 def hashes(source: Path, **flags: Any) -> Any:
     out = source.with_name("out")
-    package = export_package(source, out, TARGET, Options("int4", quantizer="rtn"), force=True, **flags).package
+    package = export_package(
+        source, out, TARGET, Options("int4", quantizer="rtn"), force=True, **flags
+    ).package
     return json.loads((package / "manifest.json").read_text("utf-8"))["source"]["hashes"]
 
 
