@@ -186,7 +186,7 @@ def log_probabilities(logits: Logits, token: int, count: int) -> TokenLogprobs:
 
 
 def _allow(scores: Logits, allowed: npt.NDArray[np.bool_]) -> None:
-    """Remove all tokens but those `allowed`, in place; if each of those has -inf, they are equal."""
+    """Remove all tokens but those `allowed`, in place; where all of those have -inf, equally."""
     scores[~allowed] = -np.inf
     if scores.max() == -np.inf:
         scores[allowed] = 0

@@ -24,7 +24,7 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 
 from llama_onnx.runtime.engine.sampling.choice import Choice
 from llama_onnx.runtime.engine.sampling.processors import min_p, top_k, top_p
@@ -64,7 +64,8 @@ def kept_by(processor: LogitsProcessor, logits: np.ndarray) -> set[int]:
 
 def weights_of(logits: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        return np.exp(logits - logits.max())
+        result: np.ndarray = np.exp(logits - logits.max())
+    return result
 
 
 # Cut-offs
@@ -119,8 +120,8 @@ def test_top_p_keeps_the_fewest(logits: np.ndarray, p: float) -> None:
 @pytest.mark.parametrize("scale", [0.0, 1e-7, 0.3, 1, 10])
 @pytest.mark.parametrize("rounded", [True, False])
 def test_top_p_of_a_large_vocabulary(p: float, scale: float, rounded: bool) -> None:
-    logits = np.random.default_rng(5).standard_normal(20_011) * scale
-    logits = (np.round(logits, 1) if rounded else logits).astype(np.float32)
+    values = np.random.default_rng(5).standard_normal(20_011) * scale
+    logits = (np.round(values, 1) if rounded else values).astype(np.float32)
     expected, _ = fewest(logits, p)
     kept = top_p(logits, weights_of(logits), p)
     # The sums of 20,011 float32 weights are off by 1e-7 or so: some tokens more or fewer.
@@ -209,7 +210,8 @@ def test_logit_bias(text: Any, biases: dict[int, float]) -> None:
     logits, prompt, answer = text
     expected = logits.astype(np.float64)
     if biases:
-        theirs = SequenceBiasLogitsProcessor({(token,): bias for token, bias in biases.items()})
+        sequences: Any = {(token,): bias for token, bias in biases.items()}
+        theirs = SequenceBiasLogitsProcessor(sequences)
         expected = of_transformers(theirs, logits, [*prompt, *answer, 0])
     choice = Choice(logit_bias=tuple(biases.items()))
     found = processed(choice, prompt, answer, logits)
@@ -237,10 +239,10 @@ def their_probabilities(choice: Choice, text: list[int], logits: np.ndarray) -> 
     }
     if choice.logit_bias:
         options["sequence_bias"] = {(token,): bias for token, bias in choice.logit_bias}
-    config = GenerationConfig(do_sample=True, **options)
-    chain: Any = OfTransformers._get_logits_processor(
-        OfTransformers.__new__(OfTransformers), config, input_ids_seq_length=len(text)
-    )
+    untyped: Any = GenerationConfig
+    config = untyped(do_sample=True, **options)
+    model: Any = OfTransformers()
+    chain: Any = model._get_logits_processor(config, input_ids_seq_length=len(text))
     scores = chain(torch.tensor([text]), torch.tensor(logits.astype(np.float64)[None]))
     result: np.ndarray = torch.softmax(scores[0], 0).numpy()
     return result
