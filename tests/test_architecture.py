@@ -36,6 +36,7 @@ DOORS = {"onnxruntime": "runtime/ort.py", "onnxruntime_genai": "runtime/genai.py
 MODULE_LIBRARIES = {
     **{module: {library} for library, module in DOORS.items()},
     "targets/signature.py": {"cryptography"},
+    "runtime/engine/sampling/guidance.py": {"llguidance"},
     "runtime/bundles/card.py": {"huggingface_hub", "yaml"},
 }
 """Module -> libraries that it alone may import, in its functions: an extra nobody else needs."""

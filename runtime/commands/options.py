@@ -9,10 +9,16 @@ from typing import Any, TypeVar
 
 import click
 
-from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling, read_value
+from llama_onnx.runtime.llama.sampling import (
+    PARAMETERS,
+    Sampling,
+    read_value,
+    refuse_what_genai_cannot,
+)
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.folder_files import read_inside
+from llama_onnx.targets.printable import shown
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, PROVIDERS, get_provider
 from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
@@ -94,10 +100,7 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
             show_default=True,
             help="Largest number of tokens in the answer.",
         ),
-        *(
-            click.option(f"--{name.replace('_', '-')}", type=known["type"], help=known["help"])
-            for name, known in PARAMETERS.items()
-        ),
+        *(_sampling_option(name) for name in PARAMETERS),
         click.option(
             "--stop", multiple=True, help="End the answer before this text; may be repeated."
         ),
@@ -110,6 +113,7 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
             values["max_new_tokens"] = _read("max_new_tokens", values["max_new_tokens"])
             values["stop"] = check_stops(values["stop"], "--stop")
             sampling = Sampling(**read)
+            refuse_what_genai_cannot(sampling, _flag)
             _refuse_greedy_sampling(values["package"], sampling)
             return command(sampling=sampling, **values)
 
@@ -122,14 +126,46 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
     return decorate
 
 
+def _sampling_option(name: str) -> Callable[[_Command], _Command]:
+    known = PARAMETERS[name]
+    if known["type"] is dict:
+        return click.option(
+            _flag(name), multiple=True, metavar="TOKEN=NUMBER", help=known["help"], callback=_pairs
+        )
+    return click.option(_flag(name), type=known["type"], help=known["help"])
+
+
+def _pairs(
+    _: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> list[tuple[str, float]] | None:
+    """Read `15=-100` and the like; None without any."""
+    pairs = []
+    for text in texts:
+        token, _equals, number = text.partition("=")
+        try:
+            pairs.append((token, float(number)))
+        except ValueError:
+            raise UsageError(
+                f"{parameter.opts[0]} must be a token id, = and a number, such as 15=-100, not "
+                f"{shown(text)}."
+            ) from None
+    return pairs or None
+
+
 def _read(name: str, value: Any) -> Any:
-    return None if value is None else read_value(name, value, f"--{name.replace('_', '-')}")
+    return None if value is None else read_value(name, value, _flag(name))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _refuse_greedy_sampling(package: Path, sampling: Sampling) -> None:
     """Raise `UsageError` for a sampling option that a greedy answer does not use."""
-    given = [name for name in sampling.to_json() if name != "temperature"]
-    flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    given = [
+        name for name in sampling.to_json() if PARAMETERS[name]["samples"] and name != "temperature"
+    ]
+    flags = ", ".join(map(_flag, given))
     if given and sampling.temperature == 0:
         raise UsageError(
             f"--temperature 0 is greedy: leave out {flags}, which would have no effect."

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llama_onnx.runtime.llama.failures import describe_failure
+from llama_onnx.runtime.llama.failures import describe_failure, require_finite
 from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.stops import StopFilter
-from llama_onnx.targets.errors import PackageError
 
 CHUNK = 512
 """Most tokens of a prompt that the CPU reads at once: no slower than all at once, and needs less
@@ -85,17 +84,11 @@ class Run:
         return bool(self._native.is_done())
 
     def step(self) -> int:
-        """Generate a token and return it; raise `PackageError` if the model computes no numbers."""
+        """Generate a token and return it; raise `PackageError` if the logits are not numbers."""
         started = perf_counter()
-        # NaN is above nothing: genai would take token 0 or an end token, and the answer be empty.
         # From another device the logits would have to be copied: only the first are.
-        check = self._on_cpu or not self.step_seconds
-        if check and not np.isfinite(self._native.get_logits().max()):
-            raise PackageError(
-                f"the model's output is not a number after {len(self.step_seconds)} tokens: its "
-                "weights are damaged, or its precision is too low for them; `llama-onnx verify` "
-                "checks the package."
-            )
+        if self._on_cpu or not self.step_seconds:
+            require_finite(self._native.get_logits(), len(self.step_seconds))
         self._native.generate_next_token()
         token = int(self._native.get_next_tokens()[0])
         self.step_seconds.append(perf_counter() - started)

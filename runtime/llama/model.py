@@ -24,6 +24,7 @@ from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling, check_s
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.template import check_template, render_messages
 from llama_onnx.runtime.llama.text_files import read_settings
+from llama_onnx.runtime.llama.tools import Tool, check_tools
 from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
 from llama_onnx.targets.errors import PackageError, UsageError, describe_reason
@@ -320,11 +321,13 @@ class Llama:
             return tokens
         return self._encode(text, special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Message]) -> Tokens:
+    def encode_chat(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> Tokens:
         """Return the tokens of a conversation up to the start of the answer.
 
         Args:
             messages: The conversation, `{"role": ..., "content": ...}` each.
+            tools: Functions that the model may call, in OpenAI's form; `parse_tool_calls` of
+                `runtime.llama.tools` reads the calls back.
 
         Returns:
             Token ids, int32 [tokens].
@@ -341,7 +344,7 @@ class Llama:
         """
         self.package.require_tokenizer()
         # The template writes the special tokens itself, the start token included.
-        text = render_messages(self.package.path, check_messages(messages))
+        text = render_messages(self.package.path, check_messages(messages), check_tools(tools))
         return self._encode(text, special_tokens=False)
 
     def _encode(self, text: str, *, special_tokens: bool) -> Tokens:

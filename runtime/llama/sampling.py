@@ -7,7 +7,7 @@ the option as its caller wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -22,6 +22,12 @@ smallest temperatures would be zero in float32."""
 LARGEST_TEMPERATURE = 1e6
 RANDOM_SEED = -1
 """Asks for another seed at each answer, as llama.cpp's -1 does."""
+
+MOST_BIASES = 1024
+"""Most tokens that `logit_bias` names."""
+
+MOST_LOGPROBS = 20
+"""Most alternatives to a token, as in OpenAI's API."""
 
 _SEEDS = 1 << 64
 _GENAI_SEED_BITS = 31
@@ -47,7 +53,7 @@ def _top_k(value: Any) -> int | None:
     return None if whole is None else max(0, whole)
 
 
-def _top_p(value: Any) -> float | None:
+def _share(value: Any) -> float | None:
     number = as_float(value)
     return number if number is not None and 0 <= number <= 1 else None
 
@@ -60,6 +66,37 @@ def _seed(value: Any) -> int | None:
 def _penalty(value: Any) -> float | None:
     number = as_float(value)
     return number if number is not None and 1e-6 <= number <= 1e6 else None
+
+
+def _openai_penalty(value: Any) -> float | None:
+    number = as_float(value)
+    return number if number is not None and -2 <= number <= 2 else None
+
+
+def _alternatives(value: Any) -> int | None:
+    whole = as_whole(value)
+    return whole if whole is not None and 0 <= whole <= MOST_LOGPROBS else None
+
+
+def _biases(value: Any) -> tuple[tuple[int, float], ...] | None:
+    """Read a mapping, whose keys may be texts as in JSON, or the pairs that this returns."""
+    if not isinstance(value, (Mapping, list, tuple)) or len(value) > MOST_BIASES:
+        return None
+    biases: dict[int, float] = {}
+    for pair in value.items() if isinstance(value, Mapping) else value:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            return None
+        token, bias = _token(pair[0]), as_float(pair[1])
+        if token is None or token in biases or bias is None or not -100 <= bias <= 100:
+            return None
+        biases[token] = bias
+    return tuple(sorted(biases.items()))
+
+
+def _token(value: Any) -> int | None:
+    if isinstance(value, str):
+        value = int(value) if value.isascii() and value.isdecimal() and len(value) < 11 else None
+    return _count(value)
 
 
 def _count(value: Any) -> int | None:
@@ -79,10 +116,17 @@ def _switch(value: Any) -> bool | None:
 RULES: Mapping[str, Rule] = {
     "temperature": Rule(f"a number from 0 (greedy) to {LARGEST_TEMPERATURE:,.0f}", _temperature),
     "top_k": Rule("a whole number (0 or less: all tokens)", _top_k),
-    "top_p": Rule("a number from 0 to 1 (off)", _top_p),
+    "top_p": Rule("a number from 0 to 1 (off)", _share),
+    "min_p": Rule("a number from 0 (off) to 1", _share),
     "seed": Rule("a whole number from 0 to 2^64 - 1, or -1 (another one each time)", _seed),
     "max_new_tokens": Rule("a whole number of at least 1", _new_tokens),
     "repetition_penalty": Rule("a number from 0.000001 to 1,000,000", _penalty),
+    "presence_penalty": Rule("a number from -2 to 2 (0: off)", _openai_penalty),
+    "frequency_penalty": Rule("a number from -2 to 2 (0: off)", _openai_penalty),
+    "logit_bias": Rule(
+        f"at most {MOST_BIASES:,} token ids, each with a number from -100 to 100", _biases
+    ),
+    "logprobs": Rule(f"a whole number from 0 to {MOST_LOGPROBS}", _alternatives),
     "no_repeat_ngram_size": Rule("a whole number from 0 (off) to 2^31 - 1", _count),
     "do_sample": Rule("true or false", _switch),
 }
@@ -107,31 +151,68 @@ def read_value(name: str, value: Any, shown_name: str | None = None) -> Any:
     return read
 
 
-def _parameter(kind: type, explanation: str) -> Any:
-    """A field that is None by default, with the metadata that interfaces show and check."""
-    return field(default=None, metadata={"type": kind, "help": explanation})
+def _parameter(kind: type, explanation: str, *, samples: bool = False, genai: bool = True) -> Any:
+    """A field that is None by default, with the metadata that interfaces show and check.
+
+    `samples`: it has no effect on a greedy answer. `genai`: onnxruntime-genai 0.18 can do it.
+    """
+    metadata = {"type": kind, "help": explanation, "samples": samples, "genai": genai}
+    return field(default=None, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How to choose the next token; None leaves a choice to the package, greedy by default.
 
-    A temperature above 0, `top_k` or `top_p` turns sampling on; temperature 0 turns it off. Raises
-    `UsageError` for a value out of range.
+    A temperature above 0, `top_k`, `top_p` or `min_p` turns sampling on; temperature 0 turns it
+    off. `repetition_penalty` counts the prompt's tokens too, `presence_penalty` and
+    `frequency_penalty` those of the answer. `logit_bias` is a number for each token id, added to
+    its logit. `logprobs` asks for the log probability of each token, and of so many alternatives.
+    Raises `UsageError` for a value out of range.
 
     >>> Sampling(temperature=0.7, seed=1).search_options(vocab_size=1000)
     {'temperature': 0.7, 'random_seed': 1, 'do_sample': True}
+    >>> Sampling(logit_bias={7: -100}).logit_bias
+    ((7, -100.0),)
     """
 
-    temperature: float | None = _parameter(float, "Sampling temperature; 0 is greedy.")
-    top_k: int | None = _parameter(int, "Sample from the K likeliest tokens; 0 is all.")
-    top_p: float | None = _parameter(
-        float, "Sample from the likeliest tokens whose probabilities sum to P."
+    temperature: float | None = _parameter(
+        float, "Sampling temperature; 0 is greedy.", samples=True
     )
-    seed: int | None = _parameter(int, "Seed that makes sampling repeatable; -1 is a random one.")
+    top_k: int | None = _parameter(
+        int, "Sample from the K likeliest tokens; 0 is all.", samples=True
+    )
+    top_p: float | None = _parameter(
+        float, "Sample from the likeliest tokens whose probabilities sum to P.", samples=True
+    )
+    seed: int | None = _parameter(
+        int, "Seed that makes sampling repeatable; -1 is a random one.", samples=True
+    )
+    min_p: float | None = _parameter(
+        float,
+        "Sample from tokens that are at least P times as likely as the likeliest.",
+        samples=True,
+        genai=False,
+    )
+    repetition_penalty: float | None = _parameter(
+        float, "Divide the logits of tokens that the text has by this; 1 is off."
+    )
+    presence_penalty: float | None = _parameter(
+        float, "Lower the logits of tokens that the answer has by this.", genai=False
+    )
+    frequency_penalty: float | None = _parameter(
+        float, "Lower a token's logit by this for each time the answer has it.", genai=False
+    )
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] | None = _parameter(
+        dict, "Add a number from -100 to 100 to a token's logit; may be repeated.", genai=False
+    )
+    logprobs: int | None = _parameter(
+        int, "Log probabilities of each token and of N alternatives.", genai=False
+    )
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name in PARAMETERS:
+            value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, read_value(name, value))
 
@@ -140,19 +221,54 @@ class Sampling:
         values: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         return replace(self, **values)
 
-    def to_json(self) -> dict[str, int | float]:
+    def to_json(self) -> dict[str, Any]:
         """Return the parameters that are set, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        if "logit_bias" in values:
+            values["logit_bias"] = {str(token): bias for token, bias in values["logit_bias"]}
+        return values
+
+    def turns_sampling_on(self) -> bool | None:
+        """Return whether the answer is sampled; None leaves that to the package."""
+        if self.temperature == 0:
+            return False
+        asked = (self.temperature, self.top_k, self.top_p, self.min_p)
+        return True if any(value is not None for value in asked) else None
 
     def search_options(self, vocab_size: int) -> dict[str, bool | int | float]:
-        """Return onnxruntime-genai's search options; for all others the package decides."""
-        options: dict[str, bool | int | float] = dict(self.to_json())
-        if self.seed is not None:
-            del options["seed"]
-            options["random_seed"] = fold_seed(self.seed)
-        if options.keys() - {"random_seed"}:
+        """Return onnxruntime-genai's search options; for all others the package decides.
+
+        Raises `UsageError` for what it cannot do.
+        """
+        refuse_what_genai_cannot(self)
+        known = (name for name, metadata in PARAMETERS.items() if metadata["genai"])
+        options = {name: getattr(self, name) for name in known if getattr(self, name) is not None}
+        if "seed" in options:
+            options["random_seed"] = fold_seed(options.pop("seed"))
+        if self.turns_sampling_on():
             options["do_sample"] = True
         return genai_values(options, vocab_size)
+
+
+def refuse_what_genai_cannot(
+    sampling: Sampling, shown_name: Callable[[str], str] = lambda name: name
+) -> None:
+    """Raise `UsageError` that names what onnxruntime-genai 0.18 cannot do; `shown_name` returns
+    the caller's name of a field. A value that changes nothing, such as a penalty of 0, passes."""
+    names = [
+        shown_name(name)
+        for name, metadata in PARAMETERS.items()
+        if not metadata["genai"] and _changes_something(name, getattr(sampling, name))
+    ]
+    if names:
+        raise UsageError(
+            f"onnxruntime-genai, which generates here, has no {' and no '.join(names)}: leave "
+            f"{'it' if len(names) == 1 else 'them'} out."
+        )
+
+
+def _changes_something(name: str, value: Any) -> bool:
+    return bool(value) or (name == "logprobs" and value is not None)
 
 
 def genai_values(options: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
@@ -191,7 +307,7 @@ def fold_seed(seed: int) -> int:
 
 
 PARAMETERS = {entry.name: entry.metadata for entry in fields(Sampling)}
-"""Name -> `type` and `help` of each field of `Sampling`."""
+"""Name -> `type`, `help`, `samples` and `genai` of each field of `Sampling`."""
 
 PACKAGE_DEFAULT = Sampling()
 """Leaves all choices to the package."""

@@ -29,8 +29,13 @@ SPECIAL_TOKENS = tuple(f"{role}_token" for role in ROLES)
 """Variables that a template may use, and keys of tokenizer_config.json."""
 
 
-def render_messages(folder: Path, messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return the prompt for a conversation, up to the start of the answer.
+def render_messages(
+    folder: Path,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """Return the prompt for a conversation, up to the start of the answer, with the `tools` that
+    `check_tools` returned.
 
     Raises `UsageError` if the package in `folder` has no template, or it rejects the messages, and
     `PackageError` for a template that cannot be read, or that exceeds a bound.
@@ -44,7 +49,7 @@ def render_messages(folder: Path, messages: Sequence[Mapping[str, Any]]) -> str:
     from llama_onnx.runtime.chat_template.render import RejectedError, TemplateError
 
     try:
-        return template.render(messages)
+        return template.render(messages, tools=tools or None)
     except RejectedError as error:
         raise UsageError(
             f"the model's chat template rejects the messages: {printable(str(error))}."

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Thread
+from threading import Lock, Thread, stack_size
 from typing import TypeVar
 
 _Result = TypeVar("_Result")
 
+_STACK = Lock()
+"""Python has one stack size for all new threads."""
 
-def within(seconds: float, work: Callable[[], _Result]) -> _Result:
+
+def within(seconds: float, work: Callable[[], _Result], *, stack_bytes: int = 0) -> _Result:
     """Return what `work` returns, or raise what it raises; `TimeoutError` after `seconds`.
 
     Then `work` goes on in its thread, which nobody can end, but which does not keep the process.
+    `stack_bytes` is the size of its stack, for a library that recurses as deep as its input is
+    nested: where the stack ends, so does the process. 0 is the system's default.
     The library must let other threads run meanwhile.
     """
     results: list[_Result] = []
@@ -25,7 +30,12 @@ def within(seconds: float, work: Callable[[], _Result]) -> _Result:
             errors.append(error)
 
     thread = Thread(target=run, daemon=True)
-    thread.start()
+    with _STACK:
+        before = stack_size(stack_bytes or stack_size())
+        try:
+            thread.start()
+        finally:
+            stack_size(before)
     thread.join(seconds)
     if errors:
         raise errors[0]

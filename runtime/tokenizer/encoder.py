@@ -124,9 +124,14 @@ def tokenizer_from(content: bytes) -> Tokenizer:
 
 
 def _is_of_library(error: BaseException) -> bool:
-    # The library raises bare Exception, and Rust's panic is not even that: a regular expression
-    # that backtracks for ever ends in one.
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    # The library raises bare Exception, or panics: a regular expression that backtracks for ever
+    # ends so.
+    return isinstance(error, Exception) or is_panic(error)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return whether a library in Rust panicked, which is not even an Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def _cannot(what: str, file: Path, error: BaseException) -> str:

@@ -17,6 +17,7 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.runtime.genai import og
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.llama.sampling import (
     PARAMETERS,
@@ -34,6 +35,7 @@ from tests.support import tiny
 PROMPT = "the quick brown fox"
 VOCABULARY = 288
 NAN, INF = float("nan"), float("inf")
+MIN_P = {"do_sample": True}
 
 READ: list[tuple[str, Any, Any]] = [
     ("temperature", 0, 0.0),
@@ -56,7 +58,17 @@ READ: list[tuple[str, Any, Any]] = [
     ("seed", 2**64 - 1, 2**64 - 1),
     ("max_new_tokens", 1, 1),
     ("max_new_tokens", 10**30, 10**30),
+    ("min_p", 0, 0.0),
+    ("min_p", 1, 1.0),
     ("repetition_penalty", 1, 1.0),
+    ("presence_penalty", -2, -2.0),
+    ("frequency_penalty", 2, 2.0),
+    ("logit_bias", {}, ()),
+    ("logit_bias", {"7": 1, "5": -100}, ((5, -100.0), (7, 1.0))),
+    ("logit_bias", {np.int32(3): 0.5}, ((3, 0.5),)),
+    ("logit_bias", [(3, 0.5)], ((3, 0.5),)),
+    ("logprobs", 0, 0),
+    ("logprobs", 20, 20),
     ("no_repeat_ngram_size", 3, 3),
     ("do_sample", False, False),
 ]
@@ -67,6 +79,14 @@ REFUSED: list[tuple[str, Any]] = [
     *(("seed", value) for value in (-2, 2**64, 1.0, True, "1", 10**4000)),
     *(("max_new_tokens", value) for value in (0, -1, -(10**30), 3.0, "3.0", True, NAN)),
     *(("repetition_penalty", value) for value in (0, -1, 1e-320, INF, NAN, 1e300, 10**400, "1")),
+    *(("min_p", value) for value in (-0.1, 1.000001, NAN, "1", True)),
+    *(("presence_penalty", value) for value in (-2.01, 2.01, NAN, "1", True)),
+    *(("frequency_penalty", value) for value in (-2.01, 2.01, INF, "1", True)),
+    *(("logprobs", value) for value in (-1, 21, 1.0, True, "5")),
+    *(("logit_bias", value) for value in (5, "5", True, {"5": "1"}, {"5": 100.1}, {"5": NAN})),
+    *(("logit_bias", value) for value in ({"-1": 1}, {"a": 1}, {2**31: 1}, {True: 1}, {"٣": 1})),
+    *(("logit_bias", value) for value in ([5], [(5, 1), ("5", 2)], {"9" * 5000: 1})),
+    ("logit_bias", dict.fromkeys(range(1025), 1)),
     *(("no_repeat_ngram_size", value) for value in (-1, 2**31, 1.0, True)),
     *(("do_sample", value) for value in (1, 0, "true")),
 ]
@@ -88,7 +108,7 @@ def test_a_value_that_means_nothing_is_refused_by_the_callers_name(name: str, va
     flag = f"--{name.replace('_', '-')}"
     with pytest.raises(UsageError, match=rf"^{flag} must be .*, not .*\.$") as caught:
         read_value(name, value, flag)
-    assert len(str(caught.value)) < 150
+    assert len(str(caught.value)) < 250
     if name in PARAMETERS:
         with pytest.raises(UsageError, match=rf"^{name} must be"):
             Sampling(**{name: value})
@@ -122,10 +142,57 @@ def test_anything_is_read_or_refused(name: str, value: Any) -> None:
         ({"temperature": 0.0, "top_k": 5}, {"top_k": 5, "do_sample": False}),
         ({"seed": 2**32 - 1}, {"random_seed": 2**31 - 2}),
         ({"seed": -1}, {"random_seed": -1}),
+        ({"repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
+        ({"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "min_p": 0}, MIN_P),
     ],
 )
 def test_asking_for_sampling_turns_it_on(asked: dict[str, Any], options: dict[str, Any]) -> None:
     assert Sampling(**asked).search_options(VOCABULARY) == options
+
+
+BEYOND_GENAI: dict[str, Any] = {
+    "min_p": 0.1,
+    "presence_penalty": 1.0,
+    "frequency_penalty": -1.0,
+    "logit_bias": {3: 1.0},
+    "logprobs": 0,
+}
+
+
+@pytest.mark.parametrize("name", BEYOND_GENAI)
+def test_what_genai_cannot_do_is_refused_by_name(llama: Llama, name: str) -> None:
+    """onnxruntime-genai would refuse the name, and in another release do something else by it."""
+    sampling = Sampling(**{name: BEYOND_GENAI[name]})
+    with pytest.raises(UsageError, match=f"has no {name}: leave it out"):
+        llama.generate(PROMPT, sampling=sampling)
+
+
+def test_genai_itself_has_what_it_is_given_and_not_the_rest(llama: Llama) -> None:
+    params = og.GeneratorParams(llama._model)
+    for name, known in PARAMETERS.items():
+        value = 0 if name == "logprobs" else 1
+        if name in ("seed", "logit_bias"):
+            continue
+        if known["genai"]:
+            params.set_search_options(**{name: value})
+        else:
+            with pytest.raises(RuntimeError, match=name):
+                params.set_search_options(**{name: value})
+
+
+def test_a_repetition_penalty_reaches_genai(llama: Llama) -> None:
+    def answer(**options: Any) -> str:
+        sampling = Sampling(**options)
+        return "".join(llama.generate(PROMPT, max_new_tokens=30, sampling=sampling))
+
+    assert answer(repetition_penalty=1.0) == answer() != answer(repetition_penalty=5.0)
+
+
+def test_sampling_as_json_is_read_back() -> None:
+    sampling = Sampling(logit_bias={7: -1.5, 3: 2}, logprobs=3, min_p=0.1, temperature=0.5)
+    written = json.loads(json.dumps(sampling.to_json()))
+    assert written["logit_bias"] == {"3": 2.0, "7": -1.5}
+    assert Sampling(**written) == sampling and hash(Sampling(**written)) == hash(sampling)
 
 
 @given(st.integers(0, 2**64 - 1))
@@ -196,6 +263,16 @@ def run(*arguments: str | Path) -> Result:
         (("--stop", ""), "--stop must hold texts that are not empty"),
         (("--seed", "9" * 5000), "--seed"),
         (("--top-k", "3.0"), "--top-k"),
+        (("--min-p", "0.1"), "has no --min-p: leave it out."),
+        (("--logprobs", "2", "--min-p", "0.1"), "has no --min-p and no --logprobs: leave them out"),
+        (("--presence-penalty", "3"), "--presence-penalty must be a number from -2 to 2"),
+        (("--frequency-penalty", "1"), "has no --frequency-penalty: leave it out."),
+        (("--logit-bias", "3=5", "--logit-bias", "4=-5"), "has no --logit-bias: leave it out."),
+        (("--logit-bias", "3"), "--logit-bias must be a token id, = and a number, such as 15=-100"),
+        (("--logit-bias", "3=x"), "must be a token id, = and a number, such as 15=-100, not '3=x'"),
+        (("--logit-bias", "x=3"), "--logit-bias must be at most 1,024 token ids"),
+        (("--repetition-penalty", "0"), "--repetition-penalty must be a number from 0.000001"),
+        (("--temperature", "0", "--top-k", "5"), "is greedy: leave out --top-k, which would have"),
     ],
 )
 def test_the_command_line_refuses_by_the_options_name(
@@ -217,6 +294,8 @@ def test_the_command_line_refuses_by_the_options_name(
         ("--temperature", "1e-320"),
         ("--top-p", "0"),
         ("--max-new-tokens", "999999999999"),
+        ("--repetition-penalty", "1.2"),
+        ("--repetition-penalty", "1.2", "--temperature", "0", "--presence-penalty", "0"),
     ],
 )
 def test_the_command_line_takes_what_others_take(package: Path, options: tuple[str, ...]) -> None:

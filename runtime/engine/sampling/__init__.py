@@ -1,0 +1,1 @@
+"""How the next token is chosen from logits: penalties, bans, cut-offs, the draw, guidance."""
