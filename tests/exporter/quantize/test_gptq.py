@@ -23,7 +23,8 @@ ROWS, COLUMNS, TOKENS, MOST = 12, 32, 400, 15
 def tokens() -> Array:
     random = np.random.default_rng(2)
     mixed = random.standard_normal((TOKENS, COLUMNS)) @ random.standard_normal((COLUMNS, COLUMNS))
-    return mixed * np.exp(random.normal(0, 0.5, COLUMNS))
+    found: Array = mixed * np.exp(random.normal(0, 0.5, COLUMNS))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,8 @@ def matrix() -> Array:
 
 def products_of(tokens: Array, damping: float = 0.0) -> Array:
     found = tokens.T @ tokens / len(tokens)
-    return found + damping * np.diag(found).mean() * np.eye(COLUMNS)
+    damped: Array = found + damping * np.diag(found).mean() * np.eye(COLUMNS)
+    return damped
 
 
 def solved_anew(
@@ -90,7 +92,8 @@ def loss(found: Array, matrix: Array, tokens: Array) -> float:
 def values(found: Quantized) -> Array:
     assert found.zero_points is not None
     blocks = found.codes.reshape(*found.scales.shape, -1).astype(float)
-    return ((blocks - found.zero_points[..., None]) * found.scales[..., None]).reshape(ROWS, -1)
+    zeros, scales = found.zero_points[..., None], found.scales[..., None]
+    return np.asarray((blocks - zeros) * scales, np.float64).reshape(ROWS, -1)
 
 
 def onnxruntimes(matrix: Array, tokens: Array, size: int) -> dict[str, Array]:
@@ -106,7 +109,7 @@ def onnxruntimes(matrix: Array, tokens: Array, size: int) -> dict[str, Array]:
     blocks = matrix.reshape(-1, size)
     codes, scales, zeros = weight_only.quant_tensor_k_quant_cpu(blocks.copy(), group_size=size)
     found["k_quant"] = ((codes.astype(float) - zeros) * scales).reshape(matrix.shape).T
-    return {name: value.T for name, value in found.items()}
+    return {name: np.asarray(value.T, np.float64) for name, value in found.items()}
 
 
 @pytest.mark.parametrize("size", [16, 32])
