@@ -29,11 +29,14 @@ class Model:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
-        config = json.loads((self._path / "genai_config.json").read_text("utf-8"))
-        file = config["model"]["decoder"]["filename"]
         return ort.InferenceSession(
-            str(self._path / file), options, providers=["CPUExecutionProvider"]
+            str(self._path / self._decoder["filename"]), options, providers=["CPUExecutionProvider"]
         )
+
+    @cached_property
+    def _decoder(self) -> Any:
+        config = json.loads((self._path / "genai_config.json").read_text("utf-8"))
+        return config["model"]["decoder"]
 
     def logits(self, ids: Sequence[int]) -> Array:
         """Run the text as one prompt, with empty caches."""
@@ -46,7 +49,7 @@ class Model:
             elif entry.name == "position_ids":
                 value = np.arange(len(ids), dtype=np.int64)[None]
             elif entry.name.startswith("past_key_values."):
-                _, heads, _, width = entry.shape
+                heads, width = self._decoder["num_key_value_heads"], self._decoder["head_size"]
                 kinds = {"float": np.float32, "float16": np.float16, "int8": np.int8}
                 value = np.zeros((1, heads, 0, width), kinds[entry.type[7:-1]])
             else:
