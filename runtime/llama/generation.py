@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llama_onnx.runtime.llama.failures import describe_failure
+from llama_onnx.runtime.engine.failures import describe_failure
 from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.stops import StopFilter
 from llama_onnx.targets.errors import PackageError

@@ -1,6 +1,10 @@
-"""What onnxruntime-genai raises inside an answer, as this project's errors."""
+"""What goes wrong inside an answer, as this project's errors."""
 
 from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
 
 from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.targets.errors import (
@@ -29,3 +33,16 @@ def describe_failure(error: Exception, prompt_tokens: int, length: int) -> Llama
             "crashed, hung or was reset; update the driver, or pass --provider cpu."
         )
     return PackageError(f"onnxruntime-genai failed in the answer: {describe_reason(error)}.")
+
+
+def require_finite(logits: Any, new_tokens: int) -> None:
+    """Raise `PackageError` unless the largest of the `logits` after `new_tokens` is a number.
+
+    NaN is above nothing: whoever takes the largest would get token 0 or an end token, and the
+    answer be empty.
+    """
+    if not np.isfinite(logits.max()):
+        raise PackageError(
+            f"the model's output is not a number after {new_tokens} tokens: its weights are "
+            "damaged, or its precision is too low for them; `llama-onnx verify` checks the package."
+        )

@@ -1,0 +1,66 @@
+"""A graph with its cache bound to it: past and present are one buffer, written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.runtime import ort
+from llama_onnx.targets.graph_names import ATTENTION_MASK, INPUT_IDS, LOGITS, present_of
+
+Ids = npt.NDArray[np.int64]
+Parameters = Mapping[str, npt.NDArray[Any]]
+"""Values of a LoRA adapter by graph input; inputs without an entry get rank 0."""
+
+RUNNING = "while running the graph"
+
+
+class BoundGraph:
+    """Runs an open graph on buffers that are bound to it, on the provider's `device`."""
+
+    def __init__(self, session: ort.Session, adapter: Parameters, device: str = "cpu") -> None:
+        self._session, self._device, self._adapter = session, device, adapter
+        self._binding: Any = None
+        self._values: dict[str, Any] = {}
+
+    def bind(self, buffers: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Use `buffers` as past and present: on the CPU in place, else a copy on the device.
+
+        Each is [rows, kv_heads, positions, head_size], contiguous: a view of some rows will do.
+        """
+        if self._binding is None:
+            self._binding = self._session.io_binding()
+            # onnxruntime ignores an adapter in the run options of a bound run: it is bound as well.
+            for name, array in self._adapter.items():
+                self._binding.bind_ortvalue_input(name, self._keep(name, array))
+        for name, array in buffers.items():
+            value = self._keep(name, array)
+            self._binding.bind_ortvalue_input(name, value)
+            self._binding.bind_ortvalue_output(present_of(name), value)
+
+    def _keep(self, name: str, array: npt.NDArray[Any]) -> Any:
+        """Return `array` on the device; a binding does not keep the memory of its values alive."""
+        value = ort.to_device(array, self._device)
+        self._values[name] = array, value
+        return value
+
+    def release(self) -> None:
+        """Let go of all buffers: bind others before the next run."""
+        self._binding = None
+        self._values.clear()
+
+    def run(self, ids: Ids, mask: Ids, options: Any = None) -> npt.NDArray[np.float32]:
+        """Return logits [B, S, V], or [B, 1, V] of a pruned head, for `ids` [B, S].
+
+        `mask` [B, T] has a one for each position of a row, the new ones included, at its end.
+        """
+        ids, mask = np.ascontiguousarray(ids), np.ascontiguousarray(mask)
+        self._binding.bind_cpu_input(INPUT_IDS, ids)
+        self._binding.bind_cpu_input(ATTENTION_MASK, mask)
+        self._binding.bind_output(LOGITS)  # again: its shape differs; last, so it is the last output
+        with ort.running(RUNNING):
+            self._session.run_with_iobinding(self._binding, options)
+        return np.asarray(self._binding.get_outputs()[-1].numpy(), np.float32)
