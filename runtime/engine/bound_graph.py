@@ -60,7 +60,8 @@ class BoundGraph:
         ids, mask = np.ascontiguousarray(ids), np.ascontiguousarray(mask)
         self._binding.bind_cpu_input(INPUT_IDS, ids)
         self._binding.bind_cpu_input(ATTENTION_MASK, mask)
-        self._binding.bind_output(LOGITS)  # again: its shape differs; last, so it is the last output
+        self._binding.bind_output(LOGITS)  # again: its shape differs. Outputs keep this order
         with ort.running(RUNNING):
             self._session.run_with_iobinding(self._binding, options)
-        return np.asarray(self._binding.get_outputs()[-1].numpy(), np.float32)
+        logits: npt.NDArray[np.float32] = self._binding.get_outputs()[-1].numpy()
+        return np.asarray(logits, np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.engine.bound_graph import RUNNING, BoundGraph, Ids, Parameters
 from llama_onnx.runtime.engine.cache_layout import Block, Buffers, CacheLayout
-from llama_onnx.runtime.engine.rows import Logits, Rows
+from llama_onnx.runtime.engine.shared_rows import Logits, Rows
 from llama_onnx.runtime.memory import trim_heap
 from llama_onnx.targets.graph_names import ATTENTION_MASK, INPUT_IDS, LOGITS, past_of
 
@@ -45,8 +45,7 @@ class GrowingRows(Rows):
 
     def close(self, key: int) -> None:
         """End a sequence and free its cache."""
-        del self._caches[key]
-        trim_heap()
+        self._caches.pop(key, None)
 
     def filled(self, key: int) -> int:
         """Return how many positions of a sequence are in its cache."""
@@ -59,7 +58,7 @@ class GrowingRows(Rows):
         with ort.running(RUNNING):
             outputs = self._session.run(self._outputs, feeds, options)
         named = dict(zip(self._outputs, outputs, strict=True))
-        logits = named.pop(LOGITS)[0, -1].astype(np.float32)
+        logits: Logits = named.pop(LOGITS)[0, -1].astype(np.float32)
         self._caches[key] = {past_of(name): value for name, value in named.items()}
         self._runs += 1
         if self._runs % _TRIM == 0:
@@ -73,13 +72,19 @@ class GrowingRows(Rows):
             for key, token in tokens.items()
         }
 
-    def copy(self, key: int, end: int) -> Block:
-        """Return a copy of the first `end` positions."""
-        return {name: cache[0, :, :end].copy() for name, cache in self._caches[key].items()}
+    def copy(self, key: int, start: int, end: int) -> Block:
+        """Return a copy of the positions from `start` to `end`."""
+        return {name: cache[0, :, start:end].copy() for name, cache in self._caches[key].items()}
 
-    def paste(self, key: int, block: Block, end: int) -> None:
-        """Replace the cache of a sequence by the first `end` positions of `block`."""
-        self._caches[key] = {name: part[None, :, :end].copy() for name, part in block.items()}
+    def append(self, key: int, block: Block) -> None:
+        """Append what another sequence read to the cache of this one."""
+        self._caches[key] = {
+            name: np.concatenate([cache, block[name][None]], axis=2)
+            for name, cache in self._caches[key].items()
+        }
+
+    def compact(self) -> None:
+        """Do nothing: no cache is longer than its sequence."""
 
 
 class DeviceRows(Rows):
@@ -115,7 +120,8 @@ class DeviceRows(Rows):
 
     def close(self, key: int) -> None:
         """End a sequence and free its buffer."""
-        del self._bound[key], self._filled[key], self._most[key]
+        for of_sequence in (self._bound, self._filled, self._most):
+            of_sequence.pop(key, None)
 
     def filled(self, key: int) -> int:
         """Return how many positions of a sequence are in its buffer."""
@@ -126,7 +132,8 @@ class DeviceRows(Rows):
         end = self._filled[key] + len(ids)
         logits = self._bound[key].run(ids[None], np.ones((1, end), np.int64), options)
         self._filled[key] = end
-        return logits[0, -1]
+        last: Logits = logits[0, -1]
+        return last
 
     def step(self, tokens: Mapping[int, int], options: Any = None) -> Mapping[int, Logits]:
         """Append a token to each sequence, and return the logits [V] after it."""
@@ -135,8 +142,11 @@ class DeviceRows(Rows):
             for key, token in tokens.items()
         }
 
-    def copy(self, key: int, end: int) -> None:
+    def copy(self, key: int, start: int, end: int) -> None:
         """Return None: the cache is on the device."""
 
-    def paste(self, key: int, block: Block, end: int) -> None:
+    def append(self, key: int, block: Block) -> None:
         """Do nothing: there are no copies."""
+
+    def compact(self) -> None:
+        """Do nothing: a closed sequence's buffer is gone."""

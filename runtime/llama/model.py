@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.engine.failures import describe_failure
+from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats
 from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.prompt import (

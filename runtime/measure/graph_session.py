@@ -125,7 +125,8 @@ class SharedBuffer:
         self._seconds = graph.step_seconds
         self._filled = 0
         provider = provider_of(graph.raw.get_providers()[0])
-        self._bound = BoundGraph(graph.raw, graph.adapter, provider.ort_device if provider else "cpu")
+        device = provider.ort_device if provider else "cpu"
+        self._bound = BoundGraph(graph.raw, graph.adapter, device)
         self._bound.bind(graph.empty_cache(length=length))
 
     def step(self, ids: Ids) -> Logits:
@@ -133,4 +134,5 @@ class SharedBuffer:
         self._filled += len(ids)
         mask = np.ones((1, self._filled), np.int64)
         with ort.time_limit(self._seconds) as options:
-            return self._bound.run(ids[None], mask, options)[0]
+            logits: Logits = self._bound.run(ids[None], mask, options)[0]
+        return logits

@@ -21,8 +21,8 @@ from onnx import numpy_helper
 
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
-from llama_onnx.runtime.llama import generation as generation_module
 from llama_onnx.runtime.engine.failures import describe_failure
+from llama_onnx.runtime.llama import generation as generation_module
 from llama_onnx.runtime.llama.generation import CHUNK, Generation, chunks
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.llama.prompt import Tokens

@@ -2,7 +2,7 @@
 
 All kinds of rows do the same for the loop: a sequence is opened with the most positions it may
 need, reads its prompt in parts, makes steps, and is closed. `SharedRows` decodes several sequences
-at once; other graphs and devices do one after the other, in single_rows.py.
+at once; other graphs and devices do one after the other; single_rows.py has those.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.engine.bound_graph import BoundGraph, Ids, Parameters
 from llama_onnx.runtime.engine.cache_layout import Block, CacheLayout
-from llama_onnx.runtime.memory import trim_heap
 
 Logits = npt.NDArray[np.float32]
 
@@ -39,7 +38,7 @@ class Rows(Protocol):
         """Start a sequence of at most `most` positions."""
 
     def close(self, key: int) -> None:
-        """End a sequence; the last one gives the memory back."""
+        """End a sequence."""
 
     def filled(self, key: int) -> int:
         """Return how many positions of a sequence are in its cache."""
@@ -50,11 +49,14 @@ class Rows(Protocol):
     def step(self, tokens: Mapping[int, int], options: Any = None) -> Mapping[int, Logits]:
         """Append a token to each sequence, and return the logits [V] after it."""
 
-    def copy(self, key: int, end: int) -> Block | None:
-        """Return a copy of the first `end` positions; None where the device cannot."""
+    def copy(self, key: int, start: int, end: int) -> Block | None:
+        """Return a copy of the positions from `start` to `end`; None where the device cannot."""
 
-    def paste(self, key: int, block: Block, end: int) -> None:
-        """Replace the first positions of a sequence, and all of its cache, by `end` of `block`."""
+    def append(self, key: int, block: Block) -> None:
+        """Append what another sequence read to the cache of this one."""
+
+    def compact(self) -> None:
+        """Give back the memory of sequences that were closed."""
 
 
 class SharedRows:
@@ -86,16 +88,13 @@ class SharedRows:
         self._filled[key], self._most[key] = 0, most
         if None in self._order:
             self._order[self._order.index(None)] = key
-        else:
-            self._allocate([*self._order, key], self._length)
+        else:  # a long sequence that is over may have left buffers longer than any needs now
+            self._allocate([*self._order, key], min(self._length, max(self._most.values())))
 
     def close(self, key: int) -> None:
-        """End a sequence; the last one frees the buffers."""
-        row = self._order.index(key)
-        self._order[row] = None
+        """End a sequence; its row is free for another."""
+        self._order[self._order.index(key)] = None
         del self._filled[key], self._most[key]
-        if not self._filled:
-            self._free()
 
     def filled(self, key: int) -> int:
         """Return how many positions of a sequence are in its cache."""
@@ -109,7 +108,8 @@ class SharedRows:
         self._bind(self._reads, row, row + 1)
         logits = self._reads.run(ids[None], np.ones((1, end), np.int64), options)
         self._filled[key] = end
-        return logits[0, -1]
+        last: Logits = logits[0, -1]
+        return last
 
     def step(self, tokens: Mapping[int, int], options: Any = None) -> Mapping[int, Logits]:
         """Append a token to each sequence, all in one step, and return the logits [V] after it."""
@@ -126,18 +126,25 @@ class SharedRows:
             self._filled[key] += 1
         return {key: logits[row, -1] for row, key in enumerate(keys)}
 
-    def copy(self, key: int, end: int) -> Block:
-        """Return a copy of the first `end` positions."""
+    def copy(self, key: int, start: int, end: int) -> Block:
+        """Return a copy of the positions from `start` to `end`."""
         row = self._order.index(key)
-        return {name: buffer[row, :, :end].copy() for name, buffer in self._buffers.items()}
+        return {name: buffer[row, :, start:end].copy() for name, buffer in self._buffers.items()}
 
-    def paste(self, key: int, block: Block, end: int) -> None:
-        """Replace the first positions of a sequence, and all of its cache, by `end` of `block`."""
+    def append(self, key: int, block: Block) -> None:
+        """Append what another sequence read to the cache of this one."""
+        start = self._filled[key]
+        end = start + next(iter(block.values())).shape[1]
         self._reserve(end)
         row = self._order.index(key)
         for name, buffer in self._buffers.items():
-            buffer[row, :, :end] = block[name][:, :end]
+            buffer[row, :, start:end] = block[name]
         self._filled[key] = end
+
+    def compact(self) -> None:
+        """Move the open sequences to buffers that are no larger than they may need."""
+        length = min(self._length, max(self._most.values(), default=0))
+        self._allocate([key for key in self._order if key is not None], length)
 
     def _reserve(self, positions: int) -> None:
         """Make the buffers long enough for `positions` of a row."""
@@ -185,11 +192,6 @@ class SharedRows:
         if self._bound.get(graph) != (first, end):
             graph.bind({name: buffer[first:end] for name, buffer in self._buffers.items()})
             self._bound[graph] = (first, end)
-
-    def _free(self) -> None:
-        self._release()
-        self._buffers, self._order, self._length = {}, [], 0
-        trim_heap()
 
     def _release(self) -> None:
         self._bound.clear()
