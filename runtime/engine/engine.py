@@ -122,6 +122,10 @@ class Engine:
         self._loop.put(task)
         return answer
 
+    def check(self, request: Request) -> None:
+        """Raise what `submit` would raise for a request."""
+        self._task(request, Channel())
+
     def prepare(self, adapter: str) -> None:
         """Read an adapter's file; raise `UsageError` or `PackageError` if there is no sound one."""
         self._adapters.load(adapter)

@@ -26,6 +26,18 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def read_search(folder: Path) -> dict[str, Any]:
+    """Return the `search` part of genai_config.json: how the package chooses tokens by default."""
+    text = read_inside(folder, "genai_config.json", PackageError, max_bytes=MAX_BYTES)
+    try:
+        return dict(parse_json(text).get("search", {}))
+    except (JSONError, AttributeError, TypeError, ValueError):
+        raise PackageError(
+            f"{folder / 'genai_config.json'} is damaged: it has no search settings; export the "
+            "package again."
+        ) from None
+
+
 def open_genai_tokenizer(folder: Path) -> Any:
     """Open the tokenizer of the package in `folder` as `generate` and C programs do; None without
     onnxruntime-genai. Raises `PackageError` if it cannot be opened."""
