@@ -11,6 +11,7 @@ import click
 
 from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling, read_value
 from llama_onnx.runtime.llama.stops import check_stops
+from llama_onnx.targets.engines import ENGINES
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.provider import Provider
@@ -33,6 +34,15 @@ threads_option = click.option(
     type=int,
     callback=_threads,
     help="Number of threads.  [default: one per physical core]",
+)
+
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default=ENGINES[0],
+    show_default=True,
+    help="genai: onnxruntime-genai. onnxruntime: our own engine, greedy only; its chat reads "
+    "each message once.",
 )
 
 adapter_option = click.option(

@@ -6,7 +6,7 @@ Both open the same package and answer alike; a backend turns a prompt into `Step
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_onnx.runtime.engine.failures import describe_failure
 from llama_onnx.runtime.llama.choosers import Greedy, make_chooser
@@ -15,10 +15,10 @@ from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.sampling import Sampling
 from llama_onnx.runtime.llama.text_files import open_genai_tokenizer, read_search
 from llama_onnx.runtime.memory import is_memory_failure
-from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.engines import EngineName
+from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.package import ModelPackage
-from llama_onnx.targets.printable import shown
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU
 
@@ -26,11 +26,6 @@ from llama_onnx.targets.providers import CPU
 if TYPE_CHECKING:
     from llama_onnx.runtime.engine.engine import Engine
     from llama_onnx.runtime.placement.genai_model import OpenModel
-
-EngineName = Literal["onnxruntime", "genai"]
-
-ENGINES: tuple[EngineName, ...] = ("genai", "onnxruntime")
-"""The names of the backends, the default first."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +79,6 @@ class Backend(Protocol):
         """Return an answer that has read nothing yet; raises what `Llama.generate` raises."""
 
 
-def check_engine(name: Any) -> EngineName:
-    """Return the name of a backend; raise `UsageError` for another."""
-    if name not in ENGINES:
-        raise UsageError(f"there is no engine {shown(name)}: choose one of {', '.join(ENGINES)}.")
-    known: EngineName = name
-    return known
-
-
 def open_backend(
     name: EngineName,
     package: ModelPackage,
@@ -131,7 +118,9 @@ class OpenEngine:
             "onnxruntime": self.provider.ort_name,
             "device": self.provider.device,
             "fallback": self.fallback,
-            "verified": "ONNX Runtime reports the provider of every node",
+            "verified": "it is the only provider in the session"
+            if self.provider == CPU
+            else "ONNX Runtime reports the provider of every node",
         }
 
 

@@ -17,8 +17,8 @@ class EngineRun(Steps):
 
     def __init__(self, engine: Engine, request: Request) -> None:
         self._engine: Engine | None = engine
-        self._request, self._answer = request, None
-        self._answer: Answer | None
+        self._request = request
+        self._answer: Answer | None = None
         self.prompt_tokens, self.reused_tokens = len(request.prompt), 0
         self.prefill_seconds = 0.0
         self.step_seconds: list[float] = []
@@ -30,13 +30,16 @@ class EngineRun(Steps):
         if self._engine is None or self.cancelled:
             return
         answer = self._answer = self._engine.submit(self._request)
-        if self.cancelled:  # between these lines, by another thread
+        if self._is_cancelled():  # between these lines, by another thread
             answer.cancel()
         event = next(answer)
         if isinstance(event, PromptEvent):
             self.reused_tokens, self.prefill_seconds = event.reused, event.seconds
         else:
             self.cancelled = True
+
+    def _is_cancelled(self) -> bool:
+        return self.cancelled
 
     def is_done(self) -> bool:
         """Return whether the answer is as long as it can become."""

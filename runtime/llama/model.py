@@ -9,15 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_onnx.runtime.llama.backends import (
-    ENGINES,
-    Asked,
-    Backend,
-    EngineName,
-    Opened,
-    check_engine,
-    open_backend,
-)
+from llama_onnx.runtime.llama.backends import Asked, Backend, Opened, open_backend
 from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats
 from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
@@ -33,6 +25,7 @@ from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.template import check_template, render_messages
 from llama_onnx.runtime.llama.text_files import read_settings
 from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
+from llama_onnx.targets.engines import ENGINES, EngineName, check_engine
 from llama_onnx.targets.errors import PackageError, UsageError, describe_reason
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.printable import printable
