@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.runtime import ort
+from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.graph_names import ATTENTION_MASK, INPUT_IDS, LOGITS, present_of
 
 Ids = npt.NDArray[np.int64]
@@ -25,6 +26,13 @@ class BoundGraph:
         self._session, self._device, self._adapter = session, device, adapter
         self._binding: Any = None
         self._values: dict[str, Any] = {}
+        (entry,) = (o for o in session.get_outputs() if o.name == LOGITS)
+        self._logits_type = ort.numpy_dtype(entry.type)
+        self._last_only, self._width = entry.shape[1] == 1, entry.shape[2]
+        if not isinstance(self._width, int):
+            raise PackageError(
+                "the graph does not say how wide its logits are: export the package again."
+            )
 
     def bind(self, buffers: Mapping[str, npt.NDArray[Any]]) -> None:
         """Use `buffers` as past and present: on the CPU in place, else a copy on the device.
@@ -60,8 +68,11 @@ class BoundGraph:
         ids, mask = np.ascontiguousarray(ids), np.ascontiguousarray(mask)
         self._binding.bind_cpu_input(INPUT_IDS, ids)
         self._binding.bind_cpu_input(ATTENTION_MASK, mask)
-        self._binding.bind_output(LOGITS)  # again: its shape differs. Outputs keep this order
+        # An array of our own: to ask the binding for one output is to get all of them.
+        shape = (len(ids), 1 if self._last_only else ids.shape[1], self._width)
+        logits = np.empty(shape, self._logits_type)
+        pointer = logits.ctypes.data
+        self._binding.bind_output(LOGITS, "cpu", 0, self._logits_type, shape, pointer)
         with ort.running(RUNNING):
             self._session.run_with_iobinding(self._binding, options)
-        logits: npt.NDArray[np.float32] = self._binding.get_outputs()[-1].numpy()
-        return np.asarray(logits, np.float32)
+        return logits.astype(np.float32, copy=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -628,6 +630,27 @@ def test_closing_ends_all_answers_with_an_error(package_fp32: Path) -> None:
     with pytest.raises(LlamaOnnxError, match="the engine was closed"):
         opened.submit(ask(PROMPTS[0]))
     opened.close()
+
+
+LEAVES = """
+import sys
+from tests.support.answers import ask, open_engine
+from pathlib import Path
+
+opened = open_engine(Path(sys.argv[1]))
+answers = [opened.submit(ask([5, 6, 7], 250)) for _ in range(3)]
+print(next(answers[0]).tokens)
+if sys.argv[2] == "raise":
+    raise SystemExit(7)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("return", 0), ("raise", 7)])
+def test_a_process_ends_in_the_middle_of_answers(package_fp32: Path, how: str, code: int) -> None:
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", LEAVES, str(package_fp32), how]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "3\n", "")
 
 
 def test_an_engine_without_references_ends_and_frees_its_session(package_fp32: Path) -> None:
