@@ -40,8 +40,7 @@ def describe_failure(error: Exception, prompt_tokens: int, length: int) -> Llama
 def require_finite(logits: Any, new_tokens: int) -> None:
     """Raise `PackageError` unless the largest of the `logits` after `new_tokens` is a number.
 
-    NaN is above nothing: whoever takes the largest would get token 0 or an end token, and the
-    answer be empty.
+    NaN is above nothing: the largest would be token 0 or an end token, and the answer empty.
     """
     if not np.isfinite(logits.max()):
         raise PackageError(
