@@ -28,7 +28,8 @@ class BoundGraph:
         self._values: dict[str, Any] = {}
         (entry,) = (o for o in session.get_outputs() if o.name == LOGITS)
         self._logits_type = ort.numpy_dtype(entry.type)
-        self._last_only, self._width = entry.shape[1] == 1, entry.shape[2]
+        self._width = entry.shape[2]
+        self._logits: npt.NDArray[Any] | None = None
         if not isinstance(self._width, int):
             raise PackageError(
                 "the graph does not say how wide its logits are: export the package again."
@@ -57,22 +58,35 @@ class BoundGraph:
 
     def release(self) -> None:
         """Let go of all buffers: bind others before the next run."""
-        self._binding = None
+        self._binding = self._logits = None
         self._values.clear()
 
     def run(self, ids: Ids, mask: Ids, options: Any = None) -> npt.NDArray[np.float32]:
         """Return logits [B, S, V], or [B, 1, V] of a pruned head, for `ids` [B, S].
 
-        `mask` [B, T] has a one for each position of a row, the new ones included, at its end.
+        `mask` [B, T] has a one for each position of a row, the new ones included, at its end. The
+        next run may overwrite the logits.
         """
         ids, mask = np.ascontiguousarray(ids), np.ascontiguousarray(mask)
         self._binding.bind_cpu_input(INPUT_IDS, ids)
         self._binding.bind_cpu_input(ATTENTION_MASK, mask)
-        # An array of our own: to ask the binding for one output is to get all of them.
-        shape = (len(ids), 1 if self._last_only else ids.shape[1], self._width)
-        logits = np.empty(shape, self._logits_type)
-        pointer = logits.ctypes.data
-        self._binding.bind_output(LOGITS, "cpu", 0, self._logits_type, shape, pointer)
+        if ids.shape[1] == 1:
+            self._bind_logits(len(ids))
+        else:  # up to 100 MB, which onnxruntime keeps for the next prompt
+            self._logits = None
+            self._binding.bind_output(LOGITS)
         with ort.running(RUNNING):
             self._session.run_with_iobinding(self._binding, options)
+        logits = self._logits
+        if logits is None:
+            logits = self._binding.get_outputs()[-1].numpy()  # bound after all others
         return logits.astype(np.float32, copy=False)
+
+    def _bind_logits(self, rows: int) -> None:
+        """Have a step write its logits to an array of our own: to ask the binding for one output
+        is to get them all, which takes as long as some operators do."""
+        if self._logits is None or len(self._logits) != rows:
+            self._logits = np.empty((rows, 1, self._width), self._logits_type)
+            pointer = self._logits.ctypes.data
+            shape, kind = self._logits.shape, self._logits_type
+            self._binding.bind_output(LOGITS, "cpu", 0, kind, shape, pointer)

@@ -28,7 +28,7 @@ class Chooser(Protocol):
     """Chooses the tokens of one answer, in their order; it keeps what it needs to know of them."""
 
     def choose(self, logits: npt.NDArray[np.float32]) -> Chosen:
-        """Return the next token for `logits` [vocabulary]."""
+        """Return the next token for `logits` [vocabulary], which it may change but not keep."""
 
 
 @dataclass(frozen=True)

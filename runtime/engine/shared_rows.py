@@ -47,7 +47,8 @@ class Rows(Protocol):
         """Append `ids` to a sequence and return the logits [V] after the last of them."""
 
     def step(self, tokens: Mapping[int, int], options: Any = None) -> Mapping[int, Logits]:
-        """Append a token to each sequence, and return the logits [V] after it."""
+        """Append a token to each sequence, and return the logits [V] after it, which the next step
+        may overwrite."""
 
     def copy(self, key: int, start: int, end: int) -> Block | None:
         """Return a copy of the positions from `start` to `end`; None where the device cannot."""

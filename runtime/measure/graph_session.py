@@ -134,5 +134,5 @@ class SharedBuffer:
         self._filled += len(ids)
         mask = np.ones((1, self._filled), np.int64)
         with ort.time_limit(self._seconds) as options:
-            logits: Logits = self._bound.run(ids[None], mask, options)[0]
+            logits: Logits = self._bound.run(ids[None], mask, options)[0].copy()
         return logits

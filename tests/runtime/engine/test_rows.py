@@ -67,7 +67,7 @@ def texts(rows: Rows, prompts: list[list[int]], count: int, together: bool) -> l
 
     def note(key: int, logits: Any) -> None:
         found[key][0].append(int(logits.argmax()))
-        found[key][1].append(logits)
+        found[key][1].append(logits.copy())
 
     for keys in [range(len(prompts))] if together else [[key] for key in range(len(prompts))]:
         for key in keys:
