@@ -166,13 +166,21 @@ class Loop:
         for task in self._held.values():
             groups.setdefault(task.need.group, []).append(task.need)
         reserved = {g: self._capacity.positions_of(needs) for g, needs in groups.items()}
-        if sum(reserved.values()) < self._capacity.positions < self._taken(reserved):
-            for group, rows in self._rows.items():
-                if rows.allocated > reserved[group]:
-                    rows.compact()
+        if self._taken(reserved) > self._capacity.positions:
+            self._compact(reserved)
         left = self._capacity.positions - self._taken(reserved)
         self._prefixes.shrink(left)
         return left
+
+    def _compact(self, reserved: Mapping[str | None, int]) -> None:
+        """Give back what sequences that are over have left."""
+        for group, rows in list(self._rows.items()):
+            if rows.allocated > reserved[group]:
+                try:
+                    rows.compact()
+                except Exception as error:
+                    held = [task for task in self._held.values() if task.need.group == group]
+                    self._fail(held, error)
 
     def _taken(self, reserved: Mapping[str | None, int]) -> int:
         """Return the positions that buffers have or will have, for each adapter's `reserved`."""
@@ -276,6 +284,8 @@ class Loop:
 
     def _fail(self, tasks: list[Task], error: Exception) -> None:
         """End the answers that an error concerns: where caches are in doubt, all of a group."""
+        if not tasks:
+            return
         group = tasks[0].request.adapter
         if group in self._rows and self._rows[group].broken:
             tasks = [task for task in self._held.values() if task.request.adapter == group]
@@ -287,7 +297,8 @@ class Loop:
     def _drop(self, task: Task) -> None:
         """Free the place of an answer that is over."""
         group = task.request.adapter
-        del self._held[task.key]
+        if self._held.pop(task.key, None) is None:  # failed in the meantime
+            return
         if any(held.request.adapter == group for held in self._held.values()):
             if group in self._rows:
                 self._rows[group].close(task.key)

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -190,8 +190,13 @@ def test_an_async_answer_whose_loop_has_ended_is_dropped(package_fp32: Path) -> 
 # Adapters
 
 
-def test_adapters_at_once_are_the_merged_models_own(tmp_path: Path) -> None:
-    """And what was read with one adapter is not reused with another."""
+Adapted = tuple[Path, dict[str | None, list[int]]]
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
+    """A package with two adapters, and what merged models say after `PROMPTS[3]`."""
+    tmp_path = tmp_path_factory.mktemp("adapted")
     source = tiny.write_huggingface(tmp_path / "source")
     changes = {
         name: adapters.factors(
@@ -201,17 +206,21 @@ def test_adapters_at_once_are_the_merged_models_own(tmp_path: Path) -> None:
         for name, seed in (("first", 1), ("second", 2))
     }
     kept = {name: adapters.write_adapter(tmp_path / name, each) for name, each in changes.items()}
-    package = export_package(
-        source, tmp_path / "package", get_target("cpu"), Options("fp32"), kept=kept
-    ).package
+    cpu = get_target("cpu")
+    package = export_package(source, tmp_path / "package", cpu, Options("fp32"), kept=kept).package
     expected: dict[str | None, list[int]] = {None: greedy(package, PROMPTS[3], COUNT)}
     for name, each in changes.items():
         merged = adapters.merged(tiny.weights(tiny.GQA), each, 8 / 4)
         folder = tiny.write_huggingface(tmp_path / f"{name}-merged", tensors=merged)
-        out = tmp_path / f"{name}-package"
-        whole = export_package(folder, out, get_target("cpu"), Options("fp32")).package
+        whole = export_package(folder, tmp_path / f"{name}-package", cpu, Options("fp32")).package
         expected[name] = greedy(whole, PROMPTS[3], COUNT)
     assert len({tuple(tokens) for tokens in expected.values()}) == 3
+    return package, expected
+
+
+def test_adapters_at_once_are_the_merged_models_own(adapted: Adapted) -> None:
+    """And what was read with one adapter is not reused with another."""
+    package, expected = adapted
     with open_engine(package) as opened:
         names = ["first", None, "second", "first", None]
         for _ in range(2):
@@ -220,6 +229,49 @@ def test_adapters_at_once_are_the_merged_models_own(tmp_path: Path) -> None:
                 assert tokens_of(answer) == expected[used]
         with pytest.raises(UsageError, match="third"):
             opened.submit(ask(PROMPTS[0], adapter="third"))
+
+
+def test_what_answers_have_left_makes_room_for_another_adapter(adapted: Adapted) -> None:
+    """Three rows fill the caches; two end, and their room goes to an answer with an adapter."""
+    package, expected = adapted
+    need = len(PROMPTS[3]) + COUNT
+    with open_engine(package, cache_bytes=3 * need * 768) as opened:
+        loop, gate = opened._loop, Gate()
+        held = opened.submit(ask(PROMPTS[3], COUNT, chooser=Pausing(gate), reuse=False))
+        others = [opened.submit(ask(PROMPTS[3], COUNT, reuse=False)) for _ in range(2)]
+        assert gate.reached.wait(20)
+        assert sum(rows.allocated for rows in loop._rows.values()) == 3 * need
+        for other in others:
+            other.cancel()
+        adapter = opened.submit(ask(PROMPTS[3], COUNT, adapter="first", chooser=Watching(loop)))
+        gate.opened.set()
+        assert tokens_of(adapter) == expected["first"]
+        assert tokens_of(held) == expected[None]
+        assert max(Watching.taken) <= 3 * need
+
+
+class Pausing:
+    """Takes the largest logit; waits at the fourth choice, when all have their rows."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate, self.count = gate, 0
+
+    def choose(self, logits: Any) -> Token:
+        self.count += 1
+        return self.gate.choose(logits) if self.count == 4 else Token(int(logits.argmax()))
+
+
+class Watching:
+    """Takes the largest logit, and notes how many positions are allocated."""
+
+    taken: ClassVar[list[int]] = []
+
+    def __init__(self, loop: Any) -> None:
+        self.loop = loop
+
+    def choose(self, logits: Any) -> Token:
+        self.taken.append(sum(rows.allocated for rows in self.loop._rows.values()))
+        return Token(int(logits.argmax()))
 
 
 # What was read before
