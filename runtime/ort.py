@@ -205,7 +205,7 @@ def time_limit(seconds: float | None) -> Iterator[Any]:
     if seconds is None:
         yield None
         return
-    options, ended = load().RunOptions(), Event()
+    options, ended = run_options(), Event()
 
     def end() -> None:
         ended.set()
@@ -225,6 +225,11 @@ def time_limit(seconds: float | None) -> Iterator[Any]:
         ) from None
     finally:
         timer.cancel()
+
+
+def run_options() -> Any:
+    """Return options for runs, which end between two nodes once its `terminate` is True."""
+    return load().RunOptions()
 
 
 def first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.dtypes import DTYPES
 from llama_onnx.exporter.model.recipe import CacheMode
-from llama_onnx.runtime.llama.sampling import RULES, genai_values
+from llama_onnx.runtime.engine.sampling.parameters import RULES, genai_values
 from llama_onnx.targets.errors import CheckpointError
 from llama_onnx.targets.genai_settings import LOG_ID, MODEL_TYPE
 from llama_onnx.targets.graph_names import (

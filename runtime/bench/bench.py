@@ -15,6 +15,7 @@ from llama_onnx.runtime.llama.generation import GenerationStats
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.memory import resident_bytes
+from llama_onnx.targets.engines import ENGINES, EngineName
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.provider import Provider
@@ -51,6 +52,7 @@ class Bench:
     package: str
     precision: str
     provider: dict[str, Any]
+    engine: EngineName
     threads: int | None
     prompt_tokens: int
     new_tokens: int
@@ -76,9 +78,10 @@ def bench(
     threads: int | None = None,
     provider: Provider | None = None,
     allow_fallback: bool = False,
+    engine: EngineName = ENGINES[0],
     progress: Progress = SILENT,
 ) -> Bench:
-    """Measure the package at `package` in onnxruntime-genai, after one warm-up run.
+    """Measure the package at `package` in `engine`, after one warm-up run.
 
     `prompt_tokens` and `new_tokens` default to `PROMPT_TOKENS` and `NEW_TOKENS`, or to fewer if
     the context is short. Raises what `Llama.load` raises, and `UsageError` for numbers below 1 or
@@ -90,7 +93,9 @@ def bench(
             raise UsageError(f"the number of {what} must be at least 1, not {number}.")
     progress.step("loading")
     started = perf_counter()
-    model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
+    model = Llama.load(
+        package, threads=threads, provider=provider, allow_fallback=allow_fallback, engine=engine
+    )
     loaded, memory = perf_counter() - started, resident_bytes()
     prompt = make_prompt(_fit(prompt_tokens, PROMPT_TOKENS, model.context_length // 2), model)
     count = _fit(new_tokens, NEW_TOKENS, model.context_length // 4)
@@ -105,6 +110,7 @@ def bench(
         package=str(package),
         precision=model.package.precision,
         provider=model.opened.to_json(),
+        engine=engine,
         threads=threads,
         prompt_tokens=len(prompt),
         new_tokens=count,

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 import click
 
 from llama_onnx.runtime.commands.console import progress_line
-from llama_onnx.runtime.commands.options import package_argument, provider_options, threads_option
+from llama_onnx.runtime.commands.options import (
+    engine_option,
+    package_argument,
+    provider_options,
+    threads_option,
+)
 from llama_onnx.runtime.commands.streams import say
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from llama_onnx.runtime.bench.bench import Bench, Spread
+    from llama_onnx.targets.engines import EngineName
     from llama_onnx.targets.provider import Provider
 
 
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--prompt-tokens", type=int, help="Tokens in the prompt.  [default: 512]")
 @click.option("--new-tokens", type=int, help="Tokens to generate.  [default: 64]")
 @click.option("--repeats", type=int, default=5, show_default=True, help="Runs to measure.")
+@engine_option
 @threads_option
 @provider_options
 @click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON.")
@@ -32,6 +39,7 @@ def command(
     prompt_tokens: int | None,
     new_tokens: int | None,
     repeats: int,
+    engine: EngineName,
     threads: int | None,
     provider: Provider | None,
     allow_fallback: bool,
@@ -39,8 +47,8 @@ def command(
 ) -> None:
     """Measure PACKAGE on this machine: speed, time to the first token, memory.
 
-    Prints the medians of several runs in onnxruntime-genai, which `generate` uses too, after one
-    warm-up run.
+    Prints the medians of several runs, in the engine that `generate` uses too, after one warm-up
+    run.
     """
     from llama_onnx.runtime.bench.bench import bench
 
@@ -53,6 +61,7 @@ def command(
             threads=threads,
             provider=provider,
             allow_fallback=allow_fallback,
+            engine=engine,
             progress=progress,
         )
     if as_json:
@@ -79,7 +88,8 @@ def _table(measured: Bench) -> Table:
     from rich.table import Column, Table
 
     columns = "", Column("median", justify="right"), Column("range", justify="right")
-    title = f"{measured.repeats} runs" if measured.repeats > 1 else "one run"
+    runs = f"{measured.repeats} runs" if measured.repeats > 1 else "one run"
+    title = f"{runs}, engine {measured.engine}"
     table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_row("first token", *_row(measured.first_token_seconds, "s", 3))
     table.add_row("prefill", *_row(measured.prefill_rate, "tokens/s", 1))

@@ -13,6 +13,7 @@ import click
 from llama_onnx.runtime.commands.console import introduce, note, stream, summary
 from llama_onnx.runtime.commands.options import (
     adapter_option,
+    engine_option,
     package_argument,
     provider_options,
     sampling_options,
@@ -23,6 +24,7 @@ from llama_onnx.runtime.commands.streams import check_stdin, read_lines
 if TYPE_CHECKING:
     from llama_onnx.runtime.llama.conversation import Message
     from llama_onnx.runtime.llama.model import Llama
+    from llama_onnx.targets.engines import EngineName
     from llama_onnx.targets.provider import Provider
 
 
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
 @click.option("--system", help="System message at the start of the conversation.")
 @adapter_option
 @sampling_options(max_new_tokens=512)
+@engine_option
 @threads_option
 @provider_options
 def command(
     package: Path,
     system: str | None,
     adapter: str | None,
+    engine: EngineName,
     threads: int | None,
     provider: Provider | None,
     allow_fallback: bool,
@@ -50,7 +54,9 @@ def command(
     from llama_onnx.runtime.llama.model import Llama
 
     check_stdin()
-    model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
+    model = Llama.load(
+        package, threads=threads, provider=provider, allow_fallback=allow_fallback, engine=engine
+    )
     model.package.require_tokenizer()
     lines = read_lines()
     if adapter is not None:

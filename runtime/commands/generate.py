@@ -11,6 +11,7 @@ import click
 from llama_onnx.runtime.commands.console import collect, introduce, note, stream, summary
 from llama_onnx.runtime.commands.options import (
     adapter_option,
+    engine_option,
     package_argument,
     provider_options,
     sampling_options,
@@ -19,6 +20,7 @@ from llama_onnx.runtime.commands.options import (
 from llama_onnx.runtime.commands.streams import read_stdin
 
 if TYPE_CHECKING:
+    from llama_onnx.targets.engines import EngineName
     from llama_onnx.targets.provider import Provider
 
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 )
 @adapter_option
 @sampling_options(max_new_tokens=256)
+@engine_option
 @threads_option
 @provider_options
 @click.option(
@@ -41,6 +44,7 @@ def command(
     prompt: str,
     chat: bool,
     adapter: str | None,
+    engine: EngineName,
     threads: int | None,
     provider: Provider | None,
     allow_fallback: bool,
@@ -55,7 +59,9 @@ def command(
 
     # The shell adds the newline at the end of a piped line; it is not part of the prompt.
     text = read_stdin().removesuffix("\n") if prompt == "-" else prompt
-    model = Llama.load(package, threads=threads, provider=provider, allow_fallback=allow_fallback)
+    model = Llama.load(
+        package, threads=threads, provider=provider, allow_fallback=allow_fallback, engine=engine
+    )
     if chat:
         answer = model.chat([{"role": "user", "content": text}], adapter=adapter, **answering)
     else:

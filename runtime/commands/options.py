@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 import click
 
-from llama_onnx.runtime.llama.sampling import (
+from llama_onnx.runtime.engine.sampling.parameters import (
     PARAMETERS,
     Sampling,
     read_value,
     refuse_what_genai_cannot,
 )
 from llama_onnx.runtime.llama.stops import check_stops
+from llama_onnx.targets.engines import ENGINES
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.printable import shown
@@ -39,6 +40,14 @@ threads_option = click.option(
     type=int,
     callback=_threads,
     help="Number of threads.  [default: one per physical core]",
+)
+
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default=ENGINES[0],
+    show_default=True,
+    help="genai: onnxruntime-genai. onnxruntime: our own engine; its chat reads each message once.",
 )
 
 adapter_option = click.option(
@@ -113,7 +122,8 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
             values["max_new_tokens"] = _read("max_new_tokens", values["max_new_tokens"])
             values["stop"] = check_stops(values["stop"], "--stop")
             sampling = Sampling(**read)
-            refuse_what_genai_cannot(sampling, _flag)
+            if values["engine"] == "genai":
+                refuse_what_genai_cannot(sampling, _flag)
             _refuse_greedy_sampling(values["package"], sampling)
             return command(sampling=sampling, **values)
 

@@ -6,17 +6,14 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from threading import Lock
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from llama_onnx.runtime.llama.failures import describe_failure, require_finite
+from llama_onnx.runtime.engine.failures import describe_failure, require_finite
+from llama_onnx.runtime.engine.schedule import CHUNK
 from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.stops import StopFilter
-
-CHUNK = 512
-"""Most tokens of a prompt that the CPU reads at once: no slower than all at once, and needs less
-memory. onnxruntime-genai holds Python's global lock meanwhile."""
 
 FinishReason = Literal["stop", "length", "interrupted"]
 
@@ -29,6 +26,7 @@ class GenerationStats:
     is the time to the first token, prefill included; `decode_seconds` that of all later steps. No
     figure includes time spent by the code that iterates over the text. `finish_reason` is "stop"
     after an end token or a stop text, "length" at the limit, "interrupted" before the end.
+    `reused_tokens` of the prompt had been read for an earlier text.
     """
 
     prompt_tokens: int
@@ -37,11 +35,12 @@ class GenerationStats:
     first_token_seconds: float
     decode_seconds: float
     finish_reason: FinishReason
+    reused_tokens: int = 0
 
     @property
     def prefill_rate(self) -> float | None:
-        """Prompt tokens per second; None if the prompt has not been read."""
-        return _rate(self.prompt_tokens, self.prefill_seconds)
+        """Prompt tokens read per second; None if the prompt has not been read."""
+        return _rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
 
     @property
     def decode_rate(self) -> float | None:
@@ -57,14 +56,38 @@ def _rate(tokens: int, seconds: float) -> float | None:
     return tokens / seconds if tokens > 0 and seconds > 0 else None
 
 
-class Run:
-    """The native generator of one answer, driven step by step, and what it has taken so far.
+class Steps(Protocol):
+    """What generates one answer, driven step by step, and what it has taken so far."""
 
-    An answer that runs in another thread ends before its next step once `cancelled` is True.
-    """
+    prompt_tokens: int
+    reused_tokens: int
+    prefill_seconds: float
+    step_seconds: list[float]
+    finish_reason: FinishReason
+    cancelled: bool
+
+    def prefill(self) -> None:
+        """Read the prompt."""
+
+    def is_done(self) -> bool:
+        """Return whether the answer is as long as it can become."""
+
+    def step(self) -> int | None:
+        """Generate a token and return it; None if the answer was cancelled instead."""
+
+    def cancel(self) -> None:
+        """End the answer before its next step, from any thread."""
+
+    def free(self) -> None:
+        """Free the cache."""
+
+
+class Run(Steps):
+    """The native generator of onnxruntime-genai, which holds Python's lock while it reads."""
 
     def __init__(self, native: Any, prompt: Tokens, on_cpu: bool) -> None:
         self._native, self._prompt, self._on_cpu = native, prompt, on_cpu
+        self.prompt_tokens, self.reused_tokens = len(prompt), 0
         self.prefill_seconds = 0.0
         self.step_seconds: list[float] = []
         self.finish_reason: FinishReason = "interrupted"
@@ -93,6 +116,10 @@ class Run:
         token = int(self._native.get_next_tokens()[0])
         self.step_seconds.append(perf_counter() - started)
         return token
+
+    def cancel(self) -> None:
+        """End the answer before its next step, from any thread."""
+        self.cancelled = True
 
     def free(self) -> None:
         """Free the native generator and its cache."""
@@ -130,12 +157,37 @@ class Generation(Iterator[str]):
         on_cpu: bool = True,
     ) -> None:
         """Take a native generator that has read nothing; `length` is the most tokens in all."""
+        self._start(Run(generator, prompt, on_cpu), stream, end_tokens, stop, length)
+
+    @classmethod
+    def of(
+        cls,
+        run: Steps,
+        stream: Any,
+        end_tokens: Collection[int],
+        stop: Sequence[str] = (),
+        *,
+        length: int = 0,
+    ) -> Generation:
+        """Return the answer that `run` generates."""
+        answer = cls.__new__(cls)
+        answer._start(run, stream, end_tokens, stop, length)
+        return answer
+
+    def _start(
+        self,
+        run: Steps,
+        stream: Any,
+        end_tokens: Collection[int],
+        stop: Sequence[str],
+        length: int,
+    ) -> None:
         self._lock = Lock()
-        self._prompt_tokens, self._length = len(prompt), length
+        self._length = length
         # No cycle of references: `_pieces` has the run, not this object. So the native generator
         # and its KV cache are freed with the last reference, not when garbage is collected.
-        self._run = Run(generator, prompt, on_cpu)
-        self._pieces = _pieces(self._run, stream, end_tokens, StopFilter(stop))
+        self._run = run
+        self._pieces = _pieces(run, stream, end_tokens, StopFilter(stop))
 
     def __next__(self) -> str:
         """Return the next piece of text; raise `StopIteration` at the end of the answer.
@@ -146,7 +198,7 @@ class Generation(Iterator[str]):
             with self._lock:
                 return next(self._pieces)
         except (RuntimeError, MemoryError) as error:
-            failure = describe_failure(error, self._prompt_tokens, self._length)
+            failure = describe_failure(error, self._run.prompt_tokens, self._length)
         finally:
             if self._run.cancelled:
                 self.close()
@@ -162,7 +214,7 @@ class Generation(Iterator[str]):
 
     def close(self) -> None:
         """End the answer and free its cache, from any thread."""
-        self._run.cancelled = True
+        self._run.cancel()
         # If another thread holds the lock, it sees `cancelled`, and calls `close` afterwards.
         if self._lock.acquire(blocking=False):
             try:
@@ -176,22 +228,25 @@ class Generation(Iterator[str]):
         """The statistics so far."""
         run = self._run
         return GenerationStats(
-            prompt_tokens=self._prompt_tokens,
+            prompt_tokens=run.prompt_tokens,
             new_tokens=len(run.step_seconds),
             prefill_seconds=run.prefill_seconds,
             first_token_seconds=run.prefill_seconds + sum(run.step_seconds[:1]),
             decode_seconds=sum(run.step_seconds[1:]),
             finish_reason=run.finish_reason,
+            reused_tokens=run.reused_tokens,
         )
 
 
 def _pieces(
-    run: Run, stream: Any, end_tokens: Collection[int], stop: StopFilter
+    run: Steps, stream: Any, end_tokens: Collection[int], stop: StopFilter
 ) -> Generator[str, None, None]:
     try:
         run.prefill()
         while not run.cancelled and not run.is_done():
             token = run.step()
+            if token is None:
+                return
             if token in end_tokens:
                 run.finish_reason = "stop"
                 break

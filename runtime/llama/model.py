@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from llama_onnx.runtime.engine.sampling.parameters import PACKAGE_DEFAULT, Sampling, check_sampling
+from llama_onnx.runtime.llama.backends import Asked, Backend, Opened, open_backend
 from llama_onnx.runtime.llama.conversation import Message, check_messages
-from llama_onnx.runtime.llama.failures import describe_failure
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats
 from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.prompt import (
@@ -20,23 +21,18 @@ from llama_onnx.runtime.llama.prompt import (
     check_tokens,
     total_length,
 )
-from llama_onnx.runtime.llama.sampling import PACKAGE_DEFAULT, Sampling, check_sampling
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.template import check_template, render_messages
 from llama_onnx.runtime.llama.text_files import read_settings
 from llama_onnx.runtime.llama.tools import Tool, check_tools
-from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
+from llama_onnx.targets.engines import ENGINES, EngineName, check_engine
 from llama_onnx.targets.errors import PackageError, UsageError, describe_reason
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.printable import printable
 from llama_onnx.targets.provider import Provider
-from llama_onnx.targets.providers import CPU, get_provider
+from llama_onnx.targets.providers import get_provider
 from llama_onnx.targets.registry import get_target
-
-# Modules that need an extra are imported where they are used, so that `help(Llama)` needs none.
-if TYPE_CHECKING:
-    from llama_onnx.runtime.placement.genai_model import OpenModel
 
 
 class Llama:
@@ -45,8 +41,8 @@ class Llama:
     Attributes:
         package: The package on disk.
         context_length: The most tokens that a prompt and its answer can take together.
-        opened: The model in onnxruntime-genai: its `provider`, and as `fallback` the reason why
-            that is not the requested one, or None.
+        opened: What runs the model: its `provider`, and as `fallback` the reason why that is not
+            the requested one, or None.
 
     Examples:
         >>> model = llama_onnx.Llama.load("tiny-int4")
@@ -58,7 +54,7 @@ class Llama:
 
     package: ModelPackage
     context_length: int
-    opened: OpenModel
+    opened: Opened
 
     def __init__(self, *_args: object, **_options: object) -> None:
         """Raise `TypeError`: `Llama.load` opens a package."""
@@ -67,23 +63,19 @@ class Llama:
     def _attach(
         self,
         package: ModelPackage,
-        opened: OpenModel,
+        backend: Backend,
         settings: dict[str, Any],
         context_length: int,
     ) -> None:
-        from llama_onnx.runtime.genai import og
-        from llama_onnx.runtime.llama.adapters import Adapters
-
         self.package = package
         self.context_length = context_length
-        self.opened = opened
-        self._model = opened.model
-        self._adapters = Adapters(package, opened.model)
+        self.opened = backend.opened
+        self._backend = backend
         self._rows = int(settings["vocab_size"])
         if package.has_tokenizer:
             check_template(package.path)
             self._encoder: Encoder | NoTokenizer = open_encoder(package.path, self._rows)
-            self._tokenizer: Any = og.Tokenizer(opened.model)
+            self._tokenizer: Any = backend.open_tokenizer()
         else:
             self._tokenizer = self._encoder = NoTokenizer(package, settings)
         self._bos_token: int | None = settings.get("bos_token_id")
@@ -103,6 +95,7 @@ class Llama:
         threads: int | None = None,
         provider: Provider | str | None = None,
         allow_fallback: bool = False,
+        engine: EngineName = ENGINES[0],
     ) -> Llama:
         """Open a package.
 
@@ -114,6 +107,9 @@ class Llama:
             provider: "cpu", "cuda", "directml" or "webgpu". None: the one of the package's target.
             allow_fallback: Use the CPU if the provider cannot run here; `opened.fallback` then says
                 why. Has no effect on the CPU itself.
+            engine: What generates: "genai" is onnxruntime-genai, one answer at a time;
+                "onnxruntime" is our own engine, which remembers what it has read, answers several
+                callers at once, and takes the likeliest token only.
 
         Returns:
             The open model.
@@ -121,15 +117,14 @@ class Llama:
         Raises:
             PackageError: The package is missing, incomplete or damaged.
             ProviderError: The provider cannot run here.
-            UsageError: An argument is out of range or names no provider.
+            UsageError: An argument is out of range or names no provider or engine.
 
         Examples:
             >>> model = llama_onnx.Llama.load("tiny-int4", provider="cpu", max_length=64)
             >>> str(model), model.context_length
             ('tiny-int4 · int4 · CPUExecutionProvider', 64)
         """
-        from llama_onnx.runtime.placement.genai_model import open_model
-
+        check_engine(engine)
         if provider is not None and not isinstance(provider, Provider):
             provider = get_provider(provider)
         package = ModelPackage.open(Path(path))
@@ -137,15 +132,17 @@ class Llama:
         context_length = int(settings["context_length"])
         if max_length is not None:
             context_length = min(context_length, check_length(max_length))
-        opened = open_model(
-            package.path,
+        backend = open_backend(
+            engine,
+            package,
+            context_length,
             provider or get_target(package.target).session.provider,
             threads=threads,
             allow_fallback=allow_fallback,
         )
         model = cls.__new__(cls)
         try:
-            model._attach(package, opened, settings, context_length)
+            model._attach(package, backend, settings, context_length)
         except RuntimeError as error:
             raise PackageError(
                 f"onnxruntime-genai cannot open the tokenizer of {package.path}: "
@@ -200,8 +197,7 @@ class Llama:
             temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         )
         stream = self._tokenizer.create_stream()
-        search = sampling.search_options(self._rows)
-        return self._start(self.encode(prompt), stream, max_new_tokens, search, stop, adapter)
+        return self._start(self.encode(prompt), stream, max_new_tokens, sampling, stop, adapter)
 
     def chat(
         self,
@@ -248,8 +244,7 @@ class Llama:
         for token in list(self._end_tokens)[:1]:
             stream.decode(token)
         prompt = self.encode_chat(messages)
-        search = sampling.search_options(self._rows)
-        return self._start(prompt, stream, max_new_tokens, search, stop, adapter)
+        return self._start(prompt, stream, max_new_tokens, sampling, stop, adapter)
 
     def measure(self, prompt: Tokens | Iterable[int], new_tokens: int) -> GenerationStats:
         """Continue a prompt greedily by an exact number of tokens, and time it.
@@ -279,9 +274,9 @@ class Llama:
                 f"a prompt of {len(prompt):,} and {new_tokens:,} new tokens are more than the "
                 f"context of {self.context_length:,} tokens can hold: ask for fewer."
             )
-        search = {"do_sample": False, "min_length": length}
+        stream = self._tokenizer.create_stream()
         answer = self._start(
-            prompt, self._tokenizer.create_stream(), new_tokens, search, (), adapter=None
+            prompt, stream, new_tokens, PACKAGE_DEFAULT, (), adapter=None, measured=True
         )
         for _ in answer:
             pass
@@ -369,30 +364,15 @@ class Llama:
         prompt: Tokens,
         stream: Any,
         max_new_tokens: int,
-        search: Mapping[str, bool | int | float],
+        sampling: Sampling,
         stop: str | Sequence[str],
         adapter: str | None,
+        *,
+        measured: bool = False,
     ) -> Generation:
-        from llama_onnx.runtime.genai import og
-
         stops = check_stops(stop)
-        params = og.GeneratorParams(self._model)
-        # genai allocates the KV cache for `max_length` tokens: no more than this answer can need.
         length = total_length(len(prompt), max_new_tokens, self.context_length)
-        try:
-            params.set_search_options(max_length=length, **search)
-            generator = og.Generator(self._model, params)
-        except (RuntimeError, MemoryError) as error:
-            if is_memory_failure(error):
-                raise describe_failure(error, len(prompt), length) from None
-            reason = str(error).splitlines()[0]
-            raise PackageError(
-                f"{self.package.path / 'genai_config.json'} has settings that "
-                f"onnxruntime-genai rejects: {reason}"
-            ) from None
-        if adapter is not None:
-            self._adapters.activate(generator, adapter)
-        on_cpu = self.opened.provider == CPU
-        return Generation(
-            generator, stream, prompt, self._end_tokens, stops, length=length, on_cpu=on_cpu
-        )
+        ends = frozenset[int]() if measured else self._end_tokens
+        asked = Asked(prompt, self._rows, length, sampling, ends, adapter, measured)
+        run = self._backend.start(asked)
+        return Generation.of(run, stream, ends, stops, length=length)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.runtime.llama.arguments import as_whole
-from llama_onnx.runtime.llama.sampling import read_value
+from llama_onnx.runtime.engine.sampling.arguments import as_whole
+from llama_onnx.runtime.engine.sampling.parameters import read_value
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.printable import shown
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.runtime import ort
+from llama_onnx.runtime.engine.bound_graph import RUNNING, BoundGraph
 from llama_onnx.runtime.measure.metrics import Ids, Logits
 from llama_onnx.runtime.memory import forgetting_pages
 from llama_onnx.runtime.placement.session import open_session
@@ -19,7 +20,6 @@ from llama_onnx.targets.graph_names import (
     LOGITS,
     is_past,
     past_of,
-    present_of,
 )
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
 from llama_onnx.targets.providers import CPU, provider_of
@@ -29,8 +29,6 @@ Cache = Mapping[str, npt.NDArray[Any]]
 
 Adapter = Mapping[str, npt.NDArray[Any]]
 """Parameters of a LoRA adapter by graph input; inputs without an entry get rank 0."""
-
-_RUNNING = "while running the graph"
 
 
 class GraphSession:
@@ -90,7 +88,7 @@ class GraphSession:
         if cache is None:
             cache = self.empty_cache(len(ids))
         feeds = {INPUT_IDS: ids, ATTENTION_MASK: mask, **cache, **self.adapter}
-        with ort.running(_RUNNING), ort.time_limit(self.step_seconds) as options:
+        with ort.running(RUNNING), ort.time_limit(self.step_seconds) as options:
             outputs = self.raw.run(self._outputs, feeds, options)
         named = dict(zip(self._outputs, outputs, strict=True))
         return named.pop(LOGITS).astype(np.float32, copy=False), {
@@ -124,33 +122,17 @@ class SharedBuffer:
     """A cache of one sequence in one buffer of fixed length, past and present, as genai runs it."""
 
     def __init__(self, graph: GraphSession, length: int) -> None:
-        self._session = graph.raw
         self._seconds = graph.step_seconds
-        self._binding = graph.raw.io_binding()
         self._filled = 0
-        self._buffers = []  # a binding uses the arrays of its values without keeping them alive
         provider = provider_of(graph.raw.get_providers()[0])
         device = provider.ort_device if provider else "cpu"
-        for name, zeros in graph.empty_cache(length=length).items():
-            buffer = ort.to_device(zeros, device)
-            self._buffers += [zeros, buffer]
-            self._binding.bind_ortvalue_input(name, buffer)
-            self._binding.bind_ortvalue_output(present_of(name), buffer)
-        # onnxruntime ignores an adapter in the run options of a bound run, so it is bound as well.
-        for name, value in graph.adapter.items():
-            parameter = ort.to_device(value, device)
-            self._buffers += [value, parameter]
-            self._binding.bind_ortvalue_input(name, parameter)
-        self._binding.bind_output(LOGITS)  # last, so that get_outputs() has it last
+        self._bound = BoundGraph(graph.raw, graph.adapter, device)
+        self._bound.bind(graph.empty_cache(length=length))
 
     def step(self, ids: Ids) -> Logits:
         """Return logits [S, V] for `ids` [S], which follow those of the steps before."""
         self._filled += len(ids)
-        batch, mask = np.ascontiguousarray(ids[None]), np.ones((1, self._filled), np.int64)
-        self._binding.bind_cpu_input(INPUT_IDS, batch)
-        self._binding.bind_cpu_input(ATTENTION_MASK, mask)
-        self._binding.bind_output(LOGITS)  # again: its shape differs in every step
-        with ort.running(_RUNNING), ort.time_limit(self._seconds) as options:
-            self._session.run_with_iobinding(self._binding, options)
-        logits = self._binding.get_outputs()[-1].numpy()[0]
-        return np.asarray(logits, np.float32)
+        mask = np.ones((1, self._filled), np.int64)
+        with ort.time_limit(self._seconds) as options:
+            logits: Logits = self._bound.run(ids[None], mask, options)[0].copy()
+        return logits

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llama_onnx.runtime.engine.sampling.parameters import PARAMETERS, Sampling, read_value
 from llama_onnx.runtime.llama.conversation import Message, check_messages
-from llama_onnx.runtime.llama.sampling import PARAMETERS, Sampling, read_value
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.targets.errors import TooLargeError, UsageError
 from llama_onnx.targets.printable import shown

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from llama_onnx.runtime.engine.failures import require_finite
 from llama_onnx.runtime.engine.sampling.choice import Choice
 from llama_onnx.runtime.engine.sampling.processors import (
     Ids,
@@ -23,7 +24,6 @@ from llama_onnx.runtime.engine.sampling.processors import (
     top_k,
     top_p,
 )
-from llama_onnx.runtime.llama.failures import require_finite
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.commands import chat as chat_module
+from llama_onnx.runtime.engine.sampling.parameters import Sampling
 from llama_onnx.runtime.llama.generation import Generation
 from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.runtime.llama.sampling import Sampling
 from tests.support.fakes import generation, interrupt_at
 from tests.support.packages import alter_package
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llama_onnx.runtime.engine.sampling.choice import Choice, read_search, resolve
+from llama_onnx.runtime.engine.sampling.parameters import Sampling
 from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.runtime.llama.sampling import Sampling
 from llama_onnx.targets.errors import PackageError, UsageError
 
 PACKAGE = {

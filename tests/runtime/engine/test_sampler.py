@@ -26,10 +26,10 @@ from transformers import (
 )
 from transformers.generation.utils import GenerationMixin
 
+from llama_onnx.runtime.engine.failures import require_finite
 from llama_onnx.runtime.engine.sampling.choice import Choice
 from llama_onnx.runtime.engine.sampling.processors import min_p, top_k, top_p
 from llama_onnx.runtime.engine.sampling.sampler import Sampler, candidates
-from llama_onnx.runtime.llama.failures import require_finite
 from llama_onnx.targets.errors import PackageError
 
 INF, NAN = float("inf"), float("nan")

@@ -21,9 +21,10 @@ from onnx import numpy_helper
 
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.runtime.engine.failures import describe_failure
+from llama_onnx.runtime.engine.schedule import CHUNK
 from llama_onnx.runtime.llama import generation as generation_module
-from llama_onnx.runtime.llama.failures import describe_failure
-from llama_onnx.runtime.llama.generation import CHUNK, Generation, chunks
+from llama_onnx.runtime.llama.generation import Generation, Run, chunks
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.memory import is_memory_failure
@@ -227,8 +228,8 @@ def test_a_prompt_in_chunks_gives_the_answer_of_the_whole(
         monkeypatch.setattr(generation_module, "CHUNK", most)
         seen: list[Any] = []
         answer = llama.generate(prompt, max_new_tokens=16)
-        native = answer._run._native
-        answer._run._native = Recorder(native, seen)
+        assert isinstance(answer._run, Run)
+        answer._run._native = Recorder(answer._run._native, seen)
         text = "".join(answer)
         return text, np.array(seen)
 

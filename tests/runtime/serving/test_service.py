@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_onnx.runtime.engine.sampling.parameters import Sampling
 from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.runtime.llama.sampling import Sampling
 from llama_onnx.runtime.serving import worker
 from llama_onnx.runtime.serving.request import Request
 from llama_onnx.runtime.serving.service import Service, find_package, http_status

@@ -17,9 +17,7 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
-from llama_onnx.runtime.genai import og
-from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.runtime.llama.sampling import (
+from llama_onnx.runtime.engine.sampling.parameters import (
     PARAMETERS,
     RULES,
     Sampling,
@@ -27,6 +25,8 @@ from llama_onnx.runtime.llama.sampling import (
     genai_values,
     read_value,
 )
+from llama_onnx.runtime.genai import og
+from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.serving.request import Request
 from llama_onnx.targets.errors import CheckpointError, UsageError
 from llama_onnx.targets.registry import get_target
@@ -168,7 +168,7 @@ def test_what_genai_cannot_do_is_refused_by_name(llama: Llama, name: str) -> Non
 
 
 def test_genai_itself_has_what_it_is_given_and_not_the_rest(llama: Llama) -> None:
-    params = og.GeneratorParams(llama._model)
+    params = og.GeneratorParams(llama.opened.model)
     for name, known in PARAMETERS.items():
         value = 0 if name == "logprobs" else 1
         if name in ("seed", "logit_bias"):
@@ -263,11 +263,11 @@ def run(*arguments: str | Path) -> Result:
         (("--stop", ""), "--stop must hold texts that are not empty"),
         (("--seed", "9" * 5000), "--seed"),
         (("--top-k", "3.0"), "--top-k"),
-        (("--min-p", "0.1"), "has no --min-p: leave it out."),
+        (("--min-p", "0.1"), "has no --min-p: leave it out, or choose"),
         (("--logprobs", "2", "--min-p", "0.1"), "has no --min-p and no --logprobs: leave them out"),
         (("--presence-penalty", "3"), "--presence-penalty must be a number from -2 to 2"),
-        (("--frequency-penalty", "1"), "has no --frequency-penalty: leave it out."),
-        (("--logit-bias", "3=5", "--logit-bias", "4=-5"), "has no --logit-bias: leave it out."),
+        (("--frequency-penalty", "1"), "has no --frequency-penalty: leave it out, or choose"),
+        (("--logit-bias", "3=5", "--logit-bias", "4=-5"), "has no --logit-bias: leave it out, or choose"),
         (("--logit-bias", "3"), "--logit-bias must be a token id, = and a number, such as 15=-100"),
         (("--logit-bias", "3=x"), "must be a token id, = and a number, such as 15=-100, not '3=x'"),
         (("--logit-bias", "x=3"), "--logit-bias must be at most 1,024 token ids"),

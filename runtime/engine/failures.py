@@ -32,6 +32,8 @@ def describe_failure(error: Exception, prompt_tokens: int, length: int) -> Llama
             f"the graphics device was lost in the answer (error {lost.upper()}): its driver "
             "crashed, hung or was reset; update the driver, or pass --provider cpu."
         )
+    if isinstance(error, LlamaOnnxError):
+        return error
     return PackageError(f"onnxruntime-genai failed in the answer: {describe_reason(error)}.")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from llama_onnx.runtime.llama.arguments import as_float, as_whole
+from llama_onnx.runtime.engine.sampling.arguments import as_float, as_whole
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.printable import shown
 
@@ -263,7 +263,8 @@ def refuse_what_genai_cannot(
     if names:
         raise UsageError(
             f"onnxruntime-genai, which generates here, has no {' and no '.join(names)}: leave "
-            f"{'it' if len(names) == 1 else 'them'} out."
+            f"{'it' if len(names) == 1 else 'them'} out, or choose the engine onnxruntime "
+            "(--engine onnxruntime)."
         )
 
 

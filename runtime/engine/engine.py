@@ -1,0 +1,220 @@
+"""A package open for many callers at once: the front of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from llama_onnx.runtime import ort
+from llama_onnx.runtime.engine.answer import Answer, AsyncAnswer, Channel
+from llama_onnx.runtime.engine.bound_graph import Parameters
+from llama_onnx.runtime.engine.cache_budget import ROWS, decide_capacity
+from llama_onnx.runtime.engine.cache_layout import CacheLayout
+from llama_onnx.runtime.engine.events import Request
+from llama_onnx.runtime.engine.loop import Loop
+from llama_onnx.runtime.engine.schedule import CHUNK
+from llama_onnx.runtime.engine.shared_rows import Rows, SharedRows
+from llama_onnx.runtime.engine.single_rows import DeviceRows, GrowingRows
+from llama_onnx.runtime.engine.task import Task
+from llama_onnx.runtime.memory import forgetting_pages
+from llama_onnx.runtime.placement.session import open_session
+from llama_onnx.targets.errors import PackageError, ResourceError, UsageError
+from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import CPU
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the caches may take: `cache_bytes` (None: half of what is free), and how many sequences
+    are in work at once; others wait."""
+
+    cache_bytes: int | None = None
+    rows: int = ROWS
+
+
+class Engine:
+    """An open package that generates many answers at once, in a thread of its own.
+
+    Attributes:
+        provider: What runs the graph, and as `fallback` why it is not the one asked for, or None.
+        layout: The caches and the width of the logits.
+        capacity: What the caches may hold.
+        context_length: The most tokens of a text.
+    """
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        context_length: int,
+        provider: Provider = CPU,
+        *,
+        threads: int | None = None,
+        allow_fallback: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        """Open the graph of `package` as `verify` does.
+
+        Raises `ProviderError`, `UsageError` for a senseless number of threads, and `PackageError`
+        if ONNX Runtime refuses the graph.
+        """
+        limits = limits or Limits()
+        with forgetting_pages(package.path / DATA_FILE):
+            opened = open_session(
+                package.path / MODEL_FILE,
+                provider,
+                threads=threads,
+                allow_fallback=allow_fallback,
+            )
+        self.package, self.context_length = package, context_length
+        self.provider = CPU if opened.fallback else provider
+        self.fallback = opened.fallback
+        self.layout = CacheLayout.of(opened.session)
+        adapters = Adapters(package)
+        open_rows = _rows_of(
+            opened.session, self.layout, self.provider, opened.shares_buffer, adapters
+        )
+        self.capacity = decide_capacity(
+            self.layout,
+            context_length,
+            cache_bytes=limits.cache_bytes,
+            rows=limits.rows,
+            rectangular=self.provider == CPU and opened.shares_buffer,
+        )
+        self._adapters, self._keys = adapters, count(1)
+        self._loop = Loop(
+            open_rows,
+            self.capacity,
+            self.layout.position_bytes,
+            CHUNK if self.provider == CPU else None,
+        )
+        # Also at the end of the process, where a thread must not be in the middle of a step.
+        self._end = weakref.finalize(self, self._loop.close)
+
+    def submit(self, request: Request) -> Answer:
+        """Start an answer and return it; the engine generates it whether or not it is read.
+
+        Raises `UsageError` for what the model cannot take, `PackageError` for a damaged adapter,
+        `ResourceError` if the caches cannot hold it even alone, and `LlamaOnnxError` if the engine
+        is closed.
+        """
+        channel = Channel()
+        task = self._task(request, channel)
+        answer = Answer(channel, self, self._loop.is_alive)
+        self._loop.put(task)
+        return answer
+
+    def submit_async(self, request: Request) -> AsyncAnswer:
+        """Start an answer whose events come to the running asyncio loop; see `submit`.
+
+        Reads an adapter's file at its first use: call `prepare` before, where that is too slow.
+        """
+        channel = Channel()
+        task = self._task(request, channel)
+        answer = AsyncAnswer(channel, self, channel.deliver_to(asyncio.get_running_loop()))
+        self._loop.put(task)
+        return answer
+
+    def check(self, request: Request) -> None:
+        """Raise what `submit` would raise for a request."""
+        self._task(request, Channel())
+
+    def prepare(self, adapter: str) -> None:
+        """Read an adapter's file; raise `UsageError` or `PackageError` if there is no sound one."""
+        self._adapters.load(adapter)
+
+    def close(self) -> None:
+        """End all answers, which get an error, and free the session and all caches."""
+        self._end()
+
+    def __enter__(self) -> Engine:
+        """Return the engine itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the engine."""
+        self.close()
+
+    def _task(self, request: Request, channel: Channel) -> Task:
+        _check(request, self.layout.vocab_size, self.context_length)
+        if request.adapter is not None:
+            self._adapters.load(request.adapter)
+        task = Task(next(self._keys), request, channel)
+        if not self.capacity.holds([task.need]):
+            raise ResourceError(
+                f"not enough memory for a prompt of {task.prompt_tokens:,} tokens and an answer of "
+                f"up to {request.max_new_tokens:,}: the caches hold {self.capacity.positions:,} "
+                "tokens; pass a shorter prompt or a smaller max_new_tokens (--max-new-tokens)."
+            )
+        return task
+
+
+class Adapters:
+    """The LoRA adapters of a package, each read at its first use."""
+
+    def __init__(self, package: ModelPackage) -> None:
+        self._package, self._lock = package, Lock()
+        self._read: dict[str, Parameters] = {}
+
+    def load(self, name: str) -> Parameters:
+        """Return the parameters of the adapter `name`, by the graph's inputs.
+
+        Raises `UsageError` for a name the package does not have, `PackageError` for a damaged file.
+        """
+        path = self._package.adapter_path(name)
+        with self._lock:
+            if name not in self._read:
+                self._read[name] = _read_adapter(path)
+            return self._read[name]
+
+
+def _read_adapter(path: Path) -> Parameters:
+    try:
+        return ort.read_adapter(path)
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        raise PackageError(f"onnxruntime cannot load {path}: {ort.first_line(error)}") from None
+
+
+def _rows_of(
+    session: ort.Session,
+    layout: CacheLayout,
+    provider: Provider,
+    shares_buffer: bool,
+    adapters: Adapters,
+) -> Callable[[str | None], Rows]:
+    """Return a function that opens rows for an adapter, of the kind that the graph needs here."""
+
+    def open_rows(name: str | None) -> Rows:
+        adapter = adapters.load(name) if name is not None else {}
+        if not shares_buffer:
+            return GrowingRows(session, layout, adapter)
+        if provider == CPU:
+            return SharedRows(session, layout, adapter)
+        return DeviceRows(session, layout, adapter, provider.ort_device)
+
+    return open_rows
+
+
+def _check(request: Request, vocab_size: int, context_length: int) -> None:
+    """Raise `UsageError` for a request that the graph has no rows or positions for."""
+    prompt = np.asarray(request.prompt)
+    if prompt.ndim != 1 or prompt.dtype.kind not in "iu" or not prompt.size:
+        raise UsageError("a prompt must be a flat array of one or more token ids.")
+    if prompt.min() < 0 or prompt.max() >= vocab_size:
+        raise UsageError(f"a token id must be a whole number from 0 to {vocab_size - 1:,}.")
+    if request.max_new_tokens < 1:
+        raise UsageError(
+            f"max_new_tokens must be a whole number of at least 1, not {request.max_new_tokens}."
+        )
+    if len(prompt) + request.max_new_tokens > context_length:
+        raise UsageError(
+            f"a prompt of {len(prompt):,} and {request.max_new_tokens:,} new tokens are more than "
+            f"the context of {context_length:,} tokens can hold: ask for fewer."
+        )

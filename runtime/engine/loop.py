@@ -1,0 +1,307 @@
+"""The engine's thread: it owns the session and the caches, and nobody else touches them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from queue import SimpleQueue
+from threading import Lock, Thread, current_thread
+from time import perf_counter
+
+from llama_onnx.runtime import ort
+from llama_onnx.runtime.engine.answer import GONE
+from llama_onnx.runtime.engine.cache_layout import Block
+from llama_onnx.runtime.engine.events import Reason
+from llama_onnx.runtime.engine.prefixes import SHORTEST, Entry, Prefixes, common
+from llama_onnx.runtime.engine.schedule import (
+    Capacity,
+    Job,
+    Need,
+    Read,
+    Step,
+    admit,
+    next_action,
+)
+from llama_onnx.runtime.engine.shared_rows import Logits, Rows
+from llama_onnx.runtime.engine.task import Task
+from llama_onnx.runtime.memory import trim_heap
+from llama_onnx.targets.errors import LlamaOnnxError
+
+log = logging.getLogger("llama_onnx.engine")
+
+_UNREAD = 2
+"""Tokens of a prompt that are read in any case: their logits are needed, and a single one would be
+computed by another kernel than several."""
+
+
+class Loop:
+    """Takes requests, and does one thing after the other for them until it is closed.
+
+    `open_rows` returns the rows for an adapter. `longest` is the most tokens of a prompt to read
+    at once, None for all.
+    """
+
+    def __init__(
+        self,
+        open_rows: Callable[[str | None], Rows],
+        capacity: Capacity,
+        position_bytes: int,
+        longest: int | None,
+    ) -> None:
+        self._open_rows: Callable[[str | None], Rows] | None = open_rows
+        self._capacity, self._longest = capacity, longest
+        self._prefixes = Prefixes(position_bytes)
+        self._options = ort.run_options()
+        self._inbox: SimpleQueue[Task | None] = SimpleQueue()
+        self._waiting: dict[int, Task] = {}
+        self._held: dict[int, Task] = {}
+        self._rows: dict[str | None, Rows] = {}
+        self._owed = 0.0
+        self._turn = 0
+        self._closing, self._lock = False, Lock()
+        self._thread = Thread(target=self._run, name="llama-onnx engine", daemon=True)
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        """Return whether answers may still get events."""
+        return self._thread.is_alive()
+
+    def put(self, task: Task) -> None:
+        """Add a request, from any thread; raise `LlamaOnnxError` if nobody would answer it."""
+        with self._lock:
+            if self._closing:
+                raise LlamaOnnxError(GONE)
+            self._inbox.put(task)
+
+    def close(self) -> None:
+        """End all answers and free everything, also in the middle of a step; from any thread."""
+        self._closing = True
+        self._options.terminate = True
+        self._inbox.put(None)
+        if current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        failure: BaseException = LlamaOnnxError(GONE)
+        try:
+            while self._receive():
+                self._advance()
+        except BaseException as error:  # a mistake in this code must not leave anybody waiting
+            log.exception("the engine's thread failed")
+            failure = error
+        finally:
+            with self._lock:  # after this, nobody can add a request
+                self._closing = True
+            self._empty_inbox()
+            for task in [*self._held.values(), *self._waiting.values()]:
+                task.fail(failure)
+            self._held.clear()
+            self._waiting.clear()
+            self._rows.clear()
+            self._prefixes.shrink(0)
+            self._open_rows = None
+            trim_heap()
+
+    def _receive(self) -> bool:
+        """Take new requests, waiting for one if there is nothing else; False: the end."""
+        if not self._held and not self._waiting:
+            self._accept(self._inbox.get())
+        self._empty_inbox()
+        return not self._closing
+
+    def _empty_inbox(self) -> None:
+        while not self._inbox.empty():
+            self._accept(self._inbox.get())
+
+    def _accept(self, task: Task | None) -> None:
+        if task is not None:
+            self._waiting[task.key] = task
+
+    def _advance(self) -> None:
+        """Drop who has left, let in who has room, and do one thing for those that are in."""
+        for task in [t for t in self._waiting.values() if t.channel.cancelled]:
+            del self._waiting[task.key]
+            task.end("cancelled")
+        for task in [t for t in self._held.values() if t.channel.cancelled]:
+            self._finish(task, "cancelled")
+        self._admit()
+        if not self._held:
+            return
+        jobs = {task.key: self._job(task) for task in self._held.values()}
+        action = next_action(jobs.values(), self._owed, self._longest)
+        if isinstance(action, Step):
+            self._step([self._held[key] for key in action.keys])
+        elif not self._adopt(self._held[action.key]):
+            alone = all(job.unread for job in jobs.values())
+            self._read(self._held[action.key], action, alone)
+
+    def _job(self, task: Task) -> Job:
+        unread = 0 if task.new_tokens else task.prompt_tokens - self._filled(task)
+        return Job(task.key, task.request.adapter, unread, task.served)
+
+    def _filled(self, task: Task) -> int:
+        return self._rows[task.request.adapter].filled(task.key)
+
+    def _admit(self) -> None:
+        needs = {task.key: task.need for task in self._waiting.values()}
+        held = [task.need for task in self._held.values()]
+        for key in admit(needs, held, self._capacity):
+            task = self._waiting.pop(key)
+            self._held[key] = task
+            task.admit()
+            self._serve(task)
+            self._make_room()
+            group = task.request.adapter
+            try:
+                if group not in self._rows:
+                    assert self._open_rows is not None
+                    self._rows[group] = self._open_rows(group)
+                self._rows[group].open(key, task.need.positions)
+            except Exception as error:
+                self._fail([task], error)
+
+    def _make_room(self) -> int:
+        """Drop what others read before, where the room is needed; return what is left for it."""
+        groups: dict[str | None, list[Need]] = {group: [] for group in self._rows}
+        for task in self._held.values():
+            groups.setdefault(task.need.group, []).append(task.need)
+        reserved = {g: self._capacity.positions_of(needs) for g, needs in groups.items()}
+        if self._taken(reserved) > self._capacity.positions:
+            self._compact(reserved)
+        left = self._capacity.positions - self._taken(reserved)
+        self._prefixes.shrink(left)
+        return left
+
+    def _compact(self, reserved: Mapping[str | None, int]) -> None:
+        """Give back what sequences that are over have left."""
+        for group, rows in list(self._rows.items()):
+            if rows.allocated > reserved[group]:
+                try:
+                    rows.compact()
+                except Exception as error:
+                    held = [task for task in self._held.values() if task.need.group == group]
+                    self._fail(held, error)
+
+    def _taken(self, reserved: Mapping[str | None, int]) -> int:
+        """Return the positions that buffers have or will have, for each adapter's `reserved`."""
+        return sum(
+            max(most, self._rows[group].allocated if group in self._rows else 0)
+            for group, most in reserved.items()
+        )
+
+    def _serve(self, task: Task) -> None:
+        self._turn += 1
+        task.served = self._turn
+
+    def _read(self, task: Task, action: Read, alone: bool) -> None:
+        """Read a part of a prompt, and choose the first token after the last part."""
+        self._serve(task)
+        rows, started = self._rows[task.request.adapter], perf_counter()
+        first = rows.filled(task.key)
+        try:
+            logits = rows.read(task.key, task.prompt[first : first + action.count], self._options)
+        except Exception as error:
+            self._fail([task], error)
+            return
+        seconds = perf_counter() - started
+        task.read_seconds += seconds
+        self._owed = 0.0 if alone else self._owed + seconds
+        if first + action.count == task.prompt_tokens:
+            self._choose({task.key: task}, {task.key: logits})
+
+    def _step(self, tasks: list[Task]) -> None:
+        started = perf_counter()
+        for task in tasks:
+            self._serve(task)
+        rows = self._rows[tasks[0].request.adapter]
+        try:
+            logits = rows.step({t.key: int(t.tokens[-1]) for t in tasks}, self._options)
+        except Exception as error:
+            self._fail(tasks, error)
+            return
+        self._owed = max(0.0, self._owed - (perf_counter() - started))
+        self._choose({task.key: task for task in tasks}, logits)
+
+    def _choose(self, tasks: Mapping[int, Task], logits: Mapping[int, Logits]) -> None:
+        for key, task in tasks.items():
+            try:
+                reason = task.accept(logits[key])
+            except Exception as error:
+                self._fail([task], error)
+                continue
+            if reason is not None:
+                self._finish(task, reason)
+
+    def _finish(self, task: Task, reason: Reason) -> None:
+        """End an answer, and keep what was read for it."""
+        task.end(reason)
+        try:
+            self._keep(task)
+        except MemoryError:
+            self._prefixes.shrink(0)
+        self._drop(task)
+
+    def _keep(self, task: Task) -> None:
+        group, filled = task.request.adapter, self._filled(task)
+        tokens = task.tokens[:filled]
+        if not task.request.reuse or filled < SHORTEST or self._prefixes.has(group, tokens):
+            return
+        room = self._make_room()
+        block = self._rows[group].copy(task.key, 0, filled) if filled <= room else None
+        if block is not None:
+            self._prefixes.put(Entry(group, tokens.copy(), block), room)
+
+    def _adopt(self, task: Task) -> bool:
+        """Give a prompt what has been read of it already, by whomever; False: nothing more."""
+        if not task.request.reuse:
+            return False
+        group, rows = task.request.adapter, self._rows[task.request.adapter]
+        filled, prompt = rows.filled(task.key), task.prompt[:-_UNREAD]
+        length, entry = self._prefixes.find(group, prompt)
+        other: Task | None = None
+        for held in self._held.values():
+            if held is not task and held.request.adapter == group:
+                shared = common(held.tokens[: rows.filled(held.key)], prompt)
+                if shared > length:
+                    length, other = shared, held
+        if length - filled < SHORTEST:
+            return False
+        block: Block | None
+        try:
+            if other is not None:
+                block = rows.copy(other.key, filled, length)
+            else:
+                assert entry is not None
+                block = {name: part[:, filled:length] for name, part in entry.block.items()}
+            if block is None:
+                return False
+            rows.append(task.key, block)
+        except Exception as error:
+            self._fail([task], error)
+            return True
+        task.reused += length - filled
+        return True
+
+    def _fail(self, tasks: list[Task], error: Exception) -> None:
+        """End the answers that an error concerns: where caches are in doubt, all of a group."""
+        if not tasks:
+            return
+        group = tasks[0].request.adapter
+        if group in self._rows and self._rows[group].broken:
+            tasks = [task for task in self._held.values() if task.request.adapter == group]
+            del self._rows[group]
+        for task in tasks:
+            task.fail(LlamaOnnxError(GONE) if self._closing else error)
+            self._drop(task)
+
+    def _drop(self, task: Task) -> None:
+        """Free the place of an answer that is over."""
+        group = task.request.adapter
+        if self._held.pop(task.key, None) is None:  # failed in the meantime
+            return
+        if any(held.request.adapter == group for held in self._held.values()):
+            if group in self._rows:
+                self._rows[group].close(task.key)
+        else:
+            self._rows.pop(group, None)  # and its buffers with it
+            trim_heap()

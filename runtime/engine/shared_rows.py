@@ -1,0 +1,200 @@
+"""The caches of several sequences, and the steps of the graph on them.
+
+All kinds of rows do the same for the loop: a sequence is opened with the most positions it may
+need, reads its prompt in parts, makes steps, and is closed. `SharedRows` decodes several sequences
+at once; other graphs and devices do one after the other; single_rows.py has those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.runtime import ort
+from llama_onnx.runtime.engine.bound_graph import BoundGraph, Ids, Parameters
+from llama_onnx.runtime.engine.cache_layout import Block, CacheLayout
+
+Logits = npt.NDArray[np.float32]
+
+_SHORTEST = 256
+"""Positions of the first buffers."""
+
+
+class Rows(Protocol):
+    """Caches of sequences, which are known by a number."""
+
+    @property
+    def allocated(self) -> int:
+        """The positions, over all rows, that buffers exist for."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether a failure left the caches of all sequences in doubt."""
+
+    def open(self, key: int, most: int) -> None:
+        """Start a sequence of at most `most` positions."""
+
+    def close(self, key: int) -> None:
+        """End a sequence."""
+
+    def filled(self, key: int) -> int:
+        """Return how many positions of a sequence are in its cache."""
+
+    def read(self, key: int, ids: Ids, options: Any = None) -> Logits:
+        """Append `ids` to a sequence and return the logits [V] after the last of them."""
+
+    def step(self, tokens: Mapping[int, int], options: Any = None) -> Mapping[int, Logits]:
+        """Append a token to each sequence, and return the logits [V] after it, which the next step
+        may overwrite."""
+
+    def copy(self, key: int, start: int, end: int) -> Block | None:
+        """Return a copy of the positions from `start` to `end`; None where the device cannot."""
+
+    def append(self, key: int, block: Block) -> None:
+        """Append what another sequence read to the cache of this one."""
+
+    def compact(self) -> None:
+        """Give back the memory of sequences that were closed."""
+
+
+class SharedRows:
+    """Rows of buffers that the attention writes in place, for graphs with GroupQueryAttention.
+
+    The leading dimension of a buffer is the row, so a range of rows is a contiguous view that a
+    step can be bound to. Buffers grow, to twice as many positions and for one more row at a time,
+    and never beyond what the open sequences may need.
+    """
+
+    def __init__(self, session: ort.Session, layout: CacheLayout, adapter: Parameters) -> None:
+        self._layout = layout
+        self._steps, self._reads = (BoundGraph(session, adapter) for _ in range(2))
+        self._buffers: dict[str, npt.NDArray[Any]] = {}
+        self._bound: dict[BoundGraph, tuple[int, int]] = {}  # graph -> the rows bound to it
+        self._order: list[int | None] = []  # row -> sequence
+        self._filled: dict[int, int] = {}
+        self._most: dict[int, int] = {}
+        self._length = 0
+        self.broken = False
+
+    @property
+    def allocated(self) -> int:
+        """Rows times positions of the buffers."""
+        return len(self._order) * self._length
+
+    def open(self, key: int, most: int) -> None:
+        """Start a sequence in the first free row; buffers come with its first positions."""
+        self._filled[key], self._most[key] = 0, most
+        if None in self._order:
+            self._order[self._order.index(None)] = key
+        else:  # a long sequence that is over may have left buffers longer than any needs now
+            self._allocate([*self._order, key], min(self._length, max(self._most.values())))
+
+    def close(self, key: int) -> None:
+        """End a sequence; its row is free for another."""
+        self._order[self._order.index(key)] = None
+        del self._filled[key], self._most[key]
+
+    def filled(self, key: int) -> int:
+        """Return how many positions of a sequence are in its cache."""
+        return self._filled[key]
+
+    def read(self, key: int, ids: Ids, options: Any = None) -> Logits:
+        """Append `ids` to a sequence and return the logits [V] after the last of them."""
+        end = self._filled[key] + len(ids)
+        self._reserve(end)
+        row = self._order.index(key)
+        self._bind(self._reads, row, row + 1)
+        logits = self._reads.run(ids[None], np.ones((1, end), np.int64), options)
+        self._filled[key] = end
+        last: Logits = logits[0, -1]
+        return last
+
+    def step(self, tokens: Mapping[int, int], options: Any = None) -> Mapping[int, Logits]:
+        """Append a token to each sequence, all in one step, and return the logits [V] after it."""
+        self._reserve(max(self._filled[key] for key in tokens) + 1)
+        self._gather(list(tokens))
+        keys = [key for key in self._order[: len(tokens)] if key is not None]
+        self._bind(self._steps, 0, len(keys))
+        lengths = np.array([self._filled[key] + 1 for key in keys])
+        # Ones at the end: there the graph looks for the new tokens. Attention only counts them.
+        mask = (np.arange(longest := lengths.max()) >= longest - lengths[:, None]).astype(np.int64)
+        ids = np.array([[tokens[key]] for key in keys], np.int64)
+        logits = self._steps.run(ids, mask, options)
+        for key in keys:
+            self._filled[key] += 1
+        return {key: logits[row, -1] for row, key in enumerate(keys)}
+
+    def copy(self, key: int, start: int, end: int) -> Block:
+        """Return a copy of the positions from `start` to `end`."""
+        row = self._order.index(key)
+        return {name: buffer[row, :, start:end].copy() for name, buffer in self._buffers.items()}
+
+    def append(self, key: int, block: Block) -> None:
+        """Append what another sequence read to the cache of this one."""
+        start = self._filled[key]
+        end = start + next(iter(block.values())).shape[1]
+        self._reserve(end)
+        row = self._order.index(key)
+        for name, buffer in self._buffers.items():
+            buffer[row, :, start:end] = block[name]
+        self._filled[key] = end
+
+    def compact(self) -> None:
+        """Move the open sequences to buffers that are no larger than they may need."""
+        length = min(self._length, max(self._most.values(), default=0))
+        self._allocate([key for key in self._order if key is not None], length)
+
+    def _reserve(self, positions: int) -> None:
+        """Make the buffers long enough for `positions` of a row."""
+        if positions > self._length:
+            longest = max(self._most.values())
+            length = min(max(positions, 2 * self._length, _SHORTEST), max(longest, positions))
+            self._allocate([key for key in self._order if key is not None], length)
+
+    def _allocate(self, order: Sequence[int | None], length: int) -> None:
+        """Move the sequences to new buffers, in which row i belongs to `order[i]`."""
+        moves = [
+            (row, self._order.index(key), self._filled[key])
+            for row, key in enumerate(order)
+            if key is not None and key in self._order
+        ]
+        self._release()
+        self.broken = True  # unless all layers are moved
+        for name in self._layout.parts if length else ():  # one by one: the old ones are freed
+            new = self._layout.zeros(name, len(order), length)
+            for row, old, filled in moves:
+                if filled:
+                    new[row, :, :filled] = self._buffers[name][old, :, :filled]
+            self._buffers[name] = new
+        self._order, self._length, self.broken = list(order), length, False
+
+    def _gather(self, keys: Sequence[int]) -> None:
+        """Move the sequences `keys` to the first rows."""
+        outside = [row for row, key in enumerate(self._order) if key in keys and row >= len(keys)]
+        for row in range(len(keys)):
+            if self._order[row] not in keys:
+                self._swap(row, outside.pop())
+
+    def _swap(self, row: int, other: int) -> None:
+        """Exchange the contents of two rows, the first of which may be free."""
+        first, second = self._order[row], self._order[other]
+        filled = max(self._filled[key] for key in (first, second) if key is not None)
+        for buffer in self._buffers.values():
+            moved = buffer[other, :, :filled].copy()
+            if first is not None:
+                buffer[other, :, :filled] = buffer[row, :, :filled]
+            buffer[row, :, :filled] = moved
+        self._order[row], self._order[other] = second, first
+
+    def _bind(self, graph: BoundGraph, first: int, end: int) -> None:
+        if self._bound.get(graph) != (first, end):
+            graph.bind({name: buffer[first:end] for name, buffer in self._buffers.items()})
+            self._bound[graph] = (first, end)
+
+    def _release(self) -> None:
+        self._bound.clear()
+        for graph in (self._steps, self._reads):
+            graph.release()

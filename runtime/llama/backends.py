@@ -1,0 +1,212 @@
+"""What generates the tokens of an open package: our own engine, or onnxruntime-genai.
+
+Both open the same package and answer alike; a backend turns a prompt into `Steps`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llama_onnx.runtime.engine.failures import describe_failure
+from llama_onnx.runtime.engine.sampling.choice import Choice, read_search, resolve
+from llama_onnx.runtime.engine.sampling.sampler import Sampler
+from llama_onnx.runtime.engine.sampling.parameters import Sampling
+from llama_onnx.runtime.llama.generation import Run, Steps
+from llama_onnx.runtime.llama.prompt import Tokens
+from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
+from llama_onnx.runtime.memory import is_memory_failure
+from llama_onnx.targets.engines import EngineName
+from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.extras import missing_extra
+from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import CPU
+
+# Modules that need an extra are imported where they are used, so that `help(Llama)` needs none.
+if TYPE_CHECKING:
+    from llama_onnx.runtime.engine.engine import Engine
+    from llama_onnx.runtime.placement.genai_model import OpenModel
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an answer is to be: the most tokens, and how to choose them.
+
+    `vocab_size` is the number of rows of the embedding. `measured`: greedily, to the full length,
+    and without anything that was read before.
+    """
+
+    prompt: Tokens
+    vocab_size: int
+    length: int
+    sampling: Sampling
+    end_tokens: frozenset[int]
+    adapter: str | None = None
+    measured: bool = False
+
+
+class Opened(Protocol):
+    """A package open on `provider`; `asked` is the requested one, and `fallback` the reason why the
+    two differ, None if they do not."""
+
+    @property
+    def provider(self) -> Provider:
+        """What runs the graph."""
+
+    @property
+    def asked(self) -> Provider:
+        """What was to run it."""
+
+    @property
+    def fallback(self) -> str | None:
+        """Why the CPU runs it instead."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what runs the model, and how that was verified."""
+
+
+class Backend(Protocol):
+    """An open package that generates."""
+
+    @property
+    def opened(self) -> Opened:
+        """What runs the graph."""
+
+    def open_tokenizer(self) -> Any:
+        """Return genai's tokenizer, which decodes the tokens of an answer one by one."""
+
+    def start(self, asked: Asked) -> Steps:
+        """Return an answer that has read nothing yet; raises what `Llama.generate` raises."""
+
+
+def open_backend(
+    name: EngineName,
+    package: ModelPackage,
+    context_length: int,
+    provider: Provider,
+    *,
+    threads: int | None,
+    allow_fallback: bool,
+) -> Backend:
+    """Open `package` in the engine `name`; raises what `Llama.load` raises."""
+    if name == "onnxruntime":
+        from llama_onnx.runtime.engine.engine import Engine
+
+        engine = Engine(
+            package, context_length, provider, threads=threads, allow_fallback=allow_fallback
+        )
+        return EngineBackend(package, engine, provider)
+    from llama_onnx.runtime.placement.genai_model import open_model
+
+    opened = open_model(package.path, provider, threads=threads, allow_fallback=allow_fallback)
+    return GenaiBackend(package, opened)
+
+
+@dataclass(frozen=True)
+class OpenEngine:
+    """What runs the graph in our own engine; see `Opened`."""
+
+    provider: Provider
+    asked: Provider
+    fallback: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what runs the model, and how that was verified."""
+        return {
+            "name": self.provider.name,
+            "asked": self.asked.name,
+            "onnxruntime": self.provider.ort_name,
+            "device": self.provider.device,
+            "fallback": self.fallback,
+            "verified": "it is the only provider in the session"
+            if self.provider == CPU
+            else "ONNX Runtime reports the provider of every node",
+        }
+
+
+class EngineBackend(Backend):
+    """Our own engine over plain ONNX Runtime."""
+
+    def __init__(self, package: ModelPackage, engine: Engine, asked: Provider) -> None:
+        self._package, self._engine = package, engine
+        self._search = read_search(package.path)
+        self._opened = OpenEngine(engine.provider, asked, engine.fallback)
+
+    @property
+    def opened(self) -> OpenEngine:
+        """What runs the graph."""
+        return self._opened
+
+    def open_tokenizer(self) -> Any:
+        """Return genai's tokenizer: that of `tokenizers` decodes damaged UTF-8 to other text."""
+        tokenizer = open_genai_tokenizer(self._package.path)
+        if tokenizer is None:
+            raise missing_extra("decoding an answer", "onnxruntime_genai", "cpu")
+        return tokenizer
+
+    def start(self, asked: Asked) -> Steps:
+        """Return an answer that has read nothing yet."""
+        from llama_onnx.runtime.engine.events import Request
+        from llama_onnx.runtime.llama.engine_run import EngineRun
+
+        rows = self._engine.layout.vocab_size
+        choice = Choice()
+        if not asked.measured:
+            choice = resolve(asked.sampling, self._search, vocab_size=rows)
+        request = Request(
+            asked.prompt,
+            asked.length - len(asked.prompt),
+            Sampler(choice, asked.prompt.tolist(), rows),
+            end_tokens=asked.end_tokens,
+            adapter=asked.adapter,
+            reuse=not asked.measured,
+        )
+        self._engine.check(request)
+        return EngineRun(self._engine, request)
+
+
+class GenaiBackend(Backend):
+    """onnxruntime-genai, one answer at a time."""
+
+    def __init__(self, package: ModelPackage, opened: OpenModel) -> None:
+        from llama_onnx.runtime.llama.adapters import Adapters
+
+        self._package, self._opened = package, opened
+        self._adapters = Adapters(package, opened.model)
+
+    @property
+    def opened(self) -> OpenModel:
+        """What runs the graph."""
+        return self._opened
+
+    def open_tokenizer(self) -> Any:
+        """Return genai's tokenizer."""
+        from llama_onnx.runtime.genai import og
+
+        return og.Tokenizer(self._opened.model)
+
+    def start(self, asked: Asked) -> Steps:
+        """Return an answer that has read nothing yet."""
+        from llama_onnx.runtime.genai import og
+
+        model = self._opened.model
+        params = og.GeneratorParams(model)
+        search: dict[str, Any] = {"do_sample": False, "min_length": asked.length}
+        if not asked.measured:
+            search = asked.sampling.search_options(asked.vocab_size)
+        # genai allocates the KV cache for `max_length` tokens: no more than this answer can need.
+        try:
+            params.set_search_options(max_length=asked.length, **search)
+            generator = og.Generator(model, params)
+        except (RuntimeError, MemoryError) as error:
+            if is_memory_failure(error):
+                raise describe_failure(error, len(asked.prompt), asked.length) from None
+            reason = str(error).splitlines()[0]
+            raise PackageError(
+                f"{self._package.path / 'genai_config.json'} has settings that "
+                f"onnxruntime-genai rejects: {reason}"
+            ) from None
+        if asked.adapter is not None:
+            self._adapters.activate(generator, asked.adapter)
+        return Run(generator, asked.prompt, self._opened.provider == CPU)

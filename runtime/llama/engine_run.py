@@ -1,0 +1,69 @@
+"""An answer of our own engine, driven like one of onnxruntime-genai."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llama_onnx.runtime.engine.events import EndEvent, PromptEvent, Request, TokenEvent
+from llama_onnx.runtime.llama.generation import FinishReason, Steps
+
+if TYPE_CHECKING:
+    from llama_onnx.runtime.engine.answer import Answer
+    from llama_onnx.runtime.engine.engine import Engine
+
+
+class EngineRun(Steps):
+    """An answer that starts when it is first read; the engine's thread then generates ahead."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._engine: Engine | None = engine
+        self._request = request
+        self._answer: Answer | None = None
+        self.prompt_tokens, self.reused_tokens = len(request.prompt), 0
+        self.prefill_seconds = 0.0
+        self.step_seconds: list[float] = []
+        self.finish_reason: FinishReason = "interrupted"
+        self.cancelled = False
+
+    def prefill(self) -> None:
+        """Wait until the prompt has been read."""
+        if self._engine is None or self.cancelled:
+            return
+        answer = self._answer = self._engine.submit(self._request)
+        if self._is_cancelled():  # between these lines, by another thread
+            answer.cancel()
+        event = next(answer)
+        if isinstance(event, PromptEvent):
+            self.reused_tokens, self.prefill_seconds = event.reused, event.seconds
+        else:
+            self.cancelled = True
+
+    def _is_cancelled(self) -> bool:
+        return self.cancelled
+
+    def is_done(self) -> bool:
+        """Return whether the answer is as long as it can become."""
+        return len(self.step_seconds) == self._request.max_new_tokens
+
+    def step(self) -> int | None:
+        """Wait for the next token and return it; None if the answer was cancelled instead."""
+        assert self._answer is not None
+        event = next(self._answer)
+        if isinstance(event, TokenEvent):
+            self.step_seconds.append(event.seconds)
+            return event.token
+        assert isinstance(event, EndEvent)
+        return None
+
+    def cancel(self) -> None:
+        """End the answer before its next step, from any thread."""
+        self.cancelled = True
+        answer = self._answer
+        if answer is not None:
+            answer.cancel()
+
+    def free(self) -> None:
+        """End the answer and let go of the engine."""
+        if self._answer is not None:
+            self._answer.cancel()
+        self._answer = self._engine = None

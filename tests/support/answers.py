@@ -1,0 +1,56 @@
+"""Requests to the engine, answered greedily, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.runtime.engine.answer import Answer
+from llama_onnx.runtime.engine.engine import Engine, Limits
+from llama_onnx.runtime.engine.events import Event, Request, TokenEvent
+from llama_onnx.targets.package import ModelPackage
+
+CONTEXT = 256
+"""The context of the tiny models."""
+
+
+@dataclass(frozen=True)
+class Token:
+    token: int
+    logprobs: None = None
+
+
+@dataclass
+class Greedy:
+    """Takes the largest logit, and keeps all logits that it saw."""
+
+    seen: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+    def choose(self, logits: npt.NDArray[np.float32]) -> Token:
+        self.seen.append(logits.copy())
+        return Token(int(logits.argmax()))
+
+
+def open_engine(package: Path, context: int = CONTEXT, **limits: Any) -> Engine:
+    return Engine(ModelPackage.open(package), context, threads=1, limits=Limits(**limits))
+
+
+def ask(prompt: Sequence[int], count: int = 12, **options: Any) -> Request:
+    chooser = options.pop("chooser", None) or Greedy()
+    return Request(np.array(prompt, np.int64), count, chooser, **options)
+
+
+def tokens_of(events: Answer | Iterable[Event]) -> list[int]:
+    """Return the tokens of an answer, read to its end."""
+    return [event.token for event in events if isinstance(event, TokenEvent)]
+
+
+def random_prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    """Return prompts of random tokens, none of which ends a text."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 288, length).tolist() for length in lengths]
