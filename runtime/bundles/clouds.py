@@ -18,7 +18,7 @@ from llama_onnx.targets.package import ModelPackage
 REQUEST = '{"prompt": "Once upon a time", "max_new_tokens": 32}\n'
 """An example request."""
 
-_LEFT_OUT = ("__pycache__", "bundles", "commands", "doctor", "kernels", "native", "*.typed")
+_LEFT_OUT = ("__pycache__", "bundles", "commands", "kernels", "native", "*.onnx", "*.typed")
 _SOURCES = {"runtime": Path(__file__).parents[1], "targets": Path(cpu.__file__).parent}
 """The folders of this project that are needed to run a package."""
 

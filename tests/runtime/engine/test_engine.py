@@ -520,14 +520,15 @@ def test_other_threads_run_while_a_prompt_is_read(tmp_path: Path) -> None:
     package = export_package(source, tmp_path / "p", get_target("cpu"), Options("fp32")).package
     with open_engine(package, 8192) as opened:
         answer = opened.submit(ask(random_prompts(4096)[0], 1, reuse=False))
+        reader = threading.Thread(target=tokens_of, args=(answer,))
         ticks, started = 0, time.monotonic()
-        while opened._loop._held or opened._loop._waiting or not ticks:
+        reader.start()
+        while reader.is_alive():
             ticks += 1
             time.sleep(0.001)
         seconds = time.monotonic() - started
-        tokens_of(answer)
     # In parts of 512 tokens, a thread that is blocked while each is read gets 8 turns, or 9.
-    assert ticks > 40, f"{ticks} turns in {seconds:.3f} s"
+    assert ticks > 20, f"{ticks} turns in {seconds:.3f} s"
 
 
 # What goes wrong
