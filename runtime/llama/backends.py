@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_onnx.runtime.engine.failures import describe_failure
 from llama_onnx.runtime.engine.sampling.choice import Choice, read_search, resolve
-from llama_onnx.runtime.engine.sampling.sampler import Sampler
 from llama_onnx.runtime.engine.sampling.parameters import Sampling
+from llama_onnx.runtime.engine.sampling.sampler import Sampler
 from llama_onnx.runtime.llama.generation import Run, Steps
 from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.text_files import open_genai_tokenizer

@@ -8,7 +8,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from llama_onnx.runtime.engine.sampling.parameters import PACKAGE_DEFAULT, RANDOM_SEED, RULES, Sampling
+from llama_onnx.runtime.engine.sampling.parameters import (
+    PACKAGE_DEFAULT,
+    RANDOM_SEED,
+    RULES,
+    Sampling,
+)
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.printable import shown

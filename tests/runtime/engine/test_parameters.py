@@ -267,7 +267,10 @@ def run(*arguments: str | Path) -> Result:
         (("--logprobs", "2", "--min-p", "0.1"), "has no --min-p and no --logprobs: leave them out"),
         (("--presence-penalty", "3"), "--presence-penalty must be a number from -2 to 2"),
         (("--frequency-penalty", "1"), "has no --frequency-penalty: leave it out, or choose"),
-        (("--logit-bias", "3=5", "--logit-bias", "4=-5"), "has no --logit-bias: leave it out, or choose"),
+        (
+            ("--logit-bias", "3=5", "--logit-bias", "4=-5"),
+            "has no --logit-bias: leave it out, or choose",
+        ),
         (("--logit-bias", "3"), "--logit-bias must be a token id, = and a number, such as 15=-100"),
         (("--logit-bias", "3=x"), "must be a token id, = and a number, such as 15=-100, not '3=x'"),
         (("--logit-bias", "x=3"), "--logit-bias must be at most 1,024 token ids"),
