@@ -168,7 +168,7 @@ def test_what_genai_cannot_do_is_refused_by_name(llama: Llama, name: str) -> Non
 
 
 def test_genai_itself_has_what_it_is_given_and_not_the_rest(llama: Llama) -> None:
-    params = og.GeneratorParams(llama.opened.model)
+    params = og.GeneratorParams(og.Model(str(llama.package.path)))
     for name, known in PARAMETERS.items():
         value = 0 if name == "logprobs" else 1
         if name in ("seed", "logit_bias"):
