@@ -16,6 +16,7 @@ _UNSAFE = re.compile(
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong, _SHORT.maxlevel = 100, 100, 70, 3
+_MOST_SHOWN = 200
 _LONG_BITS = 128
 
 
@@ -55,9 +56,11 @@ def shown(value: object) -> str:
         digits = len(str(abs(value))) if bits < 10_000 else math.floor(bits * math.log10(2)) + 1
         return f"a number of {digits:,} digits"
     try:
-        return _SHORT.repr(value)
+        text = _SHORT.repr(value)
     except ValueError:  # such a number inside a list
         return f"a {type(value).__name__}"
+    # A dict of lists of texts is as many short texts.
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 def _escape(code: int) -> str:

@@ -36,7 +36,7 @@ def calibration_memory(config: LlamaConfig, wanted: CalibrationRequest) -> int:
     states = 4 * wanted.tokens * hidden
     products = factors = 0
     if wanted.quantizer in CORRELATING:
-        products, factors = 4 * (3 * hidden**2 + inner**2), 5 * 4 * max(hidden, inner) ** 2
+        products, factors = 4 * (3 * hidden**2 + inner**2), 4 * 4 * max(hidden, inner) ** 2
     layer = 4 * _layer_values(config)
     return LIBRARIES + states + products + max(layer, states + factors)
 

@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_onnx.targets.printable import printable
+from llama_onnx.targets.printable import printable, shown
 
 CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
 
@@ -27,3 +27,9 @@ def test_letters_of_every_script_stay(text: str) -> None:
 
 def test_escapes_are_shown() -> None:
     assert printable("a\x1b[31m\u202eb\ud800") == "a\\x1b[31m\\u202eb\\ud800"
+
+
+def test_a_value_made_of_many_short_ones_is_shown_short() -> None:
+    texts = {str(i) * 40: [{"key" * 30: "x" * 99}] * 9 for i in range(9)}
+    assert len(shown(texts)) == 200
+    assert shown(["x" * 20] * 5).endswith("']")
