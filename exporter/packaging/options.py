@@ -90,7 +90,7 @@ class Options:
         default=None,
         metadata=_metadata(
             "How many tokens of that text are read.",
-            otherwise="4096 for awq; 8192 for gptq and best, or the channels of the widest matrix",
+            otherwise="8192; gptq, best: at least the widest matrix's channels; awq above 2B: 4096",
             number=int,
         ),
     )

@@ -39,9 +39,12 @@ that it does not know (1.4 to 2.5), random words and digits (2.1)."""
 _FIRST_CJK = "\u2e80"
 
 _USUAL = 16 * LENGTH
-_WITHOUT_PRODUCTS = 8 * LENGTH
-"""Means of squares need fewer tokens than products of channels: with 2,048, 4,096 and 8,192 tokens
-awq's packages of SmolLM2-135M have a mean KL of 0.097, 0.102 and 0.099."""
+_FEWER = 8 * LENGTH
+_LARGE = 2_000_000_000
+"""Parameters of a model for which means of squares are taken over fewer tokens: they need fewer
+than products of channels do, and each costs time. With 2,048, 4,096 and 8,192 tokens awq's packages of
+SmolLM2-135M have a mean KL of 0.097, 0.102 and 0.099."""
+
 _CHARACTERS = 16  # Llama's vocabularies have 2 to 5 characters a token
 
 
@@ -64,13 +67,14 @@ class Calibration:
 
 
 def default_tokens(config: LlamaConfig, *, correlates: bool = True) -> int:
-    """Return how many tokens a calibration reads by default: 8 sequences of 512; where it collects
-    how channels correlate 16, or as many as the widest matrix has input channels.
+    """Return how many tokens a calibration reads by default: 16 sequences of 512; where it collects
+    how channels correlate, as many as the widest matrix has input channels, if these are more; else
+    8 sequences for a model of more than 2 billion parameters.
 
     A Hessian of more channels than tokens has no inverse.
     """
     if not correlates:
-        return _WITHOUT_PRODUCTS
+        return _FEWER if config.num_parameters() > _LARGE else _USUAL
     widest = max(config.hidden_size, config.intermediate_size)
     return LENGTH * math.ceil(max(_USUAL, widest) / LENGTH)
 

@@ -112,7 +112,9 @@ def test_a_short_context_gives_short_sequences(folder: Path) -> None:
 def test_a_wide_model_reads_more() -> None:
     wide = replace(CONFIG, hidden_size=4096, intermediate_size=11008)
     assert default_tokens(wide) == 11264
-    assert default_tokens(wide, correlates=False) == 4096
+    assert default_tokens(wide, correlates=False) == 8192
+    large = replace(wide, num_hidden_layers=32)  # 6.5 billion parameters
+    assert default_tokens(large, correlates=False) == 4096
 
 
 def test_a_plain_text_is_read_at_evenly_spread_places(folder: Path) -> None:
