@@ -42,8 +42,8 @@ _USUAL = 16 * LENGTH
 _FEWER = 8 * LENGTH
 _LARGE = 2_000_000_000
 """Parameters of a model for which means of squares are taken over fewer tokens: they need fewer
-than products of channels do, and each costs time. With 2,048, 4,096 and 8,192 tokens awq's packages of
-SmolLM2-135M have a mean KL of 0.097, 0.102 and 0.099."""
+than products of channels do, and each costs time. With 2,048, 4,096 and 8,192 tokens awq's packages
+of SmolLM2-135M have a mean KL of 0.097, 0.102 and 0.099."""
 
 _CHARACTERS = 16  # Llama's vocabularies have 2 to 5 characters a token
 
