@@ -96,6 +96,10 @@ def _provider(_: click.Context, __: click.Parameter, name: str | None) -> Provid
     return None if name is None else get_provider(name)
 
 
+_OFFERED = tuple(name for name in PARAMETERS if name != "logprobs")
+"""Fields of `Sampling` that are options: log probabilities have no place in an answer's text."""
+
+
 def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
     """Add options for the arguments of `Llama.generate` and `Llama.chat`, with the same names.
 
@@ -109,7 +113,7 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
             show_default=True,
             help="Largest number of tokens in the answer.",
         ),
-        *(_sampling_option(name) for name in PARAMETERS),
+        *(_sampling_option(name) for name in _OFFERED),
         click.option(
             "--stop", multiple=True, help="End the answer before this text; may be repeated."
         ),
@@ -118,7 +122,7 @@ def sampling_options(*, max_new_tokens: int) -> Callable[[_Command], _Command]:
     def decorate(command: _Command) -> _Command:
         @wraps(command)
         def checked(**values: Any) -> Any:
-            read = {name: _read(name, values.pop(name)) for name in PARAMETERS}
+            read = {name: _read(name, values.pop(name)) for name in _OFFERED}
             values["max_new_tokens"] = _read("max_new_tokens", values["max_new_tokens"])
             values["stop"] = check_stops(values["stop"], "--stop")
             sampling = Sampling(**read)

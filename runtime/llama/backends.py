@@ -17,7 +17,7 @@ from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
 from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.targets.engines import EngineName
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider
@@ -150,6 +150,10 @@ class EngineBackend(Backend):
         from llama_onnx.runtime.engine.events import Request
         from llama_onnx.runtime.llama.engine_run import EngineRun
 
+        if asked.sampling.logprobs is not None:
+            raise UsageError(
+                "an answer is a text, which has no place for log probabilities: leave out logprobs."
+            )
         rows = self._engine.layout.vocab_size
         choice = Choice()
         if not asked.measured:

@@ -264,7 +264,10 @@ def run(*arguments: str | Path) -> Result:
         (("--seed", "9" * 5000), "--seed"),
         (("--top-k", "3.0"), "--top-k"),
         (("--min-p", "0.1"), "has no --min-p: leave it out, or choose"),
-        (("--logprobs", "2", "--min-p", "0.1"), "has no --min-p and no --logprobs: leave them out"),
+        (
+            ("--presence-penalty", "1", "--min-p", "0.1"),
+            "has no --min-p and no --presence-penalty: leave them out",
+        ),
         (("--presence-penalty", "3"), "--presence-penalty must be a number from -2 to 2"),
         (("--frequency-penalty", "1"), "has no --frequency-penalty: leave it out, or choose"),
         (

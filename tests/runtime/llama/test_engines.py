@@ -212,6 +212,11 @@ def test_a_biased_token_is_all_there_is(ours: Llama) -> None:
         ours.generate(PROMPT, sampling=Sampling(logit_bias={999: 1}))
 
 
+def test_log_probabilities_are_not_left_out_in_silence(ours: Llama) -> None:
+    with pytest.raises(UsageError, match="no place for log probabilities: leave out logprobs"):
+        ours.generate(PROMPT, sampling=Sampling(logprobs=2))
+
+
 @pytest.mark.parametrize(
     "search", [{"repetition_penalty": 1.3}, {"do_sample": True, "temperature": 0.6, "top_k": 1}]
 )
@@ -269,6 +274,8 @@ def test_the_commands_say_the_same_with_both(package_fp32: Path, command: str) -
         arguments += [PROMPT] if command == "generate" else []
         done = CliRunner().invoke(main, arguments, input="the fox\nand the dog\n")
         assert done.exit_code == 0, done.output
+        # The second turn of a chat has been read but for the new message.
+        assert (" known), " in done.stderr) == (engine == "onnxruntime" and command == "chat")
         said.append(done.stdout)
     assert said[0] == said[1] != ""
 
