@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,13 +89,11 @@ def _measure_once(row: Row, work: Workspace) -> str | None:
     """Make and measure a row unless that is done; return why it could not be."""
     if work.result(row.name).exists():
         return None
-    started = time.perf_counter()
     try:
         command = _make(row, work)
         if command is None:
             return f"this version of {row.group} does not offer {' '.join(row.options)}."
-        seconds = time.perf_counter() - started
-        content = describe(row, work) | {"command": command, "seconds_to_make": round(seconds, 1)}
+        content = describe(row, work) | {"command": command}
         # One thread: two that wait for each other on a busy machine take longer.
         with ModelProcess(row, work, 1) as model:
             content["figures"] = model.ask(do="measure")
