@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from llama_onnx.runtime.engine.sampling.choice import read_search
 from llama_onnx.runtime.engine.sampling.parameters import (
     PARAMETERS,
     Sampling,
@@ -18,11 +19,9 @@ from llama_onnx.runtime.engine.sampling.parameters import (
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.targets.engines import ENGINES
 from llama_onnx.targets.errors import PackageError, UsageError
-from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.printable import shown
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, PROVIDERS, get_provider
-from llama_onnx.targets.strict_json import MAX_BYTES, JSONError, parse_json
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -193,7 +192,6 @@ def _refuse_greedy_sampling(package: Path, sampling: Sampling) -> None:
 def _samples(package: Path) -> bool:
     """Whether the package samples by default; True if it is damaged, which `Llama.load` reports."""
     try:
-        text = read_inside(package, "genai_config.json", PackageError, max_bytes=MAX_BYTES)
-        return bool(parse_json(text)["search"]["do_sample"])
-    except (PackageError, JSONError, KeyError, TypeError):
+        return bool(read_search(package).get("do_sample", True))
+    except PackageError:
         return True

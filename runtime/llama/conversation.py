@@ -69,13 +69,23 @@ def _check_message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         raise UsageError(f"{where}: 'role' must be a text that is not empty, not {shown(role)}.")
     checked = {**message, "content": _text(message["content"], where)}
+    check_expressible(checked, where)
+    return checked
+
+
+def check_expressible(value: Mapping[str, Any], where: str) -> None:
+    """Raise `UsageError` unless JSON in UTF-8 can express `value`, which a message calls `where`.
+
+    >>> check_expressible({"content": float("nan")}, "messages[0]")
+    Traceback (most recent call last):
+    llama_onnx.targets.errors.UsageError: messages[0] has an entry that JSON cannot express.
+    """
     try:
-        json.dumps(checked, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError:
         raise UsageError(f"{where} has bytes that are not UTF-8: convert them first.") from None
     except (TypeError, ValueError, RecursionError):
         raise UsageError(f"{where} has an entry that JSON cannot express.") from None
-    return checked
 
 
 def _text(content: Any, where: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llama_onnx.runtime.llama.conversation import check_expressible
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.printable import shown
 from llama_onnx.targets.strict_json import JSONError, parse_json
@@ -87,12 +88,7 @@ def _check_tool(tool: Any, where: str) -> dict[str, Any]:
     if not isinstance(function.get("parameters", {}), Mapping):
         raise UsageError(f"{where}: 'parameters' must be a JSON schema, an object.")
     checked = {**tool, "function": dict(function)}
-    try:
-        json.dumps(checked, ensure_ascii=False, allow_nan=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise UsageError(f"{where} has bytes that are not UTF-8: convert them first.") from None
-    except (TypeError, ValueError, RecursionError):
-        raise UsageError(f"{where} has an entry that JSON cannot express.") from None
+    check_expressible(checked, where)
     return checked
 
 
