@@ -37,6 +37,7 @@ MODULE_LIBRARIES = {
     **{module: {library} for library, module in DOORS.items()},
     "targets/signature.py": {"cryptography"},
     "runtime/engine/sampling/guidance.py": {"llguidance"},
+    "runtime/llama/model.py": {"typing_extensions"},  # for type checkers alone
     "runtime/bundles/card.py": {"huggingface_hub", "yaml"},
 }
 """Module -> libraries that it alone may import, in its functions: an extra nobody else needs."""

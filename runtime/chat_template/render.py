@@ -49,22 +49,24 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return the prompt for `messages`.
+        """Return the prompt for `messages`; `variables` are more of the template's own.
 
         Raises `TemplateError` for a template that cannot be read or exceeds a bound,
         `RejectedError` for one that rejects the messages.
         """
         template = _compile(self.text)
         values = {
+            "documents": None,
+            **_plain(variables or {}),
             "messages": [_message(message) for message in messages],
             "tools": _plain(tools),
-            "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
             with metered([self.special, values]):
-                context = template.new_context({**self.special, **values})
+                context = template.new_context({**values, **self.special})
                 return Sandbox.concat(template.root_render_func(context))
         except TooMuchError as error:
             raise BoundError(str(error)) from None

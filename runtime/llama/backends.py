@@ -5,8 +5,9 @@ Both open the same package and answer alike; a backend turns a prompt into `Step
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from llama_onnx.runtime.engine.failures import describe_failure
 from llama_onnx.runtime.engine.sampling.choice import Choice, read_search, resolve
@@ -25,7 +26,10 @@ from llama_onnx.targets.providers import CPU
 
 # Modules that need an extra are imported where they are used, so that `help(Llama)` needs none.
 if TYPE_CHECKING:
+    from llama_onnx.runtime.engine.answer import AsyncAnswer
     from llama_onnx.runtime.engine.engine import Engine
+    from llama_onnx.runtime.engine.events import Request
+    from llama_onnx.runtime.engine.sampling.guidance import CompiledGuide
     from llama_onnx.runtime.placement.genai_model import OpenModel
 
 
@@ -34,7 +38,7 @@ class Asked:
     """What an answer is to be: the most tokens, and how to choose them.
 
     `vocab_size` is the number of rows of the embedding. `measured`: greedily, to the full length,
-    and without anything that was read before.
+    and without anything that was read before. `guide`: what the answer must be.
     """
 
     prompt: Tokens
@@ -44,6 +48,7 @@ class Asked:
     end_tokens: frozenset[int]
     adapter: str | None = None
     measured: bool = False
+    guide: CompiledGuide | None = None
 
 
 class Opened(Protocol):
@@ -78,6 +83,12 @@ class Backend(Protocol):
 
     def start(self, asked: Asked) -> Steps:
         """Return an answer that has read nothing yet; raises what `Llama.generate` raises."""
+
+    def prepare(self, asked: Asked) -> Callable[[], AsyncAnswer]:
+        """Return what starts the answer in the running asyncio loop; raises as `start` does."""
+
+    def close(self) -> None:
+        """End all answers and free the session."""
 
 
 def open_backend(
@@ -129,7 +140,7 @@ class EngineBackend(Backend):
     """Our own engine over plain ONNX Runtime."""
 
     def __init__(self, package: ModelPackage, engine: Engine, asked: Provider) -> None:
-        self._package, self._engine = package, engine
+        self._package, self.engine = package, engine
         self._search = read_search(package.path)
         self._opened = OpenEngine(engine.provider, asked, engine.fallback)
 
@@ -147,27 +158,37 @@ class EngineBackend(Backend):
 
     def start(self, asked: Asked) -> Steps:
         """Return an answer that has read nothing yet."""
-        from llama_onnx.runtime.engine.events import Request
         from llama_onnx.runtime.llama.engine_run import EngineRun
 
-        if asked.sampling.logprobs is not None:
-            raise UsageError(
-                "an answer is a text, which has no place for log probabilities: leave out logprobs."
-            )
-        rows = self._engine.layout.vocab_size
+        return EngineRun(self.engine, self._request(asked))
+
+    def prepare(self, asked: Asked) -> Callable[[], AsyncAnswer]:
+        """Return what starts the answer in the running asyncio loop."""
+        request = self._request(asked)
+        return lambda: self.engine.submit_async(request)
+
+    def close(self) -> None:
+        """End all answers and free the session."""
+        self.engine.close()
+
+    def _request(self, asked: Asked) -> Request:
+        from llama_onnx.runtime.engine.events import Request
+
+        rows = self.engine.layout.vocab_size
         choice = Choice()
         if not asked.measured:
             choice = resolve(asked.sampling, self._search, vocab_size=rows)
+        constraint = asked.guide.start() if asked.guide is not None else None
         request = Request(
             asked.prompt,
             asked.length - len(asked.prompt),
-            Sampler(choice, asked.prompt.tolist(), rows),
+            Sampler(choice, asked.prompt.tolist(), rows, constraint),
             end_tokens=asked.end_tokens,
             adapter=asked.adapter,
             reuse=not asked.measured,
         )
-        self._engine.check(request)
-        return EngineRun(self._engine, request)
+        self.engine.check(request)
+        return request
 
 
 class GenaiBackend(Backend):
@@ -194,6 +215,11 @@ class GenaiBackend(Backend):
         """Return an answer that has read nothing yet."""
         from llama_onnx.runtime.genai import og
 
+        if asked.guide is not None:
+            raise UsageError(
+                "onnxruntime-genai, which generates here, cannot follow a guide: choose the engine "
+                "onnxruntime (--engine onnxruntime)."
+            )
         model = self._opened.model
         params = og.GeneratorParams(model)
         search: dict[str, Any] = {"do_sample": False, "min_length": asked.length}
@@ -214,3 +240,13 @@ class GenaiBackend(Backend):
         if asked.adapter is not None:
             self._adapters.activate(generator, asked.adapter)
         return Run(generator, asked.prompt, self._opened.provider == CPU)
+
+    def prepare(self, asked: Asked) -> NoReturn:
+        """Raise `UsageError`: its thread holds Python's lock while it reads a prompt."""
+        raise UsageError(
+            "onnxruntime-genai, which generates here, cannot answer asynchronously: open the "
+            'package with engine="onnxruntime".'
+        )
+
+    def close(self) -> None:
+        """Do nothing: the model is freed with its last reference."""

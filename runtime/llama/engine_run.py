@@ -45,13 +45,13 @@ class EngineRun(Steps):
         """Return whether the answer is as long as it can become."""
         return len(self.step_seconds) == self._request.max_new_tokens
 
-    def step(self) -> int | None:
+    def step(self) -> TokenEvent | None:
         """Wait for the next token and return it; None if the answer was cancelled instead."""
         assert self._answer is not None
         event = next(self._answer)
         if isinstance(event, TokenEvent):
             self.step_seconds.append(event.seconds)
-            return event.token
+            return event
         assert isinstance(event, EndEvent)
         return None
 

@@ -6,10 +6,11 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from threading import Lock
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from llama_onnx.runtime.engine.events import TokenEvent
 from llama_onnx.runtime.engine.failures import describe_failure, require_finite
 from llama_onnx.runtime.engine.schedule import CHUNK
 from llama_onnx.runtime.llama.prompt import Tokens
@@ -56,6 +57,56 @@ def _rate(tokens: int, seconds: float) -> float | None:
     return tokens / seconds if tokens > 0 and seconds > 0 else None
 
 
+@dataclass(frozen=True)
+class TextEvent:
+    """The next token of an answer.
+
+    `text` is what it adds to the text that can be shown: nothing where it is a part of a
+    character, an end token, or may be the start of a stop text, which a later event then brings.
+    `logprobs` has its log probabilities if they were asked for (`TokenLogprobs`), else None.
+    """
+
+    token: int
+    text: str
+    logprobs: Any = None
+
+
+@dataclass(frozen=True)
+class FinishEvent:
+    """The end of an answer: the text that was held back until now, and why it is the end."""
+
+    text: str
+    finish_reason: FinishReason
+    stats: GenerationStats
+
+
+AnswerEvent: TypeAlias = TextEvent | FinishEvent
+
+
+class TextReader:
+    """Turns the tokens of one answer into text, up to an end token or the first stop text."""
+
+    def __init__(self, stream: Any, end_tokens: Collection[int], stop: Sequence[str] = ()) -> None:
+        self._stream, self._end_tokens, self._stops = stream, end_tokens, StopFilter(stop)
+        self._ended = False
+
+    def is_over(self) -> bool:
+        """Return whether an end token or a stop text has come."""
+        return self._ended or self._stops.stopped
+
+    def read(self, step: TokenEvent) -> TextEvent:
+        """Return the event for the next token."""
+        if step.token in self._end_tokens:
+            self._ended = True
+            return TextEvent(step.token, "", step.logprobs)
+        text = self._stops.feed(self._stream.decode(step.token))
+        return TextEvent(step.token, text, step.logprobs)
+
+    def rest(self) -> str:
+        """Return what is still held back at the end of the answer."""
+        return self._stops.flush()
+
+
 class Steps(Protocol):
     """What generates one answer, driven step by step, and what it has taken so far."""
 
@@ -72,7 +123,7 @@ class Steps(Protocol):
     def is_done(self) -> bool:
         """Return whether the answer is as long as it can become."""
 
-    def step(self) -> int | None:
+    def step(self) -> TokenEvent | None:
         """Generate a token and return it; None if the answer was cancelled instead."""
 
     def cancel(self) -> None:
@@ -106,7 +157,7 @@ class Run(Steps):
         """Return whether the answer is as long as it can become."""
         return bool(self._native.is_done())
 
-    def step(self) -> int:
+    def step(self) -> TokenEvent:
         """Generate a token and return it; raise `PackageError` if the logits are not numbers."""
         started = perf_counter()
         # From another device the logits would have to be copied: only the first are.
@@ -115,7 +166,7 @@ class Run(Steps):
         self._native.generate_next_token()
         token = int(self._native.get_next_tokens()[0])
         self.step_seconds.append(perf_counter() - started)
-        return token
+        return TokenEvent(token, None, self.step_seconds[-1])
 
     def cancel(self) -> None:
         """End the answer before its next step, from any thread."""
@@ -135,7 +186,7 @@ def chunks(prompt: Tokens) -> list[Tokens]:
 
 
 class Generation(Iterator[str]):
-    """An iterator over the pieces of an answer's text.
+    """An iterator over the pieces of an answer's text; `events()` has its tokens too.
 
     `stats` can be read at any time and is final at the end. `close()` ends the answer early and
     frees its cache; so do leaving a `with` block, and dropping the last reference to the answer, as
@@ -184,19 +235,42 @@ class Generation(Iterator[str]):
     ) -> None:
         self._lock = Lock()
         self._length = length
-        # No cycle of references: `_pieces` has the run, not this object. So the native generator
+        # No cycle of references: `_events` has the run, not this object. So the native generator
         # and its KV cache are freed with the last reference, not when garbage is collected.
         self._run = run
-        self._pieces = _pieces(run, stream, end_tokens, StopFilter(stop))
+        self._events = _events(run, TextReader(stream, end_tokens, stop))
 
     def __next__(self) -> str:
         """Return the next piece of text; raise `StopIteration` at the end of the answer.
 
         Raises `ResourceError` if memory runs out, and `PackageError` if the model fails.
         """
+        while not (text := self._take().text):
+            pass
+        return text
+
+    def events(self) -> Iterator[AnswerEvent]:
+        """Return an iterator over the tokens, each with the text that it adds, and the end.
+
+        Raises as `__next__` does. An answer that `close()` ends has no `FinishEvent`.
+
+        Examples:
+            >>> answer = llama_onnx.Llama.load("tiny-int4").generate("the fox", max_new_tokens=4)
+            >>> *tokens, end = answer.events()
+            >>> len(tokens), end.finish_reason
+            (4, 'length')
+        """
+        while True:
+            try:
+                event = self._take()
+            except StopIteration:
+                return
+            yield event
+
+    def _take(self) -> AnswerEvent:
         try:
             with self._lock:
-                return next(self._pieces)
+                return next(self._events)
         except (RuntimeError, MemoryError) as error:
             failure = describe_failure(error, self._run.prompt_tokens, self._length)
         finally:
@@ -218,7 +292,7 @@ class Generation(Iterator[str]):
         # If another thread holds the lock, it sees `cancelled`, and calls `close` afterwards.
         if self._lock.acquire(blocking=False):
             try:
-                self._pieces.close()
+                self._events.close()
                 self._run.free()
             finally:
                 self._lock.release()
@@ -226,43 +300,37 @@ class Generation(Iterator[str]):
     @property
     def stats(self) -> GenerationStats:
         """The statistics so far."""
-        run = self._run
-        return GenerationStats(
-            prompt_tokens=run.prompt_tokens,
-            new_tokens=len(run.step_seconds),
-            prefill_seconds=run.prefill_seconds,
-            first_token_seconds=run.prefill_seconds + sum(run.step_seconds[:1]),
-            decode_seconds=sum(run.step_seconds[1:]),
-            finish_reason=run.finish_reason,
-            reused_tokens=run.reused_tokens,
-        )
+        return _stats(self._run)
 
 
-def _pieces(
-    run: Steps, stream: Any, end_tokens: Collection[int], stop: StopFilter
-) -> Generator[str, None, None]:
+def _stats(run: Steps) -> GenerationStats:
+    return GenerationStats(
+        prompt_tokens=run.prompt_tokens,
+        new_tokens=len(run.step_seconds),
+        prefill_seconds=run.prefill_seconds,
+        first_token_seconds=run.prefill_seconds + sum(run.step_seconds[:1]),
+        decode_seconds=sum(run.step_seconds[1:]),
+        finish_reason=run.finish_reason,
+        reused_tokens=run.reused_tokens,
+    )
+
+
+def _events(run: Steps, reader: TextReader) -> Generator[AnswerEvent, None, None]:
     try:
         run.prefill()
-        while not run.cancelled and not run.is_done():
-            token = run.step()
-            if token is None:
+        while not (run.cancelled or run.is_done() or reader.is_over()):
+            step = run.step()
+            if step is None:
                 return
-            if token in end_tokens:
+            event = reader.read(step)
+            if reader.is_over():
                 run.finish_reason = "stop"
-                break
-            piece = stop.feed(stream.decode(token))
-            if stop.stopped:
-                run.finish_reason = "stop"
-            if piece:
-                yield piece
-            if stop.stopped:
-                return
-        else:
-            if run.cancelled:
-                return
+            yield event
+        if run.cancelled:
+            return
+        if not reader.is_over():
             run.finish_reason = "length"
-        if rest := stop.flush():
-            yield rest
+        yield FinishEvent(reader.rest(), run.finish_reason, _stats(run))
     finally:
         # Also after an error: its traceback keeps this frame, which must not keep the cache.
         run.free()

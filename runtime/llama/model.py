@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from llama_onnx.runtime.engine.sampling.parameters import PACKAGE_DEFAULT, Sampling, check_sampling
-from llama_onnx.runtime.llama.backends import Asked, Backend, Opened, open_backend
-from llama_onnx.runtime.llama.conversation import Message, check_messages
+from llama_onnx.runtime.engine.sampling.parameters import PACKAGE_DEFAULT, Sampling
+from llama_onnx.runtime.llama.asking import AnswerOptions, ask, ask_exactly
+from llama_onnx.runtime.llama.async_generation import AsyncGeneration
+from llama_onnx.runtime.llama.backends import Backend, Opened
+from llama_onnx.runtime.llama.conversation import Message
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats
-from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
-from llama_onnx.runtime.llama.prompt import (
-    Tokens,
-    check_length,
-    check_text_length,
-    check_tokens,
-    total_length,
-)
+from llama_onnx.runtime.llama.opening import open_codec
+from llama_onnx.runtime.llama.prompt import Tokens, check_tokens
 from llama_onnx.runtime.llama.stops import check_stops
-from llama_onnx.runtime.llama.template import check_template, render_messages
-from llama_onnx.runtime.llama.text_files import read_settings
-from llama_onnx.runtime.llama.tools import Tool, check_tools
-from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
-from llama_onnx.targets.engines import ENGINES, EngineName, check_engine
-from llama_onnx.targets.errors import PackageError, UsageError, describe_reason
+from llama_onnx.runtime.llama.text_codec import TextCodec
+from llama_onnx.runtime.llama.tools import Tool
+from llama_onnx.targets.engines import ENGINES, EngineName
 from llama_onnx.targets.package import ModelPackage
-from llama_onnx.targets.printable import printable
 from llama_onnx.targets.provider import Provider
-from llama_onnx.targets.providers import get_provider
-from llama_onnx.targets.registry import get_target
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from llama_onnx.runtime.engine.sampling.guidance import Guide
 
 
 class Llama:
     """An open package, ready to generate text. Use `Llama.load` to open one.
+
+    Several threads may ask for answers at once. A `with` block, or `close()`, frees the model;
+    so does dropping the last reference to it and to its answers.
 
     Attributes:
         package: The package on disk.
@@ -60,31 +55,30 @@ class Llama:
         """Raise `TypeError`: `Llama.load` opens a package."""
         raise TypeError("Llama has no public constructor: use Llama.load(path).")
 
-    def _attach(
-        self,
-        package: ModelPackage,
-        backend: Backend,
-        settings: dict[str, Any],
-        context_length: int,
-    ) -> None:
-        self.package = package
-        self.context_length = context_length
+    def _attach(self, codec: TextCodec, backend: Backend) -> None:
+        self.package, self.context_length = codec.package, codec.context_length
         self.opened = backend.opened
-        self._backend = backend
-        self._rows = int(settings["vocab_size"])
-        if package.has_tokenizer:
-            check_template(package.path)
-            self._encoder: Encoder | NoTokenizer = open_encoder(package.path, self._rows)
-            self._tokenizer: Any = backend.open_tokenizer()
-        else:
-            self._tokenizer = self._encoder = NoTokenizer(package, settings)
-        self._bos_token: int | None = settings.get("bos_token_id")
-        self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
+        self._codec, self._backend = codec, backend
 
     def __str__(self) -> str:
         """Return the package's name, its precision and its provider."""
         provider = self.opened.provider.ort_name
         return f"{self.package.path.resolve().name} · {self.package.precision} · {provider}"
+
+    def __enter__(self) -> Llama:
+        """Return the model itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the model."""
+        self.close()
+
+    def close(self) -> None:
+        """End all answers, which get an error, and free the model.
+
+        Does nothing with the engine "genai", which frees it with the last reference.
+        """
+        self._backend.close()
 
     @classmethod
     def load(
@@ -124,35 +118,21 @@ class Llama:
             >>> str(model), model.context_length
             ('tiny-int4 · int4 · CPUExecutionProvider', 64)
         """
-        check_engine(engine)
-        if provider is not None and not isinstance(provider, Provider):
-            provider = get_provider(provider)
-        package = ModelPackage.open(Path(path))
-        settings = read_settings(package.path)
-        context_length = int(settings["context_length"])
-        if max_length is not None:
-            context_length = min(context_length, check_length(max_length))
-        backend = open_backend(
-            engine,
-            package,
-            context_length,
-            provider or get_target(package.target).session.provider,
+        codec, backend = open_codec(
+            path,
+            max_length=max_length,
             threads=threads,
+            provider=provider,
             allow_fallback=allow_fallback,
+            engine=engine,
         )
         model = cls.__new__(cls)
-        try:
-            model._attach(package, backend, settings, context_length)
-        except RuntimeError as error:
-            raise PackageError(
-                f"onnxruntime-genai cannot open the tokenizer of {package.path}: "
-                f"{printable(describe_reason(error))}."
-            ) from None
+        model._attach(codec, backend)
         return model
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Tokens | Iterable[int],
         *,
         max_new_tokens: int = 256,
         sampling: Sampling = PACKAGE_DEFAULT,
@@ -162,11 +142,12 @@ class Llama:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         adapter: str | None = None,
+        guide: Guide | None = None,
     ) -> Generation:
         """Continue a text.
 
         Args:
-            prompt: The text to continue.
+            prompt: The text to continue, or its token ids.
             max_new_tokens: The most tokens to generate, at least 1; the context limits them too.
             sampling: How to choose tokens. A field that is None leaves the choice to the package,
                 which is greedy by default.
@@ -176,13 +157,14 @@ class Llama:
             seed: Overrides `sampling.seed`, up to 64 bits. Has no effect on greedy choices.
             stop: A text, or several, that ends the answer, which is cut before the first of them.
             adapter: One of `package.adapters`, used for this answer only.
+            guide: What the answer must be: a JSON schema, a regular expression or a grammar.
 
         Returns:
             An iterator over pieces of text. The model runs when the first piece is requested.
 
         Raises:
             UsageError: A value is out of range, the prompt does not fit the context, the adapter
-                is unknown, or the package takes token ids only.
+                is unknown, the guide cannot be used, or the package takes token ids only.
             PackageError: The package's tokenizer, adapter or search settings are damaged.
             ResourceError: There is not enough memory for the answer's cache.
 
@@ -193,24 +175,28 @@ class Llama:
             >>> answer.stats.new_tokens, answer.stats.finish_reason
             (4, 'length')
         """
-        sampling = check_sampling(sampling).override(
-            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        return self._start(
+            self._prompt(prompt),
+            self._codec.stream(),
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            adapter=adapter,
+            guide=guide,
         )
-        stream = self._tokenizer.create_stream()
-        return self._start(self.encode(prompt), stream, max_new_tokens, sampling, stop, adapter)
 
     def chat(
         self,
         messages: Sequence[Message],
         *,
-        max_new_tokens: int = 256,
-        sampling: Sampling = PACKAGE_DEFAULT,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        adapter: str | None = None,
+        tools: Sequence[Tool] = (),
+        template_variables: Mapping[str, Any] | None = None,
+        continue_last: bool = False,
+        **options: Unpack[AnswerOptions],
     ) -> Generation:
         """Answer the last message of a conversation.
 
@@ -218,7 +204,10 @@ class Llama:
             messages: The conversation, `{"role": ..., "content": ...}` each, formatted by the
                 model's chat template. A content is a text, or a list of `{"type": "text", "text":
                 ...}`, which are joined by line feeds.
-            max_new_tokens: See `generate`, also for all arguments that follow.
+            tools: See `encode_chat`, also for the two arguments that follow.
+            template_variables: More variables of the template.
+            continue_last: Go on with the last message, which must be the assistant's.
+            **options: The keyword arguments of `generate`.
 
         Returns:
             An iterator over pieces of the answer's text; see `generate`.
@@ -234,17 +223,50 @@ class Llama:
             >>> answer.stats.new_tokens
             4
         """
-        self.package.require_tokenizer()
-        sampling = check_sampling(sampling).override(
-            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        prompt = self.encode_chat(
+            messages,
+            tools=tools,
+            template_variables=template_variables,
+            continue_last=continue_last,
         )
-        stream = self._tokenizer.create_stream()
-        # An answer starts a new text. After a special token the stream drops the space that
-        # SentencePiece puts before the first word of a text.
-        for token in list(self._end_tokens)[:1]:
-            stream.decode(token)
-        prompt = self.encode_chat(messages)
-        return self._start(prompt, stream, max_new_tokens, sampling, stop, adapter)
+        stream = self._codec.stream(answer=not continue_last)
+        return self._start(prompt, stream, **options)
+
+    def agenerate(
+        self, prompt: str | Tokens | Iterable[int], **options: Unpack[AnswerOptions]
+    ) -> AsyncGeneration:
+        """Continue a text, for asyncio: `generate` with an answer for `async for`.
+
+        The prompt is encoded before this returns. Raises as `generate` does, and `UsageError` with
+        the engine "genai".
+
+        Examples:
+            >>> async def answer(model):
+            ...     return [piece async for piece in model.agenerate("the fox", max_new_tokens=4)]
+            >>> with llama_onnx.Llama.load("tiny-int4", engine="onnxruntime") as model:
+            ...     len("".join(asyncio.run(answer(model)))) > 0
+            True
+        """
+        return self._prepare(self._prompt(prompt), self._codec.stream(), **options)
+
+    def achat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        template_variables: Mapping[str, Any] | None = None,
+        continue_last: bool = False,
+        **options: Unpack[AnswerOptions],
+    ) -> AsyncGeneration:
+        """Answer the last message of a conversation, for asyncio; see `chat` and `agenerate`."""
+        prompt = self.encode_chat(
+            messages,
+            tools=tools,
+            template_variables=template_variables,
+            continue_last=continue_last,
+        )
+        stream = self._codec.stream(answer=not continue_last)
+        return self._prepare(prompt, stream, **options)
 
     def measure(self, prompt: Tokens | Iterable[int], new_tokens: int) -> GenerationStats:
         """Continue a prompt greedily by an exact number of tokens, and time it.
@@ -267,17 +289,9 @@ class Llama:
             >>> stats.new_tokens
             8
         """
-        prompt = check_tokens(prompt, self._rows)
-        length = total_length(len(prompt), new_tokens, self.context_length)
-        if length < len(prompt) + new_tokens:
-            raise UsageError(
-                f"a prompt of {len(prompt):,} and {new_tokens:,} new tokens are more than the "
-                f"context of {self.context_length:,} tokens can hold: ask for fewer."
-            )
-        stream = self._tokenizer.create_stream()
-        answer = self._start(
-            prompt, stream, new_tokens, PACKAGE_DEFAULT, (), adapter=None, measured=True
-        )
+        asked = ask_exactly(self._codec, prompt, new_tokens)
+        run = self._backend.start(asked)
+        answer = Generation.of(run, self._codec.stream(), (), length=asked.length)
         for _ in answer:
             pass
         return answer.stats
@@ -292,7 +306,7 @@ class Llama:
             >>> llama_onnx.Llama.load("tiny-int4").vocab_size
             288
         """
-        return self._encoder.get_vocab_size()
+        return self._codec.vocab_size
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of a plain text, with one start token if the model uses one.
@@ -311,18 +325,38 @@ class Llama:
             >>> model.encode("the fox")
             array([260, 223, 276,  90], dtype=int32)
         """
-        tokens = self._encode(text, special_tokens=False)
-        if len(tokens) and tokens[0] == self._bos_token:
-            return tokens
-        return self._encode(text, special_tokens=True)
+        return self._codec.encode(text)
 
-    def encode_chat(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> Tokens:
+    def decode(self, tokens: Tokens | Iterable[int]) -> str:
+        """Return the text of tokens, without special tokens.
+
+        Examples:
+            >>> model = llama_onnx.Llama.load("tiny-int4")
+            >>> model.decode(model.encode("the fox"))
+            'the fox'
+        """
+        stream = self._codec.stream()
+        return "".join(
+            stream.decode(int(token)) for token in check_tokens(tokens, self._codec.rows)
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        template_variables: Mapping[str, Any] | None = None,
+        continue_last: bool = False,
+    ) -> Tokens:
         """Return the tokens of a conversation up to the start of the answer.
 
         Args:
             messages: The conversation, `{"role": ..., "content": ...}` each.
             tools: Functions that the model may call, in OpenAI's form; `parse_tool_calls` of
                 `runtime.llama.tools` reads the calls back.
+            template_variables: More variables of the template, such as `{"enable_thinking": False}`
+                of Qwen 3's.
+            continue_last: The last message is the start of the answer, which goes on from there.
 
         Returns:
             Token ids, int32 [tokens].
@@ -337,42 +371,27 @@ class Llama:
             >>> tokens.shape, tokens.dtype
             ((23,), dtype('int32'))
         """
-        self.package.require_tokenizer()
-        # The template writes the special tokens itself, the start token included.
-        text = render_messages(self.package.path, check_messages(messages), check_tools(tools))
-        return self._encode(text, special_tokens=False)
+        return self._codec.encode_chat(
+            messages, tools=tools, variables=template_variables, continue_last=continue_last
+        )
 
-    def _encode(self, text: str, *, special_tokens: bool) -> Tokens:
-        if not isinstance(text, str):
-            raise UsageError(f"the prompt must be a text, not {type(text).__name__}.")
-        # Not genai's own tokenizer: with SentencePiece vocabularies, such as Llama 2's, 0.18 splits
-        # runs of spaces and digits differently from the tokenizer the model was trained with.
-        encode = self._encoder.encode
-        try:
-            check_text_length(
-                text,
-                self.context_length,
-                lambda part: len(encode([part], add_special_tokens=False)[0]),
-            )
-            (ids,) = encode([text], add_special_tokens=special_tokens)
-        except (TypeError, UnicodeEncodeError):
-            raise UsageError("the text has bytes that are not UTF-8: convert it first.") from None
-        return np.asarray(ids, dtype=np.int32)
+    def _prompt(self, prompt: Any) -> Tokens:
+        if isinstance(prompt, (str, bytes)):
+            return self._codec.encode(prompt)  # type: ignore[arg-type]  # which refuses bytes
+        return check_tokens(prompt, self._codec.rows)
 
     def _start(
-        self,
-        prompt: Tokens,
-        stream: Any,
-        max_new_tokens: int,
-        sampling: Sampling,
-        stop: str | Sequence[str],
-        adapter: str | None,
-        *,
-        measured: bool = False,
+        self, prompt: Tokens, stream: Any, *, stop: str | Sequence[str] = (), **options: Any
     ) -> Generation:
         stops = check_stops(stop)
-        length = total_length(len(prompt), max_new_tokens, self.context_length)
-        ends = frozenset[int]() if measured else self._end_tokens
-        asked = Asked(prompt, self._rows, length, sampling, ends, adapter, measured)
+        asked = ask(self._codec, prompt, **options)
         run = self._backend.start(asked)
-        return Generation.of(run, stream, ends, stops, length=length)
+        return Generation.of(run, stream, asked.end_tokens, stops, length=asked.length)
+
+    def _prepare(
+        self, prompt: Tokens, stream: Any, *, stop: str | Sequence[str] = (), **options: Any
+    ) -> AsyncGeneration:
+        stops = check_stops(stop)
+        asked = ask(self._codec, prompt, **options)
+        submit = self._backend.prepare(asked)
+        return AsyncGeneration(submit, stream, asked.end_tokens, stops, len(prompt))

@@ -10,17 +10,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_onnx.runtime.llama.conversation import check_expressible
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.folder_files import file_inside, read_inside
 from llama_onnx.targets.package_json import read_package_json
-from llama_onnx.targets.printable import printable
+from llama_onnx.targets.printable import printable, shown
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.chat_template.render import ChatTemplate
 
 TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 _MOST_TEMPLATE, _MOST_SETTINGS = 1 << 20, 16 << 20
+
+_MARK = "\ue000continued here\ue001 "
+"""Where an answer goes on: characters for private use, and a space that some templates trim."""
+
+_OWN = ("messages", "tools", "add_generation_prompt")
 
 ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 """What a token can be for, as transformers calls it."""
@@ -33,13 +39,19 @@ def render_messages(
     folder: Path,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    continue_last: bool = False,
 ) -> str:
     """Return the prompt for a conversation, up to the start of the answer, with the `tools` that
-    `check_tools` returned.
+    `check_tools` returned and more `variables` of the template's own.
+
+    `continue_last`: the last message is the start of the answer, and the prompt ends with it.
 
     Raises `UsageError` if the package in `folder` has no template, or it rejects the messages, and
     `PackageError` for a template that cannot be read, or that exceeds a bound.
     """
+    check_variables(variables or {})
     template = read_template(folder)
     if template is None:
         raise UsageError(
@@ -48,8 +60,15 @@ def render_messages(
         )
     from llama_onnx.runtime.chat_template.render import RejectedError, TemplateError
 
+    shown_messages = [*messages[:-1], _marked(messages[-1])] if continue_last else messages
     try:
-        return template.render(messages, tools=tools or None)
+        text = template.render(
+            shown_messages,
+            tools=tools or None,
+            add_generation_prompt=not continue_last,
+            variables=variables,
+        )
+        return _up_to_mark(text) if continue_last else text
     except RejectedError as error:
         raise UsageError(
             f"the model's chat template rejects the messages: {printable(str(error))}."
@@ -58,6 +77,36 @@ def render_messages(
         raise PackageError(
             f"the chat template of {folder} cannot be used: {printable(str(error))}."
         ) from None
+
+
+def check_variables(variables: Any) -> None:
+    """Raise `UsageError` unless `variables` are a mapping that JSON can express, by names that are
+    not the template's own."""
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        raise UsageError(f"template variables must have names, not be {shown(variables)}.")
+    if taken := [name for name in variables if name in _OWN]:
+        raise UsageError(f"{taken[0]!r} is not a free variable of a template: leave it out.")
+    check_expressible(variables, "the template variables")
+
+
+def _marked(message: Mapping[str, Any]) -> dict[str, Any]:
+    if message.get("role") != "assistant":
+        raise UsageError("only an assistant's message can be continued: the last one is another's.")
+    return {**message, "content": message["content"] + _MARK}
+
+
+def _up_to_mark(text: str) -> str:
+    """Return the prompt up to the mark, as transformers' `continue_final_message` does.
+
+    A template that trims contents took the mark's space away, and keeps none before it either.
+    """
+    start = text.rfind(_MARK.strip())
+    if start < 0:
+        raise UsageError(
+            "the model's chat template does not write the last message as it is: it cannot be "
+            "continued."
+        )
+    return text[:start] if text[start:].startswith(_MARK) else text[:start].rstrip()
 
 
 def check_template(folder: Path) -> None:

@@ -135,6 +135,10 @@ class Guidance:
             ) from None
         return CompiledGuide(matcher, guide, self._vocab_size)
 
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that a token stands for, its name for a special one."""
+        return bytes(self._tokenizer.decode_bytes([token]))
+
     def _compile(self, guide: Guide) -> LLMatcher:
         try:
             matcher, reason = self._match(_grammar(guide))

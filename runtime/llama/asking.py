@@ -1,0 +1,69 @@
+"""The options that every way to ask for an answer has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+from llama_onnx.runtime.engine.sampling.parameters import PACKAGE_DEFAULT, Sampling, check_sampling
+from llama_onnx.runtime.llama.backends import Asked
+from llama_onnx.runtime.llama.prompt import Tokens, check_tokens, total_length
+from llama_onnx.runtime.llama.text_codec import TextCodec
+from llama_onnx.targets.errors import UsageError
+
+if TYPE_CHECKING:
+    from llama_onnx.runtime.engine.sampling.guidance import Guide
+
+
+class AnswerOptions(TypedDict, total=False):
+    """The keyword arguments of `Llama.generate`, which explains them."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+    stop: str | Sequence[str]
+    adapter: str | None
+    guide: Guide | None
+
+
+def ask(
+    codec: TextCodec,
+    prompt: Tokens,
+    *,
+    max_new_tokens: int = 256,
+    sampling: Sampling = PACKAGE_DEFAULT,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    adapter: str | None = None,
+    guide: Guide | None = None,
+) -> Asked:
+    """Return what a backend needs to know; raises `UsageError` as `Llama.generate` does."""
+    chosen = check_sampling(sampling).override(
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    return Asked(
+        prompt,
+        codec.rows,
+        total_length(len(prompt), max_new_tokens, codec.context_length),
+        chosen,
+        codec.end_tokens,
+        adapter,
+        guide=None if guide is None else codec.compile(guide),
+    )
+
+
+def ask_exactly(codec: TextCodec, prompt: Tokens | Iterable[int], new_tokens: int) -> Asked:
+    """Return what a backend needs to know to measure so many tokens; see `Llama.measure`."""
+    prompt = check_tokens(prompt, codec.rows)
+    length = total_length(len(prompt), new_tokens, codec.context_length)
+    if length < len(prompt) + new_tokens:
+        raise UsageError(
+            f"a prompt of {len(prompt):,} and {new_tokens:,} new tokens are more than the "
+            f"context of {codec.context_length:,} tokens can hold: ask for fewer."
+        )
+    return Asked(prompt, codec.rows, length, PACKAGE_DEFAULT, frozenset(), measured=True)

@@ -1,0 +1,53 @@
+"""Open a package: its tokenizer, and the engine that runs its graph."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llama_onnx.runtime.llama.backends import Backend, open_backend
+from llama_onnx.runtime.llama.prompt import check_length
+from llama_onnx.runtime.llama.text_codec import TextCodec
+from llama_onnx.runtime.llama.text_files import read_settings
+from llama_onnx.targets.engines import EngineName, check_engine
+from llama_onnx.targets.errors import PackageError, describe_reason
+from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.printable import printable
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import get_provider
+from llama_onnx.targets.registry import get_target
+
+
+def open_codec(
+    path: str | os.PathLike[str],
+    *,
+    max_length: int | None,
+    threads: int | None,
+    provider: Provider | str | None,
+    allow_fallback: bool,
+    engine: EngineName,
+) -> tuple[TextCodec, Backend]:
+    """Open the package at `path`; the arguments and errors are those of `Llama.load`."""
+    check_engine(engine)
+    if provider is not None and not isinstance(provider, Provider):
+        provider = get_provider(provider)
+    package = ModelPackage.open(Path(path))
+    settings = read_settings(package.path)
+    context_length = int(settings["context_length"])
+    if max_length is not None:
+        context_length = min(context_length, check_length(max_length))
+    backend = open_backend(
+        engine,
+        package,
+        context_length,
+        provider or get_target(package.target).session.provider,
+        threads=threads,
+        allow_fallback=allow_fallback,
+    )
+    try:
+        return TextCodec(package, settings, context_length, backend.open_tokenizer), backend
+    except RuntimeError as error:
+        raise PackageError(
+            f"onnxruntime-genai cannot open the tokenizer of {package.path}: "
+            f"{printable(describe_reason(error))}."
+        ) from None
