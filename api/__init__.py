@@ -36,6 +36,7 @@ from llama_onnx import _results
 from llama_onnx.targets.errors import (
     BusyError,
     CheckpointError,
+    ContextLengthError,
     LlamaOnnxError,
     MissingDependencyError,
     PackageError,
@@ -59,6 +60,7 @@ __all__ = [
     "TARGETS",
     "BusyError",
     "CheckpointError",
+    "ContextLengthError",
     "Llama",
     "LlamaOnnxError",
     "MissingDependencyError",

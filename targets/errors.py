@@ -2,6 +2,7 @@
 
     LlamaOnnxError                 exit 1   base: one sentence - what is wrong, where, what to do
     ├── UsageError                 exit 2   the call is wrong, independent of any file
+    │   ├── ContextLengthError     exit 2   a prompt does not fit the model's context
     │   └── TooLargeError          exit 2   a request has more bytes than a server reads
     ├── CheckpointError            exit 1   a checkpoint is missing, damaged or inconsistent
     │   └── UnsupportedError       exit 1   a sound checkpoint has an unsupported feature
@@ -68,6 +69,10 @@ class UsageError(LlamaOnnxError):
     """The call is wrong, independent of the content of any file."""
 
     exit_code = 2
+
+
+class ContextLengthError(UsageError):
+    """A prompt that does not fit the model's context."""
 
 
 class TooLargeError(UsageError):

@@ -40,6 +40,16 @@ class Limits:
     rows: int = ROWS
 
 
+@dataclass(frozen=True)
+class Load:
+    """What an engine does at the moment: answers in work, answers that wait, and the share of the
+    caches that they and earlier texts use, from 0 to 1."""
+
+    running: int
+    waiting: int
+    used: float
+
+
 class Engine:
     """An open package that generates many answers at once, in a thread of its own.
 
@@ -125,6 +135,15 @@ class Engine:
     def check(self, request: Request) -> None:
         """Raise what `submit` would raise for a request."""
         self._task(request, Channel())
+
+    def is_alive(self) -> bool:
+        """Return whether answers can be had: not after `close`, or a mistake in the engine."""
+        return self._loop.is_alive()
+
+    def load(self) -> Load:
+        """Return what the engine does at the moment, from any thread."""
+        running, waiting, positions = self._loop.load()
+        return Load(running, waiting, min(1.0, positions / self.capacity.positions))
 
     def prepare(self, adapter: str) -> None:
         """Read an adapter's file; raise `UsageError` or `PackageError` if there is no sound one."""

@@ -66,6 +66,13 @@ class Loop:
         """Return whether answers may still get events."""
         return self._thread.is_alive()
 
+    def load(self) -> tuple[int, int, int]:
+        """Return how many answers are in work and wait, and the positions in use; a glance from
+        another thread, which may be a step late."""
+        waiting = len(self._waiting) + self._inbox.qsize()
+        allocated = sum(rows.allocated for rows in list(self._rows.values()))
+        return len(self._held), waiting, allocated + self._prefixes.positions
+
     def put(self, task: Task) -> None:
         """Add a request, from any thread; raise `LlamaOnnxError` if nobody would answer it."""
         with self._lock:

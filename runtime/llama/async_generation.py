@@ -44,6 +44,14 @@ class AsyncGeneration(AsyncIterator[str]):
         self._prefill_seconds = 0.0
         self._step_seconds: list[float] = []
 
+    def start(self) -> None:
+        """Let the model run now, in the running loop; raises what it cannot take.
+
+        Does nothing if it runs already, or was cancelled.
+        """
+        if self._submit is not None and not self._cancelled:
+            self._answer, self._submit = self._submit(), None
+
     async def __anext__(self) -> str:
         """Return the next piece of text; raise `StopAsyncIteration` at the end of the answer.
 
@@ -70,11 +78,9 @@ class AsyncGeneration(AsyncIterator[str]):
             raise StopAsyncIteration
         if self._reader.is_over():
             return self._finish("stop")
-        if self._cancelled and self._answer is None:
-            return self._finish("interrupted")
+        self.start()
         if self._answer is None:
-            assert self._submit is not None
-            self._answer, self._submit = self._submit(), None
+            return self._finish("interrupted")
         try:
             event = await self._answer.__anext__()
         except BaseException:

@@ -87,6 +87,9 @@ class Backend(Protocol):
     def prepare(self, asked: Asked) -> Callable[[], AsyncAnswer]:
         """Return what starts the answer in the running asyncio loop; raises as `start` does."""
 
+    def require_engine(self) -> Engine:
+        """Return our own engine; raise `UsageError` if another runs the graph."""
+
     def close(self) -> None:
         """End all answers and free the session."""
 
@@ -167,6 +170,10 @@ class EngineBackend(Backend):
         request = self._request(asked)
         return lambda: self.engine.submit_async(request)
 
+    def require_engine(self) -> Engine:
+        """Return the engine."""
+        return self.engine
+
     def close(self) -> None:
         """End all answers and free the session."""
         self.engine.close()
@@ -243,8 +250,12 @@ class GenaiBackend(Backend):
 
     def prepare(self, asked: Asked) -> NoReturn:
         """Raise `UsageError`: its thread holds Python's lock while it reads a prompt."""
+        self.require_engine()
+
+    def require_engine(self) -> NoReturn:
+        """Raise `UsageError`."""
         raise UsageError(
-            "onnxruntime-genai, which generates here, cannot answer asynchronously: open the "
+            "onnxruntime-genai, which generates here, answers one caller at a time: open the "
             'package with engine="onnxruntime".'
         )
 

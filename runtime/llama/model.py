@@ -24,6 +24,7 @@ from llama_onnx.targets.provider import Provider
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from llama_onnx.runtime.engine.engine import Engine
     from llama_onnx.runtime.engine.sampling.guidance import Guide
 
 
@@ -36,6 +37,7 @@ class Llama:
     Attributes:
         package: The package on disk.
         context_length: The most tokens that a prompt and its answer can take together.
+        codec: The tokenizer and the chat template, for servers.
         opened: What runs the model: its `provider`, and as `fallback` the reason why that is not
             the requested one, or None.
 
@@ -50,6 +52,7 @@ class Llama:
     package: ModelPackage
     context_length: int
     opened: Opened
+    codec: TextCodec
 
     def __init__(self, *_args: object, **_options: object) -> None:
         """Raise `TypeError`: `Llama.load` opens a package."""
@@ -58,7 +61,7 @@ class Llama:
     def _attach(self, codec: TextCodec, backend: Backend) -> None:
         self.package, self.context_length = codec.package, codec.context_length
         self.opened = backend.opened
-        self._codec, self._backend = codec, backend
+        self.codec, self._backend = codec, backend
 
     def __str__(self) -> str:
         """Return the package's name, its precision and its provider."""
@@ -177,7 +180,7 @@ class Llama:
         """
         return self._start(
             self._prompt(prompt),
-            self._codec.stream(),
+            self.codec.stream(),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             temperature=temperature,
@@ -229,7 +232,7 @@ class Llama:
             template_variables=template_variables,
             continue_last=continue_last,
         )
-        stream = self._codec.stream(answer=not continue_last)
+        stream = self.codec.stream(answer=not continue_last)
         return self._start(prompt, stream, **options)
 
     def agenerate(
@@ -247,7 +250,7 @@ class Llama:
             ...     len("".join(asyncio.run(answer(model)))) > 0
             True
         """
-        return self._prepare(self._prompt(prompt), self._codec.stream(), **options)
+        return self._prepare(self._prompt(prompt), self.codec.stream(), **options)
 
     def achat(
         self,
@@ -265,7 +268,7 @@ class Llama:
             template_variables=template_variables,
             continue_last=continue_last,
         )
-        stream = self._codec.stream(answer=not continue_last)
+        stream = self.codec.stream(answer=not continue_last)
         return self._prepare(prompt, stream, **options)
 
     def measure(self, prompt: Tokens | Iterable[int], new_tokens: int) -> GenerationStats:
@@ -289,9 +292,9 @@ class Llama:
             >>> stats.new_tokens
             8
         """
-        asked = ask_exactly(self._codec, prompt, new_tokens)
+        asked = ask_exactly(self.codec, prompt, new_tokens)
         run = self._backend.start(asked)
-        answer = Generation.of(run, self._codec.stream(), (), length=asked.length)
+        answer = Generation.of(run, self.codec.stream(), (), length=asked.length)
         for _ in answer:
             pass
         return answer.stats
@@ -306,7 +309,7 @@ class Llama:
             >>> llama_onnx.Llama.load("tiny-int4").vocab_size
             288
         """
-        return self._codec.vocab_size
+        return self.codec.vocab_size
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of a plain text, with one start token if the model uses one.
@@ -325,7 +328,7 @@ class Llama:
             >>> model.encode("the fox")
             array([260, 223, 276,  90], dtype=int32)
         """
-        return self._codec.encode(text)
+        return self.codec.encode(text)
 
     def decode(self, tokens: Tokens | Iterable[int]) -> str:
         """Return the text of tokens, without special tokens.
@@ -335,10 +338,8 @@ class Llama:
             >>> model.decode(model.encode("the fox"))
             'the fox'
         """
-        stream = self._codec.stream()
-        return "".join(
-            stream.decode(int(token)) for token in check_tokens(tokens, self._codec.rows)
-        )
+        stream = self.codec.stream()
+        return "".join(stream.decode(int(token)) for token in check_tokens(tokens, self.codec.rows))
 
     def encode_chat(
         self,
@@ -371,20 +372,24 @@ class Llama:
             >>> tokens.shape, tokens.dtype
             ((23,), dtype('int32'))
         """
-        return self._codec.encode_chat(
+        return self.codec.encode_chat(
             messages, tools=tools, variables=template_variables, continue_last=continue_last
         )
 
+    def require_engine(self) -> Engine:
+        """Return our own engine; raise `UsageError` if another runs the graph."""
+        return self._backend.require_engine()
+
     def _prompt(self, prompt: Any) -> Tokens:
         if isinstance(prompt, (str, bytes)):
-            return self._codec.encode(prompt)  # type: ignore[arg-type]  # which refuses bytes
-        return check_tokens(prompt, self._codec.rows)
+            return self.codec.encode(prompt)  # type: ignore[arg-type]  # which refuses bytes
+        return check_tokens(prompt, self.codec.rows)
 
     def _start(
         self, prompt: Tokens, stream: Any, *, stop: str | Sequence[str] = (), **options: Any
     ) -> Generation:
         stops = check_stops(stop)
-        asked = ask(self._codec, prompt, **options)
+        asked = ask(self.codec, prompt, **options)
         run = self._backend.start(asked)
         return Generation.of(run, stream, asked.end_tokens, stops, length=asked.length)
 
@@ -392,6 +397,6 @@ class Llama:
         self, prompt: Tokens, stream: Any, *, stop: str | Sequence[str] = (), **options: Any
     ) -> AsyncGeneration:
         stops = check_stops(stop)
-        asked = ask(self._codec, prompt, **options)
+        asked = ask(self.codec, prompt, **options)
         submit = self._backend.prepare(asked)
         return AsyncGeneration(submit, stream, asked.end_tokens, stops, len(prompt))

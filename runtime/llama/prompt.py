@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from llama_onnx.runtime.engine.sampling.arguments import as_whole
 from llama_onnx.runtime.engine.sampling.parameters import read_value
-from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.errors import ContextLengthError, UsageError
 from llama_onnx.targets.printable import shown
 
 Tokens = npt.NDArray[np.int32]
@@ -33,7 +33,7 @@ def total_length(prompt_tokens: int, max_new_tokens: int, context_length: int) -
     if prompt_tokens == 0:
         raise UsageError("the prompt is empty, and this model has no start token: give it a text.")
     if prompt_tokens >= context_length:
-        raise UsageError(
+        raise ContextLengthError(
             f"the prompt has {prompt_tokens:,} tokens, but the context holds {context_length:,} "
             "and an answer needs room too: shorten the prompt."
         )
@@ -81,7 +81,7 @@ def check_text_length(text: str, context_length: int, count_tokens: Callable[[st
     size = 4 * context_length
     while size < len(text):
         if count_tokens(text[:size]) > 2 * context_length:
-            raise UsageError(
+            raise ContextLengthError(
                 f"the prompt has {len(text):,} characters, and its first {size:,} are already more "
                 f"than {2 * context_length:,} tokens, but the context holds {context_length:,}: "
                 "shorten the prompt."

@@ -14,16 +14,27 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from llama_onnx.runtime.serving.request import MAX_BODY, too_large
+from llama_onnx.runtime.serving.failures import Failure, failure_of_status
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
+Guard = Callable[[Any], "Failure | None"]
+
+MAX_BODY = 4 << 20
+"""Most bytes of a request: enough for any text that fits a context of 131,072 tokens."""
+
 BUSY = "too many requests are waiting: try again later."
 
 logger = logging.getLogger("uvicorn.error")
+
+
+def too_large(size: int | None, most: int) -> str:
+    """Return the sentence about a request of `size` bytes, None if that is not known."""
+    has = "more" if size is None else f"{size:,} bytes, more"
+    return f"the request has {has} than the {most:,} bytes that this server reads: shorten it."
 
 
 @dataclass(frozen=True)
@@ -48,14 +59,17 @@ class RefusedError(Exception):
 
     def __init__(self, status: int, text: str, *, linger: bool = False) -> None:
         super().__init__(text)
-        self.status, self.linger = status, linger
+        self.failure, self.linger = failure_of_status(status, text), linger
 
 
 class Limits:
-    """An ASGI app that lets through to `app` only what is within `bounds`."""
+    """An ASGI app that lets through to `app` only what is within `bounds`, and what `guard` passes:
+    it gets the head of each request."""
 
-    def __init__(self, app: App, bounds: Bounds | None = None) -> None:
-        self._app, self._bounds = app, bounds or Bounds()
+    def __init__(
+        self, app: App, bounds: Bounds | None = None, guard: Guard = lambda scope: None
+    ) -> None:
+        self._app, self._bounds, self._guard = app, bounds or Bounds(), guard
         self._held = 0
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -71,6 +85,8 @@ class Limits:
         body = _Body()
         try:
             check_head(scope, self._bounds)
+            if failure := self._guard(scope):
+                raise RefusedError(failure.status, failure.message, linger=True)
             await asyncio.wait_for(self._read(body, receive), self._bounds.receive)
             await self._run(scope, body, receive, send)
         except RefusedError as refused:
@@ -133,13 +149,14 @@ class Limits:
         raise RefusedError(500, "the server failed: see its log.") from None
 
     async def _refuse(self, refused: RefusedError, receive: Receive, send: Send) -> None:
-        content = json.dumps({"error": str(refused)}).encode()
+        content = json.dumps(refused.failure.to_json()).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(content)).encode()),
             (b"connection", b"close"),
         ]
-        start = {"type": "http.response.start", "status": refused.status, "headers": headers}
+        status = refused.failure.status
+        start = {"type": "http.response.start", "status": status, "headers": headers}
         try:
             await send(start)
             await send({"type": "http.response.body", "body": content, "more_body": True})

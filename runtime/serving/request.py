@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llama_onnx.runtime.engine.sampling.parameters import PARAMETERS, Sampling, read_value
 from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.stops import check_stops
+from llama_onnx.runtime.serving.limits import MAX_BODY, too_large
 from llama_onnx.targets.errors import TooLargeError, UsageError
 from llama_onnx.targets.printable import shown
 from llama_onnx.targets.strict_json import JSONError, parse_json
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 256
 """The default of a request."""
-
-MAX_BODY = 4 << 20
-"""Most bytes of a request: enough for any text that fits a context of 131,072 tokens."""
-
-
-def too_large(size: int | None, most: int) -> str:
-    """Return the sentence about a request of `size` bytes, None if that is not known."""
-    has = "more" if size is None else f"{size:,} bytes, more"
-    return f"the request has {has} than the {most:,} bytes that this server reads: shorten it."
 
 
 @dataclass(frozen=True)

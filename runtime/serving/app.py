@@ -1,0 +1,292 @@
+"""The web application: OpenAI's endpoints over one open package."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from llama_onnx.runtime.llama.async_generation import AsyncGeneration
+from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.serving.admission import Places
+from llama_onnx.runtime.serving.calls import Call, call_text, chat_call, completion_call
+from llama_onnx.runtime.serving.event_stream import EventStream
+from llama_onnx.runtime.serving.failures import Failure, failure_of_status
+from llama_onnx.runtime.serving.metrics import CONTENT_TYPE, Metrics
+from llama_onnx.runtime.serving.openai_errors import UnknownModelError, failure_of
+from llama_onnx.runtime.serving.openapi import describe
+from llama_onnx.runtime.serving.package_watch import PackageWatch
+from llama_onnx.runtime.serving.replies.chat import chat_chunks, chat_completion
+from llama_onnx.runtime.serving.replies.completions import completion, completion_chunks
+from llama_onnx.runtime.serving.replies.head import Head
+from llama_onnx.runtime.serving.replies.parts import Part, merged
+from llama_onnx.runtime.serving.replies.responses import response, response_events
+from llama_onnx.runtime.serving.response_input import response_call
+from llama_onnx.runtime.serving.schemas import CHAT, COMPLETION, RESPONSE, Schema
+from llama_onnx.targets.errors import BusyError, LlamaOnnxError, PackageError
+from llama_onnx.targets.listing import hash_file
+from llama_onnx.targets.printable import shown
+
+logger = logging.getLogger("llama_onnx.serve")
+
+MOST_WAITING = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a package is served.
+
+    `name` is the model's name for clients, None for the package's folder. `most_waiting` answers
+    may wait for a row. `log_prompts` writes prompts to the log, which has none otherwise.
+    """
+
+    name: str | None = None
+    most_waiting: int = MOST_WAITING
+    log_prompts: bool = False
+
+
+class Served:
+    """An open package, and what its server knows about it."""
+
+    def __init__(self, model: Llama, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.name = settings.name or model.package.path.resolve().name
+        self.adapters = {name: name for name in model.package.adapters}
+        self.engine = engine = model.require_engine()
+        self.places = Places(engine.capacity.rows, settings.most_waiting)
+        self.metrics = Metrics(self.name, engine.load)
+        self.watch = PackageWatch(model.package)
+        self.fingerprint = f"fp_{hash_file(model.package.index)[:12]}"
+        self.created = int(model.package.index.stat().st_mtime)
+
+    def adapter(self, name: str) -> str | None:
+        """Return the adapter that a model's name means, None for the package itself."""
+        if name == self.name:
+            return None
+        if name in self.adapters:
+            return name
+        known = ", ".join([self.name, *self.adapters])
+        raise UnknownModelError(f"there is no model {shown(name)} here, but {known}.")
+
+    def check(self) -> None:
+        """Raise `PackageError` if the engine has ended or the package has changed."""
+        if not self.engine.is_alive():
+            raise PackageError("the engine has ended: restart the server.")
+        self.watch.check()
+
+    async def parts(self, call: Call, answers: list[AsyncGeneration]) -> AsyncIterator[Part]:
+        """Yield the parts of the answers to `call`, and count them."""
+        found = merged(answers, call.calls_named, self.model.codec.end_tokens)
+        async with aclosing(found) as parts:  # type: ignore[type-var]
+            async for part in parts:
+                self.metrics.count(part)
+                yield part
+
+
+Whole = Callable[[list[Part]], bytes]
+Lines = Callable[[AsyncIterator[Part]], AsyncIterator[tuple[str | None, bytes]]]
+
+
+def create_app(model: Llama, settings: Settings | None = None) -> FastAPI:
+    """Return the application that serves `model`, opened with the engine "onnxruntime".
+
+    It closes the model when it ends.
+    """
+    served = Served(model, settings or Settings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        model.close()
+
+    app = FastAPI(title="llama-onnx", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.served = served
+    for path, endpoint, schema in (
+        ("/v1/chat/completions", _chat, CHAT),
+        ("/v1/completions", _completions, COMPLETION),
+        ("/v1/responses", _responses, RESPONSE),
+    ):
+        app.add_api_route(path, _bounded(served, endpoint, schema), methods=["POST"], name=path)
+    app.add_api_route("/v1/models", partial(_models, served), methods=["GET"])
+    app.add_api_route("/v1/models/{model:path}", partial(_model, served), methods=["GET"])
+    app.add_api_route("/health", partial(_health, served), methods=["GET"])
+    app.add_api_route("/ready", partial(_ready, served), methods=["GET"])
+    app.add_api_route("/metrics", partial(_metrics, served), methods=["GET"])
+    app.add_exception_handler(LlamaOnnxError, partial(_refuse, served))
+    app.add_exception_handler(HTTPException, _refuse_status)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _fail)
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]
+    return app
+
+
+Endpoint = Callable[[Served, Mapping[str, Any], ExitStack], Any]
+
+
+def _bounded(served: Served, endpoint: Endpoint, schema: Schema) -> Callable[..., Any]:
+    """Return the route that reads a request by `schema` and holds its places until it is over."""
+
+    async def route(request: Request) -> Response:
+        served.check()
+        body = await request.body()
+        fields = await asyncio.to_thread(schema.read, body)
+        with ExitStack() as stack:
+            answer: Response = await endpoint(served, fields, stack)
+            if isinstance(answer, EventStream):
+                answer.closing(stack.pop_all())
+            return answer
+
+    return route
+
+
+async def _chat(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> Response:
+    call = chat_call(fields)
+    head = Head.new("chatcmpl", call.model, served.fingerprint)
+    of = served.model.codec.token_bytes
+    answers = await _start(served, call, stack)
+    if call.stream:
+        chunks = chat_chunks(call, head, served.parts(call, answers), of)
+        return _stream(served, _unnamed(chunks), last=b"[DONE]")
+    parts = [part async for part in served.parts(call, answers)]
+    return _json(chat_completion(call, head, parts, of))
+
+
+async def _completions(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> Response:
+    call = completion_call(fields)
+    head = Head.new("cmpl", call.model, served.fingerprint)
+    of = served.model.codec.token_bytes
+    answers = await _start(served, call, stack)
+    echoes = [
+        (prompt if isinstance(prompt, str) else served.model.decode(prompt)) if call.echo else ""
+        for prompt in call.prompts
+        for _ in range(call.choices)
+    ]
+    if call.stream:
+        chunks = completion_chunks(call, head, served.parts(call, answers), of, echoes)
+        return _stream(served, _unnamed(chunks), last=b"[DONE]")
+    parts = [part async for part in served.parts(call, answers)]
+    return _json(completion(call, head, parts, of, echoes))
+
+
+async def _responses(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> Response:
+    call = response_call(fields)
+    head = Head.new("resp", call.model, served.fingerprint)
+    of = served.model.codec.token_bytes
+    answers = await _start(served, call, stack)
+    if call.stream:
+        events = response_events(call, head, served.parts(call, answers), of, fields)
+        return _stream(served, events, last=None, named=True)
+    parts = [part async for part in served.parts(call, answers)]
+    return _json(response(call, head, parts, of, fields))
+
+
+async def _start(served: Served, call: Call, stack: ExitStack) -> list[AsyncGeneration]:
+    """Take places for the answers to `call`, and start them."""
+    adapter = served.adapter(call.model)
+    stack.enter_context(served.places.take(call.places))
+    if served.settings.log_prompts:
+        logger.info("prompt: %s", call_text(call))
+    answers = await asyncio.to_thread(call.prepare, served.model, adapter)
+    for answer in answers:
+        stack.callback(answer.cancel)
+        answer.start()
+    return answers
+
+
+def _stream(served: Served, lines: Any, *, last: bytes | None, named: bool = False) -> EventStream:
+    def failed(error: LlamaOnnxError) -> tuple[str | None, bytes]:
+        logger.warning("failed while streaming: %s", error)
+        content = failure_of(error, served.model.package.path).to_json()
+        if named:
+            content = {"type": "error", "sequence_number": 0, **content["error"]}
+        return ("error" if named else None), json.dumps(content).encode()
+
+    return EventStream(lines, failed, last)
+
+
+async def _unnamed(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str | None, bytes]]:
+    async with aclosing(chunks) as found:  # type: ignore[type-var]
+        async for chunk in found:
+            yield None, chunk
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
+
+
+async def _models(served: Served) -> dict[str, Any]:
+    return {"object": "list", "data": [_describe(served, name) for name in _names(served)]}
+
+
+async def _model(served: Served, model: str) -> dict[str, Any]:
+    served.adapter(model)
+    return _describe(served, model)
+
+
+def _names(served: Served) -> list[str]:
+    return [served.name, *served.adapters]
+
+
+def _describe(served: Served, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "llama-onnx",
+        "parent": None if name == served.name else served.name,
+        "max_model_len": served.model.context_length,
+    }
+
+
+async def _health(served: Served) -> Response:
+    """Whether the process answers and its engine runs."""
+    alive = served.engine.is_alive()
+    return JSONResponse(
+        {"status": "ok" if alive else "the engine has ended"}, 200 if alive else 503
+    )
+
+
+async def _ready(served: Served) -> Response:
+    """Whether a request would be taken now."""
+    try:
+        served.check()
+    except PackageError as error:
+        return JSONResponse({"status": failure_of(error, served.model.package.path).message}, 503)
+    return JSONResponse({"status": "ok"})
+
+
+async def _metrics(served: Served) -> Response:
+    return Response(served.metrics.text(), media_type=CONTENT_TYPE)
+
+
+async def _refuse(served: Served, request: Request, error: LlamaOnnxError) -> Response:
+    failure = failure_of(error, served.model.package.path)
+    logger.warning(
+        "%s %s: %d %s", request.method, request.url.path, failure.status, failure.message
+    )
+    headers = {}
+    if isinstance(error, BusyError):
+        headers["Retry-After"] = str(served.places.retry_after())
+    return _failure(failure, headers)
+
+
+async def _refuse_status(request: Request, error: HTTPException) -> Response:
+    text = f"{request.method} {request.url.path}: {str(error.detail).lower()}."
+    return _failure(failure_of_status(error.status_code, text), dict(error.headers or {}))
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    """Answer where our own code has a mistake; the log gets the error from the web server."""
+    return _failure(failure_of_status(500, "the server failed: see its log."), {})
+
+
+def _failure(failure: Failure, headers: Mapping[str, str]) -> Response:
+    return JSONResponse(failure.to_json(), failure.status, headers=headers)

@@ -1,0 +1,1 @@
+"""The answers of the model as the responses of OpenAI's endpoints."""

@@ -1,0 +1,93 @@
+"""uvicorn with the limits that it lacks, around an application."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from llama_onnx.targets.errors import UsageError, describe_reason
+
+HEAD_SECONDS = 30.0
+"""Time for the first lines of a request."""
+
+END_SECONDS = 30
+"""Time for answers in work when the server is told to end."""
+
+MOST_CONNECTIONS = 1024
+"""Open connections; more get 503."""
+
+
+class Protocol(H11Protocol):
+    """uvicorn's protocol, and a deadline for the first lines of a request, which it lacks."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the clock."""
+        super().connection_made(transport)
+        self._last: Any = None
+        self.loop.call_later(HEAD_SECONDS, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        """Close the connection unless a request has come since the last time, or is in progress."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is self._last and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
+        else:
+            self._last = self.cycle
+            self.loop.call_later(HEAD_SECONDS, self._close_if_silent)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket whose connections the system closes if nobody reads for a minute.
+
+    Raises `UsageError` for an address that cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        opened = socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        reason = describe_reason(error)
+        raise UsageError(f"cannot listen on {host}, port {port}: {reason}.") from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
+    return opened
+
+
+def address(opened: socket.socket) -> str:
+    """Return the URL of a listening socket."""
+    host, port = opened.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(app: Any, opened: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve `app` until a signal ends it, after answers in work or `END_SECONDS`.
+
+    `ready` is called once it answers.
+    """
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        server_header=False,
+        log_config=None,
+        access_log=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=END_SECONDS,
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    _Server(config, ready).run(sockets=[opened])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
