@@ -108,7 +108,8 @@ class Schema:
         whole = parts[0]
         for part in parts[1:]:
             whole["properties"] |= part["properties"]
-            whole["required"] = [name for name in whole["required"] if name in part["required"]]
+            needed = set(part.get("required", ()))
+            whole["required"] = [name for name in whole.get("required", ()) if name in needed]
         whole["properties"]["stream"] = {"anyOf": [{"type": "boolean"}, {"type": "null"}]}
         whole["properties"] |= {name: dict(extra) for name, extra in self.extras.items()}
         for name in self.refused:
