@@ -42,8 +42,11 @@ MODULE_LIBRARIES = {
 }
 """Module -> libraries that it alone may import, in its functions: an extra nobody else needs."""
 
-COMMAND_LIBRARIES = {"click", "rich"}
-"""What modules in a `commands` folder may import as well."""
+FOLDER_LIBRARIES = {
+    "commands": {"click", "rich"},
+    "serving": {"fastapi", "openai", "prometheus_client", "pydantic", "starlette", "uvicorn"},
+}
+"""Folder -> what modules in it may import as well. Only the command `serve` imports the second."""
 
 MOST_LOOSE_MODULES = 3
 
@@ -82,8 +85,8 @@ def wrong_houses(path: Path, house: str) -> list[str]:
 def wrong_libraries(path: Path, house: str) -> list[str]:
     alone = MODULE_LIBRARIES.get(path.relative_to(SOURCE.root).as_posix(), set[str]())
     allowed = LIBRARIES[house] | alone | ({"llama_onnx", "__future__"} | sys.stdlib_module_names)
-    if "commands" in path.relative_to(SOURCE.root).parts:
-        allowed = allowed | COMMAND_LIBRARIES
+    for folder in path.relative_to(SOURCE.root).parts:
+        allowed = allowed | FOLDER_LIBRARIES.get(folder, set[str]())
     return [name for name in SOURCE.imports(path) if name.split(".")[0] not in allowed]
 
 
