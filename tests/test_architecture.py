@@ -51,6 +51,7 @@ FOLDER_LIBRARIES = {
 MOST_LOOSE_MODULES = 3
 
 NAMES_USED_TWICE = {
+    "about.py": "what a report is about, and what a server tells about its package",
     "adapters.py": "LoRA adapters: packaging writes their files, llama swaps them",
     "awq.py": "the quantizer, and the layout of its codes in a checkpoint",
     "bench.py": "a command has the name of what it calls",
