@@ -66,6 +66,9 @@ _SECTIONS = {
         "chat": _Command(
             "llama_onnx.runtime.commands.chat", "Hold a conversation in the terminal."
         ),
+        "serve": _Command(
+            "llama_onnx.runtime.commands.serve", "Serve OpenAI's API and a chat page."
+        ),
         "bench": _Command("llama_onnx.runtime.commands.bench", "Measure speed and memory."),
         "bundle": _Command(
             "llama_onnx.runtime.commands.bundle",

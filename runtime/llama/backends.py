@@ -27,7 +27,7 @@ from llama_onnx.targets.providers import CPU
 # Modules that need an extra are imported where they are used, so that `help(Llama)` needs none.
 if TYPE_CHECKING:
     from llama_onnx.runtime.engine.answer import AsyncAnswer
-    from llama_onnx.runtime.engine.engine import Engine
+    from llama_onnx.runtime.engine.engine import Engine, Limits
     from llama_onnx.runtime.engine.events import Request
     from llama_onnx.runtime.engine.sampling.guidance import CompiledGuide
     from llama_onnx.runtime.placement.genai_model import OpenModel
@@ -102,13 +102,19 @@ def open_backend(
     *,
     threads: int | None,
     allow_fallback: bool,
+    limits: Limits | None = None,
 ) -> Backend:
     """Open `package` in the engine `name`; raises what `Llama.load` raises."""
     if name == "onnxruntime":
         from llama_onnx.runtime.engine.engine import Engine
 
         engine = Engine(
-            package, context_length, provider, threads=threads, allow_fallback=allow_fallback
+            package,
+            context_length,
+            provider,
+            threads=threads,
+            allow_fallback=allow_fallback,
+            limits=limits,
         )
         return EngineBackend(package, engine, provider)
     from llama_onnx.runtime.placement.genai_model import open_model

@@ -24,20 +24,19 @@ from llama_onnx.targets.provider import Provider
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from llama_onnx.runtime.engine.engine import Engine
+    from llama_onnx.runtime.engine.engine import Limits
     from llama_onnx.runtime.engine.sampling.guidance import Guide
 
 
 class Llama:
     """An open package, ready to generate text. Use `Llama.load` to open one.
 
-    Several threads may ask for answers at once. A `with` block, or `close()`, frees the model;
-    so does dropping the last reference to it and to its answers.
+    Several threads may ask for answers at once. A `with` block or `close()` frees the model.
 
     Attributes:
         package: The package on disk.
         context_length: The most tokens that a prompt and its answer can take together.
-        codec: The tokenizer and the chat template, for servers.
+        codec, backend: The tokenizer and the engine, for servers.
         opened: What runs the model: its `provider`, and as `fallback` the reason why that is not
             the requested one, or None.
 
@@ -53,6 +52,7 @@ class Llama:
     context_length: int
     opened: Opened
     codec: TextCodec
+    backend: Backend
 
     def __init__(self, *_args: object, **_options: object) -> None:
         """Raise `TypeError`: `Llama.load` opens a package."""
@@ -61,7 +61,7 @@ class Llama:
     def _attach(self, codec: TextCodec, backend: Backend) -> None:
         self.package, self.context_length = codec.package, codec.context_length
         self.opened = backend.opened
-        self.codec, self._backend = codec, backend
+        self.codec, self.backend = codec, backend
 
     def __str__(self) -> str:
         """Return the package's name, its precision and its provider."""
@@ -77,11 +77,8 @@ class Llama:
         self.close()
 
     def close(self) -> None:
-        """End all answers, which get an error, and free the model.
-
-        Does nothing with the engine "genai", which frees it with the last reference.
-        """
-        self._backend.close()
+        """End all answers, which get an error, and free the model; with "genai", do nothing."""
+        self.backend.close()
 
     @classmethod
     def load(
@@ -93,6 +90,7 @@ class Llama:
         provider: Provider | str | None = None,
         allow_fallback: bool = False,
         engine: EngineName = ENGINES[0],
+        limits: Limits | None = None,
     ) -> Llama:
         """Open a package.
 
@@ -106,7 +104,8 @@ class Llama:
                 why. Has no effect on the CPU itself.
             engine: What generates: "genai" is onnxruntime-genai, one answer at a time;
                 "onnxruntime" is our own engine, which remembers what it has read, answers several
-                callers at once, and takes the likeliest token only.
+                callers at once, and can do all that `Sampling` has.
+            limits: Of our own engine's caches and callers. None: half of the free memory, 8.
 
         Returns:
             The open model.
@@ -128,6 +127,7 @@ class Llama:
             provider=provider,
             allow_fallback=allow_fallback,
             engine=engine,
+            limits=limits,
         )
         model = cls.__new__(cls)
         model._attach(codec, backend)
@@ -293,7 +293,7 @@ class Llama:
             8
         """
         asked = ask_exactly(self.codec, prompt, new_tokens)
-        run = self._backend.start(asked)
+        run = self.backend.start(asked)
         answer = Generation.of(run, self.codec.stream(), (), length=asked.length)
         for _ in answer:
             pass
@@ -376,10 +376,6 @@ class Llama:
             messages, tools=tools, variables=template_variables, continue_last=continue_last
         )
 
-    def require_engine(self) -> Engine:
-        """Return our own engine; raise `UsageError` if another runs the graph."""
-        return self._backend.require_engine()
-
     def _prompt(self, prompt: Any) -> Tokens:
         if isinstance(prompt, (str, bytes)):
             return self.codec.encode(prompt)  # type: ignore[arg-type]  # which refuses bytes
@@ -390,7 +386,7 @@ class Llama:
     ) -> Generation:
         stops = check_stops(stop)
         asked = ask(self.codec, prompt, **options)
-        run = self._backend.start(asked)
+        run = self.backend.start(asked)
         return Generation.of(run, stream, asked.end_tokens, stops, length=asked.length)
 
     def _prepare(
@@ -398,5 +394,5 @@ class Llama:
     ) -> AsyncGeneration:
         stops = check_stops(stop)
         asked = ask(self.codec, prompt, **options)
-        submit = self._backend.prepare(asked)
+        submit = self.backend.prepare(asked)
         return AsyncGeneration(submit, stream, asked.end_tokens, stops, len(prompt))

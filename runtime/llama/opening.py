@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_onnx.runtime.llama.backends import Backend, open_backend
 from llama_onnx.runtime.llama.prompt import check_length
@@ -17,6 +18,9 @@ from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import get_provider
 from llama_onnx.targets.registry import get_target
 
+if TYPE_CHECKING:
+    from llama_onnx.runtime.engine.engine import Limits
+
 
 def open_codec(
     path: str | os.PathLike[str],
@@ -26,6 +30,7 @@ def open_codec(
     provider: Provider | str | None,
     allow_fallback: bool,
     engine: EngineName,
+    limits: Limits | None,
 ) -> tuple[TextCodec, Backend]:
     """Open the package at `path`; the arguments and errors are those of `Llama.load`."""
     check_engine(engine)
@@ -43,6 +48,7 @@ def open_codec(
         provider or get_target(package.target).session.provider,
         threads=threads,
         allow_fallback=allow_fallback,
+        limits=limits,
     )
     try:
         return TextCodec(package, settings, context_length, backend.open_tokenizer), backend

@@ -17,6 +17,8 @@ from starlette.responses import JSONResponse, Response
 
 from llama_onnx.runtime.llama.async_generation import AsyncGeneration
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.measure.verify import VerifyReport
+from llama_onnx.runtime.serving.about import about
 from llama_onnx.runtime.serving.admission import Places
 from llama_onnx.runtime.serving.calls import Call, call_text, chat_call, completion_call
 from llama_onnx.runtime.serving.event_stream import EventStream
@@ -25,6 +27,7 @@ from llama_onnx.runtime.serving.metrics import CONTENT_TYPE, Metrics
 from llama_onnx.runtime.serving.openai_errors import UnknownModelError, failure_of
 from llama_onnx.runtime.serving.openapi import describe
 from llama_onnx.runtime.serving.package_watch import PackageWatch
+from llama_onnx.runtime.serving.pages import add_page
 from llama_onnx.runtime.serving.replies.chat import chat_chunks, chat_completion
 from llama_onnx.runtime.serving.replies.completions import completion, completion_chunks
 from llama_onnx.runtime.serving.replies.head import Head
@@ -61,7 +64,7 @@ class Served:
         self.model, self.settings = model, settings
         self.name = settings.name or model.package.path.resolve().name
         self.adapters = {name: name for name in model.package.adapters}
-        self.engine = engine = model.require_engine()
+        self.engine = engine = model.backend.require_engine()
         self.places = Places(engine.capacity.rows, settings.most_waiting)
         self.metrics = Metrics(self.name, engine.load)
         self.watch = PackageWatch(model.package)
@@ -96,10 +99,13 @@ Whole = Callable[[list[Part]], bytes]
 Lines = Callable[[AsyncIterator[Part]], AsyncIterator[tuple[str | None, bytes]]]
 
 
-def create_app(model: Llama, settings: Settings | None = None) -> FastAPI:
+def create_app(
+    model: Llama, settings: Settings | None = None, verification: VerifyReport | None = None
+) -> FastAPI:
     """Return the application that serves `model`, opened with the engine "onnxruntime".
 
-    It closes the model when it ends.
+    `verification` is what `verify` found here, for the page. The application closes the model when
+    it ends.
     """
     served = Served(model, settings or Settings())
 
@@ -121,6 +127,15 @@ def create_app(model: Llama, settings: Settings | None = None) -> FastAPI:
     app.add_api_route("/health", partial(_health, served), methods=["GET"])
     app.add_api_route("/ready", partial(_ready, served), methods=["GET"])
     app.add_api_route("/metrics", partial(_metrics, served), methods=["GET"])
+    facts = about(
+        model.package, model.opened, verification, context_length=model.context_length
+    ) | {"name": served.name}
+
+    async def describe_package() -> dict[str, Any]:
+        return facts
+
+    app.add_api_route("/about", describe_package, methods=["GET"])
+    add_page(app)
     app.add_exception_handler(LlamaOnnxError, partial(_refuse, served))
     app.add_exception_handler(HTTPException, _refuse_status)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _fail)

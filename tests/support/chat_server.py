@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from llama_onnx.runtime.serving.pages import add_page
 
-ABOUT = {
+ABOUT: dict[str, Any] = {
     "name": "Stub-1B-int4",
     "source": "example/Stub-1B",
     "commit": None,

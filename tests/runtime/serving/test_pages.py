@@ -1,4 +1,4 @@
-"""The files of the chat page: whole, self-contained, and nothing in them that its policy forbids."""
+"""The files of the chat page: whole, self-contained, with nothing that its policy forbids."""
 
 from __future__ import annotations
 
