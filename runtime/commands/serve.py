@@ -98,13 +98,13 @@ def command(
     """
     try:
         from llama_onnx.runtime.serving.app import Settings, create_app
-        from llama_onnx.runtime.serving.web_server import address, listen, run
+        from llama_onnx.runtime.serving.http.web_server import address, listen, run
     except ModuleNotFoundError as error:
         raise missing_extra("llama-onnx serve", error.name, "cpu,serve") from None
     from llama_onnx.runtime.engine.engine import Limits as EngineLimits
     from llama_onnx.runtime.llama.model import Llama
-    from llama_onnx.runtime.serving.keys import LOCAL_HOSTS, make_guard
-    from llama_onnx.runtime.serving.limits import Limits
+    from llama_onnx.runtime.serving.http.api_keys import LOCAL_HOSTS, make_guard
+    from llama_onnx.runtime.serving.http.limits import Limits
 
     local = host in _LOOPBACK
     if not local and not api_key:

@@ -20,21 +20,21 @@ from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.measure.verify import VerifyReport
 from llama_onnx.runtime.serving.about import about
 from llama_onnx.runtime.serving.admission import Places
-from llama_onnx.runtime.serving.calls import Call, call_text, chat_call, completion_call
-from llama_onnx.runtime.serving.event_stream import EventStream
-from llama_onnx.runtime.serving.failures import Failure, failure_of_status
-from llama_onnx.runtime.serving.metrics import CONTENT_TYPE, Metrics
+from llama_onnx.runtime.serving.http.event_stream import EventStream
+from llama_onnx.runtime.serving.http.failure import Failure, failure_of_status
 from llama_onnx.runtime.serving.openai_errors import UnknownModelError, failure_of
 from llama_onnx.runtime.serving.openapi import describe
 from llama_onnx.runtime.serving.package_watch import PackageWatch
 from llama_onnx.runtime.serving.pages import add_page
-from llama_onnx.runtime.serving.replies.chat import chat_chunks, chat_completion
-from llama_onnx.runtime.serving.replies.completions import completion, completion_chunks
+from llama_onnx.runtime.serving.prometheus import CONTENT_TYPE, Metrics
+from llama_onnx.runtime.serving.replies.answer_parts import Part, merged
+from llama_onnx.runtime.serving.replies.chat_reply import chat_chunks, chat_completion
+from llama_onnx.runtime.serving.replies.completion_reply import completion, completion_chunks
 from llama_onnx.runtime.serving.replies.head import Head
-from llama_onnx.runtime.serving.replies.parts import Part, merged
-from llama_onnx.runtime.serving.replies.responses import response, response_events
-from llama_onnx.runtime.serving.response_input import response_call
-from llama_onnx.runtime.serving.schemas import CHAT, COMPLETION, RESPONSE, Schema
+from llama_onnx.runtime.serving.replies.response_reply import response, response_events
+from llama_onnx.runtime.serving.requests.call import Call, call_text, chat_call, completion_call
+from llama_onnx.runtime.serving.requests.response_input import response_call
+from llama_onnx.runtime.serving.requests.schemas import CHAT, COMPLETION, RESPONSE, Schema
 from llama_onnx.targets.errors import BusyError, LlamaOnnxError, PackageError
 from llama_onnx.targets.listing import hash_file
 from llama_onnx.targets.printable import shown

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llama_onnx.runtime.serving.failures import Failure
-from llama_onnx.runtime.serving.schemas import FieldError
+from llama_onnx.runtime.serving.http.failure import Failure
+from llama_onnx.runtime.serving.requests.schemas import FieldError
 from llama_onnx.targets.errors import (
     BusyError,
     ContextLengthError,

@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 from pydantic import BaseModel
 
-from llama_onnx.runtime.serving.schemas import CHAT, COMPLETION, RESPONSE, Schema
+from llama_onnx.runtime.serving.requests.schemas import CHAT, COMPLETION, RESPONSE, Schema
 
 _ENDPOINTS: dict[str, tuple[Schema, type[BaseModel]]] = {
     "/v1/chat/completions": (CHAT, ChatCompletion),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llama_onnx.runtime.engine.sampling.parameters import PARAMETERS, Sampling, read_value
 from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.stops import check_stops
-from llama_onnx.runtime.serving.limits import MAX_BODY, too_large
+from llama_onnx.runtime.serving.http.limits import MAX_BODY, too_large
 from llama_onnx.targets.errors import TooLargeError, UsageError
 from llama_onnx.targets.printable import shown
 from llama_onnx.targets.strict_json import JSONError, parse_json

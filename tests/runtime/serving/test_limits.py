@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llama_onnx.runtime.serving.limits import Bounds, Limits
+from llama_onnx.runtime.serving.http.limits import Bounds, Limits
 
 SMALL = Bounds(body=100, held=250, target=50, headers=200, receive=0.1, send=0.1, linger=0.1)
 SCOPE = {
@@ -62,7 +62,8 @@ class Client:
         content = json.loads(self.body)
         assert content.keys() == {"error"}
         assert dict(self.messages[0]["headers"])[b"connection"] == b"close"
-        return str(content["error"])
+        assert content["error"].keys() == {"message", "type", "param", "code"}
+        return str(content["error"]["message"])
 
 
 class Echo:

@@ -9,10 +9,10 @@ from typing import Any
 from openai.types import Completion
 
 from llama_onnx.runtime.llama.generation import GenerationStats
-from llama_onnx.runtime.serving.calls import Call
+from llama_onnx.runtime.serving.replies.answer_parts import Part, Usage
 from llama_onnx.runtime.serving.replies.head import Head, dumps
 from llama_onnx.runtime.serving.replies.logprobs import TokenBytes, completion_logprobs
-from llama_onnx.runtime.serving.replies.parts import Part, Usage
+from llama_onnx.runtime.serving.requests.call import Call
 
 
 def completion(

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from llama_onnx.runtime.serving.failures import Failure, failure_of_status
+from llama_onnx.runtime.serving.http.failure import Failure, failure_of_status
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Callable, Collection
 from typing import Any
 
-from llama_onnx.runtime.serving.failures import Failure, failure_of_status
+from llama_onnx.runtime.serving.http.failure import Failure, failure_of_status
 
 _OPEN = ("/health", "/ready", "/")
 """Paths that need no key: they say nothing of the model."""

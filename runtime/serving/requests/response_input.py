@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_onnx.runtime.serving.calls import Call, chat_call
-from llama_onnx.runtime.serving.schemas import FieldError
+from llama_onnx.runtime.serving.requests.call import Call, chat_call
+from llama_onnx.runtime.serving.requests.schemas import FieldError
 
 _SAME = (
     "model",

@@ -12,10 +12,10 @@ from openai.types.responses import Response
 
 from llama_onnx.runtime.llama.generation import GenerationStats
 from llama_onnx.runtime.llama.tools import ToolCall
-from llama_onnx.runtime.serving.calls import Call
+from llama_onnx.runtime.serving.replies.answer_parts import Part
 from llama_onnx.runtime.serving.replies.head import Head, dumps
 from llama_onnx.runtime.serving.replies.logprobs import TokenBytes, chat_logprobs
-from llama_onnx.runtime.serving.replies.parts import Part
+from llama_onnx.runtime.serving.requests.call import Call
 
 _ECHOED = (
     "instructions",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_onnx.runtime.engine.sampling.guidance import Guide
-from llama_onnx.runtime.serving.schemas import FieldError
+from llama_onnx.runtime.serving.requests.schemas import FieldError
 from llama_onnx.targets.errors import UsageError
 
 

@@ -10,10 +10,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from llama_onnx.runtime.llama.generation import GenerationStats
 from llama_onnx.runtime.llama.tools import ToolCall
-from llama_onnx.runtime.serving.calls import Call
+from llama_onnx.runtime.serving.replies.answer_parts import Part, Usage
 from llama_onnx.runtime.serving.replies.head import Head, dumps
 from llama_onnx.runtime.serving.replies.logprobs import TokenBytes, chat_logprobs
-from llama_onnx.runtime.serving.replies.parts import Part, Usage
+from llama_onnx.runtime.serving.requests.call import Call
 
 
 def chat_completion(

@@ -16,7 +16,7 @@ from openai.types.chat import completion_create_params as chat
 from openai.types.responses import response_create_params as responses
 from pydantic import TypeAdapter, ValidationError
 
-from llama_onnx.runtime.serving.limits import MAX_BODY, too_large
+from llama_onnx.runtime.serving.http.limits import MAX_BODY, too_large
 from llama_onnx.targets.errors import TooLargeError, UsageError
 from llama_onnx.targets.printable import printable, shown
 from llama_onnx.targets.strict_json import JSONError, parse_json

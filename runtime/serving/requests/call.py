@@ -15,8 +15,8 @@ from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.tools import check_tools, tool_names, with_template_calls
-from llama_onnx.runtime.serving.guides import answer_guide, tool_guide
-from llama_onnx.runtime.serving.schemas import FieldError
+from llama_onnx.runtime.serving.requests.guides import answer_guide, tool_guide
+from llama_onnx.runtime.serving.requests.schemas import FieldError
 
 MOST_CHOICES = 16
 """Most answers to one request."""

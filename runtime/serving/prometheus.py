@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 
-from llama_onnx.runtime.serving.replies.parts import Part
+from llama_onnx.runtime.serving.replies.answer_parts import Part
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.engine.engine import Load

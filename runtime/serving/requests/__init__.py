@@ -1,0 +1,1 @@
+"""Requests of OpenAI's API: read, checked, and what they ask for."""
