@@ -26,7 +26,7 @@ def completion(
         text = echoes[index] + "".join(part.text for part in own)
         logprobs = None
         if call.sampling.logprobs is not None:
-            logprobs = completion_logprobs(tokens, token_bytes, 0)
+            logprobs = completion_logprobs(tokens, token_bytes, len(echoes[index]))
         finish = own[-1].finish
         choices.append(
             {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
@@ -47,7 +47,7 @@ async def completion_chunks(
 ) -> AsyncIterator[bytes]:
     """Yield the data of each event of a streamed response."""
     stats: dict[int, GenerationStats] = {}
-    offsets = [0] * call.places
+    offsets = [len(echo) for echo in echoes]
     for index, echo in enumerate(echoes):
         if echo:
             yield _chunk(call, head, index, echo)
@@ -55,7 +55,7 @@ async def completion_chunks(
         logprobs = None
         if call.sampling.logprobs is not None and part.tokens:
             logprobs = completion_logprobs(part.tokens, token_bytes, offsets[part.index])
-            offsets[part.index] += sum(map(len, logprobs["tokens"]))
+        offsets[part.index] += len(part.text)
         if part.text or logprobs:
             yield _chunk(call, head, part.index, part.text, logprobs=logprobs)
         if part.finish:

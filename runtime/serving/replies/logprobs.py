@@ -39,12 +39,12 @@ def _entry(token: int, logprob: float, token_bytes: TokenBytes) -> dict[str, Any
 def completion_logprobs(
     tokens: Sequence[TextEvent], token_bytes: TokenBytes, offset: int
 ) -> dict[str, Any]:
-    """Return the four lists of the older endpoint; `offset` is where the text starts."""
+    """Return the four lists of the older endpoint; `offset` is where the tokens' text starts."""
     entries = chat_logprobs(tokens, token_bytes)
     offsets = []
-    for entry in entries:
+    for event in tokens:
         offsets.append(offset)
-        offset += len(entry["token"])
+        offset += len(event.text)
     return {
         "tokens": [entry["token"] for entry in entries],
         "token_logprobs": [entry["logprob"] for entry in entries],

@@ -70,9 +70,10 @@ class Schema:
         self._check_names(fields)
         known = {name: value for name, value in fields.items() if name not in self.extras}
         try:
-            _walk(self.types.validate_python(known))
+            checked = self.types.validate_python(known)
         except ValidationError as error:
-            raise UsageError(_sentence(error, known)) from None
+            raise _field_error(error, (), known) from None
+        _walk(checked, (), known)
         return fields
 
     def _check_names(self, fields: Mapping[str, Any]) -> None:
@@ -126,22 +127,25 @@ class FieldError(UsageError):
         self.param = param
 
 
-def _walk(value: Any) -> None:
+def _walk(value: Any, place: tuple[int | str, ...], fields: Any) -> None:
     """Go through a validated value: pydantic checks the items of an `Iterable` only then."""
     if isinstance(value, (str, bytes, int, float)) or value is None:
         return
-    if isinstance(value, Mapping):
-        value = value.values()
-    for item in value:
-        _walk(item)
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    try:
+        for key, item in items:
+            _walk(item, (*place, key), fields)
+    except ValidationError as error:
+        raise _field_error(error, place, fields) from None
 
 
-def _sentence(error: ValidationError, fields: Mapping[str, Any]) -> str:
+def _field_error(error: ValidationError, place: tuple[int | str, ...], fields: Any) -> UsageError:
     """Return what is wrong and where: the error that is deepest in the request."""
-    places = [(_path(found["loc"], fields), found["msg"]) for found in error.errors()]
-    path, reason = max(places, key=lambda place: len(place[0]))
+    found = [(_path((*place, *part["loc"]), fields), part["msg"]) for part in error.errors()]
+    path, reason = max(found, key=lambda entry: len(entry[0]))
     where = ".".join(map(str, path)) or "the request"
-    return f"{where}: {printable(reason[:1].lower() + reason[1:])[:300].rstrip('.')}."
+    text = f"{where}: {printable(reason[:1].lower() + reason[1:])[:300].rstrip('.')}."
+    return FieldError(str(path[0]), text) if path else UsageError(text)
 
 
 def _path(loc: tuple[int | str, ...], fields: Any) -> list[int | str]:
