@@ -34,8 +34,9 @@ def total_length(prompt_tokens: int, max_new_tokens: int, context_length: int) -
         raise UsageError("the prompt is empty, and this model has no start token: give it a text.")
     if prompt_tokens >= context_length:
         raise ContextLengthError(
-            f"the prompt has {prompt_tokens:,} tokens, but the context holds {context_length:,} "
-            "and an answer needs room too: shorten the prompt."
+            # Clients look for these words: "this model's maximum context length is".
+            f"the prompt has {prompt_tokens:,} tokens, but this model's maximum context length is "
+            f"{context_length:,}, and an answer needs room too: shorten the prompt."
         )
     return min(prompt_tokens + new_tokens, context_length)
 
@@ -83,7 +84,7 @@ def check_text_length(text: str, context_length: int, count_tokens: Callable[[st
         if count_tokens(text[:size]) > 2 * context_length:
             raise ContextLengthError(
                 f"the prompt has {len(text):,} characters, and its first {size:,} are already more "
-                f"than {2 * context_length:,} tokens, but the context holds {context_length:,}: "
-                "shorten the prompt."
+                f"than {2 * context_length:,} tokens, but this model's maximum context length is "
+                f"{context_length:,}: shorten the prompt."
             )
         size *= 2

@@ -136,7 +136,7 @@ def test_a_wrong_call_is_one_sentence_and_exit_2(package: Path, options: list[st
 def test_a_prompt_that_is_too_long_is_exit_2(package: Path) -> None:
     result = run("generate", package, "a" * 300)
     assert result.exit_code == 2
-    assert "has 300 tokens, but the context holds 256" in result.stderr
+    assert "has 300 tokens, but this model's maximum context length is 256" in result.stderr
 
 
 # chat

@@ -122,7 +122,7 @@ def test_the_cache_is_as_long_as_the_answer_can_become(prompt: int, new: int, to
 @pytest.mark.parametrize(
     ("prompt", "new", "message"),
     [
-        (64, 10, "has 64 tokens, but the context holds 64"),
+        (64, 10, "has 64 tokens, but this model's maximum context length is 64"),
         (0, 10, "prompt is empty"),
         (5, 0, "at least 1, not 0"),
     ],
@@ -156,7 +156,9 @@ def test_an_answer_ends_where_the_context_does(package: Path) -> None:
 
 
 def test_a_long_prompt_is_refused_before_anything_runs(llama: Llama) -> None:
-    with pytest.raises(UsageError, match=r"has 300 tokens, but the context holds 256"):
+    with pytest.raises(
+        UsageError, match=r"has 300 tokens, but this model's maximum context length is 256"
+    ):
         llama.generate("a" * 300)
 
 

@@ -55,7 +55,7 @@ def test_a_refusal_comes_before_the_answer(service: Service) -> None:
         async with Answer(service, ask("the " * 300)):
             raise AssertionError("it was started")
 
-    with pytest.raises(UsageError, match="the context holds 256"):
+    with pytest.raises(UsageError, match="this model's maximum context length is 256"):
         run(work)
 
 

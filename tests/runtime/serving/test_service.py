@@ -171,7 +171,7 @@ def test_it_says_what_runs(service: Service) -> None:
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (ask("the " * 300), "the context holds 256"),
+        (ask("the " * 300), "this model's maximum context length is 256"),
         (ask("the " * 2000), "first 2,048 are already more than 512 tokens"),
         (ask(adapter="law"), "has no adapter 'law'"),
         (ask("\ud800"), "not UTF-8"),
