@@ -22,7 +22,7 @@ from llama_onnx.runtime.serving.about import about
 from llama_onnx.runtime.serving.admission import Places
 from llama_onnx.runtime.serving.http.event_stream import EventStream
 from llama_onnx.runtime.serving.http.failure import Failure, failure_of_status
-from llama_onnx.runtime.serving.openai_errors import UnknownModelError, failure_of
+from llama_onnx.runtime.serving.openai_errors import NotReadyError, UnknownModelError, failure_of
 from llama_onnx.runtime.serving.openapi import describe
 from llama_onnx.runtime.serving.package_watch import PackageWatch
 from llama_onnx.runtime.serving.pages import add_page
@@ -35,9 +35,9 @@ from llama_onnx.runtime.serving.replies.response_reply import response, response
 from llama_onnx.runtime.serving.requests.call import Call, call_text, chat_call, completion_call
 from llama_onnx.runtime.serving.requests.response_input import response_call
 from llama_onnx.runtime.serving.requests.schemas import CHAT, COMPLETION, RESPONSE, Schema
-from llama_onnx.targets.errors import BusyError, LlamaOnnxError, PackageError
+from llama_onnx.targets.errors import BusyError, LlamaOnnxError
 from llama_onnx.targets.listing import hash_file
-from llama_onnx.targets.printable import shown
+from llama_onnx.targets.printable import printable_line, shown
 
 logger = logging.getLogger("llama_onnx.serve")
 
@@ -81,9 +81,9 @@ class Served:
         raise UnknownModelError(f"there is no model {shown(name)} here, but {known}.")
 
     def check(self) -> None:
-        """Raise `PackageError` if the engine has ended or the package has changed."""
+        """Raise `NotReadyError` if the engine has ended or the package has changed."""
         if not self.engine.is_alive():
-            raise PackageError("the engine has ended: restart the server.")
+            raise NotReadyError("the engine has ended: restart the server.")
         self.watch.check()
 
     async def parts(self, call: Call, answers: list[AsyncGeneration]) -> AsyncIterator[Part]:
@@ -273,7 +273,7 @@ async def _ready(served: Served) -> Response:
     """Whether a request would be taken now."""
     try:
         served.check()
-    except PackageError as error:
+    except NotReadyError as error:
         return JSONResponse({"status": failure_of(error, served.model.package.path).message}, 503)
     return JSONResponse({"status": "ok"})
 
@@ -284,9 +284,8 @@ async def _metrics(served: Served) -> Response:
 
 async def _refuse(served: Served, request: Request, error: LlamaOnnxError) -> Response:
     failure = failure_of(error, served.model.package.path)
-    logger.warning(
-        "%s %s: %d %s", request.method, request.url.path, failure.status, failure.message
-    )
+    where = printable_line(f"{request.method} {request.url.path}")
+    logger.warning("%s: %d %s", where, failure.status, failure.message)
     headers = {}
     if isinstance(error, BusyError):
         headers["Retry-After"] = str(served.places.retry_after())

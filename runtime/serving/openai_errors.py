@@ -26,6 +26,10 @@ class UnknownModelError(UsageError):
     """A request for a model that is not served here."""
 
 
+class NotReadyError(LlamaOnnxError):
+    """A server that cannot answer any more."""
+
+
 def failure_of(error: LlamaOnnxError, package: Path | None = None) -> Failure:
     """Return what a client is told about `error`: it names the model, not where it is."""
     text = public(str(error), package)
@@ -40,6 +44,8 @@ def failure_of(error: LlamaOnnxError, package: Path | None = None) -> Failure:
         return Failure(400, text, "invalid_request_error", param)
     if isinstance(error, BusyError):
         return Failure(429, text, "rate_limit_error", None, "rate_limit_exceeded")
+    if isinstance(error, NotReadyError):
+        return Failure(503, text, "server_error", None, "not_ready")
     if isinstance(error, ResourceError):
         return Failure(503, text, "server_error", None, "insufficient_memory")
     return Failure(500, text, "server_error")

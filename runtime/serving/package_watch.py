@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.runtime.serving.openai_errors import NotReadyError
 from llama_onnx.targets.package import MANIFEST, ModelPackage
 
 
@@ -15,10 +15,10 @@ class PackageWatch:
         self._seen = [self._look(name) for name in self._names]
 
     def check(self) -> None:
-        """Raise `PackageError` if a file has changed or is gone."""
+        """Raise `NotReadyError` if a file has changed or is gone."""
         for name, seen in zip(self._names, self._seen, strict=True):
             if self._look(name) != seen:
-                raise PackageError(
+                raise NotReadyError(
                     f"{self._package.path / name} has changed since the package was opened: "
                     "restart the server."
                 )

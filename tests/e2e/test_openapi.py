@@ -22,7 +22,7 @@ def test_no_request_is_a_server_error(tmp_path: Path) -> None:
     if tool is None:
         pytest.fail("schemathesis is missing: run `nox -s e2e`.")
     package = make_package(tmp_path, "fp32")
-    with serving(package, ["--name", "tiny", "--max-length", "128"]) as server:
+    with serving(package, ["--name", "tiny", "--max-length", "128", "--threads", "1"]) as server:
         command = [tool, "run", f"{server.url}/openapi.json", "--checks", "not_a_server_error"]
         command += ["--max-examples", EXAMPLES, "--seed", "1", "--generation-database", "none"]
         command += ["--request-timeout", "120", "--no-color"]
