@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from openai.types import completion_create_params as completion
@@ -77,22 +78,22 @@ class Schema:
         return fields
 
     def _check_names(self, fields: Mapping[str, Any]) -> None:
-        known = self.properties()
         for name in fields:
             if name in self.refused:
                 raise FieldError(name, f"{name!r} cannot be used here: {self.refused[name]}.")
-            if name not in known:
+            if name not in self._names:
                 raise FieldError(name, f"unknown field {shown(name)}: see /openapi.json.")
 
-    def properties(self) -> dict[str, Any]:
-        """Return the JSON schemas of all fields, by name."""
-        found: dict[str, Any] = {}
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """The names of all fields; to find them takes as long as many requests."""
         schema = self.types.json_schema()
+        names = set(self.extras)
         for part in schema.get("anyOf", [schema]):
             if "$ref" in part:
                 part = schema["$defs"][part["$ref"].rsplit("/", 1)[-1]]
-            found |= part.get("properties", {})
-        return found | dict(self.extras)
+            names |= part.get("properties", {}).keys()
+        return frozenset(names)
 
     def openapi(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the request's JSON schema and the schemas it refers to, for an OpenAPI document.

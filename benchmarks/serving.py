@@ -1,0 +1,176 @@
+"""A server under load: rates at several clients, and a soak with clients that vanish.
+
+    python benchmarks/serving.py rates PACKAGE [--peer NAME=URL]...
+    python benchmarks/serving.py soak PACKAGE --minutes 10
+
+`rates` asks for the same answers from 1, 4 and 8 clients at once, ours and peers' in turns, and
+prints the median of the tokens that all clients together got a second. `soak` keeps 16 clients at
+work for a while, whose prompts and answers differ in length, and a quarter of whom leave in the
+middle; it prints latencies, errors, and the server's memory at the start and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import openai
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.quality.processor import processor
+from tests.support.real_server import serving
+
+WORDS = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8").split()
+NAME = "model"
+NEW_TOKENS = 96
+ROUNDS = 5
+
+
+def question(words: int, number: int) -> str:
+    """Return a prompt that no other begins like, so that nothing of it is known."""
+    start = number * 37 % 1000
+    return f"{number}. Summarize this text: " + " ".join(WORDS[start : start + words])
+
+
+async def ask(client: openai.AsyncOpenAI, model: str, text: str, new: int) -> int:
+    """Get one answer of exactly `new` tokens where the model allows, and return its length."""
+    answer = await client.completions.create(
+        model=model, prompt=text, max_tokens=new, temperature=0, timeout=600
+    )
+    assert answer.usage is not None
+    return answer.usage.completion_tokens
+
+
+async def rate(url: str, model: str, clients: int, number: int) -> float:
+    """Return the tokens a second that `clients` got together."""
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        texts = [question(20, number * 100 + index) for index in range(clients)]
+        started = time.perf_counter()
+        counts = await asyncio.gather(*(ask(client, model, text, NEW_TOKENS) for text in texts))
+        return sum(counts) / (time.perf_counter() - started)
+
+
+def rates(package: Path, peers: dict[str, str]) -> None:
+    """Print a table of rates, ours and the peers' in turns."""
+    with serving(package, ["--name", NAME, "--speculate", "off"]) as server:
+        urls = {"llama-onnx": f"{server.url}/v1", **peers}
+        found: dict[tuple[str, int], list[float]] = {}
+        number = 0
+        for _ in range(ROUNDS + 1):
+            for clients in (1, 4, 8):
+                for name, url in urls.items():
+                    number += 1
+                    value = asyncio.run(rate(url, NAME, clients, number))
+                    found.setdefault((name, clients), []).append(value)
+    print(f"{processor()}, medians of {ROUNDS} rounds, {NEW_TOKENS} tokens each, tokens a second")
+    for name in urls:
+        single = statistics.median(found[name, 1][1:])
+        cells = []
+        for clients in (1, 4, 8):
+            value = statistics.median(found[name, clients][1:])
+            cells.append(f"{clients}: {value:6.1f} (x {value / single:.2f})")
+        print(f"{name:24} {'  '.join(cells)}")
+
+
+@dataclass
+class Soak:
+    """What 16 clients saw."""
+
+    first: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    ends: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+
+
+async def one_client(url: str, end: float, seed: int, found: Soak) -> None:
+    """Ask one thing after the other until `end`; leave every fourth answer in the middle."""
+    draw = random.Random(seed)
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        while time.monotonic() < end:
+            text = question(draw.choice([5, 20, 80, 300]), draw.randrange(1_000_000))
+            new, leaves = draw.choice([8, 32, 128]), draw.random() < 0.25
+            started = time.perf_counter()
+            try:
+                stream = await client.chat.completions.create(
+                    model=NAME,
+                    messages=[{"role": "user", "content": text}],
+                    max_tokens=new,
+                    temperature=1,
+                    stream=True,
+                    timeout=600,
+                )
+                async with stream:
+                    count = 0
+                    async for chunk in stream:
+                        if chunk.choices and chunk.choices[0].delta.content:
+                            count += 1
+                            if count == 1:
+                                found.first.append(time.perf_counter() - started)
+                            if leaves and count == new // 2:
+                                break
+                found.tokens += count
+                found.ends["left" if leaves else "whole"] += 1
+                if not leaves:
+                    found.whole.append(time.perf_counter() - started)
+            except openai.APIStatusError as error:
+                found.ends[str(error.status_code)] += 1
+                await asyncio.sleep(float(error.response.headers.get("retry-after", "1")))
+            except openai.APIError as error:
+                found.ends[type(error).__name__] += 1
+
+
+def soak(package: Path, minutes: float, clients: int) -> None:
+    """Print what the clients saw, and what became of the server's memory."""
+    with serving(package, ["--name", NAME, "--waiting", "4", "--cache-memory", "500MB"]) as server:
+        own = psutil.Process(server.process.pid)
+        url = f"{server.url}/v1"
+        asyncio.run(_together(url, clients, min(1.0, minutes / 5)))
+        before = own.memory_info().rss
+        found = asyncio.run(_together(url, clients, minutes))
+        time.sleep(2)
+        after = own.memory_info().rss
+        alive = server.process.poll() is None
+        faults = [line for line in server.lines if "Traceback" in line]
+    print(f"{processor()}, {clients} clients for {minutes:g} minutes")
+    print(f"ends: {json.dumps(found.ends)}; {found.tokens} tokens; alive: {alive}; {faults}")
+    for name, values in (("first token", found.first), ("whole answer", found.whole)):
+        cut = statistics.quantiles(values, n=100)
+        print(f"{name:14} p50 {cut[49]:6.2f} s   p99 {cut[98]:6.2f} s   of {len(values)}")
+    print(f"RSS after warming up {before / 1e6:.0f} MB, at the end {after / 1e6:.0f} MB", end="")
+    print(f" (x {after / before:.3f})")
+
+
+async def _together(url: str, clients: int, minutes: float) -> Soak:
+    found = Soak()
+    end = time.monotonic() + 60 * minutes
+    await asyncio.gather(*(one_client(url, end, seed, found) for seed in range(clients)))
+    return found
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("what", choices=("rates", "soak"))
+    parser.add_argument("package", type=Path)
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--clients", type=int, default=16)
+    arguments = parser.parse_args()
+    if arguments.what == "rates":
+        rates(arguments.package, dict(peer.split("=", 1) for peer in arguments.peer))
+    else:
+        soak(arguments.package, arguments.minutes, arguments.clients)
+
+
+if __name__ == "__main__":
+    main()
