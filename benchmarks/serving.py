@@ -1,12 +1,13 @@
 """A server under load: rates at several clients, and a soak with clients that vanish.
 
-    python benchmarks/serving.py rates PACKAGE [--peer NAME=URL]...
+    python benchmarks/serving.py rates PACKAGE [--openvino PYTHON MODEL]
     python benchmarks/serving.py soak PACKAGE --minutes 10
 
-`rates` asks for the same answers from 1, 4 and 8 clients at once, ours and peers' in turns, and
-prints the median of the tokens that all clients together got a second. `soak` keeps 16 clients at
-work for a while, whose prompts and answers differ in length, and a quarter of whom leave in the
-middle; it prints latencies, errors, and the server's memory at the start and at the end.
+`rates` asks for answers to 1, 4 and 8 clients at once, ours over HTTP and peers' in turns (see
+serving_peer.py), and prints the median of the tokens that all clients together got a second.
+`soak` keeps 16 clients at work for a while, whose prompts and answers differ in length, and a
+quarter of whom leave in the middle; it prints latencies, errors, and the server's memory at the
+start and at the end.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import asyncio
 import json
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +38,7 @@ WORDS = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8").spli
 NAME = "model"
 NEW_TOKENS = 96
 ROUNDS = 5
+CLIENTS = (1, 4, 8)
 
 
 def question(words: int, number: int) -> str:
@@ -42,44 +47,80 @@ def question(words: int, number: int) -> str:
     return f"{number}. Summarize this text: " + " ".join(WORDS[start : start + words])
 
 
-async def ask(client: openai.AsyncOpenAI, model: str, text: str, new: int) -> int:
-    """Get one answer of exactly `new` tokens where the model allows, and return its length."""
+async def ask(client: openai.AsyncOpenAI, text: str, bias: dict[str, int]) -> int:
+    """Get one answer, which no end token ends, and return its length."""
     answer = await client.completions.create(
-        model=model, prompt=text, max_tokens=new, temperature=0, timeout=600
+        model=NAME,
+        prompt=text,
+        max_tokens=NEW_TOKENS,
+        temperature=0,
+        logit_bias=bias,
+        timeout=600,
     )
     assert answer.usage is not None
     return answer.usage.completion_tokens
 
 
-async def rate(url: str, model: str, clients: int, number: int) -> float:
-    """Return the tokens a second that `clients` got together."""
+async def rate(url: str, bias: dict[str, int], texts: Sequence[str]) -> float:
+    """Return the tokens a second that the clients got together."""
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        texts = [question(20, number * 100 + index) for index in range(clients)]
         started = time.perf_counter()
-        counts = await asyncio.gather(*(ask(client, model, text, NEW_TOKENS) for text in texts))
+        counts = await asyncio.gather(*(ask(client, text, bias) for text in texts))
         return sum(counts) / (time.perf_counter() - started)
 
 
-def rates(package: Path, peers: dict[str, str]) -> None:
+@contextmanager
+def peer(command: Sequence[str]) -> Iterator[Callable[[Sequence[str]], float]]:
+    """Start a peer, and return what gives its rate for some prompts."""
+    pipes: dict[str, int] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(list(command), encoding="utf-8", **pipes) as process:
+        assert process.stdin is not None and process.stdout is not None
+        into, out = process.stdin, process.stdout
+        while (line := out.readline()).strip() != "ready":
+            assert line, f"{command} ended"
+
+        def measure(texts: Sequence[str]) -> float:
+            into.write(json.dumps(list(texts)) + "\n")
+            into.flush()
+            return float(out.readline())
+
+        yield measure
+        into.close()
+
+
+def rates(package: Path, openvino: Sequence[str], threads: int) -> None:
     """Print a table of rates, ours and the peers' in turns."""
-    with serving(package, ["--name", NAME, "--speculate", "off"]) as server:
-        urls = {"llama-onnx": f"{server.url}/v1", **peers}
+    script = str(Path(__file__).with_name("serving_peer.py"))
+    settings = json.loads((package / "genai_config.json").read_text(encoding="utf-8"))
+    ends = settings["model"]["eos_token_id"]
+    bias = {str(token): -100 for token in (ends if isinstance(ends, list) else [ends])}
+    with ExitStack() as stack:
+        options = ["--name", NAME, "--threads", str(threads)]
+        server = stack.enter_context(serving(package, options))
+        url = f"{server.url}/v1"
+        ways: dict[str, Callable[[Sequence[str]], float]] = {
+            "llama-onnx serve": lambda texts: asyncio.run(rate(url, bias, texts))
+        }
+        own = [sys.executable, script, "genai", str(package), str(threads)]
+        ways["onnxruntime-genai, one at a time"] = stack.enter_context(peer(own))
+        if openvino:
+            python, model = openvino
+            command = [python, script, "openvino", model, str(threads)]
+            ways["OpenVINO GenAI, batching"] = stack.enter_context(peer(command))
         found: dict[tuple[str, int], list[float]] = {}
-        number = 0
-        for _ in range(ROUNDS + 1):
-            for clients in (1, 4, 8):
-                for name, url in urls.items():
-                    number += 1
-                    value = asyncio.run(rate(url, NAME, clients, number))
-                    found.setdefault((name, clients), []).append(value)
-    print(f"{processor()}, medians of {ROUNDS} rounds, {NEW_TOKENS} tokens each, tokens a second")
-    for name in urls:
+        for number in range(ROUNDS + 1):
+            for clients in CLIENTS:
+                for name, measure in ways.items():
+                    texts = [question(20, number * 1000 + clients * 10 + i) for i in range(clients)]
+                    found.setdefault((name, clients), []).append(measure(texts))
+    print(f"{processor()}, {threads} threads, medians of {ROUNDS} rounds, tokens a second:")
+    for name in ways:
         single = statistics.median(found[name, 1][1:])
         cells = []
-        for clients in (1, 4, 8):
+        for clients in CLIENTS:
             value = statistics.median(found[name, clients][1:])
             cells.append(f"{clients}: {value:6.1f} (x {value / single:.2f})")
-        print(f"{name:24} {'  '.join(cells)}")
+        print(f"{name:34} {'  '.join(cells)}")
 
 
 @dataclass
@@ -162,12 +203,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("what", choices=("rates", "soak"))
     parser.add_argument("package", type=Path)
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL")
+    parser.add_argument("--openvino", nargs=2, default=[], metavar=("PYTHON", "MODEL"))
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=16)
     arguments = parser.parse_args()
     if arguments.what == "rates":
-        rates(arguments.package, dict(peer.split("=", 1) for peer in arguments.peer))
+        rates(arguments.package, arguments.openvino, arguments.threads)
     else:
         soak(arguments.package, arguments.minutes, arguments.clients)
 

@@ -22,7 +22,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-QUESTION = "What is 2 + 2?"
+QUESTION = "What is the capital of France?"
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROOF = ("--certify", "--accept-loss", "--tokens", "16")
 """Options for the figures in README.md and docs/benchmarks.md: they cover 407 positions and take
