@@ -28,6 +28,7 @@ from pathlib import Path
 
 import openai
 import psutil
+from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -38,6 +39,7 @@ WORDS = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8").spli
 NAME = "model"
 NEW_TOKENS = 96
 ROUNDS = 5
+Prompts = Sequence[Sequence[int]]
 CLIENTS = (1, 4, 8)
 
 
@@ -47,11 +49,11 @@ def question(words: int, number: int) -> str:
     return f"{number}. Summarize this text: " + " ".join(WORDS[start : start + words])
 
 
-async def ask(client: openai.AsyncOpenAI, text: str, bias: dict[str, int]) -> int:
+async def ask(client: openai.AsyncOpenAI, ids: Sequence[int], bias: dict[str, int]) -> int:
     """Get one answer, which no end token ends, and return its length."""
     answer = await client.completions.create(
         model=NAME,
-        prompt=text,
+        prompt=list(ids),
         max_tokens=NEW_TOKENS,
         temperature=0,
         logit_bias=bias,
@@ -61,16 +63,16 @@ async def ask(client: openai.AsyncOpenAI, text: str, bias: dict[str, int]) -> in
     return answer.usage.completion_tokens
 
 
-async def rate(url: str, bias: dict[str, int], texts: Sequence[str]) -> float:
+async def rate(url: str, bias: dict[str, int], prompts: Prompts) -> float:
     """Return the tokens a second that the clients got together."""
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
         started = time.perf_counter()
-        counts = await asyncio.gather(*(ask(client, text, bias) for text in texts))
+        counts = await asyncio.gather(*(ask(client, ids, bias) for ids in prompts))
         return sum(counts) / (time.perf_counter() - started)
 
 
 @contextmanager
-def peer(command: Sequence[str]) -> Iterator[Callable[[Sequence[str]], float]]:
+def peer(command: Sequence[str]) -> Iterator[Callable[[Prompts], float]]:
     """Start a peer, and return what gives its rate for some prompts."""
     pipes: dict[str, int] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(list(command), encoding="utf-8", **pipes) as process:
@@ -79,8 +81,8 @@ def peer(command: Sequence[str]) -> Iterator[Callable[[Sequence[str]], float]]:
         while (line := out.readline()).strip() != "ready":
             assert line, f"{command} ended"
 
-        def measure(texts: Sequence[str]) -> float:
-            into.write(json.dumps(list(texts)) + "\n")
+        def measure(prompts: Prompts) -> float:
+            into.write(json.dumps(list(prompts)) + "\n")
             into.flush()
             return float(out.readline())
 
@@ -94,12 +96,13 @@ def rates(package: Path, openvino: Sequence[str], threads: int) -> None:
     settings = json.loads((package / "genai_config.json").read_text(encoding="utf-8"))
     ends = settings["model"]["eos_token_id"]
     bias = {str(token): -100 for token in (ends if isinstance(ends, list) else [ends])}
+    tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
     with ExitStack() as stack:
         options = ["--name", NAME, "--threads", str(threads)]
         server = stack.enter_context(serving(package, options))
         url = f"{server.url}/v1"
-        ways: dict[str, Callable[[Sequence[str]], float]] = {
-            "llama-onnx serve": lambda texts: asyncio.run(rate(url, bias, texts))
+        ways: dict[str, Callable[[Prompts], float]] = {
+            "llama-onnx serve": lambda prompts: asyncio.run(rate(url, bias, prompts))
         }
         own = [sys.executable, script, "genai", str(package), str(threads)]
         ways["onnxruntime-genai, one at a time"] = stack.enter_context(peer(own))
@@ -111,8 +114,10 @@ def rates(package: Path, openvino: Sequence[str], threads: int) -> None:
         for number in range(ROUNDS + 1):
             for clients in CLIENTS:
                 for name, measure in ways.items():
-                    texts = [question(20, number * 1000 + clients * 10 + i) for i in range(clients)]
-                    found.setdefault((name, clients), []).append(measure(texts))
+                    first = number * 1000 + clients * 10
+                    texts = [question(20, first + index) for index in range(clients)]
+                    prompts = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+                    found.setdefault((name, clients), []).append(measure(prompts))
     print(f"{processor()}, {threads} threads, medians of {ROUNDS} rounds, tokens a second:")
     for name in ways:
         single = statistics.median(found[name, 1][1:])

@@ -1,9 +1,9 @@
-"""A peer of benchmarks/serving.py: reads a list of prompts a line, answers all, prints tokens/s.
+"""A peer of benchmarks/serving.py: reads prompts, answers them, prints tokens a second.
 
     python serving_peer.py openvino MODEL THREADS     OpenVINO GenAI's continuous batching
     python serving_peer.py genai PACKAGE THREADS      onnxruntime-genai, one answer after the other
 
-Runs in the peer's own environment and imports nothing of this project for OpenVINO.
+A line has the token ids of all prompts. Runs in the peer's own environment.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from collections.abc import Callable, Sequence
 NEW_TOKENS = 96
 
 
-def openvino(model: str, threads: int) -> Callable[[Sequence[str]], int]:
+Prompts = Sequence[Sequence[int]]
+
+
+def openvino(model: str, threads: int) -> Callable[[Prompts], int]:
     """Return what answers several prompts together."""
+    import numpy as np
     import openvino_genai
+    from openvino import Tensor
 
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.cache_size = 2
@@ -28,21 +33,22 @@ def openvino(model: str, threads: int) -> Callable[[Sequence[str]], int]:
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens, config.ignore_eos = NEW_TOKENS, True
 
-    def answer(prompts: Sequence[str]) -> int:
-        pipeline.generate(list(prompts), [config] * len(prompts))
+    def answer(prompts: Prompts) -> int:
+        tensors = [Tensor(np.array([ids], np.int64)) for ids in prompts]
+        pipeline.generate(tensors, [config] * len(prompts))
         return NEW_TOKENS * len(prompts)
 
     return answer
 
 
-def genai(package: str, threads: int) -> Callable[[Sequence[str]], int]:
+def genai(package: str, threads: int) -> Callable[[Prompts], int]:
     """Return what answers one prompt after the other."""
     from llama_onnx.runtime.llama.model import Llama
 
     model = Llama.load(package, engine="genai", threads=threads)
 
-    def answer(prompts: Sequence[str]) -> int:
-        return sum(model.measure(model.encode(text), NEW_TOKENS).new_tokens for text in prompts)
+    def answer(prompts: Prompts) -> int:
+        return sum(model.measure(ids, NEW_TOKENS).new_tokens for ids in prompts)
 
     return answer
 
