@@ -32,6 +32,7 @@ def openvino(model: str, threads: int) -> Callable[[Prompts], int]:
     pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", settings)
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens, config.ignore_eos = NEW_TOKENS, True
+    config.set_eos_token_id(2)  # it checks that there is one, and ignores it
 
     def answer(prompts: Prompts) -> int:
         tensors = [Tensor(np.array([ids], np.int64)) for ids in prompts]
