@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.runtime.engine.answer import Answer
+from llama_onnx.runtime.engine.drafting import Speculation
 from llama_onnx.runtime.engine.engine import Engine, Limits
 from llama_onnx.runtime.engine.events import Event, Request, TokenEvent
 from llama_onnx.targets.package import ModelPackage
+from tests.support.pytorch import reference
 
 CONTEXT = 256
 """The context of the tiny models."""
@@ -36,8 +39,16 @@ class Greedy:
         return Token(int(logits.argmax()))
 
 
-def open_engine(package: Path, context: int = CONTEXT, **limits: Any) -> Engine:
-    return Engine(ModelPackage.open(package), context, threads=1, limits=Limits(**limits))
+def open_engine(
+    package: Path, context: int = CONTEXT, *, speculate: bool = False, **limits: Any
+) -> Engine:
+    return Engine(
+        ModelPackage.open(package),
+        context,
+        threads=1,
+        limits=Limits(**limits),
+        speculation=Speculation("ngram" if speculate else "off"),
+    )
 
 
 def ask(prompt: Sequence[int], count: int = 12, **options: Any) -> Request:
@@ -54,3 +65,11 @@ def random_prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
     """Return prompts of random tokens, none of which ends a text."""
     rng = np.random.default_rng(seed)
     return [rng.integers(3, 288, length).tolist() for length in lengths]
+
+
+def greedy_text(config: LlamaConfig, prompt: list[int], count: int) -> list[int]:
+    """Return PyTorch's greedy answer to `prompt`."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(reference(config, np.array([tokens]))[0, -1].argmax()))
+    return tokens[len(prompt) :]
