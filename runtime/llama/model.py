@@ -94,26 +94,20 @@ class Llama:
         speculate: SpeculationName = SPECULATIONS[0],
         draft: str | os.PathLike[str] | None = None,
     ) -> Llama:
-        """Open a package.
+        """Open a package and return the model.
 
         Args:
             path: The package's folder.
-            max_length: Limit the context to fewer tokens, at least 2. A value above the package's
-                own context has no effect.
+            max_length: Limit the context to this many tokens, at least 2, if it has more.
             threads: Threads for work on the CPU, at least 1. None: ONNX Runtime decides.
             provider: "cpu", "cuda", "directml" or "webgpu". None: the one of the package's target.
-            allow_fallback: Use the CPU if the provider cannot run here; `opened.fallback` then says
-                why. Has no effect on the CPU itself.
-            engine: What generates: "genai" is onnxruntime-genai, one answer at a time;
-                "onnxruntime" is our own engine, which remembers what it has read, answers several
-                callers at once, and can do all that `Sampling` has.
+            allow_fallback: Use the CPU if the provider cannot run; `opened.fallback` then says why.
+            engine: "genai" is onnxruntime-genai, one answer at a time; "onnxruntime" our own, which
+                remembers what it has read, answers several callers, and has all of `Sampling`.
             limits: Of our own engine's caches and callers. None: half of the free memory, 8.
             speculate: Draft tokens from what the text repeats and verify several in one step, while
                 that is faster (our engine): "auto" where the graph can, "ngram" or an error, "off".
             draft: The folder of a smaller package with the same tokens, which drafts as well.
-
-        Returns:
-            The open model.
 
         Raises:
             PackageError: The package is missing, incomplete or damaged.
