@@ -111,7 +111,7 @@ class Loop:
             self._waiting.clear()
             self._rows.clear()
             self._prefixes.shrink(0)
-            self._open_rows = None
+            self._open_rows = self._speculator = None
             trim_heap()
 
     def _receive(self) -> bool:

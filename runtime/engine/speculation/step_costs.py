@@ -58,8 +58,8 @@ class StepCosts:
 
     @property
     def plain(self) -> float | None:
-        """Seconds of a step of one position; None before the first."""
-        return self._median(1)
+        """Seconds of a step of one position; None until it was measured three times."""
+        return self._median(1) if len(self._samples.get(1, ())) >= _TRUSTED else None
 
     def table(self) -> Sequence[float]:
         """Return what steps of 0, 1, 2 ... positions cost, in plain steps.

@@ -19,7 +19,14 @@ from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny
-from tests.support.answers import CONTEXT, ask, greedy_text, random_prompts, tokens_of
+from tests.support.answers import (
+    CONTEXT,
+    ask,
+    greedy_text,
+    let_every_step_take_as_long,
+    random_prompts,
+    tokens_of,
+)
 from tests.support.packages import renew_hashes
 
 PROMPTS = random_prompts(20, 60, 3)
@@ -53,6 +60,11 @@ def engine(package_fp32: Path, smaller: Path) -> Iterator[Engine]:
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def _drafts_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_every_step_take_as_long(monkeypatch)
+
+
 def answers(engine: Engine, count: int = COUNT) -> list[EndEvent]:
     """Return the ends of answers that are as PyTorch's, one after the other."""
     found = []
@@ -70,8 +82,6 @@ def test_a_smaller_package_changes_no_answer(engine: Engine) -> None:
 
 def test_the_package_itself_drafts_what_is_accepted(package_fp32: Path) -> None:
     with open_with(package_fp32, package_fp32) as opened:
-        # What it costs is left out: the same package is no cheaper than the graph that verifies.
-        opened._loop._speculator._drafting.token_seconds.append(1e-9)  # type: ignore[union-attr]
         opened._loop._speculator._use_ngrams = False  # type: ignore[union-attr]
         ends = answers(opened)
     drafted = sum(end.drafted_tokens for end in ends)

@@ -32,6 +32,7 @@ from tests.support.answers import (
     Token,
     ask,
     greedy_text,
+    let_every_step_take_as_long,
     open_engine,
     random_prompts,
     tokens_of,
@@ -183,8 +184,11 @@ def test_a_guided_answer_is_the_same(engine: Engine, package_fp32: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["fp32", "int4-exact"])
-def test_greedy_answers_are_equal_with_and_without(made: Make, name: str) -> None:
+def test_greedy_answers_are_equal_with_and_without(
+    made: Make, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At fp32 and at accuracy level 1, with the speculator that decides by what pays."""
+    let_every_step_take_as_long(monkeypatch)
     package, _ = made(name)
     drafted = 0
     with open_engine(package) as plain, open_engine(package, speculate=True) as drafting:
@@ -196,9 +200,12 @@ def test_greedy_answers_are_equal_with_and_without(made: Make, name: str) -> Non
 
 
 def test_every_difference_at_accuracy_level_4_is_a_near_tie(
-    made: Make, record_property: Callable[[str, object], None]
+    made: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """ONNX Runtime multiplies one row by another kernel than several."""
+    let_every_step_take_as_long(monkeypatch)
     package, _ = made("int4")
     differences = drafted = 0
     prompts = [*PROMPTS, *random_prompts(*[20] * 8, seed=3)]

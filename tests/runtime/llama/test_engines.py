@@ -24,6 +24,7 @@ from llama_onnx.targets.engines import ENGINES
 from llama_onnx.targets.errors import PackageError, ResourceError, UsageError
 from llama_onnx.targets.registry import get_target
 from tests.support import adapters, tiny
+from tests.support.answers import let_every_step_take_as_long
 from tests.support.packages import alter_package
 
 PROMPT = "the quick brown fox"
@@ -64,7 +65,8 @@ def test_texts_and_figures_are_the_same(ours: Llama, theirs: Llama, case: str) -
 
 
 def test_an_int4_package_gives_the_same_text(package: Path, llama: Llama) -> None:
-    model = Llama.load(package, engine="onnxruntime")
+    # Several positions in a step have another kernel, which may decide a near-tie otherwise.
+    model = Llama.load(package, engine="onnxruntime", speculate="off")
     for prompt in (PROMPT, "the capital of France", "a"):
         text = "".join(model.generate(prompt, max_new_tokens=60))
         assert text == "".join(llama.generate(prompt, max_new_tokens=60)) != ""
@@ -298,7 +300,10 @@ def test_bench_measures_the_engine_that_is_asked_for(package: Path) -> None:
 REPEATS = "one two three one two three one two three one two three"
 
 
-def test_drafts_are_counted_and_change_no_text(package_fp32: Path, theirs: Llama) -> None:
+def test_drafts_are_counted_and_change_no_text(
+    package_fp32: Path, theirs: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_every_step_take_as_long(monkeypatch)
     model = Llama.load(package_fp32, engine="onnxruntime", threads=1)
     drafted = 0
     for _ in range(3):
@@ -313,7 +318,11 @@ def test_drafts_are_counted_and_change_no_text(package_fp32: Path, theirs: Llama
     assert (measured.drafted_tokens, measured.accepted_tokens) == (0, 0)
 
 
-def test_drafts_are_counted_in_asyncio_too(package_fp32: Path) -> None:
+def test_drafts_are_counted_in_asyncio_too(
+    package_fp32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_every_step_take_as_long(monkeypatch)
+
     async def drafted(model: Llama) -> int:
         answer = model.agenerate(REPEATS, max_new_tokens=120)
         _ = [piece async for piece in answer]
@@ -359,7 +368,10 @@ def test_a_draft_that_is_no_package_is_refused(package_fp32: Path, tmp_path: Pat
         Llama.load(package_fp32, engine="onnxruntime", draft=tmp_path / "nothing")
 
 
-def test_the_command_says_what_was_drafted(package_fp32: Path) -> None:
+def test_the_command_says_what_was_drafted(
+    package_fp32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_every_step_take_as_long(monkeypatch)
     arguments = ["generate", package_fp32, REPEATS, "--engine", "onnxruntime", "--threads", "1"]
     arguments += ["--max-new-tokens", "200", "--speculate", "ngram"]
     result = CliRunner().invoke(main, [*map(str, arguments)])
