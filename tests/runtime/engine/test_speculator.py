@@ -73,7 +73,8 @@ def random_text(length: int, seed: int, vocabulary: int = 200) -> list[int]:
     """Tokens as frequent as words are: few of them make up most of the text."""
     weights = 1 / np.arange(1, vocabulary + 1)
     rng = np.random.default_rng(seed)
-    return rng.choice(vocabulary, length, p=weights / weights.sum()).tolist()
+    drawn: list[int] = rng.choice(vocabulary, length, p=weights / weights.sum()).tolist()
+    return drawn
 
 
 COSTS = {"flat": flat, "measured": measured, "steep": steep}
