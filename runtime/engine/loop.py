@@ -231,7 +231,7 @@ class Loop:
             if drafts := self._speculator.propose(alone, self._options):
                 self._verify(tasks[0], alone, drafts, started)
                 return
-            started_step = perf_counter()
+            stepping = perf_counter()
         rows = self._rows[tasks[0].request.adapter]
         try:
             logits = rows.step({t.key: int(t.tokens[-1]) for t in tasks}, self._options)
@@ -240,7 +240,7 @@ class Loop:
             return
         ended = perf_counter()
         if alone is not None and self._speculator is not None:
-            self._speculator.stepped(alone, ended - started_step)
+            self._speculator.stepped(alone, ended - stepping)
         self._owed = max(0.0, self._owed - (ended - started))
         self._choose({task.key: task for task in tasks}, logits)
 
@@ -254,7 +254,7 @@ class Loop:
 
     def _verify(self, task: Task, text: Text, drafts: list[int], started: float) -> None:
         """Make a step of several positions, and keep those whose tokens were chosen."""
-        rows, assumed = self._rows[text.group], perf_counter()
+        rows, verifying = self._rows[text.group], perf_counter()
         assert isinstance(rows, SharedRows) and self._speculator is not None
         before, filled = task.new_tokens, rows.filled(task.key)
         ids = np.array([task.tokens[-1], *drafts], np.int64)
@@ -267,7 +267,7 @@ class Loop:
             return
         got = task.new_tokens - before
         rows.rewind(task.key, filled + got)
-        self._speculator.verified(text, drafts, got, ended - assumed)
+        self._speculator.verified(text, drafts, got, ended - verifying)
         self._owed = max(0.0, self._owed - (ended - started))
         if reason is not None:
             self._finish(task, reason)

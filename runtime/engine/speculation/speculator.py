@@ -108,7 +108,8 @@ class Speculator:
             try:
                 drafts = self._propose_by_draft(self._draft, text, costs, found, options)
             except Exception as error:
-                log.warning("drafts end: the draft package failed: %s", error)
+                if options is None or not options.terminate:  # or else the engine is closing
+                    log.warning("drafts end: the draft package failed: %s", error)
                 self._draft = None
             else:
                 if drafts:
