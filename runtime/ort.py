@@ -108,6 +108,7 @@ class Settings:
         profile: write a profile of each run to files whose names begin with this.
         weights: the folder of the data file, for a graph that is given as bytes.
         exact: compute float32 products of quantized weights in float32, not in int8.
+        spin: False lets threads sleep between runs, where another session has work meanwhile.
     """
 
     threads: int | None = None
@@ -117,6 +118,7 @@ class Settings:
     profile: Path | None = None
     weights: Path | None = None
     exact: bool = False
+    spin: bool = True
 
 
 def check_threads(threads: object) -> int:
@@ -314,6 +316,8 @@ def _config_entries(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.exact:
         # ONNX Runtime turns DequantizeLinear and MatMul into a MatMulNBits that computes in int8.
         yield "session.qdq_matmulnbits_accuracy_level", "1"
+    if not settings.spin:
+        yield "session.force_spinning_stop", "1"
 
 
 def _refusal(name: str, provider: Provider, error: Exception) -> LlamaOnnxError:

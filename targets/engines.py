@@ -12,6 +12,26 @@ EngineName = Literal["genai", "onnxruntime"]
 ENGINES: tuple[EngineName, ...] = ("genai", "onnxruntime")
 """onnxruntime-genai, and our own over plain ONNX Runtime; the default first."""
 
+SpeculationName = Literal["auto", "ngram", "off"]
+
+SPECULATIONS: tuple[SpeculationName, ...] = ("auto", "ngram", "off")
+"""When our own engine drafts tokens from the text: where it can, or else an error, or never; the
+default first."""
+
+
+def check_speculation(name: Any) -> SpeculationName:
+    """Return when to draft tokens; raise `UsageError` for another name.
+
+    >>> check_speculation("off")
+    'off'
+    """
+    for known in SPECULATIONS:
+        if name == known:
+            return known
+    raise UsageError(
+        f"there is no speculation {shown(name)}: choose one of {', '.join(SPECULATIONS)}."
+    )
+
 
 def check_engine(name: Any) -> EngineName:
     """Return the name of an engine; raise `UsageError` for another.

@@ -17,6 +17,7 @@ from llama_onnx.runtime.commands.options import (
     package_argument,
     provider_options,
     sampling_options,
+    speculation_options,
     threads_option,
 )
 from llama_onnx.runtime.commands.streams import check_stdin, read_lines
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @adapter_option
 @sampling_options(max_new_tokens=512)
 @engine_option
+@speculation_options
 @threads_option
 @provider_options
 def command(
@@ -41,6 +43,7 @@ def command(
     system: str | None,
     adapter: str | None,
     engine: EngineName,
+    drafting: dict[str, Any],
     threads: int | None,
     provider: Provider | None,
     allow_fallback: bool,
@@ -55,7 +58,12 @@ def command(
 
     check_stdin()
     model = Llama.load(
-        package, threads=threads, provider=provider, allow_fallback=allow_fallback, engine=engine
+        package,
+        threads=threads,
+        provider=provider,
+        allow_fallback=allow_fallback,
+        engine=engine,
+        **drafting,
     )
     model.package.require_tokenizer()
     lines = read_lines()

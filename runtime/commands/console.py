@@ -50,11 +50,14 @@ def introduce(model: Llama, adapter: str | None = None) -> None:
 
 def summary(stats: GenerationStats) -> str:
     """Return the statistics in one line."""
+    drafted = ""
+    if stats.drafted_tokens:
+        drafted = f" ({stats.accepted_tokens} of {stats.drafted_tokens} drafted accepted)"
     known = f" ({stats.reused_tokens} known)" if stats.reused_tokens else ""
     return (
         f"prompt {stats.prompt_tokens} tokens{known}, {_speed(stats.prefill_rate)}"
         f" · first token after {stats.first_token_seconds:.2f} s"
-        f" · answer {stats.new_tokens} tokens, {_speed(stats.decode_rate)}"
+        f" · answer {stats.new_tokens} tokens{drafted}, {_speed(stats.decode_rate)}"
         f" · {stats.finish_reason}"
     )
 

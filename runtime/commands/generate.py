@@ -15,6 +15,7 @@ from llama_onnx.runtime.commands.options import (
     package_argument,
     provider_options,
     sampling_options,
+    speculation_options,
     threads_option,
 )
 from llama_onnx.runtime.commands.streams import read_stdin
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @adapter_option
 @sampling_options(max_new_tokens=256)
 @engine_option
+@speculation_options
 @threads_option
 @provider_options
 @click.option(
@@ -45,6 +47,7 @@ def command(
     chat: bool,
     adapter: str | None,
     engine: EngineName,
+    drafting: dict[str, Any],
     threads: int | None,
     provider: Provider | None,
     allow_fallback: bool,
@@ -60,7 +63,12 @@ def command(
     # The shell adds the newline at the end of a piped line; it is not part of the prompt.
     text = read_stdin().removesuffix("\n") if prompt == "-" else prompt
     model = Llama.load(
-        package, threads=threads, provider=provider, allow_fallback=allow_fallback, engine=engine
+        package,
+        threads=threads,
+        provider=provider,
+        allow_fallback=allow_fallback,
+        engine=engine,
+        **drafting,
     )
     if chat:
         answer = model.chat([{"role": "user", "content": text}], adapter=adapter, **answering)

@@ -17,7 +17,7 @@ from llama_onnx.runtime.engine.sampling.parameters import (
     refuse_what_genai_cannot,
 )
 from llama_onnx.runtime.llama.stops import check_stops
-from llama_onnx.targets.engines import ENGINES
+from llama_onnx.targets.engines import ENGINES, SPECULATIONS
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.printable import shown
 from llama_onnx.targets.provider import Provider
@@ -48,6 +48,36 @@ engine_option = click.option(
     show_default=True,
     help="genai: onnxruntime-genai. onnxruntime: our own engine; its chat reads each message once.",
 )
+
+
+def speculation_options(command: _Command) -> _Command:
+    """Add `--speculate` and `--draft`, which reach the command as one argument, `drafting`."""
+
+    @wraps(command)
+    def gathered(*args: Any, speculate: str, draft: Path | None, **rest: Any) -> Any:
+        return command(*args, drafting={"speculate": speculate, "draft": draft}, **rest)
+
+    decorated: Any = gathered
+    for option in (
+        click.option(
+            "--draft",
+            type=click.Path(path_type=Path),
+            metavar="PACKAGE",
+            help="A smaller package with the same tokens, which drafts tokens as well.",
+        ),
+        click.option(
+            "--speculate",
+            type=click.Choice(SPECULATIONS),
+            default=SPECULATIONS[0],
+            show_default=True,
+            help="Draft tokens from what the text repeats, and verify several in one step, while "
+            "that is faster (engine onnxruntime): auto: where the graph can; ngram: or an error.",
+        ),
+    ):
+        decorated = option(decorated)
+    result: _Command = decorated
+    return result
+
 
 adapter_option = click.option(
     "--adapter", metavar="NAME", help="Use this LoRA adapter of the package."

@@ -18,6 +18,9 @@ Parameters = Mapping[str, npt.NDArray[Any]]
 
 RUNNING = "while running the graph"
 
+_FEW = 32
+"""Positions whose logits are written to an array of our own."""
+
 
 class BoundGraph:
     """Runs an open graph on buffers that are bound to it, on the provider's `device`."""
@@ -28,7 +31,8 @@ class BoundGraph:
         self._values: dict[str, Any] = {}
         (entry,) = (o for o in session.get_outputs() if o.name == LOGITS)
         self._logits_type = ort.numpy_dtype(entry.type)
-        self._width = entry.shape[2]
+        self._length, self._width = entry.shape[1:]
+        self._memory = np.empty(0, self._logits_type)
         self._logits: npt.NDArray[Any] | None = None
         if not isinstance(self._width, int):
             raise PackageError(
@@ -70,8 +74,8 @@ class BoundGraph:
         ids, mask = np.ascontiguousarray(ids), np.ascontiguousarray(mask)
         self._binding.bind_cpu_input(INPUT_IDS, ids)
         self._binding.bind_cpu_input(ATTENTION_MASK, mask)
-        if ids.shape[1] == 1:
-            self._bind_logits(len(ids))
+        if ids.shape[1] <= _FEW:
+            self._bind_logits(len(ids), 1 if self._length == 1 else ids.shape[1])
         else:  # up to 100 MB, which onnxruntime keeps for the next prompt
             self._logits = None
             self._binding.bind_output(LOGITS)
@@ -82,11 +86,14 @@ class BoundGraph:
             logits = self._binding.get_outputs()[-1].numpy()  # bound after all others
         return logits.astype(np.float32, copy=False)
 
-    def _bind_logits(self, rows: int) -> None:
+    def _bind_logits(self, rows: int, positions: int) -> None:
         """Have a step write its logits to an array of our own: to ask the binding for one output
         is to get them all, which takes as long as some operators do."""
-        if self._logits is None or len(self._logits) != rows:
-            self._logits = np.empty((rows, 1, self._width), self._logits_type)
-            pointer = self._logits.ctypes.data
-            shape, kind = self._logits.shape, self._logits_type
+        shape = rows, positions, self._width
+        if self._logits is None or self._logits.shape != shape:
+            size = rows * positions * self._width
+            if self._memory.size < size:
+                self._memory = np.empty(size, self._logits_type)
+            self._logits = self._memory[:size].reshape(shape)
+            pointer, kind = self._logits.ctypes.data, self._logits_type
             self._binding.bind_output(LOGITS, "cpu", 0, kind, shape, pointer)

@@ -27,21 +27,26 @@ def decide_capacity(
     cache_bytes: int | None = None,
     rows: int = ROWS,
     rectangular: bool = True,
+    beside: int = 0,
 ) -> Capacity:
-    """Return what caches of `cache_bytes` hold, by default of half of the memory that is free."""
+    """Return what caches of `cache_bytes` hold, by default of half of the memory that is free.
+
+    `beside` is the bytes that each position takes in a draft's cache.
+    """
     where = "as asked"
     if cache_bytes is None:
         memory = gather_memory()
         cache_bytes = int(memory.available * _SHARE) if memory else _UNKNOWN
         where = f"half of the {memory.available / 1e9:.1f} GB free" if memory else "nothing known"
-    positions = cache_bytes // layout.position_bytes
+    position_bytes = layout.position_bytes + beside
+    positions = cache_bytes // position_bytes
     log.info(
         "caches: %.2f GB (%s) hold %s tokens at %s bytes each, %.1f contexts of %s; at most %d "
         "sequences at once",
         cache_bytes / 1e9,
         where,
         f"{positions:,}",
-        f"{layout.position_bytes:,}",
+        f"{position_bytes:,}",
         positions / context_length,
         f"{context_length:,}",
         rows,

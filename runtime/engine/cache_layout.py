@@ -24,11 +24,13 @@ Block = Mapping[str, npt.NDArray[Any]]
 class CacheLayout:
     """The cache inputs of a graph: name -> heads, size of a head, and type.
 
-    `vocab_size` is the width of the logits.
+    `vocab_size` is the width of the logits; `all_positions`: a step has logits for each of its
+    positions, not for the last only.
     """
 
     parts: Mapping[str, tuple[int, int, type[np.generic]]]
     vocab_size: int
+    all_positions: bool = True
 
     @classmethod
     def of(cls, session: ort.Session) -> CacheLayout:
@@ -38,14 +40,15 @@ class CacheLayout:
             for entry in session.get_inputs()
             if is_past(entry.name)
         }
-        (vocab_size,) = (o.shape[-1] for o in session.get_outputs() if o.name == LOGITS)
+        (logits,) = (o.shape for o in session.get_outputs() if o.name == LOGITS)
+        vocab_size = logits[-1]
         sizes = [vocab_size, *(size for part in parts.values() for size in part[:2])]
         if not parts or not all(isinstance(size, int) for size in sizes):
             raise PackageError(
                 "the graph does not say how large its cache and its logits are: export the "
                 "package again."
             )
-        return cls(parts, vocab_size)
+        return cls(parts, vocab_size, all_positions=logits[1] != 1)
 
     @property
     def position_bytes(self) -> int:

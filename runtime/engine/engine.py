@@ -17,6 +17,7 @@ from llama_onnx.runtime.engine.answer import Answer, AsyncAnswer, Channel
 from llama_onnx.runtime.engine.bound_graph import Parameters
 from llama_onnx.runtime.engine.cache_budget import ROWS, decide_capacity
 from llama_onnx.runtime.engine.cache_layout import CacheLayout
+from llama_onnx.runtime.engine.drafting import Speculation, Verifier, open_speculator
 from llama_onnx.runtime.engine.events import Request
 from llama_onnx.runtime.engine.loop import Loop
 from llama_onnx.runtime.engine.schedule import CHUNK
@@ -69,12 +70,14 @@ class Engine:
         threads: int | None = None,
         allow_fallback: bool = False,
         limits: Limits | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
-        """Open the graph of `package` as `verify` does.
+        """Open the graph of `package` as `verify` does; `speculation` is none by default.
 
-        Raises `ProviderError`, `UsageError` for a senseless number of threads, and `PackageError`
-        if ONNX Runtime refuses the graph.
+        Raises `ProviderError`, `UsageError` for a senseless number of threads and for drafts that
+        cannot be, and `PackageError` if ONNX Runtime refuses the graph.
         """
+        speculation = speculation or Speculation()
         limits = limits or Limits()
         with forgetting_pages(package.path / DATA_FILE):
             opened = open_session(
@@ -82,11 +85,14 @@ class Engine:
                 provider,
                 threads=threads,
                 allow_fallback=allow_fallback,
+                spin=speculation.draft is None,
             )
         self.package, self.context_length = package, context_length
         self.provider = CPU if opened.fallback else provider
         self.fallback = opened.fallback
         self.layout = CacheLayout.of(opened.session)
+        verifier = Verifier(package, self.layout, opened.shares_buffer, self.provider)
+        drafts = open_speculator(speculation, verifier, threads)
         adapters = Adapters(package)
         open_rows = _rows_of(
             opened.session, self.layout, self.provider, opened.shares_buffer, adapters
@@ -97,6 +103,7 @@ class Engine:
             cache_bytes=limits.cache_bytes,
             rows=limits.rows,
             rectangular=self.provider == CPU and opened.shares_buffer,
+            beside=drafts.position_bytes,
         )
         self._adapters, self._keys = adapters, count(1)
         self._loop = Loop(
@@ -104,6 +111,7 @@ class Engine:
             self.capacity,
             self.layout.position_bytes,
             CHUNK if self.provider == CPU else None,
+            drafts.speculator,
         )
         # Also at the end of the process, where a thread must not be in the middle of a step.
         self._end = weakref.finalize(self, self._loop.close)

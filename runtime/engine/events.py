@@ -43,6 +43,7 @@ class Request:
         adapter: The LoRA adapter of the package to use.
         reuse: Whether to start with what the engine has read before, and to keep this text for
             others. Not for a measurement of speed.
+        speculate: Whether tokens may be drafted where that pays. Not for a measurement either.
     """
 
     prompt: npt.NDArray[np.integer]
@@ -51,6 +52,7 @@ class Request:
     end_tokens: Collection[int] = ()
     adapter: str | None = None
     reuse: bool = True
+    speculate: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,16 @@ class PromptEvent:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """The next token of the answer, `seconds` after the event before it."""
+    """The next token of the answer, `seconds` after the event before it.
+
+    `accepted`: it had been drafted. The first token of a step says how many were `drafted` for it.
+    """
 
     token: int
     logprobs: Any
     seconds: float
+    drafted: int = 0
+    accepted: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class EndEvent:
 
     `reason` is "stop" after an end token, which counts among `new_tokens`, "length" at the limit,
     "cancelled" before the end. `waited_seconds` is the time until the engine had room for it,
-    `seconds` the whole time.
+    `seconds` the whole time. `accepted_tokens` of the `drafted_tokens` came true.
     """
 
     reason: Reason
@@ -90,6 +97,8 @@ class EndEvent:
     new_tokens: int
     waited_seconds: float
     seconds: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 Event: TypeAlias = PromptEvent | TokenEvent | EndEvent

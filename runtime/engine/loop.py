@@ -8,6 +8,8 @@ from queue import SimpleQueue
 from threading import Lock, Thread, current_thread
 from time import perf_counter
 
+import numpy as np
+
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.engine.answer import GONE
 from llama_onnx.runtime.engine.cache_layout import Block
@@ -22,7 +24,8 @@ from llama_onnx.runtime.engine.schedule import (
     admit,
     next_action,
 )
-from llama_onnx.runtime.engine.shared_rows import Logits, Rows
+from llama_onnx.runtime.engine.shared_rows import Logits, Rows, SharedRows
+from llama_onnx.runtime.engine.speculation.speculator import Speculator, Text
 from llama_onnx.runtime.engine.task import Task
 from llama_onnx.runtime.memory import trim_heap
 from llama_onnx.targets.errors import LlamaOnnxError
@@ -38,7 +41,7 @@ class Loop:
     """Takes requests, and does one thing after the other for them until it is closed.
 
     `open_rows` returns the rows for an adapter. `longest` is the most tokens of a prompt to read
-    at once, None for all.
+    at once, None for all. `speculator` drafts tokens for rows that can verify them.
     """
 
     def __init__(
@@ -47,9 +50,11 @@ class Loop:
         capacity: Capacity,
         position_bytes: int,
         longest: int | None,
+        speculator: Speculator | None = None,
     ) -> None:
         self._open_rows: Callable[[str | None], Rows] | None = open_rows
         self._capacity, self._longest = capacity, longest
+        self._speculator = speculator
         self._prefixes = Prefixes(position_bytes)
         self._options = ort.run_options()
         self._inbox: SimpleQueue[Task | None] = SimpleQueue()
@@ -106,7 +111,7 @@ class Loop:
             self._waiting.clear()
             self._rows.clear()
             self._prefixes.shrink(0)
-            self._open_rows = None
+            self._open_rows = self._speculator = None
             trim_heap()
 
     def _receive(self) -> bool:
@@ -220,14 +225,52 @@ class Loop:
         started = perf_counter()
         for task in tasks:
             self._serve(task)
+        # Several sequences share a step already: that gains more than drafts for each of them.
+        alone = self._text(tasks[0]) if len(tasks) == 1 else None
+        if alone is not None and self._speculator is not None:
+            if drafts := self._speculator.propose(alone, self._options):
+                self._verify(tasks[0], alone, drafts, started)
+                return
+            stepping = perf_counter()
         rows = self._rows[tasks[0].request.adapter]
         try:
             logits = rows.step({t.key: int(t.tokens[-1]) for t in tasks}, self._options)
         except Exception as error:
             self._fail(tasks, error)
             return
-        self._owed = max(0.0, self._owed - (perf_counter() - started))
+        ended = perf_counter()
+        if alone is not None and self._speculator is not None:
+            self._speculator.stepped(alone, ended - stepping)
+        self._owed = max(0.0, self._owed - (ended - started))
         self._choose({task.key: task for task in tasks}, logits)
+
+    def _text(self, task: Task) -> Text | None:
+        """Return what the speculator needs to know of a sequence; None: it must not draft."""
+        if self._speculator is None or not task.request.speculate:
+            return None
+        # The step itself gives a token without any draft.
+        room = task.request.max_new_tokens - task.new_tokens - 1
+        return Text(task.key, task.request.adapter, task.tokens, room, task.need.positions)
+
+    def _verify(self, task: Task, text: Text, drafts: list[int], started: float) -> None:
+        """Make a step of several positions, and keep those whose tokens were chosen."""
+        rows, verifying = self._rows[text.group], perf_counter()
+        assert isinstance(rows, SharedRows) and self._speculator is not None
+        before, filled = task.new_tokens, rows.filled(task.key)
+        ids = np.array([task.tokens[-1], *drafts], np.int64)
+        try:
+            logits = rows.verify(task.key, ids, self._options)
+            ended = perf_counter()
+            reason = task.verify(drafts, logits)
+        except Exception as error:
+            self._fail([task], error)
+            return
+        got = task.new_tokens - before
+        rows.rewind(task.key, filled + got)
+        self._speculator.verified(text, drafts, got, ended - verifying)
+        self._owed = max(0.0, self._owed - (ended - started))
+        if reason is not None:
+            self._finish(task, reason)
 
     def _choose(self, tasks: Mapping[int, Task], logits: Mapping[int, Logits]) -> None:
         for key, task in tasks.items():
@@ -306,6 +349,8 @@ class Loop:
         group = task.request.adapter
         if self._held.pop(task.key, None) is None:  # failed in the meantime
             return
+        if self._speculator is not None:
+            self._speculator.forget(task.key)
         if any(held.request.adapter == group for held in self._held.values()):
             if group in self._rows:
                 self._rows[group].close(task.key)

@@ -44,7 +44,8 @@ class Rows(Protocol):
         """Return how many positions of a sequence are in its cache."""
 
     def read(self, key: int, ids: Ids, options: Any = None) -> Logits:
-        """Append `ids` to a sequence and return the logits [V] after the last of them."""
+        """Append `ids` to a sequence and return the logits [V] after the last of them, which the
+        next run may overwrite."""
 
     def step(self, tokens: Mapping[int, int], options: Any = None) -> Mapping[int, Logits]:
         """Append a token to each sequence, and return the logits [V] after it, which the next step
@@ -103,14 +104,28 @@ class SharedRows:
 
     def read(self, key: int, ids: Ids, options: Any = None) -> Logits:
         """Append `ids` to a sequence and return the logits [V] after the last of them."""
+        last: Logits = self.verify(key, ids, options)[-1]
+        return last
+
+    def verify(self, key: int, ids: Ids, options: Any = None) -> Logits:
+        """Append `ids` to a sequence and return the logits [S, V] after each of them; [1, V] if the
+        graph computes the last only. The next run may overwrite them."""
         end = self._filled[key] + len(ids)
         self._reserve(end)
         row = self._order.index(key)
         self._bind(self._reads, row, row + 1)
         logits = self._reads.run(ids[None], np.ones((1, end), np.int64), options)
         self._filled[key] = end
-        last: Logits = logits[0, -1]
-        return last
+        after: Logits = logits[0]
+        return after
+
+    def rewind(self, key: int, filled: int) -> None:
+        """Forget the positions of a sequence from `filled` on: the next are written over them.
+
+        Attention reads no further than the mask counts, so that they need not be cleared.
+        """
+        assert filled <= self._filled[key]
+        self._filled[key] = filled
 
     def step(self, tokens: Mapping[int, int], options: Any = None) -> Mapping[int, Logits]:
         """Append a token to each sequence, all in one step, and return the logits [V] after it."""

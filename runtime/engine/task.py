@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
@@ -32,6 +33,7 @@ class Task:
         self._tokens = np.empty(self.need.positions, np.int64)
         self._tokens[: self.prompt_tokens] = request.prompt
         self.new_tokens = self.reused = self.served = 0
+        self.drafted = self.accepted = 0
         self.read_seconds = 0.0
         self._asked = self._last = perf_counter()
         self._admitted: float | None = None
@@ -50,8 +52,13 @@ class Task:
         """Take note that the engine has room for it now."""
         self._admitted = perf_counter()
 
-    def accept(self, logits: npt.NDArray[np.float32]) -> Reason | None:
-        """Choose a token by `logits` and tell the caller; return the reason if it is the last."""
+    def accept(
+        self, logits: npt.NDArray[np.float32], draft: int | None = None, drafted: int = 0
+    ) -> Reason | None:
+        """Choose a token by `logits` and tell the caller; return the reason if it is the last.
+
+        `draft` is the token that was expected, `drafted` how many were for a step that begins.
+        """
         require_finite(logits, self.new_tokens)
         if not self.new_tokens:
             read = PromptEvent(
@@ -64,10 +71,25 @@ class Task:
         self._tokens[self.prompt_tokens + self.new_tokens] = token
         self.new_tokens += 1
         before, self._last = self._last, perf_counter()
-        self.channel.put(TokenEvent(token, chosen.logprobs, self._last - before))
+        hit = token == draft
+        self.drafted += drafted
+        self.accepted += hit
+        self.channel.put(TokenEvent(token, chosen.logprobs, self._last - before, drafted, hit))
         if token in self.request.end_tokens:
             return "stop"
         return "length" if self.new_tokens == self.request.max_new_tokens else None
+
+    def verify(self, drafts: Sequence[int], logits: npt.NDArray[np.float32]) -> Reason | None:
+        """Choose tokens as long as they are those of `drafts`, and one more, by the logits [S, V].
+
+        Each is chosen after the one before it was accepted, so that the chooser sees what it would
+        see without drafts. Return the reason if one is the last.
+        """
+        for place, (row, draft) in enumerate(zip(logits, [*drafts, None], strict=True)):
+            reason = self.accept(row, draft, 0 if place else len(drafts))
+            if reason is not None or self.tokens[-1] != draft or self.channel.cancelled:
+                return reason
+        return None
 
     def end(self, reason: Reason) -> None:
         """Tell the caller that the answer is over."""
@@ -80,6 +102,8 @@ class Task:
                 self.new_tokens,
                 waited_seconds=admitted - self._asked,
                 seconds=self._since(self._asked),
+                drafted_tokens=self.drafted,
+                accepted_tokens=self.accepted,
             )
         )
 

@@ -43,6 +43,7 @@ class AsyncGeneration(AsyncIterator[str]):
         self.prompt_tokens, self._reused = prompt_tokens, 0
         self._prefill_seconds = 0.0
         self._step_seconds: list[float] = []
+        self._drafted = self._accepted = 0
 
     def start(self) -> None:
         """Let the model run now, in the running loop; raises what it cannot take.
@@ -93,6 +94,8 @@ class AsyncGeneration(AsyncIterator[str]):
         if isinstance(event, EndEvent):
             return self._finish("length" if event.reason == "length" else "interrupted")
         self._step_seconds.append(event.seconds)
+        self._drafted += event.drafted
+        self._accepted += event.accepted
         return self._reader.read(event)
 
     def _finish(self, reason: FinishReason) -> FinishEvent:
@@ -133,4 +136,6 @@ class AsyncGeneration(AsyncIterator[str]):
             decode_seconds=sum(self._step_seconds[1:]),
             finish_reason=self._finish_reason,
             reused_tokens=self._reused,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )

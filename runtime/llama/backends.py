@@ -15,9 +15,9 @@ from llama_onnx.runtime.engine.sampling.parameters import Sampling
 from llama_onnx.runtime.engine.sampling.sampler import Sampler
 from llama_onnx.runtime.llama.generation import Run, Steps
 from llama_onnx.runtime.llama.prompt import Tokens
-from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
+from llama_onnx.runtime.llama.text_files import open_genai_tokenizer, read_settings
 from llama_onnx.runtime.memory import is_memory_failure
-from llama_onnx.targets.engines import EngineName
+from llama_onnx.targets.engines import EngineName, SpeculationName
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.package import ModelPackage
@@ -103,11 +103,15 @@ def open_backend(
     threads: int | None,
     allow_fallback: bool,
     limits: Limits | None = None,
+    speculate: SpeculationName = "auto",
+    draft: ModelPackage | None = None,
 ) -> Backend:
     """Open `package` in the engine `name`; raises what `Llama.load` raises."""
     if name == "onnxruntime":
+        from llama_onnx.runtime.engine.drafting import Speculation
         from llama_onnx.runtime.engine.engine import Engine
 
+        context = int(read_settings(draft.path)["context_length"]) if draft is not None else 0
         engine = Engine(
             package,
             context_length,
@@ -115,8 +119,14 @@ def open_backend(
             threads=threads,
             allow_fallback=allow_fallback,
             limits=limits,
+            speculation=Speculation(speculate, draft, context),
         )
         return EngineBackend(package, engine, provider)
+    if speculate == "ngram" or draft is not None:
+        raise UsageError(
+            "onnxruntime-genai generates here, without drafts: leave out speculate and draft, or "
+            "choose the engine onnxruntime (--engine onnxruntime)."
+        )
     from llama_onnx.runtime.placement.genai_model import open_model
 
     opened = open_model(package.path, provider, threads=threads, allow_fallback=allow_fallback)
@@ -199,6 +209,7 @@ class EngineBackend(Backend):
             end_tokens=asked.end_tokens,
             adapter=asked.adapter,
             reuse=not asked.measured,
+            speculate=not asked.measured,
         )
         self.engine.check(request)
         return request

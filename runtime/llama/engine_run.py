@@ -51,6 +51,8 @@ class EngineRun(Steps):
         event = next(self._answer)
         if isinstance(event, TokenEvent):
             self.step_seconds.append(event.seconds)
+            self.drafted_tokens += event.drafted
+            self.accepted_tokens += event.accepted
             return event
         assert isinstance(event, EndEvent)
         return None

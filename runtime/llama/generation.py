@@ -27,7 +27,8 @@ class GenerationStats:
     is the time to the first token, prefill included; `decode_seconds` that of all later steps. No
     figure includes time spent by the code that iterates over the text. `finish_reason` is "stop"
     after an end token or a stop text, "length" at the limit, "interrupted" before the end.
-    `reused_tokens` of the prompt had been read for an earlier text.
+    `reused_tokens` of the prompt had been read for an earlier text. `drafted_tokens` were guessed
+    ahead and verified in fewer steps, and `accepted_tokens` of them were right.
     """
 
     prompt_tokens: int
@@ -37,6 +38,8 @@ class GenerationStats:
     decode_seconds: float
     finish_reason: FinishReason
     reused_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prefill_rate(self) -> float | None:
@@ -116,6 +119,8 @@ class Steps(Protocol):
     step_seconds: list[float]
     finish_reason: FinishReason
     cancelled: bool
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def prefill(self) -> None:
         """Read the prompt."""
@@ -312,6 +317,8 @@ def _stats(run: Steps) -> GenerationStats:
         decode_seconds=sum(run.step_seconds[1:]),
         finish_reason=run.finish_reason,
         reused_tokens=run.reused_tokens,
+        drafted_tokens=run.drafted_tokens,
+        accepted_tokens=run.accepted_tokens,
     )
 
 

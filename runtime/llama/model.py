@@ -17,7 +17,7 @@ from llama_onnx.runtime.llama.prompt import Tokens, check_tokens
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.text_codec import TextCodec
 from llama_onnx.runtime.llama.tools import Tool
-from llama_onnx.targets.engines import ENGINES, EngineName
+from llama_onnx.targets.engines import ENGINES, SPECULATIONS, EngineName, SpeculationName
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider
 
@@ -91,29 +91,28 @@ class Llama:
         allow_fallback: bool = False,
         engine: EngineName = ENGINES[0],
         limits: Limits | None = None,
+        speculate: SpeculationName = SPECULATIONS[0],
+        draft: str | os.PathLike[str] | None = None,
     ) -> Llama:
-        """Open a package.
+        """Open a package and return the model.
 
         Args:
             path: The package's folder.
-            max_length: Limit the context to fewer tokens, at least 2. A value above the package's
-                own context has no effect.
+            max_length: Limit the context to this many tokens, at least 2, if it has more.
             threads: Threads for work on the CPU, at least 1. None: ONNX Runtime decides.
             provider: "cpu", "cuda", "directml" or "webgpu". None: the one of the package's target.
-            allow_fallback: Use the CPU if the provider cannot run here; `opened.fallback` then says
-                why. Has no effect on the CPU itself.
-            engine: What generates: "genai" is onnxruntime-genai, one answer at a time;
-                "onnxruntime" is our own engine, which remembers what it has read, answers several
-                callers at once, and can do all that `Sampling` has.
+            allow_fallback: Use the CPU if the provider cannot run; `opened.fallback` then says why.
+            engine: "genai" is onnxruntime-genai, one answer at a time; "onnxruntime" our own, which
+                remembers what it has read, answers several callers, and has all of `Sampling`.
             limits: Of our own engine's caches and callers. None: half of the free memory, 8.
-
-        Returns:
-            The open model.
+            speculate: Draft tokens from what the text repeats and verify several in one step, while
+                that is faster (our engine): "auto" where the graph can, "ngram" or an error, "off".
+            draft: The folder of a smaller package with the same tokens, which drafts as well.
 
         Raises:
             PackageError: The package is missing, incomplete or damaged.
             ProviderError: The provider cannot run here.
-            UsageError: An argument is out of range or names no provider or engine.
+            UsageError: An argument is out of range or names nothing, or nothing verifies drafts.
 
         Examples:
             >>> model = llama_onnx.Llama.load("tiny-int4", provider="cpu", max_length=64)
@@ -128,6 +127,8 @@ class Llama:
             allow_fallback=allow_fallback,
             engine=engine,
             limits=limits,
+            speculate=speculate,
+            draft=draft,
         )
         model = cls.__new__(cls)
         model._attach(codec, backend)

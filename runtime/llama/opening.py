@@ -10,7 +10,7 @@ from llama_onnx.runtime.llama.backends import Backend, open_backend
 from llama_onnx.runtime.llama.prompt import check_length
 from llama_onnx.runtime.llama.text_codec import TextCodec
 from llama_onnx.runtime.llama.text_files import read_settings
-from llama_onnx.targets.engines import EngineName, check_engine
+from llama_onnx.targets.engines import EngineName, SpeculationName, check_engine, check_speculation
 from llama_onnx.targets.errors import PackageError, describe_reason
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.printable import printable
@@ -31,9 +31,12 @@ def open_codec(
     allow_fallback: bool,
     engine: EngineName,
     limits: Limits | None,
+    speculate: SpeculationName,
+    draft: str | os.PathLike[str] | None,
 ) -> tuple[TextCodec, Backend]:
     """Open the package at `path`; the arguments and errors are those of `Llama.load`."""
     check_engine(engine)
+    check_speculation(speculate)
     if provider is not None and not isinstance(provider, Provider):
         provider = get_provider(provider)
     package = ModelPackage.open(Path(path))
@@ -49,6 +52,8 @@ def open_codec(
         threads=threads,
         allow_fallback=allow_fallback,
         limits=limits,
+        speculate=speculate,
+        draft=None if draft is None else ModelPackage.open(Path(draft)),
     )
     try:
         return TextCodec(package, settings, context_length, backend.open_tokenizer), backend

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_onnx.runtime import ort
@@ -41,17 +41,19 @@ def open_session(
     prepack: bool = True,
     arena: bool = True,
     profile: Path | None = None,
+    spin: bool = True,
 ) -> OpenSession:
     """Open the graph at `model` on `provider`, and ask ONNX Runtime which node runs where.
 
     Small nodes (shapes, masks) may always run on the CPU. A node with weights, or an attention,
     that is not on `provider` is an error unless `allow_fallback`; so is a provider that cannot
-    run here at all. `threads`, `prepack`, `arena` and `profile` are those of `ort.Settings`.
+    run here at all. `threads`, `prepack`, `arena`, `profile` and `spin` are those of
+    `ort.Settings`.
 
     Raises `ProviderError`, `UsageError` for a senseless number of threads, and `PackageError` if
     ONNX Runtime refuses the graph.
     """
-    settings = _settings(threads, prepack, arena, profile)
+    settings = replace(_settings(threads, prepack, arena, profile), spin=spin)
     costs = read_costs(model)
     session, fallback = _open(model, provider, settings, allow_fallback)
     if not hasattr(session, "get_provider_graph_assignment_info"):

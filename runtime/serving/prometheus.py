@@ -43,6 +43,8 @@ class Metrics:
         self._generated = counter("generation_tokens", "Tokens of answers.")
         self._queried = counter("prefix_cache_queries", "Tokens looked for in the prefix cache.")
         self._hits = counter("prefix_cache_hits", "Tokens found in the prefix cache.")
+        self._drafted = counter("spec_decode_num_draft_tokens", "Tokens that were drafted.")
+        self._accepted = counter("spec_decode_num_accepted_tokens", "Drafted tokens accepted.")
         self._ends = Counter(
             "vllm:request_success",
             "Answers, by the reason of their end.",
@@ -69,6 +71,8 @@ class Metrics:
         self._generated.inc(stats.new_tokens)
         self._queried.inc(stats.prompt_tokens)
         self._hits.inc(stats.reused_tokens)
+        self._drafted.inc(stats.drafted_tokens)
+        self._accepted.inc(stats.accepted_tokens)
         self._ends.labels(self._model, part.finish).inc()
         self._first.observe(stats.first_token_seconds)
         self._whole.observe(stats.first_token_seconds + stats.decode_seconds)

@@ -122,7 +122,10 @@ def test_the_cache_has_the_type_of_the_graph(open_rows: Callable[[str], Rows], k
 
 
 ACTIONS = st.lists(
-    st.tuples(st.sampled_from(["open", "read", "step", "close", "compact"]), st.integers(0, 2**16)),
+    st.tuples(
+        st.sampled_from(["open", "read", "step", "verify", "close", "compact"]),
+        st.integers(0, 2**16),
+    ),
     max_size=25,
 )
 
@@ -133,7 +136,7 @@ def test_rows_may_be_opened_closed_and_moved_in_any_order(
     open_rows: Callable[[str], Rows], actions: list[tuple[str, int]]
 ) -> None:
     """Every step's logits are those of the sequence alone, and no buffer is larger than allowed."""
-    rows = open_rows("fp32")
+    rows: Any = open_rows("fp32")
     tokens: dict[int, list[int]] = {}
     most: dict[int, int] = {}
     peak = 0
@@ -153,6 +156,15 @@ def test_rows_may_be_opened_closed_and_moved_in_any_order(
             ids = rng.integers(3, 288, rng.integers(1, room + 1))
             tokens[key] += ids.tolist()
             check(rows.read(key, ids), tokens[key], open_rows("fp32"))
+        elif action == "verify" and tokens and (room := most[key] - len(tokens[key])):
+            ids = rng.integers(3, 288, rng.integers(1, min(room, 20) + 1))
+            kept = int(rng.integers(0, len(ids) + 1))
+            logits = rows.verify(key, ids)
+            assert logits.shape == (len(ids), 288)
+            for place in {0, len(ids) - 1}:
+                check(logits[place], [*tokens[key], *ids[: place + 1].tolist()], open_rows("fp32"))
+            rows.rewind(key, len(tokens[key]) + kept)
+            tokens[key] += ids[:kept].tolist()
         elif action == "step":
             ready = [k for k in tokens if tokens[k] and len(tokens[k]) < most[k]]
             chosen = [k for k in ready if rng.random() < 0.7]
@@ -170,6 +182,43 @@ def test_rows_may_be_opened_closed_and_moved_in_any_order(
 def check(logits: Any, tokens: list[int], fresh: Rows) -> None:
     fresh.open(0, len(tokens))
     np.testing.assert_allclose(logits, fresh.read(0, np.array(tokens)), rtol=0, atol=LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8 cache", "fp16 cache"])
+def test_logits_of_several_positions_are_those_of_one_step_each(
+    open_rows: Callable[[str], Rows], kind: str
+) -> None:
+    rows: Any = open_rows(kind)
+    (text,) = random_prompts(40)
+    expected = []
+    rows.open(1, 100)
+    rows.read(1, np.array(text[:20]))
+    for token in text[20:]:
+        expected.append(rows.step({1: token})[1].copy())
+    rows.rewind(1, 20)
+    found = rows.verify(1, np.array(text[20:]))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-2 if kind[0] == "f" else LIMIT)
+    if kind == "fp32":
+        pytorch = reference(tiny.GQA, np.array([text]))[0, 20:]
+        np.testing.assert_allclose(found, pytorch, rtol=0, atol=LIMIT)
+
+
+def test_what_was_forgotten_is_never_read(open_rows: Callable[[str], Rows]) -> None:
+    """Neither by the sequence itself nor by others in the same step: it is not a number here."""
+    texts_ = random_prompts(60, 30)
+    rows: Any = open_rows("fp32")
+    for key, text in enumerate(texts_):
+        rows.open(key, 100)
+        rows.read(key, np.array(text))
+    rows.rewind(0, 20)
+    for buffer in rows._buffers.values():
+        buffer[0, :, 20:] = np.nan
+        buffer[1, :, 30:] = np.nan
+    check(rows.step({0: 7})[0], [*texts_[0][:20], 7], open_rows("fp32"))
+    check(rows.verify(0, np.array([8, 9]))[-1], [*texts_[0][:20], 7, 8, 9], open_rows("fp32"))
+    logits = rows.step({0: 10, 1: 11})
+    check(logits[0], [*texts_[0][:20], 7, 8, 9, 10], open_rows("fp32"))
+    check(logits[1], [*texts_[1], 11], open_rows("fp32"))
 
 
 def test_buffers_grow_with_the_text_and_never_beyond_what_it_may_need(
