@@ -70,8 +70,12 @@ class Loop:
         """Return how many answers are in work and wait, and the positions in use; a glance from
         another thread, which may be a step late."""
         waiting = len(self._waiting) + self._inbox.qsize()
-        allocated = sum(rows.allocated for rows in list(self._rows.values()))
-        return len(self._held), waiting, allocated + self._prefixes.positions
+        return len(self._held), waiting, sum(self.positions)
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """The positions that buffers have, and those kept of earlier texts; a glance, too."""
+        return sum(rows.allocated for rows in list(self._rows.values())), self._prefixes.positions
 
     def put(self, task: Task) -> None:
         """Add a request, from any thread; raise `LlamaOnnxError` if nobody would answer it."""
