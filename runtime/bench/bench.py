@@ -182,8 +182,8 @@ def _summarize(contender: Contender, runs: Runs, workload: Workload, threads: in
     left = list(workload.left_out)
     if len(turns) < workload.script.turns:
         left.append(
-            f"turns {len(turns) + 1} to {workload.script.turns} of a chat: they do not fit the "
-            f"context of {facts.context_length:,} tokens, or the chat template refuses them."
+            f"turns {len(turns) + 1} to {workload.script.turns} of a chat: they do not fit "
+            f"{workload.script.room:,} tokens, which is what the context and the caches hold."
         )
     return Bench(
         package=facts.package,

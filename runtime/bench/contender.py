@@ -163,7 +163,7 @@ class Here:
         for message in messages_in_ids(model.vocab_size, number, script):
             text = np.concatenate([text, message])
             count = script.answer_tokens
-            if len(text) + count > model.context_length:
+            if len(text) + count > script.room:
                 return
             if self._engine is None:  # remembers nothing: what the answers say makes no difference
                 run = self.single(len(text), count)

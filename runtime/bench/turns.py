@@ -23,12 +23,13 @@ _WISH = (
 @dataclass(frozen=True)
 class Script:
     """A chat: `turns` messages of `words` words each (in `text`) or token ids, and answers of at
-    most `answer_tokens` tokens."""
+    most `answer_tokens` tokens; all of it takes at most `room` tokens."""
 
     turns: int
     words: int
     answer_tokens: int
     text: bool
+    room: int
 
 
 def message(number: int, turn: int, words: int) -> str:
@@ -76,11 +77,11 @@ def chat_length(model: Llama, script: Script) -> int:
 
 
 def chat_in_text(model: Llama, number: int, script: Script) -> Iterator[TurnRun]:
-    """Hold conversation `number` and yield its turns, as many as the context holds."""
+    """Hold conversation `number` and yield its turns, as many as there is room for."""
     messages = opening(model, number)
     for turn in range(1, script.turns + 1):
         messages.append({"role": "user", "content": message(number, turn, script.words)})
-        if not _fits(model, messages, script.answer_tokens):
+        if not _fits(model, messages, script):
             return
         answer = model.chat(messages, max_new_tokens=script.answer_tokens, temperature=0)
         messages.append({"role": "assistant", "content": "".join(answer)})
@@ -90,9 +91,9 @@ def chat_in_text(model: Llama, number: int, script: Script) -> Iterator[TurnRun]
         )
 
 
-def _fits(model: Llama, messages: Sequence[Message], answer_tokens: int) -> bool:
+def _fits(model: Llama, messages: Sequence[Message], script: Script) -> bool:
     try:
-        return len(model.encode_chat(messages)) + answer_tokens <= model.context_length
+        return len(model.encode_chat(messages)) + script.answer_tokens <= script.room
     except UsageError:
         return False
 

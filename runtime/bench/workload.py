@@ -65,7 +65,8 @@ def decide(wanted: Wanted, contenders: Sequence[Contender]) -> Workload:
     new = _fit(wanted.new_tokens, NEW_TOKENS, context // 4)
     _check_context(prompt, new, smallest)
     streams, left = _streams(wanted.streams, facts, prompt, new)
-    script, missing = _script(wanted.turns, contenders, context)
+    rooms = [one.capacity.positions for one in facts if one.capacity is not None]
+    script, missing = _script(wanted.turns, contenders, min([context, *rooms]))
     return Workload(prompt, new, wanted.repeats, streams, script, (*left, *missing))
 
 
@@ -95,16 +96,16 @@ def _streams(
         reason = "onnxruntime-genai generates one answer at a time"
         if given is not None and given != (1,):
             raise UsageError(f"{reason}: leave out --streams, or choose --engine onnxruntime.")
-        return (), [f"decode at several streams, and the bytes of caches: {reason}."]
+        return (), [f"answers at once, and the bytes of caches: {reason}."]
     if new < 2:
         if given is not None:
             raise UsageError("streams are measured over at least 2 new tokens: pass more.")
-        return (), ["decode at several streams: it takes at least 2 new tokens."]
+        return (), ["answers at once: that takes at least 2 new tokens."]
     left = []
     if len(engines) < len(facts):
         left.append(
-            "decode at several streams with onnxruntime-genai, and the bytes of its caches: it "
-            "generates one answer at a time."
+            "answers at once with onnxruntime-genai, and the bytes of its caches: it generates one "
+            "at a time."
         )
     counts = []
     for count in sorted({1, *(STREAMS if given is None else given)}):
@@ -114,7 +115,7 @@ def _streams(
         elif given is not None:
             raise problem
         else:
-            left.append(f"decode at {count} streams: {problem}")
+            left.append(f"{count} streams: {problem}")
     return tuple(counts), left
 
 
@@ -136,19 +137,19 @@ def _problem(facts: Facts, count: int, prompt: int, new: int) -> ResourceError |
 
 
 def _script(
-    given: int | None, contenders: Sequence[Contender], context: int
+    given: int | None, contenders: Sequence[Contender], room: int
 ) -> tuple[Script, list[str]]:
     """Return the longest messages and answers of which `given` turns fit, else fewer turns."""
     text = all(contender.facts.chat for contender in contenders)
     left = [] if text else ["a chat in text: without a chat template, turns are token ids."]
     turns = TURNS if given is None else given
     for words, answer in _SIZES:
-        script = Script(turns, words, answer, text)
-        if max(contender.chat_length(script) for contender in contenders) <= context:
+        script = Script(turns, words, answer, text, room)
+        if max(contender.chat_length(script) for contender in contenders) <= room:
             return script, left
     if given is not None:
         raise UsageError(
-            f"a chat of {turns} turns does not fit the context of {context:,} tokens: pass fewer "
-            "--turns."
+            f"a chat of {turns} turns does not fit {room:,} tokens, which is what the context and "
+            "the caches hold: pass fewer --turns."
         )
     return script, left  # as many turns as fit

@@ -142,19 +142,18 @@ def _print(measured: Bench) -> None:
     from llama_onnx.runtime.bench.rows import remarks
     from llama_onnx.runtime.commands.tables import make_console
 
-    for one in _packages(measured):
+    for one, name in zip(_packages(measured), measured.names, strict=True):
         say(
-            f"{Path(one.package).resolve().name} · {one.precision} · "
+            f"{name} · {one.precision} · "
             f"{one.provider['onnxruntime']} · prompt {one.prompt_tokens}, "
             f"answer {one.new_tokens} tokens"
         )
         if one.provider["fallback"]:
             say(f"{one.provider['fallback']} The CPU ran it instead.")
-    make_console().print(_table(measured))
-    for comparison in measured.comparison:
-        say(comparison.sentence)
-    for remark in remarks(measured):
-        say(remark)
+    console = make_console()
+    console.print(_table(measured))
+    for line in (*(one.sentence for one in measured.comparison), *remarks(measured)):
+        console.print(line)
 
 
 def _packages(measured: Bench) -> Iterator[Bench]:
@@ -170,15 +169,15 @@ def _table(measured: Bench) -> Table:
     from llama_onnx.runtime.bench.rows import rows
 
     runs = f"{measured.repeats} runs" if measured.repeats > 1 else "one run"
-    names, extent = ("median",), "range"
+    names: tuple[str, ...] = ("median",)
+    extent = "range"
     if measured.against is not None:
-        names, extent = measured.names, "speed of the second"
-    columns = [Column(name, justify="right", overflow="fold") for name in (*names, extent)]
+        names, extent = measured.names, "speed of second"
+    columns = [Column(min_width=23)]
+    columns += [Column(name, justify="right", overflow="fold") for name in (*names, extent)]
     engines = ", ".join(dict.fromkeys(one.engine for one in _packages(measured)))
     title = f"{runs}, engine {engines}"
-    table = Table(
-        Column(), *columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows(measured):
         table.add_row(row.name, *row.values, row.extent)
     return table
