@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from llama_onnx.runtime.bench.contender import Facts, Here, Opening
-from llama_onnx.runtime.bench.figures import Caches, SingleRun, StreamsRun, TurnRun
+from llama_onnx.runtime.bench.timings import Caches, SingleRun, StreamsRun, TurnRun
 from llama_onnx.runtime.bench.turns import Script
 from llama_onnx.targets.errors import LlamaOnnxError, ResourceError, describe_reason
 

@@ -11,7 +11,7 @@ from typing import Any
 from llama_onnx.runtime.bench.apart import Apart
 from llama_onnx.runtime.bench.comparison import Comparison, compare, label, same
 from llama_onnx.runtime.bench.contender import Contender, Facts, Here, Opening
-from llama_onnx.runtime.bench.figures import (
+from llama_onnx.runtime.bench.timings import (
     Caches,
     Gaps,
     Runs,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_onnx.runtime.bench.bench import Bench
-from llama_onnx.runtime.bench.rows import remarks, rows
+from llama_onnx.runtime.bench.bench_table import remarks, rows
 from llama_onnx.runtime.reports.parts import Cell, Figure, Section, Table
 from llama_onnx.runtime.reports.report_file import render_page, write_page
 from llama_onnx.runtime.reports.svg import Series, line_chart

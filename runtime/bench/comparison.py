@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_onnx.runtime.bench.contender import Facts
-from llama_onnx.runtime.bench.figures import Gaps, Runs, SingleRun, Spread
+from llama_onnx.runtime.bench.timings import Gaps, Runs, SingleRun, Spread
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llama_onnx.runtime.bench.figures import Caches, SingleRun, StreamsRun, TurnRun
+from llama_onnx.runtime.bench.timings import Caches, SingleRun, StreamsRun, TurnRun
 from llama_onnx.runtime.bench.together import follow, request, run_streams
 from llama_onnx.runtime.bench.turns import (
     Script,

@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.runtime.bench.figures import StreamsRun
+from llama_onnx.runtime.bench.timings import StreamsRun
 from llama_onnx.runtime.engine.answer import Answer
 from llama_onnx.runtime.engine.engine import Engine
 from llama_onnx.runtime.engine.events import PromptEvent, Request, TokenEvent

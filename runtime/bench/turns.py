@@ -8,7 +8,7 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from llama_onnx.runtime.bench.figures import TurnRun
+from llama_onnx.runtime.bench.timings import TurnRun
 from llama_onnx.runtime.llama.conversation import Message
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.llama.prompt import Tokens

@@ -139,7 +139,7 @@ def command(
 
 
 def _print(measured: Bench) -> None:
-    from llama_onnx.runtime.bench.rows import remarks
+    from llama_onnx.runtime.bench.bench_table import remarks
     from llama_onnx.runtime.commands.tables import make_console
 
     for one, name in zip(_packages(measured), measured.names, strict=True):
@@ -166,7 +166,7 @@ def _table(measured: Bench) -> Table:
     from rich import box
     from rich.table import Column, Table
 
-    from llama_onnx.runtime.bench.rows import rows
+    from llama_onnx.runtime.bench.bench_table import rows
 
     runs = f"{measured.repeats} runs" if measured.repeats > 1 else "one run"
     names: tuple[str, ...] = ("median",)

@@ -22,7 +22,7 @@ from llama_onnx.runtime.bench import bench as bench_module
 from llama_onnx.runtime.bench.apart import Apart
 from llama_onnx.runtime.bench.comparison import compare
 from llama_onnx.runtime.bench.contender import Opening
-from llama_onnx.runtime.bench.figures import Runs, SingleRun, StreamsRun, TurnRun
+from llama_onnx.runtime.bench.timings import Runs, SingleRun, StreamsRun, TurnRun
 from llama_onnx.runtime.bench.turns import Script
 from llama_onnx.runtime.bench.workload import Workload
 from llama_onnx.targets.errors import PackageError, ResourceError

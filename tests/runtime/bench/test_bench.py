@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.bench.bench import bench
 from llama_onnx.runtime.bench.contender import Here
-from llama_onnx.runtime.bench.figures import SingleRun, Spread
+from llama_onnx.runtime.bench.timings import SingleRun, Spread
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.memory import resident_bytes
 from llama_onnx.targets.errors import UsageError

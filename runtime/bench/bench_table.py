@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llama_onnx.runtime.bench.comparison import name_streams, shown_turns
-from llama_onnx.runtime.bench.figures import Spread
+from llama_onnx.runtime.bench.timings import Spread
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.bench.bench import Bench
