@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from llama_onnx.runtime.bench.turns import Script
 from llama_onnx.runtime.engine import engine as engine_module
 from llama_onnx.runtime.engine.schedule import Capacity
 from llama_onnx.runtime.engine.shared_rows import SharedRows
+from llama_onnx.runtime.engine.single_rows import GrowingRows
 from llama_onnx.targets.errors import LlamaOnnxError, ResourceError
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny
@@ -107,6 +109,25 @@ def test_streams_are_steps_of_all_rows(package: Path, monkeypatch: pytest.Monkey
         assert len(found.gaps) >= count * (found.together - 1)
         assert sum(widths) >= len(found.gaps)
         assert max(widths) == count
+
+
+def test_rows_that_grow_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny.write_huggingface(tmp_path / "source")
+    target, options = get_target("portable"), Options("fp32")
+    package = export_package(source, tmp_path / "portable", target, options).package
+    threads: set[str] = set()
+    allocated = GrowingRows.allocated.fget  # type: ignore[attr-defined]
+
+    def noted(self: GrowingRows) -> int:
+        threads.add(current_thread().name)
+        return int(allocated(self))
+
+    monkeypatch.setattr(GrowingRows, "allocated", property(noted))
+    found = open_here(package).streams(2, 20, 12)
+    assert found.streams == 2
+    assert found.cache_bytes >= 2 * 20 * POSITION_BYTES
+    # Caches belong to the engine's thread: another would see them change while it looks.
+    assert threads == {"llama-onnx engine"}
 
 
 def test_only_what_was_at_once_counts() -> None:
