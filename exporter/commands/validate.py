@@ -120,8 +120,9 @@ def command(
     from llama_onnx.exporter.parity.measure.open_subject import open_subject
     from llama_onnx.exporter.parity.measure.prompts import TEXTS
     from llama_onnx.exporter.parity.prove import prove_subject
-    from llama_onnx.exporter.parity.report.page import check_report_file, write_report
+    from llama_onnx.exporter.parity.report.page import write_report
     from llama_onnx.exporter.sources import open_checkpoint
+    from llama_onnx.runtime.reports.report_file import check_report_file
 
     active = _active_adapter(package, adapters)
     out = _bisect_folder(package, bisect_out, active) if bisecting or bisect_out else None

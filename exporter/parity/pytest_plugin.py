@@ -48,9 +48,10 @@ class LlamaParity:
         try:
             from llama_onnx.exporter.parity.measure.prompts import TEXTS
             from llama_onnx.exporter.parity.prove import prove
-            from llama_onnx.exporter.parity.report.page import check_report_file, write_report
+            from llama_onnx.exporter.parity.report.page import write_report
             from llama_onnx.exporter.parity.report.words import failure
             from llama_onnx.exporter.sources import open_checkpoint
+            from llama_onnx.runtime.reports.report_file import check_report_file
         except ModuleNotFoundError as error:
             missing = missing_extra("llama_parity", error.name, "export,cpu")
             pytest.fail(str(missing), pytrace=False)

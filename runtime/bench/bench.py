@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
-import numpy as np
-
-from llama_onnx.runtime.llama.generation import GenerationStats
-from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.runtime.llama.prompt import Tokens
-from llama_onnx.runtime.memory import resident_bytes
+from llama_onnx.runtime.bench.apart import Apart
+from llama_onnx.runtime.bench.comparison import Comparison, compare, label, same
+from llama_onnx.runtime.bench.contender import Contender, Facts, Here, Opening
+from llama_onnx.runtime.bench.timings import (
+    Caches,
+    Gaps,
+    Runs,
+    SingleRun,
+    Spread,
+    Streams,
+    StreamsRun,
+    Turn,
+    TurnRun,
+    gather_streams,
+    gather_turns,
+)
+from llama_onnx.runtime.bench.workload import REPEATS, Wanted, Workload, decide
+from llama_onnx.runtime.doctor.gather import gather_processor
 from llama_onnx.targets.engines import ENGINES, EngineName
-from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.provider import Provider
-
-PROMPT_TOKENS, NEW_TOKENS, REPEATS = 512, 64, 5
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The median and the extremes of several measurements."""
-
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        """Return the spread of `values`, at least one number."""
-        measured = list(values)
-        return cls(median(measured), min(measured), max(measured))
 
 
 @dataclass(frozen=True)
@@ -43,10 +36,12 @@ class Bench:
     """What was measured, and how.
 
     `prefill_rate` and `decode_rate` are in tokens per second, `first_token_seconds` is the time
-    from the prompt to the first token. `load_seconds` is the time of a single load; it depends on
-    how much of the files the system has cached. `resident` and `peak` are the bytes of memory that
-    this process uses after loading and at most, mapped files included; None where the system does
-    not report them.
+    from the prompt to the first token, `inter_token_seconds` the time from each token to the next.
+    `streams` has answers generated at once, `turns` those of a chat. `load_seconds` is the time of
+    a single load; it depends on how much of the files the system has cached. `resident` and `peak`
+    are the bytes of memory that the process uses after loading and at most, mapped files included;
+    None where the system does not report them. `left_out` says what was not measured and why.
+    `against` is another package that took turns with this one, and `comparison` what differs.
     """
 
     package: str
@@ -63,6 +58,24 @@ class Bench:
     decode_rate: Spread | None
     resident: int | None
     peak: int | None
+    inter_token_seconds: Gaps | None
+    streams: tuple[Streams, ...]
+    turns: tuple[Turn, ...]
+    caches: Caches | None
+    left_out: tuple[str, ...]
+    processor: str | None
+    runs: Runs
+    against: Bench | None = None
+    comparison: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The short name of the package, and that of the other one, if there is one."""
+        if self.against is None:
+            return (Path(self.package).resolve().name,)
+        other = self.against
+        return label((self.package, other.package), (self.engine, other.engine))
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -75,66 +88,123 @@ def bench(
     prompt_tokens: int | None = None,
     new_tokens: int | None = None,
     repeats: int = REPEATS,
+    streams: tuple[int, ...] | None = None,
+    turns: int | None = None,
     threads: int | None = None,
     provider: Provider | None = None,
     allow_fallback: bool = False,
     engine: EngineName = ENGINES[0],
+    against: Path | None = None,
+    against_engine: EngineName | None = None,
     progress: Progress = SILENT,
 ) -> Bench:
     """Measure the package at `package` in `engine`, after one warm-up run.
 
-    `prompt_tokens` and `new_tokens` default to `PROMPT_TOKENS` and `NEW_TOKENS`, or to fewer if
-    the context is short. Raises what `Llama.load` raises, and `UsageError` for numbers below 1 or
-    more tokens than the context holds.
+    `prompt_tokens` and `new_tokens` default to 512 and 64, or to fewer if the context is short;
+    `streams` to 1, 2, 4 and 8, `turns` to 10, as far as they fit. `against` is measured in turns
+    with `package`, each in a process of its own, in `against_engine` (None: the same engine).
+
+    Raises what `Llama.load` raises, `UsageError` for numbers below 1 or more than the context
+    holds, and `ResourceError` for `streams` that do not fit the memory.
     """
-    numbers = {"repeats": repeats, "prompt tokens": prompt_tokens, "new tokens": new_tokens}
-    for what, number in numbers.items():
-        if number is not None and number < 1:
-            raise UsageError(f"the number of {what} must be at least 1, not {number}.")
+    wanted = Wanted(prompt_tokens, new_tokens, repeats, streams, turns)
+    wanted.check()
+    opening = Opening(package, engine, threads, provider, allow_fallback)
+    openings = [opening]
+    if against is not None:
+        other = against_engine or engine
+        openings.append(Opening(against, other, threads, provider, allow_fallback))
     progress.step("loading")
-    started = perf_counter()
-    model = Llama.load(
-        package, threads=threads, provider=provider, allow_fallback=allow_fallback, engine=engine
+    with ExitStack() as stack:
+        contenders: list[Contender] = [Here(opening)] if against is None else []
+        for one in openings if against is not None else ():
+            contenders.append(stack.enter_context(closing(Apart(one))))
+        workload = decide(wanted, contenders)
+        runs = _measure(contenders, workload, progress)
+        found = [
+            _summarize(contender, measured, workload, threads)
+            for contender, measured in zip(contenders, runs, strict=True)
+        ]
+        facts = [contender.facts for contender in contenders]
+    if len(found) == 1:
+        return found[0]
+    return _join(found, runs, facts, workload)
+
+
+def _join(
+    found: Sequence[Bench], runs: Sequence[Runs], facts: Sequence[Facts], workload: Workload
+) -> Bench:
+    """Return the first with the second inside, and what differs."""
+    first = replace(found[0], against=found[1])
+    alike = "Both are the same package in the same engine: what differs is noise."
+    return replace(
+        first,
+        comparison=compare(runs[0], runs[1], (first.names[0], first.names[1]), workload.streams),
+        notes=(alike,) if same(facts[0], facts[1]) else (),
     )
-    loaded, memory = perf_counter() - started, resident_bytes()
-    prompt = make_prompt(_fit(prompt_tokens, PROMPT_TOKENS, model.context_length // 2), model)
-    count = _fit(new_tokens, NEW_TOKENS, model.context_length // 4)
+
+
+def _measure(contenders: Sequence[Contender], workload: Workload, progress: Progress) -> list[Runs]:
+    """Run everything `workload.repeats` times; in each repetition another contender is first."""
+    prompt, new, script = workload.prompt_tokens, workload.new_tokens, workload.script
+    single: list[list[SingleRun]] = [[] for _ in contenders]
+    streams: list[list[tuple[StreamsRun, ...]]] = [[] for _ in contenders]
+    turns: list[list[tuple[TurnRun, ...]]] = [[] for _ in contenders]
     progress.step("warming up")
-    model.measure(prompt, count)
-    runs = []
-    for number in range(repeats):
-        progress.update("measuring", number, repeats)
-        runs.append(model.measure(prompt, count))
-    peak = resident_bytes()
+    for contender in contenders:
+        contender.single(prompt, new)
+    for number in range(workload.repeats):
+        order = [(number + index) % len(contenders) for index in range(len(contenders))]
+        progress.update("measuring one answer", 3 * number, 3 * workload.repeats)
+        for index in order:
+            single[index].append(contenders[index].single(prompt, new))
+        progress.update("measuring answers at once", 3 * number + 1, 3 * workload.repeats)
+        rows: list[list[StreamsRun]] = [[] for _ in contenders]
+        for count in workload.streams:
+            for index in order:
+                if contenders[index].facts.capacity is not None:
+                    rows[index].append(contenders[index].streams(count, prompt, new))
+        progress.update("measuring a chat", 3 * number + 2, 3 * workload.repeats)
+        for index in order:
+            streams[index].append(tuple(rows[index]))
+            turns[index].append(contenders[index].chat(1 + number, script))
+    return [
+        Runs(tuple(single[i]), tuple(streams[i]) if any(streams[i]) else (), tuple(turns[i]))
+        for i in range(len(contenders))
+    ]
+
+
+def _summarize(contender: Contender, runs: Runs, workload: Workload, threads: int | None) -> Bench:
+    facts = contender.facts
+    decoded = [run.decode_rate for run in runs.single if run.decode_rate]
+    gaps = [gap for run in runs.single for gap in run.gaps]
+    turns = gather_turns(runs)
+    left = list(workload.left_out)
+    if len(turns) < workload.script.turns:
+        left.append(
+            f"turns {len(turns) + 1} to {workload.script.turns} of a chat: they do not fit "
+            f"{workload.script.room:,} tokens, which is what the context and the caches hold."
+        )
     return Bench(
-        package=str(package),
-        precision=model.package.precision,
-        provider=model.opened.to_json(),
-        engine=engine,
+        package=facts.package,
+        precision=facts.precision,
+        provider=facts.provider,
+        engine=facts.engine,
         threads=threads,
-        prompt_tokens=len(prompt),
-        new_tokens=count,
-        repeats=repeats,
-        load_seconds=loaded,
-        **_spreads(runs),
-        resident=memory[0] if memory else None,
-        peak=peak[1] if peak else None,
+        prompt_tokens=workload.prompt_tokens,
+        new_tokens=workload.new_tokens,
+        repeats=workload.repeats,
+        load_seconds=facts.load_seconds,
+        first_token_seconds=Spread.of(run.first_token_seconds for run in runs.single),
+        prefill_rate=Spread.of(run.prefill_rate for run in runs.single),
+        decode_rate=Spread.of(decoded) if decoded else None,
+        resident=facts.resident,
+        peak=contender.peak(),
+        inter_token_seconds=Gaps.of(gaps) if gaps else None,
+        streams=gather_streams(runs),
+        turns=turns,
+        caches=contender.caches(),
+        left_out=tuple(left),
+        processor=gather_processor().name,
+        runs=runs,
     )
-
-
-def make_prompt(length: int, model: Llama) -> Tokens:
-    """Return `length` random ids: the cost of a step does not depend on them."""
-    return np.random.default_rng(0).integers(0, model.vocab_size, length, dtype=np.int32)
-
-
-def _fit(given: int | None, default: int, room: int) -> int:
-    return min(default, room) if given is None else given
-
-
-def _spreads(runs: Sequence[GenerationStats]) -> dict[str, Any]:
-    decoded = [run.decode_rate for run in runs if run.decode_rate]
-    return {
-        "first_token_seconds": Spread.of(run.first_token_seconds for run in runs),
-        "prefill_rate": Spread.of(run.prefill_rate or 0.0 for run in runs),
-        "decode_rate": Spread.of(decoded) if decoded else None,
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,40 @@ from llama_onnx.runtime.commands.options import (
     threads_option,
 )
 from llama_onnx.runtime.commands.streams import say
+from llama_onnx.targets.engines import ENGINES
+from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.printable import shown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llama_onnx.runtime.bench.bench import Bench, Spread
+    from llama_onnx.runtime.bench.bench import Bench
     from llama_onnx.targets.engines import EngineName
     from llama_onnx.targets.provider import Provider
+
+
+def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--streams takes whole numbers with commas between them, such as 1,2,4, not "
+            f"{shown(value)}."
+        ) from None
+
+
+def _report_file(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
+    """Check it before anything is measured."""
+    if value is None:
+        return None
+    from llama_onnx.runtime.reports.report_file import check_report_file
+
+    if value.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{value} must end in .html: the report is a page for a browser.")
+    check_report_file(value)
+    return value
 
 
 @click.command("bench")
@@ -30,40 +58,80 @@ if TYPE_CHECKING:
 @click.option("--prompt-tokens", type=int, help="Tokens in the prompt.  [default: 512]")
 @click.option("--new-tokens", type=int, help="Tokens to generate.  [default: 64]")
 @click.option("--repeats", type=int, default=5, show_default=True, help="Runs to measure.")
+@click.option(
+    "--streams",
+    callback=_numbers,
+    metavar="LIST",
+    help="Numbers of answers to generate at once, with --engine onnxruntime.  [default: 1,2,4,8]",
+)
+@click.option("--turns", type=int, help="Turns of a chat.  [default: 10]")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="PACKAGE",
+    help="Measure this package in turns with the first, and say which is faster.",
+)
+@click.option(
+    "--against-engine",
+    type=click.Choice(ENGINES),
+    help="The engine of the package after --against.  [default: that of --engine]",
+)
 @engine_option
 @threads_option
 @provider_options
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    callback=_report_file,
+    metavar="FILE.html",
+    help="Write tables and plots as an HTML page.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all measurements as JSON.")
 def command(
     package: Path,
     prompt_tokens: int | None,
     new_tokens: int | None,
     repeats: int,
+    streams: tuple[int, ...] | None,
+    turns: int | None,
+    against: Path | None,
+    against_engine: EngineName | None,
     engine: EngineName,
     threads: int | None,
     provider: Provider | None,
     allow_fallback: bool,
+    report: Path | None,
     as_json: bool,
 ) -> None:
     """Measure PACKAGE on this machine: speed, time to the first token, memory.
 
     Prints the medians of several runs, in the engine that `generate` uses too, after one warm-up
-    run.
+    run: one answer alone, with `--engine onnxruntime` several at once, and the turns of a chat.
     """
     from llama_onnx.runtime.bench.bench import bench
 
+    if against is None and against_engine is not None:
+        raise UsageError("--against-engine needs --against PACKAGE, which may be the same package.")
     with progress_line() as progress:
         measured = bench(
             package,
             prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,
             repeats=repeats,
+            streams=streams,
+            turns=turns,
             threads=threads,
             provider=provider,
             allow_fallback=allow_fallback,
             engine=engine,
+            against=against,
+            against_engine=against_engine,
             progress=progress,
         )
+    if report is not None:
+        from llama_onnx.runtime.bench.bench_page import write_report
+
+        write_report(measured, report)
     if as_json:
         click.echo(json.dumps(measured.to_json()))
     else:
@@ -71,37 +139,45 @@ def command(
 
 
 def _print(measured: Bench) -> None:
+    from llama_onnx.runtime.bench.bench_table import remarks
     from llama_onnx.runtime.commands.tables import make_console
 
-    say(
-        f"{Path(measured.package).resolve().name} · {measured.precision} · "
-        f"{measured.provider['onnxruntime']} · prompt {measured.prompt_tokens}, "
-        f"answer {measured.new_tokens} tokens"
-    )
-    if measured.provider["fallback"]:
-        say(f"{measured.provider['fallback']} The CPU ran it instead.")
-    make_console().print(_table(measured))
+    for one, name in zip(_packages(measured), measured.names, strict=True):
+        say(
+            f"{name} · {one.precision} · "
+            f"{one.provider['onnxruntime']} · prompt {one.prompt_tokens}, "
+            f"answer {one.new_tokens} tokens"
+        )
+        if one.provider["fallback"]:
+            say(f"{one.provider['fallback']} The CPU ran it instead.")
+    console = make_console()
+    console.print(_table(measured))
+    for line in (*(one.sentence for one in measured.comparison), *remarks(measured)):
+        console.print(line)
+
+
+def _packages(measured: Bench) -> Iterator[Bench]:
+    yield measured
+    if measured.against is not None:
+        yield measured.against
 
 
 def _table(measured: Bench) -> Table:
     from rich import box
     from rich.table import Column, Table
 
-    columns = "", Column("median", justify="right"), Column("range", justify="right")
+    from llama_onnx.runtime.bench.bench_table import rows
+
     runs = f"{measured.repeats} runs" if measured.repeats > 1 else "one run"
-    title = f"{runs}, engine {measured.engine}"
+    names: tuple[str, ...] = ("median",)
+    extent = "range"
+    if measured.against is not None:
+        names, extent = measured.names, "speed of second"
+    columns = [Column(min_width=23)]
+    columns += [Column(name, justify="right", overflow="fold") for name in (*names, extent)]
+    engines = ", ".join(dict.fromkeys(one.engine for one in _packages(measured)))
+    title = f"{runs}, engine {engines}"
     table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_row("first token", *_row(measured.first_token_seconds, "s", 3))
-    table.add_row("prefill", *_row(measured.prefill_rate, "tokens/s", 1))
-    if measured.decode_rate:
-        table.add_row("decode", *_row(measured.decode_rate, "tokens/s", 1))
-    table.add_row("load (one run)", f"{measured.load_seconds:.2f} s", "")
-    if measured.resident is not None and measured.peak is not None:
-        table.add_row("memory after loading", f"{measured.resident / 1e9:.2f} GB", "")
-        table.add_row("peak memory", f"{measured.peak / 1e9:.2f} GB", "")
+    for row in rows(measured):
+        table.add_row(row.name, *row.values, row.extent)
     return table
-
-
-def _row(spread: Spread, unit: str, digits: int) -> tuple[str, str]:
-    extremes = f"{spread.least:.{digits}f} to {spread.most:.{digits}f}"
-    return f"{spread.median:.{digits}f} {unit}", extremes

@@ -157,6 +157,16 @@ class Engine:
         """Read an adapter's file; raise `UsageError` or `PackageError` if there is no sound one."""
         self._adapters.load(adapter)
 
+    @property
+    def cache_bytes(self) -> int:
+        """The bytes that caches of answers in work take now."""
+        return self._loop.positions[0] * self.layout.position_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of what is kept of earlier texts."""
+        return self._loop.positions[1] * self.layout.position_bytes
+
     def close(self) -> None:
         """End all answers, which get an error, and free the session and all caches."""
         self._end()

@@ -63,6 +63,7 @@ class Loop:
         self._rows: dict[str | None, Rows] = {}
         self._owed = 0.0
         self._turn = 0
+        self.positions = 0, 0  # of buffers, and kept of earlier texts; for other threads to read
         self._closing, self._lock = False, Lock()
         self._thread = Thread(target=self._run, name="llama-onnx engine", daemon=True)
         self._thread.start()
@@ -75,8 +76,7 @@ class Loop:
         """Return how many answers are in work and wait, and the positions in use; a glance from
         another thread, which may be a step late."""
         waiting = len(self._waiting) + self._inbox.qsize()
-        allocated = sum(rows.allocated for rows in list(self._rows.values()))
-        return len(self._held), waiting, allocated + self._prefixes.positions
+        return len(self._held), waiting, sum(self.positions)
 
     def put(self, task: Task) -> None:
         """Add a request, from any thread; raise `LlamaOnnxError` if nobody would answer it."""
@@ -98,6 +98,7 @@ class Loop:
         try:
             while self._receive():
                 self._advance()
+                self._note_positions()
         except BaseException as error:  # a mistake in this code must not leave anybody waiting
             log.exception("the engine's thread failed")
             failure = error
@@ -111,8 +112,13 @@ class Loop:
             self._waiting.clear()
             self._rows.clear()
             self._prefixes.shrink(0)
+            self._note_positions()
             self._open_rows = self._speculator = None
             trim_heap()
+
+    def _note_positions(self) -> None:
+        allocated = sum(rows.allocated for rows in self._rows.values())
+        self.positions = allocated, self._prefixes.positions
 
     def _receive(self) -> bool:
         """Take new requests, waiting for one if there is nothing else; False: the end."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llama_onnx.exporter.parity.measure.report import Curve, ParityReport
-from llama_onnx.exporter.parity.report.parts import Figure, Section
-from llama_onnx.exporter.parity.report.svg import Series, histogram, log_chart
+from llama_onnx.runtime.reports.parts import Figure, Section
+from llama_onnx.runtime.reports.svg import Series, histogram, log_chart
 
 _MAX_PASSAGES = 6  # that get charts
 

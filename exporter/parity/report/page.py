@@ -1,56 +1,33 @@
 """A parity report as one HTML page that needs only a browser: no network, no script.
 
-Its content is data (`sections.py`, `charts.py`), its appearance is in page.html.jinja and page.css.
+Its content is data (`sections.py`, `charts.py`), its head is in page.html.jinja, and what it shares
+with other reports in `runtime/reports`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from llama_onnx.exporter.parity.measure.report import ParityReport
 from llama_onnx.exporter.parity.report.sections import sections
 from llama_onnx.exporter.parity.report.words import cost, fidelity, limits, verdict
-from llama_onnx.targets.errors import ResourceError, UsageError
-
-
-def check_report_file(file: Path) -> None:
-    """Raise `UsageError` if no report can be written to `file`. Call it before measuring."""
-    if not file.parent.is_dir():
-        raise UsageError(
-            f"{file} cannot be written: {file.parent} is not a folder: create it first."
-        )
-    if file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise UsageError(f"{file} cannot be written: choose another file for the report.")
+from llama_onnx.runtime.reports.report_file import render_page, write_page
 
 
 def write_report(report: ParityReport, file: Path) -> None:
     """Write `report` to `file`, which appears complete or not at all; raises `ResourceError`."""
-    aside = file.with_name(f"{file.name}.partial")
-    try:
-        aside.write_text(render(report), encoding="utf-8")
-        aside.replace(file)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise ResourceError(f"{file} cannot be written: {error.strerror or error}.") from None
+    write_page(render(report), file)
 
 
 def render(report: ParityReport) -> str:
     """Return the page as HTML. Every name that comes from a package is escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    here = files(__package__)
-    template = environment.from_string(here.joinpath("page.html.jinja").read_text("utf-8"))
+    template = files(__package__).joinpath("page.html.jinja").read_text("utf-8")
     outcome, _, sentence = verdict(report).partition(": ")
     grade, lost = fidelity(report.fidelity)
-    return template.render(
-        css=Markup(here.joinpath("page.css").read_text("utf-8")),
+    return render_page(
+        template,
         name=Path(report.package).name or report.package,
         passed=report.passed,
         outcome=outcome.capitalize(),

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from llama_onnx.exporter.parity.measure.report import Greedy, ParityReport
 from llama_onnx.exporter.parity.report import charts, words
-from llama_onnx.exporter.parity.report.parts import Cell, Section, Table
-from llama_onnx.exporter.parity.report.svg import strip
 from llama_onnx.runtime.measure.fidelity import METRICS, Fidelity, grades
 from llama_onnx.runtime.measure.metrics import NEAR_TIE, Divergence
 from llama_onnx.runtime.measure.situations import LONG_CONTEXT, SITUATIONS
+from llama_onnx.runtime.reports.parts import Cell, Section, Table
+from llama_onnx.runtime.reports.svg import strip
 
 _ERRORS = {
     "weights": "every weight, against its original",

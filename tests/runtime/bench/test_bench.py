@@ -13,13 +13,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.cli import main
-from llama_onnx.runtime.bench.bench import Spread, bench
-from llama_onnx.runtime.llama.generation import GenerationStats
+from llama_onnx.runtime.bench.bench import bench
+from llama_onnx.runtime.bench.contender import Here
+from llama_onnx.runtime.bench.timings import SingleRun, Spread
 from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.memory import resident_bytes
 from llama_onnx.targets.errors import UsageError
 from tests.support.packages import END, alter_package
+
+OURS = "--engine", "onnxruntime"
 
 
 def run(*arguments: str | Path) -> Result:
@@ -67,11 +69,11 @@ def test_one_token_has_no_decode_rate(package: Path) -> None:
 def test_the_first_run_only_warms_up(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([9.0, 1.0, 4.0, 2.0])
 
-    def measure(self: Llama, prompt: Tokens, new_tokens: int) -> GenerationStats:
+    def single(self: Here, prompt_tokens: int, new_tokens: int) -> SingleRun:
         wait = next(seconds)
-        return GenerationStats(len(prompt), new_tokens, wait, 2 * wait, 3.0, "length")
+        return SingleRun(prompt_tokens, wait, (wait, 1.0, 1.0, 1.0))
 
-    monkeypatch.setattr(Llama, "measure", measure)
+    monkeypatch.setattr(Here, "single", single)
     measured = bench(package, prompt_tokens=8, new_tokens=4, repeats=3)
     assert measured.first_token_seconds == Spread(4.0, 2.0, 8.0)
     assert measured.prefill_rate == Spread(4.0, 2.0, 8.0)
@@ -99,6 +101,14 @@ def test_an_end_token_ends_no_measurement(package: Path, tmp_path: Path) -> None
         (("--prompt-tokens", "-3"), "prompt tokens must be at least 1, not -3"),
         (("--prompt-tokens", "300"), "this model's maximum context length is 256"),
         (("--threads", "0"), "number of threads must be 1 to"),
+        (("--turns", "0"), "turns must be at least 1, not 0"),
+        (("--turns", "200"), "a chat of 200 turns does not fit 256 tokens"),
+        (("--streams", "1,two"), "such as 1,2,4, not"),
+        (("--streams", "2"), "onnxruntime-genai generates one answer at a time"),
+        ((*OURS, "--streams", "0,1"), "streams must be at least 1, not 0"),
+        ((*OURS, "--streams", "9"), "the engine generates at most 8 answers at once"),
+        ((*OURS, "--streams", "2", "--new-tokens", "1"), "at least 2 new tokens"),
+        (("--against-engine", "genai"), "--against-engine needs --against PACKAGE"),
     ],
 )
 def test_numbers_that_mean_nothing(package: Path, options: tuple[str, ...], said: str) -> None:

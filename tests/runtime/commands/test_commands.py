@@ -3,8 +3,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import select
 import signal
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from llama_onnx.runtime.llama.generation import Generation
 from llama_onnx.runtime.llama.model import Llama
 from tests.support.fakes import generation, interrupt_at
 from tests.support.packages import alter_package
+from tests.support.terminal import read_until
 
 PROMPT = "the quick brown fox"
 
@@ -218,15 +217,6 @@ def test_chat_with_a_base_model_is_a_wrong_call(package: Path, tmp_path: Path) -
     result = run("chat", folder, stdin="the fox\n")
     assert result.exit_code == 2
     assert "has no chat template" in result.stderr
-
-
-def read_until(terminal: int, pattern: bytes) -> None:
-    """Read what the program writes to its terminal until `pattern` matches."""
-    seen = b""
-    while not re.search(pattern, seen):
-        ready, _, _ = select.select([terminal], [], [], 30)
-        assert ready, f"waited 30 s for {pattern!r} after {seen!r}"
-        seen += os.read(terminal, 4096)
 
 
 def press_ctrl_c(process: subprocess.Popen[bytes]) -> None:

@@ -25,9 +25,9 @@ from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.measure.report import LayerError, ParityReport
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.parity.report.page import render
-from llama_onnx.exporter.parity.report.svg import FLOOR, Series, histogram, log_chart
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.measure.situations import SITUATIONS
+from llama_onnx.runtime.reports.svg import FLOOR, Series, histogram, log_chart
 from llama_onnx.targets.cpu import TARGET
 from tests.support import tiny
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from llama_onnx.exporter.parity.report.svg import Series
+from llama_onnx.runtime.reports.svg import Series
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn by hand: a logarithmic line chart, a histogram, bars.
+"""Charts as inline SVG, drawn by hand: line charts, a histogram, bars.
 
 Colors are classes of the page's style sheet, so that charts follow its light and dark theme; two
 series differ in color, dash and marker. All text is escaped.
@@ -67,6 +67,29 @@ def log_chart(
     for position, name in marks:
         parts.append(_vertical(x(position), name))
     for one in series:
+        parts += _line(_heights(one), x, y)
+    return _svg(title, parts)
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    x_names: Sequence[str] | None = None,
+) -> Markup:
+    """Draw lines over two linear axes, the vertical one from zero; values are not negative.
+
+    `x_names` name the points 0, 1, 2, ...
+    """
+    points = [(x, y) for one in series for x, y in one.points if math.isfinite(y)]
+    ends = [x for x, _ in points] or [0.0]
+    x = _Scale(min(ends), max(ends), _LEFT + 6, _WIDTH - _RIGHT)
+    tallest = max((y for _, y in points), default=0.0) or 1.0
+    y = _Scale(0, tallest, _HEIGHT - _BOTTOM, _TOP)
+    parts = [_frame(x_label, y_label), *_value_lines(y), *_x_ticks(x, x_names)]
+    for one in series:
         parts += _line(one, x, y)
     return _svg(title, parts)
 
@@ -122,6 +145,12 @@ def _height(value: float) -> float:
     return math.log10(max(value, FLOOR))
 
 
+def _heights(one: Series) -> Series:
+    """Return the points on a logarithmic axis."""
+    points = [(x, _height(y) if math.isfinite(y) else y) for x, y in one.points]
+    return Series(one.label, one.style, points)
+
+
 def _shares(values: Sequence[float], low: int, bins: int) -> list[float]:
     counts = [0.0] * bins
     for value in values:
@@ -130,7 +159,7 @@ def _shares(values: Sequence[float], low: int, bins: int) -> list[float]:
 
 
 def _line(one: Series, x: _Scale, y: _Scale) -> Iterator[Markup]:
-    points = [(x(a), y(_height(b))) for a, b in one.points if math.isfinite(b)]
+    points = [(x(a), y(b)) for a, b in one.points if math.isfinite(b)]
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
     yield Markup('<polyline class="line {}" points="{}"/>').format(one.style, path)
     if one.style == "limit" or len(points) > _MARKED:
@@ -154,6 +183,13 @@ def _percent_lines(y: _Scale) -> Iterator[Markup]:
     step = next((s for s in (0.05, 0.1, 0.2, 0.25) if y.high / s <= 5), 0.25)
     for index in range(int(y.high / step + 1e-9) + 1):
         yield _horizontal(y(index * step), f"{index * step:.0%}")
+
+
+def _value_lines(y: _Scale) -> Iterator[Markup]:
+    step = 10.0 ** math.floor(math.log10(y.high))
+    step = next(s for s in (step / 5, step / 2, step, 2 * step) if y.high / s <= 5.5)
+    for index in range(int(y.high / step + 1e-9) + 1):
+        yield _horizontal(y(index * step), f"{index * step:,.6g}")
 
 
 def _x_ticks(x: _Scale, names: Sequence[str] | None) -> Iterator[Markup]:
