@@ -56,7 +56,7 @@ class Stream:
 def request(engine: Engine, prompt: Tokens, count: int) -> Request:
     """Return a request for exactly `count` tokens, greedily, that may use what was read before."""
     chooser = Sampler(Choice(), prompt.tolist(), engine.layout.vocab_size)
-    return Request(prompt, count, chooser)
+    return Request(prompt, count, chooser, speculate=False)
 
 
 def follow(answer: Answer, asked: float, engine: Engine) -> tuple[Stream, int]:

@@ -80,7 +80,7 @@ def test_openai_schema_tools_logprobs_and_errors(client: openai.OpenAI) -> None:
     )
     jsonschema.validate(json.loads(content or ""), PERSON)
     rain: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
-    message = (
+    message: Any = (
         client.chat.completions.create(
             model=NAME, messages=rain, max_tokens=60, tools=[WEATHER], tool_choice="required"
         )

@@ -99,7 +99,7 @@ def test_an_end_token_ends_no_measurement(package: Path, tmp_path: Path) -> None
         (("--prompt-tokens", "250", "--new-tokens", "7"), "more than the context of 256 tokens"),
         (("--prompt-tokens", "0"), "prompt tokens must be at least 1, not 0"),
         (("--prompt-tokens", "-3"), "prompt tokens must be at least 1, not -3"),
-        (("--prompt-tokens", "300"), "this model's maximum context length is 256"),
+        (("--prompt-tokens", "300"), "the context holds 256"),
         (("--threads", "0"), "number of threads must be 1 to"),
         (("--turns", "0"), "turns must be at least 1, not 0"),
         (("--turns", "200"), "a chat of 200 turns does not fit 256 tokens"),
