@@ -104,7 +104,7 @@ def stub_app(script: Script) -> FastAPI:
 
 
 async def _stream(script: Script) -> AsyncIterator[str]:
-    size = script.pieces
+    size, pause = script.pieces, script.pause
     pieces = [script.text[i : i + size] for i in range(0, len(script.text), size)]
     try:
         yield ": a comment, as servers send to keep a connection open\n\n"
@@ -115,7 +115,7 @@ async def _stream(script: Script) -> AsyncIterator[str]:
                     yield _event(error=script.error)
                 raise OSError("the stub breaks here")
             yield _event(choices=[{"index": 0, "delta": {"content": piece}}])
-            await asyncio.sleep(script.pause)
+            await asyncio.sleep(pause)
         yield _event(choices=[{"index": 0, "delta": {}, "finish_reason": script.finish}])
         yield _event(choices=[], usage={"prompt_tokens": 9, "completion_tokens": len(pieces)})
         yield "data: [DONE]\n\n"
