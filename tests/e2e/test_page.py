@@ -170,7 +170,7 @@ def test_retry_an_answer(page: Page, opened: Open) -> None:
     ask(page, "One")
     ask(page, "Two")
     script.text = "Another."
-    page.get_by_role("button", name="Try this answer again").first.click()
+    page.get_by_role("button", name="Retry this answer").first.click()
     done(page)
     expect(page.locator("article")).to_have_count(2)
     expect(answer(page).locator(".body")).to_have_text("Another.")
@@ -417,7 +417,7 @@ ERRORS = {
         {"status": 502, "error": None}, "The server failed (status 502): see its log."
     ),
     "gone in the middle": (
-        {"text": "Half of it, and more", "break_after": 2},
+        {"text": "Half of it, and more", "break_after": 2, "pause": 0.2},
         "The connection to the server broke in the middle of the answer. What arrived is kept.",
     ),
     "error in the middle": (
@@ -520,9 +520,7 @@ def tab_to(page: Page, name: str, *, back: bool = False) -> None:
 
 def test_everything_by_keyboard_alone(page: Page, opened: Open) -> None:
     script = opened(text="One.\n\n```py\nx = 1\n```", pieces=3)
-    page.locator("body").evaluate("() => document.activeElement.blur()")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
+    tab_to(page, "Skip to the message field", back=True)
     page.keyboard.press("Enter")
     expect(page.locator("#prompt")).to_be_focused()
     page.keyboard.type("a")
@@ -539,7 +537,7 @@ def test_everything_by_keyboard_alone(page: Page, opened: Open) -> None:
     done(page)
     assert turns(script) == [("user", "a\nbc")]
     page.locator("#prompt").focus()
-    for name in ("Try this answer again", "Copy this answer", "Code in py", "Copy code"):
+    for name in ("Retry this answer", "Copy this answer", "Code in py", "Copy code"):
         tab_to(page, name, back=True)
     tab_to(page, "Theme", back=True)
     page.keyboard.press("Space")

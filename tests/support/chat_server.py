@@ -113,6 +113,7 @@ async def _stream(script: Script) -> AsyncIterator[str]:
             if index == script.break_after:
                 if script.error:
                     yield _event(error=script.error)
+                    return
                 raise OSError("the stub breaks here")
             yield _event(choices=[{"index": 0, "delta": {"content": piece}}])
             await asyncio.sleep(pause)

@@ -167,7 +167,9 @@ export function paragraphs(text, complete) {
     if (block.length) blocks.push(block.join("\n"));
     block = [];
   };
-  for (const line of text.split("\n")) {
+  const lines = text.split("\n");
+  if (!complete) lines.pop(); // it may grow
+  for (const line of lines) {
     const mark = /^ {0,3}(```|~~~)/.exec(line)?.[1];
     if (fence === null && mark) {
       end();
