@@ -729,7 +729,12 @@ def test_the_corner_says_what_the_package_is(page: Page, opened: Open) -> None:
 def test_the_corner_does_not_claim_what_is_not_known(
     state: str, words: str, page: Page, opened: Open
 ) -> None:
-    distance = {"grade": None, "grades": [], "figures": None, "sentence": "No certificate."}
+    distance: dict[str, Any] = {
+        "grade": None,
+        "grades": [],
+        "figures": None,
+        "sentence": "No certificate.",
+    }
     verified = {"state": state, "sentence": "Why <b>so</b>."}
     opened(about={**ABOUT, "distance": distance, "verified": verified})
     summary = page.locator("#about summary")
