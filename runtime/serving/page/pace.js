@@ -29,10 +29,11 @@ export class Pace {
     const about = exact ? "" : "about ";
     const seconds = (this.#last - this.#first) / 1000;
     const parts = [`${about}${tokens.toLocaleString("en")} ${tokens === 1 ? "token" : "tokens"}`];
-    // A proxy, or a browser that is busy, may deliver pieces in heaps: then the clock says nothing
-    // about single tokens.
+    // A proxy, or a browser that is busy, may deliver pieces in heaps: then the clock tells only the
+    // time of the whole.
     if (2 * this.#moments < this.#pieces) {
-      parts.push(`in ${((this.#last - this.#started) / 1000).toFixed(2)} s`);
+      const whole = (this.#last - this.#started) / 1000;
+      parts.push(`${rate(tokens / whole)} tokens/s with reading`, `in ${whole.toFixed(2)} s`);
       return parts.join(" · ");
     }
     // The first token ends the reading of the prompt: the rate is that of the others.
