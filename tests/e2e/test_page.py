@@ -112,6 +112,7 @@ HEAP = """() => {
   const real = window.fetch;
   window.fetch = async (...a) => {
     const got = await real(...a);
+    await new Promise((resume) => setTimeout(resume, 500));
     return new Response(await got.blob(), got);
   };
 }"""
