@@ -404,7 +404,7 @@ ERRORS = {
     "busy": (
         {"status": 429, "error": {"message": "too many requests are waiting: try again later."},
          "headers": {"Retry-After": "7"}},
-        "Too many requests are waiting: try again later. Try again in 7 seconds.",
+        "Too many requests are waiting. Try again in 7 seconds.",
     ),
     "context": (
         {"status": 400, "error": {
@@ -432,7 +432,7 @@ ERRORS = {
     ),
     "length": (
         {"text": "Cut", "finish": "length"},
-        "The answer was cut off at the most tokens that it may have.",
+        "The answer was cut off: it reached its limit of tokens.",
     ),
     "nothing": ({"text": ""}, "The model ended its answer without a word."),
 }  # fmt: skip

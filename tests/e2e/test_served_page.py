@@ -87,7 +87,7 @@ def test_a_conversation_is_the_one_that_genai_has(page: Page, served: str, prove
         assert stored(page) == [message["content"] for message in messages]
         stats = page.locator(".answer .stats").last
         expect(stats).to_contain_text(f"{answer.stats.new_tokens} tokens")
-    expect(page.locator(".answer .notice").last).to_contain_text("cut off at the most tokens")
+    expect(page.locator(".answer .notice").last).to_contain_text("limit of tokens")
 
 
 def test_stop_frees_the_engine(page: Page, served: str) -> None:
