@@ -228,6 +228,18 @@ def test_copy_without_the_clipboard_of_secure_pages(
     expect(page.locator("#prompt")).to_have_value("The text.")
 
 
+def test_what_is_complete_keeps_its_elements_while_the_rest_is_written(
+    page: Page, opened: Open
+) -> None:
+    opened(text=f"```js\nlet a = 1;\n```\n\n{SLOW}", pause=0.02)
+    ask(page, "Go", wait=False)
+    button = page.get_by_role("button", name="Copy code")
+    button.focus()
+    expect(answer(page).locator(".body")).to_contain_text("paragraph 3")
+    expect(button).to_be_focused()
+    assert "paragraph 39" not in answer(page).inner_text()
+
+
 def test_a_new_chat_forgets_and_a_reload_does_not(page: Page, opened: Open) -> None:
     script = opened(text="Kept.")
     ask(page, "One")

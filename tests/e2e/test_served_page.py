@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
+from llama_onnx.runtime.engine.engine import Limits as EngineLimits
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.measure.verify import verify
 from llama_onnx.runtime.serving.app import Settings, create_app
@@ -39,10 +40,14 @@ def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serve(package: Path, *, key: str | None = None, verified: bool = False) -> Iterator[str]:
-    """Serve `package` as the command does; yields the address."""
-    model = Llama.load(package, engine="onnxruntime", threads=1)
-    app = create_app(model, Settings(), verify(package) if verified else None)
+def serve(
+    package: Path, *, key: str | None = None, verified: bool = False, places: int | None = None
+) -> Iterator[str]:
+    """Serve `package` as the command does; yields the address. Of `places`, none is for waiting."""
+    limits = None if places is None else EngineLimits(rows=places)
+    model = Llama.load(package, engine="onnxruntime", threads=1, limits=limits)
+    settings = Settings() if places is None else Settings(most_waiting=0)
+    app = create_app(model, settings, verify(package) if verified else None)
     with running(Limits(app, guard=make_guard(key, LOCAL_HOSTS))) as url:
         yield url
 
@@ -144,3 +149,23 @@ def test_a_key_and_no_verification(page: Page, proven: Path) -> None:
         ask(page, "the fox", 4)
         done(page)
         expect(page.locator(".answer .stats")).to_contain_text("4 tokens")
+
+
+def test_a_full_server_says_when_to_try_again(
+    page: Page, context: BrowserContext, proven: Path
+) -> None:
+    with serve(proven, places=1) as url:
+        page.goto(url)
+        ask(page, "the lazy dog", None)
+        expect(page.locator(".answer .body")).not_to_be_empty()
+        other = context.new_page()
+        other.goto(url)
+        ask(other, "the fox", 4)
+        done(other)
+        expect(other.locator(".answer .notice")).to_contain_text("Too many requests are waiting.")
+        expect(other.locator(".answer .notice")).to_contain_text("Try again in")
+        page.get_by_role("button", name="Stop", exact=True).click()
+        done(page)
+        other.get_by_role("button", name="Retry this answer").click()
+        done(other)
+        expect(other.locator(".answer .stats")).to_contain_text("4 tokens")
