@@ -233,6 +233,7 @@ def test_what_is_complete_keeps_its_elements_while_the_rest_is_written(
 ) -> None:
     opened(text=f"```js\nlet a = 1;\n```\n\n{SLOW}", pause=0.02)
     ask(page, "Go", wait=False)
+    expect(answer(page).locator(".body")).to_contain_text("paragraph 0")
     button = page.get_by_role("button", name="Copy code")
     button.focus()
     expect(answer(page).locator(".body")).to_contain_text("paragraph 3")
