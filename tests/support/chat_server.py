@@ -104,7 +104,7 @@ def stub_app(script: Script) -> FastAPI:
 
 
 async def _stream(script: Script) -> AsyncIterator[str]:
-    size = script.pieces
+    size, pause = script.pieces, script.pause
     pieces = [script.text[i : i + size] for i in range(0, len(script.text), size)]
     try:
         yield ": a comment, as servers send to keep a connection open\n\n"
@@ -113,9 +113,10 @@ async def _stream(script: Script) -> AsyncIterator[str]:
             if index == script.break_after:
                 if script.error:
                     yield _event(error=script.error)
+                    return
                 raise OSError("the stub breaks here")
             yield _event(choices=[{"index": 0, "delta": {"content": piece}}])
-            await asyncio.sleep(script.pause)
+            await asyncio.sleep(pause)
         yield _event(choices=[{"index": 0, "delta": {}, "finish_reason": script.finish}])
         yield _event(choices=[], usage={"prompt_tokens": 9, "completion_tokens": len(pieces)})
         yield "data: [DONE]\n\n"
@@ -129,7 +130,7 @@ def _event(**content: Any) -> str:
 
 
 @contextmanager
-def running(app: FastAPI) -> Iterator[str]:
+def running(app: Any) -> Iterator[str]:
     """Serve `app` on a free port of this machine; yields its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

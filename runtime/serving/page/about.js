@@ -57,6 +57,7 @@ function showDistance({ grade, grades, figures, sentence }) {
   const { mean_kl: kl, same_top1: same, perplexity_ratio: ratio } = figures;
   return [
     scale(grade, grades),
+    ends(grades),
     facts([
       ["Same likeliest token", `${(100 * same).toFixed(1)} %`],
       ["Mean KL", `${Number(kl.toPrecision(2))} nats`],
@@ -73,6 +74,12 @@ function scale(grade, grades) {
     list.append(el("li", { text: name, "aria-current": name === grade ? "true" : null }));
   }
   return list;
+}
+
+// What its ends mean, for those who see it: the list has all its words.
+function ends(grades) {
+  const words = [grades[0], grades.at(-1)].map((text) => el("span", { text }));
+  return el("p", { class: "ends", "aria-hidden": "true" }, ...words);
 }
 
 function facts(rows) {

@@ -9,8 +9,9 @@ import { storedChat } from "./storage.js";
 
 const STOPPED = { kind: "note", text: "You stopped this answer." };
 const NO_KEY = { kind: "error", text: "This server answers only with its key. Retry to enter it." };
-const CUT = { kind: "note", text: "The answer was cut off at the most tokens that it may have." };
+const CUT = { kind: "note", text: "The answer was cut off: it reached its limit of tokens." };
 const LEFT = { kind: "note", text: "This answer ended when the page was left or loaded again." };
+const MISTAKE = { kind: "error", text: "This page has a mistake: see the browser's console." };
 const EMPTY = { kind: "note", text: "The model ended its answer without a word." };
 
 export class Chat {
@@ -154,7 +155,10 @@ export class Chat {
 
   async #failed(error, request, signal, turn, view) {
     if (error.name === "AbortError") return STOPPED;
-    if (!(error instanceof ServerError)) throw error; // a mistake of this page: to the console
+    if (!(error instanceof ServerError)) {
+      reportError(error); // to the console, as if nobody had caught it
+      return MISTAKE;
+    }
     if (error.status !== 401) return { kind: "error", text: error.message };
     return (await askForKey()) && !signal.aborted
       ? this.#receive(request, signal, turn, view)

@@ -1,6 +1,7 @@
 // Connects the page: fields, keys, scrolling, and what the server says about itself.
 
 import { showAbout, showAboutFailed } from "./about.js";
+import { say } from "./announce.js";
 import { Chat } from "./chat.js";
 import { byId, fit, setIcon } from "./dom.js";
 import { askForKey } from "./key.js";
@@ -105,6 +106,9 @@ byId("suggestions").addEventListener("click", (event) => {
   submit();
   prompt.focus();
 });
+
+// theme.js, which listens too, changes the words first.
+byId("theme").addEventListener("click", () => setTimeout(() => say(byId("theme").innerText)));
 
 toEnd.addEventListener("click", () => {
   follow();

@@ -7,7 +7,7 @@ import { Marked } from "./vendor/marked.esm.js";
 
 const MOST = 200_000; // characters: more is shown as plain text
 const SLOW = 300; // milliseconds
-const DEEP = /^(?:[ \t]*(?:>|[-*+](?=[ \t])|\d{1,9}[.)](?=[ \t]))){24}|^[ \t]{64,}(?:[-*+>]|\d{1,9}[.)])[ \t]/m;
+const FIRST = 1000; // characters that are parsed without a look at the time
 
 const escaped = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
 const escape = (text) => text.replace(/[&<>"']/g, (sign) => escaped[sign]);
@@ -84,12 +84,17 @@ function frameTable(table) {
 
 // Shows a text that grows in `container`. Blocks that are complete keep their elements, so that a
 // selection in them, or the focus on a button, survives the next token.
+//
+// Some texts take the parser a time that grows with the square of their length. A text is parsed
+// only if half of it took little; one that takes too long twice is plain text from then on.
 export class Rendering {
   #container;
   #copyButton;
-  #blocks = []; // {raw, nodes}
+  #blocks = []; // {raw, defined, nodes}
   #plain = false;
-  milliseconds = 0; // what the last update took
+  #parsed = 0; // the most characters that were parsed
+  #late = 0; // how many times in a row that took too long
+  milliseconds = 0; // what the last time took
 
   constructor(container, copyButton) {
     this.#container = container;
@@ -97,20 +102,40 @@ export class Rendering {
   }
 
   update(text) {
-    if (this.#plain || text.length > MOST || DEEP.test(text)) {
-      this.#showPlain(text);
-      return;
+    if (text.length > MOST) this.#plain = true;
+    for (let part; !this.#plain && (part = this.#nextPart(text)) < text.length; ) {
+      this.#parse(text.slice(0, part));
     }
-    const started = performance.now();
+    const tokens = this.#plain ? null : this.#parse(text);
     try {
-      this.#show(marked.lexer(text));
+      if (tokens) this.#show(tokens);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      this.#plain = true; // too deep again
+    }
+    if (this.#plain) this.#container.replaceChildren(el("p", { class: "plain", text }));
+  }
+
+  // The next characters to try: the same again if they took too long once.
+  #nextPart(text) {
+    const part = this.#late ? this.#parsed : Math.max(FIRST, 2 * this.#parsed);
+    return Math.min(part, text.length);
+  }
+
+  // The tokens of `text`, null if it is plain text.
+  #parse(text) {
+    const started = performance.now();
+    let tokens = null;
+    try {
+      tokens = marked.lexer(text);
     } catch {
-      this.#showPlain(text); // too deep for the parser's own recursion
-      return;
+      this.#plain = true; // too deep for the parser's own recursion
     }
     this.milliseconds = performance.now() - started;
-    // A text made to be slow must not stop the page: its rest is not worth the time.
-    if (this.milliseconds > SLOW) this.#plain = text.length > 20_000;
+    this.#parsed = Math.max(this.#parsed, text.length);
+    this.#late = this.milliseconds > SLOW ? this.#late + 1 : 0;
+    if (this.#late > 1) this.#plain = true;
+    return this.#plain ? null : tokens;
   }
 
   #show(tokens) {
@@ -130,13 +155,6 @@ export class Rendering {
       this.#blocks.push({ raw: token.raw, defined, nodes });
     }
   }
-
-  #showPlain(text) {
-    this.#plain = true;
-    this.#blocks = [];
-    this.milliseconds = 0;
-    this.#container.replaceChildren(el("p", { class: "plain", text }));
-  }
 }
 
 // The blocks of a text as words, for a screen reader: paragraphs, and each block of code as one. Of
@@ -149,7 +167,9 @@ export function paragraphs(text, complete) {
     if (block.length) blocks.push(block.join("\n"));
     block = [];
   };
-  for (const line of text.split("\n")) {
+  const lines = text.split("\n");
+  if (!complete) lines.pop(); // it may grow
+  for (const line of lines) {
     const mark = /^ {0,3}(```|~~~)/.exec(line)?.[1];
     if (fence === null && mark) {
       end();

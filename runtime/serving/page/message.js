@@ -89,7 +89,7 @@ export class Answer {
     this.actions = el("div", { class: "actions" });
     this.actions.append(
       copy("Copy this answer", () => turn.content),
-      action("retry", "Try this answer again", "Retry", onRetry),
+      action("retry", "Retry this answer", "Retry", onRetry),
       this.stats,
     );
     this.element = el(

@@ -5,11 +5,14 @@ export class Pace {
   #first = null;
   #last = null;
   #pieces = 0;
+  #moments = 0; // at which pieces came
   #tokens = null;
 
   piece() {
-    this.#last = performance.now();
-    this.#first ??= this.#last;
+    const now = performance.now();
+    if (this.#last === null || now - this.#last > 1) this.#moments += 1;
+    this.#last = now;
+    this.#first ??= now;
     this.#pieces += 1;
   }
 
@@ -26,6 +29,13 @@ export class Pace {
     const about = exact ? "" : "about ";
     const seconds = (this.#last - this.#first) / 1000;
     const parts = [`${about}${tokens.toLocaleString("en")} ${tokens === 1 ? "token" : "tokens"}`];
+    // A proxy, or a browser that is busy, may deliver pieces in heaps: then the clock tells only the
+    // time of the whole.
+    if (2 * this.#moments < this.#pieces) {
+      const whole = (this.#last - this.#started) / 1000;
+      parts.push(`${rate(tokens / whole)} tokens/s with reading`, `in ${whole.toFixed(2)} s`);
+      return parts.join(" · ");
+    }
     // The first token ends the reading of the prompt: the rate is that of the others.
     if (tokens > 1 && seconds > 0) parts.push(`${rate((tokens - 1) / seconds)} tokens/s`);
     parts.push(`first after ${((this.#first - this.#started) / 1000).toFixed(2)} s`);

@@ -48,7 +48,11 @@ async function failure(response) {
 function sentence(response, said, code) {
   const { status } = response;
   if (status === 401) return "The server did not accept the key.";
-  if (status === 429 || status === 503) return `${said || "The server is busy."} ${again(response)}`;
+  if (status === 429 || status === 503) {
+    // The sentence may end with the advice that the header gives more exactly.
+    const why = said.replace(/[:;,]? *try again[^.]*\.$/i, ".");
+    return `${why || "The server is busy."} ${again(response)}`;
+  }
   if (code === "context_length_exceeded") {
     return `This conversation no longer fits the model's context. ${said} Start a new chat, or edit an earlier message.`;
   }

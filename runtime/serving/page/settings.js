@@ -17,7 +17,7 @@ export function setUpSettings() {
     const field = byId(id);
     if (typeof stored[id] === "string") field.value = stored[id];
     showValidity(field);
-    field.addEventListener("change", () => {
+    field.addEventListener("input", () => {
       showValidity(field);
       storedSettings.write(Object.fromEntries(FIELDS.map((name) => [name, byId(name).value])));
     });
