@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from llama_onnx.runtime.bundles.template_files import write_text
@@ -28,7 +29,8 @@ def copy_runtime(script: Path, folder: Path) -> None:
     shutil.copyfile(_HOUSES["runtime"] / "native" / "LICENSE", root / "LICENSE")
 
 
-def needed_files(script: Path) -> set[Path]:
+@cache
+def needed_files(script: Path) -> frozenset[Path]:
     """Return the modules of this project that `script` needs, `__init__.py` of their folders, and
     the data of those that read any."""
     found: set[Path] = set()
@@ -41,7 +43,7 @@ def needed_files(script: Path) -> set[Path]:
             waiting += fresh
             if name == "importlib.resources.files":
                 found |= set(_data(module.parent))
-    return found
+    return frozenset(found)
 
 
 def _data(folder: Path) -> Iterator[Path]:

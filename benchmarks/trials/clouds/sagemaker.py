@@ -63,6 +63,7 @@ def stream_cases(server: Server) -> Iterator[Case]:
     started = time.monotonic()
     server.ask(long)
     full = time.monotonic() - started
+    connection = server.connect()
     connection.request("POST", "/invocations", json.dumps({**long, "stream": True}))
     first = connection.getresponse()
     first.readline()
@@ -71,6 +72,7 @@ def stream_cases(server: Server) -> Iterator[Case]:
     took = server.seconds_until_idle()
     said = f"its place was free after {took:.1f} s; the whole answer takes {full:.1f} s"
     yield Case("a client disconnects", took < full / 2, said)
+    connection = server.connect()
     connection.request("POST", "/invocations", json.dumps({"prompt": 3, "stream": True}))
     refused = connection.getresponse().status
     yield Case("an invalid request to stream", refused == 400, str(refused))

@@ -104,6 +104,7 @@ class Server:
             text = str(fetch(self.url("/metrics"))[1])
             if re.findall(r"^vllm:num_requests_\w+{.*} (.*)$", text, re.MULTILINE) == ["0.0"] * 2:
                 break
+            time.sleep(0.02)
         return time.monotonic() - started
 
     @property
