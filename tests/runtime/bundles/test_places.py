@@ -291,8 +291,11 @@ def ask(url: str, body: bytes | None = None) -> Any:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the containers run Linux")
-def test_a_container_answers_by_itself(package: Path, out: Path, tmp_path: Path) -> None:
+def test_a_container_answers_by_itself(
+    certified: tuple[Path, ParityReport], out: Path, tmp_path: Path
+) -> None:
     """As on Azure: the package is three folders below; and the requests of both clouds."""
+    package, _ = certified
     opened = ModelPackage.open(package)
     bundle_azureml(opened, out)
     bundle_sagemaker(opened, out.with_name("s"))
@@ -313,6 +316,8 @@ def test_a_container_answers_by_itself(package: Path, out: Path, tmp_path: Path)
         named = json.dumps({**json.loads(requests[0]), "model": "package"}).encode()
         answers = [ask(url + paths["scoring"], named), ask(f"{url}/invocations", requests[1])]
         assert [reply["choices"][0]["message"]["content"] for reply in answers] == [expected] * 2
+        said = ask(f"{url}/about")["distance"]["sentence"]
+        assert "cannot be used" not in said and "has no certificate" not in said
         with urllib.request.urlopen(url) as page:
             assert b"<html" in page.read()
 
