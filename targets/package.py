@@ -227,6 +227,22 @@ def check_changeable(package: ModelPackage) -> None:
             raise UsageError(f"{path} is not part of the package: remove it first.")
 
 
+def find_package(folder: Path) -> Path:
+    """Return the package that `folder` is or contains, at most three folders deep.
+
+    Raises `PackageError` unless there is exactly one.
+    """
+    found = sorted(
+        file.parent for depth in range(4) for file in folder.glob("*/" * depth + MANIFEST)
+    )
+    if len(found) != 1:
+        raise PackageError(
+            f"{folder} must be a package or contain exactly one, but {len(found)} were found: "
+            f"put one package, with its {MANIFEST}, there."
+        )
+    return found[0]
+
+
 def is_package(path: Path) -> bool:
     """Return whether `path` is a folder with a valid manifest; other files are not checked."""
     return ModelPackage.unchecked(path) is not None

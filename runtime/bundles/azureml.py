@@ -2,8 +2,8 @@
 
 OUT/
   package/                                the model
-  code/                                   score.py, and the part of llama_onnx/ that it runs
-  endpoint.yml  deployment.yml  environment.yml  conda.yml  requirements.txt
+  container/                              Dockerfile, serve.py, and the part of llama_onnx/ it runs
+  endpoint.yml  deployment.yml  environment.yml
   request.json  README.md  bundle.json
 """
 
@@ -15,20 +15,18 @@ from pathlib import Path
 from typing import ClassVar
 
 from llama_onnx.runtime.bundles.clouds import (
-    REQUEST,
     Machine,
     check_cpu,
     choose_machine,
-    copy_runtime,
     describe_package,
+    example,
     licence_files,
-    requirements,
     service_name,
-    write_requirements,
+    write_container,
 )
 from llama_onnx.runtime.bundles.make import copy_package
 from llama_onnx.runtime.bundles.place import Place
-from llama_onnx.runtime.bundles.template_files import copy_template, fill_template, write_text
+from llama_onnx.runtime.bundles.template_files import fill_template, write_text
 from llama_onnx.targets.package import ModelPackage
 
 MACHINES = (
@@ -39,7 +37,7 @@ MACHINES = (
     Machine("Standard_E32s_v3", 256),
 )
 
-_FILLED = ("endpoint.yml", "deployment.yml", "environment.yml", "conda.yml", "README.md")
+_FILLED = ("endpoint.yml", "deployment.yml", "environment.yml", "README.md")
 
 
 @dataclass(frozen=True)
@@ -54,21 +52,21 @@ class AzureML(Place):
         check_cpu(package, self.name)
 
     def fill(self, package: ModelPackage, folder: Path, name: str) -> Sequence[str]:
-        """Write the package, the scoring script and the definitions of what Azure creates."""
+        """Write the package, the container's sources and the definitions of what Azure creates."""
         need = choose_machine(package, MACHINES)
+        service = service_name(name)
+        asked = example(package, service)
         values = {
-            "name": service_name(name),
+            "name": service,
             "model": describe_package(package),
             "memory": need.reason,
             "instance": need.machine.name,
             "licences": licence_files(package),
-            "requirements": "\n".join(f"      - {line}" for line in requirements(self.name)),
+            "path": asked.path,
         }
         copy_package(package, folder / "package")
-        copy_template(self.name, "score.py", folder / "code")
-        copy_runtime(folder / "code")
+        write_container(folder / "container")
         for file in _FILLED:
             fill_template(self.name, file, folder, values)
-        write_requirements(self.name, folder / "requirements.txt")
-        write_text(folder / "request.json", REQUEST)
+        write_text(folder / "request.json", asked.request)
         return need.warnings

@@ -1,26 +1,25 @@
-"""Shared by the bundles for clouds: the runtime's source, requirements, names, machines."""
+"""Shared by the bundles for clouds: the container, example requests, names, machines."""
 
 from __future__ import annotations
 
+import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llama_onnx.runtime.bundles.markdown import as_code
-from llama_onnx.runtime.bundles.template_files import template_path, write_text
+from llama_onnx.runtime.bundles.runtime_copy import copy_runtime
+from llama_onnx.runtime.bundles.template_files import copy_template, template_path
+from llama_onnx.runtime.llama.template import has_template
 from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.licences import TERMS, of_kind
 from llama_onnx.targets.package import ModelPackage
 
-REQUEST = '{"prompt": "Once upon a time", "max_new_tokens": 32}\n'
-"""An example request."""
-
-_LEFT_OUT = ("__pycache__", "bundles", "commands", "kernels", "native", "*.onnx", "*.typed")
-_SOURCES = {"runtime": Path(__file__).parents[1], "targets": Path(cpu.__file__).parent}
-"""The folders of this project that are needed to run a package."""
+_TEMPLATES = "cloud"
+_CONTAINER = ("Dockerfile", "requirements.txt", "serve.py")
 
 _GIB = 2**30
 
@@ -88,28 +87,40 @@ def service_name(name: str) -> str:
     return name if len(name) >= 3 else "llama-onnx"
 
 
-def requirements(place: str) -> tuple[str, ...]:
-    """Return the pinned requirements of a bundle for `place`, one a line."""
-    files = [template_path(folder, "requirements.txt") for folder in ("cloud", place)]
-    return tuple(line for file in files for line in file.read_text("utf-8").splitlines())
+@dataclass(frozen=True)
+class Example:
+    """A request that the package can answer, as JSON, and the path of OpenAI's API for it."""
+
+    path: str
+    request: str
 
 
-def write_requirements(place: str, file: Path) -> None:
-    """Write the requirements of `place` to `file`, in pip's format."""
-    write_text(file, "".join(f"{line}\n" for line in requirements(place)))
+def example(package: ModelPackage, model: str | None = None) -> Example:
+    """Return a chat for a package with a chat template, otherwise a prompt to continue.
 
-
-def copy_runtime(folder: Path) -> None:
-    """Copy the part of llama-onnx that opens and runs a package to `folder`/llama_onnx.
-
-    As source, with the license: llama-onnx is not on PyPI.
+    /invocations needs no `model`.
     """
-    ignored = shutil.ignore_patterns(*_LEFT_OUT)
-    for name, source in _SOURCES.items():
-        shutil.copytree(source, folder / "llama_onnx" / name, ignore=ignored)
-    # Not a namespace package: an installed llama_onnx must not take precedence over this one.
-    write_text(folder / "llama_onnx" / "__init__.py", '"""The code that runs a package."""\n')
-    shutil.copyfile(_SOURCES["runtime"] / "native" / "LICENSE", folder / "llama_onnx" / "LICENSE")
+    text = "Once upon a time"
+    asked: dict[str, Any] = {} if model is None else {"model": model}
+    if has_template(package.path):
+        path = "/v1/chat/completions"
+        asked["messages"] = [{"role": "user", "content": text}]
+    else:
+        path, asked["prompt"] = "/v1/completions", text
+    asked["max_tokens"] = 32
+    return Example(path, json.dumps(asked) + "\n")
+
+
+def requirements() -> tuple[str, ...]:
+    """Return the pinned requirements of the container, one a line."""
+    return tuple(template_path(_TEMPLATES, "requirements.txt").read_text("utf-8").splitlines())
+
+
+def write_container(folder: Path) -> None:
+    """Write what the image is built from: the same for each cloud and each package."""
+    for name in _CONTAINER:
+        copy_template(_TEMPLATES, name, folder)
+    copy_runtime(template_path(_TEMPLATES, "serve.py"), folder)
 
 
 def licence_files(package: ModelPackage) -> str:

@@ -19,18 +19,17 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 from llama_onnx.runtime.bundles.clouds import (
-    REQUEST,
     Machine,
     check_cpu,
     choose_machine,
-    copy_runtime,
     describe_package,
+    example,
     licence_files,
     service_name,
-    write_requirements,
+    write_container,
 )
 from llama_onnx.runtime.bundles.place import Place
-from llama_onnx.runtime.bundles.template_files import copy_template, fill_template, write_text
+from llama_onnx.runtime.bundles.template_files import fill_template, write_text
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.listing import SIGNATURE_SUFFIX
@@ -66,14 +65,10 @@ class SageMaker(Place):
             "licences": licence_files(package),
         }
         write_model_archive(package, folder / "model.tar.gz")
-        container = folder / "container"
-        copy_template(self.name, "Dockerfile", container)
-        copy_template(self.name, "serve.py", container)
-        write_requirements(self.name, container / "requirements.txt")
-        copy_runtime(container)
+        write_container(folder / "container")
         fill_template(self.name, "deploy.py", folder, values)
         fill_template(self.name, "README.md", folder, values | details)
-        write_text(folder / "request.json", REQUEST)
+        write_text(folder / "request.json", example(package).request)
         return need.warnings
 
 

@@ -134,13 +134,24 @@ def check_template(folder: Path) -> None:
 
 
 def read_template(folder: Path) -> ChatTemplate | None:
-    """Return the package's template, None if it has none: chat_template.jinja before the one in
-    tokenizer_config.json, as transformers takes them."""
+    """Return the package's template, None if it has none."""
     try:
         from llama_onnx.runtime.chat_template.render import ChatTemplate
     except ModuleNotFoundError as error:
         raise missing_extra("a chat template", error.name, "cpu") from None
 
+    text, settings = _read_text(folder)
+    return ChatTemplate(text, special_texts(settings)) if text else None
+
+
+def has_template(folder: Path) -> bool:
+    """Return whether the package in `folder` has a template, whatever it does."""
+    return bool(_read_text(folder)[0])
+
+
+def _read_text(folder: Path) -> tuple[str | None, Mapping[str, Any]]:
+    """Return the template's text and the tokenizer's settings: chat_template.jinja before the text
+    in tokenizer_config.json, as transformers takes them."""
     # The second file is in packages of earlier versions, which copied it from the source.
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", SETTINGS):
@@ -153,7 +164,7 @@ def read_template(folder: Path) -> ChatTemplate | None:
             text = content.decode("utf-8")
         except UnicodeDecodeError:
             raise PackageError(f"{folder / TEMPLATE} is not UTF-8 text.") from None
-    return ChatTemplate(text, special_texts(settings)) if text else None
+    return text, settings
 
 
 def chosen_template(value: Any) -> str | None:

@@ -1,1 +1,1 @@
-"""Serve one model to many callers: JSON requests, answered one at a time."""
+"""Serve one package to many clients, by OpenAI's API."""

@@ -34,7 +34,7 @@ from llama_onnx.runtime.serving.replies.head import Head
 from llama_onnx.runtime.serving.replies.response_reply import response, response_events
 from llama_onnx.runtime.serving.requests.call import Call, call_text, chat_call, completion_call
 from llama_onnx.runtime.serving.requests.response_input import response_call
-from llama_onnx.runtime.serving.requests.schemas import CHAT, COMPLETION, RESPONSE, Schema
+from llama_onnx.runtime.serving.requests.schemas import CHAT, COMPLETION, RESPONSE
 from llama_onnx.targets.errors import BusyError, LlamaOnnxError
 from llama_onnx.targets.listing import hash_file
 from llama_onnx.targets.printable import printable_line, shown
@@ -117,14 +117,15 @@ def create_app(
     app = FastAPI(title="llama-onnx", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.served = served
     for path, endpoint, schema in (
-        ("/v1/chat/completions", _chat, CHAT),
-        ("/v1/completions", _completions, COMPLETION),
+        ("/v1/chat/completions", chat, CHAT),
+        ("/v1/completions", completions, COMPLETION),
         ("/v1/responses", _responses, RESPONSE),
     ):
-        app.add_api_route(path, _bounded(served, endpoint, schema), methods=["POST"], name=path)
+        route = bounded(served, endpoint, schema.read)
+        app.add_api_route(path, route, methods=["POST"], name=path)
     app.add_api_route("/v1/models", partial(_models, served), methods=["GET"])
     app.add_api_route("/v1/models/{model:path}", partial(_model, served), methods=["GET"])
-    app.add_api_route("/health", partial(_health, served), methods=["GET"])
+    app.add_api_route("/health", partial(health, served), methods=["GET"])
     app.add_api_route("/ready", partial(_ready, served), methods=["GET"])
     app.add_api_route("/metrics", partial(_metrics, served), methods=["GET"])
     facts = about(
@@ -146,13 +147,15 @@ def create_app(
 Endpoint = Callable[[Served, Mapping[str, Any], ExitStack], Any]
 
 
-def _bounded(served: Served, endpoint: Endpoint, schema: Schema) -> Callable[..., Any]:
-    """Return the route that reads a request by `schema` and holds its places until it is over."""
+def bounded(
+    served: Served, endpoint: Endpoint, read: Callable[[bytes], Mapping[str, Any]]
+) -> Callable[..., Any]:
+    """Return the route that reads a request with `read` and holds its places until it is over."""
 
     async def route(request: Request) -> Response:
         served.check()
         body = await request.body()
-        fields = await asyncio.to_thread(schema.read, body)
+        fields = await asyncio.to_thread(read, body)
         with ExitStack() as stack:
             answer: Response = await endpoint(served, fields, stack)
             if isinstance(answer, EventStream):
@@ -162,7 +165,8 @@ def _bounded(served: Served, endpoint: Endpoint, schema: Schema) -> Callable[...
     return route
 
 
-async def _chat(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> Response:
+async def chat(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> Response:
+    """Answer a checked request to /v1/chat/completions."""
     call = chat_call(fields)
     head = Head.new("chatcmpl", call.model, served.fingerprint)
     of = served.model.codec.token_bytes
@@ -174,7 +178,8 @@ async def _chat(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> 
     return _json(chat_completion(call, head, parts, of))
 
 
-async def _completions(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> Response:
+async def completions(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> Response:
+    """Answer a checked request to /v1/completions."""
     call = completion_call(fields)
     head = Head.new("cmpl", call.model, served.fingerprint)
     of = served.model.codec.token_bytes
@@ -261,7 +266,7 @@ def _describe(served: Served, name: str) -> dict[str, Any]:
     }
 
 
-async def _health(served: Served) -> Response:
+async def health(served: Served) -> Response:
     """Whether the process answers and its engine runs."""
     alive = served.engine.is_alive()
     return JSONResponse(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from llama_onnx.runtime.engine.engine import Limits as EngineLimits
 from llama_onnx.runtime.llama.model import Llama
@@ -34,11 +35,13 @@ def running(
     *,
     rows: int = 8,
     api_key: str | None = None,
+    add: Callable[[FastAPI], None] = lambda app: None,
 ) -> Iterator[Running]:
-    """Serve `package` while the block runs."""
+    """Serve `package` while the block runs; `add` adds routes."""
     limits = EngineLimits(cache_bytes=64 << 20, rows=rows)
     model = Llama.load(package, engine="onnxruntime", threads=1, limits=limits)
     app = create_app(model, settings)
+    add(app)
     guarded: Any = Limits(app, guard=make_guard(api_key, LOCAL_HOSTS))
     config = uvicorn.Config(guarded, http=Protocol, log_config=None, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)

@@ -10,7 +10,7 @@ import pytest
 
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.listing import hash_file
-from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest
+from llama_onnx.targets.package import MANIFEST, ModelPackage, find_package, write_manifest
 
 CONTENT = {
     "created_with": {"llama-onnx": "0.1.0"},
@@ -205,3 +205,16 @@ def test_a_manifest_that_is_not_an_object(folder: Path, content: str) -> None:
     (folder / MANIFEST).write_text(content, encoding="utf-8")
     with pytest.raises(PackageError, match=r"manifest\.json is damaged: it is not a JSON object"):
         ModelPackage.open(folder)
+
+
+def test_a_package_is_found_in_a_folder_of_a_cloud(package: Path, tmp_path: Path) -> None:
+    assert find_package(package) == package
+    below = tmp_path / "name" / "1" / "package"
+    shutil.copytree(package, below)
+    for folder in (below, *below.parents[:3]):
+        assert find_package(folder) == below
+    with pytest.raises(PackageError, match="but 0 were found: put one package, with its manifest"):
+        find_package(tmp_path / "nothing")
+    shutil.copytree(package, tmp_path / "other")
+    with pytest.raises(PackageError, match="but 2 were found"):
+        find_package(tmp_path)

@@ -61,9 +61,9 @@ def make_foreign(package: Path, out: Path) -> Path:
     return out
 
 
-def pin_case(place: str) -> Case:
+def pin_case() -> Case:
     """Check that the tested versions are those that a bundle installs."""
-    pins = dict(line.split("==") for line in requirements(place))
+    pins = dict(line.split("==") for line in requirements())
     other = [f"{name} {version(name)}" for name in pins if version(name) != pins[name]]
     said = f"other ones: {', '.join(other)}" if other else f"{len(pins)} as pinned"
     return Case("versions", not other, said)
@@ -72,7 +72,7 @@ def pin_case(place: str) -> Case:
 def azure_cases(folder: Path, package: Path, slow: Path, foreign: Path) -> Iterator[Case]:
     """Make the bundle for Azure ML and yield its cases."""
     bundle = make_bundle(ModelPackage.open(package), folder / "azureml ä ü 日本", AzureML()).path
-    yield pin_case("azureml")
+    yield pin_case()
     yield from azureml.loader_cases(bundle)
     yield from run_place(azureml.place(bundle), bundle / "package", slow, foreign, folder)
 
@@ -81,7 +81,7 @@ def sagemaker_cases(folder: Path, package: Path, slow: Path, foreign: Path) -> I
     """Make the bundle for SageMaker and yield its cases."""
     out = folder / "sagemaker ä ü 日本"
     bundle = make_bundle(ModelPackage.open(package), out, SageMaker()).path
-    yield pin_case("sagemaker")
+    yield pin_case()
     yield sagemaker.docker_case(bundle)
     yield from sagemaker.deploy_cases(bundle)
     model = sagemaker.unpack(bundle, folder / "opt ml model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -26,59 +27,103 @@ MESSAGES = [{"role": "user", "content": "Where is Paris?"}]
 PING_LIMIT = 2.0
 """Seconds: SageMaker's limit for a health check, and the default for a probe in Azure ML."""
 
-WRONG = (
+PLACES = 72
+"""Answers in work and waiting that a server takes at most."""
+
+CROWD = 100
+
+WRONG: tuple[Any, ...] = (
     b"",
     b"no JSON",
     b"\xff",
     b"[1]",
     b"{}",
-    b'{"prompt": 3}',
-    b'{"prompt": "a", "max_new_tokens": -1}',
-    b'{"prompt": "a", "temperature": "hot"}',
-    b'{"prompt": "a", "adapter": "law"}',
-    b'{"messages": []}',
-    b'{"prompt": "%s"}' % (b"the " * 3000),
+    {"prompt": 3},
+    {"prompt": "a", "max_tokens": -1},
+    {"prompt": "a", "temperature": "hot"},
+    {"prompt": "a", "max_new_tokens": 3},
+    {"messages": []},
+    {"prompt": "the " * 3000},
 )
 
 
 @dataclass(frozen=True)
-class Server:
-    """A running server: its URLs for requests and for health checks, and its log."""
+class Place:
+    """How a place runs a bundle: the start command, the port, and the paths that it requests.
 
-    process: subprocess.Popen[bytes]
-    url: str
+    `model` is the name that requests have to have, None if they need none.
+    """
+
+    name: str
+    start: Start
+    port: int
+    chats: str
+    prompts: str
     health: str
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server, and its log."""
+
+    place: Place
+    process: subprocess.Popen[bytes]
     log: Path
 
+    @property
+    def address(self) -> str:
+        """Its host and port."""
+        return f"127.0.0.1:{self.place.port}"
+
+    def url(self, path: str) -> str:
+        """Return the URL of a path."""
+        return f"http://{self.address}{path}"
+
+    def request(self, content: Any) -> tuple[str, bytes]:
+        """Return the path for `content` and its body; bytes are sent unchanged."""
+        if isinstance(content, bytes):
+            return self.place.prompts, content
+        named = {} if self.place.model is None else {"model": self.place.model}
+        path = self.place.chats if "messages" in content else self.place.prompts
+        return path, json.dumps({**named, **content}).encode()
+
     def ask(self, content: Any) -> tuple[int, Any]:
-        """Return status and JSON of the reply; bytes are sent unchanged."""
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        return fetch(self.url, body)
+        """Return status and JSON of the reply."""
+        path, body = self.request(content)
+        return fetch(self.url(path), body)
+
+    def connect(self) -> http.client.HTTPConnection:
+        """Open a connection."""
+        return http.client.HTTPConnection(self.address, timeout=120)
+
+    def seconds_until_idle(self) -> float:
+        """Wait until no answer is in work or waits, by the server's own figures."""
+        started = time.monotonic()
+        while time.monotonic() - started < 60:
+            text = str(fetch(self.url("/metrics"))[1])
+            if re.findall(r"^vllm:num_requests_\w+{.*} (.*)$", text, re.MULTILINE) == ["0.0"] * 2:
+                break
+            time.sleep(0.02)
+        return time.monotonic() - started
 
     @property
     def said(self) -> str:
         """The log so far."""
         return self.log.read_text("utf-8", "replace")
 
-    @property
-    def model_process(self) -> int:
-        """The process that holds the model, as the log names it."""
-        return int(re.findall(r"\(process (\d+)\)", self.said)[-1])
-
 
 Start = Callable[[Path, Path], "subprocess.Popen[bytes]"]
 """Start a server: arguments are the folder of the package and the file of the log."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """How a place runs a bundle: the start command, the port, and the paths that it requests."""
-
-    name: str
-    start: Start
-    port: int
-    answers: str
-    health: str
+def text_of(reply: Any) -> str | None:
+    """Return the text of an answer in OpenAI's format, None for another reply."""
+    try:
+        (choice,) = reply["choices"]
+        return str(choice["text"] if "text" in choice else choice["message"]["content"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def fetch(url: str, body: bytes | None = None) -> tuple[int, Any]:
@@ -102,8 +147,7 @@ def _parse(body: bytes) -> Any:
 def running(place: Place, package: Path, log: Path) -> Iterator[Server]:
     """Run the server of `place`, wait until it is healthy, and end it with SIGTERM."""
     process = place.start(package, log)
-    base = f"http://127.0.0.1:{place.port}"
-    server = Server(process, base + place.answers, base + place.health, log)
+    server = Server(place, process, log)
     try:
         _await_health(server)
         yield server
@@ -122,7 +166,7 @@ def _await_health(server: Server) -> None:
         if server.process.poll() is not None:
             raise RuntimeError(f"the server ended: {server.said[-2000:]}")
         try:
-            if fetch(server.health)[0] == 200:
+            if fetch(server.url(server.place.health))[0] == 200:
                 return
         except OSError:
             time.sleep(0.2)
@@ -138,38 +182,45 @@ def environment(**more: str) -> Mapping[str, str]:
 
 
 def answer_cases(server: Server, package: Path) -> Iterator[Case]:
-    """Answers, refusals, the provider, telemetry, a killed process."""
-    model = Llama.load(package)
-    provider = re.findall(r"serving (.* · .*)", server.said)
-    runs = re.sub(r" \(process \d+\)", "", provider[-1]) if provider else "nothing"
-    yield Case("the log names the provider", "CPUExecutionProvider" in runs, runs)
-    expected = ["".join(model.generate(prompt, max_new_tokens=24)) for prompt in PROMPTS]
-    given = [server.ask({"prompt": prompt, "max_new_tokens": 24}) for prompt in PROMPTS]
-    same = sum(a == 200 and b["text"] == c for (a, b), c in zip(given, expected, strict=True))
+    """Answers, refusals, the provider, the other routes of OpenAI's API."""
+    with Llama.load(package, engine="onnxruntime") as model:
+        provider = re.findall(r"serving (.* · .*)", server.said)
+        runs = provider[-1] if provider else "nothing"
+        yield Case("the log names the provider", "CPUExecutionProvider" in runs, runs)
+        expected = ["".join(model.generate(prompt, max_new_tokens=24)) for prompt in PROMPTS]
+        expected_chat = "".join(model.chat(MESSAGES, max_new_tokens=24))
+    given = [text_of(server.ask({"prompt": text, "max_tokens": 24})[1]) for text in PROMPTS]
+    same = sum(a == b for a, b in zip(given, expected, strict=True))
     yield Case("prompts continued", same == len(PROMPTS), f"{same} of {len(PROMPTS)} as `Llama`")
-    status, reply = server.ask({"messages": MESSAGES, "max_new_tokens": 24})
-    same_chat = reply.get("text") == "".join(model.chat(MESSAGES, max_new_tokens=24))
+    status, reply = server.ask({"messages": MESSAGES, "max_tokens": 24})
+    same_chat = text_of(reply) == expected_chat
     yield Case("a conversation answered", status == 200 and same_chat, "as `Llama`")
+    yield client_case(server, expected_chat)
     yield refusals(server)
-    pid = server.model_process
-    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    off = b"ORT_DISABLE_TELEMETRY=1" in variables
-    yield Case("telemetry is off in the model's process", off, "ORT_DISABLE_TELEMETRY=1")
-    os.kill(pid, signal.SIGKILL)
-    time.sleep(1)
-    status, reply = server.ask({"prompt": PROMPTS[0], "max_new_tokens": 24})
-    holds = status == 200 and reply["text"] == expected[0]
-    yield Case("the model's process killed", holds, "started again, the next request answered")
+
+
+def client_case(server: Server, expected: str) -> Case:
+    """Ask with the official client, at the routes of OpenAI's API."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=server.url("/v1"), api_key="the cloud's")
+    (name,) = [model.id for model in client.models.list()]
+    messages: Any = MESSAGES
+    chunks = client.chat.completions.create(
+        model=name, messages=messages, max_tokens=24, stream=True
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    said = f"model {name}, streamed, as `Llama`"
+    return Case("the library openai at /v1", text == expected, said)
 
 
 def refusals(server: Server) -> Case:
     """Check that every invalid request gets status 400 and a sentence."""
-    replies = [server.ask(body) for body in WRONG]
+    replies = [server.ask(content) for content in WRONG]
     wrong = [
-        f"{body[:40]!r}: {status} {reply!r}"
-        for body, (status, reply) in zip(WRONG, replies, strict=True)
-        # Azure's server itself refuses what is not UTF-8, with "message".
-        if status != 400 or not isinstance(reply, dict) or reply.keys() - {"error", "message"}
+        f"{str(content)[:40]}: {status} {reply!r}"
+        for content, (status, reply) in zip(WRONG, replies, strict=True)
+        if status != 400 or not str(reply["error"]["message"]).endswith(".")
     ]
     said = "; ".join(wrong) or f"{len(WRONG)} of {len(WRONG)}: 400 and a sentence"
     return Case("invalid requests", not wrong, said)
@@ -177,7 +228,7 @@ def refusals(server: Server) -> Case:
 
 def load_cases(server: Server) -> Iterator[Case]:
     """Health checks during a long prompt; more simultaneous requests than are accepted."""
-    long = {"prompt": "7" * 4000, "max_new_tokens": 4}
+    long = {"prompt": "7" * 4000, "max_tokens": 4}
     with ThreadPoolExecutor(1) as pool:
         started = time.monotonic()
         answer = pool.submit(server.ask, long)
@@ -187,40 +238,41 @@ def load_cases(server: Server) -> Iterator[Case]:
         took = time.monotonic() - started
     slowest = max(pings)
     said = f"{slowest:.2f} s at most, {len(pings)} times in the {took:.1f} s of an answer"
-    # If the model ran in the server's process, the slowest would take nearly as long as the answer.
+    # If the prompt held Python's lock, the slowest would take nearly as long as the answer.
     holds = answer.result()[0] == 200 and slowest < min(PING_LIMIT, took / 4)
     yield Case("health checks during a long prompt", holds, said)
-    short = {"prompt": "7" * 400, "max_new_tokens": 8}
-    alone = server.ask(short)[1]["text"]
-    with ThreadPoolExecutor(12) as pool:
-        replies = list(pool.map(server.ask, [short] * 12))
+    short = {"prompt": "7" * 400, "max_tokens": 8}
+    with ThreadPoolExecutor(CROWD) as pool:
+        replies = list(pool.map(server.ask, [short] * CROWD))
     statuses = Counter(status for status, _ in replies)
-    same = all(reply["text"] == alone for status, reply in replies if status == 200)
-    holds = same and statuses.keys() == {200, 503} and statuses[200] >= 9
-    said = f"{statuses[200]} answered alike, {statuses[503]} refused with 503"
-    yield Case("twelve requests at once", holds, said)
+    whole = all(
+        reply["usage"]["completion_tokens"] == 8 for status, reply in replies if status == 200
+    )
+    holds = whole and statuses.keys() <= {200, 429} and statuses[200] >= PLACES
+    said = f"{statuses[200]} answered, {statuses[429]} refused with 429"
+    yield Case(f"{CROWD} requests at once", holds, said)
     yield Case("afterwards", server.ask(short)[0] == 200, "answers as before")
 
 
 def _time_ping(server: Server) -> float:
     started = time.monotonic()
-    status, _ = fetch(server.health)
+    status, _ = fetch(server.url(server.place.health))
     time.sleep(0.05)
     return time.monotonic() - started if status == 200 else float("inf")
 
 
 def end_case(server: Server) -> Case:
-    """Check that SIGTERM ends the server and the process of the model."""
-    pid = server.model_process
-    started = time.monotonic()
-    server.process.send_signal(signal.SIGTERM)
-    server.process.wait(30)
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < started + 10:
+    """Check that SIGTERM ends the server, and that an answer in work is completed first."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.ask, {"prompt": "the quick", "max_tokens": 200})
         time.sleep(0.05)
-    took = time.monotonic() - started
-    return Case(
-        "SIGTERM", not Path(f"/proc/{pid}").exists(), f"all processes ended in {took:.1f} s"
-    )
+        started = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(60)
+        took = time.monotonic() - started
+        status, _ = answer.result()
+    said = f"an answer in work was completed, the process ended in {took:.1f} s"
+    return Case("SIGTERM", status == 200, said)
 
 
 def foreign_case(place: Place, package: Path, log: Path) -> Case:

@@ -189,7 +189,9 @@ def _of_field(name: str, read: Callable[[Any], Any], value: Any) -> Any:
 def _new_tokens(value: Any, default: int) -> int:
     if value is None:
         return default
-    return int(_of_field("max_tokens", lambda v: read_value("max_new_tokens", v), value))
+    return int(
+        _of_field("max_tokens", lambda v: read_value("max_new_tokens", v, "max_tokens"), value)
+    )
 
 
 def _messages(messages: Any) -> tuple[Message, ...]:

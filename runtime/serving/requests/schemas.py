@@ -59,14 +59,10 @@ class Schema:
 
     def read(self, body: bytes) -> dict[str, Any]:
         """Return the fields of a request's body that are not null; raise `UsageError` otherwise."""
-        if len(body) > MAX_BODY:
-            raise TooLargeError(too_large(len(body), MAX_BODY))
-        try:
-            content = parse_json(body, unique=True, max_bytes=MAX_BODY * 4)
-        except JSONError as error:
-            raise UsageError(f"the request {error}.") from None
-        if not isinstance(content, dict):
-            raise UsageError('the request must be a JSON object, such as {"model": ...}.')
+        return self.check(read_object(body))
+
+    def check(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields that are not null; raise `UsageError` for one that cannot be taken."""
         fields = {name: value for name, value in content.items() if value is not None}
         self._check_names(fields)
         known = {name: value for name, value in fields.items() if name not in self.extras}
@@ -126,6 +122,19 @@ class FieldError(UsageError):
     def __init__(self, param: str, text: str) -> None:
         super().__init__(text)
         self.param = param
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in a request's body; raise `UsageError` otherwise."""
+    if len(body) > MAX_BODY:
+        raise TooLargeError(too_large(len(body), MAX_BODY))
+    try:
+        content = parse_json(body, unique=True, max_bytes=MAX_BODY * 4)
+    except JSONError as error:
+        raise UsageError(f"the request {error}.") from None
+    if not isinstance(content, dict):
+        raise UsageError('the request must be a JSON object, such as {"model": ...}.')
+    return content
 
 
 def _walk(value: Any, place: tuple[int | str, ...], fields: Any) -> None:

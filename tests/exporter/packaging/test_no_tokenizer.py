@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.runtime.serving.worker import work
 from llama_onnx.targets.cpu import TARGET
 from llama_onnx.targets.errors import CheckpointError, UsageError
 from llama_onnx.targets.package import ModelPackage
@@ -159,11 +158,12 @@ def test_text_is_refused_in_one_sentence(package: Path) -> None:
     assert said.exit_code == 2 and IDS_ONLY in said.output
 
 
-def test_a_service_does_not_start(package: Path) -> None:
-    sent: list[dict[str, Any]] = []
-    assert work(package, io.StringIO(), sent.append) == 2
-    (message,) = sent
-    assert IDS_ONLY in message["error"]
+def test_a_server_does_not_start(package: Path) -> None:
+    code = "from llama_onnx.exporter.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(package), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 2 and IDS_ONLY in done.stderr, done.stderr
+    assert "Listening" not in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("place", ["windows", "azureml", "sagemaker"])

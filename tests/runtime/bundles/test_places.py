@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,10 +38,14 @@ from llama_onnx.runtime.bundles.clouds import Machine, choose_machine, service_n
 from llama_onnx.runtime.bundles.make import Bundled, Settings, make_bundle
 from llama_onnx.runtime.bundles.place import Option, Place
 from llama_onnx.runtime.bundles.places import PLACES, get_place
+from llama_onnx.runtime.bundles.template_files import template_path
+from llama_onnx.runtime.engine.engine import Limits as EngineLimits
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.serving.app import Settings as ServerSettings
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest
-from tests.support.packages import make_package
+from tests.support.import_graph import Source
+from tests.support.packages import alter_package, make_package
 
 Bundle = Callable[..., Bundled]
 
@@ -48,8 +58,9 @@ BUNDLES: dict[str, Bundle] = {
     place: partial(bundle_for, place) for place in ("azureml", "sagemaker", "hub")
 }
 bundle_azureml, bundle_sagemaker, bundle_hub = BUNDLES.values()
+CLOUDS = ("azureml", "sagemaker")
+ROOT = Path(__file__).parents[3]
 every_place = pytest.mark.parametrize("bundle", BUNDLES.values(), ids=BUNDLES)
-CLOUD_FOLDERS = {"azureml": "code", "sagemaker": "container"}
 
 
 @pytest.fixture
@@ -240,74 +251,215 @@ def test_a_new_place_is_a_class_and_a_line_in_the_registry(
 # ---- clouds --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("place", "folder"), CLOUD_FOLDERS.items())
-def test_what_a_cloud_gets_runs_by_itself(
-    package: Path, out: Path, place: str, folder: str
-) -> None:
-    BUNDLES[place](ModelPackage.open(package), out)
-    code = f"""
-import json, sys
-sys.path.insert(0, {str(out / folder)!r})
-import llama_onnx.runtime.llama.model as model
-from llama_onnx.runtime.serving.request import Request
-from llama_onnx.runtime.serving.service import Service
-from pathlib import Path
-assert model.__file__.startswith({str(out / folder)!r}), model.__file__
-assert not {{"click", "rich", "torch", "onnx"}} & set(sys.modules)
-service = Service(Path({str(package)!r}))
-asked = Request.parse('{{"prompt": "the quick", "max_new_tokens": 8}}')
-print(json.dumps(service.answer(asked)["text"]))
+RUN = """
+import sys
+sys.path.insert(0, {container!r})
+import serve
+import llama_onnx
+assert llama_onnx.__file__.startswith({container!r}), llama_onnx.__file__
+assert not {{"rich", "torch", "onnx", "huggingface_hub"}} & set(sys.modules)
+serve.main()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=out
+
+
+@contextmanager
+def container_of(bundle: Path, folder: Path) -> Iterator[str]:
+    """Run the server in a bundle's container with the package in `folder`; yields its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN.format(container=str(bundle / "container"))],
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        env={**os.environ, "LLAMA_ONNX_MODEL": str(folder), "SAGEMAKER_BIND_TO_PORT": port},
     )
-    assert done.returncode == 0, done.stderr
-    expected = "".join(Llama.load(package).generate("the quick", max_new_tokens=8))
-    assert json.loads(done.stdout) == expected
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("serving "), "the server did not start"
+        yield f"http://127.0.0.1:{port}"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
-@pytest.mark.parametrize(("place", "folder"), CLOUD_FOLDERS.items())
-def test_only_what_runs_there_is_shipped(package: Path, out: Path, place: str, folder: str) -> None:
-    BUNDLES[place](ModelPackage.open(package), out)
-    names = set(files_in(out / folder / "llama_onnx"))
-    assert {"LICENSE", "runtime/llama/model.py", "targets/package.py"} <= names
-    assert {Path(name).suffix for name in names} <= {"", ".py", ".csv"}
-    unwanted = ("commands/", "kernels/", "native/", "templates/", "__pycache__")
+def ask(url: str, body: bytes | None = None) -> Any:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return json.loads(reply.read())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the containers run Linux")
+def test_a_container_answers_by_itself(
+    certified: tuple[Path, ParityReport], out: Path, tmp_path: Path
+) -> None:
+    """As on Azure: the package is three folders below; and the requests of both clouds."""
+    package, _ = certified
+    opened = ModelPackage.open(package)
+    bundle_azureml(opened, out)
+    bundle_sagemaker(opened, out.with_name("s"))
+    requests = [(path / "request.json").read_bytes() for path in (out, out.with_name("s"))]
+    routes = yaml.safe_load((out / "environment.yml").read_text("utf-8"))["inference_config"]
+    paths = {name.partition("_")[0]: route["path"] for name, route in routes.items()}
+    assert {route["port"] for route in routes.values()} == {8080}
+    mount = tmp_path / "mount" / "my-model" / "1"
+    shutil.copytree(out / "package", mount / "package")
+    expected = "".join(
+        Llama.load(package, engine="onnxruntime").chat(
+            [{"role": "user", "content": "Once upon a time"}], max_new_tokens=32
+        )
+    )
+    with container_of(out, tmp_path / "mount") as url:
+        assert ask(url + paths["liveness"]) == ask(url + paths["readiness"]) == {"status": "ok"}
+        # The name that the deployment gives the model is not set here.
+        named = json.dumps({**json.loads(requests[0]), "model": "package"}).encode()
+        answers = [ask(url + paths["scoring"], named), ask(f"{url}/invocations", requests[1])]
+        assert [reply["choices"][0]["message"]["content"] for reply in answers] == [expected] * 2
+        said = ask(f"{url}/about")["distance"]["sentence"]
+        assert "cannot be used" not in said and "has no certificate" not in said
+        with urllib.request.urlopen(url) as page:
+            assert b"<html" in page.read()
+
+
+def test_both_clouds_run_the_same_container(package: Path, out: Path) -> None:
+    made = [BUNDLES[place](ModelPackage.open(package), out / place) for place in CLOUDS]
+    first, second = (
+        {name: path.read_bytes() for name, path in files_in(bundle.path / "container").items()}
+        for bundle in made
+    )
+    assert first == second
+
+
+@pytest.fixture(scope="module")
+def container(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the image is built from. Read only."""
+    out = tmp_path_factory.mktemp("sagemaker") / "out"
+    return bundle_sagemaker(ModelPackage.open(package), out).path / "container"
+
+
+def shipped(container: Path) -> set[str]:
+    return set(files_in(container / "llama_onnx"))
+
+
+def test_only_what_runs_there_is_shipped(container: Path) -> None:
+    """A second reader of imports, which counts those for type checkers too, finds no fewer."""
+    source = Source(ROOT)
+    script = {f"{name}.py" for name in ("app", "invocations", "http/limits", "http/web_server")}
+    waiting = {f"llama_onnx.runtime.serving.{name[:-3].replace('/', '.')}" for name in script}
+    waiting |= {"llama_onnx.runtime.llama.model", "llama_onnx.targets.package"}
+    found: set[str] = set()
+    while waiting:
+        found.add(name := waiting.pop())
+        waiting |= source.edges[name] - found
+    modules = {source.modules[name].relative_to(ROOT).as_posix() for name in found}
+    names = shipped(container)
+    python = {name for name in names if name.endswith(".py") and "__init__" not in name}
+    assert python <= modules
+    assert {"LICENSE", "__init__.py", *(f"runtime/serving/{name}" for name in script)} <= names
+    unwanted = ("commands/", "bundles/", "kernels/", "native/", "templates/", "__pycache__")
     assert not [name for name in names if any(part in name for part in unwanted)]
 
 
-@pytest.mark.parametrize(("place", "folder"), CLOUD_FOLDERS.items())
-def test_what_is_shipped_imports_only_what_is_shipped(
-    package: Path, out: Path, place: str, folder: str
-) -> None:
-    BUNDLES[place](ModelPackage.open(package), out)
-    modules = sorted((out / folder).rglob("*.py"))
-    assert len(modules) > 10
+def test_the_data_that_modules_read_is_shipped(container: Path) -> None:
+    names = shipped(container)
+    assert {"runtime/serving/page/index.html", "runtime/measure/thresholds.csv"} <= names
+    page = files_in(ROOT / "runtime" / "serving" / "page")
+    assert {f"runtime/serving/page/{name}" for name in page} <= names
+    suffixes = {Path(name).suffix for name in names if "/page/" not in name}
+    assert suffixes == {"", ".py", ".csv", ".onnx"}
+
+
+def runtime_imports(module: Path) -> Iterator[str]:
+    """The modules that a module imports, except in a block for type checkers."""
+    tree = ast.parse(module.read_text("utf-8"))
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    typing_only = {
+        id(child)
+        for block in blocks
+        if isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for child in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_what_is_shipped_imports_only_what_is_shipped(container: Path) -> None:
+    modules = sorted(container.rglob("*.py"))
+    assert len(modules) > 100
     for module in modules:
-        for node in ast.walk(ast.parse(module.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("llama_onnx."):
-                source = (out / folder).joinpath(*str(node.module).split("."))
-                assert source.with_suffix(".py").exists() or source.is_dir(), (module, node.module)
+        for name in runtime_imports(module):
+            if name.startswith("llama_onnx."):
+                source = container.joinpath(*name.split("."))
+                assert source.with_suffix(".py").exists() or source.is_dir(), (module, name)
 
 
-def test_azure_gets_one_name_and_pinned_requirements(package: Path, out: Path) -> None:
+def test_the_requirements_are_what_it_imports(container: Path) -> None:
+    pinned = (container / "requirements.txt").read_text("utf-8").split()
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in pinned)
+    names = {line.partition("==")[0] for line in pinned}
+    needed = {
+        name
+        for module in container.rglob("*.py")
+        for name in (found.partition(".")[0] for found in runtime_imports(module))
+        if name not in sys.stdlib_module_names | {"llama_onnx"}
+    }
+    # Signatures are checked by those who receive a package, not by its server.
+    needed -= {"cryptography"}
+    distributions = metadata.packages_distributions()
+    used = {min(distributions[name], key=len).lower().replace("_", "-") for name in needed}
+    brought = {
+        re.split(r"[^\w-]", line)[0].lower().replace("_", "-")
+        for name in names
+        for line in metadata.requires(name) or ()
+    }
+    assert names <= used <= names | brought
+
+
+def test_a_package_without_a_template_gets_a_prompt(
+    package: Path, out: Path, tmp_path: Path
+) -> None:
+    plain = ModelPackage.open(alter_package(package, tmp_path / "plain", chat_template=""))
+    bundle_azureml(plain, out)
+    environment = yaml.safe_load((out / "environment.yml").read_text("utf-8"))
+    assert environment["inference_config"]["scoring_route"]["path"] == "/v1/completions"
+    asked = json.loads((out / "request.json").read_text("utf-8"))
+    assert asked == {"model": "my-model", "prompt": "Once upon a time", "max_tokens": 32}
+    bundle_sagemaker(plain, out, force=True)
+    del asked["model"]
+    assert json.loads((out / "request.json").read_text("utf-8")) == asked
+
+
+def test_azure_gets_one_name(package: Path, out: Path) -> None:
     bundle_azureml(ModelPackage.open(package), out)
     read = {
         name: yaml.safe_load((out / name).read_text("utf-8"))
-        for name in ("endpoint.yml", "deployment.yml", "environment.yml", "conda.yml")
+        for name in ("endpoint.yml", "deployment.yml", "environment.yml")
     }
-    deployment = read["deployment.yml"]
+    deployment, environment = read["deployment.yml"], read["environment.yml"]
     name = "my-model"
     assert read["endpoint.yml"]["name"] == deployment["endpoint_name"] == name
     assert (out / deployment["model"]["path"] / MANIFEST).is_file()
-    code = deployment["code_configuration"]
-    assert (out / code["code"] / code["scoring_script"]).is_file()
+    assert (out / environment["build"]["path"] / environment["build"]["dockerfile_path"]).is_file()
     assert deployment["environment"] == "file:environment.yml"
-    assert deployment["environment_variables"]["ORT_DISABLE_TELEMETRY"] == "1"
-    pip = read["conda.yml"]["dependencies"][-1]["pip"]
-    assert pip == (out / "requirements.txt").read_text("utf-8").split()
-    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in pip)
+    variables = deployment["environment_variables"]
+    assert variables["ORT_DISABLE_TELEMETRY"] == "1"
+    assert variables["LLAMA_ONNX_NAME"] == name
+    assert variables["LLAMA_ONNX_MODEL"] == deployment["model_mount_path"]
+    assert json.loads((out / "request.json").read_text("utf-8"))["model"] == name
     assert f"--name {name} " in (out / "README.md").read_text("utf-8")
+
+
+def test_azure_sends_as_many_requests_as_the_server_takes() -> None:
+    text = template_path("azureml", "deployment.yml").read_text("utf-8")
+    settings = yaml.safe_load(text)["request_settings"]
+    taken = EngineLimits().rows + ServerSettings().most_waiting
+    assert settings["max_concurrent_requests_per_instance"] == taken
 
 
 @pytest.mark.parametrize("target", ["cuda", "portable"])
@@ -379,8 +531,7 @@ def test_sagemaker_s_container_copies_what_is_there(package: Path, out: Path) ->
         assert (out / "container" / source).exists()
     deploy = (out / "deploy.py").read_text("utf-8")
     assert 'default="my-model"' in deploy and 'default="ml.m5.xlarge"' in deploy
-    for name in ("deploy.py", "container/serve.py"):
-        compile((out / name).read_text("utf-8"), name, "exec")
+    compile(deploy, "deploy.py", "exec")
 
 
 # ---- the hub -------------------------------------------------------------------------------------
@@ -489,7 +640,7 @@ def test_values_of_a_package_stay_values(
     assert not any(mark in inert for mark in ("<script", "example.com", "python/object"))
 
 
-@pytest.mark.parametrize("place", CLOUD_FOLDERS)
+@pytest.mark.parametrize("place", CLOUDS)
 @pytest.mark.parametrize("value", HOSTILE)
 def test_values_of_a_package_stay_values_for_clouds(
     package: Path, tmp_path: Path, value: str, place: str

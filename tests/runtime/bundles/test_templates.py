@@ -5,38 +5,20 @@ from __future__ import annotations
 import ast
 import glob
 import importlib
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from llama_onnx.runtime.bundles.azureml import AzureML
-from llama_onnx.runtime.bundles.make import make_bundle
 from llama_onnx.runtime.bundles.template_files import TEMPLATES
-from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.targets.package import ModelPackage
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = sorted(TEMPLATES.glob("*/*.py.template"))
 
-# Azure's own class, reduced to what the script hands to it.
-AZURE = "class AMLResponse(dict):\n    def __init__(self, message, status, json_str=False):\n"
-AZURE += "        super().__init__(message, status=status)\n"
-CALL = """
-import json, score
-score.init()
-text = score.run('{"prompt": "the quick", "max_new_tokens": 8}')["text"]
-print(json.dumps([text, score.run('{"prompt": 3}')["status"]]))
-"""
-
 
 def test_there_are_scripts_and_none_is_a_module_here() -> None:
     assert [path.name for path in SCRIPTS] == [
-        "score.py.template",
-        "deploy.py.template",
         "serve.py.template",
+        "deploy.py.template",
     ]
     assert not list(TEMPLATES.rglob("*.py"))
 
@@ -49,23 +31,6 @@ def test_a_script_compiles_and_imports_what_there_is(script: Path) -> None:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("llama_onnx."):
             module = importlib.import_module(str(node.module))
             assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
-
-
-def test_azure_s_script_answers_in_its_bundle(package: Path, tmp_path: Path) -> None:
-    out = make_bundle(ModelPackage.open(package), tmp_path / "out", AzureML()).path
-    module = tmp_path / "azure" / "azureml_inference_server_http" / "api" / "aml_response.py"
-    module.parent.mkdir(parents=True)
-    module.write_text(AZURE)
-    done = subprocess.run(
-        [sys.executable, "-c", CALL],
-        capture_output=True,
-        encoding="utf-8",
-        cwd=out / "code",
-        env={"AZUREML_MODEL_DIR": str(out / "package"), "PYTHONPATH": str(tmp_path / "azure")},
-    )
-    assert done.returncode == 0, done.stderr
-    expected = "".join(Llama.load(package).generate("the quick", max_new_tokens=8))
-    assert json.loads(done.stdout.splitlines()[-1]) == [expected, 400]
 
 
 def test_the_wheel_has_all_templates_and_native_files() -> None:

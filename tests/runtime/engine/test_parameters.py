@@ -27,7 +27,8 @@ from llama_onnx.runtime.engine.sampling.parameters import (
 )
 from llama_onnx.runtime.genai import og
 from llama_onnx.runtime.llama.model import Llama
-from llama_onnx.runtime.serving.request import Request
+from llama_onnx.runtime.serving.requests.call import completion_call
+from llama_onnx.runtime.serving.requests.schemas import FieldError
 from llama_onnx.targets.errors import CheckpointError, UsageError
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny
@@ -36,6 +37,8 @@ PROMPT = "the quick brown fox"
 VOCABULARY = 288
 NAN, INF = float("nan"), float("inf")
 MIN_P = {"do_sample": True}
+SERVED = PARAMETERS.keys() - {"logprobs", "no_repeat_ngram_size", "do_sample"}
+"""What a request to a server may set by the same name."""
 
 READ: list[tuple[str, Any, Any]] = [
     ("temperature", 0, 0.0),
@@ -112,8 +115,10 @@ def test_a_value_that_means_nothing_is_refused_by_the_callers_name(name: str, va
     if name in PARAMETERS:
         with pytest.raises(UsageError, match=rf"^{name} must be"):
             Sampling(**{name: value})
-        with pytest.raises(UsageError, match=rf"^'{name}' must be"):
-            Request.from_json({"prompt": "a", name: value})
+    if name in SERVED:
+        with pytest.raises(FieldError, match=rf"^{name} must be") as refused:
+            completion_call({"model": "tiny", "prompt": "a", name: value})
+        assert refused.value.param == name
 
 
 @given(st.sampled_from(sorted(RULES)), st.none() | st.integers() | st.floats() | st.text())
