@@ -54,7 +54,10 @@ class Stream:
 
 
 def request(engine: Engine, prompt: Tokens, count: int) -> Request:
-    """Return a request for exactly `count` tokens, greedily, that may use what was read before."""
+    """Return a request for exactly `count` tokens, greedily, that may use what was read before.
+
+    Without drafts: how often they are right depends on the text, and here it is random.
+    """
     chooser = Sampler(Choice(), prompt.tolist(), engine.layout.vocab_size)
     return Request(prompt, count, chooser, speculate=False)
 

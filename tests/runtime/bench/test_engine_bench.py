@@ -28,6 +28,7 @@ from llama_onnx.runtime.engine.single_rows import GrowingRows
 from llama_onnx.targets.errors import LlamaOnnxError, ResourceError
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny
+from tests.support.answers import open_engine
 from tests.support.packages import alter_package
 
 OURS = "--engine", "onnxruntime", "--threads", "1"
@@ -128,6 +129,13 @@ def test_rows_that_grow_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.cache_bytes >= 2 * 20 * POSITION_BYTES
     # Caches belong to the engine's thread: another would see them change while it looks.
     assert threads == {"llama-onnx engine"}
+
+
+def test_streams_use_what_was_read_and_draft_nothing(package: Path) -> None:
+    with open_engine(package) as engine:
+        asked = together.request(engine, np.arange(3, 13, dtype=np.int32), 5)
+    # Drafts that are right would make a single answer look faster than several.
+    assert (asked.reuse, asked.speculate, asked.max_new_tokens) == (True, False, 5)
 
 
 def test_only_what_was_at_once_counts() -> None:
