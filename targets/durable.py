@@ -9,7 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -23,6 +26,28 @@ def replace_file(path: Path, content: bytes) -> None:
         file.write(content)
     flush(temporary)
     temporary.replace(path)
+    flush(path.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file, which only its owner can read, and call it `path` after the block.
+
+    `path` has its old content until then, also if the block raises, which removes the new file, or
+    the process is killed. Each writer has a file of its own: the last one to finish wins.
+    """
+    import tempfile  # only now: each command starts by importing this module
+
+    descriptor, name = tempfile.mkstemp(prefix=".llama-onnx-", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        flush(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     flush(path.parent)
 
 

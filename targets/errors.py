@@ -7,6 +7,7 @@
     ├── CheckpointError            exit 1   a checkpoint is missing, damaged or inconsistent
     │   └── UnsupportedError       exit 1   a sound checkpoint has an unsupported feature
     ├── PackageError               exit 1   a package is incomplete or damaged
+    ├── SessionError               exit 1   a saved conversation is damaged, or of another package
     ├── ResourceError              exit 1   there is not enough disk space or memory
     ├── ProviderError              exit 1   the chosen execution provider cannot run the package
     ├── BusyError                  exit 1   too many requests are waiting for a server
@@ -89,6 +90,10 @@ class UnsupportedError(CheckpointError):
 
 class PackageError(LlamaOnnxError):
     """A model package is incomplete, damaged or not a package."""
+
+
+class SessionError(LlamaOnnxError):
+    """A saved conversation is missing, damaged, or not of this package."""
 
 
 class ResourceError(LlamaOnnxError):

@@ -37,7 +37,10 @@ MODULE_LIBRARIES = {
     **{module: {library} for library, module in DOORS.items()},
     "targets/signature.py": {"cryptography"},
     "runtime/engine/sampling/guidance.py": {"llguidance"},
-    "runtime/llama/model.py": {"typing_extensions"},  # for type checkers alone
+    **{  # for type checkers alone
+        f"runtime/llama/{name}.py": {"typing_extensions"}
+        for name in ("conversing", "dialogue", "model")
+    },
     "runtime/bundles/card.py": {"huggingface_hub", "yaml"},
 }
 """Module -> libraries that it alone may import, in its functions: an extra nobody else needs."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,13 @@ from llama_onnx.runtime.commands.options import (
     threads_option,
 )
 from llama_onnx.runtime.commands.streams import check_stdin, read_lines
+from llama_onnx.runtime.llama.conversation import OVERFLOWS, Overflow
+from llama_onnx.targets.errors import ContextLengthError, UsageError
 
 if TYPE_CHECKING:
-    from llama_onnx.runtime.llama.conversation import Message
+    from llama_onnx.runtime.llama.dialogue import Conversation
     from llama_onnx.runtime.llama.model import Llama
+    from llama_onnx.runtime.llama.saving import SessionReport
     from llama_onnx.targets.engines import EngineName
     from llama_onnx.targets.provider import Provider
 
@@ -33,6 +37,24 @@ if TYPE_CHECKING:
 @package_argument
 @click.option("--system", help="System message at the start of the conversation.")
 @adapter_option
+@click.option(
+    "--overflow",
+    type=click.Choice(OVERFLOWS),
+    default="drop_oldest",
+    show_default=True,
+    help="When the context is full: leave the oldest messages out, or end with an error.",
+)
+@click.option(
+    "--session",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Go on with the conversation in FILE, if there is one, and save it there at the end.",
+)
+@click.option(
+    "--messages-only",
+    is_flag=True,
+    help="Take only the messages from FILE, also those of another package.",
+)
 @sampling_options(max_new_tokens=512)
 @engine_option
 @speculation_options
@@ -42,6 +64,9 @@ def command(
     package: Path,
     system: str | None,
     adapter: str | None,
+    overflow: Overflow,
+    session: Path | None,
+    messages_only: bool,
     engine: EngineName,
     drafting: dict[str, Any],
     threads: int | None,
@@ -57,6 +82,8 @@ def command(
     from llama_onnx.runtime.llama.model import Llama
 
     check_stdin()
+    if session is None and messages_only:
+        raise UsageError("--messages-only has no effect without --session: leave it out.")
     model = Llama.load(
         package,
         threads=threads,
@@ -67,20 +94,72 @@ def command(
     )
     model.package.require_tokenizer()
     lines = read_lines()
-    if adapter is not None:
-        # Refuse a wrong name now, not after the first message.
-        model.package.adapter_path(adapter)
-    introduce(model, adapter)
-    history: list[Message] = [{"role": "system", "content": system}] if system else []
-    for message in _messages(lines):
-        messages = [*history, {"role": "user", "content": message}]
-        fitting = _fit(model, messages, answering["max_new_tokens"])
-        if fitting is None:
-            continue
-        answer = model.chat(fitting, adapter=adapter, **answering)
-        text = stream(answer)
-        note(summary(answer.stats))
-        history = [*fitting, {"role": "assistant", "content": text}]
+    if session is None:
+        conversation = model.conversation(system=system, adapter=adapter, overflow=overflow)
+    else:
+        conversation = _open_session(model, session, system, adapter, overflow, messages_only)
+    introduce(model, conversation.adapter)
+    before = conversation.messages
+    try:
+        for message in _messages(lines):
+            _answer(model, conversation, message, answering)
+    finally:
+        if session is not None and conversation.messages != before:
+            _tell("saved", conversation.save(session))
+
+
+def _answer(model: Llama, conversation: Conversation, message: str, options: Any) -> None:
+    """Print the answer to a message, and what was left out for it."""
+    known = len(conversation.dropped)
+    context = f"context of {model.context_length:,} tokens"
+    try:
+        answer = conversation.say(message, **options)
+    except ContextLengthError:
+        if conversation.overflow == "error":
+            raise
+        note(f"(The message is longer than the {context}.)")
+        return
+    if dropped := len(conversation.dropped) - known:
+        note(f"(The {context} is full: the oldest {dropped} messages were dropped.)")
+    stream(answer)
+    note(summary(answer.stats))
+
+
+def _open_session(
+    model: Llama,
+    file: Path,
+    system: str | None,
+    adapter: str | None,
+    overflow: Overflow,
+    messages_only: bool,
+) -> Conversation:
+    """Return the conversation in `file`, or a new one if there is no such file."""
+    from llama_onnx.runtime.llama.session_file import check_writable
+
+    logging.getLogger("llama_onnx.session").addHandler(logging.NullHandler())  # notes say it
+    check_writable(file)
+    if not file.exists():
+        return model.conversation(system=system, adapter=adapter, overflow=overflow)
+    restored = model.restore(file, adapter=adapter, overflow=overflow, messages_only=messages_only)
+    first = restored.messages[:1]
+    said = first[0]["content"] if first and first[0]["role"] == "system" else None
+    if system not in (None, said):
+        raise UsageError(
+            f"{file} begins with another system message: leave out --system, or choose another "
+            "file."
+        )
+    if restored.restored is not None:
+        _tell("restored", restored.restored)
+    return restored
+
+
+def _tell(done: str, report: SessionReport) -> None:
+    """Print what was saved or restored."""
+    why = f", because {report.left_out}" if report.left_out else ""
+    note(
+        f"({report.path}: {report.messages:,} messages and the cache of {report.positions:,} "
+        f"tokens {done}{why}.)"
+    )
 
 
 def _messages(lines: Iterator[str]) -> Iterator[str]:
@@ -101,25 +180,3 @@ def _read_line(lines: Iterator[str]) -> str:
     for line in lines:
         return line
     raise EOFError
-
-
-def _fit(model: Llama, messages: Sequence[Message], max_new_tokens: int) -> list[Message] | None:
-    """Drop old messages until an answer has room; return None if even the new one is too long."""
-    from llama_onnx.runtime.llama.conversation import trim_history
-
-    # A large `--max-new-tokens` must not displace the whole history: reserve a quarter at most.
-    room = min(max_new_tokens, model.context_length // 4)
-
-    def fits(messages: Sequence[Message]) -> bool:
-        return len(model.encode_chat(messages)) + room <= model.context_length
-
-    kept = trim_history(messages, fits)
-    if len(model.encode_chat(kept)) >= model.context_length:
-        note(f"(The message is longer than the context of {model.context_length:,} tokens.)")
-        return None
-    if dropped := len(messages) - len(kept):
-        note(
-            f"(The context of {model.context_length:,} tokens is full: "
-            f"the oldest {dropped} messages were dropped.)"
-        )
-    return kept

@@ -57,6 +57,13 @@ class CacheLayout:
             heads * size * np.dtype(kind).itemsize for heads, size, kind in self.parts.values()
         )
 
+    def shapes(self, positions: int) -> dict[str, tuple[tuple[int, int, int], type[np.generic]]]:
+        """Return the shape and the type of each part of a block of so many positions."""
+        return {
+            name: ((heads, positions, size), kind)
+            for name, (heads, size, kind) in self.parts.items()
+        }
+
     def zeros(self, name: str, rows: int, positions: int) -> npt.NDArray[Any]:
         """Return an empty buffer; its pages take no memory until they are written."""
         heads, size, kind = self.parts[name]

@@ -20,6 +20,7 @@ from llama_onnx.runtime.engine.cache_layout import CacheLayout
 from llama_onnx.runtime.engine.drafting import Speculation, Verifier, open_speculator
 from llama_onnx.runtime.engine.events import Request
 from llama_onnx.runtime.engine.loop import Loop
+from llama_onnx.runtime.engine.prefixes import Entry, Prefixes, Tokens
 from llama_onnx.runtime.engine.schedule import CHUNK
 from llama_onnx.runtime.engine.shared_rows import Rows, SharedRows
 from llama_onnx.runtime.engine.single_rows import DeviceRows, GrowingRows
@@ -59,6 +60,7 @@ class Engine:
         layout: The caches and the width of the logits.
         capacity: What the caches may hold.
         context_length: The most tokens of a text.
+        copies: Whether caches can be copied, so that a text can start with what another read.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Engine:
             rectangular=self.provider == CPU and opened.shares_buffer,
             beside=drafts.position_bytes,
         )
+        self.copies = self.provider == CPU or not opened.shares_buffer
         self._adapters, self._keys = adapters, count(1)
         self._loop = Loop(
             open_rows,
@@ -152,6 +155,53 @@ class Engine:
         """Return what the engine does at the moment, from any thread."""
         running, waiting, positions = self._loop.load()
         return Load(running, waiting, min(1.0, positions / self.capacity.positions))
+
+    def export_prefix(self, tokens: Tokens, adapter: str | None = None) -> Entry | None:
+        """Return what the caches have of the start of `tokens`, None for nothing; from any thread.
+
+        Its arrays are the engine's own, which never change: nothing is copied. They stay in memory
+        as long as the entry does. Raises `LlamaOnnxError` if the engine is closed.
+        """
+        wanted = np.asarray(tokens, np.int64)
+
+        def find(prefixes: Prefixes, _room: int) -> Entry | None:
+            length, entry = prefixes.find(adapter, wanted)
+            return None if entry is None else entry.start(length)
+
+        return self._loop.call(find)
+
+    def make_room(self, positions: int) -> bool:
+        """Drop texts that were read before until `positions` more fit; return whether they do now.
+
+        Drops nothing if they cannot. From any thread; raises as `export_prefix` does.
+        """
+
+        def drop(prefixes: Prefixes, room: int) -> bool:
+            if positions <= room:
+                prefixes.shrink(room - positions)
+            return positions <= room
+
+        return self.copies and self._loop.call(drop)
+
+    def import_prefix(self, entry: Entry) -> bool:
+        """Keep what was read for a text in another process, or before; return whether it is kept.
+
+        It is not where there is no room beside the answers in work, or caches are on a device. The
+        caller vouches that the keys and values are those of the tokens, and does not change them.
+        From any thread. Raises `UsageError` for an entry that does not fit the graph, and else as
+        `export_prefix` does.
+        """
+        _check_entry(entry, self.layout, self.context_length)
+        if entry.group is not None:
+            self._adapters.load(entry.group)
+
+        def put(prefixes: Prefixes, room: int) -> bool:
+            if len(entry.tokens) > room:
+                return False
+            prefixes.put(entry, room)
+            return True
+
+        return self.copies and self._loop.call(put)
 
     def prepare(self, adapter: str) -> None:
         """Read an adapter's file; raise `UsageError` or `PackageError` if there is no sound one."""
@@ -255,3 +305,13 @@ def _check(request: Request, vocab_size: int, context_length: int) -> None:
             f"a prompt of {len(prompt):,} and {request.max_new_tokens:,} new tokens are more than "
             f"the context of {context_length:,} tokens can hold: ask for fewer."
         )
+
+
+def _check_entry(entry: Entry, layout: CacheLayout, context_length: int) -> None:
+    """Raise `UsageError` for an entry that is not of this graph's caches."""
+    tokens, shapes = entry.tokens, layout.shapes(len(entry.tokens))
+    found = {name: (part.shape, part.dtype.type) for name, part in entry.block.items()}
+    if tokens.dtype != np.int64 or tokens.ndim != 1 or not 0 < len(tokens) <= context_length:
+        raise UsageError(f"a text must have 1 to {context_length:,} token ids, as int64.")
+    if tokens.min() < 0 or tokens.max() >= layout.vocab_size or found != shapes:
+        raise UsageError("the keys and values are not those of this graph.")

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from threading import Lock, Thread, current_thread
 from time import perf_counter
+from typing import Any, TypeVar
 
 import numpy as np
 
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.engine.answer import GONE
 from llama_onnx.runtime.engine.cache_layout import Block
+from llama_onnx.runtime.engine.errand import Errand
 from llama_onnx.runtime.engine.events import Reason
 from llama_onnx.runtime.engine.prefixes import SHORTEST, Entry, Prefixes, common
 from llama_onnx.runtime.engine.schedule import (
@@ -31,6 +33,8 @@ from llama_onnx.runtime.memory import trim_heap
 from llama_onnx.targets.errors import LlamaOnnxError
 
 log = logging.getLogger("llama_onnx.engine")
+
+_T = TypeVar("_T")
 
 _UNREAD = 2
 """Tokens of a prompt that are read in any case: their logits are needed, and a single one would be
@@ -57,8 +61,9 @@ class Loop:
         self._speculator = speculator
         self._prefixes = Prefixes(position_bytes)
         self._options = ort.run_options()
-        self._inbox: SimpleQueue[Task | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Task | Errand[Any] | None] = SimpleQueue()
         self._waiting: dict[int, Task] = {}
+        self._errands: list[Errand[Any]] = []
         self._held: dict[int, Task] = {}
         self._rows: dict[str | None, Rows] = {}
         self._owed = 0.0
@@ -78,12 +83,28 @@ class Loop:
         waiting = len(self._waiting) + self._inbox.qsize()
         return len(self._held), waiting, sum(self.positions)
 
-    def put(self, task: Task) -> None:
+    def put(self, task: Task | Errand[Any]) -> None:
         """Add a request, from any thread; raise `LlamaOnnxError` if nobody would answer it."""
         with self._lock:
             if self._closing:
                 raise LlamaOnnxError(GONE)
             self._inbox.put(task)
+
+    def call(self, function: Callable[[Prefixes, int], _T]) -> _T:
+        """Call `function` in the engine's thread, between two steps, and return what it returns.
+
+        Its arguments are what was read before, and the most positions that may have. Answers that
+        were cancelled earlier have left what was read for them there. Raises as `put` does.
+        """
+
+        def work() -> _T:
+            found = function(self._prefixes, self._make_room())
+            self._note_positions()
+            return found
+
+        errand = Errand(work)
+        self.put(errand)
+        return errand.wait()
 
     def close(self) -> None:
         """End all answers and free everything, also in the middle of a step; from any thread."""
@@ -108,6 +129,8 @@ class Loop:
             self._empty_inbox()
             for task in [*self._held.values(), *self._waiting.values()]:
                 task.fail(failure)
+            while self._errands:
+                self._errands.pop().fail(LlamaOnnxError(GONE))
             self._held.clear()
             self._waiting.clear()
             self._rows.clear()
@@ -131,8 +154,10 @@ class Loop:
         while not self._inbox.empty():
             self._accept(self._inbox.get())
 
-    def _accept(self, task: Task | None) -> None:
-        if task is not None:
+    def _accept(self, task: Task | Errand[Any] | None) -> None:
+        if isinstance(task, Errand):
+            self._errands.append(task)
+        elif task is not None:
             self._waiting[task.key] = task
 
     def _advance(self) -> None:
@@ -142,6 +167,8 @@ class Loop:
             task.end("cancelled")
         for task in [t for t in self._held.values() if t.channel.cancelled]:
             self._finish(task, "cancelled")
+        while self._errands:
+            self._errands.pop(0).run()
         self._admit()
         if not self._held:
             return

@@ -35,6 +35,11 @@ class Entry:
     tokens: Tokens
     block: Block
 
+    def start(self, length: int) -> Entry:
+        """Return the first `length` positions, as views of the same arrays."""
+        parts = {name: part[:, :length] for name, part in self.block.items()}
+        return Entry(self.group, self.tokens[:length], parts)
+
 
 class Prefixes:
     """Entries in the order of their last use; the longest unused go when room is needed."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from llama_onnx.runtime.engine.sampling.parameters import PACKAGE_DEFAULT, Sampling, check_sampling
-from llama_onnx.runtime.llama.backends import Asked
+from llama_onnx.runtime.llama.async_generation import AsyncGeneration
+from llama_onnx.runtime.llama.backends import Asked, Backend
+from llama_onnx.runtime.llama.generation import Generation
 from llama_onnx.runtime.llama.prompt import Tokens, check_tokens, total_length
+from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.text_codec import TextCodec
 from llama_onnx.targets.errors import UsageError
 
@@ -15,8 +18,8 @@ if TYPE_CHECKING:
     from llama_onnx.runtime.engine.sampling.guidance import Guide
 
 
-class AnswerOptions(TypedDict, total=False):
-    """The keyword arguments of `Llama.generate`, which explains them."""
+class TurnOptions(TypedDict, total=False):
+    """The keyword arguments of `Llama.generate`, which explains them, but `adapter`."""
 
     max_new_tokens: int
     sampling: Sampling
@@ -25,8 +28,13 @@ class AnswerOptions(TypedDict, total=False):
     top_p: float | None
     seed: int | None
     stop: str | Sequence[str]
-    adapter: str | None
     guide: Guide | None
+
+
+class AnswerOptions(TurnOptions, total=False):
+    """The keyword arguments of `Llama.generate`, which explains them."""
+
+    adapter: str | None
 
 
 def ask(
@@ -55,6 +63,41 @@ def ask(
         adapter,
         guide=None if guide is None else codec.compile(guide),
     )
+
+
+def start(
+    codec: TextCodec,
+    backend: Backend,
+    prompt: Tokens,
+    stream: Any,
+    *,
+    stop: str | Sequence[str] = (),
+    **options: Any,
+) -> Generation:
+    """Return the answer to `prompt`, which has read nothing yet; raises as `Llama.generate` does.
+
+    `stream` decodes its tokens.
+    """
+    stops = check_stops(stop)
+    asked = ask(codec, prompt, **options)
+    run = backend.start(asked)
+    return Generation.of(run, stream, asked.end_tokens, stops, length=asked.length)
+
+
+def prepare(
+    codec: TextCodec,
+    backend: Backend,
+    prompt: Tokens,
+    stream: Any,
+    *,
+    stop: str | Sequence[str] = (),
+    **options: Any,
+) -> AsyncGeneration:
+    """Do the same for asyncio; raises as `Llama.agenerate` does."""
+    stops = check_stops(stop)
+    asked = ask(codec, prompt, **options)
+    submit = backend.prepare(asked)
+    return AsyncGeneration(submit, stream, asked.end_tokens, stops, len(prompt))
 
 
 def ask_exactly(codec: TextCodec, prompt: Tokens | Iterable[int], new_tokens: int) -> Asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from llama_onnx.runtime.llama.generation import (
     FinishEvent,
     FinishReason,
     GenerationStats,
+    Observer,
     TextReader,
 )
 
@@ -44,6 +46,12 @@ class AsyncGeneration(AsyncIterator[str]):
         self._prefill_seconds = 0.0
         self._step_seconds: list[float] = []
         self._drafted = self._accepted = 0
+        self._observer: Observer | None = None
+
+    def observe(self, observer: Observer) -> None:
+        """Let `observer` see all events; call it before the first."""
+        self._observer = observer
+        weakref.finalize(self, observer.end).atexit = False
 
     def start(self) -> None:
         """Let the model run now, in the running loop; raises what it cannot take.
@@ -75,6 +83,20 @@ class AsyncGeneration(AsyncIterator[str]):
             yield event
 
     async def _take(self) -> AnswerEvent:
+        observer = self._observer
+        if observer is None:
+            return await self._next_event()
+        try:
+            event = await self._next_event()
+        except BaseException:
+            observer.end()
+            raise
+        observer.add(event)
+        if isinstance(event, FinishEvent):
+            observer.end()
+        return event
+
+    async def _next_event(self) -> AnswerEvent:
         if self._over:
             raise StopAsyncIteration
         if self._reader.is_over():
@@ -90,7 +112,7 @@ class AsyncGeneration(AsyncIterator[str]):
             raise
         if isinstance(event, PromptEvent):
             self._reused, self._prefill_seconds = event.reused, event.seconds
-            return await self._take()
+            return await self._next_event()
         if isinstance(event, EndEvent):
             return self._finish("length" if event.reason == "length" else "interrupted")
         self._step_seconds.append(event.seconds)
@@ -116,6 +138,8 @@ class AsyncGeneration(AsyncIterator[str]):
         """End the answer: nothing comes after this."""
         self.cancel()
         self._over = True
+        if self._observer is not None:
+            self._observer.end()
 
     async def __aenter__(self) -> AsyncGeneration:
         """Return the answer itself."""

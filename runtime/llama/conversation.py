@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.printable import printable, shown
 
 Message = Mapping[str, Any]
 """`{"role": "system" | "user" | "assistant", "content": ...}`"""
+
+Overflow = Literal["error", "drop_oldest"]
+"""What to do with what does not fit the context: refuse it, or leave the oldest turns out."""
+
+OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
 
 MAX_MESSAGES = 10_000
 """Most messages of a conversation: a template takes time for each of them."""
@@ -117,15 +122,9 @@ def _kind(value: Any) -> str:
     )
 
 
-def trim_history(
-    messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]
-) -> list[Message]:
-    """Return `messages` without the oldest exchanges, dropping as many as needed until it `fits`.
-
-    A system message at the start and the last message always stay.
-    """
-    kept = list(messages)
-    first = 1 if kept and kept[0]["role"] == "system" else 0
-    while len(kept) > first + 1 and not fits(kept):
-        del kept[first : first + 2]
-    return kept
+def check_overflow(value: Any) -> Overflow:
+    """Return `value`; raise `UsageError` unless it is the name of a policy."""
+    for name in OVERFLOWS:
+        if value == name:
+            return name
+    raise UsageError(f"overflow must be {' or '.join(OVERFLOWS)}, not {shown(value)}.")

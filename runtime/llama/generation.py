@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from threading import Lock
@@ -84,6 +85,51 @@ class FinishEvent:
 
 
 AnswerEvent: TypeAlias = TextEvent | FinishEvent
+
+
+class Events(Protocol):
+    """The events of an answer, which ends where they are closed."""
+
+    def __next__(self) -> AnswerEvent:
+        """Return the next event; raise `StopIteration` after the last."""
+
+    def close(self) -> None:
+        """End the answer and free what it took."""
+
+
+class Observer(Protocol):
+    """Sees an answer as its reader does; it must not refer to the answer."""
+
+    def add(self, event: AnswerEvent) -> None:
+        """Take an event, just before the reader gets it."""
+
+    def end(self) -> None:
+        """Take note that nothing comes any more: at the end, after `close` or an error, and when
+        the answer is dropped; perhaps several times, and from any thread."""
+
+
+class Observed(Events):
+    """Events that an observer sees too."""
+
+    def __init__(self, events: Events, observer: Observer) -> None:
+        self._inner, self._observer = events, observer
+
+    def __next__(self) -> AnswerEvent:
+        """Return the next event, and end with the last."""
+        try:
+            event = next(self._inner)
+        except BaseException:
+            self._observer.end()
+            raise
+        self._observer.add(event)
+        if isinstance(event, FinishEvent):
+            self.close()
+        return event
+
+    def close(self) -> None:
+        """End the answer."""
+        self._inner.close()
+        self._observer.end()
 
 
 class TextReader:
@@ -243,7 +289,12 @@ class Generation(Iterator[str]):
         # No cycle of references: `_events` has the run, not this object. So the native generator
         # and its KV cache are freed with the last reference, not when garbage is collected.
         self._run = run
-        self._events = _events(run, TextReader(stream, end_tokens, stop))
+        self._events: Events = _events(run, TextReader(stream, end_tokens, stop))
+
+    def observe(self, observer: Observer) -> None:
+        """Let `observer` see all events; call it before the first."""
+        self._events = Observed(self._events, observer)
+        weakref.finalize(self, observer.end).atexit = False
 
     def __next__(self) -> str:
         """Return the next piece of text; raise `StopIteration` at the end of the answer.

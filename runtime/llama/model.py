@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.runtime.engine.sampling.parameters import PACKAGE_DEFAULT, Sampling
-from llama_onnx.runtime.llama.asking import AnswerOptions, ask, ask_exactly
+from llama_onnx.runtime.llama.asking import AnswerOptions, ask_exactly, prepare, start
 from llama_onnx.runtime.llama.async_generation import AsyncGeneration
 from llama_onnx.runtime.llama.backends import Backend, Opened
 from llama_onnx.runtime.llama.conversation import Message
+from llama_onnx.runtime.llama.conversing import Conversing
 from llama_onnx.runtime.llama.generation import Generation, GenerationStats
 from llama_onnx.runtime.llama.opening import open_codec
 from llama_onnx.runtime.llama.prompt import Tokens, check_tokens
-from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.text_codec import TextCodec
 from llama_onnx.runtime.llama.tools import Tool
 from llama_onnx.targets.engines import ENGINES, SPECULATIONS, EngineName, SpeculationName
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llama_onnx.runtime.engine.sampling.guidance import Guide
 
 
-class Llama:
+class Llama(Conversing):
     """An open package, ready to generate text. Use `Llama.load` to open one.
 
     Several threads may ask for answers at once. A `with` block or `close()` frees the model.
@@ -179,7 +179,9 @@ class Llama:
             >>> answer.stats.new_tokens, answer.stats.finish_reason
             (4, 'length')
         """
-        return self._start(
+        return start(
+            self.codec,
+            self.backend,
             self._prompt(prompt),
             self.codec.stream(),
             max_new_tokens=max_new_tokens,
@@ -234,7 +236,7 @@ class Llama:
             continue_last=continue_last,
         )
         stream = self.codec.stream(answer=not continue_last)
-        return self._start(prompt, stream, **options)
+        return start(self.codec, self.backend, prompt, stream, **options)
 
     def agenerate(
         self, prompt: str | Tokens | Iterable[int], **options: Unpack[AnswerOptions]
@@ -245,13 +247,15 @@ class Llama:
         the engine "genai".
 
         Examples:
+            >>> import asyncio
             >>> async def answer(model):
             ...     return [piece async for piece in model.agenerate("the fox", max_new_tokens=4)]
             >>> with llama_onnx.Llama.load("tiny-int4", engine="onnxruntime") as model:
             ...     len("".join(asyncio.run(answer(model)))) > 0
             True
         """
-        return self._prepare(self._prompt(prompt), self.codec.stream(), **options)
+        stream = self.codec.stream()
+        return prepare(self.codec, self.backend, self._prompt(prompt), stream, **options)
 
     def achat(
         self,
@@ -270,7 +274,7 @@ class Llama:
             continue_last=continue_last,
         )
         stream = self.codec.stream(answer=not continue_last)
-        return self._prepare(prompt, stream, **options)
+        return prepare(self.codec, self.backend, prompt, stream, **options)
 
     def measure(self, prompt: Tokens | Iterable[int], new_tokens: int) -> GenerationStats:
         """Continue a prompt greedily by an exact number of tokens, and time it.
@@ -381,19 +385,3 @@ class Llama:
         if isinstance(prompt, (str, bytes)):
             return self.codec.encode(prompt)  # type: ignore[arg-type]  # which refuses bytes
         return check_tokens(prompt, self.codec.rows)
-
-    def _start(
-        self, prompt: Tokens, stream: Any, *, stop: str | Sequence[str] = (), **options: Any
-    ) -> Generation:
-        stops = check_stops(stop)
-        asked = ask(self.codec, prompt, **options)
-        run = self.backend.start(asked)
-        return Generation.of(run, stream, asked.end_tokens, stops, length=asked.length)
-
-    def _prepare(
-        self, prompt: Tokens, stream: Any, *, stop: str | Sequence[str] = (), **options: Any
-    ) -> AsyncGeneration:
-        stops = check_stops(stop)
-        asked = ask(self.codec, prompt, **options)
-        submit = self.backend.prepare(asked)
-        return AsyncGeneration(submit, stream, asked.end_tokens, stops, len(prompt))

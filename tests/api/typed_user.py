@@ -6,7 +6,7 @@ An ignore that hides no error is an error there, so each of them proves that myp
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import llama_onnx
 from llama_onnx import Llama, LlamaOnnxError
@@ -26,6 +26,12 @@ def right(model: Llama) -> None:
     assert_type(llama_onnx.TARGETS["cpu"].graph.precisions, tuple[str, ...])
     assert_type(next(model.generate("a", top_k=1)), str)
     assert_type(LlamaOnnxError("a").exit_code, int)
+    chat = model.conversation(system="a", overflow="drop_oldest", max_new_tokens=4)
+    assert_type(next(chat.say("a", temperature=0.5)), str)
+    assert_type(chat.retry(seed=1).stats.reused_tokens, int)
+    assert_type(chat.fork().messages[0], dict[str, Any])
+    assert_type(chat.save("a").left_out, str | None)
+    assert_type(model.restore(Path("a"), messages_only=True).adapter, str | None)
 
 
 def wrong(model: Llama) -> None:
@@ -36,3 +42,5 @@ def wrong(model: Llama) -> None:
     llama_onnx.plan("a", unknown=1)  # type: ignore[call-arg]
     print(llama_onnx.unknown)  # type: ignore[attr-defined]
     print(model.unknown)  # type: ignore[attr-defined]
+    model.conversation(overflow="drop")  # type: ignore[arg-type]
+    model.conversation().say("a", adapter="b")  # type: ignore[call-arg]

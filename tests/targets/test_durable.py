@@ -17,6 +17,7 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.bundles.make import Settings, make_bundle
 from llama_onnx.runtime.bundles.places import get_place
 from llama_onnx.targets import lock as lock_module
+from llama_onnx.targets.durable import replacing
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.lock import locked
 from llama_onnx.targets.package import ModelPackage
@@ -122,3 +123,19 @@ def test_a_lock_on_a_file_that_its_owner_removed_is_none(
     monkeypatch.setattr(lock_module, "_lock", lock_too_late)
     with pytest.raises(UsageError, match="busy"), locked(file, "busy."):
         raise AssertionError
+
+
+def test_a_file_that_is_replaced_part_by_part(tmp_path: Path, calls: Calls) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with replacing(path) as file:
+        file.write(b"ne")
+        (partial,) = (each for each in tmp_path.iterdir() if each != path)
+        assert path.read_bytes() == b"old"
+        file.write(b"w")
+    assert path.read_bytes() == b"new"
+    assert calls == [("flush", str(partial)), ("name", str(path)), ("flush", str(tmp_path))]
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"new"

@@ -11,8 +11,9 @@ from typing import Any
 from llama_onnx.runtime.engine.sampling.guidance import Guide
 from llama_onnx.runtime.engine.sampling.parameters import RANDOM_SEED, Sampling, read_value
 from llama_onnx.runtime.llama.async_generation import AsyncGeneration
-from llama_onnx.runtime.llama.conversation import Message, check_messages
+from llama_onnx.runtime.llama.conversation import Message, Overflow, check_messages
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.llama.overflow import fit_messages
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.tools import check_tools, tool_names, with_template_calls
 from llama_onnx.runtime.serving.requests.guides import answer_guide, tool_guide
@@ -35,7 +36,8 @@ class Call:
     """A request that has been checked as far as that is possible without the model.
 
     Either `messages` or `prompts`. `choices` answers for each prompt. `tools` are offered to the
-    template; `calls_named` are the tools whose calls are looked for in the answer.
+    template; `calls_named` are the tools whose calls are looked for in the answer. `overflow` says
+    what to do with messages that are longer than the context.
     """
 
     model: str
@@ -53,6 +55,7 @@ class Call:
     guide: Guide | None = None
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     continue_last: bool = False
+    overflow: Overflow = "error"
 
     @property
     def places(self) -> int:
@@ -66,6 +69,7 @@ class Call:
         `Llama.achat` raises.
         """
         answers: list[AsyncGeneration] = []
+        messages = self._fitting(model)
         for prompt in self.prompts or (None,):
             for number in range(self.choices):
                 options: dict[str, Any] = {
@@ -80,7 +84,7 @@ class Call:
                     continue
                 answers.append(
                     model.achat(
-                        self.messages,
+                        messages,
                         tools=self.tools,
                         template_variables=self.template_variables,
                         continue_last=self.continue_last,
@@ -88,6 +92,24 @@ class Call:
                     )
                 )
         return answers
+
+    def _fitting(self, model: Llama) -> tuple[Message, ...]:
+        """Return the messages, without the oldest if they may be left out and do not fit."""
+        if not self.messages or self.overflow == "error":
+            return self.messages
+        fitted = fit_messages(
+            self.messages,
+            lambda messages: model.encode_chat(
+                messages,
+                tools=self.tools,
+                template_variables=self.template_variables,
+                continue_last=self.continue_last,
+            ),
+            model.context_length,
+            self.max_new_tokens,
+            self.overflow,
+        )
+        return fitted.messages
 
 
 def _numbered(sampling: Sampling, number: int) -> Sampling:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from llama_onnx.runtime.llama.conversation import Overflow
 from llama_onnx.runtime.serving.requests.call import Call, chat_call
 from llama_onnx.runtime.serving.requests.schemas import FieldError
 
@@ -29,8 +31,6 @@ def response_call(fields: Mapping[str, Any]) -> Call:
     for name in ("model", "input"):
         if name not in fields:
             raise FieldError(name, f"the request has no {name!r}.")
-    if fields.get("truncation", "disabled") != "disabled":
-        raise FieldError("truncation", "truncation: this server leaves nothing out of a prompt.")
     chat: dict[str, Any] = {name: fields[name] for name in _SAME if name in fields}
     chat["messages"] = _messages(fields.get("instructions"), fields["input"])
     if "max_output_tokens" in fields:
@@ -46,7 +46,8 @@ def response_call(fields: Mapping[str, Any]) -> Call:
         chat["tools"] = [_tool(tool, number) for number, tool in enumerate(fields["tools"])]
     if "tool_choice" in fields:
         chat["tool_choice"] = fields["tool_choice"]
-    return chat_call(chat)
+    overflow: Overflow = "drop_oldest" if fields.get("truncation") == "auto" else "error"
+    return replace(chat_call(chat), overflow=overflow)
 
 
 def _tool(tool: Any, number: int) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from click.testing import CliRunner, Result
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.commands import chat as chat_module
 from llama_onnx.runtime.engine.sampling.parameters import Sampling
+from llama_onnx.runtime.llama import dialogue
 from llama_onnx.runtime.llama.generation import Generation
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.llama.prompt import Tokens
 from tests.support.fakes import generation, interrupt_at
 from tests.support.packages import alter_package
 from tests.support.terminal import read_until
@@ -164,22 +166,23 @@ def test_chat_ends_at_exit(package: Path) -> None:
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_chat(
-    package: Path, monkeypatch: pytest.MonkeyPatch
+    package: Path, llama: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = [generation("abcdef", before_step=interrupt_at(3)), generation("xyz.")]
     asked = []
 
-    def answer(self: Llama, messages: list[dict[str, str]], **options: Any) -> Generation:
-        asked.append(messages)
+    def answer(codec: object, backend: object, prompt: Tokens, **options: Any) -> Generation:
+        asked.append(prompt.tolist())
         return answers.pop(0)
 
-    monkeypatch.setattr(Llama, "chat", answer)
+    monkeypatch.setattr(dialogue, "start", answer)
     result = run("chat", package, stdin="the fox\nthe dog\n")
     assert result.exit_code == 0
     assert result.stdout == "abc\nxyz\n"
     assert "interrupted" in result.stderr
     # What was said until then stays said.
-    assert asked[1] == [user("the fox"), assistant("abc"), user("the dog")]
+    said = [user("the fox"), assistant("abc"), user("the dog")]
+    assert asked[1] == llama.encode_chat(said).tolist()
 
 
 @pytest.mark.parametrize("leave", [KeyboardInterrupt, EOFError])

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from llama_onnx.runtime.llama.conversation import Message, trim_history
 from llama_onnx.runtime.llama.generation import Generation
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.llama.prompt import total_length
@@ -535,32 +534,6 @@ def test_usage_reports_are_off_unless_somebody_turns_them_on() -> None:
             check=True,
         )
         assert done.stdout.strip() == expected
-
-
-# History
-
-
-def talk(*contents: str, system: bool = False) -> list[Message]:
-    roles = ["system"] * system + ["user", "assistant"] * len(contents)
-    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
-
-
-@pytest.mark.parametrize(
-    ("messages", "limit", "kept"),
-    [
-        (talk("a", "b", "c"), 3, "abc"),
-        (talk("a", "b", "c", "d", "e"), 4, "cde"),
-        (talk("a", "b", "c", "d", "e"), 1, "e"),
-        (talk("a"), 0, "a"),
-        (talk("S", "a", "b", "c", "d", "e", system=True), 4, "Scde"),
-        (talk("S", "a", system=True), 0, "Sa"),
-    ],
-)
-def test_the_oldest_exchanges_are_forgotten_first(
-    messages: list[Message], limit: int, kept: str
-) -> None:
-    trimmed = trim_history(messages, lambda rest: len(rest) <= limit)
-    assert "".join(message["content"] for message in trimmed) == kept
 
 
 @pytest.mark.parametrize(

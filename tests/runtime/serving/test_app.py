@@ -180,6 +180,38 @@ def test_a_response_is_the_same_answer(client: openai.OpenAI, model: Llama) -> N
     assert longer.output_text == "".join(model.chat(messages, max_new_tokens=8))
 
 
+def test_a_response_leaves_out_the_oldest_turns_if_it_may(
+    client: openai.OpenAI, model: Llama
+) -> None:
+    turns: list[Any] = []
+    for number in range(8):
+        turns.append({"role": "user", "content": f"{number}: the quick brown fox"})
+        turns.append({"role": "assistant", "content": "the lazy dog"})
+    asked: dict[str, Any] = {
+        "model": NAME,
+        "instructions": "a dog",
+        "input": [*turns, *CHAT],
+        "max_output_tokens": 20,
+    }
+    refused: list[dict[str, Any]] = [{}, {"truncation": "disabled"}]
+    for truncation in refused:
+        with pytest.raises(openai.BadRequestError, match="context length is 256"):
+            client.responses.create(**asked, **truncation)
+    answer = client.responses.create(**asked, truncation="auto")
+    # Written out: what is left of the turns is what fits with the 20 tokens of the answer.
+    system = {"role": "system", "content": "a dog"}
+    lengths = [len(model.encode_chat([system, *turns[2 * n :], *CHAT])) for n in range(9)]
+    oldest = next(n for n, length in enumerate(lengths) if length + 20 <= 256)
+    assert 0 < oldest < 8
+    kept = [system, *turns[2 * oldest :], *CHAT]
+    assert answer.output_text == "".join(model.chat(kept, max_new_tokens=20)) != ""
+    assert answer.usage is not None and answer.usage.input_tokens == lengths[oldest]
+    assert answer.truncation == "auto"
+    events = client.responses.create(**asked, truncation="auto", stream=True)
+    pieces = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(pieces) == answer.output_text
+
+
 def test_the_events_of_a_response_build_it(client: openai.OpenAI, model: Llama) -> None:
     events = list(
         client.responses.create(model=NAME, input="the lazy dog", max_output_tokens=12, stream=True)
