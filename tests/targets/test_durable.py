@@ -67,7 +67,7 @@ def check(calls: Calls, partial: Path, out: Path) -> None:
 
 def test_an_export(tmp_path: Path, calls: Calls) -> None:
     source, out = tiny.write_huggingface(tmp_path / "source"), tmp_path / "out"
-    export_package(source, out, TARGETS["cpu"], Options("int4"))
+    export_package(source, out, TARGETS["cpu"], Options("int4", quantizer="rtn"))
     check(calls, tmp_path / "out.partial", out)
 
 
