@@ -1,4 +1,4 @@
-"""Tiny packages, made once a run by the real exporter."""
+"""Tiny packages, made once a run by the real exporter, for all of its workers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.support.once import make_once, shared_folder
 from tests.support.threads import limit_threads
 
 if TYPE_CHECKING:
@@ -56,28 +57,29 @@ def default_threads(pytestconfig: pytest.Config) -> Iterator[None]:
     limit_threads(pytestconfig.stash[LIMIT])
 
 
+def _package(factory: pytest.TempPathFactory, precision: str) -> Path:
+    from tests.support.packages import make_package
+
+    place = shared_folder(factory) / precision
+    return make_once(place, lambda folder: make_package(folder, precision)) / f"tiny-{precision}"
+
+
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An int4 package. Read only: alter a copy of it."""
-    from tests.support.packages import make_package
-
-    return make_package(tmp_path_factory.mktemp("int4"), "int4")
+    return _package(tmp_path_factory, "int4")
 
 
 @pytest.fixture(scope="session")
 def package_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model in fp32. Read only."""
-    from tests.support.packages import make_package
-
-    return make_package(tmp_path_factory.mktemp("fp32"), "fp32")
+    return _package(tmp_path_factory, "fp32")
 
 
 @pytest.fixture(scope="session")
 def package_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model with weights in fp16, computed in fp32. Read only."""
-    from tests.support.packages import make_package
-
-    return make_package(tmp_path_factory.mktemp("fp16"), "fp16")
+    return _package(tmp_path_factory, "fp16")
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +96,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Package and source of one of `tests.support.parity.EXPORTS`, made once. Read only."""
     from tests.support.parity import maker
 
-    return maker(tmp_path_factory.mktemp("parity"))
+    return maker(shared_folder(tmp_path_factory) / "parity")
 
 
 @pytest.fixture
