@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.support.disk import skip_flushes
 from tests.support.once import make_once, shared_folder
 from tests.support.threads import limit_threads
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 
 LIMIT = pytest.StashKey[pytest.MonkeyPatch]()
+QUICK = pytest.StashKey[pytest.MonkeyPatch]()
 
 # How long an example takes says something about the machine, nothing about the code.
 settings.register_profile("no deadline", deadline=None)
@@ -31,10 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     patch = pytest.MonkeyPatch()
     limit_threads(patch)
     config.stash[LIMIT] = patch
+    config.stash[QUICK] = pytest.MonkeyPatch()
+    skip_flushes(config.stash[QUICK])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[LIMIT].undo()
+    config.stash[QUICK].undo()
 
 
 def pytest_collection(session: pytest.Session) -> None:
@@ -43,6 +49,10 @@ def pytest_collection(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    if "onnx_ir" in sys.modules:  # which some sessions do not have
+        from tests.support.signatures import remember_signatures
+
+        remember_signatures(session.config.stash[QUICK])
     # Nor later among what was imported; and tests make many objects that only look like garbage.
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)

@@ -23,6 +23,7 @@ from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.registry import TARGETS
 from llama_onnx.targets.signature import read_signer, write_signature
 from tests.support import tiny
+from tests.support.disk import FLUSH
 from tests.support.keys import write_key
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to see what is open")
@@ -34,11 +35,10 @@ Calls = list[tuple[str, str]]
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """The calls of fsync and rename from now on, each with the path it is about."""
     seen: Calls = []
-    sync = os.fsync
 
     def fsync(descriptor: int) -> None:
         seen.append(("flush", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
-        sync(descriptor)
+        FLUSH(descriptor)
 
     def spy(name: str) -> None:
         real = getattr(Path, name)
