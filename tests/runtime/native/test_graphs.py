@@ -190,6 +190,7 @@ def test_no_weights_and_a_graph_that_is_no_file(sample: Any, built: Path, tmp_pa
     assert "model.onnx cannot be read." in sample_refuses(sample, built, package)
 
 
+@pytest.mark.slow
 def test_changed_graphs_get_python_s_verdict(
     reader: Callable[[Sequence[Written]], str], graphs: dict[str, Written]
 ) -> None:
@@ -208,6 +209,7 @@ def test_changed_graphs_get_python_s_verdict(
     assert reader(given) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["sorted", "reversed", "random"])
 def test_many_weights_take_no_time(reader: Callable[[Sequence[Written]], str], order: str) -> None:
     """70,000 weights without bytes, whose long names differ at their ends."""
