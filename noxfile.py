@@ -109,10 +109,17 @@ def e2e(session: nox.Session) -> None:
 
 
 @nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that take long: bombs, kills, many values; arguments after `--` go to pytest."""
+    _install(session, "-e", ".[export,cpu,test]")
+    session.run("python", "-m", "pytest", "-n", "2", "-m", "slow", *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Change inputs of every reader at random for ten minutes; `-- --minutes 1`: for one."""
     _install(session, "-e", ".[export,cpu,test]")
-    values = ("tests/fuzz/test_values.py", "-n", "2", "--dist=load")
+    values = ("tests/fuzz/test_values.py", "-m", "", "-n", "2", "--dist=load")
     session.run("python", "-m", "pytest", *values, env={"LLAMA_ONNX_FUZZ_ALL": "1"})
     session.run("python", "-m", "tests.support.fuzz.run", *session.posargs)
 
@@ -124,7 +131,8 @@ def coverage(session: nox.Session) -> None:
     # Without this project's own plugin, which pytest would import before anything is measured.
     plugins = ("-p", "no:llama-onnx")
     measured = ("--cov", "--cov-branch", "--cov-report=term:skip-covered")
-    session.run("python", "-m", "pytest", "-n", "2", *plugins, *measured, *session.posargs)
+    all_tests = ("-m", "", "-n", "2")
+    session.run("python", "-m", "pytest", *all_tests, *plugins, *measured, *session.posargs)
 
 
 @nox.session

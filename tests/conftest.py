@@ -1,9 +1,10 @@
-"""Tiny packages, made once a run by the real exporter."""
+"""Tiny packages, made once a run by the real exporter, for all of its workers."""
 
 from __future__ import annotations
 
 import gc
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.support.disk import skip_flushes
+from tests.support.once import make_once, shared_folder
 from tests.support.threads import limit_threads
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 
 LIMIT = pytest.StashKey[pytest.MonkeyPatch]()
+QUICK = pytest.StashKey[pytest.MonkeyPatch]()
 
 # How long an example takes says something about the machine, nothing about the code.
 settings.register_profile("no deadline", deadline=None)
@@ -30,10 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     patch = pytest.MonkeyPatch()
     limit_threads(patch)
     config.stash[LIMIT] = patch
+    config.stash[QUICK] = pytest.MonkeyPatch()
+    skip_flushes(config.stash[QUICK])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[LIMIT].undo()
+    config.stash[QUICK].undo()
 
 
 def pytest_collection(session: pytest.Session) -> None:
@@ -42,6 +49,10 @@ def pytest_collection(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    if "onnx_ir" in sys.modules:  # which some sessions do not have
+        from tests.support.signatures import remember_signatures
+
+        remember_signatures(session.config.stash[QUICK])
     # Nor later among what was imported; and tests make many objects that only look like garbage.
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
@@ -56,28 +67,29 @@ def default_threads(pytestconfig: pytest.Config) -> Iterator[None]:
     limit_threads(pytestconfig.stash[LIMIT])
 
 
+def _package(factory: pytest.TempPathFactory, precision: str) -> Path:
+    from tests.support.packages import make_package
+
+    place = shared_folder(factory) / precision
+    return make_once(place, lambda folder: make_package(folder, precision)) / f"tiny-{precision}"
+
+
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An int4 package. Read only: alter a copy of it."""
-    from tests.support.packages import make_package
-
-    return make_package(tmp_path_factory.mktemp("int4"), "int4")
+    return _package(tmp_path_factory, "int4")
 
 
 @pytest.fixture(scope="session")
 def package_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model in fp32. Read only."""
-    from tests.support.packages import make_package
-
-    return make_package(tmp_path_factory.mktemp("fp32"), "fp32")
+    return _package(tmp_path_factory, "fp32")
 
 
 @pytest.fixture(scope="session")
 def package_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model with weights in fp16, computed in fp32. Read only."""
-    from tests.support.packages import make_package
-
-    return make_package(tmp_path_factory.mktemp("fp16"), "fp16")
+    return _package(tmp_path_factory, "fp16")
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +106,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Package and source of one of `tests.support.parity.EXPORTS`, made once. Read only."""
     from tests.support.parity import maker
 
-    return maker(tmp_path_factory.mktemp("parity"))
+    return maker(shared_folder(tmp_path_factory) / "parity")
 
 
 @pytest.fixture

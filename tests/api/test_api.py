@@ -281,29 +281,35 @@ def test_checksum_without_a_checklist(package: Path, tmp_path: Path) -> None:
         llama_onnx.export(package.parent / "checkpoint", tmp_path / "out", checksum=False)
 
 
+RETURNED = {
+    "export": ExportResult,
+    "open_package": ModelPackage,
+    "plan": Plan,
+    "validate": ParityReport,
+    "verify": VerifyReport,
+}
+
+
 def test_type_hints_can_be_read() -> None:
-    returned = {
-        "export": ExportResult,
-        "open_package": ModelPackage,
-        "plan": Plan,
-        "validate": ParityReport,
-        "verify": VerifyReport,
-    }
-    assert set(returned) == {name for name in llama_onnx.__all__ if name.islower()} - {
+    assert set(RETURNED) == {name for name in llama_onnx.__all__ if name.islower()} - {
         "__version__"
     }
-    for name, result in returned.items():
+    for name, result in RETURNED.items():
         function = getattr(llama_onnx, name)
         hints = get_type_hints(function)
         assert hints["return"] is result
         assert hints.keys() == {*inspect.signature(function).parameters, "return"}
-    # In a new process, where nothing has been imported yet.
+
+
+@pytest.mark.slow
+def test_type_hints_can_be_read_in_a_new_process() -> None:
+    """Where nothing has been imported yet."""
     code = (
         "import typing, llama_onnx\n"
         "for name in ('export', 'open_package', 'plan', 'validate', 'verify'):\n"
         "    print(typing.get_type_hints(getattr(llama_onnx, name))['return'].__name__)\n"
     )
-    assert run(code).split() == [returned[name].__name__ for name in sorted(returned)]
+    assert run(code).split() == [RETURNED[name].__name__ for name in sorted(RETURNED)]
 
 
 def test_the_constructor_names_load() -> None:

@@ -17,6 +17,7 @@ from llama_onnx.exporter.parity.measure.validate import validate
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets import cpu
 from tests.support import tiny
+from tests.support.once import make_once
 
 TIED = replace(tiny.GQA, tie_word_embeddings=True)
 MHA = replace(tiny.GQA, num_key_value_heads=4)
@@ -62,11 +63,13 @@ def maker(root: Path) -> Make:
 
     def make(name: str) -> tuple[Path, Path]:
         config, options = EXPORTS[name]
-        source, package = root / f"{name}-source", root / name
-        if not package.exists():
+        source = root / f"{name}-source"
+
+        def export(package: Path) -> None:
             tiny.write_huggingface(source, config)
             export_package(source, package, cpu.TARGET, options)
-        return package, source
+
+        return make_once(root / name, export), source
 
     return make
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
+import pytest
 
 from llama_onnx.exporter.packaging.adapters import open_kept
 from llama_onnx.exporter.packaging.options import Options
@@ -15,6 +17,7 @@ from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.registry import TARGETS
 from llama_onnx.targets.target import Target
 from tests.support import adapters, storages, tiny
+from tests.support.once import make_once, shared_folder
 from tests.support.parity import EXPORTS
 
 _WINDOW = replace(tiny.GQA, sliding_window=7)
@@ -28,12 +31,26 @@ _HEADS = {
 }
 
 
-def written_graphs(folder: Path) -> Iterator[tuple[str, tuple[bytes, int]]]:
-    """Yield names, and the graph and the size of its data."""
+Written = tuple[bytes, int]
+"""A graph, and the size of its data."""
+
+
+def written_graphs(factory: pytest.TempPathFactory) -> dict[str, Written]:
+    """Return every kind of graph by name, made once for all workers."""
+
+    def make(file: Path) -> None:
+        file.write_bytes(pickle.dumps(dict(_written_graphs(factory.mktemp("graphs")))))
+
+    file = make_once(shared_folder(factory) / "graphs.pickle", make)
+    graphs: dict[str, Written] = pickle.loads(file.read_bytes())
+    return graphs
+
+
+def _written_graphs(folder: Path) -> Iterator[tuple[str, Written]]:
 
     def build(
         name: str, source: Path, target: Target, options: Options, kept: Path | None = None
-    ) -> tuple[str, tuple[bytes, int]]:
+    ) -> tuple[str, Written]:
         checkpoint = open_checkpoint(source)
         swapped = open_kept(checkpoint, {"x": kept} if kept else {})
         plan = make_plan(checkpoint, target, options, 1, swapped, ())

@@ -24,6 +24,7 @@ from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.registry import TARGETS
 from llama_onnx.targets.signature import read_signer, write_signature
 from tests.support import tiny
+from tests.support.disk import FLUSH
 from tests.support.keys import write_key
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to see what is open")
@@ -35,11 +36,10 @@ Calls = list[tuple[str, str]]
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """The calls of fsync and rename from now on, each with the path it is about."""
     seen: Calls = []
-    sync = os.fsync
 
     def fsync(descriptor: int) -> None:
         seen.append(("flush", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
-        sync(descriptor)
+        FLUSH(descriptor)
 
     def spy(name: str) -> None:
         real = getattr(Path, name)
@@ -68,7 +68,7 @@ def check(calls: Calls, partial: Path, out: Path) -> None:
 
 def test_an_export(tmp_path: Path, calls: Calls) -> None:
     source, out = tiny.write_huggingface(tmp_path / "source"), tmp_path / "out"
-    export_package(source, out, TARGETS["cpu"], Options("int4"))
+    export_package(source, out, TARGETS["cpu"], Options("int4", quantizer="rtn"))
     check(calls, tmp_path / "out.partial", out)
 
 

@@ -23,7 +23,7 @@ SOUND_SIZE = (SOUND / DATA_FILE).stat().st_size
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, int]]:
     """Every kind of graph that the exporter writes, by name: the file, and the size of its data."""
-    return dict(written_graphs(tmp_path_factory.mktemp("graphs")))
+    return written_graphs(tmp_path_factory)
 
 
 def test_the_list_has_what_the_exporter_writes_and_no_more(

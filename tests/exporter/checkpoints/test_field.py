@@ -303,7 +303,9 @@ def test_tokens_beyond_the_vocabulary_are_left_out_with_a_warning(tmp_path: Path
     settings = {"bos_token_id": 1, "eos_token_id": [2, 300], "pad_token_id": 288}
     (tmp_path / "source" / "generation_config.json").write_text(json.dumps(settings))
     loaded(tmp_path / "source")
-    result = export_package(tmp_path / "source", tmp_path / "out", TARGET, Options("int4"))
+    result = export_package(
+        tmp_path / "source", tmp_path / "out", TARGET, Options("int4", quantizer="rtn")
+    )
     assert [w.partition(": ")[2] for w in result.warnings] == [
         "the end token 300 is beyond the vocabulary of 288 tokens, so it is left out.",
         "the padding token 288 is beyond the vocabulary of 288 tokens, so it is left out.",

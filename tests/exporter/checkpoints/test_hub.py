@@ -62,9 +62,11 @@ def downloads(hub: Hub) -> set[str]:
 
 
 def test_export_downloads_what_it_needs_and_says_where_from(hub: Hub, tmp_path: Path) -> None:
-    result = call("export", REPO, tmp_path / "out", "--precision", "int4")
+    rtn = ("--precision", "int4", "--quantizer", "rtn")
+    result = call("export", REPO, tmp_path / "out", *rtn)
     assert result.exit_code == 0, result.output
-    expected = export_package(hub.folder, tmp_path / "local", TARGET, Options("int4")).package
+    options = Options("int4", quantizer="rtn")
+    expected = export_package(hub.folder, tmp_path / "local", TARGET, options).package
     out = tmp_path / "out"
     assert (out / "model.onnx.data").read_bytes() == (expected / "model.onnx.data").read_bytes()
     assert (out / "tokenizer.json").read_bytes() == (expected / "tokenizer.json").read_bytes()

@@ -466,7 +466,7 @@ def test_a_checksum_that_fails(tmp_path: Path, write: Any) -> None:
     refuse(source, tmp_path, r"lacks consolidated\.09\.pth, which its checklist names")
     checklist.write_text("<html>\n")
     refuse(source, tmp_path, r"checklist\.chk has a line that is not a checksum")
-    result = run("export", source, tmp_path / "out", "--no-checksum")
+    result = run("export", source, tmp_path / "out", "--quantizer", "rtn", "--no-checksum")
     assert result.exit_code == 0, result.output
 
 
@@ -499,8 +499,9 @@ def test_validate_from_end_to_end(tmp_path: Path, write: Any, above: bool) -> No
         (source / "tokenizer.model").rename(tmp_path / "tokenizer.model")
     assert json.loads(run("inspect", source, "--json").stdout)["missing"] == []
     out = tmp_path / "out"
-    assert run("export", source, out, "--precision", "int4").exit_code == 0
-    flags = ("--reference", source, "--tokens", "4", "--json")
+    rtn = ("--precision", "int4", "--quantizer", "rtn")
+    assert run("export", source, out, *rtn).exit_code == 0
+    flags = ("--reference", source, "--tokens", "4", "--prompt-tokens", "8", "--json")
     result = run("validate", out, *flags)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ACCEPTED = {"15 MB of text"}
 """A large value of a key that the format's reader does not look at."""
 

@@ -138,7 +138,9 @@ def test_without_a_window_in_the_context_the_graph_is_a_llama_s(
     source = tiny.write_huggingface(tmp_path / "source", config_json=change)
     raw = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**raw, "sliding_window": window}))
-    out = export_package(source, tmp_path / "out", get_target("cuda"), Options("int4")).package
+    out = export_package(
+        source, tmp_path / "out", get_target("cuda"), Options("int4", quantizer="rtn")
+    ).package
     nodes = onnx.load(out / "model.onnx", load_external_data=False).graph.node
     attributes = {attribute.name for node in nodes for attribute in node.attribute}
     assert "num_heads" in attributes and "local_window_size" not in attributes

@@ -208,7 +208,9 @@ def test_the_graph_offers_the_kinds_of_matrices_that_some_adapter_changes(
     source: Path, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     two = {name: folders[name] for name in ("qv", "few")}
-    out = export_package(source, tmp_path / "out", TARGET, Options("int4"), kept=two).package
+    out = export_package(
+        source, tmp_path / "out", TARGET, Options("int4", quantizer="rtn"), kept=two
+    ).package
     assert ModelPackage.open(out).manifest["recipe"]["swappable"] == [
         "q_proj",
         "k_proj",
@@ -522,7 +524,9 @@ def test_licences_travel_and_the_adapter_s_is_not_the_base_s(tmp_path: Path) -> 
     folder = write_adapter(tmp_path / "qv", factors(QV))
     (folder / "LICENSE").write_text("the adapter's", encoding="utf-8")
     out = tmp_path / "out"
-    result = export_package(source, out, TARGET, Options("int4"), kept={"qv": folder})
+    result = export_package(
+        source, out, TARGET, Options("int4", quantizer="rtn"), kept={"qv": folder}
+    )
     assert (out / "LICENSE").read_text(encoding="utf-8") == "the adapter's"
     assert any("base has no license file" in warning for warning in result.warnings)
 
@@ -530,7 +534,7 @@ def test_licences_travel_and_the_adapter_s_is_not_the_base_s(tmp_path: Path) -> 
 def test_a_tokenizer_of_its_own_is_said_to_be_left_out(source: Path, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "qv", factors(QV))
     tiny.write_tokenizer(folder, 288)
-    options, kept = Options("int4"), {"qv": folder}
+    options, kept = Options("int4", quantizer="rtn"), {"qv": folder}
     assert export_package(source, tmp_path / "same", TARGET, options, kept=kept).warnings == ()
     tiny.write_tokenizer(folder, 280)
     (warning,) = export_package(source, tmp_path / "other", TARGET, options, kept=kept).warnings
@@ -694,7 +698,7 @@ def refusal(source: Path, folder: Path, tmp_path: Path) -> LlamaOnnxError:
     """Why `folder` cannot be kept; nothing is left of the attempt."""
     out = tmp_path / "out"
     with pytest.raises(LlamaOnnxError) as caught:
-        export_package(source, out, TARGET, Options("int4"), kept={"x": folder})
+        export_package(source, out, TARGET, Options("int4", quantizer="rtn"), kept={"x": folder})
     assert not out.exists() and not (tmp_path / "out.partial").exists()
     return caught.value
 

@@ -32,6 +32,7 @@ def content(package: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in package.iterdir() if file.is_file()}
 
 
+@pytest.mark.slow
 def test_killed_in_the_survey_and_in_the_calibration(tmp_path: Path) -> None:
     source = tiny.write_huggingface(tmp_path / "source", CONFIG)
     tiny.write_tokenizer(source, CONFIG.vocab_size)

@@ -44,7 +44,10 @@ from tests.support.gguf_files import write as write_gguf
 from tests.support.packages import Stop
 from tests.support.vocabularies import model_named, spm_metadata
 
-INT4 = Options(precision="int4")
+INT4 = Options("int4", quantizer="rtn")
+"""Rounds to nearest, which is quick: most of this is about the files, not the codes in them."""
+AWQ = Options("int4", quantizer="awq")
+PRECISIONS = {name: Options(name) for name in ("fp32", "fp16", "int8")} | {"int4": INT4}
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +86,14 @@ def test_a_package_is_whole_and_its_hashes_are_true(unbroken: Path) -> None:
     assert not partial(unbroken).exists()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_graph_passes_the_checker_but_for_microsofts_operators(
     tmp_path: Path, precision: str, tied: bool
 ) -> None:
     config = dataclasses.replace(tiny.GQA, tie_word_embeddings=tied)
     source = tiny.write_huggingface(tmp_path / "source", config)
-    out = export(source, tmp_path / "out", Options(precision=precision))
+    out = export(source, tmp_path / "out", PRECISIONS[precision])
     onnx.checker.check_model(out / "model.onnx")
 
 
@@ -112,7 +115,7 @@ def test_hidden_size_that_block_128_does_not_divide(tmp_path: Path) -> None:
     for tied in (False, True):
         config = dataclasses.replace(config, tie_word_embeddings=tied)
         tiny.write_huggingface(source, config)
-        export(source, tmp_path / f"out {tied}", Options(precision="int4", block_size=128))
+        export(source, tmp_path / f"out {tied}", dataclasses.replace(INT4, block_size=128))
 
 
 def test_shards_do_not_change_a_byte(unbroken: Path, tmp_path: Path) -> None:
@@ -124,17 +127,24 @@ def test_shards_do_not_change_a_byte(unbroken: Path, tmp_path: Path) -> None:
 # --- interruption ---------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def unbroken_awq(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(source, tmp_path_factory.mktemp("unbroken awq") / "out", AWQ)
+
+
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(count=st.integers(1, 60))
 def test_interrupted_anywhere_and_resumed_gives_the_same_bytes(
-    source: Path, unbroken: Path, tmp_path_factory: pytest.TempPathFactory, count: int
+    source: Path, unbroken_awq: Path, tmp_path_factory: pytest.TempPathFactory, count: int
 ) -> None:
+    """While it calibrates, too."""
     out = tmp_path_factory.mktemp("resume") / "out"
     with pytest.raises(KeyboardInterrupt):
-        export(source, out, progress=Stop(count, KeyboardInterrupt()))
+        export(source, out, AWQ, progress=Stop(count, KeyboardInterrupt()))
     assert not out.exists()
-    export(source, out, resume=True)
-    assert digest(out / "model.onnx.data") == digest(unbroken / "model.onnx.data")
+    export(source, out, AWQ, resume=True)
+    assert digest(out / "model.onnx.data") == digest(unbroken_awq / "model.onnx.data")
     assert ModelPackage.open(out).verify() == []
 
 
@@ -149,8 +159,8 @@ def test_killed_and_resumed(source: Path, unbroken: Path, tmp_path: Path) -> Non
         "from llama_onnx.targets.cpu import TARGET\n"
         "class Slow(Silent):\n"
         "    def update(self, *_): time.sleep(0.05)\n"
-        "export_package(Path(sys.argv[1]), Path(sys.argv[2]), TARGET, Options('int4'),"
-        " progress=Slow())\n"
+        "export_package(Path(sys.argv[1]), Path(sys.argv[2]), TARGET,"
+        " Options('int4', quantizer='rtn'), progress=Slow())\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(source), str(out)])
     journal = partial(out) / JOURNAL_FILE
@@ -194,7 +204,7 @@ def test_a_journal_line_cut_short_is_no_line(tmp_path: Path) -> None:
 def test_resume_refuses_other_options(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        export(source, out, progress=Stop(9, KeyboardInterrupt()))
+        export(source, out, AWQ, progress=Stop(9, KeyboardInterrupt()))
     with pytest.raises(UsageError, match="options and calibration changed since"):
         export(source, out, Options(precision="int8"), resume=True)
     assert partial(out).exists()
@@ -456,7 +466,7 @@ def test_a_disk_that_fills_up_keeps_what_can_be_resumed(
 # --- bad weights ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_are_not_finite_leave_nothing_behind(
     tmp_path: Path, precision: str, bad: float
@@ -465,7 +475,7 @@ def test_weights_that_are_not_finite_leave_nothing_behind(
     weights["model.layers.1.mlp.down_proj.weight"][5, 7] = bad
     source = tiny.write_huggingface(tmp_path / "source", tensors=weights)
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj.*NaN or infinity"):
-        export(source, tmp_path / "out", Options(precision=precision))
+        export(source, tmp_path / "out", PRECISIONS[precision])
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
 
 
@@ -503,9 +513,9 @@ def test_a_graph_onnxruntime_refuses_is_not_published(
 # --- plan and genai_config ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_plan_foretells_the_size_exactly(source: Path, tmp_path: Path, precision: str) -> None:
-    options = Options(precision=precision)
+    options = PRECISIONS[precision]
     plan = make_plan(open_checkpoint(source), TARGET, options, workers=2)
     out = export(source, tmp_path / "out", options)
     assert (out / "model.onnx.data").stat().st_size == plan.data_bytes

@@ -16,7 +16,7 @@ from tests.support import tiny
 
 
 def export(source: Path) -> ExportResult:
-    return export_package(source, source.with_name("out"), TARGET, Options("int4"))
+    return export_package(source, source.with_name("out"), TARGET, Options("int4", quantizer="rtn"))
 
 
 def test_what_stands_beside_the_weights_goes_into_the_package(tmp_path: Path) -> None:

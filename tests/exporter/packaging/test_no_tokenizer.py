@@ -55,7 +55,7 @@ def package(source: Path) -> Path:
 
 def test_without_the_option_the_refusal_names_it(source: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither a tokenizer\.json.* pass --no-tokenizer"):
-        export_package(source, tmp_path / "out", TARGET, Options("int4"))
+        export_package(source, tmp_path / "out", TARGET, Options("int4", quantizer="rtn"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -84,7 +84,7 @@ def test_genai_gives_the_tokens_of_the_same_package_with_one(
 def test_the_option_leaves_out_a_tokenizer_that_is_there(tmp_path: Path) -> None:
     source = tiny.write_huggingface(tmp_path / "checkpoint")
     out = tmp_path / "out"
-    export_package(source, out, TARGET, Options("int4"), tokenizer=False)
+    export_package(source, out, TARGET, Options("int4", quantizer="rtn"), tokenizer=False)
     assert not (out / "tokenizer.json").exists()
     said = run("validate", out, "--reference", source, "--tokens", 4, "--prompt-tokens", 8)
     assert said.exit_code == 0, said.output
@@ -183,13 +183,15 @@ def test_a_resumed_export_is_of_the_same_kind(source: Path, tmp_path: Path) -> N
             source,
             out,
             TARGET,
-            Options("int4"),
+            Options("int4", quantizer="rtn"),
             tokenizer=False,
             progress=Stop(9, KeyboardInterrupt()),
         )
     with pytest.raises(UsageError, match="tokenizer changed since"):
-        export_package(source, out, TARGET, Options("int4"), resume=True)
-    export_package(source, out, TARGET, Options("int4"), tokenizer=False, resume=True)
+        export_package(source, out, TARGET, Options("int4", quantizer="rtn"), resume=True)
+    export_package(
+        source, out, TARGET, Options("int4", quantizer="rtn"), tokenizer=False, resume=True
+    )
     assert ModelPackage.open(out).manifest["tokenizer"] is False
 
 

@@ -53,7 +53,9 @@ def test_a_change_is_named_and_nothing_is_published(name: str, tmp_path: Path) -
     source = tiny.write_huggingface(tmp_path / "source", shards=2)
     meanwhile = Meanwhile(lambda: CHANGES[name](source))
     with pytest.raises(CheckpointError, match="changed while the export read it") as caught:
-        export_package(source, tmp_path / "out", TARGET, Options("int4"), progress=meanwhile)
+        export_package(
+            source, tmp_path / "out", TARGET, Options("int4", quantizer="rtn"), progress=meanwhile
+        )
     assert str(source) in str(caught.value)
     assert meanwhile.action is None
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -62,5 +64,7 @@ def test_a_change_is_named_and_nothing_is_published(name: str, tmp_path: Path) -
 def test_other_files_may_change(tmp_path: Path) -> None:
     source = tiny.write_huggingface(tmp_path / "source")
     meanwhile = Meanwhile(lambda: (source / "training.log").write_text("x", "utf-8"))
-    export_package(source, tmp_path / "out", TARGET, Options("int4"), progress=meanwhile)
+    export_package(
+        source, tmp_path / "out", TARGET, Options("int4", quantizer="rtn"), progress=meanwhile
+    )
     assert meanwhile.action is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.tokenizers import FIXED_TEXTS, check_tokenizer
 from llama_onnx.exporter.sources import open_checkpoint
+from llama_onnx.exporter.tokenizer.finish import finish_tokenizer
 from llama_onnx.runtime.tokenizer.encoder import tokenizer_from
 from llama_onnx.targets.errors import CheckpointError, UnsupportedError
 from llama_onnx.targets.registry import get_target
@@ -67,6 +69,13 @@ def written(source: Path) -> Path:
     return out
 
 
+def finished(source: Path, package: Path) -> tuple[Path, list[str]]:
+    """The tokenizer as an export writes it, and its warnings, beside the settings of `package`."""
+    out = written(source)
+    shutil.copy(package / "genai_config.json", out)
+    return out, finish_tokenizer(out, source, tiny.GQA.vocab_size)
+
+
 def assert_same_ids(found: Any, expected: Any) -> None:
     for text in (*FIXED_TEXTS, *TEXTS, *MORE_TEXTS):
         for special in (True, False):
@@ -107,7 +116,7 @@ def test_the_ids_are_those_of_the_source(source: Path, settings: dict[str, Any])
 @pytest.mark.parametrize("add_bos", [None, False, True])
 @pytest.mark.parametrize("post", [None, "bos", "bytes"])
 def test_start_and_end_are_added_as_the_settings_say(
-    source: Path, post: str | None, add_bos: bool | None, add_eos: bool | None
+    source: Path, package: Path, post: str | None, add_bos: bool | None, add_eos: bool | None
 ) -> None:
     """transformers 4 follows the settings, where there are any; a setter of 5 does so too."""
     steps = {
@@ -125,12 +134,22 @@ def test_start_and_end_are_added_as_the_settings_say(
         # transformers 4's default of add_bos_token is True.
         setattr(expected, "add_bos_token", add_bos is not False)  # noqa: B010 - read-only for mypy
         setattr(expected, "add_eos_token", bool(add_eos))  # noqa: B010
-    package, warnings = export(source)
-    assert_same_ids(AutoTokenizer.from_pretrained(package), expected)
+    out, warnings = finished(source, package)
+    assert_same_ids(AutoTokenizer.from_pretrained(out), expected)
     differs = expected("a b")["input_ids"] != before
     assert bool([w for w in warnings if "as in transformers 4" in w]) == differs
-    checked = check_tokenizer(package, open_checkpoint(source))
+    checked = check_tokenizer(out, open_checkpoint(source))
     assert checked is not None and checked.passed
+
+
+def test_an_export_writes_that_tokenizer(source: Path) -> None:
+    put(source, LLAMA | {"add_bos_token": True, "add_eos_token": True})
+    exported, warnings = export(source)
+    out, expected = finished(source, exported)
+    assert set(expected) <= set(warnings)
+    assert any("as in transformers 4" in warning for warning in expected)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (exported / name).read_bytes() == (out / name).read_bytes()
 
 
 def test_a_token_without_a_row_is_left_out(source: Path) -> None:

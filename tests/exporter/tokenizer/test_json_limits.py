@@ -43,7 +43,11 @@ BOMBS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
+def _case(name: str) -> Any:
+    return pytest.param(name, marks=[pytest.mark.slow] if "00,000 " in name else [])
+
+
+@pytest.mark.parametrize("name", map(_case, BOMBS))
 def test_a_bomb_is_refused_at_once(name: str, tmp_path: Path) -> None:
     tiny.write_tokenizer(tmp_path, 288)
     file = tmp_path / "tokenizer.json"

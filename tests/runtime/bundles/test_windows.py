@@ -254,6 +254,7 @@ def test_warnings_name_what_is_missing(
     assert any("has no self-test" in warning for warning in made.warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(windows.COMPILER) is None, reason="MinGW is not installed")
 def test_the_library_is_built_where_there_is_a_compiler(
     package: Path, sets: tuple[Path, tuple[Libraries, ...]], out: Path

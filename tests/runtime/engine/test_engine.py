@@ -735,6 +735,7 @@ def test_the_buffers_are_gone_once_nobody_uses_them(
     assert made
 
 
+@pytest.mark.slow
 def test_closing_gives_the_memory_back(tmp_path: Path) -> None:
     """Weights of 40 MB, whose packed copies take as much, and caches of 2 MB."""
     config = replace(

@@ -322,7 +322,8 @@ def export(folder: Path, generation: dict[str, Any]) -> dict[str, Any]:
     source = tiny.write_huggingface(folder / "source")
     (source / "generation_config.json").write_text(json.dumps(generation))
     out = folder / "out"
-    package = export_package(source, out, get_target("cpu"), Options(precision="int4")).package
+    options = Options("int4", quantizer="rtn")
+    package = export_package(source, out, get_target("cpu"), options).package
     search: dict[str, Any] = json.loads((package / "genai_config.json").read_text())["search"]
     return search
 

@@ -42,7 +42,8 @@ def make_long(folder: Path, context: int) -> Path:
     positions = {"max_position_embeddings": context}
     source = tiny.write_huggingface(folder / "long", config_json=positions)
     out = folder / "out"
-    return export_package(source, out, get_target("cpu"), Options(precision="int4")).package
+    options = Options("int4", quantizer="rtn")
+    return export_package(source, out, get_target("cpu"), options).package
 
 
 @contextmanager
@@ -123,7 +124,8 @@ def test_answers_left_by_break_need_the_memory_of_one(package: Path, tmp_path: P
     source = tiny.write_huggingface(
         tmp_path / "long", config_json={"max_position_embeddings": 4096}
     )
-    out = export_package(source, tmp_path / "out", get_target("cpu"), Options(precision="int4"))
+    options = Options("int4", quantizer="rtn")
+    out = export_package(source, tmp_path / "out", get_target("cpu"), options)
     llama = Llama.load(out.package)
     resident = psutil.Process().memory_info
 

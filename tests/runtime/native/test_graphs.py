@@ -25,7 +25,7 @@ from tests.support.changed_graphs import changed
 from tests.support.folded_graphs import HOSTILE_FOLDS, SOUND_FOLDS, folded_graph
 from tests.support.hostile_packages import GRAPH_CHANGES, SOUND
 from tests.support.native import compile_checks, compile_graph_reader
-from tests.support.written_graphs import written_graphs
+from tests.support.written_graphs import Written, written_graphs
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="built with gcc for Linux's libraries"),
@@ -33,8 +33,6 @@ pytestmark = [
 ]
 
 DATA_FILE = "model.onnx.data"
-Written = tuple[bytes, int]
-"""A graph, and the size of its data."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def checks(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
     """Every kind of graph that the exporter writes."""
-    return dict(written_graphs(tmp_path_factory.mktemp("graphs")))
+    return written_graphs(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +190,7 @@ def test_no_weights_and_a_graph_that_is_no_file(sample: Any, built: Path, tmp_pa
     assert "model.onnx cannot be read." in sample_refuses(sample, built, package)
 
 
+@pytest.mark.slow
 def test_changed_graphs_get_python_s_verdict(
     reader: Callable[[Sequence[Written]], str], graphs: dict[str, Written]
 ) -> None:
@@ -210,6 +209,7 @@ def test_changed_graphs_get_python_s_verdict(
     assert reader(given) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["sorted", "reversed", "random"])
 def test_many_weights_take_no_time(reader: Callable[[Sequence[Written]], str], order: str) -> None:
     """70,000 weights without bytes, whose long names differ at their ends."""

@@ -344,6 +344,7 @@ class Stop(Silent):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gptq act-order", "awq"])
 def test_interrupted_and_resumed_gives_the_same_bytes(tmp_path: Path, name: str) -> None:
     source, _ = make(tmp_path / "source", name)
