@@ -382,6 +382,9 @@ class Llama(Conversing):
         )
 
     def _prompt(self, prompt: Any) -> Tokens:
-        if isinstance(prompt, (str, bytes)):
-            return self.codec.encode(prompt)  # type: ignore[arg-type]  # which refuses bytes
+        if isinstance(prompt, str):
+            return self.codec.encode(prompt)
+        if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
+            kind = type(prompt).__name__
+            raise UsageError(f"the prompt must be a text or token ids, not {kind}.")
         return check_tokens(prompt, self.codec.rows)

@@ -114,8 +114,9 @@ def test_a_nul_cuts_nothing(package: Path, llama: Llama) -> None:
 
 
 @pytest.mark.parametrize("prompt", [None, 5, b"hi", ["hi"], {"text": "hi"}])
-def test_a_prompt_is_a_text(llama: Llama, prompt: Any) -> None:
-    with pytest.raises(UsageError, match=r"the prompt must be a text, not \w+\."):
+def test_a_prompt_is_a_text_or_ids(llama: Llama, prompt: Any) -> None:
+    expected = r"the prompt must be a text or token ids, not \w+\.|'hi' is not a token id"
+    with pytest.raises(UsageError, match=expected):
         llama.generate(prompt)
 
 

@@ -19,6 +19,7 @@ from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.bench.bench import bench
 from llama_onnx.runtime.engine.sampling.parameters import Sampling
+from llama_onnx.runtime.llama.generation import TextEvent
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.targets.engines import ENGINES
 from llama_onnx.targets.errors import PackageError, ResourceError, UsageError
@@ -217,9 +218,11 @@ def test_a_biased_token_is_all_there_is(ours: Llama) -> None:
         ours.generate(PROMPT, sampling=Sampling(logit_bias={999: 1}))
 
 
-def test_log_probabilities_are_not_left_out_in_silence(ours: Llama) -> None:
-    with pytest.raises(UsageError, match="no place for log probabilities: leave out logprobs"):
-        ours.generate(PROMPT, sampling=Sampling(logprobs=2))
+def test_log_probabilities_are_not_left_out_in_silence(ours: Llama, theirs: Llama) -> None:
+    *tokens, _ = ours.generate(PROMPT, max_new_tokens=3, sampling=Sampling(logprobs=2)).events()
+    assert all(isinstance(event, TextEvent) and event.logprobs for event in tokens)
+    with pytest.raises(UsageError, match="has no logprobs"):
+        theirs.generate(PROMPT, sampling=Sampling(logprobs=2))
 
 
 @pytest.mark.parametrize(
