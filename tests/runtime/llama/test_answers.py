@@ -63,7 +63,7 @@ def test_ids_are_continued_like_their_text(either: Llama) -> None:
         assert "".join(either.generate(prompt, max_new_tokens=8)) == text
     with pytest.raises(UsageError, match="not a token id"):
         either.generate([1 << 40])
-    with pytest.raises(UsageError, match="must be a text"):
+    with pytest.raises(UsageError, match="must be a text or token ids"):
         either.generate(b"the fox")
 
 
