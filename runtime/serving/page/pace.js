@@ -29,10 +29,10 @@ export class Pace {
     const about = exact ? "" : "about ";
     const seconds = (this.#last - this.#first) / 1000;
     const parts = [`${about}${tokens.toLocaleString("en")} ${tokens === 1 ? "token" : "tokens"}`];
-    // A proxy, or a browser that is busy, may deliver pieces in heaps: then the clock tells only the
-    // time of the whole.
-    if (2 * this.#moments < this.#pieces) {
-      const whole = (this.#last - this.#started) / 1000;
+    // A proxy, or a browser that is busy, may deliver everything in one heap: then the clock tells
+    // only the time of the whole. A server that drafts sends heaps too, but all the time.
+    const whole = (this.#last - this.#started) / 1000;
+    if (2 * this.#moments < this.#pieces && 2 * seconds < whole) {
       parts.push(`${rate(tokens / whole)} tokens/s with reading`, `in ${whole.toFixed(2)} s`);
       return parts.join(" · ");
     }
