@@ -18,6 +18,7 @@ from llama_onnx.runtime.llama.prompt import Tokens, check_tokens
 from llama_onnx.runtime.llama.text_codec import TextCodec
 from llama_onnx.runtime.llama.tools import Tool
 from llama_onnx.targets.engines import ENGINES, SPECULATIONS, EngineName, SpeculationName
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider
 
