@@ -5,7 +5,8 @@
 Each round opens the package anew, so that nothing is learned from the one before, and answers each
 text with and without drafts, in an order that alternates. Needs a package of a chat model with
 ChatML, such as SmolLM2. Where a greedy answer with drafts parts from the one without, the distance
-of the two logits is printed: at accuracy level 4 it is a near-tie.
+of the two logits is printed: at accuracy level 4 it is a near-tie. `--processor-time` counts the
+time of this process instead of the clock's, for a machine that others use: with `--threads 1`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,13 +98,15 @@ OTHERS = {
 
 @dataclass
 class Chooser:
-    """The engine's sampler, which keeps the logits of a greedy answer."""
+    """The engine's sampler, which keeps the logits of a greedy answer, and when it was asked."""
 
     sampler: Sampler
     greedy: bool
     seen: list[Any] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
 
     def choose(self, logits: Any) -> Any:
+        self.times.append(time.process_time())
         if self.greedy:
             self.seen.append(logits.astype(np.float16))
         return self.sampler.choose(logits)
@@ -124,7 +128,9 @@ class Answer:
         return (len(self.tokens) - 1) / self.seconds
 
 
-def answer(engine: Engine, tokenizer: Tokenizer, case: Case, count: int, drafts: bool) -> Answer:
+def answer(
+    engine: Engine, tokenizer: Tokenizer, case: Case, count: int, drafts: bool, cpu: bool = False
+) -> Answer:
     prompt = np.array(tokenizer.encode(case.prompt).ids)
     choice = Choice(temperature=case.temperature, top_p=0.98, seed=7)
     sampler = Sampler(choice, prompt.tolist(), engine.layout.vocab_size)
@@ -134,7 +140,7 @@ def answer(engine: Engine, tokenizer: Tokenizer, case: Case, count: int, drafts:
     events = [event for event in engine.submit(request) if isinstance(event, TokenEvent)]
     return Answer(
         [event.token for event in events],
-        sum(event.seconds for event in events[1:]),
+        chooser.times[-1] - chooser.times[0] if cpu else sum(e.seconds for e in events[1:]),
         sum(event.drafted for event in events),
         sum(event.accepted for event in events),
         chooser.seen,
@@ -160,6 +166,7 @@ def main() -> None:
     parser.add_argument("--draft", type=Path, help="a smaller package with the same tokens")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--new", type=int, default=256, help="most tokens of an answer")
+    parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(arguments.package / "tokenizer.json"))
@@ -174,14 +181,19 @@ def main() -> None:
             for name, case in cases.items():
                 order = (False, True) if number % 2 else (True, False)
                 results = {
-                    drafts: answer(engine, tokenizer, case, arguments.new, drafts)
+                    drafts: answer(
+                        engine, tokenizer, case, arguments.new, drafts, arguments.processor_time
+                    )
                     for drafts in order
                 }
                 found[name].append((results[False], results[True]))
         print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     print(f"{processor()}, {platform.system()}, {arguments.threads} threads")
     print(f"{arguments.package.name}, draft {arguments.draft.name if draft else 'the text itself'}")
-    print(f"medians of {arguments.rounds} rounds, tokens a second; ratios within a round")
+    clock = "processor time" if arguments.processor_time else "wall clock"
+    print(
+        f"medians of {arguments.rounds} rounds, tokens a second by {clock}; ratios within a round"
+    )
     columns = f"{'':20} {'tokens':>6} {'plain':>7} {'drafts':>7} {'ratio':>6} {'range':>12}"
     print(f"{columns} {'accepted':>12}  text")
     for name, pairs in found.items():

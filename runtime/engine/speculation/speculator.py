@@ -138,7 +138,7 @@ class Speculator:
         if unread > 4 * _SHORT:
             drafting.read_seconds.append(seconds / (unread - draft.unread(text.key, text.tokens)))
         if unread > _SHORT and not first:
-            self._account.settle(0, seconds / plain)
+            self._account.settle(0, min(seconds / plain, unread))
         if logits is None:
             return []
         drafts = draft.draft(text.key, logits, found.count, options)
@@ -161,8 +161,10 @@ class Speculator:
         costs = self._costs[text.group]
         plain = costs.plain
         assert plain is not None
-        self._account.settle(got, (seconds + self._spent) / plain)
         costs.note(1 + len(drafts), seconds)
+        self._account.settle(
+            got, costs.charge(1 + len(drafts), seconds) + min(self._spent / plain, len(drafts))
+        )
         if self._by_draft:
             for place in range(min(got, len(drafts))):
                 self._drafting.rate.note(place < got - 1)

@@ -71,6 +71,19 @@ class StepCosts:
             self._table = self._relative()
         return self._table
 
+    def charge(self, positions: int, seconds: float) -> float:
+        """Return what a step that was noted costs, in plain steps: the median once there is one.
+
+        A machine that was busy for a moment is not the drafts' fault: a plain step would have been
+        as slow. Until there is a median, no step costs more than one for each position.
+        """
+        plain = self.plain
+        assert plain, "plain steps were not measured"
+        samples = self._samples.get(positions, ())
+        if len(samples) >= _TRUSTED:
+            return median(seconds for _, seconds in samples) / plain
+        return min(seconds / plain, positions)
+
     def _median(self, positions: int) -> float | None:
         samples = self._samples.get(positions, ())
         late = [seconds for number, seconds in samples if self._number - number < _OLD]

@@ -230,6 +230,32 @@ def test_one_slow_step_does_not_rule_a_length_out() -> None:
     assert costs.table()[5] == 50
 
 
+def test_a_moment_in_which_the_machine_is_busy_is_not_charged() -> None:
+    costs = StepCosts()
+    for _ in range(3):
+        costs.note(1, 1.0)
+    costs.note(3, 60.0)
+    assert costs.charge(3, 60.0) == 3
+    for seconds in (1.5, 1.6, 60.0, 1.4):
+        costs.note(3, seconds)
+    assert costs.charge(3, 60.0) == 1.6
+
+
+def test_a_stall_does_not_end_the_drafts() -> None:
+    document = random_text(200, seed=5, vocabulary=5000)
+    stalls: list[float] = []
+    steps = iter(range(10_000))
+
+    def cost(positions: int) -> float:
+        if next(steps) % 20 != 10:
+            return measured(positions)
+        stalls.append(30.0)
+        return 30.0
+
+    taken = generate(Speculator(ngrams=True), [*document, *document], 201, cost)
+    assert stalls and 199 * measured(1) / (taken - sum(stalls)) > 1.5
+
+
 def test_old_measurements_are_forgotten() -> None:
     costs = StepCosts()
     for _ in range(3):
