@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llama_onnx.runtime.commands.console import introduce, note, progress_line
-from llama_onnx.runtime.commands.options import package_argument, provider_options, threads_option
+from llama_onnx.runtime.commands.options import (
+    package_argument,
+    provider_options,
+    speculation_options,
+    threads_option,
+)
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.printable import shown
@@ -72,6 +77,7 @@ def _size(_: click.Context, __: click.Parameter, value: str | None) -> int | Non
     help="Answer to this name too, of a proxy for example; may be repeated.",
 )
 @click.option("--log-prompts", is_flag=True, help="Write prompts to the log.")
+@speculation_options
 @threads_option
 @provider_options
 def command(
@@ -87,6 +93,7 @@ def command(
     verify: bool,
     allow_host: tuple[str, ...],
     log_prompts: bool,
+    drafting: dict[str, Any],
     threads: int | None,
     provider: Provider | None,
     allow_fallback: bool,
@@ -122,6 +129,7 @@ def command(
         provider=provider,
         allow_fallback=allow_fallback,
         engine="onnxruntime",
+        **drafting,
         limits=EngineLimits(cache_memory, rows),
     )
     model.package.require_tokenizer()
