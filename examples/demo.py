@@ -22,7 +22,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
+"""Not "What is": the original itself starts that answer with "The" at 15 % and "L" at 14 %, and the
+last bits then decide between Paris and nonsense."""
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROOF = ("--certify", "--accept-loss", "--tokens", "16")
 """Options for the figures in README.md and docs/benchmarks.md: they cover 407 positions and take

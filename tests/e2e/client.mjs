@@ -3,7 +3,7 @@ import OpenAI from "openai";
 
 const [url, model] = process.argv.slice(2);
 const client = new OpenAI({ baseURL: url, apiKey: "none" });
-const messages = [{ role: "user", content: "What is the capital of France?" }];
+const messages = [{ role: "user", content: "Name the capital of France." }];
 const ask = { model, messages, max_tokens: 30 };
 
 const whole = (await client.chat.completions.create(ask)).choices[0].message.content;

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.real_server import Process, serving
 
-QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION: list[Any] = [{"role": "user", "content": "Name the capital of France."}]
 NAME = "smollm2"
 PERSON = {
     "type": "object",
@@ -114,9 +114,9 @@ def test_openai_schema_tools_logprobs_and_errors(client: openai.OpenAI) -> None:
 
 
 def test_openai_responses(client: openai.OpenAI) -> None:
-    found = client.responses.create(model=NAME, input="What is the capital of France?")
+    found = client.responses.create(model=NAME, input="Name the capital of France.")
     assert found.status == "completed" and "Paris" in found.output_text
-    with client.responses.stream(model=NAME, input="What is the capital of France?") as stream:
+    with client.responses.stream(model=NAME, input="Name the capital of France.") as stream:
         text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
         assert stream.get_final_response().output_text == text == found.output_text
 
@@ -126,9 +126,9 @@ def test_langchain(server: Process) -> None:
     model = chat_openai(
         model=NAME, base_url=f"{server.url}/v1", api_key="none", temperature=0, max_tokens=60
     )
-    answer = model.invoke("What is the capital of France?")
+    answer = model.invoke("Name the capital of France.")
     assert "Paris" in answer.content
-    assert "".join(piece.content for piece in model.stream("What is the capital of France?")) == (
+    assert "".join(piece.content for piece in model.stream("Name the capital of France.")) == (
         answer.content
     )
     tool = model.bind_tools([WEATHER], tool_choice="get_weather")
