@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.printable import shown
+
+_Name = TypeVar("_Name", bound=str)
 
 EngineName = Literal["genai", "onnxruntime"]
 
@@ -25,12 +27,7 @@ def check_speculation(name: Any) -> SpeculationName:
     >>> check_speculation("off")
     'off'
     """
-    for known in SPECULATIONS:
-        if name == known:
-            return known
-    raise UsageError(
-        f"there is no speculation {shown(name)}: choose one of {', '.join(SPECULATIONS)}."
-    )
+    return _one_of(SPECULATIONS, name, "speculation")
 
 
 def check_engine(name: Any) -> EngineName:
@@ -39,7 +36,11 @@ def check_engine(name: Any) -> EngineName:
     >>> check_engine("genai")
     'genai'
     """
-    for known in ENGINES:
-        if name == known:
-            return known
-    raise UsageError(f"there is no engine {shown(name)}: choose one of {', '.join(ENGINES)}.")
+    return _one_of(ENGINES, name, "engine")
+
+
+def _one_of(known: tuple[_Name, ...], name: Any, what: str) -> _Name:
+    for each in known:
+        if name == each:
+            return each
+    raise UsageError(f"there is no {what} {shown(name)}: choose one of {', '.join(known)}.")

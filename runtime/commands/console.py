@@ -13,7 +13,8 @@ from llama_onnx.targets.printable import printable
 from llama_onnx.targets.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from llama_onnx.runtime.llama.generation import Generation, GenerationStats
+    from llama_onnx.runtime.llama.generation import Generation
+    from llama_onnx.runtime.llama.generation_stats import GenerationStats
     from llama_onnx.runtime.llama.model import Llama
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from llama_onnx.runtime.measure.verify import VerifyReport
     from llama_onnx.targets.provider import Provider
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SIZES = {"MB": 10**6, "GB": 10**9}
 
 
@@ -110,10 +109,10 @@ def command(
         raise missing_extra("llama-onnx serve", error.name, "cpu,serve") from None
     from llama_onnx.runtime.engine.engine import Limits as EngineLimits
     from llama_onnx.runtime.llama.model import Llama
-    from llama_onnx.runtime.serving.http.api_keys import LOCAL_HOSTS, make_guard
+    from llama_onnx.runtime.serving.http.api_keys import LOCAL_HOSTS, LOOPBACK, make_guard
     from llama_onnx.runtime.serving.http.limits import Limits
 
-    local = host in _LOOPBACK
+    local = host in LOOPBACK
     if not local and not api_key:
         raise UsageError(
             f"on {host} anybody who reaches this machine could use the model: give a key with "

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from llama_onnx.runtime.engine.sampling.guidance import Guide
 
 
+DEFAULT_NEW_TOKENS = 256
+"""The most tokens of an answer, unless its caller says otherwise."""
+
+
 class TurnOptions(TypedDict, total=False):
     """The keyword arguments of `Llama.generate`, which explains them, but `adapter`."""
 
@@ -41,7 +45,7 @@ def ask(
     codec: TextCodec,
     prompt: Tokens,
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = DEFAULT_NEW_TOKENS,
     sampling: Sampling = PACKAGE_DEFAULT,
     temperature: float | None = None,
     top_k: int | None = None,

@@ -10,11 +10,10 @@ from llama_onnx.runtime.engine.events import EndEvent, PromptEvent
 from llama_onnx.runtime.llama.generation import (
     AnswerEvent,
     FinishEvent,
-    FinishReason,
-    GenerationStats,
     Observer,
     TextReader,
 )
+from llama_onnx.runtime.llama.generation_stats import FinishReason, GenerationStats, Tally
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.engine.answer import AsyncAnswer
@@ -41,11 +40,7 @@ class AsyncGeneration(AsyncIterator[str]):
         self._answer: AsyncAnswer | None = None
         self._reader = TextReader(stream, end_tokens, stop)
         self._cancelled = self._over = False
-        self._finish_reason: FinishReason = "interrupted"
-        self.prompt_tokens, self._reused = prompt_tokens, 0
-        self._prefill_seconds = 0.0
-        self._step_seconds: list[float] = []
-        self._drafted = self._accepted = 0
+        self._tally = Tally(prompt_tokens)
         self._observer: Observer | None = None
 
     def observe(self, observer: Observer) -> None:
@@ -111,17 +106,16 @@ class AsyncGeneration(AsyncIterator[str]):
             self._over = True
             raise
         if isinstance(event, PromptEvent):
-            self._reused, self._prefill_seconds = event.reused, event.seconds
+            self._tally.reused_tokens = event.reused
+            self._tally.prefill_seconds = event.seconds
             return await self._next_event()
         if isinstance(event, EndEvent):
             return self._finish("length" if event.reason == "length" else "interrupted")
-        self._step_seconds.append(event.seconds)
-        self._drafted += event.drafted
-        self._accepted += event.accepted
+        self._tally.count(event)
         return self._reader.read(event)
 
     def _finish(self, reason: FinishReason) -> FinishEvent:
-        self._finish_reason, self._over = reason, True
+        self._tally.finish_reason, self._over = reason, True
         if self._answer is not None:
             self._answer.cancel()
             self._answer = None
@@ -152,14 +146,4 @@ class AsyncGeneration(AsyncIterator[str]):
     @property
     def stats(self) -> GenerationStats:
         """The statistics so far."""
-        return GenerationStats(
-            prompt_tokens=self.prompt_tokens,
-            new_tokens=len(self._step_seconds),
-            prefill_seconds=self._prefill_seconds,
-            first_token_seconds=self._prefill_seconds + sum(self._step_seconds[:1]),
-            decode_seconds=sum(self._step_seconds[1:]),
-            finish_reason=self._finish_reason,
-            reused_tokens=self._reused,
-            drafted_tokens=self._drafted,
-            accepted_tokens=self._accepted,
-        )
+        return self._tally.stats

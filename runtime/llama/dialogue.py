@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llama_onnx.runtime.engine.prefixes import common
-from llama_onnx.runtime.llama.asking import TurnOptions, prepare, start
+from llama_onnx.runtime.llama.asking import DEFAULT_NEW_TOKENS, TurnOptions, prepare, start
 from llama_onnx.runtime.llama.async_generation import AsyncGeneration
 from llama_onnx.runtime.llama.backends import Backend, EngineBackend
 from llama_onnx.runtime.llama.conversation import Message, Overflow, check_messages
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from llama_onnx.runtime.engine.engine import Engine
-
-_DEFAULT_NEW_TOKENS = 256
-"""That of `Llama.generate`."""
 
 
 class Conversation:
@@ -200,7 +197,7 @@ class Conversation:
                 [*before, *new],
                 self._encode,
                 self._codec.context_length,
-                chosen.get("max_new_tokens", _DEFAULT_NEW_TOKENS),
+                chosen.get("max_new_tokens", DEFAULT_NEW_TOKENS),
                 self._setup.overflow,
             )
             self._answering, self._leaving = True, fitted.dropped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llama_onnx.runtime.engine.events import EndEvent, PromptEvent, Request, TokenEvent
-from llama_onnx.runtime.llama.generation import FinishReason, Steps
+from llama_onnx.runtime.llama.generation import Steps
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.engine.answer import Answer
@@ -16,14 +16,10 @@ class EngineRun(Steps):
     """An answer that starts when it is first read; the engine's thread then generates ahead."""
 
     def __init__(self, engine: Engine, request: Request) -> None:
+        super().__init__(len(request.prompt))
         self._engine: Engine | None = engine
         self._request = request
         self._answer: Answer | None = None
-        self.prompt_tokens, self.reused_tokens = len(request.prompt), 0
-        self.prefill_seconds = 0.0
-        self.step_seconds: list[float] = []
-        self.finish_reason: FinishReason = "interrupted"
-        self.cancelled = False
 
     def prefill(self) -> None:
         """Wait until the prompt has been read."""
@@ -50,9 +46,7 @@ class EngineRun(Steps):
         assert self._answer is not None
         event = next(self._answer)
         if isinstance(event, TokenEvent):
-            self.step_seconds.append(event.seconds)
-            self.drafted_tokens += event.drafted
-            self.accepted_tokens += event.accepted
+            self.count(event)
             return event
         assert isinstance(event, EndEvent)
         return None

@@ -3,62 +3,21 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from threading import Lock
 from time import perf_counter
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from llama_onnx.runtime.engine.events import TokenEvent
 from llama_onnx.runtime.engine.failures import describe_failure, require_finite
 from llama_onnx.runtime.engine.schedule import CHUNK
+from llama_onnx.runtime.llama.generation_stats import FinishReason, GenerationStats, Tally
 from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.stops import StopFilter
-
-FinishReason = Literal["stop", "length", "interrupted"]
-
-
-@dataclass(frozen=True)
-class GenerationStats:
-    """Token counts and times of an answer.
-
-    `new_tokens` includes the end token, which costs a step like the others. `first_token_seconds`
-    is the time to the first token, prefill included; `decode_seconds` that of all later steps. No
-    figure includes time spent by the code that iterates over the text. `finish_reason` is "stop"
-    after an end token or a stop text, "length" at the limit, "interrupted" before the end.
-    `reused_tokens` of the prompt had been read for an earlier text. `drafted_tokens` were guessed
-    ahead and verified in fewer steps, and `accepted_tokens` of them were right.
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    prefill_seconds: float
-    first_token_seconds: float
-    decode_seconds: float
-    finish_reason: FinishReason
-    reused_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-
-    @property
-    def prefill_rate(self) -> float | None:
-        """Prompt tokens read per second; None if the prompt has not been read."""
-        return _rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
-
-    @property
-    def decode_rate(self) -> float | None:
-        """New tokens per second after the first; None if there are fewer than two."""
-        return _rate(self.new_tokens - 1, self.decode_seconds)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all figures as JSON values, rates included."""
-        return {**asdict(self), "prefill_rate": self.prefill_rate, "decode_rate": self.decode_rate}
-
-
-def _rate(tokens: int, seconds: float) -> float | None:
-    return tokens / seconds if tokens > 0 and seconds > 0 else None
 
 
 @dataclass(frozen=True)
@@ -156,30 +115,28 @@ class TextReader:
         return self._stops.flush()
 
 
-class Steps(Protocol):
+class Steps(Tally, ABC):
     """What generates one answer, driven step by step, and what it has taken so far."""
 
-    prompt_tokens: int
-    reused_tokens: int
-    prefill_seconds: float
-    step_seconds: list[float]
-    finish_reason: FinishReason
-    cancelled: bool
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
+    cancelled = False
 
+    @abstractmethod
     def prefill(self) -> None:
         """Read the prompt."""
 
+    @abstractmethod
     def is_done(self) -> bool:
         """Return whether the answer is as long as it can become."""
 
+    @abstractmethod
     def step(self) -> TokenEvent | None:
         """Generate a token and return it; None if the answer was cancelled instead."""
 
+    @abstractmethod
     def cancel(self) -> None:
         """End the answer before its next step, from any thread."""
 
+    @abstractmethod
     def free(self) -> None:
         """Free the cache."""
 
@@ -188,12 +145,8 @@ class Run(Steps):
     """The native generator of onnxruntime-genai, which holds Python's lock while it reads."""
 
     def __init__(self, native: Any, prompt: Tokens, on_cpu: bool) -> None:
+        super().__init__(len(prompt))
         self._native, self._prompt, self._on_cpu = native, prompt, on_cpu
-        self.prompt_tokens, self.reused_tokens = len(prompt), 0
-        self.prefill_seconds = 0.0
-        self.step_seconds: list[float] = []
-        self.finish_reason: FinishReason = "interrupted"
-        self.cancelled = False
 
     def prefill(self) -> None:
         """Read the prompt, in chunks between which another thread or Ctrl-C can end the answer."""
@@ -216,8 +169,9 @@ class Run(Steps):
             require_finite(self._native.get_logits(), len(self.step_seconds))
         self._native.generate_next_token()
         token = int(self._native.get_next_tokens()[0])
-        self.step_seconds.append(perf_counter() - started)
-        return TokenEvent(token, None, self.step_seconds[-1])
+        event = TokenEvent(token, None, perf_counter() - started)
+        self.count(event)
+        return event
 
     def cancel(self) -> None:
         """End the answer before its next step, from any thread."""
@@ -356,21 +310,7 @@ class Generation(Iterator[str]):
     @property
     def stats(self) -> GenerationStats:
         """The statistics so far."""
-        return _stats(self._run)
-
-
-def _stats(run: Steps) -> GenerationStats:
-    return GenerationStats(
-        prompt_tokens=run.prompt_tokens,
-        new_tokens=len(run.step_seconds),
-        prefill_seconds=run.prefill_seconds,
-        first_token_seconds=run.prefill_seconds + sum(run.step_seconds[:1]),
-        decode_seconds=sum(run.step_seconds[1:]),
-        finish_reason=run.finish_reason,
-        reused_tokens=run.reused_tokens,
-        drafted_tokens=run.drafted_tokens,
-        accepted_tokens=run.accepted_tokens,
-    )
+        return self._run.stats
 
 
 def _events(run: Steps, reader: TextReader) -> Generator[AnswerEvent, None, None]:
@@ -388,7 +328,7 @@ def _events(run: Steps, reader: TextReader) -> Generator[AnswerEvent, None, None
             return
         if not reader.is_over():
             run.finish_reason = "length"
-        yield FinishEvent(reader.rest(), run.finish_reason, _stats(run))
+        yield FinishEvent(reader.rest(), run.finish_reason, run.stats)
     finally:
         # Also after an error: its traceback keeps this frame, which must not keep the cache.
         run.free()

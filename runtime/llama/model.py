@@ -7,18 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.runtime.engine.sampling.parameters import PACKAGE_DEFAULT, Sampling
-from llama_onnx.runtime.llama.asking import AnswerOptions, ask_exactly, prepare, start
+from llama_onnx.runtime.llama.asking import (
+    DEFAULT_NEW_TOKENS,
+    AnswerOptions,
+    ask_exactly,
+    prepare,
+    start,
+)
 from llama_onnx.runtime.llama.async_generation import AsyncGeneration
 from llama_onnx.runtime.llama.backends import Backend, Opened
 from llama_onnx.runtime.llama.conversation import Message
 from llama_onnx.runtime.llama.conversing import Conversing
-from llama_onnx.runtime.llama.generation import Generation, GenerationStats
+from llama_onnx.runtime.llama.generation import Generation
+from llama_onnx.runtime.llama.generation_stats import GenerationStats
 from llama_onnx.runtime.llama.opening import open_codec
 from llama_onnx.runtime.llama.prompt import Tokens, check_tokens
 from llama_onnx.runtime.llama.text_codec import TextCodec
 from llama_onnx.runtime.llama.tools import Tool
 from llama_onnx.targets.engines import ENGINES, SPECULATIONS, EngineName, SpeculationName
-from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider
 
@@ -139,7 +145,7 @@ class Llama(Conversing):
         self,
         prompt: str | Tokens | Iterable[int],
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
         sampling: Sampling = PACKAGE_DEFAULT,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -183,7 +189,7 @@ class Llama(Conversing):
         return start(
             self.codec,
             self.backend,
-            self._prompt(prompt),
+            self.codec.encode_prompt(prompt),
             self.codec.stream(),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
@@ -230,11 +236,8 @@ class Llama(Conversing):
             >>> answer.stats.new_tokens
             4
         """
-        prompt = self.encode_chat(
-            messages,
-            tools=tools,
-            template_variables=template_variables,
-            continue_last=continue_last,
+        prompt = self.codec.encode_chat(
+            messages, tools=tools, variables=template_variables, continue_last=continue_last
         )
         stream = self.codec.stream(answer=not continue_last)
         return start(self.codec, self.backend, prompt, stream, **options)
@@ -256,7 +259,9 @@ class Llama(Conversing):
             True
         """
         stream = self.codec.stream()
-        return prepare(self.codec, self.backend, self._prompt(prompt), stream, **options)
+        return prepare(
+            self.codec, self.backend, self.codec.encode_prompt(prompt), stream, **options
+        )
 
     def achat(
         self,
@@ -268,11 +273,8 @@ class Llama(Conversing):
         **options: Unpack[AnswerOptions],
     ) -> AsyncGeneration:
         """Answer the last message of a conversation, for asyncio; see `chat` and `agenerate`."""
-        prompt = self.encode_chat(
-            messages,
-            tools=tools,
-            template_variables=template_variables,
-            continue_last=continue_last,
+        prompt = self.codec.encode_chat(
+            messages, tools=tools, variables=template_variables, continue_last=continue_last
         )
         stream = self.codec.stream(answer=not continue_last)
         return prepare(self.codec, self.backend, prompt, stream, **options)
@@ -381,11 +383,3 @@ class Llama(Conversing):
         return self.codec.encode_chat(
             messages, tools=tools, variables=template_variables, continue_last=continue_last
         )
-
-    def _prompt(self, prompt: Any) -> Tokens:
-        if isinstance(prompt, str):
-            return self.codec.encode(prompt)
-        if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
-            kind = type(prompt).__name__
-            raise UsageError(f"the prompt must be a text or token ids, not {kind}.")
-        return check_tokens(prompt, self.codec.rows)

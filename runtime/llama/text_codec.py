@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
-from llama_onnx.runtime.llama.prompt import Tokens, check_text_length
+from llama_onnx.runtime.llama.prompt import Tokens, check_text_length, check_tokens
 from llama_onnx.runtime.llama.template import check_template, render_messages
 from llama_onnx.runtime.llama.tools import Tool, check_tools
 from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
@@ -66,6 +66,18 @@ class TextCodec:
         if len(tokens) and tokens[0] == self._bos_token:
             return tokens
         return self._encode(text, special_tokens=True)
+
+    def encode_prompt(self, prompt: str | Tokens | Iterable[int]) -> Tokens:
+        """Return the tokens of a text to continue, which may be token ids already.
+
+        Raises `UsageError` for anything else, and for what `encode` refuses.
+        """
+        if isinstance(prompt, str):
+            return self.encode(prompt)
+        if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
+            kind = type(prompt).__name__
+            raise UsageError(f"the prompt must be a text or token ids, not {kind}.")
+        return check_tokens(prompt, self.rows)
 
     def encode_chat(
         self,

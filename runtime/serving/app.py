@@ -63,7 +63,7 @@ class Served:
     def __init__(self, model: Llama, settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.name = settings.name or model.package.path.resolve().name
-        self.adapters = {name: name for name in model.package.adapters}
+        self.names = (self.name, *model.package.adapters)
         self.engine = engine = model.backend.require_engine()
         self.places = Places(engine.capacity.rows, settings.most_waiting)
         self.metrics = Metrics(self.name, engine.load)
@@ -73,12 +73,10 @@ class Served:
 
     def adapter(self, name: str) -> str | None:
         """Return the adapter that a model's name means, None for the package itself."""
-        if name == self.name:
-            return None
-        if name in self.adapters:
-            return name
-        known = ", ".join([self.name, *self.adapters])
-        raise UnknownModelError(f"there is no model {shown(name)} here, but {known}.")
+        if name not in self.names:
+            known = ", ".join(self.names)
+            raise UnknownModelError(f"there is no model {shown(name)} here, but {known}.")
+        return None if name == self.name else name
 
     def check(self) -> None:
         """Raise `NotReadyError` if the engine has ended or the package has changed."""
@@ -93,10 +91,6 @@ class Served:
             async for part in parts:
                 self.metrics.count(part)
                 yield part
-
-
-Whole = Callable[[list[Part]], bytes]
-Lines = Callable[[AsyncIterator[Part]], AsyncIterator[tuple[str | None, bytes]]]
 
 
 def create_app(
@@ -243,16 +237,12 @@ def _json(content: bytes) -> Response:
 
 
 async def _models(served: Served) -> dict[str, Any]:
-    return {"object": "list", "data": [_describe(served, name) for name in _names(served)]}
+    return {"object": "list", "data": [_describe(served, name) for name in served.names]}
 
 
 async def _model(served: Served, model: str) -> dict[str, Any]:
     served.adapter(model)
     return _describe(served, model)
-
-
-def _names(served: Served) -> list[str]:
-    return [served.name, *served.adapters]
 
 
 def _describe(served: Served, name: str) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def public(text: str, package: Path | None = None) -> str:
     >>> public("cannot read /home/somebody/models/tiny/model.onnx.")
     'cannot read model.onnx.'
     """
-    for path in {str(package), str(package.resolve())} if package is not None else ():
-        text = text.replace(path, package.resolve().name if package is not None else "")
+    if package is not None:
+        whole = package.resolve()
+        for path in (str(whole), str(package)):
+            text = text.replace(path, whole.name)
     return _PATH.sub(lambda match: match["last"], text)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
+from typing import Any
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
@@ -15,6 +17,7 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.engine.engine import Limits as EngineLimits
+from llama_onnx.runtime.engine.shared_rows import SharedRows
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.measure.verify import verify
 from llama_onnx.runtime.serving.app import Settings, create_app
@@ -64,6 +67,20 @@ def ask(page: Page, text: str, most_tokens: int | None) -> None:
         page.locator("#max-tokens").fill(str(most_tokens))
     page.locator("#prompt").fill(text)
     page.locator("#prompt").press("Enter")
+
+
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a step take at least 20 ms: a tiny model fills its limit of tokens in a second."""
+
+    def slowed(original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **options: Any) -> Any:
+            sleep(0.02)
+            return original(*args, **options)
+
+        return step
+
+    for name in ("step", "verify"):
+        monkeypatch.setattr(SharedRows, name, slowed(getattr(SharedRows, name)))
 
 
 def done(page: Page) -> None:
@@ -152,8 +169,9 @@ def test_a_key_and_no_verification(page: Page, proven: Path) -> None:
 
 
 def test_a_full_server_says_when_to_try_again(
-    page: Page, context: BrowserContext, proven: Path
+    page: Page, context: BrowserContext, proven: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    slow_steps(monkeypatch)  # the first answer must outlast what the other page does
     with serve(proven, places=1) as url:
         page.goto(url)
         ask(page, "the lazy dog", None)

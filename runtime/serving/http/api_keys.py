@@ -12,7 +12,12 @@ _OPEN = ("/health", "/ready", "/")
 """Paths that need no key: they say nothing of the model."""
 
 _PAGE = "/page/"
-LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Addresses of the own machine."""
+
+LOCAL_HOSTS = frozenset(f"[{host}]" if ":" in host else host for host in LOOPBACK)
+"""The same as they are in the header Host."""
+
 _JSON = "application/json"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from llama_onnx.runtime.llama.async_generation import AsyncGeneration
-from llama_onnx.runtime.llama.generation import AnswerEvent, FinishEvent, GenerationStats, TextEvent
+from llama_onnx.runtime.llama.generation import AnswerEvent, FinishEvent, TextEvent
+from llama_onnx.runtime.llama.generation_stats import GenerationStats
 from llama_onnx.runtime.llama.tools import ToolCall, parse_tool_calls
 
 Finish = Literal["stop", "length", "tool_calls"]
@@ -70,6 +71,30 @@ def _partial(text: str) -> int:
     """Return how many characters at the end of `text` may be the start of a tag."""
     lengths = range(min(len(_TAG) - 1, len(text)), 0, -1)
     return next((length for length in lengths if _TAG.startswith(text[-length:])), 0)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """All parts of one answer together."""
+
+    text: str
+    tokens: tuple[TextEvent, ...]
+    last: Part
+
+
+def gathered(parts: Iterable[Part], count: int) -> list[Answered]:
+    """Return the `count` answers that `parts` are of, which are over."""
+    own: list[list[Part]] = [[] for _ in range(count)]
+    for part in parts:
+        own[part.index].append(part)
+    return [
+        Answered(
+            "".join(part.text for part in each),
+            tuple(token for part in each for token in part.tokens),
+            each[-1],
+        )
+        for each in own
+    ]
 
 
 async def merged(
@@ -136,8 +161,13 @@ class Usage:
     cached: int
 
     @classmethod
-    def of(cls, stats: Sequence[GenerationStats], choices: int) -> Usage:
-        """Return the sums; the answers to one prompt follow one another, and it counts once."""
+    def of(cls, parts: Iterable[Part], choices: int) -> Usage:
+        """Return the sums, by the last part of each answer, in any order.
+
+        The answers to one prompt follow one another by index, and it counts once.
+        """
+        ordered = sorted(parts, key=lambda part: part.index)
+        stats = [part.stats for part in ordered if part.stats is not None]
         prompts = stats[::choices]
         return cls(
             sum(entry.prompt_tokens for entry in prompts),

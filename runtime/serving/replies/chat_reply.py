@@ -8,9 +8,8 @@ from typing import Any
 
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from llama_onnx.runtime.llama.generation import GenerationStats
 from llama_onnx.runtime.llama.tools import ToolCall
-from llama_onnx.runtime.serving.replies.answer_parts import Part, Usage
+from llama_onnx.runtime.serving.replies.answer_parts import Part, Usage, gathered
 from llama_onnx.runtime.serving.replies.head import Head, dumps
 from llama_onnx.runtime.serving.replies.logprobs import TokenBytes, chat_logprobs
 from llama_onnx.runtime.serving.requests.call import Call
@@ -20,30 +19,26 @@ def chat_completion(
     call: Call, head: Head, parts: Sequence[Part], token_bytes: TokenBytes
 ) -> bytes:
     """Return the whole response, for all `parts` of all answers."""
-    choices, stats = [], []
-    for index in range(call.choices):
-        own = [part for part in parts if part.index == index]
-        content = "".join(part.text for part in own)
-        calls = own[-1].calls
+    choices = []
+    for index, answer in enumerate(gathered(parts, call.choices)):
+        calls = answer.last.calls
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": content if content or not calls else None,
+            "content": answer.text if answer.text or not calls else None,
             "refusal": None,
         }
         if calls:
             message["tool_calls"] = [_tool_call(found) for found in calls]
-        tokens = [token for part in own for token in part.tokens]
-        logprobs = {"content": chat_logprobs(tokens, token_bytes), "refusal": None}
+        logprobs = {"content": chat_logprobs(answer.tokens, token_bytes), "refusal": None}
         choices.append(
             {
                 "index": index,
                 "message": message,
                 "logprobs": None if call.sampling.logprobs is None else logprobs,
-                "finish_reason": own[-1].finish,
+                "finish_reason": answer.last.finish,
             }
         )
-        stats.append(_stats(own[-1]))
-    usage = Usage.of(stats, call.choices).to_json()
+    usage = Usage.of(parts, call.choices).to_json()
     whole = head.to_json("chat.completion") | {"choices": choices, "usage": usage}
     return dumps(ChatCompletion.model_validate(whole))
 
@@ -52,7 +47,7 @@ async def chat_chunks(
     call: Call, head: Head, parts: AsyncIterator[Part], token_bytes: TokenBytes
 ) -> AsyncIterator[bytes]:
     """Yield the data of each event of a streamed response."""
-    stats: dict[int, GenerationStats] = {}
+    lasts: list[Part] = []
     for index in range(call.choices):
         yield _chunk(call, head, index, {"role": "assistant", "content": ""})
     async for part in parts:
@@ -65,10 +60,10 @@ async def chat_chunks(
             calls = [_tool_call(found) | {"index": i} for i, found in enumerate(part.calls)]
             yield _chunk(call, head, part.index, {"tool_calls": calls})
         if part.finish:
-            stats[part.index] = _stats(part)
+            lasts.append(part)
             yield _chunk(call, head, part.index, {}, finish=part.finish)
     if call.include_usage:
-        usage = Usage.of([stats[index] for index in sorted(stats)], call.choices).to_json()
+        usage = Usage.of(lasts, call.choices).to_json()
         content = head.to_json("chat.completion.chunk") | {"choices": [], "usage": usage}
         yield dumps(ChatCompletionChunk.model_validate(content))
 
@@ -91,8 +86,3 @@ def _chunk(
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:
     return {"id": f"call_{secrets.token_hex(12)}", **call.to_json()}
-
-
-def _stats(part: Part) -> GenerationStats:
-    assert part.stats is not None, "the last part of an answer has its statistics"
-    return part.stats

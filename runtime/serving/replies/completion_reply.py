@@ -8,8 +8,7 @@ from typing import Any
 
 from openai.types import Completion
 
-from llama_onnx.runtime.llama.generation import GenerationStats
-from llama_onnx.runtime.serving.replies.answer_parts import Part, Usage
+from llama_onnx.runtime.serving.replies.answer_parts import Part, Usage, gathered
 from llama_onnx.runtime.serving.replies.head import Head, dumps
 from llama_onnx.runtime.serving.replies.logprobs import TokenBytes, completion_logprobs
 from llama_onnx.runtime.serving.requests.call import Call
@@ -19,21 +18,20 @@ def completion(
     call: Call, head: Head, parts: Sequence[Part], token_bytes: TokenBytes, echoes: Sequence[str]
 ) -> bytes:
     """Return the whole response; `echoes` has a text for each answer to start with."""
-    choices, stats = [], []
-    for index in range(call.places):
-        own = [part for part in parts if part.index == index]
-        tokens = [token for part in own for token in part.tokens]
-        text = echoes[index] + "".join(part.text for part in own)
+    choices = []
+    for index, answer in enumerate(gathered(parts, call.places)):
         logprobs = None
         if call.sampling.logprobs is not None:
-            logprobs = completion_logprobs(tokens, token_bytes, len(echoes[index]))
-        finish = own[-1].finish
+            logprobs = completion_logprobs(answer.tokens, token_bytes, len(echoes[index]))
         choices.append(
-            {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+            {
+                "index": index,
+                "text": echoes[index] + answer.text,
+                "logprobs": logprobs,
+                "finish_reason": answer.last.finish,
+            }
         )
-        assert own[-1].stats is not None
-        stats.append(own[-1].stats)
-    usage = Usage.of(stats, call.choices).to_json()
+    usage = Usage.of(parts, call.choices).to_json()
     content = head.to_json("text_completion") | {"choices": choices, "usage": usage}
     return dumps(Completion.model_validate(content))
 
@@ -46,7 +44,7 @@ async def completion_chunks(
     echoes: Sequence[str],
 ) -> AsyncIterator[bytes]:
     """Yield the data of each event of a streamed response."""
-    stats: dict[int, GenerationStats] = {}
+    lasts: list[Part] = []
     offsets = [len(echo) for echo in echoes]
     for index, echo in enumerate(echoes):
         if echo:
@@ -59,11 +57,10 @@ async def completion_chunks(
         if part.text or logprobs:
             yield _chunk(call, head, part.index, part.text, logprobs=logprobs)
         if part.finish:
-            assert part.stats is not None
-            stats[part.index] = part.stats
+            lasts.append(part)
             yield _chunk(call, head, part.index, "", finish=part.finish)
     if call.include_usage:
-        usage = Usage.of([stats[index] for index in sorted(stats)], call.choices).to_json()
+        usage = Usage.of(lasts, call.choices).to_json()
         content = head.to_json("text_completion") | {"choices": [], "usage": usage}
         yield dumps(Completion.model_validate(content))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from openai.types.responses import Response
 
-from llama_onnx.runtime.llama.generation import GenerationStats
+from llama_onnx.runtime.llama.generation_stats import GenerationStats
 from llama_onnx.runtime.llama.tools import ToolCall
 from llama_onnx.runtime.serving.replies.answer_parts import Part
 from llama_onnx.runtime.serving.replies.head import Head, dumps

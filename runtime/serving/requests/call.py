@@ -9,15 +9,23 @@ from functools import partial
 from typing import Any
 
 from llama_onnx.runtime.engine.sampling.guidance import Guide
-from llama_onnx.runtime.engine.sampling.parameters import RANDOM_SEED, Sampling, read_value
+from llama_onnx.runtime.engine.sampling.parameters import (
+    PARAMETERS,
+    RANDOM_SEED,
+    Sampling,
+    read_value,
+)
+from llama_onnx.runtime.llama.asking import prepare
 from llama_onnx.runtime.llama.async_generation import AsyncGeneration
 from llama_onnx.runtime.llama.conversation import Message, Overflow, check_messages
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.llama.overflow import fit_messages
+from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.stops import check_stops
 from llama_onnx.runtime.llama.tools import check_tools, tool_names, with_template_calls
 from llama_onnx.runtime.serving.requests.guides import answer_guide, tool_guide
 from llama_onnx.runtime.serving.requests.schemas import FieldError
+from llama_onnx.targets.errors import UsageError
 
 MOST_CHOICES = 16
 """Most answers to one request."""
@@ -65,51 +73,41 @@ class Call:
     def prepare(self, model: Llama, adapter: str | None) -> list[AsyncGeneration]:
         """Return the answers, which have not started, prompt by prompt.
 
-        Encodes the prompts and compiles the guide: call it in a thread of its own. Raises what
+        Encodes each prompt once and compiles the guide: call it in a thread of its own. Raises what
         `Llama.achat` raises.
         """
-        answers: list[AsyncGeneration] = []
-        messages = self._fitting(model)
-        for prompt in self.prompts or (None,):
-            for number in range(self.choices):
-                options: dict[str, Any] = {
-                    "sampling": _numbered(self.sampling, number),
-                    "max_new_tokens": self.max_new_tokens,
-                    "stop": self.stop,
-                    "adapter": adapter,
-                    "guide": self.guide,
-                }
-                if prompt is not None:
-                    answers.append(model.agenerate(prompt, **options))
-                    continue
-                answers.append(
-                    model.achat(
-                        messages,
-                        tools=self.tools,
-                        template_variables=self.template_variables,
-                        continue_last=self.continue_last,
-                        **options,
-                    )
-                )
-        return answers
+        begins = bool(self.messages) and not self.continue_last
+        return [
+            prepare(
+                model.codec,
+                model.backend,
+                tokens,
+                model.codec.stream(answer=begins),
+                sampling=_numbered(self.sampling, number),
+                max_new_tokens=self.max_new_tokens,
+                stop=self.stop,
+                adapter=adapter,
+                guide=self.guide,
+            )
+            for tokens in self._encoded(model)
+            for number in range(self.choices)
+        ]
 
-    def _fitting(self, model: Llama) -> tuple[Message, ...]:
-        """Return the messages, without the oldest if they may be left out and do not fit."""
-        if not self.messages or self.overflow == "error":
-            return self.messages
-        fitted = fit_messages(
-            self.messages,
-            lambda messages: model.encode_chat(
-                messages,
-                tools=self.tools,
-                template_variables=self.template_variables,
-                continue_last=self.continue_last,
-            ),
-            model.context_length,
-            self.max_new_tokens,
-            self.overflow,
+    def _encoded(self, model: Llama) -> list[Tokens]:
+        """Return the tokens of each prompt, or of the messages: without the oldest if these may be
+        left out and do not fit."""
+        if not self.messages:
+            return [model.codec.encode_prompt(prompt) for prompt in self.prompts]
+        encode = partial(
+            model.codec.encode_chat,
+            tools=self.tools,
+            variables=self.template_variables,
+            continue_last=self.continue_last,
         )
-        return fitted.messages
+        if self.overflow == "error":
+            return [encode(self.messages)]
+        room, most = model.context_length, self.max_new_tokens
+        return [fit_messages(self.messages, encode, room, most, self.overflow).tokens]
 
 
 def _numbered(sampling: Sampling, number: int) -> Sampling:
@@ -174,25 +172,15 @@ def _common(
     }
 
 
-_SAMPLING = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "seed": "seed",
-    "repetition_penalty": "repetition_penalty",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "logit_bias": "logit_bias",
-}
-"""Field of a request -> field of `Sampling`."""
+_SAMPLING = tuple(name for name in PARAMETERS if name != "logprobs")
+"""Fields of a request that are those of `Sampling`; the endpoints ask for logprobs differently."""
 
 
 def _sampling(fields: Mapping[str, Any], logprobs: int | None) -> Sampling:
     values = {
-        name: _of_field(source, partial(read_value, name), fields[source])
-        for source, name in _SAMPLING.items()
-        if source in fields
+        name: _of_field(name, partial(read_value, name), fields[name])
+        for name in _SAMPLING
+        if name in fields
     }
     if logprobs is not None:
         values["logprobs"] = read_value("logprobs", logprobs, "top_logprobs")
@@ -200,8 +188,6 @@ def _sampling(fields: Mapping[str, Any], logprobs: int | None) -> Sampling:
 
 
 def _of_field(name: str, read: Callable[[Any], Any], value: Any) -> Any:
-    from llama_onnx.targets.errors import UsageError
-
     try:
         return read(value)
     except UsageError as error:
