@@ -86,16 +86,20 @@ class StepCosts:
 
     def _median(self, positions: int) -> float | None:
         samples = self._samples.get(positions, ())
-        late = [seconds for number, seconds in samples if self._number - number < _OLD]
+        late = self._late(positions)
         return median(late or [seconds for _, seconds in samples]) if samples else None
+
+    def _late(self, positions: int) -> list[float]:
+        """Return the measurements that are not too old to count."""
+        samples = self._samples.get(positions, ())
+        return [seconds for number, seconds in samples if self._number - number < _OLD]
 
     def _relative(self) -> Sequence[float]:
         plain = self.plain
         assert plain, "no plain step was measured"
         trusted, tried = {1: 1.0}, dict[int, float]()
         for positions in sorted(self._samples):
-            samples = self._samples[positions]
-            late = [s for number, s in samples if self._number - number < _OLD]
+            late = self._late(positions)
             if late and positions > 1:
                 known = trusted if len(late) >= _TRUSTED else tried
                 known[positions] = median(late) / plain

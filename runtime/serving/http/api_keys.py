@@ -1,4 +1,4 @@
-"""Who may use a server: whoever has its key, and on the own machine no page of a stranger."""
+"""Who may use a server: whoever has its key; and on this machine alone, no page of a stranger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OPEN = ("/health", "/ready", "/")
 
 _PAGE = "/page/"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""Addresses of the own machine."""
+"""Addresses that only this machine reaches."""
 
 LOCAL_HOSTS = frozenset(f"[{host}]" if ":" in host else host for host in LOOPBACK)
 """The same as they are in the header Host."""
@@ -26,8 +26,8 @@ def make_guard(
 ) -> Callable[[Any], Failure | None]:
     """Return what checks the head of a request, and returns why it is refused.
 
-    `hosts` are the names by which a client may call the server, None for any. With the names of the
-    own machine, a page whose own name was made to point here is refused (DNS rebinding).
+    `hosts` are the names by which a client may call the server, None for any. With `LOCAL_HOSTS`, a
+    page whose own name was made to point here is refused (DNS rebinding).
     """
     expected = None if api_key is None else api_key.encode()
 
