@@ -6,13 +6,15 @@ from typing import Any, Literal, TypeVar
 
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.printable import shown
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import CPU
 
 _Name = TypeVar("_Name", bound=str)
 
-EngineName = Literal["genai", "onnxruntime"]
+EngineName = Literal["onnxruntime", "genai"]
 
-ENGINES: tuple[EngineName, ...] = ("genai", "onnxruntime")
-"""onnxruntime-genai, and our own over plain ONNX Runtime; the default first."""
+ENGINES: tuple[EngineName, ...] = ("onnxruntime", "genai")
+"""Our own engine over plain ONNX Runtime, and onnxruntime-genai."""
 
 SpeculationName = Literal["auto", "ngram", "off"]
 
@@ -37,6 +39,15 @@ def check_engine(name: Any) -> EngineName:
     'genai'
     """
     return _one_of(ENGINES, name, "engine")
+
+
+def engine_for(provider: Provider) -> EngineName:
+    """Return the engine that generates on `provider` unless another is requested.
+
+    Ours on the CPU, where it was measured to be as fast and remembers what it has read. Elsewhere
+    genai, which keeps the cache on the device.
+    """
+    return "onnxruntime" if provider == CPU else "genai"
 
 
 def _one_of(known: tuple[_Name, ...], name: Any, what: str) -> _Name:

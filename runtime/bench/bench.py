@@ -26,7 +26,7 @@ from llama_onnx.runtime.bench.timings import (
 )
 from llama_onnx.runtime.bench.workload import REPEATS, Wanted, Workload, decide
 from llama_onnx.runtime.doctor.gather import gather_processor
-from llama_onnx.targets.engines import ENGINES, EngineName
+from llama_onnx.targets.engines import EngineName
 from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.provider import Provider
 
@@ -93,12 +93,12 @@ def bench(
     threads: int | None = None,
     provider: Provider | None = None,
     allow_fallback: bool = False,
-    engine: EngineName = ENGINES[0],
+    engine: EngineName | None = None,
     against: Path | None = None,
     against_engine: EngineName | None = None,
     progress: Progress = SILENT,
 ) -> Bench:
-    """Measure the package at `package` in `engine`, after one warm-up run.
+    """Measure the package at `package` in `engine` (None: that of `Llama.load`), after a warm-up.
 
     `prompt_tokens` and `new_tokens` default to 512 and 64, or to fewer if the context is short;
     `streams` to 1, 2, 4 and 8, `turns` to 10, as far as they fit. `against` is measured in turns

@@ -37,7 +37,7 @@ class Opening:
     """What to open, and how."""
 
     package: Path
-    engine: EngineName
+    engine: EngineName | None
     threads: int | None
     provider: Provider | None
     allow_fallback: bool
@@ -111,7 +111,7 @@ class Here:
             model.package.precision,
             ":".join(sorted(str(entry.get("sha256")) for entry in manifest.values())),
             model.opened.to_json(),
-            opening.engine,
+            backend.name,
             model.context_length,
             loaded,
             memory[0] if memory else None,

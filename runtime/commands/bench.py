@@ -62,7 +62,7 @@ def _report_file(_: click.Context, __: click.Parameter, value: Path | None) -> P
     "--streams",
     callback=_numbers,
     metavar="LIST",
-    help="Numbers of answers to generate at once, with --engine onnxruntime.  [default: 1,2,4,8]",
+    help="Numbers of answers to generate at once, without --engine genai.  [default: 1,2,4,8]",
 )
 @click.option("--turns", type=int, help="Turns of a chat.  [default: 10]")
 @click.option(
@@ -96,7 +96,7 @@ def command(
     turns: int | None,
     against: Path | None,
     against_engine: EngineName | None,
-    engine: EngineName,
+    engine: EngineName | None,
     threads: int | None,
     provider: Provider | None,
     allow_fallback: bool,
@@ -106,7 +106,7 @@ def command(
     """Measure PACKAGE on this machine: speed, time to the first token, memory.
 
     Prints the medians of several runs, in the engine that `generate` uses too, after one warm-up
-    run: one answer alone, with `--engine onnxruntime` several at once, and the turns of a chat.
+    run: one answer alone, several at once unless genai generates, and the turns of a chat.
     """
     from llama_onnx.runtime.bench.bench import bench
 

@@ -67,7 +67,7 @@ def command(
     overflow: Overflow,
     session: Path | None,
     messages_only: bool,
-    engine: EngineName,
+    engine: EngineName | None,
     drafting: dict[str, Any],
     threads: int | None,
     provider: Provider | None,

@@ -46,7 +46,7 @@ def command(
     prompt: str,
     chat: bool,
     adapter: str | None,
-    engine: EngineName,
+    engine: EngineName | None,
     drafting: dict[str, Any],
     threads: int | None,
     provider: Provider | None,
@@ -75,8 +75,14 @@ def command(
     else:
         answer = model.generate(text, adapter=adapter, **answering)
     if as_json:
-        result = {"text": collect(answer), "provider": model.opened.to_json(), "adapter": adapter}
-        click.echo(json.dumps({**result, "stats": answer.stats.to_json()}))
+        result = {
+            "text": collect(answer),
+            "engine": model.backend.name,
+            "provider": model.opened.to_json(),
+            "adapter": adapter,
+            "stats": answer.stats.to_json(),
+        }
+        click.echo(json.dumps(result))
     else:
         introduce(model, adapter)
         stream(answer)

@@ -44,9 +44,8 @@ threads_option = click.option(
 engine_option = click.option(
     "--engine",
     type=click.Choice(ENGINES),
-    default=ENGINES[0],
-    show_default=True,
-    help="genai: onnxruntime-genai. onnxruntime: our own engine; its chat reads each message once.",
+    help="onnxruntime: our own engine; its chat reads each message once. genai: onnxruntime-genai. "
+    " [default: onnxruntime on the CPU, genai elsewhere]",
 )
 
 

@@ -74,6 +74,8 @@ class Opened(Protocol):
 class Backend(Protocol):
     """An open package that generates."""
 
+    name: EngineName
+
     @property
     def opened(self) -> Opened:
         """What runs the graph."""
@@ -158,6 +160,8 @@ class OpenEngine:
 class EngineBackend(Backend):
     """Our own engine over plain ONNX Runtime."""
 
+    name: EngineName = "onnxruntime"
+
     def __init__(self, package: ModelPackage, engine: Engine, asked: Provider) -> None:
         self._package, self.engine = package, engine
         self._search = read_search(package.path)
@@ -217,6 +221,8 @@ class EngineBackend(Backend):
 
 class GenaiBackend(Backend):
     """onnxruntime-genai, one answer at a time."""
+
+    name: EngineName = "genai"
 
     def __init__(self, package: ModelPackage, opened: OpenModel) -> None:
         from llama_onnx.runtime.llama.adapters import Adapters

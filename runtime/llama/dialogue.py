@@ -53,7 +53,7 @@ class Conversation:
         restored: What `Llama.restore` found in the file; None for a new conversation.
 
     Examples:
-        >>> with llama_onnx.Llama.load("tiny-int4", engine="onnxruntime") as model:
+        >>> with llama_onnx.Llama.load("tiny-int4") as model:
         ...     chat = model.conversation(system="the lazy dog", max_new_tokens=4)
         ...     for said in ("the fox", "the quick brown dog"):
         ...         answer = chat.say(said)

@@ -24,7 +24,7 @@ from llama_onnx.runtime.llama.opening import open_codec
 from llama_onnx.runtime.llama.prompt import Tokens, check_tokens
 from llama_onnx.runtime.llama.text_codec import TextCodec
 from llama_onnx.runtime.llama.tools import Tool
-from llama_onnx.targets.engines import ENGINES, SPECULATIONS, EngineName, SpeculationName
+from llama_onnx.targets.engines import SPECULATIONS, EngineName, SpeculationName
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider
 
@@ -96,7 +96,7 @@ class Llama(Conversing):
         threads: int | None = None,
         provider: Provider | str | None = None,
         allow_fallback: bool = False,
-        engine: EngineName = ENGINES[0],
+        engine: EngineName | None = None,
         limits: Limits | None = None,
         speculate: SpeculationName = SPECULATIONS[0],
         draft: str | os.PathLike[str] | None = None,
@@ -109,8 +109,9 @@ class Llama(Conversing):
             threads: Threads for work on the CPU, at least 1. None: ONNX Runtime decides.
             provider: "cpu", "cuda", "directml" or "webgpu". None: the one of the package's target.
             allow_fallback: Use the CPU if the provider cannot run; `opened.fallback` then says why.
-            engine: "genai" is onnxruntime-genai, one answer at a time; "onnxruntime" our own, which
-                remembers what it has read, answers several callers, and has all of `Sampling`.
+            engine: "onnxruntime" is our own, which remembers what it has read, answers several
+                callers, and has all of `Sampling`; "genai" is onnxruntime-genai, one answer at a
+                time. None: ours on the CPU, genai elsewhere.
             limits: Of our own engine's caches and callers. None: half of the free memory, 8.
             speculate: Draft tokens from what the text repeats and verify several in one step, while
                 that is faster (our engine): "auto" where the graph can, "ngram" or an error, "off".
@@ -247,14 +248,14 @@ class Llama(Conversing):
     ) -> AsyncGeneration:
         """Continue a text, for asyncio: `generate` with an answer for `async for`.
 
-        The prompt is encoded before this returns. Raises as `generate` does, and `UsageError` with
-        the engine "genai".
+        The prompt is encoded before this returns. Raises as `generate` does, and `UsageError` if
+        genai generates.
 
         Examples:
             >>> import asyncio
             >>> async def answer(model):
             ...     return [piece async for piece in model.agenerate("the fox", max_new_tokens=4)]
-            >>> with llama_onnx.Llama.load("tiny-int4", engine="onnxruntime") as model:
+            >>> with llama_onnx.Llama.load("tiny-int4") as model:
             ...     len("".join(asyncio.run(answer(model)))) > 0
             True
         """

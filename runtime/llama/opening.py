@@ -10,7 +10,13 @@ from llama_onnx.runtime.llama.backends import Backend, open_backend
 from llama_onnx.runtime.llama.prompt import check_length
 from llama_onnx.runtime.llama.text_codec import TextCodec
 from llama_onnx.runtime.llama.text_files import read_settings
-from llama_onnx.targets.engines import EngineName, SpeculationName, check_engine, check_speculation
+from llama_onnx.targets.engines import (
+    EngineName,
+    SpeculationName,
+    check_engine,
+    check_speculation,
+    engine_for,
+)
 from llama_onnx.targets.errors import PackageError, describe_reason
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.printable import printable
@@ -29,13 +35,14 @@ def open_codec(
     threads: int | None,
     provider: Provider | str | None,
     allow_fallback: bool,
-    engine: EngineName,
+    engine: EngineName | None,
     limits: Limits | None,
     speculate: SpeculationName,
     draft: str | os.PathLike[str] | None,
 ) -> tuple[TextCodec, Backend]:
     """Open the package at `path`; the arguments and errors are those of `Llama.load`."""
-    check_engine(engine)
+    if engine is not None:
+        check_engine(engine)
     check_speculation(speculate)
     if provider is not None and not isinstance(provider, Provider):
         provider = get_provider(provider)
@@ -44,11 +51,12 @@ def open_codec(
     context_length = int(settings["context_length"])
     if max_length is not None:
         context_length = min(context_length, check_length(max_length))
+    provider = provider or get_target(package.target).session.provider
     backend = open_backend(
-        engine,
+        engine or engine_for(provider),
         package,
         context_length,
-        provider or get_target(package.target).session.provider,
+        provider,
         threads=threads,
         allow_fallback=allow_fallback,
         limits=limits,

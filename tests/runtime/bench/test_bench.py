@@ -104,7 +104,10 @@ def test_an_end_token_ends_no_measurement(package: Path, tmp_path: Path) -> None
         (("--turns", "0"), "turns must be at least 1, not 0"),
         (("--turns", "200"), "a chat of 200 turns does not fit 256 tokens"),
         (("--streams", "1,two"), "such as 1,2,4, not"),
-        (("--streams", "2"), "onnxruntime-genai generates one answer at a time"),
+        (
+            ("--engine", "genai", "--streams", "2"),
+            "onnxruntime-genai generates one answer at a time",
+        ),
         ((*OURS, "--streams", "0,1"), "streams must be at least 1, not 0"),
         ((*OURS, "--streams", "9"), "the engine generates at most 8 answers at once"),
         ((*OURS, "--streams", "2", "--new-tokens", "1"), "at least 2 new tokens"),

@@ -251,7 +251,8 @@ def test_streams_without_room_are_left_out_or_refused(package: Path) -> None:
 
 
 def test_genai_says_what_it_cannot(package: Path) -> None:
-    result = run(package, "--repeats", "1", "--new-tokens", "4", "--turns", "2", "--json")
+    options = ("--engine", "genai", "--repeats", "1", "--new-tokens", "4", "--turns", "2", "--json")
+    result = run(package, *options)
     found = json.loads(result.stdout)
     assert (found["streams"], found["caches"], found["runs"]["streams"]) == ([], None, [])
     assert any("generates one answer at a time" in text for text in found["left_out"])

@@ -51,7 +51,7 @@ def test_a_chat_goes_on_where_it_ended(package: Path, tmp_path: Path) -> None:
 
 def test_genai_keeps_the_messages_and_says_so(package: Path, tmp_path: Path) -> None:
     file = tmp_path / "a"
-    first, second = (chat(package, "--session", file) for _ in range(2))
+    first, second = (chat(package, "--engine", "genai", "--session", file) for _ in range(2))
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert "saved, because onnxruntime-genai keeps none" in first.stderr
     assert "4 messages and the cache of 0 tokens restored, because" in second.stderr

@@ -454,7 +454,8 @@ def test_what_cannot_be_said_is_refused(chat: Conversation, said: Any) -> None:
     assert chat.messages == [SYSTEM]
 
 
-def test_genai_answers_too(llama: Llama) -> None:
+def test_genai_answers_too(package: Path) -> None:
+    llama = Llama.load(package, engine="genai")
     chat = llama.conversation(max_new_tokens=4, sampling=Sampling(top_k=1))
     text = "".join(chat.say("the fox"))
     assert text == "".join(llama.chat([user("the fox")], max_new_tokens=4))

@@ -21,8 +21,11 @@ from llama_onnx.runtime.bench.bench import bench
 from llama_onnx.runtime.engine.sampling.parameters import Sampling
 from llama_onnx.runtime.llama.generation import TextEvent
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.runtime.placement import genai_model
 from llama_onnx.targets.engines import ENGINES
 from llama_onnx.targets.errors import PackageError, ResourceError, UsageError
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import CUDA
 from llama_onnx.targets.registry import get_target
 from tests.support import adapters, tiny
 from tests.support.answers import let_every_step_take_as_long
@@ -239,8 +242,26 @@ def test_what_the_package_sets_counts_in_both_engines(
     assert both[0] == both[1] != ""
 
 
+def test_the_engine_is_ours_on_the_cpu_and_genai_elsewhere(
+    package_fp32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Llama.load(package_fp32).backend.name == "onnxruntime"
+    opened = []
+
+    def open_model(path: Path, provider: Provider, **_: Any) -> None:
+        opened.append(provider)
+        raise PackageError("that is enough")
+
+    monkeypatch.setattr(genai_model, "open_model", open_model)
+    with pytest.raises(PackageError, match="that is enough"):
+        Llama.load(package_fp32, provider="cuda")
+    assert opened == [CUDA]
+
+
 def test_an_engine_that_there_is_not(package_fp32: Path) -> None:
-    with pytest.raises(UsageError, match="there is no engine 'vllm': choose one of genai, onnx"):
+    with pytest.raises(
+        UsageError, match="there is no engine 'vllm': choose one of onnxruntime, genai"
+    ):
         Llama.load(package_fp32, engine="vllm")  # type: ignore[arg-type]
 
 
@@ -268,9 +289,9 @@ def test_no_memory_is_a_sentence(package_fp32: Path, monkeypatch: pytest.MonkeyP
 def test_what_genai_cannot_do_is_done_by_the_other_engine(package_fp32: Path) -> None:
     arguments = ["generate", str(package_fp32), PROMPT, "--max-new-tokens", "8"]
     arguments += ["--temperature", "0", "--frequency-penalty", "1.5"]
-    done = CliRunner().invoke(main, arguments)
+    done = CliRunner().invoke(main, [*arguments, "--engine", "genai"])
     assert done.exit_code == 2 and "choose the engine onnxruntime (--engine" in done.stderr
-    done = CliRunner().invoke(main, [*arguments, "--engine", "onnxruntime"])
+    done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
 
 
@@ -294,7 +315,9 @@ def test_bench_measures_the_engine_that_is_asked_for(package: Path) -> None:
     assert done.exit_code == 0, done.output
     measured = json.loads(done.stdout)
     assert measured["engine"] == "onnxruntime" and measured["decode_rate"]["median"] > 0
-    assert bench(package, prompt_tokens=8, new_tokens=4, repeats=1).engine == "genai"
+    assert (
+        bench(package, prompt_tokens=8, new_tokens=4, repeats=1, engine="genai").engine == "genai"
+    )
 
 
 # Drafts
@@ -351,10 +374,13 @@ def test_a_package_drafts_for_another(package_fp32: Path, package: Path, theirs:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"speculate": "ngram"}, "onnxruntime-genai generates here, without drafts"),
-        ({"draft": True}, "onnxruntime-genai generates here, without drafts"),
+        (
+            {"engine": "genai", "speculate": "ngram"},
+            "onnxruntime-genai generates here, without drafts",
+        ),
+        ({"engine": "genai", "draft": True}, "onnxruntime-genai generates here, without drafts"),
         ({"speculate": "always"}, "there is no speculation 'always': choose one of auto, ngram"),
-        ({"engine": "onnxruntime", "speculate": "off", "draft": True}, "a draft package has no ef"),
+        ({"speculate": "off", "draft": True}, "a draft package has no ef"),
     ],
 )
 def test_drafts_that_nothing_verifies_are_refused(
@@ -381,5 +407,6 @@ def test_the_command_says_what_was_drafted(
     assert result.exit_code == 0, result.output
     counts = re.search(r"answer 200 tokens \((\d+) of (\d+) drafted accepted\), ", result.stderr)
     assert counts is not None and int(counts[1]) <= int(counts[2])
-    refused = CliRunner().invoke(main, [*map(str, arguments[:3]), "--draft", str(package_fp32)])
+    drafting = [*map(str, arguments[:3]), "--engine", "genai", "--draft", str(package_fp32)]
+    refused = CliRunner().invoke(main, drafting)
     assert refused.exit_code == 2 and "choose the engine onnxruntime" in refused.stderr

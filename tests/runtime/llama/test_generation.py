@@ -223,7 +223,7 @@ def test_a_prompt_in_chunks_gives_the_answer_of_the_whole(
         package = export_package(
             source, tmp_path / "out", get_target(target), Options(precision="fp32")
         ).package
-    llama = Llama.load(package, provider="cpu")
+    llama = Llama.load(package, provider="cpu", engine="genai")
     prompt = "the quick brown fox jumps over the lazy dog and the capital of"
 
     def logits(most: int) -> Any:
@@ -306,7 +306,7 @@ from pathlib import Path
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.llama.model import Llama
 
-opened = Llama.load(sys.argv[1])
+opened = Llama.load(sys.argv[1], engine="genai")
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 100_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -132,8 +132,9 @@ def test_an_answer_without_room_is_refused(prompt: int, new: int, message: str) 
 
 
 def test_genai_is_given_no_more_cache_than_that(
-    llama: Llama, monkeypatch: pytest.MonkeyPatch
+    package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    llama = Llama.load(package, engine="genai")
     lengths = []
 
     class Recorded(og.GeneratorParams):  # type: ignore[misc]
@@ -211,7 +212,7 @@ def test_a_text_that_is_not_utf_8(llama: Llama) -> None:
 def test_settings_genai_refuses(package: Path, tmp_path: Path) -> None:
     altered = alter_package(package, tmp_path / "altered", search={"top_p": 7.0, "do_sample": True})
     with pytest.raises(PackageError, match="has settings that onnxruntime-genai rejects"):
-        "".join(Llama.load(altered).generate(PROMPT, max_new_tokens=2))
+        "".join(Llama.load(altered, engine="genai").generate(PROMPT, max_new_tokens=2))
 
 
 def test_an_end_token_ends_the_answer_and_is_not_shown(package_fp32: Path, tmp_path: Path) -> None:
@@ -471,7 +472,7 @@ def test_a_package_is_opened_on_the_provider_asked_for(
     monkeypatch.setattr(
         providers_module, "require", lambda provider, genai: asked.append((provider, genai))
     )
-    Llama.load(package)
+    Llama.load(package, engine="genai")
     assert asked == [(CPU, True)]
     with pytest.raises(ProviderError, match="does not open in onnxruntime-genai on cuda"):
         Llama.load(package, provider=CUDA)
@@ -485,6 +486,8 @@ def test_a_graph_that_does_not_open(package: Path, tmp_path: Path) -> None:
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     write_manifest(folder, json.loads((folder / MANIFEST).read_text("utf-8")))
     with pytest.raises(PackageError, match="does not open in onnxruntime-genai"):
+        Llama.load(folder, engine="genai")
+    with pytest.raises(PackageError, match="onnxruntime refuses"):
         Llama.load(folder)
 
 
@@ -497,7 +500,7 @@ def test_a_model_that_does_not_fit_into_memory(
 
     monkeypatch.setattr(og, "Model", fail)
     with pytest.raises(ResourceError, match="not enough memory to open"):
-        Llama.load(package)
+        Llama.load(package, engine="genai")
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"model": {"context_length": null}}', "[]"])

@@ -226,8 +226,9 @@ def warned() -> Iterator[list[str]]:
 
 
 def test_genai_saves_and_restores_messages(
-    package: Path, llama: Llama, tmp_path: Path, warned: list[str]
+    package: Path, tmp_path: Path, warned: list[str]
 ) -> None:
+    llama = Llama.load(package, engine="genai")
     file = tmp_path / "a"
     chat = llama.conversation(max_new_tokens=4)
     "".join(chat.say("the fox"))
