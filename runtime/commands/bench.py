@@ -173,7 +173,7 @@ def _table(measured: Bench) -> Table:
     extent = "range"
     if measured.against is not None:
         names, extent = measured.names, "speed of second"
-    columns = [Column(min_width=23)]
+    columns = [Column(no_wrap=True)]
     columns += [Column(name, justify="right", overflow="fold") for name in (*names, extent)]
     engines = ", ".join(dict.fromkeys(one.engine for one in _packages(measured)))
     title = f"{runs}, engine {engines}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,10 @@ def test_the_same_package_twice_and_another_engine(package: Path, tmp_path: Path
     (row,) = [line for line in lines if line.strip().startswith("decode of 2 streams")]
     assert row.split()[-1] == "-"
     assert all(len(line) <= 80 for line in lines[2:])
+    # The last column was cut off: "speed of sec", and of a ratio its first digits.
+    assert "speed of second" in said(result)
+    (row,) = [line for line in lines if line.strip().startswith("first token  ")]
+    assert re.fullmatch(r"\d+\.\d\d", row.split()[-1])
 
 
 def never(*_: Any, **__: Any) -> Any:
