@@ -149,10 +149,14 @@ def create_session(
     Raises `PackageError` if ONNX Runtime refuses the graph on the CPU, and `ProviderError` if it
     refuses it on another provider or cannot start that provider.
     """
-    return _open(model, provider, _session_options(settings or Settings()))
+    settings = settings or Settings()
+    name = "the graph" if isinstance(model, bytes) else str(model)
+    if isinstance(model, bytes) and settings.weights is not None:
+        name = f"the graph of {settings.weights}"
+    return _open(model, provider, _session_options(settings), name)
 
 
-def _open(model: Path | bytes, provider: Provider, options: Any) -> Session:
+def _open(model: Path | bytes, provider: Provider, options: Any, name: str) -> Session:
     providers: list[Any] = [(provider.ort_name, dict(provider.provider_options))]
     if provider != CPU:
         providers.append(CPU.ort_name)
@@ -163,7 +167,6 @@ def _open(model: Path | bytes, provider: Provider, options: Any) -> Session:
         # provider fails to open the model and when a run fails.
         session = runtime.InferenceSession(source, options, providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common base class
-        name = "the graph" if isinstance(model, bytes) else str(model)
         raise _refusal(name, provider, error) from None
     if provider.ort_name not in session.get_providers():
         raise ProviderError(
@@ -184,7 +187,7 @@ def check_opens(path: Path) -> None:
     """
     options = _session_options(Settings(prepack=False))
     options.graph_optimization_level = load().GraphOptimizationLevel.ORT_DISABLE_ALL
-    _open(path, CPU, options)
+    _open(path, CPU, options, str(path))
 
 
 @contextmanager

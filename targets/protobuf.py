@@ -1,4 +1,4 @@
-"""Protocol Buffers' wire format, read without a library, and strictly.
+"""Protocol Buffers' wire format, read and written without a library; read strictly.
 
 A package's graph must be checked before a library opens it, and by a runtime that does not have the
 onnx library. Only what a sound file needs is accepted: no groups, no varint of more than 64 bits,
@@ -42,6 +42,28 @@ def fields(message: memoryview) -> Iterator[tuple[int, int, Value]]:
             start, position = _span(message, position, kind)
             value = message[start:position]
         yield number, kind, value
+
+
+def encode(number: int, kind: int, value: int | bytes | memoryview) -> bytes:
+    """Return a field as `fields` yields it, in the wire format.
+
+    >>> encode(1, BYTES, b"hi")
+    b'\\n\\x02hi'
+    """
+    tag = _encode_varint(number << 3 | kind)
+    if isinstance(value, int):
+        return tag + _encode_varint(value)
+    length = _encode_varint(len(value)) if kind == BYTES else b""
+    return tag + length + value
+
+
+def _encode_varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
 
 
 def varints(packed: memoryview) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.runtime import ort
+from llama_onnx.runtime.engine.head_rows import LOGITS_FROM
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.graph_names import ATTENTION_MASK, INPUT_IDS, LOGITS, present_of
 
@@ -27,6 +28,8 @@ class BoundGraph:
 
     def __init__(self, session: ort.Session, adapter: Parameters, device: str = "cpu") -> None:
         self._session, self._device, self._adapter = session, device, adapter
+        self._chooses_rows = any(entry.name == LOGITS_FROM for entry in session.get_inputs())
+        self._first = np.zeros(1, np.int64)
         self._binding: Any = None
         self._values: dict[str, Any] = {}
         (entry,) = (o for o in session.get_outputs() if o.name == LOGITS)
@@ -49,6 +52,8 @@ class BoundGraph:
             # onnxruntime ignores an adapter in the run options of a bound run: it is bound as well.
             for name, array in self._adapter.items():
                 self._binding.bind_ortvalue_input(name, self._keep(name, array))
+            if self._chooses_rows:
+                self._binding.bind_ortvalue_input(LOGITS_FROM, self._keep(LOGITS_FROM, self._first))
         for name, array in buffers.items():
             value = self._keep(name, array)
             self._binding.bind_ortvalue_input(name, value)
@@ -65,17 +70,24 @@ class BoundGraph:
         self._binding = self._logits = None
         self._values.clear()
 
-    def run(self, ids: Ids, mask: Ids, options: Any = None) -> npt.NDArray[np.float32]:
+    def run(
+        self, ids: Ids, mask: Ids, options: Any = None, last: int | None = None
+    ) -> npt.NDArray[np.float32]:
         """Return logits [B, S, V], or [B, 1, V] of a pruned head, for `ids` [B, S].
 
-        `mask` [B, T] has a one for each position of a row, the new ones included, at its end. The
+        `mask` [B, T] has a one for each position of a row, the new ones included, at its end.
+        `last`: how many of the last positions need logits; of the others, there may be none. The
         next run may overwrite the logits.
         """
         ids, mask = np.ascontiguousarray(ids), np.ascontiguousarray(mask)
+        positions = ids.shape[1]
+        if self._chooses_rows and last is not None:
+            positions = min(positions, last)
+        self._first[0] = ids.shape[1] - positions  # bound already
         self._binding.bind_cpu_input(INPUT_IDS, ids)
         self._binding.bind_cpu_input(ATTENTION_MASK, mask)
-        if ids.shape[1] <= _FEW:
-            self._bind_logits(len(ids), 1 if self._length == 1 else ids.shape[1])
+        if positions <= _FEW:
+            self._bind_logits(len(ids), 1 if self._length == 1 else positions)
         else:  # up to 100 MB, which onnxruntime keeps for the next prompt
             self._logits = None
             self._binding.bind_output(LOGITS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from llama_onnx.runtime.engine.cache_layout import CacheLayout
+from llama_onnx.runtime.engine.head_rows import choose_rows
 from llama_onnx.runtime.engine.schedule import CHUNK
 from llama_onnx.runtime.engine.shared_rows import SharedRows
 from llama_onnx.runtime.engine.speculation.draft_model import DraftModel
@@ -96,7 +97,9 @@ def _open_draft(
 ) -> tuple[DraftModel, int]:
     check_same_tokens(draft, package)
     with forgetting_pages(draft.path / DATA_FILE):
-        opened = open_session(draft.path / MODEL_FILE, CPU, threads=threads, spin=False)
+        opened = open_session(
+            draft.path / MODEL_FILE, CPU, threads=threads, spin=False, edit=choose_rows
+        )
     if not opened.shares_buffer:
         raise UsageError(
             f"{draft.path} cannot draft: a cache of the target {draft.target} cannot be rewound; "

@@ -19,6 +19,7 @@ from llama_onnx.runtime.engine.cache_budget import ROWS, decide_capacity
 from llama_onnx.runtime.engine.cache_layout import CacheLayout
 from llama_onnx.runtime.engine.drafting import Speculation, Verifier, open_speculator
 from llama_onnx.runtime.engine.events import Request
+from llama_onnx.runtime.engine.head_rows import choose_rows
 from llama_onnx.runtime.engine.loop import Loop
 from llama_onnx.runtime.engine.prefixes import Entry, Prefixes, Tokens
 from llama_onnx.runtime.engine.schedule import CHUNK
@@ -88,6 +89,7 @@ class Engine:
                 threads=threads,
                 allow_fallback=allow_fallback,
                 spin=speculation.draft is None,
+                edit=choose_rows if provider == CPU else None,
             )
         self.package, self.context_length = package, context_length
         self.provider = CPU if opened.fallback else provider

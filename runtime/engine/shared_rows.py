@@ -19,6 +19,9 @@ from llama_onnx.runtime.engine.cache_layout import Block, CacheLayout
 
 Logits = npt.NDArray[np.float32]
 
+AS_SEVERAL = 2
+"""Positions of a prompt that get logits: a single row would be computed by another kernel."""
+
 _SHORTEST = 256
 """Positions of the first buffers."""
 
@@ -104,17 +107,20 @@ class SharedRows:
 
     def read(self, key: int, ids: Ids, options: Any = None) -> Logits:
         """Append `ids` to a sequence and return the logits [V] after the last of them."""
-        last: Logits = self.verify(key, ids, options)[-1]
+        last: Logits = self._append(key, ids, options, AS_SEVERAL)[-1]
         return last
 
     def verify(self, key: int, ids: Ids, options: Any = None) -> Logits:
         """Append `ids` to a sequence and return the logits [S, V] after each of them; [1, V] if the
         graph computes the last only. The next run may overwrite them."""
+        return self._append(key, ids, options, None)
+
+    def _append(self, key: int, ids: Ids, options: Any, last: int | None) -> Logits:
         end = self._filled[key] + len(ids)
         self._reserve(end)
         row = self._order.index(key)
         self._bind(self._reads, row, row + 1)
-        logits = self._reads.run(ids[None], np.ones((1, end), np.int64), options)
+        logits = self._reads.run(ids[None], np.ones((1, end), np.int64), options, last)
         self._filled[key] = end
         after: Logits = logits[0]
         return after

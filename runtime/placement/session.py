@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,20 +43,24 @@ def open_session(
     arena: bool = True,
     profile: Path | None = None,
     spin: bool = True,
+    edit: Callable[[bytes], bytes] | None = None,
 ) -> OpenSession:
     """Open the graph at `model` on `provider`, and ask ONNX Runtime which node runs where.
 
     Small nodes (shapes, masks) may always run on the CPU. A node with weights, or an attention,
     that is not on `provider` is an error unless `allow_fallback`; so is a provider that cannot
     run here at all. `threads`, `prepack`, `arena`, `profile` and `spin` are those of
-    `ort.Settings`.
+    `ort.Settings`. `edit` changes the graph before it is opened.
 
     Raises `ProviderError`, `UsageError` for a senseless number of threads, and `PackageError` if
     ONNX Runtime refuses the graph.
     """
     settings = replace(_settings(threads, prepack, arena, profile), spin=spin)
     costs = read_costs(model)
-    session, fallback = _open(model, provider, settings, allow_fallback)
+    graph: Path | bytes = model
+    if edit is not None:
+        graph, settings = edit(model.read_bytes()), replace(settings, weights=model.parent)
+    session, fallback = _open(graph, provider, settings, allow_fallback)
     if not hasattr(session, "get_provider_graph_assignment_info"):
         wheel = next(iter(installed_flavours("onnxruntime")), provider.wheel)
         raise ProviderError(
@@ -73,7 +78,7 @@ def open_session(
 
 
 def _open(
-    model: Path, provider: Provider, settings: ort.Settings, allow_fallback: bool
+    model: Path | bytes, provider: Provider, settings: ort.Settings, allow_fallback: bool
 ) -> tuple[ort.Session, str | None]:
     """Return an open session, and the reason if it is not on `provider`."""
     try:

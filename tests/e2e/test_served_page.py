@@ -112,7 +112,8 @@ def test_a_conversation_is_the_one_that_genai_has(page: Page, served: str, prove
     expect(page.locator(".answer .notice").last).to_contain_text("limit of tokens")
 
 
-def test_stop_frees_the_engine(page: Page, served: str) -> None:
+def test_stop_frees_the_engine(page: Page, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_steps(monkeypatch)
     page.goto(served)
     ask(page, "the lazy dog", None)
     expect(page.locator(".answer .body")).not_to_be_empty()

@@ -165,8 +165,9 @@ BEYOND_GENAI: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", BEYOND_GENAI)
-def test_what_genai_cannot_do_is_refused_by_name(llama: Llama, name: str) -> None:
+def test_what_genai_cannot_do_is_refused_by_name(package: Path, name: str) -> None:
     """onnxruntime-genai would refuse the name, and in another release do something else by it."""
+    llama = Llama.load(package, engine="genai")
     sampling = Sampling(**{name: BEYOND_GENAI[name]})
     with pytest.raises(UsageError, match=f"has no {name}: leave it out"):
         llama.generate(PROMPT, sampling=sampling)
@@ -289,7 +290,7 @@ def run(*arguments: str | Path) -> Result:
 def test_the_command_line_refuses_by_the_options_name(
     package: Path, options: tuple[str, ...], said: str
 ) -> None:
-    result = run("generate", package, PROMPT, *options)
+    result = run("generate", package, PROMPT, "--engine", "genai", *options)
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
     assert "genai_config" not in result.stderr and "Traceback" not in result.stderr

@@ -17,6 +17,7 @@ from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.engine.bound_graph import BoundGraph
 from llama_onnx.runtime.engine.cache_layout import CacheLayout
+from llama_onnx.runtime.engine.head_rows import choose_rows
 from llama_onnx.runtime.engine.shared_rows import Rows, SharedRows
 from llama_onnx.runtime.engine.single_rows import DeviceRows, GrowingRows
 from llama_onnx.runtime.placement.session import open_session
@@ -50,7 +51,7 @@ def open_rows(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Rows]
         if kind not in opened:
             target, options = KINDS[kind]
             package = export_package(source, folder / kind, get_target(target), options).package
-            opened[kind] = open_session(package / "model.onnx", CPU, threads=1)
+            opened[kind] = open_session(package / "model.onnx", CPU, threads=1, edit=choose_rows)
         session, layout = opened[kind].session, CacheLayout.of(opened[kind].session)
         if kind == "one by one":
             return DeviceRows(session, layout, {}, "cpu")

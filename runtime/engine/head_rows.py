@@ -1,0 +1,159 @@
+"""Have a graph compute the logits of a run's last positions only.
+
+The head is a fifth of a small model's work, and of a prompt only the last logits are read. The file
+computes all of them, as onnxruntime-genai expects. The engine adds one node before the head, which
+passes on the rows from the input `LOGITS_FROM` on: a row of a product does not depend on the
+others, so the logits that are left are the same.
+https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from llama_onnx.targets.graph_names import LOGITS
+from llama_onnx.targets.protobuf import BYTES, VARINT, Value, WireError, encode, fields
+
+LOGITS_FROM = "logits_from"
+"""The input [1], int64: the first position of a run whose logits are computed."""
+
+_ROWS, _END, _AXIS = (f"{LOGITS_FROM}.{name}" for name in ("rows", "end", "axis"))
+
+_GRAPH = 7  # of ModelProto
+_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of GraphProto
+_READS, _MAKES, _NAME, _OPERATOR = 1, 2, 3, 4  # of NodeProto
+_TYPE, _TENSOR, _SHAPE, _DIM = 2, 1, 2, 1  # of ValueInfoProto, and further in
+_INT64 = 7  # of TensorProto.DataType
+
+_HEADS = ("MatMulNBits", "MatMul", "FusedMatMul")
+
+Field = tuple[int, int, Value]
+
+
+class _UnsuitableError(Exception):
+    """The head cannot be given fewer rows."""
+
+
+def choose_rows(model: bytes) -> bytes:
+    """Return the ONNX file `model` with the input `LOGITS_FROM`, or as it is if that cannot be.
+
+    It cannot be where the logits are not a product, as with an adapter for the head.
+    """
+    try:
+        return _edit(memoryview(model), [_GRAPH], _add_input)
+    except (WireError, _UnsuitableError):
+        return model
+
+
+def _edit(message: memoryview, path: Sequence[int], change: Callable[[memoryview], bytes]) -> bytes:
+    """Return `message` with the submessages changed to which the field numbers `path` lead."""
+    if not path:
+        return change(message)
+    parts = []
+    for number, kind, value in fields(message):
+        if number == path[0]:
+            value = memoryview(_edit(_message(value), path[1:], change))
+        parts.append(encode(number, kind, value))
+    return b"".join(parts)
+
+
+def _message(value: Value) -> memoryview:
+    if isinstance(value, int):
+        raise WireError("a number for a message")
+    return value
+
+
+def _add_input(graph: memoryview) -> bytes:
+    parts = list(fields(graph))
+    cut = [part for part in parts if part[0] == _NODE and _makes_logits(part)]
+    if len(cut) != 1:
+        raise _UnsuitableError
+    return b"".join((*_with_slice(parts), *_added()))
+
+
+def _makes_logits(node: Field) -> bool:
+    content = _message(node[2])
+    # Most nodes do not have the word in them, which is seen faster than it is parsed.
+    return LOGITS.encode() in bytes(content) and LOGITS in _texts(content, _MAKES)
+
+
+def _with_slice(parts: Sequence[Field]) -> Iterator[bytes]:
+    """Yield the parts of a graph, with a Slice before the node that makes the logits."""
+    for part in parts:
+        number, kind, value = part
+        if number == _NODE and _makes_logits(part):
+            node = _message(value)
+            if _texts(node, _OPERATOR)[0] not in _HEADS:
+                raise _UnsuitableError
+            hidden = _texts(node, _READS)[0]
+            yield encode(_NODE, BYTES, _slice(hidden))
+            value = memoryview(_rename_first(node))
+        elif number == _OUTPUT and LOGITS in _texts(_message(value), 1):
+            value = memoryview(_free_rows(_message(value)))
+        yield encode(number, kind, value)
+
+
+def _slice(hidden: str) -> bytes:
+    """Return a NodeProto: the rows of `hidden` from `LOGITS_FROM` on."""
+    inputs = (hidden, LOGITS_FROM, _END, _AXIS)
+    return b"".join(
+        (
+            *(_text(_READS, name) for name in inputs),
+            _text(_MAKES, _ROWS),
+            _text(_NAME, _ROWS),
+            _text(_OPERATOR, "Slice"),
+        )
+    )
+
+
+def _rename_first(node: memoryview) -> bytes:
+    """Return a node that reads the chosen rows instead of its first input."""
+    parts, renamed = [], False
+    for number, kind, value in fields(node):
+        if number == _READS and not renamed:
+            value, renamed = memoryview(_ROWS.encode()), True
+        parts.append(encode(number, kind, value))
+    return b"".join(parts)
+
+
+def _free_rows(output: memoryview) -> bytes:
+    """Return the ValueInfoProto of the logits with another name for the number of their rows."""
+
+    def rename(shape: memoryview) -> bytes:
+        batch, rows, width = (value for number, _, value in fields(shape) if number == _DIM)
+        if any(number == 1 for number, *_ in fields(_message(rows))):  # a fixed length
+            raise _UnsuitableError
+        return b"".join(
+            encode(_DIM, BYTES, _message(each)) for each in (batch, _text_view(2, _ROWS), width)
+        )
+
+    return _edit(output, [_TYPE, _TENSOR, _SHAPE], rename)
+
+
+def _added() -> Iterator[bytes]:
+    """Yield the graph's new input and the Slice's constants."""
+    shape = encode(_DIM, BYTES, encode(1, VARINT, 1))
+    tensor = encode(1, VARINT, _INT64) + encode(_SHAPE, BYTES, shape)
+    kind = encode(_TYPE, BYTES, encode(_TENSOR, BYTES, tensor))
+    yield encode(_INPUT, BYTES, _text(1, LOGITS_FROM) + kind)
+    for name, value in ((_END, (1 << 63) - 1), (_AXIS, 1)):
+        # TensorProto: dims = 1, data_type = 2, name = 8, raw_data = 9
+        head = encode(1, VARINT, 1) + encode(2, VARINT, _INT64) + _text(8, name)
+        yield encode(_INITIALIZER, BYTES, head + encode(9, BYTES, value.to_bytes(8, "little")))
+
+
+def _text(number: int, text: str) -> bytes:
+    return encode(number, BYTES, text.encode())
+
+
+def _text_view(number: int, text: str) -> memoryview:
+    return memoryview(_text(number, text))
+
+
+def _texts(message: memoryview, number: int) -> list[str]:
+    """Return the texts of a repeated field."""
+    return [
+        bytes(_message(value)).decode("utf-8", "replace")
+        for key, _, value in fields(message)
+        if key == number
+    ]
