@@ -49,25 +49,25 @@ def question(words: int, number: int) -> str:
     return f"{number}. Summarize this text: " + " ".join(WORDS[start : start + words])
 
 
-async def ask(client: openai.AsyncOpenAI, ids: Sequence[int], bias: dict[str, int]) -> int:
+async def ask(client: openai.AsyncOpenAI, ids: Sequence[int]) -> int:
     """Get one answer, which no end token ends, and return its length."""
     answer = await client.completions.create(
         model=NAME,
         prompt=list(ids),
         max_tokens=NEW_TOKENS,
         temperature=0,
-        logit_bias=bias,
+        extra_body={"ignore_eos": True},
         timeout=600,
     )
     assert answer.usage is not None
     return answer.usage.completion_tokens
 
 
-async def rate(url: str, bias: dict[str, int], prompts: Prompts) -> float:
+async def rate(url: str, prompts: Prompts) -> float:
     """Return the tokens a second that the clients got together."""
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
         started = time.perf_counter()
-        counts = await asyncio.gather(*(ask(client, ids, bias) for ids in prompts))
+        counts = await asyncio.gather(*(ask(client, ids) for ids in prompts))
         return sum(counts) / (time.perf_counter() - started)
 
 
@@ -93,16 +93,13 @@ def peer(command: Sequence[str]) -> Iterator[Callable[[Prompts], float]]:
 def rates(package: Path, openvino: Sequence[str], threads: int) -> None:
     """Print a table of rates, ours and the peers' in turns."""
     script = str(Path(__file__).with_name("serving_peer.py"))
-    settings = json.loads((package / "genai_config.json").read_text(encoding="utf-8"))
-    ends = settings["model"]["eos_token_id"]
-    bias = {str(token): -100 for token in (ends if isinstance(ends, list) else [ends])}
     tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
     with ExitStack() as stack:
         options = ["--name", NAME, "--threads", str(threads)]
         server = stack.enter_context(serving(package, options))
         url = f"{server.url}/v1"
         ways: dict[str, Callable[[Prompts], float]] = {
-            "llama-onnx serve": lambda prompts: asyncio.run(rate(url, bias, prompts))
+            "llama-onnx serve": lambda prompts: asyncio.run(rate(url, prompts))
         }
         own = [sys.executable, script, "genai", str(package), str(threads)]
         ways["onnxruntime-genai, one at a time"] = stack.enter_context(peer(own))

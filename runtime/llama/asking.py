@@ -53,8 +53,12 @@ def ask(
     seed: int | None = None,
     adapter: str | None = None,
     guide: Guide | None = None,
+    ignore_eos: bool = False,
 ) -> Asked:
-    """Return what a backend needs to know; raises `UsageError` as `Llama.generate` does."""
+    """Return what a backend needs to know; raises `UsageError` as `Llama.generate` does.
+
+    `ignore_eos`: no token ends the answer, which becomes as long as it may.
+    """
     chosen = check_sampling(sampling).override(
         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
@@ -63,7 +67,7 @@ def ask(
         codec.rows,
         total_length(len(prompt), max_new_tokens, codec.context_length),
         chosen,
-        codec.end_tokens,
+        frozenset() if ignore_eos else codec.end_tokens,
         adapter,
         guide=None if guide is None else codec.compile(guide),
     )

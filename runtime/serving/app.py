@@ -86,7 +86,8 @@ class Served:
 
     async def parts(self, call: Call, answers: list[AsyncGeneration]) -> AsyncIterator[Part]:
         """Yield the parts of the answers to `call`, and count them."""
-        found = merged(answers, call.calls_named, self.model.codec.end_tokens)
+        ends = () if call.ignore_eos else self.model.codec.end_tokens
+        found = merged(answers, call.calls_named, ends)
         async with aclosing(found) as parts:  # type: ignore[type-var]
             async for part in parts:
                 self.metrics.count(part)

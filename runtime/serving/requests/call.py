@@ -44,8 +44,8 @@ class Call:
     """A request that has been checked as far as that is possible without the model.
 
     Either `messages` or `prompts`. `choices` answers for each prompt. `tools` are offered to the
-    template; `calls_named` are the tools whose calls are looked for in the answer. `overflow` says
-    what to do with messages that are longer than the context.
+    template; `calls_named` are the tools whose calls are looked for in the answer. `ignore_eos`: no
+    token ends an answer. `overflow` says what to do with messages that are longer than the context.
     """
 
     model: str
@@ -63,6 +63,7 @@ class Call:
     guide: Guide | None = None
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     continue_last: bool = False
+    ignore_eos: bool = False
     overflow: Overflow = "error"
 
     @property
@@ -88,6 +89,7 @@ class Call:
                 stop=self.stop,
                 adapter=adapter,
                 guide=self.guide,
+                ignore_eos=self.ignore_eos,
             )
             for tokens in self._encoded(model)
             for number in range(self.choices)
@@ -156,6 +158,11 @@ def _common(
     guide = answer_guide(answer_format, fields.get("structured_outputs"))
     if forced is not None and guide is not None:
         raise FieldError("tool_choice", "tool_choice: a call that is required has no other format.")
+    ignore_eos = fields.get("ignore_eos", False)
+    if not isinstance(ignore_eos, bool):
+        raise FieldError("ignore_eos", "ignore_eos must be true or false.")
+    if ignore_eos and (guide is not None or forced is not None):
+        raise FieldError("ignore_eos", "ignore_eos: an answer of a given form ends with its form.")
     choices = fields.get("n", 1)
     if not 1 <= choices <= MOST_CHOICES:
         raise FieldError("n", f"n must be a whole number from 1 to {MOST_CHOICES}, not {choices}.")
@@ -169,6 +176,7 @@ def _common(
         "tools": tools,
         "calls_named": named,
         "guide": guide if forced is None else forced,
+        "ignore_eos": ignore_eos,
     }
 
 

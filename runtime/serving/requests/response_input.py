@@ -18,6 +18,7 @@ _SAME = (
     "min_p",
     "seed",
     "repetition_penalty",
+    "ignore_eos",
     "structured_outputs",
     "chat_template_kwargs",
     "continue_final_message",

@@ -26,6 +26,7 @@ _SAMPLING_EXTRAS: dict[str, dict[str, Any]] = {
     "top_k": {"type": "integer"},
     "min_p": {"type": "number", "minimum": 0, "maximum": 1},
     "repetition_penalty": {"type": "number", "exclusiveMinimum": 0},
+    "ignore_eos": {"type": "boolean"},
     "structured_outputs": {
         "type": "object",
         "properties": {

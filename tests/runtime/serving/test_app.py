@@ -99,6 +99,43 @@ def test_a_stop_text_ends_an_answer_and_is_left_out(client: openai.OpenAI, model
     assert answer.choices[0].finish_reason == "stop"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_ignore_eos_goes_on_after_an_end_token(
+    client: openai.OpenAI, model: Llama, stream: bool
+) -> None:
+    """Load generators ask for it: their answers have to be equally long."""
+    end = min(model.codec.end_tokens)
+    found = []
+    for ignored in (False, True):
+        fields: dict[str, Any] = {"model": NAME, "messages": CHAT, "max_tokens": 5}
+        fields |= {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        answer: Any = client.chat.completions.create(
+            **fields, logit_bias={str(end): 100}, extra_body={"ignore_eos": ignored}
+        )
+        chunks = list(answer) if stream else [answer]
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+        found.append((chunks[-1].usage.completion_tokens, choices[-1].finish_reason))
+    assert found == [(1, "stop"), (5, "length")]
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"ignore_eos": 1}, "ignore_eos must be true or false"),
+        (
+            {"ignore_eos": True, "structured_outputs": {"regex": "a+"}},
+            "an answer of a given form ends with its form",
+        ),
+    ],
+)
+def test_ignore_eos_that_means_nothing(
+    client: openai.OpenAI, extra: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=said) as error:
+        client.chat.completions.create(model=NAME, messages=CHAT, extra_body=extra)
+    assert error.value.param == "ignore_eos"
+
+
 def test_logprobs_are_the_models(client: openai.OpenAI, model: Llama) -> None:
     answer = client.chat.completions.create(
         model=NAME, messages=CHAT, max_tokens=6, logprobs=True, top_logprobs=3
