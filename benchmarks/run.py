@@ -1,4 +1,4 @@
-"""The export and speed figures of docs/benchmarks.md: `nox -s bench`, or this script.
+"""The export and speed figures of docs/benchmarks.md: `nox -s bench-export`, or this script.
 
     python benchmarks/run.py [--work FOLDER] [--7b]
 

@@ -7,9 +7,8 @@ import os
 import subprocess
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from benchmarks.quality.rows import Row
 from benchmarks.quality.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[2]
@@ -36,12 +35,31 @@ def llama_folder(work: Workspace) -> Path:
     return work.venvs / "llama.cpp" / "package" / "bins" / "linux-x64"
 
 
+class Runnable(Protocol):
+    """What can be opened: a row, or a system."""
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+
+    @property
+    def runtime(self) -> str:
+        """The module of `runtimes` that opens it."""
+
+    def path(self, work: Workspace) -> Path:
+        """The folder or file to open."""
+
+    def python(self, work: Workspace) -> Path:
+        """The interpreter that runs it."""
+
+
 class ModelProcess:
     """A model in a process of its own, in the environment of its row."""
 
-    def __init__(self, row: Row, work: Workspace, threads: int) -> None:
+    def __init__(self, row: Runnable, work: Workspace, threads: int, *options: str) -> None:
         command = [str(row.python(work)), "-m", "benchmarks.quality.worker", row.runtime]
         command += [str(row.path(work)), "--work", str(work.root), "--threads", str(threads)]
+        command += options
         self._log = work.root / "logs" / f"{row.name}.txt"
         self._log.parent.mkdir(exist_ok=True)
         with self._log.open("w", encoding="utf-8") as log:
@@ -55,7 +73,7 @@ class ModelProcess:
             )
 
     def __enter__(self) -> ModelProcess:
-        self._read()
+        self.load_seconds = float(self._read())
         return self
 
     def __exit__(

@@ -106,6 +106,17 @@ def _measure_once(row: Row, work: Workspace) -> str | None:
     return None
 
 
+def make_row(row: Row, work: Workspace) -> str | None:
+    """Make a row unless it is there; return why it could not be."""
+    if row.path(work).exists():
+        return None
+    try:
+        made = _make(row, work)
+    except BrokenPeerError as error:
+        return f"failed: {error}"
+    return None if made else f"this version of {row.group} does not offer {row.options}."
+
+
 def _make(row: Row, work: Workspace) -> str | None:
     """Run the row's maker; return its command for the reader, or None if it lacks an option."""
     path = row.path(work)

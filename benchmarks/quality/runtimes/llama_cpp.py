@@ -14,7 +14,7 @@ from benchmarks.quality.figures import Array
 from benchmarks.quality.llama_library import Batch, open_library
 from benchmarks.quality.worker import greedy
 
-CONTEXT = 1024
+CONTEXT, SEQUENCES = 4096, 8
 
 
 class Model:
@@ -24,7 +24,8 @@ class Model:
         lib = self._lib = open_library(Path(os.environ["LLAMA_CPP_LIBRARY"]))
         model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
         settings = lib.llama_context_default_params()
-        settings.n_ctx = settings.n_batch = CONTEXT
+        settings.n_ctx, settings.n_batch, settings.n_seq_max = CONTEXT, 2048, SEQUENCES
+        settings.kv_unified = True  # the cells go to whichever sequence needs them
         settings.n_threads = settings.n_threads_batch = threads
         self._context = lib.llama_init_from_model(model, settings)
         if not model or not self._context:
@@ -58,6 +59,35 @@ class Model:
         self._decode(self._lib.llama_batch_get_one(tokens, len(ids)))
         found = self._lib.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(found, (self._vocabulary,))
+
+    def streams(self, prompts: Sequence[Sequence[int]], new: int) -> float:
+        """Read all prompts, and time steps of one token for each sequence, as its server makes."""
+        self._restart()
+        for number, ids in enumerate(prompts):
+            self._run([(token, place, number) for place, token in enumerate(ids)])
+        tokens = [1] * len(prompts)
+        start = time.perf_counter()
+        for place in range(new):
+            rows = [
+                (token, len(prompts[number]) + place, number) for number, token in enumerate(tokens)
+            ]
+            tokens = [int(logits.argmax()) for logits in self._run(rows, every=True)]
+        return len(prompts) * new / (time.perf_counter() - start)
+
+    def _run(self, rows: Sequence[tuple[int, int, int]], every: bool = False) -> list[Array]:
+        """Run (token, position, sequence); return the logits of each, or of the last."""
+        batch = self._lib.llama_batch_init(len(rows), 0, 1)
+        batch.n_tokens = len(rows)
+        for index, (token, place, sequence) in enumerate(rows):
+            batch.token[index], batch.pos[index] = token, place
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, sequence
+            batch.logits[index] = every or index == len(rows) - 1
+        self._decode(batch)
+        wanted = range(len(rows)) if every else [len(rows) - 1]
+        found = [self._lib.llama_get_logits_ith(self._context, index) for index in wanted]
+        copied = [np.ctypeslib.as_array(each, (self._vocabulary,)).copy() for each in found]
+        self._lib.llama_batch_free(batch)
+        return copied
 
     def answer(self, ids: Sequence[int], most: int, end: int) -> list[int]:
         """Continue greedily."""

