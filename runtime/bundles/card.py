@@ -57,7 +57,7 @@ def write_card(
         verify=_VERIFY if certificate else "",
         licence=_licence(package),
     )
-    return _card(_metadata(package), text)
+    return _card(_metadata(package) | _model_index(package, certificate, title), text)
 
 
 def missing(package: ModelPackage, certificate: Certificate | None) -> Iterator[str]:
@@ -97,6 +97,39 @@ def _metadata(package: ModelPackage) -> dict[str, Any]:
             metadata["base_model_relation"] = "quantized"
     tags = ["onnx", "onnxruntime", "onnxruntime-genai", "llama-onnx", package.precision]
     return {**metadata, "tags": tags}
+
+
+def _model_index(
+    package: ModelPackage, certificate: Certificate | None, name: str
+) -> dict[str, Any]:
+    """Return the figures that the hub shows beside the card, in its own terms."""
+    if certificate is None:
+        return {}
+    from huggingface_hub import EvalResult
+
+    from llama_onnx.runtime.measure.claims import claimed_fidelity
+
+    found = claimed_fidelity(package, certificate)
+    if found is None:
+        return {}
+    metrics = {
+        "kl_divergence": ("mean KL divergence from the original, nats", found.shipped.mean_kl),
+        "same_top1": ("same likeliest token as the original", 1 - found.shipped.other_top1),
+        "perplexity_ratio": ("perplexity, times the original's", found.shipped.perplexity_ratio),
+    }
+    text = "llama-onnx's held-out text" if found.text == "built-in" else "a text of the maker"
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=f"llama-onnx-{found.text}",
+            dataset_name=text,
+            metric_type=kind,
+            metric_name=words,
+            metric_value=round(value, 6),
+        )
+        for kind, (words, value) in metrics.items()
+    ]
+    return {"model_name": name, "eval_results": results}
 
 
 def _carried(package: ModelPackage) -> dict[str, Any]:

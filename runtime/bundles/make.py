@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_onnx.runtime.bundles.bom import BOM, make_bom
 from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.targets.bundle import BUNDLE, list_files, write_bundle
 from llama_onnx.targets.durable import flush, flush_tree, is_full
@@ -43,12 +44,14 @@ class Settings:
 
     `licensed`: accept a package without the license files that must accompany its model. `force`:
     replace an older bundle. `as_zip`: also pack the bundle into OUT.zip. `sign`: sign bundle.json.
+    `bom`: write a bill of materials.
     """
 
     licensed: bool = False
     force: bool = False
     as_zip: bool = False
     sign: Signer | None = None
+    bom: bool = False
 
 
 _LOCK_SUFFIX = ".bundle.lock"
@@ -83,6 +86,8 @@ def make_bundle(
     )
     with new_folder(out, force=settings.force) as folder:
         warnings = place.fill(package, folder, out.name)
+        if settings.bom:
+            (folder / BOM).write_text(make_bom(package, certificate_of(package)), "utf-8")
         content = {**_describe(package, place.name), **place.content()}
         write_bundle(folder, content, settings.sign)
     packed = out.with_name(out.name + ".zip") if settings.as_zip else None

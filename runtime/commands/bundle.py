@@ -54,6 +54,9 @@ def _click_option(option: Option) -> Callable[[_Command], _Command]:
 @_place_options
 @click.option("--zip", "as_zip", is_flag=True, help="Also pack the bundle into OUT.zip.")
 @click.option("--sign", "key", type=_EXISTING, help="Sign with this ed25519 key, a PEM file.")
+@click.option(
+    "--bom", is_flag=True, help="Write a bill of materials too, bom.cdx.json (CycloneDX)."
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 @click.option(
     "--i-have-the-licence",
@@ -72,6 +75,7 @@ def command(
     key: Path | None,
     as_json: bool,
     as_zip: bool,
+    bom: bool,
     force: bool,
     licensed: bool,
     **options: Any,
@@ -82,7 +86,7 @@ def command(
         for name, value in options.items()
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
-    settings = Settings(licensed, force, as_zip, sign_with(key) if key else None)
+    settings = Settings(licensed, force, as_zip, sign_with(key) if key else None, bom)
     made = make_bundle(ModelPackage.open(package), out, get_place(place, given), settings)
     for warning in made.warnings:
         say(f"Warning: {warning}", err=True)
