@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from llama_onnx.runtime.serving.http import limits
 from llama_onnx.runtime.serving.http.limits import Bounds, Limits
 
 SMALL = Bounds(body=100, held=250, target=50, headers=200, receive=0.1, send=0.1, linger=0.1)
@@ -187,14 +189,30 @@ def test_an_answer_ends_when_its_client_leaves() -> None:
     assert (app.ended, client.messages) == ("CancelledError", [])
 
 
-def test_what_the_app_raises_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+class Records(logging.Handler):
+    """Keeps what is logged, also where the logger hands nothing on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[0] is not None:
+            self.errors.append(record.exc_info[0].__name__)
+
+
+def test_what_the_app_raises_is_a_sentence() -> None:
     async def fail() -> None:
         raise KeyError("/opt/ml/model")
 
-    client = Client([b"a"])
-    serve(Echo(before=fail), client)
+    client, records = Client([b"a"]), Records()
+    limits.logger.addHandler(records)
+    try:
+        serve(Echo(before=fail), client)
+    finally:
+        limits.logger.removeHandler(records)
     assert (client.status, client.error) == (500, "the server failed: see its log.")
-    assert "KeyError" in capsys.readouterr().err
+    assert records.errors == ["KeyError"]
 
     async def break_off(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
