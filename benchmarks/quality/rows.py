@@ -115,9 +115,9 @@ def _ours() -> Iterable[Row]:
     awq = (*int4, "--quantizer", "awq", "--block-size", "16")
     yield Row("awq-b16", OURS, "awq, block 16", awq, "shipped")
     for quantizer, size in (("awq", "64"), ("gptq", "64"), ("gptq", "128")):
-        options = (*int4, "--quantizer", quantizer, "--block-size", size, "--fuse-gate-up")
+        wide = (*int4, "--quantizer", quantizer, "--block-size", size, "--fuse-gate-up")
         label = f"{quantizer}, block {size}, gate and up fused"
-        yield Row(f"{quantizer}-b{size}-fused", OURS, label, options, "shipped")
+        yield Row(f"{quantizer}-b{size}-fused", OURS, label, wide, "shipped")
     for quantizer in ("awq", "gptq", "best"):
         options = (*int4, "--quantizer", quantizer)
         yield from _calibrated(quantizer, quantizer, options)
