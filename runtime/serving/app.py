@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,24 +20,18 @@ from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.measure.verify import VerifyReport
 from llama_onnx.runtime.serving.about import about
 from llama_onnx.runtime.serving.admission import Places
+from llama_onnx.runtime.serving.endpoints import ENDPOINTS, Asked, Endpoint, Names, fingerprint
 from llama_onnx.runtime.serving.http.event_stream import EventStream
 from llama_onnx.runtime.serving.http.failure import Failure, failure_of_status
-from llama_onnx.runtime.serving.openai_errors import NotReadyError, UnknownModelError, failure_of
+from llama_onnx.runtime.serving.openai_errors import NotReadyError, failure_of
 from llama_onnx.runtime.serving.openapi import describe
 from llama_onnx.runtime.serving.package_watch import PackageWatch
 from llama_onnx.runtime.serving.pages import add_page
 from llama_onnx.runtime.serving.prometheus import CONTENT_TYPE, Metrics
-from llama_onnx.runtime.serving.replies.answer_parts import Part, merged
-from llama_onnx.runtime.serving.replies.chat_reply import chat_chunks, chat_completion
-from llama_onnx.runtime.serving.replies.completion_reply import completion, completion_chunks
-from llama_onnx.runtime.serving.replies.head import Head
-from llama_onnx.runtime.serving.replies.response_reply import response, response_events
-from llama_onnx.runtime.serving.requests.call import Call, call_text, chat_call, completion_call
-from llama_onnx.runtime.serving.requests.response_input import response_call
-from llama_onnx.runtime.serving.requests.schemas import CHAT, COMPLETION, RESPONSE
+from llama_onnx.runtime.serving.replies.answer_parts import Part
+from llama_onnx.runtime.serving.requests.call import Call, call_text
 from llama_onnx.targets.errors import BusyError, LlamaOnnxError
-from llama_onnx.targets.listing import hash_file
-from llama_onnx.targets.printable import printable_line, shown
+from llama_onnx.targets.printable import printable_line
 
 logger = logging.getLogger("llama_onnx.serve")
 
@@ -62,21 +56,18 @@ class Served:
 
     def __init__(self, model: Llama, settings: Settings) -> None:
         self.model, self.settings = model, settings
-        self.name = settings.name or model.package.path.resolve().name
-        self.names = (self.name, *model.package.adapters)
+        self._names = Names.of(model.package, settings.name)
+        self.name, self.names = self._names.own, self._names.all()
         self.engine = engine = model.backend.require_engine()
         self.places = Places(engine.capacity.rows, settings.most_waiting)
         self.metrics = Metrics(self.name, engine.load)
         self.watch = PackageWatch(model.package)
-        self.fingerprint = f"fp_{hash_file(model.package.index)[:12]}"
+        self.fingerprint = fingerprint(model.package)
         self.created = int(model.package.index.stat().st_mtime)
 
     def adapter(self, name: str) -> str | None:
         """Return the adapter that a model's name means, None for the package itself."""
-        if name not in self.names:
-            known = ", ".join(self.names)
-            raise UnknownModelError(f"there is no model {shown(name)} here, but {known}.")
-        return None if name == self.name else name
+        return self._names.adapter(name)
 
     def check(self) -> None:
         """Raise `NotReadyError` if the engine has ended or the package has changed."""
@@ -84,11 +75,9 @@ class Served:
             raise NotReadyError("the engine has ended: restart the server.")
         self.watch.check()
 
-    async def parts(self, call: Call, answers: list[AsyncGeneration]) -> AsyncIterator[Part]:
-        """Yield the parts of the answers to `call`, and count them."""
-        ends = () if call.ignore_eos else self.model.codec.end_tokens
-        found = merged(answers, call.calls_named, ends)
-        async with aclosing(found) as parts:  # type: ignore[type-var]
+    async def parts(self, asked: Asked, answers: list[AsyncGeneration]) -> AsyncIterator[Part]:
+        """Yield the parts of the answers to a request, and count them."""
+        async with aclosing(asked.parts(self.model, answers)) as parts:  # type: ignore[type-var]
             async for part in parts:
                 self.metrics.count(part)
                 yield part
@@ -111,12 +100,8 @@ def create_app(
 
     app = FastAPI(title="llama-onnx", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.served = served
-    for path, endpoint, schema in (
-        ("/v1/chat/completions", chat, CHAT),
-        ("/v1/completions", completions, COMPLETION),
-        ("/v1/responses", _responses, RESPONSE),
-    ):
-        route = bounded(served, endpoint, schema.read)
+    for path, endpoint in ENDPOINTS.items():
+        route = bounded(served, partial(answer, endpoint), endpoint.schema.read)
         app.add_api_route(path, route, methods=["POST"], name=path)
     app.add_api_route("/v1/models", partial(_models, served), methods=["GET"])
     app.add_api_route("/v1/models/{model:path}", partial(_model, served), methods=["GET"])
@@ -139,11 +124,11 @@ def create_app(
     return app
 
 
-Endpoint = Callable[[Served, Mapping[str, Any], ExitStack], Any]
+Answer = Callable[[Served, Mapping[str, Any], ExitStack], Awaitable[Response]]
 
 
 def bounded(
-    served: Served, endpoint: Endpoint, read: Callable[[bytes], Mapping[str, Any]]
+    served: Served, answer: Answer, read: Callable[[bytes], Mapping[str, Any]]
 ) -> Callable[..., Any]:
     """Return the route that reads a request with `read` and holds its places until it is over."""
 
@@ -152,55 +137,24 @@ def bounded(
         body = await request.body()
         fields = await asyncio.to_thread(read, body)
         with ExitStack() as stack:
-            answer: Response = await endpoint(served, fields, stack)
-            if isinstance(answer, EventStream):
-                answer.closing(stack.pop_all())
-            return answer
+            response = await answer(served, fields, stack)
+            if isinstance(response, EventStream):
+                response.closing(stack.pop_all())
+            return response
 
     return route
 
 
-async def chat(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> Response:
-    """Answer a checked request to /v1/chat/completions."""
-    call = chat_call(fields)
-    head = Head.new("chatcmpl", call.model, served.fingerprint)
-    of = served.model.codec.token_bytes
-    answers = await _start(served, call, stack)
-    if call.stream:
-        chunks = chat_chunks(call, head, served.parts(call, answers), of)
-        return _stream(served, _unnamed(chunks), last=b"[DONE]")
-    parts = [part async for part in served.parts(call, answers)]
-    return _json(chat_completion(call, head, parts, of))
-
-
-async def completions(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> Response:
-    """Answer a checked request to /v1/completions."""
-    call = completion_call(fields)
-    head = Head.new("cmpl", call.model, served.fingerprint)
-    of = served.model.codec.token_bytes
-    answers = await _start(served, call, stack)
-    echoes = [
-        (prompt if isinstance(prompt, str) else served.model.decode(prompt)) if call.echo else ""
-        for prompt in call.prompts
-        for _ in range(call.choices)
-    ]
-    if call.stream:
-        chunks = completion_chunks(call, head, served.parts(call, answers), of, echoes)
-        return _stream(served, _unnamed(chunks), last=b"[DONE]")
-    parts = [part async for part in served.parts(call, answers)]
-    return _json(completion(call, head, parts, of, echoes))
-
-
-async def _responses(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> Response:
-    call = response_call(fields)
-    head = Head.new("resp", call.model, served.fingerprint)
-    of = served.model.codec.token_bytes
-    answers = await _start(served, call, stack)
-    if call.stream:
-        events = response_events(call, head, served.parts(call, answers), of, fields)
-        return _stream(served, events, last=None, named=True)
-    parts = [part async for part in served.parts(call, answers)]
-    return _json(response(call, head, parts, of, fields))
+async def answer(
+    endpoint: Endpoint, served: Served, fields: Mapping[str, Any], stack: ExitStack
+) -> Response:
+    """Answer a checked request to `endpoint`."""
+    asked = endpoint.ask(fields, served.model, served.fingerprint)
+    answers = await _start(served, asked.call, stack)
+    if asked.call.stream:
+        return _stream(served, asked, asked.events(served.parts(asked, answers)))
+    parts = [part async for part in served.parts(asked, answers)]
+    return Response(asked.whole(parts), media_type="application/json")
 
 
 async def _start(served: Served, call: Call, stack: ExitStack) -> list[AsyncGeneration]:
@@ -216,25 +170,15 @@ async def _start(served: Served, call: Call, stack: ExitStack) -> list[AsyncGene
     return answers
 
 
-def _stream(served: Served, lines: Any, *, last: bytes | None, named: bool = False) -> EventStream:
+def _stream(served: Served, asked: Asked, events: AsyncIterator[Any]) -> EventStream:
     def failed(error: LlamaOnnxError) -> tuple[str | None, bytes]:
         logger.warning("failed while streaming: %s", error)
         content = failure_of(error, served.model.package.path).to_json()
-        if named:
+        if asked.named:
             content = {"type": "error", "sequence_number": 0, **content["error"]}
-        return ("error" if named else None), json.dumps(content).encode()
+        return ("error" if asked.named else None), json.dumps(content).encode()
 
-    return EventStream(lines, failed, last)
-
-
-async def _unnamed(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str | None, bytes]]:
-    async with aclosing(chunks) as found:  # type: ignore[type-var]
-        async for chunk in found:
-            yield None, chunk
-
-
-def _json(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
+    return EventStream(events, failed, asked.last)
 
 
 async def _models(served: Served) -> dict[str, Any]:

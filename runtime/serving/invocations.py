@@ -10,7 +10,8 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import Response
 
-from llama_onnx.runtime.serving.app import Served, bounded, chat, completions, health
+from llama_onnx.runtime.serving.app import Served, answer, bounded, health
+from llama_onnx.runtime.serving.endpoints import CHAT_PATH, COMPLETION_PATH, ENDPOINTS
 from llama_onnx.runtime.serving.requests.schemas import CHAT, COMPLETION, read_object
 from llama_onnx.targets.errors import UsageError
 
@@ -45,5 +46,5 @@ def read_invocation(name: str, body: bytes) -> dict[str, Any]:
 
 
 async def _answer(served: Served, fields: Mapping[str, Any], stack: ExitStack) -> Response:
-    answer = completions if "prompt" in fields else chat
-    return await answer(served, fields, stack)
+    path = COMPLETION_PATH if "prompt" in fields else CHAT_PATH
+    return await answer(ENDPOINTS[path], served, fields, stack)
