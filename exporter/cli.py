@@ -69,6 +69,10 @@ _SECTIONS = {
         "serve": _Command(
             "llama_onnx.runtime.commands.serve", "Serve OpenAI's API and a chat page."
         ),
+        "batch": _Command(
+            "llama_onnx.runtime.commands.batch",
+            "Answer a file of requests, on one machine or many.",
+        ),
         "bench": _Command("llama_onnx.runtime.commands.bench", "Measure speed and memory."),
         "bundle": _Command(
             "llama_onnx.runtime.commands.bundle",

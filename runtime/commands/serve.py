@@ -16,28 +16,13 @@ from llama_onnx.runtime.commands.options import (
     speculation_options,
     threads_option,
 )
+from llama_onnx.runtime.commands.sizes import size_option
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
-from llama_onnx.targets.printable import shown
 
 if TYPE_CHECKING:
     from llama_onnx.runtime.measure.verify import VerifyReport
     from llama_onnx.targets.provider import Provider
-
-_SIZES = {"MB": 10**6, "GB": 10**9}
-
-
-def _size(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    number, unit = value[:-2], value[-2:].upper()
-    try:
-        size = int(float(number) * _SIZES[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if not 0 < size < 1 << 60:
-        raise UsageError(f"--cache-memory must be a size such as 500MB or 2GB, not {shown(value)}.")
-    return size
 
 
 @click.command("serve")
@@ -62,11 +47,8 @@ def _size(_: click.Context, __: click.Parameter, value: str | None) -> int | Non
     help="Answers that may wait for a row; further requests get 429.",
 )
 @click.option("--max-length", type=int, help="Limit the context to fewer tokens.")
-@click.option(
-    "--cache-memory",
-    callback=_size,
-    metavar="SIZE",
-    help="Memory for keys and values: 500MB, 2GB.  [default: half of what is free]",
+@size_option(
+    "--cache-memory", "Memory for keys and values: 500MB, 2GB.  [default: half of what is free]"
 )
 @click.option("--verify", is_flag=True, help="Replay the package's certificate before listening.")
 @click.option(

@@ -20,6 +20,15 @@ _UNKNOWN = 2 << 30
 log = logging.getLogger("llama_onnx.engine")
 
 
+def shared_bytes(processes: int, package_bytes: int) -> int:
+    """Return what the caches of `processes` may take together, each of which will open a package of
+    this size first: of what is left then, as much as those of one process."""
+    memory = gather_memory()
+    if memory is None:
+        return _UNKNOWN
+    return int(max(0, memory.available - processes * package_bytes) * _SHARE)
+
+
 def decide_capacity(
     layout: CacheLayout,
     context_length: int,

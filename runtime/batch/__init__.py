@@ -1,0 +1,1 @@
+"""Answer a file of requests with several workers; what is finished survives any end."""

@@ -1,0 +1,256 @@
+"""Answer all lines of a file, and write the answers in the order of the lines.
+
+Finished lines go to a journal beside the output as they come. A run that ends early leaves it, and
+the next one with the same arguments answers only the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from llama_onnx.runtime.batch.batch_format import Answered
+from llama_onnx.runtime.batch.line_journal import Journal, full, open_journal
+from llama_onnx.runtime.batch.lines import Line, Source, open_source
+from llama_onnx.runtime.batch.local import LocalWorkers
+from llama_onnx.runtime.batch.worker import Opening
+from llama_onnx.runtime.doctor.gather import gather_memory
+from llama_onnx.runtime.engine.cache_budget import shared_bytes
+from llama_onnx.targets.durable import replacing
+from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.listing import hash_file
+from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.progress import SILENT, Progress
+
+JOURNAL_SUFFIX = ".journal"
+
+_WEIGHTS_SHARE = 0.5
+"""Of the free memory, for the weights of all workers: each process has its own."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did: `lines` of the file, of which `reused` were finished before, and `errors`.
+
+    Tokens and their rate are those of this run, after `start_seconds`, in which the packages were
+    opened. `deaths` of worker processes; `repeated_ids` counts lines whose custom_id an earlier
+    line has.
+    """
+
+    lines: int
+    reused: int
+    errors: int
+    prompt_tokens: int
+    new_tokens: int
+    tokens_per_second: float | None
+    start_seconds: float
+    seconds: float
+    workers: int
+    threads: int | None
+    deaths: int
+    repeated_ids: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything."""
+        return asdict(self)
+
+
+@dataclass
+class Started:
+    """Workers that have opened the package: how many, with how many threads each, and what answers
+    the lines that are not done. `deaths` is final at the end."""
+
+    workers: int
+    threads: int
+    answer: Callable[[bytearray], Iterator[Line]]
+    deaths: Callable[[], int] = lambda: 0
+
+
+Start = Callable[[Opening, Source, int], AbstractContextManager[Started]]
+"""Opens the package in workers: its arguments are the opening, the file, and how many of its lines
+are not finished."""
+
+
+def open_package(path: Path) -> tuple[ModelPackage, str]:
+    """Return the package at `path`, which takes text, and what identifies it."""
+    package = ModelPackage.open(path)
+    package.require_tokenizer()
+    return package, hash_file(package.index)
+
+
+def run_batch(
+    opening: Opening,
+    source: Path,
+    out: Path,
+    start: Start,
+    *,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Summary:
+    """Answer the lines of `source` with the workers of `start`, and write the answers to `out`.
+
+    Raises `UsageError` for files that cannot be read or written, or if a journal of other work is
+    there and not `force`; `ResourceError` if the disk is full or workers keep dying.
+    """
+    check_output(source, out, force=force)
+    progress.step(f"reading {source.name}")
+    lines = open_source(source)
+    identity = {
+        "work": "batch",
+        "input": lines.sha256,
+        "package": opening.sha256,
+        "name": opening.name,
+        "max_length": opening.max_length,
+    }
+    path = out.with_name(out.name + JOURNAL_SUFFIX)
+    with open_journal(path, identity, lines.count, force=force) as journal:
+        summary = _answer(opening, lines, start, journal, progress)
+        progress.step(f"writing {out.name}")
+        errors, repeated = _write(journal, out)
+        path.unlink()
+    return replace(summary, errors=errors, repeated_ids=repeated)
+
+
+def check_output(source: Path, out: Path, *, force: bool) -> None:
+    """Raise `UsageError` if the answers cannot go to `out`."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"{out} must be a file in a folder that exists.")
+    if source.exists() and out.exists() and out.samefile(source):
+        raise UsageError(f"{out} is the input: give the answers a file of their own.")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: give another name, or replace it with --force.")
+
+
+def _answer(
+    opening: Opening, lines: Source, start: Start, journal: Journal, progress: Progress
+) -> Summary:
+    reused, began = journal.finished, perf_counter()
+    prompt = new = deaths = 0
+    left = lines.count - reused
+    workers, threads, ready = 0, None, began
+    if left:
+        progress.step("opening the package")
+        with start(opening, lines, left) as started:
+            workers, threads, ready = started.workers, started.threads, perf_counter()
+            progress.update("answering", reused, lines.count)
+            for number, content in started.answer(journal.done):
+                if journal.add(number, content):
+                    answered = Answered.from_bytes(content)
+                    prompt += answered.prompt_tokens
+                    new += answered.new_tokens
+                    progress.update("answering", journal.finished, lines.count)
+            deaths = started.deaths()
+    seconds = perf_counter() - ready
+    return Summary(
+        lines=lines.count,
+        reused=reused,
+        errors=0,
+        prompt_tokens=prompt,
+        new_tokens=new,
+        tokens_per_second=new / seconds if left and seconds else None,
+        start_seconds=ready - began,
+        seconds=seconds,
+        workers=workers,
+        threads=threads,
+        deaths=deaths,
+        repeated_ids=0,
+    )
+
+
+def _write(journal: Journal, out: Path) -> tuple[int, int]:
+    """Write the finished lines in order; return how many are errors, and how many repeat an id."""
+    if journal.finished < len(journal.done):
+        missing = len(journal.done) - journal.finished
+        raise UsageError(f"{missing:,} lines have no answer: run the same command again.")
+    errors, lines, ids = 0, 0, set[bytes]()
+    try:
+        with replacing(out) as file:
+            for content in journal.contents():
+                answered = Answered.from_bytes(content)
+                file.write(answered.output + b"\n")
+                errors += answered.failed
+                custom_id = json.loads(answered.output)["custom_id"]
+                if custom_id is not None:
+                    lines += 1
+                    ids.add(hashlib.blake2b(custom_id.encode(), digest_size=8).digest())
+    except OSError as error:
+        raise full(out, error, journal.finished) from None
+    return errors, lines - len(ids)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many workers, with how many threads each."""
+
+    workers: int
+    threads: int
+
+
+def plan_workers(workers: int | None, threads: int | None, package: ModelPackage) -> Plan:
+    """Return how many workers this machine gets for `package`, and the threads of each.
+
+    By default one with a single thread for each processor: on two, that is 1.2 times as fast as one
+    worker with two threads. Fewer where half of the free memory does not hold as many packages.
+    """
+    processors = _processors()
+    if workers is None:
+        workers = max(1, processors // (threads or 1))
+        if (memory := gather_memory()) is not None:
+            size = package.data_path.stat().st_size
+            workers = max(1, min(workers, int(memory.available * _WEIGHTS_SHARE // size)))
+    return Plan(workers, threads or max(1, processors // workers))
+
+
+def _processors() -> int:
+    """Return how many processors this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def local_start(plan: Plan, cache_bytes: int | None, package: ModelPackage) -> Start:
+    """Return what opens `package` in processes on this machine, which share the memory.
+
+    `cache_bytes` is for the caches of all of them; None: half of what they leave free.
+    """
+
+    @contextmanager
+    def start(opening: Opening, source: Source, left: int) -> Iterator[Started]:
+        count = min(plan.workers, left)
+        whole = cache_bytes
+        if whole is None:
+            whole = shared_bytes(count, package.data_path.stat().st_size)
+        with LocalWorkers(opening.share(count, whole, plan.threads), count) as workers:
+            workers.start()
+            yield Started(
+                count,
+                plan.threads,
+                lambda done: workers.answer(source.read(done)),
+                lambda: workers.deaths,
+            )
+
+    return start
+
+
+def describe(summary: Summary, out: Path) -> Iterator[str]:
+    """Yield what to tell about a run."""
+    known = f", {summary.reused:,} of them finished before" if summary.reused else ""
+    yield f"{out}: {summary.lines:,} lines{known}; {summary.errors:,} are errors."
+    if summary.tokens_per_second is not None:
+        yield (
+            f"{summary.new_tokens:,} tokens in {summary.seconds:.1f} s, "
+            f"{summary.tokens_per_second:.1f} tok/s, by {summary.workers} workers that opened in "
+            f"{summary.start_seconds:.1f} s."
+        )
+    if summary.deaths:
+        yield f"{summary.deaths} worker processes died; their lines went to others."
+    if summary.repeated_ids:
+        yield f"{summary.repeated_ids:,} lines have a custom_id that an earlier line has."

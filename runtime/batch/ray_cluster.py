@@ -1,0 +1,270 @@
+"""Answer lines on a Ray cluster: the workers are actors of a `ray.data` pipeline.
+
+Ray places the actors, feeds them, and restarts what dies. The file and the package must be at the
+same paths on every machine, and the same llama-onnx installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llama_onnx.runtime.batch.batch import Start, Started
+from llama_onnx.runtime.batch.lines import Line, Piece, Source, read_piece, unfinished
+from llama_onnx.runtime.batch.worker import Opening, Worker, check_same
+from llama_onnx.runtime.engine.cache_budget import shared_bytes
+from llama_onnx.targets.errors import (
+    LlamaOnnxError,
+    PackageError,
+    ResourceError,
+    UsageError,
+    describe_reason,
+)
+from llama_onnx.targets.extras import missing_extra
+from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.printable import printable, shown
+
+THREADS = 1
+"""Threads of an actor, unless the caller says otherwise; see `plan_workers`."""
+
+_BLOCK = 64
+"""Lines of a task: what an actor that dies, or a driver, can lose."""
+
+_RETRIES = 3
+"""How often a task whose actor died is tried again: a line may be what ends them."""
+
+_SECONDS = 5.0
+"""How long the cluster may take to accept a connection."""
+
+_ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+Error): (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster, and how many actors fit."""
+
+    id: str
+    name: str
+    actors: int
+
+
+def ray_start(
+    address: str, workers: int | None, threads: int | None, cache_bytes: int | None
+) -> Start:
+    """Return what opens the package in actors of the cluster at `address`.
+
+    `workers` None: as many as fit, with `threads` each. `cache_bytes` is for the caches of all
+    actors of a machine; None: half of what they leave free. Raises `UsageError` if there is no
+    such cluster or it is too small, and `PackageError` if a machine has another package.
+    """
+
+    @contextmanager
+    def start(opening: Opening, source: Source, left: int) -> Iterator[Started]:
+        with connected(address) as ray:
+            each = threads or THREADS
+            nodes = find_nodes(ray, each)
+            check_nodes(ray, nodes, opening, source)
+            room = sum(node.actors for node in nodes)
+            if workers is not None and workers > room:
+                raise UsageError(
+                    f"the cluster has room for {room} workers of {each} threads, not {workers}: "
+                    "use fewer --workers or --threads."
+                )
+            count = min(workers or room, left)
+            shares = {node.id: min(node.actors, count) for node in nodes}
+            part = opening.share(1, cache_bytes, each)
+            yield Started(count, each, lambda done: _answer(ray, part, shares, count, source, done))
+
+    return start
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Yield the module `ray`, connected to the cluster at `address`, and disconnect at the end."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise missing_extra("--ray", error.name, "cpu,batch,ray") from None
+    _check_address(address)
+    try:
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError and more
+        raise UsageError(
+            f"the Ray cluster at {shown(address)} cannot be used: {_first_sentence(error)}."
+        ) from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    try:
+        yield ray
+    except LlamaOnnxError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise _failure(error) from None
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise `UsageError` at once if nobody listens there: Ray would try for a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        if address not in ("auto", "local"):
+            raise UsageError(f"--ray must be HOST:PORT or auto, not {shown(address)}.")
+        return
+    try:
+        socket.create_connection((host, int(port)), _SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"there is no Ray cluster at {shown(address)}: {describe_reason(error)}."
+        ) from None
+
+
+def find_nodes(ray: Any, threads: int) -> list[Node]:
+    """Return the machines that can have an actor of so many threads."""
+    found = [
+        Node(
+            str(node["NodeID"]),
+            str(node["NodeManagerAddress"]),
+            int(node["Resources"].get("CPU", 0) // threads),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    if not any(node.actors for node in found):
+        raise UsageError(f"no machine of the cluster has {threads} CPUs: use fewer --threads.")
+    return [node for node in found if node.actors]
+
+
+def check_nodes(ray: Any, nodes: list[Node], opening: Opening, source: Source) -> None:
+    """Raise `PackageError` unless every machine has the same package and file."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there, look = str(source.path.resolve()), ray.remote(num_cpus=0)(_look)
+    asked = [
+        look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
+        ).remote(opening.package, opening.sha256, str(source.path.resolve()), version("llama-onnx"))
+        for node in nodes
+    ]
+    for node, answer in zip(nodes, asked, strict=True):
+        try:
+            problem = ray.get(answer)
+        except Exception as error:  # also of a machine where this module cannot be imported
+            problem = f"{_first_sentence(error)}."
+        if problem:
+            raise PackageError(f"machine {node.name} of the cluster: {printable(problem)}")
+
+
+def _look(package: str, sha256: str, source: str, release: str) -> str | None:
+    """Return what a machine lacks, None if it can answer."""
+    if (here := version("llama-onnx")) != release:
+        return f"it has llama-onnx {here}, and the driver {release}: install the same on both."
+    if not Path(source).is_file():
+        return f"{source} is not there: put it in a folder that all machines share."
+    try:
+        check_same(ModelPackage.open(package), sha256, contents=True)
+    except LlamaOnnxError as error:
+        return str(error)
+    return None
+
+
+class Actor:
+    """A worker in Ray's hands, which answers several batches of lines at once."""
+
+    def __init__(self, opening: Opening, shares: Mapping[str, int]) -> None:
+        """Open the package; `shares` says for each machine how many actors share its memory."""
+        import ray
+
+        here = shares.get(ray.get_runtime_context().get_node_id(), 1)
+        memory = opening.cache_bytes
+        if memory is None:
+            size = ModelPackage.open(opening.package).data_path.stat().st_size
+            memory = shared_bytes(here, size)
+        self._worker = Worker(opening.share(here, memory, opening.threads))
+
+    async def __call__(self, batch: Any) -> Any:
+        """Answer the lines of a table with the columns `line` and `text`."""
+        import pyarrow
+
+        texts = batch["text"].to_pylist()
+        answers = await asyncio.gather(*(self._worker.answer(text) for text in texts))
+        contents = [answer.to_bytes() for answer in answers]
+        return pyarrow.table(
+            {"line": batch["line"], "answer": pyarrow.array(contents, pyarrow.large_binary())}
+        )
+
+
+def _read(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the lines of a piece that are not done, as rows."""
+    piece = Piece(**{name: row[name] for name in Piece.__dataclass_fields__})
+    return [
+        {"line": number, "text": text}
+        for number, text in read_piece(piece)
+        if not row["done"][number - piece.first]
+    ]
+
+
+def _answer(
+    ray: Any,
+    opening: Opening,
+    shares: Mapping[str, int],
+    count: int,
+    source: Source,
+    done: bytearray,
+) -> Iterator[Line]:
+    pieces = [
+        asdict(piece)
+        | {
+            "path": str(source.path.resolve()),
+            "done": bytes(done[piece.first : piece.first + piece.count]),
+        }
+        for piece in unfinished(source.pieces, done)
+    ]
+    pool = ray.data.ActorPoolStrategy(
+        size=count, max_tasks_in_flight_per_actor=4, max_concurrent_calls_per_actor=2
+    )
+    answered = (
+        ray.data.from_items(pieces)
+        # CPUs are for the actors: with a share of their own, these could wait for ever.
+        .flat_map(_read, num_cpus=0)
+        .repartition(target_num_rows_per_block=_BLOCK)
+        .map_batches(
+            Actor,
+            fn_constructor_args=(opening, dict(shares)),
+            batch_size=opening.rows,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=opening.threads,
+            max_task_retries=_RETRIES,
+        )
+    )
+    for table in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from zip(table["line"].to_pylist(), table["answer"].to_pylist(), strict=True)
+
+
+def _first_sentence(error: BaseException) -> str:
+    """Return the reason in an error of Ray's, which may have another machine's traceback."""
+    text = str(error)
+    ours = [match[2] for match in _ERROR.finditer(text)]
+    line = ours[-1] if ours else next(iter(text.strip().splitlines()), type(error).__name__)
+    return printable(line)[:300].rstrip(".")
+
+
+def _failure(error: BaseException) -> LlamaOnnxError:
+    return ResourceError(
+        f"the cluster could not go on: {_first_sentence(error)}; finished lines are kept, and the "
+        "same command goes on from there."
+    )
