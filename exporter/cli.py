@@ -55,6 +55,10 @@ _SECTIONS = {
             "llama_onnx.exporter.commands.validate",
             "Compare a package with its original checkpoint.",
         ),
+        "evaluate": _Command(
+            "llama_onnx.exporter.commands.evaluate",
+            "Compare a package with its checkpoint over a corpus of any size.",
+        ),
         "verify": _Command(
             "llama_onnx.runtime.commands.verify",
             "Check a package's files and replay its certificate.",

@@ -82,6 +82,20 @@ def walk_layers(
     yield "head", logits
 
 
+def walk_to_head(checkpoint: Checkpoint, sequences: Sequence[Ids]) -> list[Tensor]:
+    """Return the states [1, S, H] of all sequences before the head; `read_out` has logits of them.
+
+    For many sequences, whose logits together would not fit in memory.
+    """
+    config = checkpoint.config
+    with torch.inference_mode():
+        rotary = rotary_embedding(config)
+        hidden = embed(checkpoint, sequences)
+        for layer in decoder_layers(checkpoint):
+            hidden = [advance(layer, rotary, x, window_mask(config, x.shape[1])) for x in hidden]
+    return hidden
+
+
 def embed(checkpoint: Checkpoint, sequences: Sequence[Ids]) -> list[Tensor]:
     """Return the embeddings [1, S, H] of each sequence. Reads only the rows that are used."""
     table = checkpoint.tensor("model.embed_tokens.weight")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -211,7 +210,7 @@ def plan_workers(workers: int | None, threads: int | None, package: ModelPackage
 
 def _processors() -> int:
     """Return how many processors this process may use."""
-    if sys.platform == "linux":
+    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

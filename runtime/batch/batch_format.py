@@ -61,7 +61,8 @@ def read_line(text: bytes) -> Request:
         raise LineError("unknown_parameter", text_, custom_id)
     if content.get("method") != "POST":
         raise LineError("invalid_method", 'method must be "POST".', custom_id)
-    if (url := content.get("url")) not in ENDPOINTS:
+    url = content.get("url")
+    if not isinstance(url, str) or url not in ENDPOINTS:
         known = ", ".join(ENDPOINTS)
         raise LineError("invalid_url", f"url must be one of {known}, not {shown(url)}.", custom_id)
     if not isinstance(body := content.get("body"), dict):

@@ -104,7 +104,7 @@ def _number(record: bytes, count: int) -> int | None:
 
 def full(path: Path, error: OSError, finished: int) -> ResourceError:
     """Return the error for a file that could not be written."""
-    kept = f"the {finished:,} finished parts are kept, and the same command goes on from there"
+    kept = f"finished parts ({finished:,}) are kept, and the same command goes on from there"
     if is_full(error):
         return ResourceError(
             f"{path} cannot be written, the disk is full: free some space; {kept}."

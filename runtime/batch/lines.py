@@ -18,8 +18,11 @@ from llama_onnx.targets.errors import UsageError, describe_reason
 from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.listing import hash_file
 
-PIECE = 256
-"""Lines of a piece of JSON lines; of a Parquet file, a piece is a row group."""
+PIECE = 32
+"""Lines of a piece of JSON lines."""
+
+ROWS = 512
+"""Rows of a piece of Parquet, at most: whoever reads one reads its row group up to there."""
 
 _BLOCK = 1 << 20
 
@@ -30,7 +33,7 @@ Line = tuple[int, bytes]
 class Piece:
     """Some lines of the file `path` that follow one another: `count` from number `first` on.
 
-    `start` and `end` are where they are: bytes, or the row group and 0.
+    `start` and `end` are where they are: bytes, or the row group and the first row in it.
     """
 
     path: str
@@ -89,7 +92,7 @@ def read_piece(piece: Piece) -> Iterator[Line]:
     Of a line that no request may have, only the beginning, which is still too long.
     """
     path = Path(piece.path)
-    texts = _rows(path, piece.start) if is_parquet(path) else _texts(path, piece)
+    texts = _rows(path, piece) if is_parquet(path) else _texts(path, piece)
     yield from enumerate(texts, piece.first)
 
 
@@ -102,7 +105,7 @@ def _of_json_lines(path: Path) -> Source:
                     starts.append(at)
                 count += 1
             at += length
-    ends = [*starts[1:], at]
+    ends = [*starts[1:], at][: len(starts)]
     pieces = tuple(
         Piece(str(path), first, min(PIECE, count - first), start, end)
         for first, start, end in zip(range(0, count, PIECE), starts, ends, strict=True)
@@ -140,9 +143,10 @@ def _of_parquet(path: Path) -> Source:
     groups = _open_parquet(path).metadata
     pieces, first = [], 0
     for group in range(groups.num_row_groups):
-        count = groups.row_group(group).num_rows
-        pieces.append(Piece(str(path), first, count, group, 0))
-        first += count
+        rows = groups.row_group(group).num_rows
+        for start in range(0, rows, ROWS):
+            pieces.append(Piece(str(path), first + start, min(ROWS, rows - start), group, start))
+        first += rows
     return Source(path, hash_file(path), first, tuple(pieces))
 
 
@@ -157,10 +161,16 @@ def _open_parquet(path: Path) -> Any:
         raise UsageError(f"{path} is not a Parquet file: {describe_reason(error)}.") from None
 
 
-def _rows(path: Path, group: int) -> Iterator[bytes]:
-    for batch in _open_parquet(path).iter_batches(batch_size=PIECE, row_groups=[group]):
-        for row in batch.to_pylist():
-            yield row_text(row)
+def _rows(path: Path, piece: Piece) -> Iterator[bytes]:
+    at, end = 0, piece.end + piece.count
+    for batch in _open_parquet(path).iter_batches(batch_size=ROWS, row_groups=[piece.start]):
+        first, stop = max(at, piece.end), min(at + batch.num_rows, end)
+        if first < stop:
+            for row in batch.slice(first - at, stop - first).to_pylist():
+                yield row_text(row)
+        at += batch.num_rows
+        if at >= end:
+            return
 
 
 def row_text(row: Mapping[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -36,8 +37,8 @@ from llama_onnx.targets.printable import printable, shown
 THREADS = 1
 """Threads of an actor, unless the caller says otherwise; see `plan_workers`."""
 
-_BLOCK = 64
-"""Lines of a task: what an actor that dies, or a driver, can lose."""
+_MOST_TASKS = 2000
+"""Tasks in all. The answers of a task come when it ends."""
 
 _RETRIES = 3
 """How often a task whose actor died is tried again: a line may be what ends them."""
@@ -72,7 +73,7 @@ def ray_start(
         with connected(address) as ray:
             each = threads or THREADS
             nodes = find_nodes(ray, each)
-            check_nodes(ray, nodes, opening, source)
+            check_nodes(ray, nodes, opening.package, opening.sha256, source.path)
             room = sum(node.actors for node in nodes)
             if workers is not None and workers > room:
                 raise UsageError(
@@ -92,6 +93,7 @@ def connected(address: str) -> Iterator[Any]:
     """Yield the module `ray`, connected to the cluster at `address`, and disconnect at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception
     try:
         import ray
         import ray.data
@@ -108,7 +110,9 @@ def connected(address: str) -> Iterator[Any]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     try:
-        yield ray
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Ray's next releases; pyproject.toml says which
+            yield ray
     except LlamaOnnxError:
         raise
     except ray.exceptions.RayError as error:
@@ -148,15 +152,15 @@ def find_nodes(ray: Any, threads: int) -> list[Node]:
     return [node for node in found if node.actors]
 
 
-def check_nodes(ray: Any, nodes: list[Node], opening: Opening, source: Source) -> None:
+def check_nodes(ray: Any, nodes: list[Node], package: str, sha256: str, source: Path) -> None:
     """Raise `PackageError` unless every machine has the same package and file."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    there, look = str(source.path.resolve()), ray.remote(num_cpus=0)(_look)
+    there, look = str(source.resolve()), ray.remote(num_cpus=0)(_look)
     asked = [
         look.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-        ).remote(opening.package, opening.sha256, str(source.path.resolve()), version("llama-onnx"))
+        ).remote(package, sha256, there, version("llama-onnx"))
         for node in nodes
     ]
     for node, answer in zip(nodes, asked, strict=True):
@@ -196,25 +200,34 @@ class Actor:
         self._worker = Worker(opening.share(here, memory, opening.threads))
 
     async def __call__(self, batch: Any) -> Any:
-        """Answer the lines of a table with the columns `line` and `text`."""
+        """Answer the lines of the pieces in a table, as `_rows` describes them."""
         import pyarrow
 
-        texts = batch["text"].to_pylist()
-        answers = await asyncio.gather(*(self._worker.answer(text) for text in texts))
+        lines = [line for row in batch.to_pylist() for line in _lines(row)]
+        answers = await asyncio.gather(*(self._worker.answer(text) for _, text in lines))
+        numbers = pyarrow.array([number for number, _ in lines], pyarrow.int64())
         contents = [answer.to_bytes() for answer in answers]
         return pyarrow.table(
-            {"line": batch["line"], "answer": pyarrow.array(contents, pyarrow.large_binary())}
+            {"line": numbers, "answer": pyarrow.array(contents, pyarrow.large_binary())}
         )
 
 
-def _read(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the lines of a piece that are not done, as rows."""
+def _rows(source: Source, done: bytearray) -> list[dict[str, Any]]:
+    """Return what actors need to know of each piece that is not done: where its lines are."""
+    path = str(source.path.resolve())
+
+    def row(piece: Piece) -> dict[str, Any]:
+        known = bytes(done[piece.first : piece.first + piece.count])
+        return {**asdict(piece), "path": path, "done": known}
+
+    return [row(piece) for piece in unfinished(source.pieces, done)]
+
+
+def _lines(row: Mapping[str, Any]) -> list[Line]:
+    """Return the lines of a piece that are not done."""
     piece = Piece(**{name: row[name] for name in Piece.__dataclass_fields__})
-    return [
-        {"line": number, "text": text}
-        for number, text in read_piece(piece)
-        if not row["done"][number - piece.first]
-    ]
+    read = read_piece(piece)
+    return [(number, text) for number, text in read if not row["done"][number - piece.first]]
 
 
 def _answer(
@@ -225,31 +238,21 @@ def _answer(
     source: Source,
     done: bytearray,
 ) -> Iterator[Line]:
-    pieces = [
-        asdict(piece)
-        | {
-            "path": str(source.path.resolve()),
-            "done": bytes(done[piece.first : piece.first + piece.count]),
-        }
-        for piece in unfinished(source.pieces, done)
-    ]
+    pieces = _rows(source, done)
     pool = ray.data.ActorPoolStrategy(
         size=count, max_tasks_in_flight_per_actor=4, max_concurrent_calls_per_actor=2
     )
-    answered = (
-        ray.data.from_items(pieces)
-        # CPUs are for the actors: with a share of their own, these could wait for ever.
-        .flat_map(_read, num_cpus=0)
-        .repartition(target_num_rows_per_block=_BLOCK)
-        .map_batches(
-            Actor,
-            fn_constructor_args=(opening, dict(shares)),
-            batch_size=opening.rows,
-            batch_format="pyarrow",
-            compute=pool,
-            num_cpus=opening.threads,
-            max_task_retries=_RETRIES,
-        )
+    # The actors read the lines themselves: tasks for that would wait for the CPUs that they have.
+    answered = ray.data.from_items(
+        pieces, override_num_blocks=min(len(pieces), _MOST_TASKS)
+    ).map_batches(
+        Actor,
+        fn_constructor_args=(opening, dict(shares)),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=pool,
+        num_cpus=opening.threads,
+        max_task_retries=_RETRIES,
     )
     for table in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from zip(table["line"].to_pylist(), table["answer"].to_pylist(), strict=True)

@@ -169,7 +169,11 @@ def _parity(package: ModelPackage, certificate: Certificate | None) -> list[str]
     if certificate is None:
         return ["This package has no certificate: its loss against the original is not recorded."]
     try:
-        return [*_fidelity(package, certificate), *_figures(certificate.content)]
+        return [
+            *_fidelity(package, certificate),
+            *_evaluated(package, certificate),
+            *_figures(certificate.content),
+        ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         # `read_certificate` does not check these entries.
         raise PackageError(
@@ -198,6 +202,22 @@ def _fidelity(package: ModelPackage, certificate: Certificate) -> Iterator[str]:
         )
     else:
         yield f"This is within the limits of the recipe `{found.recipe}`."
+    yield ""
+
+
+def _evaluated(package: ModelPackage, certificate: Certificate) -> Iterator[str]:
+    """Yield what was measured over a corpus, if the certificate has that."""
+    from llama_onnx.runtime.measure.evaluated import claimed_evaluation
+
+    found = claimed_evaluation(package, certificate)
+    if found is None:
+        return
+    yield (
+        f"**Evaluated over a corpus**, {as_code(found.text)} (SHA-256 "
+        f"{as_code(found.sha256[:16])}), in {found.figures.passages:,} passages of up to "
+        f"{found.length} tokens: {found.sentence()}. In brackets: 95 % confidence intervals, "
+        "normal over passages."
+    )
     yield ""
 
 

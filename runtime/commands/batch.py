@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rows",
     type=click.IntRange(1, 256),
-    default=8,
+    default=16,
     show_default=True,
     help="Answers at once in each worker.",
 )

@@ -51,7 +51,9 @@ def make_evaluation(
     if length < 2:
         return None
     if tuple(texts) != TEXTS:
-        own = [piece for ids in encode(package, texts) for piece in _pieces(ids, config, length)]
+        own = [
+            piece for ids in encode(package, texts) for piece in pieces(ids, config, length, MOST)
+        ]
         if sum(map(len, own)) >= _LEAST:
             return Evaluation("own", tuple(_first(own)))
     ours = [ids[:length] for ids in encode(package, built_in())]
@@ -60,12 +62,12 @@ def make_evaluation(
     return Evaluation("built-in", tuple(_first(ours)))
 
 
-def _pieces(ids: Ids, config: LlamaConfig, length: int) -> Iterator[Ids]:
-    """Cut the beginning of a text into pieces of at most `length` tokens. All begin with the token
-    that begins a text, if there is one: models are lost without it."""
+def pieces(ids: Ids, config: LlamaConfig, length: int, most: int) -> Iterator[Ids]:
+    """Cut the first `most` tokens of a text into pieces of at most `length` tokens. All begin with
+    the token that begins a text, if there is one: models are lost without it."""
     start = ids[:1] if ids[0] == config.bos_token_id else ids[:0]
     room = max(1, length - len(start))
-    for first in range(len(start), min(len(ids), MOST), room):
+    for first in range(len(start), min(len(ids), most), room):
         yield np.concatenate([start, ids[first : first + room]])
 
 

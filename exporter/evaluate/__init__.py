@@ -1,0 +1,1 @@
+"""Compare a package with its original over a corpus of any size."""

@@ -1,0 +1,38 @@
+"""Put the figures of an evaluation into a package's certificate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llama_onnx.runtime.measure.certificate import (
+    CERTIFICATE,
+    FOLDER,
+    read_certificate,
+    stale_files,
+)
+from llama_onnx.runtime.measure.evaluated import KEY, Evaluated
+from llama_onnx.runtime.measure.jsontext import dumps
+from llama_onnx.targets.durable import replace_file
+from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.package import ModelPackage, check_changeable, renew_manifest
+
+
+def check_recordable(path: Path) -> ModelPackage:
+    """Return the package at `path`; raise `UsageError` unless it has a certificate that applies and
+    can be changed, and `PackageError` if that is damaged."""
+    package = ModelPackage.open(path)
+    check_changeable(package)
+    if stale := stale_files(read_certificate(path), package):
+        raise UsageError(
+            f"the certificate of {path} is for another {', '.join(stale)}: make a new one with "
+            "`llama-onnx validate --certify` first."
+        )
+    return package
+
+
+def record(package: ModelPackage, found: Evaluated) -> None:
+    """Write `found` into the certificate of `package`, in place of an earlier evaluation."""
+    content = {**read_certificate(package.path).content, KEY: found.to_json()}
+    file = package.path / FOLDER / CERTIFICATE
+    replace_file(file, (dumps(content) + "\n").encode())
+    renew_manifest(package, rewritten=[f"{FOLDER}/{CERTIFICATE}"])

@@ -1,0 +1,133 @@
+"""What `llama-onnx evaluate` found, as certificates have it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from llama_onnx.runtime.measure.certificate import CERTIFICATE, FOLDER, Certificate
+from llama_onnx.targets.errors import PackageError, describe_damage
+from llama_onnx.targets.package import ModelPackage
+
+KEY = "evaluated"
+"""The entry of certificate.json."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % confidence interval, which is NaN where there is a single passage."""
+
+    value: float
+    low: float
+    high: float
+
+    def exp(self) -> Estimate:
+        """Return the estimate of the exponential."""
+        return Estimate(math.exp(self.value), math.exp(self.low), math.exp(self.high))
+
+    def text(self, form: str) -> str:
+        """Return it in words; `form` is how each number is written.
+
+        >>> Estimate(0.5, 0.25, 0.75).text(".0%")
+        '50% (25% to 75%)'
+        """
+        if math.isnan(self.low):
+            return f"{self.value:{form}}"
+        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The package against its original, over `positions` in `passages` of a corpus.
+
+    KL is in nats. `same_top1` is the share of positions where both have the same likeliest token.
+    """
+
+    positions: int
+    passages: int
+    mean_kl: Estimate
+    max_kl: float
+    same_top1: Estimate
+    perplexity: Estimate
+    original_perplexity: Estimate
+    perplexity_ratio: Estimate
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The figures on a corpus, which `text` names and `sha256` identifies, read in passages of
+    `length` tokens."""
+
+    text: str
+    sha256: str
+    length: int
+    figures: Figures
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Evaluated:
+        """Read what `to_json` returned; raises `KeyError`, `TypeError` or `ValueError`."""
+        found = values["figures"]
+        numbers: dict[str, Any] = {
+            name: _estimate(found[name])
+            for name in (field.name for field in fields(Figures))
+            if name not in ("positions", "passages", "max_kl")
+        }
+        figures = Figures(
+            positions=_count(found["positions"]),
+            passages=_count(found["passages"]),
+            max_kl=_number(found["max_kl"]),
+            **numbers,
+        )
+        text, sha256 = values["text"], values["sha256"]
+        if not isinstance(text, str) or not isinstance(sha256, str):
+            raise TypeError("a text")
+        return cls(text, sha256, _count(values["length"]), figures)
+
+    def sentence(self) -> str:
+        """Return the figures in words."""
+        found = self.figures
+        return (
+            f"mean KL {found.mean_kl.text('.3g')} nats, the same likeliest token at "
+            f"{found.same_top1.text('.2%')} of {found.positions:,} positions, perplexity "
+            f"{found.perplexity_ratio.text('.4f')} times the original's"
+        )
+
+
+def claimed_evaluation(package: ModelPackage, certificate: Certificate) -> Evaluated | None:
+    """Return what the maker measured, None if the certificate does not say.
+
+    Raises `PackageError` for what nobody could have measured.
+    """
+    claim = certificate.content.get(KEY)
+    if claim is None:
+        return None
+    try:
+        return Evaluated.from_json(claim)
+    except (KeyError, TypeError, ValueError) as error:
+        file = package.path / FOLDER / CERTIFICATE
+        raise PackageError(f"{file} is damaged: {describe_damage(error)}.") from None
+
+
+def _estimate(values: Mapping[str, Any]) -> Estimate:
+    low, high = values["low"], values["high"]
+    if low is None and high is None:
+        return Estimate(_number(values["value"]), math.nan, math.nan)
+    return Estimate(_number(values["value"]), _number(low), _number(high))
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("a figure that is not a number")
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError("a count that is not a positive whole number")
+    return value
