@@ -68,6 +68,7 @@ def command(
     from llama_onnx.exporter.evaluate.record import check_recordable, record
     from llama_onnx.exporter.evaluate.shards import (
         JOURNAL_SUFFIX,
+        Measure,
         Work,
         describe,
         evaluate,
@@ -79,7 +80,7 @@ def command(
     absolute = package.resolve()
     work = Work(absolute, local_copy(reference).resolve(), text.resolve(), length)
     journal = journal or absolute.with_name(absolute.name + JOURNAL_SUFFIX)
-    measure = measure_here
+    measure: Measure = measure_here
     if ray is not None:
         from llama_onnx.exporter.evaluate.on_ray import measure_on
 

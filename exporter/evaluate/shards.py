@@ -83,7 +83,7 @@ def evaluate(
                 finished.add(number, content)
                 progress.update("evaluating", finished.finished, count)
         totals = _sum(finished)
-        journal.unlink()
+        finished.over = True
     if not totals.positions:
         raise UsageError(f"{work.text} has no passage of two tokens: give a longer text.")
     return Evaluated(work.text.name, corpus.sha256, work.length, totals.figures())

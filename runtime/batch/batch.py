@@ -65,12 +65,17 @@ class Summary:
 @dataclass
 class Started:
     """Workers that have opened the package: how many, with how many threads each, and what answers
-    the lines that are not done. `deaths` is final at the end."""
+    the lines that are not done.
+
+    At the end, `deaths` is how many died, and `late` how many seconds the last of them opened the
+    package after it was said that they had.
+    """
 
     workers: int
     threads: int
     answer: Callable[[bytearray], Iterator[Line]]
     deaths: Callable[[], int] = lambda: 0
+    late: Callable[[], float] = lambda: 0.0
 
 
 Start = Callable[[Opening, Source, int], AbstractContextManager[Started]]
@@ -114,7 +119,7 @@ def run_batch(
         summary = _answer(opening, lines, start, journal, progress)
         progress.step(f"writing {out.name}")
         errors, repeated = _write(journal, out)
-        path.unlink()
+        journal.over = True
     return replace(summary, errors=errors, repeated_ids=repeated)
 
 
@@ -147,6 +152,7 @@ def _answer(
                     new += answered.new_tokens
                     progress.update("answering", journal.finished, lines.count)
             deaths = started.deaths()
+            ready += started.late()
     seconds = perf_counter() - ready
     return Summary(
         lines=lines.count,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -31,7 +32,8 @@ _LONGEST_HEADER = 1 << 16
 class Journal:
     """The finished parts of a work of `count` parts; `open_journal` opens one.
 
-    `done` has a byte for each part, 1 for the finished ones.
+    `done` has a byte for each part, 1 for the finished ones. Set `over` when nobody needs the
+    journal any more: it is removed then.
     """
 
     def __init__(self, path: Path, file: FileIO, count: int, end: int) -> None:
@@ -39,7 +41,7 @@ class Journal:
         self.done = bytearray(count)
         self._places = array("q", bytes(8 * count))
         self._end, self._flushed = end, monotonic()
-        self.finished = 0
+        self.finished, self.over = 0, False
 
     def add(self, number: int, content: bytes) -> bool:
         """Keep the content of a part, which has no line feed; False if it was finished before.
@@ -118,26 +120,42 @@ def open_journal(
 ) -> Iterator[Journal]:
     """Open the journal at `path`, or begin one with `force` or if there is none, and lock it.
 
-    `identity` is what must be the same when the work goes on; JSON values. Raises `UsageError` that
+    One without a finished part is removed at the end. `identity` is what must be the same when the
+    work goes on; JSON values. Raises `UsageError` that
     names what changed, or if another process has the journal.
     """
     busy = f"another process writes {path}: wait for it, or stop it."
-    with locked(path, busy), path.open("r+b", buffering=0) as raw:
-        begun = None if force else _identity(path)
-        if begun is None:
-            header = json.dumps(dict(identity)).encode() + b"\n"
-            try:
-                raw.truncate(0)
-                _write(raw, header)
-            except OSError as error:
-                raise full(path, error, 0) from None
-            journal = Journal(path, raw, count, len(header))
-        else:
-            _check(path, begun.content, identity)
-            journal = Journal(path, raw, count, begun.length)
-            journal.recover()
-        yield journal
-        journal.flush()
+    with locked(path, busy) as unlock:
+        raw = path.open("r+b", buffering=0)
+        journal = None
+        try:
+            journal = _open(path, raw, identity, count, force)
+            yield journal
+        finally:
+            if journal is not None and journal.finished and not journal.over:
+                with suppress(OSError):  # what was written is there all the same
+                    journal.flush()
+            raw.close()
+            if journal is not None and (journal.over or not journal.finished):
+                if sys.platform == "win32":  # which removes no file that is open
+                    unlock()
+                path.unlink()
+
+
+def _open(path: Path, raw: FileIO, identity: Mapping[str, Any], count: int, force: bool) -> Journal:
+    begun = None if force else _identity(path)
+    if begun is not None:
+        _check(path, begun.content, identity)
+        journal = Journal(path, raw, count, begun.length)
+        journal.recover()
+        return journal
+    header = json.dumps(dict(identity)).encode() + b"\n"
+    try:
+        raw.truncate(0)
+        _write(raw, header)
+    except OSError as error:
+        raise full(path, error, 0) from None
+    return Journal(path, raw, count, len(header))
 
 
 def _write(file: FileIO, content: bytes) -> None:

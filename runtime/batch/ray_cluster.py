@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from time import time
 from typing import Any
 
 from llama_onnx.runtime.batch.batch import Start, Started
@@ -83,7 +84,13 @@ def ray_start(
             count = min(workers or room, left)
             shares = {node.id: min(node.actors, count) for node in nodes}
             part = opening.share(1, cache_bytes, each)
-            yield Started(count, each, lambda done: _answer(ray, part, shares, count, source, done))
+            began, opened = time(), [0.0]
+            yield Started(
+                count,
+                each,
+                lambda done: _answer(ray, part, shares, count, source, done, opened),
+                late=lambda: max(0.0, max(opened) - began),
+            )
 
     return start
 
@@ -198,6 +205,7 @@ class Actor:
             size = ModelPackage.open(opening.package).data_path.stat().st_size
             memory = shared_bytes(here, size)
         self._worker = Worker(opening.share(here, memory, opening.threads))
+        self._opened = time()
 
     async def __call__(self, batch: Any) -> Any:
         """Answer the lines of the pieces in a table, as `_rows` describes them."""
@@ -207,9 +215,9 @@ class Actor:
         answers = await asyncio.gather(*(self._worker.answer(text) for _, text in lines))
         numbers = pyarrow.array([number for number, _ in lines], pyarrow.int64())
         contents = [answer.to_bytes() for answer in answers]
-        return pyarrow.table(
-            {"line": numbers, "answer": pyarrow.array(contents, pyarrow.large_binary())}
-        )
+        column = pyarrow.array(contents, pyarrow.large_binary())
+        times = pyarrow.array([self._opened] * len(lines), pyarrow.float64())
+        return pyarrow.table({"line": numbers, "answer": column, "opened": times})
 
 
 def _rows(source: Source, done: bytearray) -> list[dict[str, Any]]:
@@ -237,7 +245,9 @@ def _answer(
     count: int,
     source: Source,
     done: bytearray,
+    opened: list[float],
 ) -> Iterator[Line]:
+    """Yield the answers, and add to `opened` the times when actors had opened the package."""
     pieces = _rows(source, done)
     pool = ray.data.ActorPoolStrategy(
         size=count, max_tasks_in_flight_per_actor=4, max_concurrent_calls_per_actor=2
@@ -255,6 +265,7 @@ def _answer(
         max_task_retries=_RETRIES,
     )
     for table in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+        opened += set(table["opened"].to_pylist()) - set(opened)
         yield from zip(table["line"].to_pylist(), table["answer"].to_pylist(), strict=True)
 
 
