@@ -125,6 +125,14 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def ray(session: nox.Session) -> None:
+    """`batch` and `evaluate` on a Ray cluster of two CPUs; arguments after `--` go to pytest."""
+    _install(session, "-e", ".[export,cpu,batch,ray,test]")
+    # One process: the cluster is shared, has two CPUs and bounded memory, and ends with the tests.
+    session.run("python", "-m", "pytest", "-n", "0", "-m", "", "tests/ray", *session.posargs)
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """Which lines and branches the tests run; arguments after `--` go to pytest."""
     _install(session, "-e", ".[export,cpu,test]", COVERAGE)

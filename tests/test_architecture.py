@@ -42,6 +42,8 @@ MODULE_LIBRARIES = {
         for name in ("conversing", "dialogue", "model")
     },
     "runtime/bundles/card.py": {"huggingface_hub", "yaml"},
+    "runtime/batch/lines.py": {"pyarrow"},
+    "runtime/batch/ray_cluster.py": {"pyarrow", "ray"},
 }
 """Module -> libraries that it alone may import, in its functions: an extra nobody else needs."""
 
@@ -57,6 +59,7 @@ NAMES_USED_TWICE = {
     "about.py": "what a report is about, and what a server tells about its package",
     "adapters.py": "LoRA adapters: packaging writes their files, llama swaps them",
     "awq.py": "the quantizer, and the layout of its codes in a checkpoint",
+    "batch.py": "a command has the name of what it calls",
     "bench.py": "a command has the name of what it calls",
     "bundle.py": "a command has the name of what it calls",
     "export.py": "a command has the name of what it calls",

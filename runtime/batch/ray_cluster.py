@@ -108,7 +108,8 @@ def connected(address: str) -> Iterator[Any]:
         raise missing_extra("--ray", error.name, "cpu,batch,ray") from None
     _check_address(address)
     try:
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+        with _quiet():
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError and more
         raise UsageError(
             f"the Ray cluster at {shown(address)} cannot be used: {_first_sentence(error)}."
@@ -126,6 +127,19 @@ def connected(address: str) -> Iterator[Any]:
         raise _failure(error) from None
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let no library print to stderr meanwhile: Ray's prints that it will print less."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_address(address: str) -> None:
