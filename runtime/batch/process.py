@@ -30,6 +30,7 @@ and, in the driver alone, that the process has ended."""
 
 _HEAD = struct.Struct(">qQ")
 _START = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # Ctrl-C is for the driver
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
     "from llama_onnx.runtime.batch.process import main; main()"
 )
@@ -117,7 +118,6 @@ def _read(file: BinaryIO) -> tuple[int, bytes] | None:
 
 def main() -> None:
     """Be a worker process: open the package, and answer lines until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends this one
     # What libraries print must not get between the frames.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -134,7 +134,7 @@ def _quiet() -> Iterator[None]:
     """Let no library print to stderr meanwhile: Ray's prints that it will print less."""
     kept = os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere:
+        with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:

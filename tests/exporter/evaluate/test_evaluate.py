@@ -94,7 +94,9 @@ def test_shards_equal_one_pass_by_transformers_and_the_other_measure(
 
 
 @pytest.mark.usefixtures("small")
-def test_shards_add_up_to_one_pass_over_the_same_logits(package: Path, text: Path) -> None:
+def test_200_shards_add_up_to_one_pass_over_the_same_logits(package: Path, text: Path) -> None:
+    text.write_text("\n".join(built_in() * 4)[:13_500], encoding="utf-8")
+    assert len(open_corpus(text).shards) >= 200
     found = evaluate(Work(package, source(package), text, LENGTH), text.with_suffix(".j"))
     evaluator = Evaluator(package, HuggingFaceCheckpoint.open(source(package)), LENGTH)
     whole = compare(
