@@ -30,6 +30,7 @@ from llama_onnx.targets.errors import (
     UsageError,
 )
 from llama_onnx.targets.extras import missing_extra
+from llama_onnx.targets.package import DATA_FILE, MODEL_FILE
 from llama_onnx.targets.printable import shown
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU
@@ -109,6 +110,9 @@ class Settings:
         weights: the folder of the data file, for a graph that is given as bytes.
         exact: compute float32 products of quantized weights in float32, not in int8.
         spin: False lets threads sleep between runs, where another session has work meanwhile.
+        parallel: pack weights with all threads, which opens faster. The weights as they are on disk
+            stay mapped until the last is packed.
+        packed: write the graph as it runs here, and its weights as packed, to this folder.
     """
 
     threads: int | None = None
@@ -119,6 +123,8 @@ class Settings:
     weights: Path | None = None
     exact: bool = False
     spin: bool = True
+    parallel: bool = False
+    packed: Path | None = None
 
 
 def check_threads(threads: object) -> int:
@@ -303,6 +309,8 @@ def _session_options(settings: Settings) -> Any:
     if settings.profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(settings.profile)
+    if settings.packed is not None:
+        options.optimized_model_filepath = str(settings.packed / MODEL_FILE)
     for key, value in _config_entries(settings):
         options.add_session_config_entry(key, value)
     return options
@@ -321,6 +329,12 @@ def _config_entries(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "session.qdq_matmulnbits_accuracy_level", "1"
     if not settings.spin:
         yield "session.force_spinning_stop", "1"
+    if settings.parallel:
+        yield "session.prepack.enable_parallel", "1"
+    if settings.packed is not None:
+        yield "session.optimized_model_external_initializers_file_name", DATA_FILE
+        yield "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+        yield "session.save_external_prepacked_constant_initializers", "1"
 
 
 def _refusal(name: str, provider: Provider, error: Exception) -> LlamaOnnxError:

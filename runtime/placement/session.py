@@ -44,18 +44,19 @@ def open_session(
     profile: Path | None = None,
     spin: bool = True,
     edit: Callable[[bytes], bytes] | None = None,
+    parallel: bool = False,
 ) -> OpenSession:
     """Open the graph at `model` on `provider`, and ask ONNX Runtime which node runs where.
 
     Small nodes (shapes, masks) may always run on the CPU. A node with weights, or an attention,
     that is not on `provider` is an error unless `allow_fallback`; so is a provider that cannot
-    run here at all. `threads`, `prepack`, `arena`, `profile` and `spin` are those of
+    run here at all. `threads`, `prepack`, `arena`, `profile`, `spin` and `parallel` are those of
     `ort.Settings`. `edit` changes the graph before it is opened.
 
     Raises `ProviderError`, `UsageError` for a senseless number of threads, and `PackageError` if
     ONNX Runtime refuses the graph.
     """
-    settings = replace(_settings(threads, prepack, arena, profile), spin=spin)
+    settings = replace(_settings(threads, prepack, arena, profile), spin=spin, parallel=parallel)
     costs = read_costs(model)
     graph: Path | bytes = model
     if edit is not None:
