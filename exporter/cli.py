@@ -78,6 +78,9 @@ _SECTIONS = {
             "Answer a file of requests, on one machine or many.",
         ),
         "bench": _Command("llama_onnx.runtime.commands.bench", "Measure speed and memory."),
+        "tune": _Command(
+            "llama_onnx.runtime.commands.tune", "Find the fastest settings on this machine."
+        ),
         "bundle": _Command(
             "llama_onnx.runtime.commands.bundle",
             "Prepare a package for Windows, a cloud or the hub.",

@@ -122,6 +122,17 @@ def resident_bytes() -> tuple[int, int] | None:
         return _proc_status()
 
 
+def own_bytes() -> int | None:
+    """Return the bytes that are this process's alone: no mapped files, which the system may drop
+    and read again, and which other processes share. None where Linux does not report them."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("RssAnon:")]
+    return int(found[0]) * 1024 if found else None
+
+
 def _proc_status() -> tuple[int, int] | None:
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

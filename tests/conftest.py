@@ -33,6 +33,7 @@ settings.load_profile("no deadline")
 def pytest_configure(config: pytest.Config) -> None:
     patch = pytest.MonkeyPatch()
     limit_threads(patch)
+    patch.setenv("LLAMA_ONNX_TUNED", "0")  # whoever runs the tests may have tuned packages
     config.stash[LIMIT] = patch
     config.stash[QUICK] = pytest.MonkeyPatch()
     skip_flushes(config.stash[QUICK])

@@ -150,6 +150,8 @@ def _print(measured: Bench) -> None:
         )
         if one.provider["fallback"]:
             say(f"{one.provider['fallback']} The CPU ran it instead.")
+        if one.provider.get("tuned"):
+            say(one.provider["tuned"])
     console = make_console()
     console.print(_table(measured))
     for line in (*(one.sentence for one in measured.comparison), *remarks(measured)):

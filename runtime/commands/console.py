@@ -47,6 +47,8 @@ def introduce(model: Llama, adapter: str | None = None) -> None:
     note(f"{model} · adapter {adapter}" if adapter else str(model))
     if model.opened.fallback:
         note(f"{model.opened.fallback} The CPU runs it instead, as --allow-fallback allows.")
+    if model.opened.tuned:
+        note(model.opened.tuned)
 
 
 def summary(stats: GenerationStats) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from llama_onnx.runtime.commands.console import progress_line
+from llama_onnx.targets.package import ModelPackage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +23,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "trouble": "bold red"}
 
 
 @click.command("doctor")
+@click.argument("package", type=click.Path(path_type=Path), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print findings and facts as JSON.")
 @click.option(
     "--timeout",
@@ -31,19 +34,25 @@ _STYLES = {"ok": "green", "warning": "yellow", "trouble": "bold red"}
     help="Time limit for onnxruntime and for each provider.",
 )
 @click.pass_context
-def command(ctx: click.Context, as_json: bool, timeout: float) -> None:
+def command(ctx: click.Context, package: Path | None, as_json: bool, timeout: float) -> None:
     """Check what this machine can run, and say how to fix what it cannot.
 
     Each provider of the installed onnxruntime opens and runs a small int4 Llama in a separate
-    process. Exits with 1 if anything does not work, with 0 if there are only warnings.
+    process. With PACKAGE, also says whether that package is tuned here.
+    Exits with 1 if anything does not work, with 0 if there are only warnings.
     """
     from llama_onnx.runtime.doctor.examine import examine
     from llama_onnx.runtime.doctor.finding import worst
     from llama_onnx.runtime.doctor.gather import gather
 
+    opened = None if package is None else ModelPackage.open(package)
     with progress_line() as progress:
         facts = gather(seconds=timeout, progress=progress)
     findings = tuple(examine(facts))
+    if opened is not None:
+        from llama_onnx.runtime.tuning.finding import judge_tuning
+
+        findings = (*findings, judge_tuning(opened))
     status = worst(findings)
     if as_json:
         content: dict[str, Any] = {"status": status, "findings": [asdict(f) for f in findings]}

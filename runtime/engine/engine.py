@@ -18,15 +18,15 @@ from llama_onnx.runtime.engine.bound_graph import Parameters
 from llama_onnx.runtime.engine.cache_budget import ROWS, decide_capacity
 from llama_onnx.runtime.engine.cache_layout import CacheLayout
 from llama_onnx.runtime.engine.drafting import Speculation, Verifier, open_speculator
+from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.engine.events import Request
 from llama_onnx.runtime.engine.head_rows import choose_rows
 from llama_onnx.runtime.engine.loop import Loop
 from llama_onnx.runtime.engine.prefixes import Entry, Prefixes, Tokens
-from llama_onnx.runtime.engine.schedule import CHUNK
 from llama_onnx.runtime.engine.shared_rows import Rows, SharedRows
 from llama_onnx.runtime.engine.single_rows import DeviceRows, GrowingRows
 from llama_onnx.runtime.engine.task import Task
-from llama_onnx.runtime.memory import forgetting_pages
+from llama_onnx.runtime.memory import forgetting_pages, trim_heap
 from llama_onnx.runtime.placement.session import open_session
 from llama_onnx.targets.errors import PackageError, ResourceError, UsageError
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage
@@ -74,28 +74,38 @@ class Engine:
         allow_fallback: bool = False,
         limits: Limits | None = None,
         speculation: Speculation | None = None,
+        settings: EngineSettings = DEFAULT,
     ) -> None:
         """Open the graph of `package` as `verify` does; `speculation` is none by default.
+
+        `settings` are for the CPU; `threads` overrides theirs.
 
         Raises `ProviderError`, `UsageError` for a senseless number of threads and for drafts that
         cannot be, and `PackageError` if ONNX Runtime refuses the graph.
         """
         speculation = speculation or Speculation()
         limits = limits or Limits()
+        settings = settings if provider == CPU else DEFAULT
+        threads = settings.threads if threads is None else threads
         with forgetting_pages(package.path / DATA_FILE):
             opened = open_session(
-                package.path / MODEL_FILE,
+                (settings.packed or package.path) / MODEL_FILE,
                 provider,
                 threads=threads,
                 allow_fallback=allow_fallback,
-                spin=speculation.draft is None,
-                edit=choose_rows if provider == CPU else None,
+                arena=settings.arena,
+                spin=settings.spin and speculation.draft is None,
+                parallel=provider == CPU,
+                edit=choose_rows if provider == CPU and settings.packed is None else None,
             )
+        trim_heap()  # what packing needed for a moment
         self.package, self.context_length = package, context_length
         self.provider = CPU if opened.fallback else provider
         self.fallback = opened.fallback
         self.layout = CacheLayout.of(opened.session)
         verifier = Verifier(package, self.layout, opened.shares_buffer, self.provider)
+        if speculation == Speculation("auto") and not settings.drafts:
+            speculation = Speculation()
         drafts = open_speculator(speculation, verifier, threads)
         adapters = Adapters(package)
         open_rows = _rows_of(
@@ -115,7 +125,7 @@ class Engine:
             open_rows,
             self.capacity,
             self.layout.position_bytes,
-            CHUNK if self.provider == CPU else None,
+            settings.chunk if self.provider == CPU else None,
             drafts.speculator,
         )
         # Also at the end of the process, where a thread must not be in the middle of a step.

@@ -53,7 +53,7 @@ class Asked:
 
 class Opened(Protocol):
     """A package open on `provider`; `asked` is the requested one, and `fallback` the reason why the
-    two differ, None if they do not."""
+    two differ, None if they do not. `tuned` is what to say about settings that `tune` kept."""
 
     @property
     def provider(self) -> Provider:
@@ -66,6 +66,10 @@ class Opened(Protocol):
     @property
     def fallback(self) -> str | None:
         """Why the CPU runs it instead."""
+
+    @property
+    def tuned(self) -> str | None:
+        """Which settings `tune` found for this machine, or why they are not used."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what runs the model, and how that was verified."""
@@ -112,7 +116,9 @@ def open_backend(
     if name == "onnxruntime":
         from llama_onnx.runtime.engine.drafting import Speculation
         from llama_onnx.runtime.engine.engine import Engine
+        from llama_onnx.runtime.tuning.tuned import choose
 
+        settings, remark = choose(package, provider, threads)
         context = int(read_settings(draft.path)["context_length"]) if draft is not None else 0
         engine = Engine(
             package,
@@ -122,8 +128,9 @@ def open_backend(
             allow_fallback=allow_fallback,
             limits=limits,
             speculation=Speculation(speculate, draft, context),
+            settings=settings,
         )
-        return EngineBackend(package, engine, provider)
+        return EngineBackend(package, engine, provider, remark)
     if speculate == "ngram" or draft is not None:
         raise UsageError(
             "onnxruntime-genai generates here, without drafts: leave out speculate and draft, or "
@@ -142,6 +149,7 @@ class OpenEngine:
     provider: Provider
     asked: Provider
     fallback: str | None
+    tuned: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what runs the model, and how that was verified."""
@@ -151,6 +159,7 @@ class OpenEngine:
             "onnxruntime": self.provider.ort_name,
             "device": self.provider.device,
             "fallback": self.fallback,
+            "tuned": self.tuned,
             "verified": "it is the only provider in the session"
             if self.provider == CPU
             else "ONNX Runtime reports the provider of every node",
@@ -162,10 +171,12 @@ class EngineBackend(Backend):
 
     name: EngineName = "onnxruntime"
 
-    def __init__(self, package: ModelPackage, engine: Engine, asked: Provider) -> None:
+    def __init__(
+        self, package: ModelPackage, engine: Engine, asked: Provider, tuned: str | None = None
+    ) -> None:
         self._package, self.engine = package, engine
         self._search = read_search(package.path)
-        self._opened = OpenEngine(engine.provider, asked, engine.fallback)
+        self._opened = OpenEngine(engine.provider, asked, engine.fallback, tuned)
 
     @property
     def opened(self) -> OpenEngine:

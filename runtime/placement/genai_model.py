@@ -20,13 +20,14 @@ from llama_onnx.targets.providers import CPU
 class OpenModel:
     """A model open in genai on `provider`; `asked` is the requested provider.
 
-    `fallback` is the reason why the two differ, None if they do not.
+    `fallback` is the reason why the two differ, None if they do not. Nothing is `tuned` here.
     """
 
     model: Any
     provider: Provider
     asked: Provider
     fallback: str | None = None
+    tuned: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what runs the model, and how that was verified."""

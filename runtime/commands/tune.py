@@ -1,0 +1,125 @@
+"""`llama-onnx tune`: find out what suits a package on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llama_onnx.runtime.commands.console import progress_line
+from llama_onnx.runtime.commands.options import package_argument
+from llama_onnx.runtime.commands.streams import say
+from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.package import ModelPackage
+
+if TYPE_CHECKING:
+    from llama_onnx.runtime.tuning.contest import Verdict
+    from llama_onnx.runtime.tuning.tune import Report
+
+
+@click.command("tune")
+@package_argument
+@click.option(
+    "--rounds", type=click.IntRange(2), default=5, show_default=True, help="Times to try each."
+)
+@click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--packed/--no-packed",
+    default=True,
+    help="Try weights packed on disk, which take two to three times the package's size there.  "
+    "[default: packed]",
+)
+@click.option("--forget", is_flag=True, help="Remove what was kept for PACKAGE, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that was tried as JSON.")
+def command(
+    package: Path,
+    rounds: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    packed: bool,
+    forget: bool,
+    as_json: bool,
+) -> None:
+    """Find the fastest settings for PACKAGE on this machine, and keep them for later runs.
+
+    Tries numbers of threads, spinning, memory, parts of a prompt, drafts and packed weights on the
+    CPU, each in turn with the defaults. Keeps only what gains more than the noise and computes the
+    same, bit for bit, in the user's cache folder; the package stays as it is. generate, chat, serve
+    and bench then use it and say so; LLAMA_ONNX_TUNED=0 or --threads overrides it.
+    """
+    from llama_onnx.runtime.llama.text_files import read_settings
+    from llama_onnx.runtime.tuning import tuned
+    from llama_onnx.runtime.tuning.tune import tune
+    from llama_onnx.targets.registry import get_target
+
+    opened = ModelPackage.open(package)
+    if forget:
+        there = tuned.forget(opened)
+        say("Forgotten." if there else "Nothing was kept for this package.")
+        return
+    if get_target(opened.target).session.provider.name != "cpu":
+        raise UsageError(
+            f"{package} is for {opened.target}: only what the CPU runs is tuned; export it for cpu."
+        )
+    with progress_line() as progress:
+        report = tune(
+            opened,
+            int(read_settings(opened.path)["context_length"]),
+            rounds=rounds,
+            packed=packed,
+            progress=progress,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        _print(report)
+
+
+def _print(report: Report) -> None:
+    from rich import box
+    from rich.table import Column, Table
+
+    from llama_onnx.runtime.commands.tables import make_console
+
+    machine, work = report.machine, report.workload
+    say(f"{machine.processor} · {machine.allowed:g} processors · onnxruntime {machine.onnxruntime}")
+    table = Table(
+        Column(min_width=23),
+        Column("speed", justify="right"),
+        Column("kept", overflow="fold"),
+        title=f"{report.rounds} rounds, prompt {work.prompt_tokens}, answer {work.new_tokens} "
+        f"tokens; {_noise(report)}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    confirmed = () if report.confirmed is None else (report.confirmed,)
+    for verdict in (*report.verdicts, *confirmed):
+        table.add_row(*_row(verdict))
+    make_console().print(table)
+    for what, reason in report.not_tried.items():
+        say(f"Not tried: {what}: {reason}.")
+    say(_result(report))
+
+
+def _row(verdict: Verdict) -> tuple[str, str, str]:
+    kept = f"{'yes' if verdict.kept else 'no'}: {verdict.reason}"
+    return verdict.candidate.name, f"{1 + verdict.gain:.2f}", kept
+
+
+def _noise(report: Report) -> str:
+    return f"noise {max(verdict.noise for verdict in report.verdicts):.0%}"
+
+
+def _result(report: Report) -> str:
+    found = report.tuned.settings.differences()
+    if not found:
+        return "Kept: the defaults. Nothing else gains more than the noise here."
+    gain = report.tuned.gain
+    faster = f", {gain:.0%} faster" if gain > 0 else ""
+    return f"Kept{faster}: {', '.join(found)}."

@@ -1,0 +1,1 @@
+"""What suits a package on this machine: measured once, kept in the user's cache folder."""

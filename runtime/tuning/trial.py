@@ -1,0 +1,169 @@
+"""One measurement of a package with given settings, in a process of its own.
+
+The process starts with nothing in memory, and may crash alone. Each opens the package, warms up,
+reads a prompt and generates: tokens are drawn in advance, so all settings do the same work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_onnx.runtime.doctor.child import run
+from llama_onnx.runtime.engine.engine_settings import EngineSettings
+from llama_onnx.targets.errors import LlamaOnnxError, ResourceError, describe_reason
+from llama_onnx.targets.package import ModelPackage
+
+_MARK = "llama-onnx-trial "
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from llama_onnx.runtime.tuning.trial import main; main()"
+)
+_PERIOD = 7
+_WARM_UP = 16
+_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a trial does: read `prompt_tokens`, generate `new_tokens`; if `drafts`, once more a
+    text that repeats itself, with drafts where the settings have them."""
+
+    context_length: int
+    prompt_tokens: int
+    new_tokens: int
+    drafts: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a trial took. `digest` is that of all logits it saw; `repeating_seconds` are those of
+    the text that repeats itself; `own_bytes` see `memory`."""
+
+    load_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    repeating_seconds: float | None
+    digest: str
+    own_bytes: int | None
+    resident_bytes: int | None
+
+    @property
+    def seconds(self) -> float:
+        """The time for prompt and answer."""
+        return self.prefill_seconds + self.decode_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it."""
+        return asdict(self)
+
+
+def measure(package: Path, settings: EngineSettings, workload: Workload) -> Sample:
+    """Measure once; raises `ResourceError` if the process crashes or the package fails there."""
+    job = {
+        "package": str(package),
+        "settings": {**asdict(settings), "packed": settings.packed and str(settings.packed)},
+        "workload": asdict(workload),
+    }
+    command = [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps(job)]
+    outcome = run(command, seconds=_SECONDS)
+    for line in reversed(outcome.stdout.splitlines()):
+        if line.startswith(_MARK):
+            answer = json.loads(line.removeprefix(_MARK))
+            if "error" not in answer:
+                return Sample(**answer)
+            raise ResourceError(f"{package} cannot be measured: {answer['error']}.")
+    raise ResourceError(
+        f"the process that measures {package} failed: {outcome.error or 'it said nothing'}; the "
+        "system may have ended it for lack of memory."
+    )
+
+
+def main() -> None:
+    """Do what the command line says, and print what it took."""
+    try:
+        answer = _measure(json.loads(sys.argv[1])).to_json()
+    except LlamaOnnxError as error:
+        answer = {"error": str(error).rstrip(".")}
+    except Exception as error:  # a mistake in this code, or a library's own exception
+        answer = {"error": f"{type(error).__name__}: {describe_reason(error)}"}
+    sys.stdout.write(f"\n{_MARK}{json.dumps(answer)}\n")
+
+
+@dataclass(frozen=True)
+class _Token:
+    token: int
+    logprobs: None = None
+
+
+@dataclass
+class _Scripted:
+    """Takes the tokens it was given, whatever the logits are, of which it keeps a hash."""
+
+    tokens: Iterator[int]
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def choose(self, logits: npt.NDArray[np.float32]) -> _Token:
+        self.digest.update(logits.tobytes())
+        return _Token(next(self.tokens))
+
+
+def _measure(job: dict[str, Any]) -> Sample:
+    from llama_onnx.runtime.engine.drafting import Speculation
+    from llama_onnx.runtime.engine.engine import Engine
+    from llama_onnx.runtime.memory import own_bytes, resident_bytes
+
+    workload = Workload(**job["workload"])
+    settings = EngineSettings(**job["settings"])
+    if settings.packed is not None:
+        settings = replace(settings, packed=Path(settings.packed))
+    package = ModelPackage.open(Path(job["package"]))
+    started = perf_counter()
+    with Engine(
+        package,
+        workload.context_length,
+        settings=settings,
+        speculation=Speculation("auto" if workload.drafts else "off"),
+    ) as engine:
+        load = perf_counter() - started
+        random = np.random.default_rng(0)
+        vocabulary = engine.layout.vocab_size
+        prompt = random.integers(0, vocabulary, workload.prompt_tokens)
+        plain = random.integers(0, vocabulary, workload.new_tokens).tolist()
+        _run(engine, prompt[:_WARM_UP], plain[:2])
+        prefill, decode, digest = _run(engine, prompt, plain)
+        memory = own_bytes(), resident_bytes()
+        repeating = None
+        if workload.drafts:
+            pattern = [*plain, *range(_PERIOD)][:_PERIOD]
+            again = (pattern * (1 + workload.new_tokens))[: workload.new_tokens]
+            start = np.array(pattern * (workload.prompt_tokens // _PERIOD or 1))
+            repeating = _run(engine, start, again, drafts=True)[1]
+    own, resident = memory
+    return Sample(load, prefill, decode, repeating, digest, own, resident and resident[0])
+
+
+def _run(
+    engine: Any, prompt: npt.NDArray[np.int64], tokens: list[int], *, drafts: bool = False
+) -> tuple[float, float, str]:
+    """Return the seconds for the prompt and for the answer, and the hash of the logits."""
+    from llama_onnx.runtime.engine.events import PromptEvent, Request, TokenEvent
+
+    chooser = _Scripted(iter(tokens))
+    request = Request(prompt, len(tokens), chooser, reuse=False, speculate=drafts)
+    read = decode = 0.0
+    for event in engine.submit(request):
+        if isinstance(event, PromptEvent):
+            read = event.read_seconds
+        elif isinstance(event, TokenEvent):
+            decode += event.seconds
+    return read, decode, chooser.digest.hexdigest()

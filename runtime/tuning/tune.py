@@ -1,0 +1,159 @@
+"""Find out which settings suit a package on this machine, and keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llama_onnx.runtime.engine.engine_settings import EngineSettings
+from llama_onnx.runtime.tuning.candidates import NOT_TRIED, candidates, combine
+from llama_onnx.runtime.tuning.contest import Candidate, Gauge, Verdict, hold, judge, summary
+from llama_onnx.runtime.tuning.machine import Machine
+from llama_onnx.runtime.tuning.packed import obstacle, write_packed
+from llama_onnx.runtime.tuning.trial import Sample, Workload, measure
+from llama_onnx.runtime.tuning.tuned import (
+    Place,
+    Tuned,
+    describe_files,
+    keep,
+    require_place,
+    tuning,
+)
+from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.progress import SILENT, Progress
+
+PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 512, 64, 5
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was tried and what is kept. `confirmed` is the measurement of all changes together,
+    None if there was nothing to confirm."""
+
+    machine: Machine
+    workload: Workload
+    rounds: int
+    defaults: tuple[Sample, ...]
+    verdicts: tuple[Verdict, ...]
+    confirmed: Verdict | None
+    tuned: Tuned
+    not_tried: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it, also what was not kept."""
+        return {
+            "machine": self.machine.to_json(),
+            "prompt_tokens": self.workload.prompt_tokens,
+            "new_tokens": self.workload.new_tokens,
+            "rounds": self.rounds,
+            "defaults": {
+                **summary(self.defaults),
+                "samples": [sample.to_json() for sample in self.defaults],
+            },
+            "tried": [verdict.to_json() for verdict in self.verdicts],
+            "confirmed": self.confirmed and self.confirmed.to_json(),
+            "not_tried": self.not_tried,
+            "kept": self.tuned.settings.to_json(),
+            "gain": self.tuned.gain,
+        }
+
+
+def tune(
+    package: ModelPackage,
+    context_length: int,
+    *,
+    rounds: int = ROUNDS,
+    packed: bool = True,
+    progress: Progress = SILENT,
+    prompt_tokens: int = PROMPT_TOKENS,
+    new_tokens: int = NEW_TOKENS,
+) -> Report:
+    """Measure `package` with the defaults and with each thing that can be changed, in turns.
+
+    What gains more than the noise is measured once more, all of it together, and kept if it gains
+    again; packed weights are kept if they save memory and cost no speed. Every trial's logits must
+    be those of the defaults, bit for bit. Without `packed` no weights are written.
+
+    Raises `ResourceError` if the cache cannot be written or a trial fails, `UsageError` while
+    another process tunes the package or for fewer than two rounds.
+    """
+    if rounds < 2:
+        raise UsageError("tuning takes at least 2 rounds: one says nothing about the noise.")
+    place = require_place(package)
+    new = max(1, min(new_tokens, context_length // 4))
+    prompt = max(1, min(prompt_tokens, context_length - new))
+    workload = Workload(context_length, prompt, new, drafts=True)
+    with tuning(place):
+        return _tune(package, place, workload, rounds, packed, progress)
+
+
+def _tune(
+    package: ModelPackage,
+    place: Place,
+    workload: Workload,
+    rounds: int,
+    packed: bool,
+    progress: Progress,
+) -> Report:
+    not_tried = dict(NOT_TRIED)
+    reason = obstacle(package, place) if packed else "not wanted"
+    folder = None
+    if reason is None:
+        progress.step("packing weights")
+        folder = write_packed(package, place)
+    else:
+        not_tried["packed weights"] = reason
+    found = candidates(place.machine, workload, folder)
+    counted = _counter(package, workload, progress, rounds * (len(found) + 2))
+    contest = hold(found, rounds, counted)
+    verdicts = tuple(judge(each, contest) for each in found)
+    defaults = (*contest.first, *contest.last)
+    tuned, confirmed = _decide(package, workload, rounds, verdicts, progress)
+    report = Report(
+        place.machine, workload, rounds, defaults, verdicts, confirmed, tuned, not_tried
+    )
+    progress.step("writing")
+    kept = tuned.settings.packed
+    keep(place, tuned, report.to_json(), describe_files(kept) if kept else None)
+    return report
+
+
+def _decide(
+    package: ModelPackage,
+    workload: Workload,
+    rounds: int,
+    verdicts: tuple[Verdict, ...],
+    progress: Progress,
+) -> tuple[Tuned, Verdict | None]:
+    """Measure all that gained together; return what to keep, and that measurement."""
+    gained = sorted((v for v in verdicts if v.kept), key=lambda v: v.gain, reverse=True)
+    memory = [v.candidate.settings for v in gained if v.candidate.gauge == "memory"]
+    faster = [v for v in gained if v.candidate.gauge != "memory"]
+    if not faster:
+        return Tuned(combine(memory), 0.0), None
+    gauge: Gauge = "speed" if any(v.candidate.gauge == "speed" for v in faster) else "repeating"
+    everything = combine([v.candidate.settings for v in faster] + memory)
+    together = Candidate("all that gained", everything, gauge)
+    counted = _counter(package, workload, progress, rounds * 3)
+    verdict = judge(together, hold([together], rounds, counted))
+    if verdict.kept:
+        return Tuned(everything, verdict.gain), verdict
+    return Tuned(combine(memory), 0.0), verdict
+
+
+def _counter(
+    package: ModelPackage, workload: Workload, progress: Progress, total: int
+) -> Callable[[str, EngineSettings], Sample]:
+    """Return a function that measures once and counts."""
+    done = 0
+
+    def measured(name: str, settings: EngineSettings) -> Sample:
+        nonlocal done
+        progress.update(name, done, total)
+        sample = measure(package.path, settings, workload)
+        done += 1
+        return sample
+
+    return measured
