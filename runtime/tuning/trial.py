@@ -69,12 +69,8 @@ class Sample:
 
 def measure(package: Path, settings: EngineSettings, workload: Workload) -> Sample:
     """Measure once; raises `ResourceError` if the process crashes or the package fails there."""
-    job = {
-        "package": str(package),
-        "settings": {**asdict(settings), "packed": settings.packed and str(settings.packed)},
-        "workload": asdict(workload),
-    }
-    command = [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps(job)]
+    job = json.dumps(describe(package, settings, workload))
+    command = [sys.executable, "-c", _START, json.dumps(sys.path), job]
     outcome = run(command, seconds=_SECONDS)
     for line in reversed(outcome.stdout.splitlines()):
         if line.startswith(_MARK):
@@ -88,10 +84,19 @@ def measure(package: Path, settings: EngineSettings, workload: Workload) -> Samp
     )
 
 
+def describe(package: Path, settings: EngineSettings, workload: Workload) -> dict[str, Any]:
+    """Return as JSON what to measure."""
+    return {
+        "package": str(package),
+        "settings": {**asdict(settings), "packed": settings.packed and str(settings.packed)},
+        "workload": asdict(workload),
+    }
+
+
 def main() -> None:
     """Do what the command line says, and print what it took."""
     try:
-        answer = _measure(json.loads(sys.argv[1])).to_json()
+        answer = measure_here(json.loads(sys.argv[1])).to_json()
     except LlamaOnnxError as error:
         answer = {"error": str(error).rstrip(".")}
     except Exception as error:  # a mistake in this code, or a library's own exception
@@ -117,7 +122,8 @@ class _Scripted:
         return _Token(next(self.tokens))
 
 
-def _measure(job: dict[str, Any]) -> Sample:
+def measure_here(job: dict[str, Any]) -> Sample:
+    """Measure in this process what `describe` returned."""
     from llama_onnx.runtime.engine.drafting import Speculation
     from llama_onnx.runtime.engine.engine import Engine
     from llama_onnx.runtime.memory import own_bytes, resident_bytes

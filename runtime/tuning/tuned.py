@@ -221,7 +221,9 @@ def _settings(content: Mapping[str, Any]) -> EngineSettings:
 def _packed(place: Place, content: Mapping[str, Any], thorough: bool) -> Path:
     """Return the folder of the packed weights after all checks."""
     name = content["folder"]
-    if not is_plain_name(name) or "/" in name or not name.endswith(PACKED_SUFFIX):
+    if not isinstance(name, str) or not is_plain_name(name):
+        raise ValueError("folder")
+    if "/" in name or not name.endswith(PACKED_SUFFIX):
         raise ValueError("folder")
     folder: Path = place.folder / name
     for file in (MODEL_FILE, DATA_FILE):
