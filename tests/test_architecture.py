@@ -74,6 +74,7 @@ NAMES_USED_TWICE = {
     "registry.py": "the quantizers there are, and the targets there are",
     "rotary.py": "graph has the operator, measure its error",
     "validate.py": "a command has the name of what it calls",
+    "tune.py": "a command has the name of what it calls",
     "verify.py": "a command has the name of what it calls",
     "windows.py": "bundles for Windows, and doctor's look at Windows",
 }

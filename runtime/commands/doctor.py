@@ -50,7 +50,7 @@ def command(ctx: click.Context, package: Path | None, as_json: bool, timeout: fl
         facts = gather(seconds=timeout, progress=progress)
     findings = tuple(examine(facts))
     if opened is not None:
-        from llama_onnx.runtime.tuning.finding import judge_tuning
+        from llama_onnx.runtime.tuning.judge_tuning import judge_tuning
 
         findings = (*findings, judge_tuning(opened))
     status = worst(findings)

@@ -1,18 +1,20 @@
 """Settings measured in turns with the defaults: which are faster, and by more than chance.
 
 The defaults are measured twice in each round, as the first and as the last. How far the two differ
-is what this machine's moods alone do: no gain within that is believed.
+is what this machine's moods alone do, and says how far the median gain of a change may be off: no
+gain within twice that is believed, nor one that most rounds do not show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import log, sqrt
 from statistics import median
 from typing import Any, Literal
 
 from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
-from llama_onnx.runtime.tuning.trial import Sample
+from llama_onnx.runtime.tuning.sample import Sample
 
 Gauge = Literal["speed", "memory", "repeating"]
 """What a change is to better: seconds for prompt and answer, own memory at no loss of speed, or
@@ -20,6 +22,9 @@ seconds of a text that repeats itself."""
 
 _HOPELESS = 0.8
 """A change that is this slow in the first two rounds is not measured again."""
+
+_AGREEING = 0.8
+"""Share of the rounds that must show a gain."""
 
 _NOISY = 0.25
 """Noise above which a run says nothing about a loss of speed."""
@@ -40,7 +45,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Verdict:
     """What came of a candidate: `gain` is that of the median round, 0.1 for a tenth faster than
-    the defaults, `noise` what the defaults gain on themselves at most."""
+    the defaults; see `noise_of`."""
 
     candidate: Candidate
     samples: tuple[Sample, ...]
@@ -92,7 +97,8 @@ def hold(
 def judge(candidate: Candidate, contest: Contest) -> Verdict:
     """Return whether `candidate` is worth a change, and why."""
     samples = contest.others[candidate.name]
-    gain = median(_gains(candidate, contest)) - 1
+    gains = _gains(candidate, contest)
+    gain = median(gains) - 1
     noise = noise_of(contest, candidate.gauge)
     digests = {sample.digest for sample in (*contest.first, *contest.last, *samples)}
     if len(digests) > 1:
@@ -101,7 +107,7 @@ def judge(candidate: Candidate, contest: Contest) -> Verdict:
         kept, reason = _judge_memory(contest, samples, gain, noise)
     elif len(samples) < len(contest.first):
         kept, reason = False, "much slower in the first rounds"
-    elif gain > noise:
+    elif gain > noise and sum(each > 1 for each in gains) >= _AGREEING * len(gains):
         kept, reason = True, "faster by more than the noise"
     else:
         kept, reason = False, "not faster by more than the noise"
@@ -109,10 +115,16 @@ def judge(candidate: Candidate, contest: Contest) -> Verdict:
 
 
 def noise_of(contest: Contest, gauge: Gauge) -> float:
-    """Return the most by which the defaults differ from themselves within a round."""
+    """Return twice the standard error that a median gain has where nothing was changed.
+
+    Two runs of the defaults differ by twice the variance of one. A round compares one run with the
+    mean of two, which has three quarters of that; the median of normal numbers is 1.25 times as
+    uncertain as their mean.
+    """
     pairs = zip(contest.first, contest.last, strict=True)
-    ratios = [_seconds(a, gauge) / _seconds(b, gauge) for a, b in pairs]
-    return max(max(ratio, 1 / ratio) for ratio in ratios) - 1
+    logs = [log(_seconds(a, gauge) / _seconds(b, gauge)) for a, b in pairs]
+    variance = sum(each**2 for each in logs) / len(logs)
+    return 2 * 1.25 * sqrt(0.75 * variance / len(logs))
 
 
 def summary(samples: Sequence[Sample]) -> Mapping[str, float | None]:

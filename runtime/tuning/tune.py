@@ -10,8 +10,8 @@ from llama_onnx.runtime.engine.engine_settings import EngineSettings
 from llama_onnx.runtime.tuning.candidates import NOT_TRIED, candidates, combine
 from llama_onnx.runtime.tuning.contest import Candidate, Gauge, Verdict, hold, judge, summary
 from llama_onnx.runtime.tuning.machine import Machine
-from llama_onnx.runtime.tuning.packed import obstacle, write_packed
-from llama_onnx.runtime.tuning.trial import Sample, Workload, measure
+from llama_onnx.runtime.tuning.packed_weights import obstacle, write_packed
+from llama_onnx.runtime.tuning.sample import Sample, Workload, measure
 from llama_onnx.runtime.tuning.tuned import (
     Place,
     Tuned,
@@ -129,10 +129,12 @@ def _decide(
 ) -> tuple[Tuned, Verdict | None]:
     """Measure all that gained together; return what to keep, and that measurement."""
     gained = sorted((v for v in verdicts if v.kept), key=lambda v: v.gain, reverse=True)
-    memory = [v.candidate.settings for v in gained if v.candidate.gauge == "memory"]
+    saving = [v for v in gained if v.candidate.gauge == "memory"]
+    memory = [v.candidate.settings for v in saving]
     faster = [v for v in gained if v.candidate.gauge != "memory"]
+    plain = Tuned(combine(memory), max((v.gain for v in saving if v.gain > v.noise), default=0.0))
     if not faster:
-        return Tuned(combine(memory), 0.0), None
+        return plain, None
     gauge: Gauge = "speed" if any(v.candidate.gauge == "speed" for v in faster) else "repeating"
     everything = combine([v.candidate.settings for v in faster] + memory)
     together = Candidate("all that gained", everything, gauge)
@@ -140,7 +142,7 @@ def _decide(
     verdict = judge(together, hold([together], rounds, counted))
     if verdict.kept:
         return Tuned(everything, verdict.gain), verdict
-    return Tuned(combine(memory), 0.0), verdict
+    return plain, verdict
 
 
 def _counter(

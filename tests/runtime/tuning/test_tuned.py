@@ -19,8 +19,8 @@ from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.tuning import tuned as module
 from llama_onnx.runtime.tuning.cache_folder import cache_folder
-from llama_onnx.runtime.tuning.finding import judge_tuning
-from llama_onnx.runtime.tuning.packed import write_packed
+from llama_onnx.runtime.tuning.judge_tuning import judge_tuning
+from llama_onnx.runtime.tuning.packed_weights import write_packed
 from llama_onnx.runtime.tuning.tuned import (
     Place,
     Tuned,
@@ -314,7 +314,7 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(
 
 KILLED = """
 import os, signal, sys
-from llama_onnx.runtime.tuning.packed import write_packed
+from llama_onnx.runtime.tuning.packed_weights import write_packed
 from llama_onnx.runtime.tuning.tuned import require_place, tuning
 from llama_onnx.targets.package import ModelPackage
 
