@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from llama_onnx.runtime import ort
+from llama_onnx.runtime.engine.head_rows import choose_rows
 from llama_onnx.runtime.tuning.tuned import PACKED_SUFFIX, Place
 from llama_onnx.targets.durable import flush_tree
 from llama_onnx.targets.errors import ResourceError, describe_reason
@@ -41,7 +42,9 @@ def write_packed(package: ModelPackage, place: Place) -> Path:
     """
     folder = Path(tempfile.mkdtemp(suffix=PACKED_SUFFIX, dir=place.folder))
     try:
-        ort.create_session(package.model_path, settings=ort.Settings(packed=folder))
+        # As the engine runs it, which cannot change a graph with packed weights.
+        graph = choose_rows(package.model_path.read_bytes())
+        ort.create_session(graph, settings=ort.Settings(packed=folder, weights=package.path))
         for file in folder.iterdir():
             file.chmod(0o600)
         flush_tree(folder)

@@ -15,7 +15,6 @@ from llama_onnx.runtime.tuning.sample import Sample, Workload, measure
 from llama_onnx.runtime.tuning.tuned import (
     Place,
     Tuned,
-    describe_files,
     keep,
     require_place,
     tuning,
@@ -115,8 +114,7 @@ def _tune(
         place.machine, workload, rounds, defaults, verdicts, confirmed, tuned, not_tried
     )
     progress.step("writing")
-    kept = tuned.settings.packed
-    keep(place, tuned, report.to_json(), describe_files(kept) if kept else None)
+    keep(place, package, tuned, report.to_json())
     return report
 
 

@@ -8,6 +8,7 @@ able to write any of it: a graph and weights are executed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
+from llama_onnx.runtime.engine.head_rows import choose_rows
 from llama_onnx.runtime.ort import check_threads
 from llama_onnx.runtime.tuning.cache_folder import (
     UntrustedError,
@@ -104,6 +106,8 @@ def find(package: ModelPackage, *, thorough: bool = False) -> Tuned | None:
         settings = _settings(record["settings"])
         packed = record["packed"]
         if packed is not None:
+            if packed["graph"] != graph_hash(package):
+                raise UntrustedError("another version of llama-onnx wrote the packed weights")
             settings = replace(settings, packed=_packed(place, packed, thorough))
         return Tuned(settings, float(record["gain"]))
     except FileNotFoundError as error:
@@ -159,21 +163,29 @@ def tuning(place: Place) -> Iterator[None]:
         ) from None
 
 
-def keep(
-    place: Place, tuned: Tuned, measured: Mapping[str, Any], files: Mapping[str, Any] | None
-) -> None:
-    """Write the record; `files` are those of the packed weights, by `describe_files`."""
+def keep(place: Place, package: ModelPackage, tuned: Tuned, measured: Mapping[str, Any]) -> None:
+    """Write the record, with the hashes of packed weights, which takes a while."""
     packed = tuned.settings.packed
     content = {
         "format_version": FORMAT_VERSION,
         "machine": place.machine.to_json(),
         "settings": tuned.settings.to_json(),
         "gain": tuned.gain,
-        "packed": packed and {"folder": packed.name, "files": files},
+        "packed": packed
+        and {
+            "folder": packed.name,
+            "graph": graph_hash(package),
+            "files": describe_files(packed),
+        },
         "measured": measured,
     }
     with replacing(place.record) as file:
         file.write(json.dumps(content, indent=2).encode())
+
+
+def graph_hash(package: ModelPackage) -> str:
+    """Return the sha256 of the graph as this version's engine runs it."""
+    return hashlib.sha256(choose_rows(package.model_path.read_bytes())).hexdigest()
 
 
 def describe_files(packed: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 
 from llama_onnx.runtime.engine.engine import Engine
 from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
+from llama_onnx.runtime.engine.head_rows import LOGITS_FROM
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.tuning import tuned as module
 from llama_onnx.runtime.tuning.cache_folder import cache_folder
@@ -25,7 +26,6 @@ from llama_onnx.runtime.tuning.tuned import (
     Place,
     Tuned,
     choose,
-    describe_files,
     find,
     forget,
     keep,
@@ -43,13 +43,13 @@ def keep_packed(package: ModelPackage, place: Place, **settings: object) -> Engi
     with tuning(place):
         folder = write_packed(package, place)
         found = replace(DEFAULT, packed=folder, **settings)  # type: ignore[arg-type]
-        keep(place, Tuned(found, 0.25), {}, describe_files(folder))
+        keep(place, package, Tuned(found, 0.25), {})
     return found
 
 
-def keep_plain(place: Place, settings: EngineSettings) -> None:
+def keep_plain(place: Place, package: ModelPackage, settings: EngineSettings) -> None:
     with tuning(place):
-        keep(place, Tuned(settings, 0.25), {}, None)
+        keep(place, package, Tuned(settings, 0.25), {})
 
 
 # where
@@ -85,7 +85,7 @@ def test_nothing_is_found_before_anything_is_kept(cache: Path, opened: ModelPack
 
 
 def test_what_was_kept_is_found(place: Place, opened: ModelPackage) -> None:
-    keep_plain(place, EngineSettings(threads=2, chunk=64, drafts=False))
+    keep_plain(place, opened, EngineSettings(threads=2, chunk=64, drafts=False))
     assert find(opened) == Tuned(EngineSettings(threads=2, chunk=64, drafts=False), 0.25)
     settings, remark = choose(opened, CPU)
     assert settings.chunk == 64
@@ -94,7 +94,7 @@ def test_what_was_kept_is_found(place: Place, opened: ModelPackage) -> None:
 
 
 def test_threads_that_the_user_chose_stay(place: Place, opened: ModelPackage) -> None:
-    keep_plain(place, EngineSettings(threads=2, chunk=64))
+    keep_plain(place, opened, EngineSettings(threads=2, chunk=64))
     settings, remark = choose(opened, CPU, threads=1)
     assert settings == EngineSettings(chunk=64)
     assert remark is not None and "thread" not in remark
@@ -103,7 +103,7 @@ def test_threads_that_the_user_chose_stay(place: Place, opened: ModelPackage) ->
 def test_a_variable_ignores_it(
     place: Place, opened: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep_plain(place, EngineSettings(chunk=64))
+    keep_plain(place, opened, EngineSettings(chunk=64))
     monkeypatch.setenv("LLAMA_ONNX_TUNED", "0")
     assert choose(opened, CPU) == (DEFAULT, None)
 
@@ -120,8 +120,10 @@ def test_another_machine_or_runtime_finds_nothing(
     assert finding.status == "warning" and "another" in finding.found
 
 
-def test_another_package_finds_nothing(place: Place, package_fp32: Path) -> None:
-    keep_plain(place, EngineSettings(chunk=64))
+def test_another_package_finds_nothing(
+    place: Place, opened: ModelPackage, package_fp32: Path
+) -> None:
+    keep_plain(place, opened, EngineSettings(chunk=64))
     assert find(ModelPackage.open(package_fp32)) is None
 
 
@@ -144,6 +146,8 @@ def test_packed_weights_compute_the_same_bit_for_bit(
     settings = keep_packed(opened, module.require_place(opened), chunk=16)
     found = find(opened)
     assert found is not None and found.settings == settings
+    assert settings.packed is not None
+    assert LOGITS_FROM.encode() in (settings.packed / MODEL_FILE).read_bytes(), "as the engine runs"
     expected = logits(opened, replace(settings, packed=None))
     assert len(expected) == 8
     assert np.array_equal(logits(opened, settings), expected)
@@ -224,6 +228,15 @@ def test_damaged_or_foreign_weights_are_ignored_aloud(
         assert "".join(model.generate("the fox", max_new_tokens=2))
 
 
+def test_packed_weights_for_another_version_of_the_engine_are_ignored_aloud(
+    place: Place, opened: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_packed(opened, place)
+    monkeypatch.setattr(module, "choose_rows", lambda model: model + b"changed")
+    chosen, remark = choose(opened, CPU)
+    assert chosen == DEFAULT and remark is not None and "another version" in remark
+
+
 def test_doctor_also_finds_what_only_the_hash_tells(place: Place, opened: ModelPackage) -> None:
     settings = keep_packed(opened, place)
     assert settings.packed is not None
@@ -240,7 +253,7 @@ def test_doctor_also_finds_what_only_the_hash_tells(place: Place, opened: ModelP
 def test_the_folder_of_another_user_is_ignored(
     place: Place, opened: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep_plain(place, EngineSettings(chunk=64))
+    keep_plain(place, opened, EngineSettings(chunk=64))
     me = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
     chosen, remark = choose(opened, CPU)
@@ -264,7 +277,7 @@ def test_the_folder_of_another_user_is_ignored(
 def test_a_damaged_record_is_ignored_aloud(
     place: Place, opened: ModelPackage, content: str
 ) -> None:
-    keep_plain(place, EngineSettings(chunk=64))
+    keep_plain(place, opened, EngineSettings(chunk=64))
     place.record.write_text(content)
     chosen, remark = choose(opened, CPU)
     assert chosen == DEFAULT and remark is not None and "damaged" in remark
@@ -277,7 +290,7 @@ def test_a_damaged_record_is_ignored_aloud(
 def test_settings_out_of_range_are_ignored_aloud(
     place: Place, opened: ModelPackage, key: str, value: object
 ) -> None:
-    keep_plain(place, EngineSettings(chunk=64))
+    keep_plain(place, opened, EngineSettings(chunk=64))
     record = json.loads(place.record.read_text())
     record["settings"][key] = value
     place.record.write_text(json.dumps(record))
