@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from click.testing import CliRunner, Result
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.tuning import tune as module
+from llama_onnx.runtime.tuning.candidates import candidates
 from llama_onnx.runtime.tuning.machine import Machine
 from llama_onnx.runtime.tuning.sample import Sample, Workload, describe, measure, measure_here
-from llama_onnx.runtime.tuning.tuned import Place, find
+from llama_onnx.runtime.tuning.tuned import Place, find, require_place
 from llama_onnx.targets.errors import ResourceError
 from llama_onnx.targets.package import ModelPackage
 
@@ -46,7 +46,7 @@ class Faster:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, place: Place) -> Iterator[pytest.MonkeyPatch]:
+def quick(monkeypatch: pytest.MonkeyPatch, place: Place) -> pytest.MonkeyPatch:
     """Trials in this process, of which no setting is faster than another."""
     monkeypatch.setattr(module, "measure", Faster())
     return monkeypatch
@@ -112,11 +112,11 @@ def test_a_gain_that_does_not_repeat_is_not_kept(
 
         def __call__(self, *arguments: Any) -> Sample:
             self.calls += 1
-            if self.calls > 2 * (len(module.candidates(*machine)) + 2):
+            if self.calls > 2 * (len(candidates(*machine)) + 2):
                 self.wanted = {}
             return super().__call__(*arguments)
 
-    machine = (module.require_place(opened).machine, Workload(256, 200, 8, True))
+    machine = (require_place(opened).machine, Workload(256, 200, 8, True))
     quick.setattr(module, "measure", Lucky(chunk=128))
     report = json.loads(tune(package, "--json", "--no-packed").stdout)
     assert [each["name"] for each in report["tried"] if each["kept"]] == ["parts of 128 tokens"]
