@@ -26,7 +26,7 @@ def multiply_with_onednn(module: nn.Module) -> None:
     """Let every linear layer below `module` that has no bias `multiply`. No gradient is computed
     through them any more."""
     for child in module.modules():
-        if type(child) is nn.Linear and child.bias is None:
+        if type(child) is nn.Linear and getattr(child, "bias", None) is None:
             child.__class__ = _Linear
 
 
@@ -36,8 +36,7 @@ class _Linear(nn.Linear):
 
 
 def _has_onednn() -> bool:
+    machine: str = platform.machine()
     return (
-        platform.machine() in _X86
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        machine in _X86 and torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )

@@ -177,7 +177,7 @@ def _farthest(
         step = (high - low) / np.float32(2**codes.bits - 1)
         theirs = np.clip(theirs, low[..., None], high[..., None])
     else:
-        step = _by_block(np.maximum, np.abs(theirs)) / 2 ** (codes.bits - 1)
+        step = _by_block(np.maximum, np.abs(theirs)) / np.float32(2 ** (codes.bits - 1))
     largest = _by_block(np.maximum, np.abs(ours - theirs))
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = largest / step
@@ -207,7 +207,7 @@ def block_errors(found: Float32, expected: Float32, codes: BlockCodes | None) ->
     largest = _by_block(np.maximum, magnitudes)
     is_largest = magnitudes >= (largest * np.float32(1 - _TIE))[..., None]
     nearest = _by_block(np.minimum, np.where(is_largest, distance, np.float32(np.inf)))
-    errors: Float32 = nearest / np.maximum(largest, _SMALLEST)
+    errors: Float32 = (nearest / np.maximum(largest, _SMALLEST)).astype(np.float32, copy=False)
     return errors
 
 
