@@ -25,6 +25,7 @@ def pair(codes: BlockCodes, columns: int, error: float) -> Found:
     original[2] = 0
     rows = original + np.float32(error) * random.standard_normal((6, columns), dtype=np.float32)
     rows[4, 3:5] = original[4, 3:5]
+    rows[2] = 0  # a block of zeros must stay one
     tensors = (SimpleNamespace(codes=codes, step=codes.step), SimpleNamespace(codes=None))
     return rows, original, *tensors
 
