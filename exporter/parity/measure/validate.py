@@ -79,9 +79,7 @@ def validate(
     with stages.timed("tokenizer"):
         tokenizer = check_tokenizer(subject.path, subject.original, texts)
     if situations is None:
-        situations = situations_of(
-            shared_buffer=weights.ragged, short=sample is not None and sample.reduced
-        )
+        situations = _situations(subject, sample)
     sequences = evaluation.sequences if evaluation else ()
     evidence = gather(subject, prompts, certificate_prompts, situations, sequences, progress)
     stages.seconds.update(evidence.seconds)
@@ -122,6 +120,11 @@ def validate(
         seconds=stages.seconds,
     )
     return report, evidence
+
+
+def _situations(subject: Subject, sample: Sample | None) -> Sequence[Situation]:
+    short = sample is not None and sample.reduced
+    return situations_of(shared_buffer=subject.weights.ragged, short=short)
 
 
 def _fidelity(
