@@ -243,8 +243,8 @@ def validate(
     adapters: Sequence[str | os.PathLike[str]] = (),
     kept_adapter: tuple[str, str | os.PathLike[str]] | None = None,
     texts: Sequence[str] | None = None,
-    tokens: int = 64,
-    prompt_tokens: int = 128,
+    tokens: int | None = None,
+    prompt_tokens: int | None = None,
     max_kl: float | None = None,
     accept_loss: bool = False,
     thorough: bool = False,
@@ -259,8 +259,10 @@ def validate(
         adapters: PEFT folders of the LoRA adapters that were merged, in order.
         kept_adapter: Name and PEFT folder of the kept adapter to activate. None: measure the base.
         texts: Texts to measure on, at least one. None: the built-in ones.
-        tokens: Greedy tokens after each prompt, at least 2.
-        prompt_tokens: Maximum tokens of a prompt, at least 1.
+        tokens: Greedy tokens after each prompt, at least 2. None: 64, or 16 of a model with 3
+            billion parameters or more.
+        prompt_tokens: Maximum tokens of a prompt, at least 1. None: 128, or 32 of such a model,
+            whose first prompt still has up to 128.
         max_kl: Also fail above this mean KL divergence (nats) to the original weights.
         accept_loss: Accept a loss beyond the limits of fidelity that the package's recipe has.
         thorough: Also run past positions 2047 to 2049 and to the end of the context.

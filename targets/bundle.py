@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,11 @@ class Bundle:
             f"{self.path} contains its package as an archive, which cannot run: pass --files-only."
         )
 
-    def verify(self) -> list[str]:
-        """Read every file and return the names of those that are missing or were changed."""
-        return altered_files(self.path, self.files)
+    def verify(self, names: Collection[str] | None = None) -> list[str]:
+        """Read every file, or those called `names`, and return the names of those that are missing
+        or were changed."""
+        chosen = {n: f for n, f in self.files.items() if names is None or n in names}
+        return altered_files(self.path, chosen)
 
     def unlisted(self) -> Unlisted:
         """Return what bundle.json does not list, so that no hash covers it."""

@@ -132,9 +132,11 @@ class ModelPackage:
         there = f"it has {known}" if known else "it has none (`export --keep-adapter` makes them)"
         raise UsageError(f"{self.path} has no adapter {name!r}: {there}.")
 
-    def verify(self) -> list[str]:
-        """Read every file and return the names of those that are missing or were changed."""
-        return altered_files(self.path, self.files)
+    def verify(self, names: Collection[str] | None = None) -> list[str]:
+        """Read every file, or those called `names`, and return the names of those that are missing
+        or were changed."""
+        chosen = {n: f for n, f in self.files.items() if names is None or n in names}
+        return altered_files(self.path, chosen)
 
     def unlisted(self) -> Unlisted:
         """Return what the manifest does not list, so that no hash covers it."""

@@ -37,16 +37,13 @@ if TYPE_CHECKING:
 @click.option(
     "--tokens",
     type=click.IntRange(min=2),
-    default=64,
-    show_default=True,
-    help="Greedy tokens after each prompt.",
+    help="Greedy tokens after each prompt.  [default: 64; 16 from 3 billion parameters on]",
 )
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    help="Maximum tokens of a prompt.",
+    help="Maximum tokens of a prompt.  [default: 128; from 3 billion parameters on 32, but 128 of "
+    "the first]",
 )
 @click.option(
     "--max-kl", type=float, help="Also fail above this mean KL divergence from the original (nats)."
@@ -92,8 +89,8 @@ def command(
     reference: Path | HubId,
     adapters: tuple[str, ...],
     text: Path | None,
-    tokens: int,
-    prompt_tokens: int,
+    tokens: int | None,
+    prompt_tokens: int | None,
     max_kl: float | None,
     accept_loss: bool,
     certify: bool,

@@ -33,6 +33,7 @@ _HALF_BITS = np.uint32(0x8FFFE000).astype(np.int32)
 
 
 _PIECE = 1 << 22  # values compared at a time
+_CACHED = 1 << 16  # values widened at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -199,19 +200,27 @@ def read_values(
 def widen(values: npt.NDArray[Any]) -> Float32:
     """Return `values` of any float type as float32, exactly.
 
-    For float16 this is six times as fast as numpy: the bits are shifted to their float32 positions,
+    For float16 this is twice as fast as numpy: the bits are shifted to their float32 positions,
     and a multiplication corrects the exponent's bias, for subnormals too. Infinities and NaN would
     become 65536 or more, so arrays that contain them are converted by numpy.
     """
     if values.dtype != np.float16:
         return values.astype(np.float32, copy=False)
-    bits = values.view(np.int16).astype(np.int32) << 13
+    flat = values.reshape(-1)
+    widened = np.empty(flat.shape, np.float32)
+    for start in range(0, flat.size, _CACHED):
+        _widen_into(widened[start : start + _CACHED], flat[start : start + _CACHED])
+    return widened.reshape(values.shape)
+
+
+def _widen_into(widened: Float32, values: npt.NDArray[np.float16]) -> None:
+    bits = widened.view(np.int32)
+    bits[:] = values.view(np.int16)
+    bits <<= 13
     bits &= _HALF_BITS
-    widened: Float32 = bits.view(np.float32)
     widened *= np.float32(2.0**112)
-    if widened.size and (widened.max() >= 2.0**16 or widened.min() <= -(2.0**16)):
-        return values.astype(np.float32)
-    return widened
+    if widened.max() >= 2.0**16 or widened.min() <= -(2.0**16):
+        widened[:] = values
 
 
 def check_name(path: Path, name: str) -> None:

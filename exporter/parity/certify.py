@@ -85,7 +85,7 @@ def _certificate(package: ModelPackage, report: ParityReport, evidence: Evidence
         "thresholds": [row.to_json() for row in all_thresholds()],
     }
     # Curves and layers are only for the report: a device cannot measure them.
-    for key in ("curves", "layers", "package", "reference", "about", "altered"):
+    for key in ("curves", "layers", "package", "reference", "about", "altered", "seconds"):
         del content["validated"][key]
     return Certificate(
         content,

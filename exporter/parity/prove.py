@@ -12,14 +12,14 @@ from llama_onnx.exporter.parity.measure.evaluation import make_evaluation
 from llama_onnx.exporter.parity.measure.open_subject import naming_altered, open_subject
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.measure.report import ParityReport
+from llama_onnx.exporter.parity.measure.sample import Sample, choose_sample
 from llama_onnx.exporter.parity.measure.shipped import NO_PROMPTS, PromptSet
 from llama_onnx.exporter.parity.measure.validate import validate
 from llama_onnx.exporter.reference.subject import Subject
+from llama_onnx.runtime.measure.metrics import Ids
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage, check_changeable
 from llama_onnx.targets.progress import SILENT, Progress
-
-TOKENS, PROMPT_TOKENS = 64, 128
 
 
 def prove(
@@ -27,8 +27,8 @@ def prove(
     original: Checkpoint,
     *,
     texts: Sequence[str] = TEXTS,
-    tokens: int = TOKENS,
-    longest: int = PROMPT_TOKENS,
+    tokens: int | None = None,
+    longest: int | None = None,
     max_kl: float | None = None,
     accept_loss: bool = False,
     thorough: bool = False,
@@ -53,8 +53,8 @@ def prove_subject(
     subject: Subject,
     *,
     texts: Sequence[str] = TEXTS,
-    tokens: int = TOKENS,
-    longest: int = PROMPT_TOKENS,
+    tokens: int | None = None,
+    longest: int | None = None,
     max_kl: float | None = None,
     accept_loss: bool = False,
     thorough: bool = False,
@@ -64,15 +64,17 @@ def prove_subject(
     """Validate the package of `subject`, and write its certificate into it if it passes.
 
     It is measured on the first `longest` tokens of each of `texts`, continued by `tokens`, and with
-    `thorough` up to the end of the context. `max_kl` (nats) also limits the loss against
-    the original weights; `accept_loss` accepts what is beyond the limits of fidelity that the
-    package's recipe has. The certificate is written only with `certify`, and if both verdicts allow
-    it.
+    `thorough` up to the end of the context; `choose_sample` chooses what is None. `max_kl` (nats)
+    also limits the loss against the original weights; `accept_loss` accepts what is beyond the
+    limits of fidelity that the package's recipe has. The certificate is written only with
+    `certify`, and if both verdicts allow it.
 
     Raises `UsageError` for a package that cannot be measured or certified, `PackageError` for one
     that cannot be run.
     """
     check_measurable(texts, tokens, longest)
+    parameters = subject.original.config.num_parameters()
+    sample = choose_sample(parameters, tokens, longest, thorough=thorough)
     weights = subject.weights
     if certify:
         _check_certifiable(subject)
@@ -83,11 +85,12 @@ def prove_subject(
             "another type."
         )
     with naming_altered(subject.path):
-        prompts = make_prompts(subject.path, weights.config, texts, tokens=tokens, longest=longest)
-        evaluation = make_evaluation(subject.path, weights.config, texts)
+        prompts = _prompts(subject, texts, sample)
+        evaluation = make_evaluation(subject.path, weights.config, texts, sample.evaluation_tokens)
     report, evidence = validate(
         subject,
-        PromptSet(prompts, tokens),
+        PromptSet(prompts, sample.tokens),
+        sample=sample,
         certificate_prompts=(
             certificate_prompts(subject.path, weights.config) if certify else NO_PROMPTS
         ),
@@ -103,12 +106,20 @@ def prove_subject(
     return report
 
 
-def check_measurable(texts: Sequence[str], tokens: int, longest: int) -> None:
+def _prompts(subject: Subject, texts: Sequence[str], sample: Sample) -> list[Ids]:
+    longest = sample.prompt_tokens
+    first, *others = make_prompts(
+        subject.path, subject.weights.config, texts, tokens=sample.tokens, longest=longest
+    )
+    return [first, *(prompt[: sample.other_prompt_tokens] for prompt in others)]
+
+
+def check_measurable(texts: Sequence[str], tokens: int | None, longest: int | None) -> None:
     """Raise `UsageError` for settings of `prove_subject` with which nothing can be measured."""
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
         raise UsageError("texts must be a list of one or more strings: pass [text] for one text.")
     for name, value, least in (("tokens", tokens, 2), ("prompt_tokens", longest, 1)):
-        if not isinstance(value, int) or value < least:
+        if value is not None and (not isinstance(value, int) or value < least):
             raise UsageError(f"{name} is {value!r}: use a whole number from {least} up.")
 
 

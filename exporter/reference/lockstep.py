@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,20 @@ from llama_onnx.runtime.measure.situations import Observation, Passage, Program,
 from llama_onnx.targets.graph_names import LOGITS
 
 HEAD = "head"
+
+_T = TypeVar("_T")
+
+
+class Watch(Protocol):
+    """Yields the items of an iterator, those of one of the three models called `name`."""
+
+    def __call__(self, name: str, items: Iterator[_T], /) -> Iterator[_T]:
+        """Return an iterator over the same items."""
+
+
+def unwatched(name: str, items: Iterator[_T]) -> Iterator[_T]:
+    """Yield `items`."""
+    return items
 
 
 @dataclass(frozen=True)
@@ -40,24 +54,27 @@ def lockstep(
     passages: Sequence[Passage],
     program: Program,
     positions: Sequence[Ids] | None = None,
+    watch: Watch = unwatched,
 ) -> Iterator[Stage]:
     """Yield each stage of the three models of `subject` on `passages`; `program` feeds the graph.
 
-    With `positions`, [n] for each passage, the PyTorch models compute logits only there.
+    With `positions`, [n] for each passage, the PyTorch models compute logits only there. `watch`
+    sees what each model yields: "original", "package" or "graph".
     """
     # Imported here: PyTorch and a session of the whole graph must not be in memory together.
     from llama_onnx.exporter.reference.walk import walk_layers
 
     sequences = [passage.ids for passage in passages]
     weights, config = subject.weights, subject.weights.config
+    graph = run_segments(subject.model_path, program, config, exact=True, adapter=subject.adapter)
     for (label, original), (_, package), (segment, steps) in zip(
-        walk_layers(subject.adapted_original, sequences, positions),
-        walk_layers(subject.adapted_weights, sequences, positions),
-        run_segments(subject.model_path, program, config, exact=True, adapter=subject.adapter),
+        watch("original", walk_layers(subject.adapted_original, sequences, positions)),
+        watch("package", walk_layers(subject.adapted_weights, sequences, positions)),
+        watch("graph", graph),
         strict=True,
     ):
         assert segment == label
-        found = _observations(program, steps, moves_padding=weights.ragged)
+        found = _observations(program, watch("graph", steps), moves_padding=weights.ragged)
         yield Stage(label, original, package, found)
 
 

@@ -10,7 +10,9 @@ statistics, quantize, and `advance`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -27,13 +29,14 @@ from transformers.models.llama.modeling_llama import (
 from llama_onnx.exporter.formats.tensor import Float32, LazyTensor
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.reference.linear import multiply, multiply_with_onednn
 from llama_onnx.targets.progress import SILENT, Progress
 
 Ids = npt.NDArray[np.int64]
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_CHUNK = 1 << 24  # float32 values read at a time: 64 MiB
+_CHUNK = 1 << 22  # float32 values read at a time: 16 MiB
 
 
 def walk(
@@ -72,13 +75,14 @@ def walk_layers(
         # Entered for each layer: the mode belongs to the thread, and the caller runs in between.
         with torch.inference_mode():
             layer = next(layers)
+            multiply_with_onednn(layer)
             hidden = [advance(layer, rotary, x, window_mask(config, x.shape[1])) for x in hidden]
         yield f"layer {index}", _arrays(hidden)
     layers.close()
     with torch.inference_mode():
         if positions is not None:
             hidden = [x[:, torch.from_numpy(p)] for x, p in zip(hidden, positions, strict=True)]
-        logits = read_out(checkpoint, hidden)
+        logits = project(checkpoint, final_norm(checkpoint, hidden), multiply)
     yield "head", logits
 
 
@@ -148,14 +152,18 @@ def final_norm(checkpoint: Checkpoint, hidden: Sequence[Tensor]) -> list[Tensor]
     return [norm(x)[0] for x in hidden]
 
 
-def project(checkpoint: Checkpoint, normed: Sequence[Tensor]) -> list[Float32]:
+def project(
+    checkpoint: Checkpoint,
+    normed: Sequence[Tensor],
+    product: Callable[[Tensor, Tensor], Tensor] = lambda x, weight: x @ weight.T,
+) -> list[Float32]:
     """Return the logits [S, V] for normalized states [S, H]. The head is read in chunks."""
     logits = [np.empty((len(x), checkpoint.config.vocab_size), np.float32) for x in normed]
     start = 0
     for weight in head_chunks(checkpoint):
         stop = start + len(weight)
         for out, x in zip(logits, normed, strict=True):
-            out[:, start:stop] = (x @ weight.T).numpy()
+            out[:, start:stop] = product(x, weight).numpy()
         start = stop
     return logits
 
@@ -207,10 +215,21 @@ def _empty(make: Callable[[], Module]) -> Module:
 
 @torch.no_grad()
 def _fill(module: nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
-    for name, parameter in module.named_parameters():
-        tensor = checkpoint.tensor(prefix + name)
-        for start, stop in _chunks(tensor):
-            parameter[start:stop] = torch.from_numpy(tensor.rows(start, stop))
+    """Read the weights of `module`, as many pieces at a time as there are processors."""
+
+    def read(piece: tuple[Tensor, LazyTensor, int, int]) -> None:
+        parameter, tensor, start, stop = piece
+        parameter.numpy()[start:stop] = tensor.rows(start, stop)
+
+    pieces = [
+        (parameter.detach(), tensor, start, stop)
+        for name, parameter in module.named_parameters()
+        for tensor in [checkpoint.tensor(prefix + name)]
+        for start, stop in _chunks(tensor)
+    ]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for _ in pool.map(read, pieces):
+            pass
 
 
 def _chunks(tensor: LazyTensor) -> Iterator[tuple[int, int]]:

@@ -132,8 +132,13 @@ def _head(report: VerifyReport) -> Iterator[str]:
                 f"ran on     {share['provider']}: {percent(fraction['nodes'])} of the nodes, "
                 f"{percent(fraction['weight_bytes'])} of the weights, "
                 f"{percent(fraction['macs_per_token'])} of the work; opened in "
-                f"{seconds['opening']:.1f} s, replayed in {seconds['replay']:.1f} s"
+                f"{seconds['opening']:.1f} s, meanwhile, and replayed in {seconds['replay']:.1f} s"
             )
+    if report.reduced:
+        yield (
+            "sampled    batches, and two conversations at once, of 16 tokens each: less than of a "
+            "smaller package"
+        )
     if report.fallback:
         yield f"fallback   {report.fallback}"
 

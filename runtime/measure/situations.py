@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -25,6 +26,7 @@ LONG = (2047, 2048, 2049)
 """Lengths around 2048, which Llama 1 was trained on and many kernels' tables are made for."""
 
 _BATCH_LENGTH = 48  # longest row of a batch, and of concurrent conversations
+_SHORT = 16  # the same where a token takes long
 _BATCH_STEPS = 3
 _CHUNKS = (1, 2, 31, 33)
 _TWO_STEPS = 4
@@ -203,9 +205,9 @@ def rewind(passages: Sequence[Passage]) -> Program:
     return [whole, Step(ids[None, half:], _ones(len(ids)), 0, rows, keep=half)]
 
 
-def two_at_once(passages: Sequence[Passage]) -> Program:
+def two_at_once(passages: Sequence[Passage], longest: int = _BATCH_LENGTH) -> Program:
     """Return a program of the beginnings of two conversations, each ending in single steps."""
-    beginnings = [p.ids[:_BATCH_LENGTH] for p in passages[:2]]
+    beginnings = [p.ids[:longest] for p in passages[:2]]
     return join(
         _pieces(i, ids, _singles(max(1, len(ids) - _TWO_STEPS), len(ids)))
         for i, ids in enumerate(beginnings)
@@ -228,14 +230,14 @@ def long(passages: Sequence[Passage]) -> Program:
     ]
 
 
-def left_padding(passages: Sequence[Passage]) -> Program:
+def left_padding(passages: Sequence[Passage], longest: int = _BATCH_LENGTH) -> Program:
     """Return a program of one batch padded on the left, then a few steps."""
-    return _batch(passages, left=True)
+    return _batch(passages, longest, left=True)
 
 
-def right_padding(passages: Sequence[Passage]) -> Program:
+def right_padding(passages: Sequence[Passage], longest: int = _BATCH_LENGTH) -> Program:
     """Return a program of one batch padded on the right, then a few steps."""
-    return _batch(passages, left=False)
+    return _batch(passages, longest, left=False)
 
 
 @dataclass(frozen=True)
@@ -268,15 +270,24 @@ SITUATIONS = (
 """The situations to try every package in. `LONG_CONTEXT` takes longer and needs a long passage."""
 
 
-def situations_of(*, shared_buffer: bool, continues: bool = True) -> tuple[Situation, ...]:
+def situations_of(
+    *, shared_buffer: bool, continues: bool = True, short: bool = False
+) -> tuple[Situation, ...]:
     """Return the situations that apply, depending on whether past and present can share a buffer.
 
     Where attention cannot add several tokens to a cache (not `continues`), only `WHOLE` apply, in
-    one buffer.
+    one buffer. `short`: batches, and two at once, have the first tokens of each passage only.
     """
     if not continues:
         return tuple(replace(situation, run=run_in_one_buffer) for situation in WHOLE)
-    return tuple(s for s in SITUATIONS if shared_buffer or s.run is not run_in_one_buffer)
+    applying = (s for s in SITUATIONS if shared_buffer or s.run is not run_in_one_buffer)
+    return tuple(_shortened(s) if short else s for s in applying)
+
+
+def _shortened(situation: Situation) -> Situation:
+    if situation.program not in (left_padding, right_padding, two_at_once):
+        return situation
+    return replace(situation, program=partial(situation.program, longest=_SHORT))
 
 
 def looks_everywhere(situation: Situation) -> bool:
@@ -325,8 +336,41 @@ def join(programs: Iterable[Program]) -> Program:
     return joined
 
 
-def _batch(passages: Sequence[Passage], *, left: bool) -> Program:
-    rows = [p.ids[:_BATCH_LENGTH] for p in passages]
+def merge(programs: Sequence[Program]) -> tuple[Program, list[tuple[int, ...]]]:
+    """Return one program that runs each different step of `programs` once, and for each of its
+    steps the programs that have it.
+
+    Steps are the same if they feed the same ids, mask and cache, so that only a graph without
+    state, such as a piece of one, may run them once for all.
+    """
+    merged: list[Step] = []
+    owners: list[tuple[int, ...]] = []
+    known: dict[tuple[object, ...], int] = {}
+    for number, program in enumerate(programs):
+        places: list[int] = []  # in the merged program
+        for step in program:
+            moved = replace(step, past=None if step.past is None else places[step.past])
+            place = known.setdefault(_identity(moved), len(merged))
+            if place == len(merged):
+                merged.append(moved)
+                owners.append(())
+            if number not in owners[place]:
+                owners[place] = (*owners[place], number)
+            places.append(place)
+    return merged, owners
+
+
+def _identity(step: Step) -> tuple[object, ...]:
+    rows = tuple(
+        (row.passage, row.batch, row.outputs.start, row.outputs.stop, row.first)
+        for row in step.rows
+    )
+    shape = (step.ids.shape, step.mask.shape)
+    return shape, step.ids.tobytes(), step.mask.tobytes(), step.past, step.keep, rows
+
+
+def _batch(passages: Sequence[Passage], longest: int, *, left: bool) -> Program:
+    rows = [p.ids[:longest] for p in passages]
     # Different lengths, and room for some steps: every row gets a different padding.
     lengths = [max(1, len(row) - _BATCH_STEPS - i) for i, row in enumerate(rows)]
     width = max(lengths)

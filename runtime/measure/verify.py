@@ -7,7 +7,7 @@ the files does not need onnxruntime either.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +17,7 @@ import numpy as np
 
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
-from llama_onnx.runtime.measure.certificate import Certificate, next_tokens, read_certificate
+from llama_onnx.runtime.measure.certificate import Certificate, read_certificate
 from llama_onnx.runtime.measure.claims import (
     check_activations,
     check_claims,
@@ -25,34 +25,34 @@ from llama_onnx.runtime.measure.claims import (
 )
 from llama_onnx.runtime.measure.fidelity import Fidelity
 from llama_onnx.runtime.measure.graph_session import GraphSession
-from llama_onnx.runtime.measure.integrity import Integrity, check_integrity, package_of
+from llama_onnx.runtime.measure.integrity import Hashing, Integrity, package_of
 from llama_onnx.runtime.measure.metrics import (
     NEAR_TIE,
     Comparison,
     Divergence,
-    Logits,
-    PositionFigures,
-    TopK,
-    figures_in_pieces,
-    margin,
-    position_figures,
-    summarize,
+)
+from llama_onnx.runtime.measure.replay import (
+    SituationFigures,
+    divergences_of,
+    full_rows,
+    replay,
 )
 from llama_onnx.runtime.measure.situations import (
     DECODE,
     PREFILL,
-    Observation,
-    Passage,
     Situation,
-    looks_everywhere,
     situations_of,
-    try_situation,
 )
 from llama_onnx.runtime.measure.thresholds import Check, check, strictest, thresholds
 from llama_onnx.runtime.memory import bounded_memory, forgetting_pages
-from llama_onnx.runtime.placement.session import open_session
+from llama_onnx.runtime.placement.session import OpenSession, open_session
 from llama_onnx.targets.bundle import Bundle, open_shipped
-from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
+from llama_onnx.targets.errors import (
+    LlamaOnnxError,
+    MissingDependencyError,
+    PackageError,
+    UsageError,
+)
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import SILENT, Progress
 from llama_onnx.targets.provider import Provider
@@ -61,24 +61,8 @@ from llama_onnx.targets.signature import Signature, check_signature
 
 _STEP_SECONDS = 60.0
 _SLOWEST_DISK = 5e6  # bytes a second
+_LARGE = 1 << 30  # bytes of weights from which less is replayed: a token takes 0.05 s or more
 _MEMORY, _COPIES = 4 << 30, 4  # bytes, and times the weights: an honest replay takes half as much
-
-Rows = Mapping[tuple[int, int], Logits]
-"""(passage number, position) -> logits [V], of one situation."""
-
-
-@dataclass(frozen=True)
-class SituationFigures:
-    """The package as it runs here, compared with the references.
-
-    `shipped` is against the package's weights, `total` against the original weights, which only the
-    situations in `WHOLE` have; None elsewhere.
-    """
-
-    situation: str
-    meaning: str
-    shipped: Comparison
-    total: Comparison | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +72,9 @@ class VerifyReport:
     Nothing is replayed if only the files are checked, or if files or signature are not valid: then
     there are no figures. `activations` and `provider` are None if only the files are checked.
     `fidelity` is what the certificate claims: without the original nobody can measure it here.
+    `reduced` is whether batches, and two at once, had only the first tokens of each passage.
+
+    Of the `seconds`, "opening" and "hashing" are at the same time.
     """
 
     package: str
@@ -106,6 +93,7 @@ class VerifyReport:
     kl_difference: float | None = None
     checks: tuple[Check, ...] = ()
     fidelity: Fidelity | None = None
+    reduced: bool = False
 
     @property
     def passed(self) -> bool:
@@ -152,61 +140,95 @@ def verify(
     shipped = open_shipped(path)
     package = package_of(shipped)
     certificate = read_certificate(package.path)
-    report = _check_files(shipped, certificate, key, name, progress)
+    report = _begin(shipped, certificate, key, name)
     provider = provider or get_target(package.target).session.provider
     report = replace(report, activations=certificate.content["activations"], provider=provider.name)
-    if not report.intact:
-        return report
-    _check_more(package, certificate)
-    report = replace(report, fidelity=claimed_fidelity(package, certificate))
-    most = _MEMORY + _COPIES * package.data_path.stat().st_size
-    with bounded_memory(most, f"the replay of {package.path}"):
-        opening = (provider, threads, allow_fallback)
-        return _replayed(package, certificate, report, opening, situations, progress)
+    with Hashing(shipped, certificate, progress) as hashing:
+        if not (hashing.clean and report.signature.passed):
+            return _finish(report, hashing)
+        try:
+            wanted = _Replay(package, certificate, provider, threads, allow_fallback, situations)
+            return wanted.run(report, hashing, progress)
+        except LlamaOnnxError:
+            report = _finish(report, hashing)
+            if report.intact:
+                raise
+            return report
 
 
-def _replayed(
-    package: ModelPackage,
-    certificate: Certificate,
-    report: VerifyReport,
-    opening: tuple[Provider, int | None, bool],
-    situations: Sequence[Situation] | None,
-    progress: Progress,
-) -> VerifyReport:
-    """Return the `report`, completed by opening the graph and replaying the certificate.
+@dataclass(frozen=True)
+class _Replay:
+    """What to replay, and how; see `verify`."""
 
-    `opening` is the provider, the number of threads, and whether the CPU may help.
-    """
-    provider, threads, allow_fallback = opening
-    started = perf_counter()
-    with forgetting_pages(package.data_path):
-        opened = open_session(
-            package.model_path, provider, threads=threads, allow_fallback=allow_fallback
+    package: ModelPackage
+    certificate: Certificate
+    provider: Provider
+    threads: int | None
+    allow_fallback: bool
+    situations: Sequence[Situation] | None
+
+    def run(self, report: VerifyReport, hashing: Hashing, progress: Progress) -> VerifyReport:
+        """Return the `report`, completed by opening the graph and replaying the certificate.
+
+        The graph is opened while the data file is being hashed, and replayed only if that is
+        intact.
+        """
+        _check_more(self.package, self.certificate)
+        most = _MEMORY + _COPIES * self.package.data_path.stat().st_size
+        with bounded_memory(most, f"the replay of {self.package.path}"):
+            started = perf_counter()
+            opened = self._open()
+            ready = perf_counter()
+            report = _finish(report, hashing)
+            if not report.intact:
+                return report
+            fidelity = claimed_fidelity(self.package, self.certificate)
+            seconds = {**report.seconds, "opening": ready - started}
+            report = replace(report, fidelity=fidelity, seconds=seconds)
+            return self._replayed(report, opened, progress)
+
+    def _open(self) -> OpenSession:
+        with forgetting_pages(self.package.data_path):
+            opened = open_session(
+                self.package.model_path,
+                self.provider,
+                threads=self.threads,
+                allow_fallback=self.allow_fallback,
+            )
+        activations = self.certificate.content["activations"]
+        check_activations(self.package, activations, opened.session)
+        return opened
+
+    def _replayed(
+        self, report: VerifyReport, opened: OpenSession, progress: Progress
+    ) -> VerifyReport:
+        started, certificate = perf_counter(), self.certificate
+        graph = GraphSession(
+            opened.session,
+            shares_buffer=opened.shares_buffer,
+            step_seconds=_step_seconds(self.package),
         )
-    check_activations(package, certificate.content["activations"], opened.session)
-    graph = GraphSession(
-        opened.session,
-        shares_buffer=opened.shares_buffer,
-        step_seconds=_step_seconds(package),
-    )
-    ready = perf_counter()
-    if situations is None:
-        situations = situations_of(shared_buffer=opened.shares_buffer, continues=provider.continues)
-    figures, rows = _replay(certificate, graph, situations, progress)
-    done = perf_counter()
-    full, difference = _full_rows(certificate, rows.get(PREFILL.name, {}))
-    divergences = _divergences(certificate, rows.get(DECODE.name, {}))
-    return replace(
-        report,
-        seconds={**report.seconds, "opening": ready - started, "replay": done - ready},
-        placement=opened.placement.to_json(),
-        fallback=opened.fallback,
-        situations=tuple(figures),
-        divergences=divergences,
-        full=full,
-        kl_difference=difference,
-        checks=_checks(certificate, provider, figures, divergences),
-    )
+        reduced = self.situations is None and self.package.data_path.stat().st_size >= _LARGE
+        situations = self.situations or situations_of(
+            shared_buffer=opened.shares_buffer,
+            continues=self.provider.continues,
+            short=reduced,
+        )
+        figures, rows = replay(certificate, graph, situations, progress)
+        full, difference = full_rows(certificate, rows.get(PREFILL.name, {}))
+        divergences = divergences_of(certificate, rows.get(DECODE.name, {}))
+        return replace(
+            report,
+            seconds={**report.seconds, "replay": perf_counter() - started},
+            placement=opened.placement.to_json(),
+            fallback=opened.fallback,
+            situations=tuple(figures),
+            divergences=divergences,
+            full=full,
+            kl_difference=difference,
+            checks=_checks(certificate, self.provider, figures, divergences),
+            reduced=reduced,
+        )
 
 
 def _check_more(package: ModelPackage, certificate: Certificate) -> None:
@@ -214,23 +236,6 @@ def _check_more(package: ModelPackage, certificate: Certificate) -> None:
     check_claims(package, certificate)
     if package.has_tokenizer:
         open_genai_tokenizer(package.path)
-
-
-def _replay(
-    certificate: Certificate,
-    graph: GraphSession,
-    situations: Sequence[Situation],
-    progress: Progress,
-) -> tuple[list[SituationFigures], dict[str, Rows]]:
-    """Return the figures of each situation, and the rows of those that look at every position."""
-    figures, rows = [], {}
-    for index, situation in enumerate(situations):
-        progress.update(situation.meaning, index, len(situations))
-        found = list(try_situation(situation, graph, certificate.passages))
-        figures.append(_situation_figures(certificate, situation, found))
-        if looks_everywhere(situation):
-            rows[situation.name] = _rows(found)
-    return figures, rows
 
 
 def verify_files(
@@ -246,30 +251,35 @@ def verify_files(
     certificate. Raises `PackageError` if `path` is neither a package nor a bundle, `UsageError` for
     a `key` that is not a public key.
     """
-    return _check_files(open_shipped(path), None, key, name, progress)
+    shipped = open_shipped(path)
+    report = _begin(shipped, None, key, name)
+    with Hashing(shipped, None, progress) as hashing:
+        return _finish(report, hashing)
 
 
-def _check_files(
+def _begin(
     shipped: ModelPackage | Bundle,
     certificate: Certificate | None,
     key: Path | None,
     name: str | None,
-    progress: Progress,
 ) -> VerifyReport:
+    """Return a report on the signature, before minutes of hashing."""
     if name is not None and key is None:
         raise UsageError("a name is that of a signed model: pass the signer's public key too.")
-    # Check the key first, so that a wrong one is reported before minutes of hashing.
-    signature = check_signature(shipped.index, shipped.listing, key, name)
-    started = perf_counter()
-    integrity = check_integrity(shipped, certificate, progress)
     return VerifyReport(
         package=str(shipped.path),
         precision=shipped.precision,
         versions=versions() if certificate else _versions_if_installed(),
-        integrity=integrity,
-        signature=signature,
-        seconds={"hashing": perf_counter() - started},
+        integrity=Integrity(len(shipped.files), (), (), None),
+        signature=check_signature(shipped.index, shipped.listing, key, name),
+        seconds={},
     )
+
+
+def _finish(report: VerifyReport, hashing: Hashing) -> VerifyReport:
+    """Return the `report` with the result of `hashing`, when that has ended."""
+    integrity, seconds = hashing.finish()
+    return replace(report, integrity=integrity, seconds={"hashing": seconds})
 
 
 def _step_seconds(package: ModelPackage) -> float:
@@ -299,72 +309,6 @@ def _other_versions() -> dict[str, str]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _situation_figures(
-    certificate: Certificate, situation: Situation, found: Sequence[Observation]
-) -> SituationFigures:
-    shipped = summarize(_figures(certificate, certificate.package, found))
-    total = None
-    if looks_everywhere(situation):
-        total = summarize(_figures(certificate, certificate.original, found))
-    return SituationFigures(situation.name, situation.meaning, shipped, total)
-
-
-def _figures(
-    certificate: Certificate, side: Sequence[Any], found: Sequence[Observation]
-) -> Iterator[PositionFigures]:
-    for entry in found:
-        targets = next_tokens(certificate.passages[entry.passage])[entry.positions]
-        yield from figures_in_pieces(side[entry.passage][entry.positions], entry.logits, targets)
-
-
-def _rows(found: Sequence[Observation]) -> Rows:
-    return {
-        (entry.passage, int(position)): row
-        for entry in found
-        for position, row in zip(entry.positions, entry.logits, strict=True)
-    }
-
-
-def _full_rows(certificate: Certificate, found: Rows) -> tuple[Comparison | None, float | None]:
-    """Return the figures at the positions with complete rows, and the error of the mean KL there.
-
-    The error is the mean KL with all logits minus that with only the likeliest tokens.
-    """
-    whole: list[PositionFigures] = []
-    cut: list[PositionFigures] = []
-    for rows in certificate.full:
-        kept = certificate.package[rows.passage][rows.positions]
-        targets = next_tokens(certificate.passages[rows.passage])[rows.positions]
-        seen = [(rows.passage, int(position)) in found for position in rows.positions]
-        if any(seen):
-            here = np.stack([found[rows.passage, int(p)] for p in rows.positions[seen]])
-            whole.append(position_figures(rows.logits[seen], here, targets[seen]))
-            cut.append(position_figures(kept[seen], here, targets[seen]))
-    if not whole:
-        return None, None
-    compared = summarize(whole)
-    return compared, compared.mean_kl - summarize(cut).mean_kl
-
-
-def _divergences(certificate: Certificate, found: Rows) -> tuple[Divergence | None, ...]:
-    """Return the first token of each passage that differs from the certificate's, or None."""
-    return tuple(
-        _first_difference(index, passage, kept, found)
-        for index, (passage, kept) in enumerate(
-            zip(certificate.passages, certificate.package, strict=True)
-        )
-    )
-
-
-def _first_difference(index: int, passage: Passage, kept: TopK, found: Rows) -> Divergence | None:
-    for step, written in enumerate(passage.ids[passage.prompt :].tolist()):
-        position = passage.prompt - 1 + step
-        row = found.get((index, position))
-        if row is not None and (here := int(row.argmax())) != written:
-            return Divergence(step, here, written, margin(kept[[position]], written, here))
-    return None
 
 
 def _checks(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from llama_onnx.targets.package import MODEL_FILE
 _CODES_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
 
 _BITS = (2, 4, 8)
+
+_PIECE = 1 << 17  # values at a time: they stay in the processor's cache
 
 Initializers = Mapping[str, "Initializer"]
 Producers = Mapping[str, onnx.NodeProto]
@@ -326,13 +329,29 @@ def dequantize(
     without them zero is 2^(bits-1).
     """
     rows, blocks = scales.shape
-    centred = _codes(codes, bits).astype(np.float32).reshape(rows, blocks, block_size)
-    if zero_points is None:
-        centred -= np.float32(2 ** (bits - 1))
-    else:
-        centred -= _codes(zero_points, bits)[:, :blocks, None]
-    values = centred * scales[..., None]  # [N, blocks, block_size]
+    values = np.empty((rows, blocks, block_size), np.float32)
+    table = _values_of_bytes(bits)
+    flat = codes.reshape(rows, -1)
+    step = max(1, _PIECE // (blocks * block_size))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        piece = values[part]
+        piece.view(table.dtype).reshape(len(piece), -1)[:] = table[flat[part]]
+        if zero_points is None:
+            piece -= np.float32(2 ** (bits - 1))
+        else:
+            piece -= _codes(zero_points[part], bits)[:, :blocks, None]
+        piece *= scales[part, :, None]
     return values.reshape(rows, -1)[:, :columns]  # the last block may be padded
+
+
+@cache
+def _values_of_bytes(bits: int) -> npt.NDArray[Any]:
+    """Return the codes in each of the 256 bytes, as float32 numbers that are moved as one item:
+    looking them up takes a fifth of the time of shifting and masking."""
+    every = np.arange(256, dtype=np.uint8)[:, None]
+    values = _codes(every, bits).astype(np.float32)  # [256, codes per byte]
+    return values.view(np.dtype((np.void, values.nbytes // 256)))[:, 0]
 
 
 def _codes(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:

@@ -40,14 +40,14 @@ def built_in() -> tuple[str, ...]:
 
 
 def make_evaluation(
-    package: Path, config: LlamaConfig, texts: Sequence[str] = TEXTS
+    package: Path, config: LlamaConfig, texts: Sequence[str] = TEXTS, most: int = MOST
 ) -> Evaluation | None:
-    """Return the passages to measure the fidelity of `package` on, at most `MOST` tokens: the
+    """Return the passages to measure the fidelity of `package` on, at most `most` tokens: the
     beginning of the user's `texts` if they are long enough, else our own text.
 
     None without a tokenizer.json, or if its ids are beyond the vocabulary.
     """
-    length = min(LENGTH, config.max_position_embeddings)
+    length = min(LENGTH, most // 4, config.max_position_embeddings)
     if length < 2:
         return None
     if tuple(texts) != TEXTS:
@@ -55,11 +55,11 @@ def make_evaluation(
             piece for ids in encode(package, texts) for piece in pieces(ids, config, length, MOST)
         ]
         if sum(map(len, own)) >= _LEAST:
-            return Evaluation("own", tuple(_first(own)))
+            return Evaluation("own", tuple(_first(own, most)))
     ours = [ids[:length] for ids in encode(package, built_in())]
     if not ours or any(ids.max() >= config.vocab_size for ids in ours):
         return None
-    return Evaluation("built-in", tuple(_first(ours)))
+    return Evaluation("built-in", tuple(_first(ours, most)))
 
 
 def pieces(ids: Ids, config: LlamaConfig, length: int, most: int) -> Iterator[Ids]:
@@ -71,9 +71,9 @@ def pieces(ids: Ids, config: LlamaConfig, length: int, most: int) -> Iterator[Id
         yield np.concatenate([start, ids[first : first + room]])
 
 
-def _first(sequences: Sequence[Ids]) -> Iterator[Ids]:
-    """Yield sequences up to `MOST` tokens in all, without those too short to predict anything."""
-    left = MOST
+def _first(sequences: Sequence[Ids], most: int) -> Iterator[Ids]:
+    """Yield sequences up to `most` tokens in all, without those too short to predict anything."""
+    left = most
     for ids in sequences:
         if len(ids[:left]) >= 2:
             yield ids[:left]

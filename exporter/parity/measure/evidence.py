@@ -16,6 +16,7 @@ from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.parity.measure.loss import Lost, measure_loss
 from llama_onnx.exporter.parity.measure.report import LayerError
 from llama_onnx.exporter.parity.measure.shipped import PromptSet, Shipped, run_shipped
+from llama_onnx.exporter.parity.measure.stages import Stages
 from llama_onnx.exporter.reference.lockstep import HEAD, Stage, lockstep
 from llama_onnx.exporter.reference.subject import Subject
 from llama_onnx.runtime.measure.certificate import next_tokens
@@ -25,7 +26,7 @@ from llama_onnx.runtime.measure.metrics import (
     figures_in_pieces,
     summarize,
 )
-from llama_onnx.runtime.measure.situations import Passage, Situation, join, run_plainly
+from llama_onnx.runtime.measure.situations import Passage, Situation, merge, run_plainly
 from llama_onnx.targets.progress import SILENT, Progress
 
 
@@ -39,7 +40,7 @@ class Evidence:
 
     `graph` has the figures of the graph with fp32 activations in each situation, `graph_choices`
     the token [N] that it finds likeliest at each position of each passage. `lost` is the loss on
-    the evaluation text, None without one.
+    the evaluation text, None without one. `seconds` is how long each stage took.
     """
 
     shipped: Shipped
@@ -51,6 +52,7 @@ class Evidence:
     graph_choices: list[Ids]
     layers: tuple[LayerError, ...]
     lost: Lost | None
+    seconds: dict[str, float]
 
 
 def gather(
@@ -62,27 +64,34 @@ def gather(
     progress: Progress = SILENT,
 ) -> Evidence:
     """Run the package as it ships, then its graph in lockstep with the two references."""
-    shipped = run_shipped(subject, prompts, certificate_prompts, evaluation, situations, progress)
+    stages = Stages()
+    with stages.timed("shipped"):
+        shipped = run_shipped(
+            subject, prompts, certificate_prompts, evaluation, situations, progress
+        )
     passages = shipped.passages
     # Threads and a shared buffer belong to a whole session: a graph in pieces has neither.
     plain = [s for s in situations if s.run is run_plainly]
-    programs = [s.program(passages) for s in plain]
-    names = [s.name for s, p in zip(plain, programs, strict=True) for _ in p]
+    program, owners = merge([s.program(passages) for s in plain])
+    names = [tuple(plain[number].name for number in numbers) for numbers in owners]
     compared = (*passages, *shipped.certificate_passages)
     walked = (*compared, *shipped.evaluation_passages)
     layers, total = [], subject.weights.config.num_hidden_layers + 2
     graph: dict[str, list[PositionFigures]] = {s.name: [] for s in plain}
-    for done, stage in enumerate(lockstep(subject, walked, join(programs))):
+    for done, stage in enumerate(lockstep(subject, walked, program, watch=stages.each)):
         if stage.label == HEAD:
             choices = _measure_graph(stage, passages, names, graph)
             error = summarize(graph["prefill"]).relative_l2
         else:
             error = _graph_error(stage, names)
         both = zip(stage.original, stage.package, strict=True)
-        quantization = _relative_l2(islice(both, len(compared)))
+        with stages.timed("figures"):
+            quantization = _relative_l2(islice(both, len(compared)))
         layers.append(LayerError(stage.label, error, quantization))
         progress.update("layer by layer", done + 1, total)
     n, end = len(passages), len(compared)
+    with stages.timed("figures"):
+        lost = _lost(shipped, stage, end)
     return Evidence(
         shipped=shipped,
         package_logits=stage.package[:n],
@@ -92,33 +101,33 @@ def gather(
         graph=graph,
         graph_choices=choices,
         layers=tuple(layers),
-        lost=(
-            measure_loss(
-                shipped.evaluation_passages,
-                stage.original[end:],
-                stage.package[end:],
-                shipped.evaluation,
-            )
-            if shipped.evaluation
-            else None
-        ),
+        lost=lost,
+        seconds=stages.seconds,
     )
 
 
-def _graph_error(stage: Stage, names: Sequence[str]) -> float:
+def _lost(shipped: Shipped, head: Stage, start: int) -> Lost | None:
+    """Return the loss on the evaluation text, whose passages begin at number `start`."""
+    if not shipped.evaluation:
+        return None
+    read = shipped.evaluation_passages
+    return measure_loss(read, head.original[start:], head.package[start:], shipped.evaluation)
+
+
+def _graph_error(stage: Stage, names: Sequence[tuple[str, ...]]) -> float:
     """Return the relative L2 of the graph's hidden states in one pass. `names` are the situations
-    of the steps."""
+    of each step."""
     return _relative_l2(
         (stage.package[found.passage][found.positions], found.logits)
         for step, found in stage.graph
-        if names[step] == "prefill"
+        if "prefill" in names[step]
     )
 
 
 def _measure_graph(
     stage: Stage,
     passages: Sequence[Passage],
-    names: Sequence[str],
+    names: Sequence[tuple[str, ...]],
     figures: dict[str, list[PositionFigures]],
 ) -> list[Ids]:
     """Add the figures of the graph's logits to those of their situation; return the token [N] that
@@ -127,8 +136,10 @@ def _measure_graph(
     for step, found in stage.graph:
         targets = next_tokens(passages[found.passage])[found.positions]
         reference = stage.package[found.passage][found.positions]
-        figures[names[step]] += figures_in_pieces(reference, found.logits, targets)
-        if names[step] == "decode":
+        pieces = list(figures_in_pieces(reference, found.logits, targets))
+        for name in names[step]:
+            figures[name] += pieces
+        if "decode" in names[step]:
             choices[found.passage][found.positions] = found.logits.argmax(axis=-1)
     return choices
 

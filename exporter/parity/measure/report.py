@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llama_onnx.exporter.parity.measure.about import About
 from llama_onnx.exporter.parity.measure.long import LongContext
+from llama_onnx.exporter.parity.measure.sample import Sample
 from llama_onnx.exporter.parity.measure.tokenizers import TokenizerCheck
 from llama_onnx.exporter.parity.measure.weights import WeightError
 from llama_onnx.runtime.measure.fidelity import Fidelity
@@ -114,7 +115,8 @@ class ParityReport:
     `original` names the checkpoint. `tokenizer` is None when the source has none to compare with.
     `trained_length` is the number of positions the model was trained on, None if that is the whole
     context. `long` is None unless it was requested, `fidelity` where there was no text to measure
-    it on. `passages`, the texts measured on, are not part of the JSON.
+    it on. `passages`, the texts measured on, are not part of the JSON. `sample` is how much was
+    read, None if the caller chose the prompts. `seconds` is how long each stage took.
     """
 
     package: str
@@ -136,6 +138,8 @@ class ParityReport:
     about: About
     fidelity: Fidelity | None
     passages: tuple[Passage, ...]
+    sample: Sample | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

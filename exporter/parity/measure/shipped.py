@@ -5,16 +5,17 @@ This is the only time that a whole session is in memory, and PyTorch is not load
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 
 import numpy as np
 
 from llama_onnx.exporter.reference.subject import Subject
-from llama_onnx.runtime.measure.graph_session import GraphSession
+from llama_onnx.runtime.measure.graph_session import GraphSession, GrowingCache
 from llama_onnx.runtime.measure.metrics import Ids
 from llama_onnx.runtime.measure.situations import (
+    DECODE,
     Observation,
     Passage,
     Situation,
@@ -28,6 +29,7 @@ from llama_onnx.runtime.measure.speed import Speed, measure_speed
 from llama_onnx.runtime.memory import trim_heap
 from llama_onnx.targets.progress import Progress
 
+_TRIM = 16  # steps between two calls of trim_heap
 _MAX_POSITIONS = 24  # kept of one observation, if not all of them are
 
 
@@ -73,16 +75,19 @@ def run_shipped(
     read the sequences of the `evaluation`."""
     graph = GraphSession.open(subject.path, subject.adapter)
     total = 3 + len(situations)
-    passages = _continue(graph, prompts)
+    passages, continued = _continue(graph, prompts)
     progress.update("onnxruntime", 1, total)
-    certificate_passages = _continue(graph, certificate_prompts)
+    certificate_passages, _ = _continue(graph, certificate_prompts)
     progress.update("onnxruntime", 2, total)
     observations = {}
     for index, situation in enumerate(situations):
-        found = try_situation(situation, graph, passages)
-        kept = found if looks_everywhere(situation) else map(_thin_out, found)
-        observations[situation.name] = _on_disk(kept)
-        trim_heap()
+        if situation == DECODE:  # which is how the passages were made
+            observations[situation.name] = continued
+        else:
+            found = try_situation(situation, graph, passages)
+            kept = found if looks_everywhere(situation) else map(_thin_out, found)
+            observations[situation.name] = _on_disk(kept)
+            trim_heap()
         progress.update("onnxruntime", 3 + index, total)
     read = tuple(Passage(ids, len(ids)) for ids in evaluation)
     evaluated = _read(graph, read)
@@ -92,14 +97,39 @@ def run_shipped(
     return Shipped(passages, certificate_passages, read, observations, evaluated, speed)
 
 
-def _continue(graph: GraphSession, prompts: PromptSet) -> tuple[Passage, ...]:
-    following = (graph.greedy(prompt, prompts.tokens) for prompt in prompts.prompts)
-    passages = tuple(
-        Passage(np.concatenate([prompt, np.array(tokens, np.int64)]), len(prompt))
-        for prompt, tokens in zip(prompts.prompts, following, strict=True)
-    )
-    trim_heap()
-    return passages
+def _continue(
+    graph: GraphSession, prompts: PromptSet
+) -> tuple[tuple[Passage, ...], list[Observation]]:
+    """Continue each prompt greedily. Return the passages, and what was observed in their steps,
+    which are those of the situation `DECODE`: the prompt at once, then one token at a time."""
+    passages: list[Passage] = []
+
+    def observed() -> Iterator[Observation]:
+        for index, prompt in enumerate(prompts.prompts):
+            ids = yield from _greedy_steps(graph, index, prompt, prompts.tokens)
+            passages.append(Passage(ids, len(prompt)))
+            trim_heap()
+
+    found = _on_disk(observed())
+    return tuple(passages), found
+
+
+def _greedy_steps(
+    graph: GraphSession, index: int, prompt: Ids, tokens: int
+) -> Generator[Observation, None, Ids]:
+    """Yield what the steps of passage number `index` give: of the prompt, and of each of the
+    `tokens` that follow it greedily. Return the ids of all."""
+    cache, ids, fed = GrowingCache(graph), prompt, prompt
+    while True:
+        logits = cache.step(fed)
+        last = len(ids)
+        yield Observation(index, np.arange(last - len(logits), last), logits)
+        if last == len(prompt) + tokens:
+            return ids
+        if last % _TRIM == 0:  # growing caches leave holes in the heap
+            trim_heap()
+        fed = logits[-1:].argmax(axis=-1)
+        ids = np.concatenate([ids, fed])
 
 
 def _read(graph: GraphSession, passages: Sequence[Passage]) -> list[Observation]:

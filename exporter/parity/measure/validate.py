@@ -32,7 +32,9 @@ from llama_onnx.exporter.parity.measure.long import LongContext, measure_long
 from llama_onnx.exporter.parity.measure.loss import Lost
 from llama_onnx.exporter.parity.measure.report import Greedy, Measurement, ParityReport
 from llama_onnx.exporter.parity.measure.rotary import rotary_error
+from llama_onnx.exporter.parity.measure.sample import Sample
 from llama_onnx.exporter.parity.measure.shipped import NO_PROMPTS, PromptSet
+from llama_onnx.exporter.parity.measure.stages import Stages
 from llama_onnx.exporter.parity.measure.tokenizers import check_tokenizer
 from llama_onnx.exporter.parity.measure.weights import (
     WeightError,
@@ -53,6 +55,7 @@ def validate(
     *,
     certificate_prompts: PromptSet = NO_PROMPTS,
     evaluation: Evaluation | None = None,
+    sample: Sample | None = None,
     texts: Sequence[str] = (),
     situations: Sequence[Situation] | None = None,
     max_kl: float | None = None,
@@ -64,27 +67,35 @@ def validate(
 
     The two tokenizers are compared on a fixed set of texts and on `texts`. `situations` are by
     default all that apply to the graph. `thorough` also goes to the end of the context. Fidelity is
-    measured on the `evaluation`. `max_kl` (nats) limits the loss against the original weights;
-    `accept_loss` accepts what is beyond the limits of the recipe. The evidence returned with the
+    measured on the `evaluation`. `sample`, for the report, is how much of the texts both are.
+    `max_kl` (nats) limits the loss against the original weights; `accept_loss` accepts what is
+    beyond the limits of the recipe. The evidence returned with the
     report has both references' logits on `certificate_prompts` too.
 
     Raises `PackageError` when the package cannot be run.
     """
     weights = subject.weights
-    tokenizer = check_tokenizer(subject.path, subject.original, texts)
+    stages = Stages()
+    with stages.timed("tokenizer"):
+        tokenizer = check_tokenizer(subject.path, subject.original, texts)
     if situations is None:
-        situations = situations_of(shared_buffer=weights.ragged)
+        situations = _situations(subject, sample)
     sequences = evaluation.sequences if evaluation else ()
     evidence = gather(subject, prompts, certificate_prompts, situations, sequences, progress)
-    distance = compare_weights(weights, subject.rounded_from, progress)
+    stages.seconds.update(evidence.seconds)
+    with stages.timed("weights"):
+        distance = compare_weights(weights, subject.rounded_from, progress)
     trained, long = _trained_length(subject.original), None
     if thorough:
-        long = measure_long(subject, prompts.prompts, trained, progress)
-    measured = (*measurements(evidence), *_of_long_context(long))
+        with stages.timed("long context"):
+            long = measure_long(subject, prompts.prompts, trained, progress)
+    with stages.timed("figures"):
+        measured = (*measurements(evidence), *_of_long_context(long))
     greedy = greedy_continuations(evidence)
     kind = (weights.precision, weights.activations, "cpu")
     limits = thresholds(*kind, max_kl, quantizer_of(subject.path))
-    about = describe(subject, _tokens_named_in(greedy))
+    with stages.timed("files"):
+        about = describe(subject, _tokens_named_in(greedy))
     report = ParityReport(
         package=str(subject.path),
         original=_name(subject.adapted_original),
@@ -105,8 +116,15 @@ def validate(
         about=about,
         fidelity=_fidelity(subject, about, evaluation, evidence.lost, max_kl, accept_loss),
         passages=evidence.shipped.passages,
+        sample=sample,
+        seconds=stages.seconds,
     )
     return report, evidence
+
+
+def _situations(subject: Subject, sample: Sample | None) -> Sequence[Situation]:
+    short = sample is not None and sample.reduced
+    return situations_of(shared_buffer=subject.weights.ragged, short=short)
 
 
 def _fidelity(

@@ -6,7 +6,9 @@ mixed up; the distance of each weight from its original can.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +18,12 @@ from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.formats.json import read_json
 from llama_onnx.exporter.formats.tensor import BlockCodes, Bounds, Float32, LazyTensor
 from llama_onnx.exporter.model.checkpoint import Checkpoint
+from llama_onnx.exporter.packaging.stream import ordered_map
 from llama_onnx.targets.package import MANIFEST
 from llama_onnx.targets.progress import Progress
 
-_CHUNK_VALUES = 1 << 20
+_CHUNK_VALUES = 1 << 20  # read at a time
+_PIECE_VALUES = 1 << 16  # compared at a time: they stay in the processor's cache
 _TIE = 1e-5  # magnitudes this close may have been equal, or in reverse order, when rounded
 _SMALLEST = np.float32(1e-30)  # below it a float32 has fewer digits
 
@@ -50,26 +54,43 @@ class WeightError:
 def compare_weights(
     package: PackageCheckpoint, original: Checkpoint, progress: Progress
 ) -> WeightError:
-    """Compare every tensor of `package` with that of `original`, a few rows at a time."""
+    """Compare every tensor of `package` with that of `original`, a few rows at a time, and one
+    tensor for each processor at the same time."""
     names = list(package.config.tensor_shapes())
     to_nearest = quantizer_of(package.path) == "rtn"
     steps, blocks = {names[0]: 0.0}, dict[str, float]()
-    for index, name in enumerate(names):
+
+    def compared(name: str) -> tuple[float, float | None]:
         found, source = package.tensor(name), original_of(name, package, original)
-        farthest, largest = [0.0], [0.0]
-        for rows, expected, bounds in in_chunks(found, source, own_ranges=not to_nearest):
-            farthest.append(float(steps_apart(rows, expected, found, source, bounds).max()))
-            if to_nearest:
-                largest.append(float(block_errors(rows, expected, found.codes).max(initial=0)))
-        steps[name] = float(np.max(farthest))  # a NaN is the worst of all
-        if to_nearest and found.codes:
-            blocks[name] = float(np.max(largest))
-        progress.update("weights", index + 1, len(names))
+        return _compare(found, source, to_nearest=to_nearest)
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        results = ordered_map(compared, names, pool, 2 * workers)
+        for index, (name, (farthest, largest)) in enumerate(zip(names, results, strict=True)):
+            steps[name] = farthest
+            if largest is not None:
+                blocks[name] = largest
+            progress.update("weights", index + 1, len(names))
     worst = _worst(steps)
     if not blocks:
         return WeightError(steps[worst], worst)
     scaled = _worst(blocks)
     return WeightError(steps[worst], worst, blocks[scaled], scaled)
+
+
+def _compare(
+    found: LazyTensor, source: LazyTensor, *, to_nearest: bool
+) -> tuple[float, float | None]:
+    """Return the largest distance in steps, and the largest error of a block's extreme value: None
+    unless `found` has blocks that were rounded to nearest."""
+    farthest, largest = [0.0], [0.0]
+    for rows, expected, bounds in in_chunks(found, source, own_ranges=not to_nearest):
+        farthest.append(_farthest(rows, expected, found, source, bounds))
+        if to_nearest:
+            largest.append(float(block_errors(rows, expected, found.codes).max(initial=0)))
+    # A NaN is the worst of all.
+    return float(np.max(farthest)), float(np.max(largest)) if to_nearest and found.codes else None
 
 
 def original_of(name: str, package: PackageCheckpoint, original: Checkpoint) -> LazyTensor:
@@ -99,12 +120,16 @@ def in_chunks(
     """Yield the same rows of both, a few at a time; with `own_ranges`, also the ranges of the
     blocks of `found`, unless both have the same codes."""
     ranges = found.bounds if own_ranges and not same_codes(found, original) else None
-    rows = found.shape[0]
-    chunk = max(1, _CHUNK_VALUES // max(1, int(np.prod(found.shape[1:]))))
+    rows, width = found.shape[0], max(1, int(np.prod(found.shape[1:])))
+    chunk, piece = max(1, _CHUNK_VALUES // width), max(1, _PIECE_VALUES // width)
     for start in range(0, rows, chunk):
         stop = min(start + chunk, rows)
         bounds = ranges(start, stop) if ranges else None
-        yield found.rows(start, stop), original.rows(start, stop), bounds
+        ours, theirs = found.rows(start, stop), original.rows(start, stop)
+        for first in range(0, stop - start, piece):
+            part = slice(first, first + piece)
+            limits = (bounds[0][part], bounds[1][part]) if bounds else None
+            yield ours[part], theirs[part], limits
 
 
 def steps_apart(
@@ -133,6 +158,39 @@ def steps_apart(
     return np.where(distance == 0, np.float32(0), steps)
 
 
+def _farthest(
+    rows: Float32,
+    expected: Float32,
+    found: LazyTensor,
+    original: LazyTensor,
+    bounds: Bounds | None,
+) -> float:
+    """Return the largest of `steps_apart`. The weights of a block share a step, so that only its
+    largest distance is divided."""
+    codes = found.codes
+    exact = bounds is None and same_codes(found, original)
+    if codes is None or exact or expected.shape[1] % codes.block_size:
+        return float(steps_apart(rows, expected, found, original, bounds).max())
+    ours, theirs = _in_blocks(rows, codes), _in_blocks(expected, codes)
+    if bounds is not None:
+        low, high = bounds
+        step = (high - low) / np.float32(2**codes.bits - 1)
+        theirs = np.clip(theirs, low[..., None], high[..., None])
+    else:
+        step = _by_block(np.maximum, np.abs(theirs)) / np.float32(2 ** (codes.bits - 1))
+    largest = _by_block(np.maximum, np.abs(ours - theirs))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = largest / step
+    return float(np.where(largest == 0, np.float32(0), steps).max())
+
+
+def _in_blocks(values: Float32, codes: BlockCodes) -> Float32:
+    """Return `values` [R, K] as [R, blocks, block size], the last block filled up with zeros."""
+    missing = -values.shape[1] % codes.block_size
+    whole = np.pad(values, ((0, 0), (0, missing))) if missing else values
+    return whole.reshape(len(values), -1, codes.block_size)
+
+
 def _at_each_weight(blocks: Float32, codes: BlockCodes, columns: int) -> Float32:
     """Return values of blocks [R, blocks] for each weight, [R, columns]."""
     return np.repeat(blocks, codes.block_size, axis=1)[:, :columns]
@@ -143,15 +201,20 @@ def block_errors(found: Float32, expected: Float32, codes: BlockCodes | None) ->
     such values the smallest error counts. [R, 0] for a tensor without blocks."""
     if codes is None:
         return np.zeros((len(found), 0), np.float32)
-    block = codes.block_size
-    padding = ((0, 0), (0, -expected.shape[1] % block))
-    wide = np.pad(expected, padding).reshape(len(expected), -1, block)
-    distance = np.abs(np.pad(found, padding).reshape(wide.shape) - wide)
-    largest = np.abs(wide).max(axis=2)  # [R, blocks]
-    is_largest = np.abs(wide) >= largest[..., None] * np.float32(1 - _TIE)
-    nearest = np.where(is_largest, distance, np.inf).min(axis=2)
-    errors: Float32 = nearest / np.maximum(largest, _SMALLEST)
+    ours, theirs = _in_blocks(found, codes), _in_blocks(expected, codes)
+    magnitudes = np.abs(theirs)
+    distance = np.abs(ours - theirs)
+    largest = _by_block(np.maximum, magnitudes)
+    is_largest = magnitudes >= (largest * np.float32(1 - _TIE))[..., None]
+    nearest = _by_block(np.minimum, np.where(is_largest, distance, np.float32(np.inf)))
+    errors: Float32 = (nearest / np.maximum(largest, _SMALLEST)).astype(np.float32, copy=False)
     return errors
+
+
+def _by_block(reduce: np.ufunc, values: Float32) -> Float32:
+    """Return `reduce` of each block of `values` [R, blocks, block size]: twice as fast along the
+    first axis as along a short last one."""
+    return np.asarray(reduce.reduce(np.ascontiguousarray(values.transpose(2, 0, 1)), axis=0))
 
 
 def _worst(values: dict[str, float]) -> str:

@@ -113,6 +113,7 @@ def _losses(report: ParityReport) -> Section:
             f"Over {report.positions} positions. KL is the divergence from the original's "
             "probabilities in nats, Δp the change of the true next token's probability. "
             "± is a standard error.",
+            *([f"Sampled: {sampled}."] if (sampled := words.sampled(report.sample)) else ()),
         ),
         (Table("Against the original weights", head, rows),),
     )

@@ -25,6 +25,7 @@ def print_report(report: ParityReport) -> None:
         f"package    {report.package} ({report.precision}, {report.activations} activations)",
         f"original   {report.original}",
         f"ran on     {report.provider}, {report.positions} positions",
+        *([f"sampled    {sampled}"] if (sampled := words.sampled(report.sample)) else ()),
         f"tokenizer  {words.tokenizer(report.tokenizer)}",
         f"weights    {words.weights(report.weights)}",
     ):

@@ -9,6 +9,7 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.about import About
 from llama_onnx.exporter.parity.measure.long import LongContext
 from llama_onnx.exporter.parity.measure.report import Greedy, ParityReport, Verdict
+from llama_onnx.exporter.parity.measure.sample import LARGE, Sample
 from llama_onnx.exporter.parity.measure.tokenizers import (
     Difference,
     TokenizerCheck,
@@ -279,3 +280,15 @@ def cost(lost: Comparison) -> str:
     change = lost.perplexity_ratio - 1
     how = "higher" if change >= 0 else "lower"
     return f"{sentence}; the perplexity of the texts is {abs(change):.2%} {how}."
+
+
+def sampled(sample: Sample | None) -> str:
+    """Return what was read of a large model, and how to read more; "" if nothing was left out."""
+    if sample is None or not sample.reduced:
+        return ""
+    return (
+        f"{sample.prompt_tokens} tokens of the first prompt, {sample.other_prompt_tokens} of each "
+        f"other, {sample.tokens} after each, {sample.evaluation_tokens} for fidelity, as of every "
+        f"model from {LARGE // 10**9} billion parameters on; --tokens 64 reads all that is read of "
+        "a smaller one"
+    )

@@ -12,6 +12,7 @@ from llama_onnx.exporter.checkpoints.huggingface import HuggingFaceCheckpoint
 from llama_onnx.exporter.formats.tensor import LazyTensor
 from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.reference import walk as walk_module
+from llama_onnx.exporter.reference.linear import multiply, multiply_with_onednn
 from llama_onnx.exporter.reference.walk import decoder_layers, walk
 from llama_onnx.targets.progress import Silent, Unit
 from tests.support import tiny
@@ -118,3 +119,28 @@ def test_progress_counts_embedding_layers_and_head(tmp_path: Path) -> None:
     walk(checkpoint, sequences(tiny.GQA)[:1], progress)
     stages = ["embedding", "layer 0", "layer 1", "layer 2", "head"]
     assert progress.seen == [(stage, done + 1, 5) for done, stage in enumerate(stages)]
+
+
+def test_products_are_as_exact_as_those_of_pytorch() -> None:
+    """Against float64, with rows and columns that fill no block."""
+    random = np.random.default_rng(3)
+    for rows, inputs, outputs in ((1, 300, 70), (33, 1024, 257), (129, 77, 1000)):
+        x = random.standard_normal((rows, inputs), dtype=np.float32)
+        weight = random.standard_normal((outputs, inputs), dtype=np.float32)
+        exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+        with torch.inference_mode():
+            ours = multiply(torch.from_numpy(x), torch.from_numpy(weight)).numpy()
+            plain = torch.nn.functional.linear(torch.from_numpy(x), torch.from_numpy(weight))
+        error, usual = (np.linalg.norm(y - exact) for y in (ours, plain.numpy()))
+        assert ours.dtype == np.float32
+        assert error <= max(2 * usual, 1e-6 * np.linalg.norm(exact))
+
+
+def test_a_calibration_multiplies_as_before(tmp_path: Path) -> None:
+    """Its layers are those of transformers, whose gradients it needs."""
+    checkpoint = HuggingFaceCheckpoint.open(tiny.write_huggingface(tmp_path))
+    walk(checkpoint, sequences(checkpoint.config))
+    layer = next(decoder_layers(checkpoint))
+    assert type(layer.mlp.up_proj) is torch.nn.Linear
+    multiply_with_onednn(layer)
+    assert type(layer.mlp.up_proj) is not torch.nn.Linear

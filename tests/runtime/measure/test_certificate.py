@@ -24,6 +24,7 @@ from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
+from llama_onnx.runtime.measure import verify as verify_module
 from llama_onnx.runtime.measure.certificate import MAX_BYTES, read_certificate
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.runtime.measure.metrics import position_figures
@@ -32,7 +33,7 @@ from llama_onnx.runtime.measure.verify import VerifyReport, verify
 from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.listing import hash_file
-from llama_onnx.targets.package import DATA_FILE, MANIFEST
+from llama_onnx.targets.package import DATA_FILE, MANIFEST, MODEL_FILE
 from llama_onnx.targets.providers import CPU
 from tests.support import tiny
 
@@ -149,6 +150,57 @@ def test_a_flipped_byte_is_found_before_anything_runs(copy: Callable[[str], Path
     assert not report.passed
     assert report.integrity.altered == (DATA_FILE,)
     assert report.situations == ()
+
+
+@pytest.mark.parametrize("place", [0, 0.31, 0.77, 1])
+def test_a_flipped_byte_is_found_at_any_place_of_the_data(
+    copy: Callable[[str], Path], place: float
+) -> None:
+    package = copy("int8")
+    flip(package / DATA_FILE, int(place * ((package / DATA_FILE).stat().st_size - 1)))
+    report = verify(package, CPU)
+    assert (report.passed, report.intact) == (False, False)
+    assert report.integrity.altered == (DATA_FILE,)
+    assert report.situations == () and report.placement is None
+
+
+def test_the_graph_is_opened_only_if_all_files_but_the_data_are_intact(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is opened while the data is hashed; a graph that changed is not opened at all."""
+    opened: list[Path] = []
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        opened.append(path)
+        raise PackageError("the graph does not open.")
+
+    monkeypatch.setattr(verify_module, "open_session", refuse)
+    changed = copy("fp32")
+    flip(changed / MODEL_FILE, 5000)
+    assert verify(changed, CPU).integrity.altered == (MODEL_FILE,)
+    assert not opened
+    # Altered data explains why a graph does not open; without it, the reason is the graph's.
+    flip(changed / MODEL_FILE, 5000)
+    flip(changed / DATA_FILE, 1000)
+    assert verify(changed, CPU).integrity.altered == (DATA_FILE,)
+    assert opened == [changed / MODEL_FILE]
+    flip(changed / DATA_FILE, 1000)
+    with pytest.raises(PackageError, match="does not open"):
+        verify(changed, CPU)
+
+
+def test_less_is_replayed_of_a_large_package_and_that_is_said(
+    packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = verify(packages["fp32"], CPU)
+    monkeypatch.setattr(verify_module, "_LARGE", 1)
+    less = verify(packages["fp32"], CPU)
+    assert (whole.reduced, less.reduced, less.passed) == (False, True, True)
+    counts = [{s.situation: s.shipped.positions for s in r.situations} for r in (whole, less)]
+    fewer = {name for name in counts[0] if counts[0][name] != counts[1][name]}
+    assert fewer == {"left_padding", "right_padding", "two_at_once"}
+    assert "sampled    batches" in run(packages["fp32"]).stdout
+    assert json.loads(run(packages["fp32"], "--json").stdout)["reduced"] is True
 
 
 def test_files_of_another_package_are_stale(

@@ -20,6 +20,9 @@ from llama_onnx.runtime.measure.situations import (
     SITUATIONS,
     Passage,
     Situation,
+    merge,
+    run_plainly,
+    situations_of,
     try_situation,
 )
 from llama_onnx.runtime.memory import forget_pages
@@ -49,6 +52,54 @@ def test_every_situation_gives_the_logits_of_one_pass(graph: GraphSession, name:
     for entry in found:
         reference = expected[entry.passage][entry.positions]
         assert np.abs(entry.logits - reference).max() < 1e-4
+
+
+SHORT = {s.name: s for s in situations_of(shared_buffer=True, short=True)}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_short_situations_give_the_logits_of_one_pass(graph: GraphSession, name: str) -> None:
+    expected = [graph.step(passage.ids)[0] for passage in PASSAGES]
+    for entry in try_situation(SHORT[name], graph, PASSAGES):
+        reference = expected[entry.passage][entry.positions]
+        assert np.abs(entry.logits - reference).max() < 1e-4
+
+
+def test_short_situations_are_as_many_and_keep_lengths_and_paddings() -> None:
+    assert list(SHORT) == [s.name for s in SITUATIONS]
+    changed = {n for n in SHORT if seen(SHORT[n]) != seen(ALL[n])}
+    assert changed == {"left_padding", "right_padding", "two_at_once"}
+    batch = SHORT["left_padding"].program(PASSAGES)
+    assert len(set(batch[0].mask.sum(axis=1))) == 4 and len(batch) == 4
+    assert max(position for _, position in seen(SHORT["left_padding"])) < 16
+
+
+def test_merged_programs_run_equal_steps_once_and_give_the_same(graph: GraphSession) -> None:
+    plain = [s for s in SITUATIONS if s.run is run_plainly]
+    programs = [s.program(PASSAGES) for s in plain]
+    merged, owners = merge(programs)
+    # The longest passage in one pass (prefill, rewind), its 128 tokens (decode, lengths), and one
+    # token (chunks, lengths).
+    assert sum(map(len, programs)) - len(merged) == 3
+    assert sorted(map(len, owners))[-3:] == [2, 2, 2] and len(owners) == len(merged)
+    for number, program in enumerate(programs):
+        alone = {
+            (o.passage, tuple(o.positions)): o.logits for o in run_plainly(graph, list(program))
+        }
+        chosen = [
+            (o.passage, tuple(o.positions), o.logits)
+            for step, o in _numbered(graph, merged)
+            if number in owners[step]
+        ]
+        assert {(passage, positions) for passage, positions, _ in chosen} == set(alone)
+        for passage, positions, logits in chosen:
+            assert np.array_equal(logits, alone[passage, positions])
+
+
+def _numbered(graph: GraphSession, program: Any) -> Any:
+    """Yield the number of each step with its observations."""
+    numbers = [number for number, step in enumerate(program) for _ in step.rows]
+    return zip(numbers, run_plainly(graph, program), strict=True)
 
 
 def seen(situation: Situation) -> set[tuple[int, int]]:
