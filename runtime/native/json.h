@@ -381,6 +381,43 @@ static bool json_is_text(const json_node *node, const char *expected) {
     return node && node->kind == JSON_TEXT && strcmp(node->text, expected) == 0;
 }
 
+/* A number as it was written; exact for up to 15 digits and powers of ten up to 22. Not strtod(),
+ * which reads the decimal point of the program's language. */
+static double json_double(const json_node *node) {
+    const char *c = node->text, *end = c + node->length;
+    bool negative = c < end && *c == '-', point = false;
+    int power = 0, written = 0;
+    uint64_t digits = 0;
+    double scale = 1, value;
+    for (c += negative; c < end && *c != 'e' && *c != 'E'; c++) {
+        if (*c == '.') {
+            point = true;
+        } else if (digits < UINT64_MAX / 10 - 1) {
+            digits = digits * 10 + (uint64_t)(*c - '0');
+            power -= point;
+        } else {
+            power += !point;
+        }
+    }
+    if (c < end) {
+        bool below = ++c < end && *c == '-';
+        for (c += c < end && (*c == '-' || *c == '+'); c < end && written < 1000; c++) {
+            written = written * 10 + (*c - '0');
+        }
+        power += below ? -written : written;
+    }
+    value = (double)digits;
+    for (int left = power < 0 ? -power : power; left; left--) {
+        if (scale > 1e21) { /* larger powers of ten are not exact */
+            value = power < 0 ? value / scale : value * scale;
+            scale = 1;
+        }
+        scale *= 10;
+    }
+    value = power < 0 ? value / scale : value * scale;
+    return negative ? -value : value;
+}
+
 /* Whether `node` is an integer from `low` to `high`, without fraction or exponent. */
 static bool json_integer(const json_node *node, int64_t low, int64_t high, int64_t *out) {
     bool negative = node->kind == JSON_NUMBER && node->text[0] == '-';
