@@ -10,6 +10,7 @@
 #include "model.h"
 #include "session.h"
 #include "session_file.h"
+#include "verifying.h"
 
 /* ---- generating ------------------------------------------------------------------------------- */
 
@@ -321,15 +322,8 @@ static char *libraries_folder(const char *given) {
     return folder;
 }
 
-static int open_package(llama_onnx *self, const char *package, const llama_onnx_options *options) {
-    self->package = absolute(package);
-    if (!self->package) return fail(&self->call, "the path of the package is not UTF-8.");
-    if (!is_file(self->package, "genai_config.json")) {
-        return fail(&self->call, "%s is not a package: it does not exist or has no genai_config.json.",
-                    self->package);
-    }
-    char why[SENTENCE];
-    if (!check_files(self->package, options->check_hashes != 0, why)) return fail(&self->call, "%s", why);
+/* Opens the package, whose files are checked already. */
+static int open_checked(llama_onnx *self, const llama_onnx_options *options) {
     if (read_config(self)) return LLAMA_ONNX_FAILED;
     read_template(self);
     read_tokenizer(self);
@@ -340,16 +334,71 @@ static int open_package(llama_onnx *self, const char *package, const llama_onnx_
     return status;
 }
 
-int llama_onnx_open(const char *package, const llama_onnx_options *options, llama_onnx **out) {
-    const llama_onnx_options defaults = {NULL, NULL, 0};
-    if (!out) return LLAMA_ONNX_FAILED;
-    llama_onnx *self = *out = calloc(1, sizeof *self);
-    if (!self) return LLAMA_ONNX_FAILED;
+static int find_package(llama_onnx *self, const char *package) {
+    if (!package) return fail(&self->call, "the path of the package is NULL.");
+    self->package = absolute(package);
+    if (!self->package) return fail(&self->call, "the path of the package is not UTF-8.");
+    if (is_file(self->package, "genai_config.json")) return LLAMA_ONNX_OK;
+    return fail(&self->call,
+                "%s is not a package: it does not exist or has no genai_config.json.",
+                self->package);
+}
+
+static int open_package(llama_onnx *self, const llama_onnx_options *options) {
+    char why[SENTENCE];
+    if (!check_files(self->package, options->check_hashes != 0, why)) {
+        return fail(&self->call, "%s", why);
+    }
+    return open_checked(self, options);
+}
+
+/* An empty handle; NULL if there is no memory for it. */
+static llama_onnx *new_handle(void) {
+    llama_onnx *self = calloc(1, sizeof *self);
+    if (!self) return NULL;
     call_init(&self->call, &self->oga);
     mutex_init(&self->engine);
     self->provider = "";
-    if (!package) return fail(&self->call, "the path of the package is NULL.");
-    int status = open_package(self, package, options ? options : &defaults);
+    return self;
+}
+
+static const llama_onnx_options default_options = {NULL, NULL, 0};
+
+int llama_onnx_open(const char *package, const llama_onnx_options *options, llama_onnx **out) {
+    if (!out) return LLAMA_ONNX_FAILED;
+    llama_onnx *self = *out = new_handle();
+    if (!self) return LLAMA_ONNX_FAILED;
+    int status = find_package(self, package);
+    if (!status) status = open_package(self, options ? options : &default_options);
+    if (!status) self->call.error[0] = 0;
+    return status;
+}
+
+static int verify_package(llama_onnx *self, const llama_onnx_options *options,
+                          llama_onnx_callback report, void *user) {
+    char why[SENTENCE] = "", precision[16];
+    sums manifest = {.index = "manifest.json"};
+    certificate certificate = {.why = why};
+    bool sound = manifest_read(self->package, &manifest, precision, why) &&
+                 check_listed(self->package, &manifest, why);
+    if (sound && report) report("files: as the manifest lists them", user);
+    sound = sound && certificate_read(&certificate, self->package, &manifest, precision);
+    int status = sound ? open_checked(self, options) : fail(&self->call, "%s", why);
+    if (!status) status = replay_certificate(self, &certificate, report, user);
+    certificate_free(&certificate);
+    sums_free(&manifest);
+    return status;
+}
+
+int llama_onnx_verify(const char *package, const llama_onnx_options *options,
+                      llama_onnx_callback report, void *user, llama_onnx **out) {
+    if (!out) return LLAMA_ONNX_FAILED;
+    llama_onnx *self = *out = new_handle();
+    if (!self) return LLAMA_ONNX_FAILED;
+    int status = find_package(self, package);
+    if (!status) {
+        status = verify_package(self, options ? options : &default_options, report, user);
+    }
     if (!status) self->call.error[0] = 0;
     return status;
 }

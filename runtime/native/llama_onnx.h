@@ -77,6 +77,16 @@ typedef int (*llama_onnx_callback)(const char *text, void *user);
 LLAMA_ONNX_API int llama_onnx_open(const char *package, const llama_onnx_options *options,
                                    llama_onnx **out);
 
+/* Compares every file of the package with its manifest.json, opens it as llama_onnx_open() does, and
+ * replays its certificate: the logits of a few passages, read in one pass, token by token and after
+ * going back, must be within the limits that `llama-onnx verify` has for the provider. That finds
+ * files that were changed, and a package or a machine that computes something else. It does not find
+ * a forger, who can change manifest and certificate too: signatures do. `report`, which may be NULL,
+ * gets a line of text for each check; what it returns does not matter.
+ * The package in *out is open if the result is LLAMA_ONNX_OK; otherwise it has the error. */
+LLAMA_ONNX_API int llama_onnx_verify(const char *package, const llama_onnx_options *options,
+                                     llama_onnx_callback report, void *user, llama_onnx **out);
+
 /* Continues `prompt`, valid UTF-8, with at most `max_new_tokens` tokens. genai_config.json sets the sampling,
  * which is greedy unless the model's authors chose otherwise. */
 LLAMA_ONNX_API int llama_onnx_generate(llama_onnx *self, const char *prompt, int max_new_tokens,

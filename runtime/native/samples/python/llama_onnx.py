@@ -91,15 +91,24 @@ class Model:
         libraries: str | Path | None = None,
         provider: str = "auto",
         check_hashes: bool = False,
+        verify: Callable[[str], object] | None = None,
     ) -> None:
-        """Open `package`; llama_onnx.h describes the options. Raises RuntimeError."""
+        """Open `package`; llama_onnx.h describes the options. Raises RuntimeError.
+
+        With `verify`, its certificate is replayed first; `verify` gets a line for each check.
+        """
         self._api = _load(library)
         self._handle = ctypes.c_void_p()
         folder = _utf8(libraries) if libraries is not None else None
         options = _Options(folder, provider.encode(), check_hashes)
-        status = self._api.llama_onnx_open(
-            _utf8(package), ctypes.byref(options), ctypes.byref(self._handle)
-        )
+        out = ctypes.byref(self._handle)
+        if verify is None:
+            status = self._api.llama_onnx_open(_utf8(package), ctypes.byref(options), out)
+        else:
+            report = _Callback(lambda line, user: int(verify(line.decode()) is True))
+            status = self._api.llama_onnx_verify(
+                _utf8(package), ctypes.byref(options), report, None, out
+            )
         if status != OK:
             error = self.error
             self.close()
