@@ -189,8 +189,10 @@ static int activate_adapter(llama_onnx_session *self, OgaGenerator *generator) {
     int status = model->adapters ? LLAMA_ONNX_OK
                                  : check(call, oga->OgaCreateAdapters(model->model,
                                                                       &model->adapters), path);
-    if (!status && oga->OgaSetActiveAdapter(generator, model->adapters, self->adapter)) {
-        /* It is not loaded yet. */
+    OgaResult *unknown = status ? NULL : oga->OgaSetActiveAdapter(generator, model->adapters,
+                                                                  self->adapter);
+    if (unknown) { /* it is not loaded yet */
+        oga->OgaDestroyResult(unknown);
         status = check(call, oga->OgaLoadAdapter(model->adapters, path, self->adapter), path);
         if (!status) {
             status = check(call, oga->OgaSetActiveAdapter(generator, model->adapters,

@@ -17,7 +17,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from llama_onnx.exporter.packaging.export import export_package
+from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.targets.registry import get_target
+from tests.support import adapters, tiny
 from tests.support.packages import alter_package, greedy
 
 pytestmark = [
@@ -330,6 +334,29 @@ def test_a_session_has_a_size(model: Any, package: Path) -> None:
             model.session(max_tokens=wanted)
     with pytest.raises(RuntimeError, match="has no adapter 'x'"):
         model.session(adapter="x")
+
+
+def test_an_adapter_says_what_the_runtime_says(sample: Any, built: Path, tmp_path: Path) -> None:
+    source = tiny.write_huggingface(tmp_path / "source")
+    modules = {name: 4 for layer in range(3) for name in adapters.attention(layer, "q", "v")}
+    kept = {"qv": adapters.write_adapter(tmp_path / "qv", adapters.factors(modules))}
+    cpu = get_target("cpu")
+    package = export_package(source, tmp_path / "p", cpu, Options("fp32"), kept=kept).package
+    expected = {}
+    with Llama.load(package) as runtime:
+        for name in ("qv", None):
+            answer_ = runtime.generate(np.array(PROMPT), max_new_tokens=24, adapter=name)
+            expected[name] = [event.token for event in answer_.events() if hasattr(event, "token")]
+    assert expected["qv"] != expected[None]
+    with sample.Model(package, library=built / "libllama_onnx.so") as model:
+        for name in ("qv", None, "qv"):
+            with model.session(adapter=name) as session:
+                session.append(PROMPT)
+                assert answer(model, session, 24) == expected[name]
+        with model.session(adapter="qv") as one, model.session() as other:
+            one.save(tmp_path / "file")
+            with pytest.raises(RuntimeError, match="was saved with another adapter"):
+                other.load(tmp_path / "file")
 
 
 def test_encoding_and_decoding(model: Any, package: Path) -> None:
