@@ -66,7 +66,7 @@ def test_there_are_three() -> None:
 def test_ten_lines_to_the_first_token(
     object_file: Path, package: Path, llama: Llama, index: int
 ) -> None:
-    prompt = llama.encode_chat([{"role": "user", "content": "What is 2 + 2?"}])
+    prompt = llama.encode_chat([{"role": "user", "content": "What is 2 + 2?"}]).tolist()
     ids = greedy(package, prompt, 64)
     expected = Tokenizer.from_file(str(package / "tokenizer.json")).decode(ids)
     said = run(object_file, *programs()[index], package)

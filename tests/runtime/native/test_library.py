@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,12 @@ def test_tokens_are_those_of_genai_in_python(model: Any, package: Path) -> None:
     assert model.generate_ids(PROMPT, 40) == greedy(package, PROMPT, 40)
 
 
-def text_after(package: Path, prompt: Sequence[int], count: int) -> str:
+def text_after(package: Path, prompt: Iterable[int], count: int) -> str:
     """Return the greedy continuation of `prompt` as the library `tokenizers` decodes it.
 
     Half a character at its end, which the C library keeps to itself, and NULs are left out.
     """
-    ids = greedy(package, prompt, count)
+    ids = greedy(package, list(prompt), count)
     return (
         Tokenizer.from_file(str(package / "tokenizer.json"))
         .decode(ids)

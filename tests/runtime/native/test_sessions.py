@@ -59,9 +59,9 @@ def test_five_turns_have_the_tokens_of_the_runtime(
     messages: list[dict[str, str]] = []
     for turn, said in enumerate(SAID):
         messages.append({"role": "user", "content": said})
-        prompt = llama.encode_chat(messages)
+        prompt = llama.encode_chat(messages).tolist()
         session.say(said)
-        assert session.ids == prompt.tolist()
+        assert session.ids == prompt
         text = session.generate(model.sampling(max_new_tokens=8))
         stats = session.stats
         assert session.ids[len(prompt) :] == greedy(package, prompt, 8)
@@ -245,8 +245,12 @@ def test_an_answer_must_follow_a_guide(model: Any, session: Any, package: Path) 
     text = session.generate(model.sampling(max_new_tokens=60, regex="[a-c]{3} [0-9]{2}"))
     assert re.fullmatch("[a-c]{3} [0-9]{2}", text)
     guided = session.ids
-    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
-    schema["additionalProperties"] = False
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
     session.append("the")
     made = json.loads(session.generate(model.sampling(json_schema=json.dumps(schema))))
     assert made["a"] in (1, 2)
