@@ -133,6 +133,13 @@ def ray(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz_native(session: nox.Session) -> None:
+    """Change what the C library reads at random, under sanitizers; `-- --minutes 1`: for one."""
+    _install(session, "-e", ".[export,cpu,test]")
+    session.run("python", "-m", "tests.support.fuzz.native", *session.posargs)
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """Which lines and branches the tests run; arguments after `--` go to pytest."""
     _install(session, "-e", ".[export,cpu,test]", COVERAGE)

@@ -1,4 +1,4 @@
-"""Whether onnxruntime-genai, whose tokenizer C, C++ and C# programs use, gives a package's ids.
+"""Whether the tokenizer of onnxruntime-genai, which some programs use, gives a package's ids.
 
 It reads tokenizer.json with code of its own, which leaves out some normalizers and pre-tokenizers.
 Python encodes with the library `tokenizers`, as transformers does.
@@ -34,8 +34,8 @@ def genai_differences(tokenizer: Any, folder: Path, source: str) -> list[str]:
     if not wrong:
         return []
     return [
-        f"{source}: onnxruntime-genai, whose tokenizer programs in C, C++ and C# use, encodes "
-        f"{len(wrong)} of {len(texts)} test texts to other tokens than transformers, among them "
+        f"{source}: onnxruntime-genai, whose tokenizer some programs use, encodes {len(wrong)} of "
+        f"{len(texts)} test texts to other tokens than transformers, among them "
         f"{printable_line(wrong[-1])!r}: use Python, or pass token ids."
     ]
 

@@ -93,9 +93,14 @@ static const struct config_option {
     {"dml", "enable_graph_capture", "1"},
 };
 
-/* What the library itself needs from genai_config.json. */
+/* What the library itself needs from genai_config.json. `bos` is -1 if there is none; `ends` are the
+ * tokens that end an answer. */
 typedef struct config {
-    int context_length, vocab_size, layers, heads, head_size;
+    int context_length, vocab_size, layers, heads, head_size, bos;
+    int32_t ends[MOST_IDS];
+    size_t end_count;
+    bool samples;
+    double temperature, top_k, top_p, repetition_penalty, no_repeat_ngram_size;
 } config;
 
 /* Whether `node` is a number of less than ten digits before the point, without an exponent above. */
@@ -190,6 +195,38 @@ static int config_integer(const json *text, const json_node *object, const char 
     return node && json_integer(node, 0, ANY_INT, &value) ? (int)value : 0;
 }
 
+/* The number `key` of `object`, or `other` if there is none. */
+static double config_number(const json *text, const json_node *object, const char *key,
+                            double other) {
+    const json_node *node = object ? json_get(text, object, key) : NULL;
+    return node && node->kind == JSON_NUMBER ? json_double(node) : other;
+}
+
+static void config_search(const json *text, config *out) {
+    const json_node *search = json_get(text, text->nodes, "search");
+    const json_node *samples = search ? json_get(text, search, "do_sample") : NULL;
+    out->samples = samples && samples->kind == JSON_TRUTH && samples->truth;
+    out->temperature = config_number(text, search, "temperature", 1);
+    out->top_k = config_number(text, search, "top_k", 0);
+    out->top_p = config_number(text, search, "top_p", 1);
+    out->repetition_penalty = config_number(text, search, "repetition_penalty", 1);
+    out->no_repeat_ngram_size = config_number(text, search, "no_repeat_ngram_size", 0);
+}
+
+/* The first and last tokens, which config_tokens() has checked. */
+static void config_special(const json *text, config *out) {
+    const json_node *model = json_get(text, text->nodes, "model");
+    const json_node *bos = json_get(text, model, "bos_token_id");
+    const json_node *eos = json_get(text, model, "eos_token_id");
+    bool list = eos && eos->kind == JSON_LIST;
+    int64_t id;
+    out->bos = bos && json_integer(bos, 0, ANY_INT, &id) ? (int)id : -1;
+    for (const json_node *i = list ? json_first(text, eos) : eos; i && out->end_count < MOST_IDS;
+         i = list ? json_next(text, i) : NULL) {
+        if (json_integer(i, 0, ANY_INT, &id)) out->ends[out->end_count++] = (int32_t)id;
+    }
+}
+
 static void config_sizes(const json *text, config *out) {
     const json_node *model = json_get(text, text->nodes, "model");
     const json_node *decoder = model ? json_get(text, model, "decoder") : NULL;
@@ -219,6 +256,7 @@ static bool config_tokens(const json *text, int vocab_size) {
 /* Reads genai_config.json. On failure `why` says what is wrong, to follow the file's name. */
 static bool config_read(const char *bytes, size_t length, config *out, char why[WHY]) {
     json text;
+    *out = (config){.bos = -1};
     /* onnxruntime-genai has its own parser: without escapes both read the same keys. */
     bool plain = !memchr(bytes, '\\', length), sound = json_parse(&text, bytes, length) && plain;
     if (!plain) {
@@ -240,6 +278,9 @@ static bool config_read(const char *bytes, size_t length, config *out, char why[
         } else if (!config_tokens(&text, out->vocab_size)) {
             explain(why, "has a special token that is not in the vocabulary");
             sound = false;
+        } else {
+            config_special(&text, out);
+            config_search(&text, out);
         }
     }
     json_free(&text);

@@ -123,13 +123,14 @@ static bool is_plain_name(const char *name) {
 
 /* ---- hashes ----------------------------------------------------------------------------------- */
 
-/* The lines of SHA256SUMS, sorted by name. */
+/* The lines of SHA256SUMS, or the files of manifest.json, sorted by name. */
 typedef struct sums {
     char *text;
     struct sum {
         const char *hash, *name;
     } *lines;
     size_t count;
+    const char *index; /* the file that they are from */
 } sums;
 
 static int compare_sums(const void *a, const void *b) {
@@ -159,7 +160,7 @@ static bool sums_line(sums *list, char *line) {
  * Returns false and a sentence if it is damaged. */
 static bool sums_read(const char *package, sums *list, char why[SENTENCE]) {
     size_t length, lines = 1;
-    *list = (sums){NULL, NULL, 0};
+    *list = (sums){.index = SUMS};
     list->text = read_file(package, SUMS, 1 << 22, &length);
     if (!list->text) {
         say(why, "%.900s has no " SUMS " to check: make a new bundle.", package);
@@ -194,10 +195,14 @@ static bool sums_read(const char *package, sums *list, char why[SENTENCE]) {
     return list->count > 0;
 }
 
-static bool sums_have(const sums *list, const char *name) {
+/* The hash of the file `name` in the list, NULL if it is not there. */
+static const char *sums_hash(const sums *list, const char *name) {
     struct sum key = {NULL, name};
-    return bsearch(&key, list->lines, list->count, sizeof key, compare_sums) != NULL;
+    const struct sum *found = bsearch(&key, list->lines, list->count, sizeof key, compare_sums);
+    return found ? found->hash : NULL;
 }
+
+static bool sums_have(const sums *list, const char *name) { return sums_hash(list, name) != NULL; }
 
 static bool hash_file(const char *package, const char *name, char hex[65]) {
     const size_t limit = 1 << 20;
@@ -225,7 +230,8 @@ static bool sums_hold(const char *package, const sums *list, char why[SENTENCE])
             return false;
         }
         if (memcmp(hex, list->lines[i].hash, 64)) {
-            say(why, "%.900s is damaged: the hash of %.200s differs from " SUMS ".", package, name);
+            say(why, "%.900s is damaged: the hash of %.200s differs from %s.", package, name,
+                list->index);
             return false;
         }
     }
@@ -244,7 +250,10 @@ typedef struct search {
 
 static bool search_folder(search *self);
 
-static bool may_be_unlisted(const char *name) {
+static bool may_be_unlisted(const sums *list, const char *name) {
+    /* The manifest does not list what bundles add. */
+    bool added = strcmp(list->index, SUMS) != 0 && strcmp(name, "selftest.txt") == 0;
+    if (added || strcmp(name, list->index) == 0) return true;
     for (size_t i = 0; i < sizeof unlisted_files / sizeof *unlisted_files; i++) {
         if (strcmp(name, unlisted_files[i]) == 0) return true;
     }
@@ -258,8 +267,9 @@ static bool search_file(const search *self, const char *name, entry_kind kind) {
     } else if (kind == ENTRY_OTHER) {
         say(self->why, "%.900s%s%.200s is not a regular file: remove it.", self->package, SEPARATOR,
             name);
-    } else if (self->list && !sums_have(self->list, name) && !may_be_unlisted(name)) {
-        say(self->why, "%.900s is damaged: " SUMS " does not name %.200s.", self->package, name);
+    } else if (self->list && !sums_have(self->list, name) && !may_be_unlisted(self->list, name)) {
+        say(self->why, "%.900s is damaged: %s does not name %.200s.", self->package,
+            self->list->index, name);
     } else {
         return true;
     }
@@ -302,15 +312,21 @@ static bool search_folder(search *self) {
     return sound;
 }
 
-/* Checks that the package contains nothing but regular files and, with `hashes`, exactly those that
- * SHA256SUMS lists. Returns false and a sentence if not. */
-static bool check_files(const char *package, bool hashes, char why[SENTENCE]) {
-    sums list = {NULL, NULL, 0};
+/* Checks that the package contains nothing but regular files and, with a `list`, exactly those that
+ * it has. Returns false and a sentence if not. */
+static bool check_listed(const char *package, const sums *list, char why[SENTENCE]) {
     size_t left = FILES;
-    search all = {package, "", hashes ? &list : NULL, &left, 0, why};
+    search all = {package, "", list, &left, 0, why};
     why[0] = 0;
-    bool sound = (!hashes || sums_read(package, &list, why)) && search_folder(&all) &&
-                 (!hashes || sums_hold(package, &list, why));
+    return search_folder(&all) && (!list || sums_hold(package, list, why));
+}
+
+/* The same with SHA256SUMS as the list, if `hashes`. */
+static bool check_files(const char *package, bool hashes, char why[SENTENCE]) {
+    sums list = {.index = SUMS};
+    why[0] = 0;
+    bool sound = (!hashes || sums_read(package, &list, why)) &&
+                 check_listed(package, hashes ? &list : NULL, why);
     sums_free(&list);
     return sound;
 }

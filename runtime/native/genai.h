@@ -20,6 +20,10 @@ typedef struct OgaTokenizerStream OgaTokenizerStream;
 typedef struct OgaSequences OgaSequences;
 typedef struct OgaGeneratorParams OgaGeneratorParams;
 typedef struct OgaGenerator OgaGenerator;
+typedef struct OgaAdapters OgaAdapters;
+typedef struct OgaTensor OgaTensor;
+
+enum { OGA_FLOAT32 = 1, OGA_FLOAT16 = 10 }; /* of OgaElementType */
 
 #define OGA_FUNCTIONS(F)                                                                        \
     F(const char *, OgaResultGetError, (const OgaResult *))                                     \
@@ -41,7 +45,6 @@ typedef struct OgaGenerator OgaGenerator;
     F(OgaResult *, OgaTokenizerEncode, (const OgaTokenizer *, const char *, OgaSequences *))    \
     F(OgaResult *, OgaTokenizerApplyChatTemplate,                                               \
       (const OgaTokenizer *, const char *, const char *, const char *, bool, const char **))    \
-    F(OgaResult *, OgaTokenizerGetEosTokenIds, (const OgaTokenizer *, const int32_t **, size_t *)) \
     F(void, OgaDestroyTokenizer, (OgaTokenizer *))                                              \
     F(OgaResult *, OgaCreateTokenizerStream, (const OgaTokenizer *, OgaTokenizerStream **))     \
     F(OgaResult *, OgaTokenizerStreamDecode, (OgaTokenizerStream *, int32_t, const char **))    \
@@ -53,6 +56,9 @@ typedef struct OgaGenerator OgaGenerator;
     F(OgaResult *, OgaCreateGeneratorParams, (const OgaModel *, OgaGeneratorParams **))         \
     F(OgaResult *, OgaGeneratorParamsSetSearchNumber,                                           \
       (OgaGeneratorParams *, const char *, double))                                             \
+    F(OgaResult *, OgaGeneratorParamsSetSearchBool, (OgaGeneratorParams *, const char *, bool)) \
+    F(OgaResult *, OgaGeneratorParamsSetGuidance,                                               \
+      (OgaGeneratorParams *, const char *, const char *, bool))                                 \
     F(void, OgaDestroyGeneratorParams, (OgaGeneratorParams *))                                  \
     F(OgaResult *, OgaCreateGenerator,                                                          \
       (const OgaModel *, const OgaGeneratorParams *, OgaGenerator **))                          \
@@ -62,6 +68,18 @@ typedef struct OgaGenerator OgaGenerator;
     F(OgaResult *, OgaGenerator_GetNextTokens,                                                  \
       (const OgaGenerator *, const int32_t **, size_t *))                                       \
     F(OgaResult *, OgaGenerator_SetRuntimeOption, (OgaGenerator *, const char *, const char *)) \
+    F(OgaResult *, OgaGenerator_RewindTo, (OgaGenerator *, size_t))                             \
+    F(OgaResult *, OgaGenerator_GetLogits, (OgaGenerator *, OgaTensor **))                      \
+    F(OgaResult *, OgaGenerator_GetOutput, (const OgaGenerator *, const char *, OgaTensor **))  \
+    F(OgaResult *, OgaTensorGetType, (OgaTensor *, int32_t *))                                  \
+    F(OgaResult *, OgaTensorGetShapeRank, (OgaTensor *, size_t *))                              \
+    F(OgaResult *, OgaTensorGetShape, (OgaTensor *, int64_t *, size_t))                         \
+    F(OgaResult *, OgaTensorGetData, (OgaTensor *, void **))                                    \
+    F(void, OgaDestroyTensor, (OgaTensor *))                                                    \
+    F(OgaResult *, OgaCreateAdapters, (const OgaModel *, OgaAdapters **))                       \
+    F(OgaResult *, OgaLoadAdapter, (OgaAdapters *, const char *, const char *))                 \
+    F(OgaResult *, OgaSetActiveAdapter, (OgaGenerator *, OgaAdapters *, const char *))          \
+    F(void, OgaDestroyAdapters, (OgaAdapters *))                                                \
     F(void, OgaDestroyGenerator, (OgaGenerator *))
 
 typedef struct api {

@@ -934,8 +934,8 @@ static bool graph_read(const char *bytes, size_t length, uint64_t data_size, con
         sound = false;
     }
     if (sound) {
-        *out = (config){0, (int)self.vocab_size, (int)self.layers, (int)self.heads,
-                        (int)self.head_size};
+        *out = (config){.vocab_size = (int)self.vocab_size, .layers = (int)self.layers,
+                        .heads = (int)self.heads, .head_size = (int)self.head_size};
     }
     return sound;
 }

@@ -26,10 +26,18 @@ typedef struct json_node {
     size_t size, child, next;
 } json_node;
 
+struct json;
+
+/* Reads the value of `key` in place of the parser, if it wants to: `*taken`. `parent` is the key of
+ * the object that has it, NULL for the outermost one. Returns false for a value that is wrong. */
+typedef bool (*json_reader)(struct json *self, const char *parent, const char *key, bool *taken);
+
 typedef struct json {
     json_node *nodes; /* nodes[0] is the whole value */
     size_t count, room;
     char *copy, *at, *end;
+    json_reader reader; /* NULL if the parser reads everything */
+    void *user;         /* for `reader` */
     char why[WHY]; /* what is wrong, to follow the name of a file: "is not UTF-8 text" */
 } json;
 
@@ -275,7 +283,10 @@ static bool json_children(json *self, size_t parent, int depth) {
         }
         self->nodes[parent].size = ++size;
         last = index;
-        if (!json_value(self, index, depth + 1)) return false;
+        bool taken = false;
+        if (object && self->reader &&
+            !self->reader(self, self->nodes[parent].key, key, &taken)) return false;
+        if (!taken && !json_value(self, index, depth + 1)) return false;
     } while (json_take(self, ','));
     return json_take(self, close) || json_wrong(self, "is not valid JSON (a bracket is not closed)");
 }
@@ -322,9 +333,10 @@ static void json_free(json *self) {
 }
 
 /* Parses a whole text, with or without a byte order mark. On failure `why` has the reason. Call
- * json_free() in either case. */
-static bool json_parse(json *self, const char *text, size_t length) {
-    *self = (json){.room = 64};
+ * json_free() in either case. `reader` may be NULL. */
+static bool json_parse_with(json *self, const char *text, size_t length, json_reader reader,
+                            void *user) {
+    *self = (json){.room = 64, .reader = reader, .user = user};
     if (length >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) {
         text += 3;
         length -= 3;
@@ -341,6 +353,10 @@ static bool json_parse(json *self, const char *text, size_t length) {
     self->nodes[self->count++] = (json_node){.key = NULL};
     if (!json_value(self, 0, 0)) return false;
     return json_peek(self) < 0 || json_wrong(self, "is not valid JSON (text after its end)");
+}
+
+static bool json_parse(json *self, const char *text, size_t length) {
+    return json_parse_with(self, text, length, NULL, NULL);
 }
 
 /* ---- reading a parsed value ------------------------------------------------------------------- */
@@ -363,6 +379,43 @@ static const json_node *json_next(const json *self, const json_node *node) {
 
 static bool json_is_text(const json_node *node, const char *expected) {
     return node && node->kind == JSON_TEXT && strcmp(node->text, expected) == 0;
+}
+
+/* A number as it was written; exact for up to 15 digits and powers of ten up to 22. Not strtod(),
+ * which reads the decimal point of the program's language. */
+static double json_double(const json_node *node) {
+    const char *c = node->text, *end = c + node->length;
+    bool negative = c < end && *c == '-', point = false;
+    int power = 0, written = 0;
+    uint64_t digits = 0;
+    double scale = 1, value;
+    for (c += negative; c < end && *c != 'e' && *c != 'E'; c++) {
+        if (*c == '.') {
+            point = true;
+        } else if (digits < UINT64_MAX / 10 - 1) {
+            digits = digits * 10 + (uint64_t)(*c - '0');
+            power -= point;
+        } else {
+            power += !point;
+        }
+    }
+    if (c < end) {
+        bool below = ++c < end && *c == '-';
+        for (c += c < end && (*c == '-' || *c == '+'); c < end && written < 1000; c++) {
+            written = written * 10 + (*c - '0');
+        }
+        power += below ? -written : written;
+    }
+    value = (double)digits;
+    for (int left = power < 0 ? -power : power; left; left--) {
+        if (scale > 1e21) { /* larger powers of ten are not exact */
+            value = power < 0 ? value / scale : value * scale;
+            scale = 1;
+        }
+        scale *= 10;
+    }
+    value = power < 0 ? value / scale : value * scale;
+    return negative ? -value : value;
 }
 
 /* Whether `node` is an integer from `low` to `high`, without fraction or exponent. */

@@ -6,406 +6,43 @@
 #endif
 
 #include "llama_onnx.h"
-#include "config.h"
-#include "files.h"
-#include "genai.h"
-#include "graph.h"
-#include "json.h"
-#include "messages.h"
-#include "system.h"
-#include "template.h"
-
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-/* genai's name of the provider that is tried first, if find_device() finds a device for it. */
-#ifndef ACCELERATOR
-#define ACCELERATOR "DML"
-#endif
-
-/* The text file in each set of libraries that contains the version of its ONNX Runtime. */
-#define VERSION_FILE "onnxruntime.version"
-
-/* ---- an opened package ------------------------------------------------------------------------ */
-
-struct llama_onnx {
-    api oga;
-    module ort, genai, directml;
-    OgaModel *model;
-    OgaTokenizer *tokenizer;
-    char *package; /* full path */
-    int context_length, vocab_size;
-    char *chat_template; /* NULL if there is none, or none that can be used: `no_chat` */
-    char no_chat[WHY];
-    const char *provider;
-    char reason[1024];
-    char error[2048];
-    mutex lock; /* guards the next three, which llama_onnx_cancel() uses from other threads */
-    OgaGenerator *generator;
-    bool busy, cancelled;
-};
-
-/* Replaces what is not UTF-8, such as half a character at the end of a text that was cut, and what
- * a terminal could obey: messages quote names and values from packages. */
-static void make_printable(char *text) {
-    for (size_t left = strlen(text), size; left; text += size, left -= size) {
-        size = utf8_size((const unsigned char *)text, left);
-        bool shown = size && is_shown(text, size);
-        if (!size) size = 1;
-        if (!shown) memset(text, '?', size);
-    }
-}
-
-static int fail(llama_onnx *self, const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(self->error, sizeof self->error, format, arguments);
-    va_end(arguments);
-    make_printable(self->error);
-    return LLAMA_ONNX_FAILED;
-}
-
-static int out_of_memory(llama_onnx *self) { return fail(self, "there is not enough memory."); }
-
-/* On failure, the error is `what` and the first line of genai's message. */
-static int check(llama_onnx *self, OgaResult *result, const char *what) {
-    if (!result) return LLAMA_ONNX_OK;
-    const char *text = self->oga.OgaResultGetError(result);
-    int length = (int)strcspn(text, "\r\n");
-    while (length && strchr(" .", text[length - 1])) length--;
-    fail(self, "%s: %.*s.", what, length, text);
-    self->oga.OgaDestroyResult(result);
-    return LLAMA_ONNX_FAILED;
-}
-
-/* Reads a small text file of our own; NULL if it cannot be read. */
-static char *read_text(const char *folder, const char *name) {
-    size_t length;
-    return read_file(folder, name, 1 << 22, &length);
-}
-
-/* ---- libraries -------------------------------------------------------------------------------- */
-
-/* The version that the loaded ONNX Runtime reports. */
-static const char *ort_version(module ort) {
-    typedef struct {
-        const void *(CALL *GetApi)(uint32_t);
-        const char *(CALL *GetVersionString)(void);
-    } OrtApiBase;
-    typedef const OrtApiBase *(CALL * get_base)(void);
-    void *found = symbol(ort, "OrtGetApiBase");
-    get_base base;
-    memcpy(&base, &found, sizeof found);
-    return base && base() ? base()->GetVersionString() : "unknown";
-}
-
-static int check_version(llama_onnx *self, const char *folder) {
-    const char *version = ort_version(self->ort);
-    char *expected = read_text(folder, VERSION_FILE);
-    int status = LLAMA_ONNX_OK;
-    if (!expected) {
-        return fail(self, "%s%s" VERSION_FILE " is missing: restore it from the bundle.",
-                    folder, SEPARATOR);
-    }
-    expected[strcspn(expected, " \r\n")] = 0;
-    if (strcmp(version, expected) != 0) {
-        status = fail(self,
-                      "%s%s" ORT_LIBRARY " is ONNX Runtime %s instead of %s: restore it from the "
-                      "bundle.",
-                      folder, SEPARATOR, version, expected);
-    }
-    free(expected);
-    return status;
-}
-
-/* genai must use the ONNX Runtime that we loaded, not one that was loaded before. */
-static int check_only_one(llama_onnx *self, const char *folder) {
-    module given = loaded_module(ORT_LIBRARY);
-    if (!given || given == self->ort) return LLAMA_ONNX_OK;
-    char *other = module_path(given);
-    fail(self,
-         "the program has already loaded another ONNX Runtime, %s, so the one in %s cannot be "
-         "used: open the package before anything else loads " ORT_LIBRARY ".",
-         other ? other : "from an unknown path", folder);
-    free(other);
-    return LLAMA_ONNX_FAILED;
-}
-
-static int load_library(llama_onnx *self, const char *folder, const char *name, module *out) {
-    char why[512], *path = join(folder, name);
-    if (!path) return out_of_memory(self);
-    if (!is_file(folder, name)) {
-        fail(self, "%s is missing: restore it from the bundle.", path);
-    } else if ((*out = load_module(path)) == NULL) {
-        load_error(why, sizeof why);
-        fail(self, "%s cannot be loaded: %s.", path, why);
-    }
-    free(path);
-    return *out ? LLAMA_ONNX_OK : LLAMA_ONNX_FAILED;
-}
-
-static int load_api(llama_onnx *self, const char *folder) {
-    for (size_t i = 0; i < sizeof api_members / sizeof *api_members; i++) {
-        void *found = symbol(self->genai, api_members[i].name);
-        if (!found) {
-            return fail(self, "%s%s%s is another version, without %s: restore it from the bundle.",
-                        folder, SEPARATOR, GENAI_LIBRARY, api_members[i].name);
-        }
-        memcpy((char *)&self->oga + api_members[i].offset, &found, sizeof found);
-    }
-    if (!telemetry_wanted()) self->oga.OgaSetTelemetryEnabled(false);
-    return LLAMA_ONNX_OK;
-}
-
-static void unload(llama_onnx *self) {
-    if (self->genai) unload_module(self->genai);
-    if (self->ort) unload_module(self->ort);
-    if (self->directml) unload_module(self->directml);
-    self->genai = self->ort = self->directml = NULL;
-}
-
-/* Loads ONNX Runtime before genai, and DirectML before ONNX Runtime: each library then finds what
- * it needs already loaded and does not look for it elsewhere. */
-static int load_libraries(llama_onnx *self, const char *folder, bool directml) {
-    int status = LLAMA_ONNX_OK;
-    telemetry_off();
-    if (directml) status = load_library(self, folder, "DirectML.dll", &self->directml);
-    if (!status) status = load_library(self, folder, ORT_LIBRARY, &self->ort);
-    if (!status) status = check_only_one(self, folder);
-    if (!status) status = check_version(self, folder);
-    if (!status) status = load_library(self, folder, GENAI_LIBRARY, &self->genai);
-    if (!status) status = load_api(self, folder);
-    if (status) unload(self);
-    return status;
-}
+#include "generating.h"
+#include "model.h"
+#include "session.h"
+#include "session_file.h"
+#include "verifying.h"
 
 /* ---- generating ------------------------------------------------------------------------------- */
 
-typedef struct sink { /* receives new tokens: in `ids`, or as text through `callback` */
-    int32_t *ids;
-    size_t room, count;
-    OgaTokenizerStream *stream;
-    llama_onnx_callback callback;
-    void *user;
-} sink;
-
-static int deliver(llama_onnx *self, sink *to, int32_t id) {
-    const char *piece = "";
-    if (to->ids) to->ids[to->count] = id;
-    to->count++;
-    if (!to->stream) return LLAMA_ONNX_OK;
-    if (check(self, self->oga.OgaTokenizerStreamDecode(to->stream, id, &piece),
-              "a token could not be decoded")) {
-        return LLAMA_ONNX_FAILED;
-    }
-    /* A piece is empty until a character is complete. */
-    return *piece && to->callback && to->callback(piece, to->user) ? LLAMA_ONNX_CANCELLED
-                                                                   : LLAMA_ONNX_OK;
-}
-
-static bool is_cancelled(llama_onnx *self) {
-    mutex_lock(&self->lock);
-    bool cancelled = self->cancelled;
-    mutex_unlock(&self->lock);
-    return cancelled;
-}
-
-/* Holds the lock: after llama_onnx_cancel() has terminated the generator, IsDone throws a C++
- * exception, which C cannot catch. */
-static bool is_over(llama_onnx *self, OgaGenerator *generator) {
-    mutex_lock(&self->lock);
-    bool over = self->cancelled || self->oga.OgaGenerator_IsDone(generator);
-    mutex_unlock(&self->lock);
-    return over;
-}
-
-static int generate_next(llama_onnx *self, OgaGenerator *generator, sink *to) {
-    const int32_t *next;
-    size_t count;
-    int status = check(self, self->oga.OgaGenerator_GenerateNextToken(generator),
-                       "the next token could not be computed");
-    if (!status) {
-        status = check(self, self->oga.OgaGenerator_GetNextTokens(generator, &next, &count),
-                       "the next token could not be read");
-    }
-    return status ? status : deliver(self, to, next[0]);
-}
-
-static int run_generator(llama_onnx *self, OgaGenerator *generator, const int32_t *prompt,
-                         size_t count, sink *to) {
-    int status = check(self, self->oga.OgaGenerator_AppendTokens(generator, prompt, count),
-                       "the prompt could not be processed");
-    while (!status && to->count < to->room && !is_over(self, generator)) {
-        status = generate_next(self, generator, to);
-    }
-    /* Checked before the status, because a terminated computation reports an error. */
-    return is_cancelled(self) ? LLAMA_ONNX_CANCELLED : status;
-}
-
-static void set_generator(llama_onnx *self, OgaGenerator *generator) {
-    mutex_lock(&self->lock);
-    self->generator = generator;
-    mutex_unlock(&self->lock);
-}
-
-static int generate(llama_onnx *self, const int32_t *prompt, size_t count, sink *to) {
-    const api *oga = &self->oga;
-    OgaGeneratorParams *params = NULL;
-    OgaGenerator *generator = NULL;
-    size_t context = (size_t)self->context_length;
-    if (!count) return fail(self, "the prompt is empty.");
-    for (size_t i = 0; i < count; i++) {
-        if (prompt[i] < 0 || prompt[i] >= self->vocab_size) {
-            return fail(self, "the prompt has the token %ld, but the model has tokens 0 to %d only.",
-                        (long)prompt[i], self->vocab_size - 1);
-        }
-    }
-    if (count >= context) {
-        return fail(self, "the prompt has %zu tokens, but prompt and answer together may have %zu: "
-                          "shorten the prompt.", count, context);
-    }
-    if (to->room > context - count) to->room = context - count;
-    int status = check(self, oga->OgaCreateGeneratorParams(self->model, &params), self->package);
-    if (!status) {
-        /* The cache is sized for this prompt and answer, not for the model's whole context. */
-        status = check(self, oga->OgaGeneratorParamsSetSearchNumber(params, "max_length",
-                                                                    (double)(count + to->room)),
-                       self->package);
-    }
-    if (!status) status = check(self, oga->OgaCreateGenerator(self->model, params, &generator),
-                                self->package);
-    if (!status) {
-        set_generator(self, generator);
-        status = run_generator(self, generator, prompt, count, to);
-        set_generator(self, NULL);
-    }
-    if (generator) oga->OgaDestroyGenerator(generator);
-    if (params) oga->OgaDestroyGeneratorParams(params);
-    return status;
-}
-
-/* Returns whether the caller may generate now; if so, it must call end() afterwards. */
-static bool begin(llama_onnx *self) {
-    mutex_lock(&self->lock);
-    bool free = !self->busy;
-    if (free) {
-        self->busy = true;
-        self->cancelled = false;
-        self->error[0] = 0;
-    }
-    mutex_unlock(&self->lock);
-    return free;
-}
-
-static int end(llama_onnx *self, int status) {
-    mutex_lock(&self->lock);
-    self->busy = false;
-    mutex_unlock(&self->lock);
-    if (status != LLAMA_ONNX_FAILED) self->error[0] = 0; /* a cancelled computation reports one */
-    return status;
-}
-
-static int encode(llama_onnx *self, const char *text, bool special, OgaSequences **out) {
-    const char *keys[] = {"add_special_tokens"}, *values[] = {special ? "true" : "false"};
-    const char *what = "the prompt could not be tokenized";
-    int status = check(self, self->oga.OgaCreateSequences(out), what);
-    if (!status) {
-        status = check(self, self->oga.OgaUpdateTokenizerOptions(self->tokenizer, keys, values, 1),
-                       "the tokenizer rejected its options");
-    }
-    if (!status) {
-        status = check(self, self->oga.OgaTokenizerEncode(self->tokenizer, text, *out), what);
-    }
-    return status;
-}
-
-/* Makes the stream drop the space that SentencePiece puts before the first word of a text, by
- * decoding a special token first: an answer is a new text, not the continuation of the prompt. */
-static int start_answer(llama_onnx *self, OgaTokenizerStream *stream) {
-    const int32_t *ends;
-    const char *nothing;
-    size_t count;
-    int status = check(self, self->oga.OgaTokenizerGetEosTokenIds(self->tokenizer, &ends, &count),
-                       "the tokenizer has no end token");
-    if (status || !count) return status;
-    return check(self, self->oga.OgaTokenizerStreamDecode(stream, ends[0], &nothing),
-                 "the answer could not be started");
-}
-
-static int generate_text(llama_onnx *self, const char *prompt, bool chat, int max_new_tokens,
-                         llama_onnx_callback callback, void *user) {
-    const api *oga = &self->oga;
-    OgaSequences *tokens = NULL;
-    sink to = {.room = (size_t)max_new_tokens, .callback = callback, .user = user};
-    int status = check(self, oga->OgaCreateTokenizerStream(self->tokenizer, &to.stream),
-                       "decoding could not be started");
-    /* A chat template adds the special tokens itself, the start token included. */
-    if (!status) status = encode(self, prompt, !chat, &tokens);
-    if (!status && chat) status = start_answer(self, to.stream);
-    if (!status) {
-        status = generate(self, oga->OgaSequencesGetSequenceData(tokens, 0),
-                          oga->OgaSequencesGetSequenceCount(tokens, 0), &to);
-    }
-    if (tokens) oga->OgaDestroySequences(tokens);
-    if (to.stream) oga->OgaDestroyTokenizerStream(to.stream);
-    return status;
-}
-
 static int check_call(llama_onnx *self, const void *prompt, int max_new_tokens) {
-    if (!self->model) return fail(self, "there is no model: opening the package failed.");
-    if (!prompt) return fail(self, "the prompt is NULL.");
-    if (max_new_tokens < 1) return fail(self, "the number of new tokens must be at least 1.");
+    if (!self->model) return fail(&self->call, "there is no model: opening the package failed.");
+    if (!prompt) return fail(&self->call, "the prompt is NULL.");
+    if (max_new_tokens < 1) return fail(&self->call, "the number of new tokens must be at least 1.");
     return LLAMA_ONNX_OK;
 }
 
 int llama_onnx_generate(llama_onnx *self, const char *prompt, int max_new_tokens,
                         llama_onnx_callback callback, void *user) {
     if (!self) return LLAMA_ONNX_FAILED;
-    if (!begin(self)) return LLAMA_ONNX_BUSY;
+    if (!call_begin(&self->call)) return LLAMA_ONNX_BUSY;
     int status = check_call(self, prompt, max_new_tokens);
     if (!status && !is_utf8(prompt, strlen(prompt))) {
-        status = fail(self, "the prompt is not UTF-8 text.");
+        status = fail(&self->call, "the prompt is not UTF-8 text.");
     }
     if (!status) status = generate_text(self, prompt, false, max_new_tokens, callback, user);
-    return end(self, status);
-}
-
-/* Formats a conversation with the model's chat template, after checking that the template cannot
- * keep onnxruntime-genai's engine busy for ever. */
-static int apply_template(llama_onnx *self, const char *messages, const char **prompt) {
-    buffer checked = {0};
-    weights weights;
-    char why[WHY];
-    int status = LLAMA_ONNX_OK;
-    if (!self->chat_template) {
-        status = fail(self, "%s", self->no_chat);
-    } else if (!read_messages(messages, &checked, &weights, why)) {
-        status = fail(self, "%s", why);
-    } else if (!template_check(self->chat_template, strlen(self->chat_template), weights, why)) {
-        status = fail(self, "the model's chat template %s.", why);
-    } else {
-        status = check(self,
-                       self->oga.OgaTokenizerApplyChatTemplate(
-                           self->tokenizer, self->chat_template, checked.text, NULL, true, prompt),
-                       "the model's chat template rejected the messages");
-    }
-    free(checked.text);
-    return status;
+    return call_end(&self->call, status);
 }
 
 int llama_onnx_chat(llama_onnx *self, const char *messages, int max_new_tokens,
                     llama_onnx_callback callback, void *user) {
     const char *prompt = NULL;
     if (!self) return LLAMA_ONNX_FAILED;
-    if (!begin(self)) return LLAMA_ONNX_BUSY;
+    if (!call_begin(&self->call)) return LLAMA_ONNX_BUSY;
     int status = check_call(self, messages, max_new_tokens);
-    if (!status) status = apply_template(self, messages, &prompt);
+    if (!status) status = apply_template(self, &self->call, messages, &prompt);
     if (!status) status = generate_text(self, prompt, true, max_new_tokens, callback, user);
     if (prompt) self->oga.OgaDestroyString(prompt);
-    return end(self, status);
+    return call_end(&self->call, status);
 }
 
 int llama_onnx_generate_ids(llama_onnx *self, const int32_t *prompt, size_t prompt_count,
@@ -413,24 +50,58 @@ int llama_onnx_generate_ids(llama_onnx *self, const int32_t *prompt, size_t prom
     sink to = {.ids = ids, .room = count ? *count : 0};
     if (count) *count = 0;
     if (!self) return LLAMA_ONNX_FAILED;
-    if (!begin(self)) return LLAMA_ONNX_BUSY;
+    if (!call_begin(&self->call)) return LLAMA_ONNX_BUSY;
     int status = check_call(self, prompt, to.room ? 1 : 0);
-    if (!count || !ids) status = fail(self, "the place for the new tokens is NULL.");
+    if (!count || !ids) status = fail(&self->call, "the place for the new tokens is NULL.");
     if (!status) status = generate(self, prompt, prompt_count, &to);
     if (count) *count = to.count;
-    return end(self, status);
+    return call_end(&self->call, status);
 }
 
 void llama_onnx_cancel(llama_onnx *self) {
-    if (!self) return;
-    mutex_lock(&self->lock);
-    if (self->busy) self->cancelled = true;
-    if (self->generator) {
-        OgaResult *result =
-            self->oga.OgaGenerator_SetRuntimeOption(self->generator, "terminate_session", "1");
-        if (result) self->oga.OgaDestroyResult(result); /* generation then stops after this token */
+    if (self) call_cancel(&self->call);
+}
+
+int llama_onnx_encode(llama_onnx *self, const char *text, size_t length, int special, int32_t *out,
+                      size_t *count) {
+    ids found = {0};
+    if (!self) return LLAMA_ONNX_FAILED;
+    if (!call_begin(&self->call)) return LLAMA_ONNX_BUSY;
+    int status = check_call(self, text, 1);
+    if (!status && (!count || (*count && !out))) {
+        status = fail(&self->call, "the place for the tokens is NULL.");
     }
-    mutex_unlock(&self->lock);
+    if (!status) status = encode(self, &self->call, text, length, special != 0, &found);
+    for (size_t i = 0; !status && i < found.count && i < *count; i++) out[i] = found.all[i];
+    if (count) *count = status ? 0 : found.count;
+    free(found.all);
+    return call_end(&self->call, status);
+}
+
+int llama_onnx_decode(llama_onnx *self, const int32_t *given, size_t given_count, char *text,
+                      size_t *size) {
+    buffer found = {0};
+    text_stream stream = {0};
+    const char *piece;
+    if (!self) return LLAMA_ONNX_FAILED;
+    if (!call_begin(&self->call)) return LLAMA_ONNX_BUSY;
+    int status = check_call(self, given_count ? (const void *)given : "", 1);
+    if (!status && (!size || (*size && !text))) {
+        status = fail(&self->call, "the place for the text is NULL.");
+    }
+    if (!status) status = stream_open(self, &self->call, &stream, true);
+    for (size_t i = 0; i < given_count && !status; i++) {
+        status = stream_put(self, &self->call, &stream, given[i], &piece);
+        if (!status) put(&found, piece);
+    }
+    if (!status && found.full) status = out_of_memory(&self->call);
+    size_t kept = status || !*size ? 0 : found.size < *size ? found.size : *size - 1;
+    if (kept) memcpy(text, found.text, kept);
+    if (!status && *size) text[kept] = 0;
+    if (size) *size = status ? 0 : found.size;
+    stream_close(self, &stream);
+    free(found.text);
+    return call_end(&self->call, status);
 }
 
 /* ---- opening ---------------------------------------------------------------------------------- */
@@ -441,16 +112,30 @@ static int read_config(llama_onnx *self) {
     size_t length;
     char *text = read_file(self->package, "genai_config.json", 1 << 20, &length);
     if (!text) {
-        return fail(self, "%s%sgenai_config.json %s.", self->package, SEPARATOR,
+        return fail(&self->call, "%s%sgenai_config.json %s.", self->package, SEPARATOR,
                     length ? "is too large" : "cannot be read");
     }
     bool sound = config_read(text, length, &found, why);
     free(text);
-    if (!sound) return fail(self, "%s%sgenai_config.json %s.", self->package, SEPARATOR, why);
-    if (!check_graph(self->package, &found, sentence)) return fail(self, "%s", sentence);
-    self->context_length = found.context_length;
-    self->vocab_size = found.vocab_size;
+    if (!sound) return fail(&self->call, "%s%sgenai_config.json %s.", self->package, SEPARATOR, why);
+    if (!check_graph(self->package, &found, sentence)) return fail(&self->call, "%s", sentence);
+    self->config = found;
     return LLAMA_ONNX_OK;
+}
+
+/* Reads tokenizer.json; if it is of a kind that we do not know, onnxruntime-genai's tokenizer is
+ * used. */
+static void read_tokenizer(llama_onnx *self) {
+    char why[WHY] = "cannot be read";
+    size_t length;
+    char *text = read_file(self->package, "tokenizer.json", VOCABULARY_BYTES, &length);
+    if (text) self->words = vocabulary_read(text, length, why);
+    if (!self->words) {
+        explain(self->not_own, "onnxruntime-genai's tokenizer is used, because tokenizer.json "
+                               "%.400s: its tokens may differ from those of the model's training.",
+                why);
+    }
+    free(text);
 }
 
 static void keep_template(llama_onnx *self, const char *text, size_t length) {
@@ -485,7 +170,9 @@ static void read_template(llama_onnx *self) {
 }
 
 static void close_model(llama_onnx *self) {
+    if (self->adapters) self->oga.OgaDestroyAdapters(self->adapters);
     if (self->tokenizer) self->oga.OgaDestroyTokenizer(self->tokenizer);
+    self->adapters = NULL;
     if (self->model) self->oga.OgaDestroyModel(self->model);
     self->tokenizer = NULL;
     self->model = NULL;
@@ -493,9 +180,9 @@ static void close_model(llama_onnx *self) {
 
 static int check_device(llama_onnx *self, const char *device) {
     const char *given = NULL;
-    int status = check(self, self->oga.OgaModelGetDeviceType(self->model, &given), self->package);
+    int status = check(&self->call, self->oga.OgaModelGetDeviceType(self->model, &given), self->package);
     if (!status && strcmp(given, device) != 0) {
-        status = fail(self, "%s should run on %s, but onnxruntime-genai opened it on %s.",
+        status = fail(&self->call, "%s should run on %s, but onnxruntime-genai opened it on %s.",
                       self->package, device, given);
     }
     if (given) self->oga.OgaDestroyString(given);
@@ -506,18 +193,18 @@ static int check_device(llama_onnx *self, const char *device) {
 static int open_model(llama_onnx *self, const char *provider) {
     const api *oga = &self->oga;
     OgaConfig *config = NULL;
-    int status = check(self, oga->OgaCreateConfig(self->package, &config), self->package);
-    if (!status) status = check(self, oga->OgaConfigClearProviders(config), self->package);
+    int status = check(&self->call, oga->OgaCreateConfig(self->package, &config), self->package);
+    if (!status) status = check(&self->call, oga->OgaConfigClearProviders(config), self->package);
     if (!status && provider) {
-        status = check(self, oga->OgaConfigAppendProvider(config, provider), self->package);
+        status = check(&self->call, oga->OgaConfigAppendProvider(config, provider), self->package);
         /* On in genai unless it is turned off. Packages of version 0.1 do not open with it. */
-        if (!status) status = check(self, oga->OgaConfigSetProviderOption(config, provider,
+        if (!status) status = check(&self->call, oga->OgaConfigSetProviderOption(config, provider,
                                     "enable_graph_capture", "0"), self->package);
     }
-    if (!status) status = check(self, oga->OgaCreateModelFromConfig(config, &self->model),
+    if (!status) status = check(&self->call, oga->OgaCreateModelFromConfig(config, &self->model),
                                 self->package);
     if (!status) status = check_device(self, provider ? "DirectML" : "CPU");
-    if (!status) status = check(self, oga->OgaCreateTokenizer(self->model, &self->tokenizer),
+    if (!status) status = check(&self->call, oga->OgaCreateTokenizer(self->model, &self->tokenizer),
                                 self->package);
     if (config) oga->OgaDestroyConfig(config);
     if (status) close_model(self);
@@ -560,26 +247,26 @@ static int run_self_test(llama_onnx *self, const self_test *test) {
     if (generate(self, test->prompt, test->prompt_count, &to)) return LLAMA_ONNX_FAILED;
     for (size_t i = 0; i < test->count; i++) {
         if (i >= to.count || ids[i] != test->expected[i]) {
-            return fail(self, "the self-test failed: token %zu of %zu is not the expected one",
+            return fail(&self->call, "the self-test failed: token %zu of %zu is not the expected one",
                         i + 1, test->count);
         }
     }
     return LLAMA_ONNX_OK;
 }
 
-/* On failure, self->error is the rest of a sentence that starts "DirectML is not used: ". */
+/* On failure, self->call.error is the rest of a sentence that starts "DirectML is not used: ". */
 static int open_directml(llama_onnx *self, const char *libraries, bool required) {
     char device[256] = "";
     self_test test;
     bool has_test = read_self_test(self, &test);
     char *folder = join(libraries, "directml");
-    int status = folder ? LLAMA_ONNX_OK : out_of_memory(self);
+    int status = folder ? LLAMA_ONNX_OK : out_of_memory(&self->call);
     if (!status && !is_file(folder, GENAI_LIBRARY)) {
-        status = fail(self, "its libraries are not in %s", folder);
+        status = fail(&self->call, "its libraries are not in %s", folder);
     } else if (!status && !has_test && !required) {
-        status = fail(self, "%s has no selftest.txt to test the device with", self->package);
+        status = fail(&self->call, "%s has no selftest.txt to test the device with", self->package);
     } else if (!status && !find_device(device, sizeof device)) {
-        status = fail(self, "this machine has no graphics device with Direct3D 12");
+        status = fail(&self->call, "this machine has no graphics device with Direct3D 12");
     }
     if (!status) status = load_libraries(self, folder, true);
     if (!status) status = open_model(self, ACCELERATOR);
@@ -600,7 +287,7 @@ static int open_cpu(llama_onnx *self, const char *libraries) {
     int status = LLAMA_ONNX_OK;
     if (!self->genai) { /* DirectML's libraries, if loaded, can run on the CPU too */
         char *folder = join(libraries, "cpu");
-        status = folder ? load_libraries(self, folder, false) : out_of_memory(self);
+        status = folder ? load_libraries(self, folder, false) : out_of_memory(&self->call);
         free(folder);
     }
     if (!status) status = open_model(self, NULL);
@@ -611,14 +298,14 @@ static int open_cpu(llama_onnx *self, const char *libraries) {
 static int open_provider(llama_onnx *self, const char *libraries, const char *provider) {
     bool required = strcmp(provider, "directml") == 0, automatic = strcmp(provider, "auto") == 0;
     if (!required && !automatic && strcmp(provider, "cpu") != 0) {
-        return fail(self, "there is no provider '%s': choose auto, cpu or directml.", provider);
+        return fail(&self->call, "there is no provider '%s': choose auto, cpu or directml.", provider);
     }
     if (required || automatic) {
         if (open_directml(self, libraries, required) == LLAMA_ONNX_OK) return LLAMA_ONNX_OK;
-        size_t length = strlen(self->error);
-        if (length && self->error[length - 1] == '.') self->error[length - 1] = 0;
-        snprintf(self->reason, sizeof self->reason, "DirectML is not used: %.900s.", self->error);
-        if (required) return fail(self, "%s", self->reason);
+        size_t length = strlen(self->call.error);
+        if (length && self->call.error[length - 1] == '.') self->call.error[length - 1] = 0;
+        snprintf(self->reason, sizeof self->reason, "DirectML is not used: %.900s.", self->call.error);
+        if (required) return fail(&self->call, "%s", self->reason);
     } else {
         snprintf(self->reason, sizeof self->reason, "The program chose it.");
     }
@@ -635,51 +322,294 @@ static char *libraries_folder(const char *given) {
     return folder;
 }
 
-static int open_package(llama_onnx *self, const char *package, const llama_onnx_options *options) {
-    self->package = absolute(package);
-    if (!self->package) return fail(self, "the path of the package is not UTF-8.");
-    if (!is_file(self->package, "genai_config.json")) {
-        return fail(self, "%s is not a package: it does not exist or has no genai_config.json.",
-                    self->package);
-    }
-    char why[SENTENCE];
-    if (!check_files(self->package, options->check_hashes != 0, why)) return fail(self, "%s", why);
+/* Opens the package, whose files are checked already. */
+static int open_checked(llama_onnx *self, const llama_onnx_options *options) {
     if (read_config(self)) return LLAMA_ONNX_FAILED;
     read_template(self);
+    read_tokenizer(self);
     char *libraries = libraries_folder(options->libraries);
-    if (!libraries) return fail(self, "the path of the libraries is not UTF-8.");
+    if (!libraries) return fail(&self->call, "the path of the libraries is not UTF-8.");
     int status = open_provider(self, libraries, options->provider ? options->provider : "auto");
     free(libraries);
     return status;
 }
 
-int llama_onnx_open(const char *package, const llama_onnx_options *options, llama_onnx **out) {
-    const llama_onnx_options defaults = {NULL, NULL, 0};
-    if (!out) return LLAMA_ONNX_FAILED;
-    llama_onnx *self = *out = calloc(1, sizeof *self);
-    if (!self) return LLAMA_ONNX_FAILED;
-    mutex_init(&self->lock);
+static int find_package(llama_onnx *self, const char *package) {
+    if (!package) return fail(&self->call, "the path of the package is NULL.");
+    self->package = absolute(package);
+    if (!self->package) return fail(&self->call, "the path of the package is not UTF-8.");
+    if (is_file(self->package, "genai_config.json")) return LLAMA_ONNX_OK;
+    return fail(&self->call,
+                "%s is not a package: it does not exist or has no genai_config.json.",
+                self->package);
+}
+
+static int open_package(llama_onnx *self, const llama_onnx_options *options) {
+    char why[SENTENCE];
+    if (!check_files(self->package, options->check_hashes != 0, why)) {
+        return fail(&self->call, "%s", why);
+    }
+    return open_checked(self, options);
+}
+
+/* An empty handle; NULL if there is no memory for it. */
+static llama_onnx *new_handle(void) {
+    llama_onnx *self = calloc(1, sizeof *self);
+    if (!self) return NULL;
+    call_init(&self->call, &self->oga);
+    mutex_init(&self->engine);
     self->provider = "";
-    if (!package) return fail(self, "the path of the package is NULL.");
-    int status = open_package(self, package, options ? options : &defaults);
-    if (!status) self->error[0] = 0;
+    return self;
+}
+
+static const llama_onnx_options default_options = {NULL, NULL, 0};
+
+int llama_onnx_open(const char *package, const llama_onnx_options *options, llama_onnx **out) {
+    if (!out) return LLAMA_ONNX_FAILED;
+    llama_onnx *self = *out = new_handle();
+    if (!self) return LLAMA_ONNX_FAILED;
+    int status = find_package(self, package);
+    if (!status) status = open_package(self, options ? options : &default_options);
+    if (!status) self->call.error[0] = 0;
     return status;
 }
 
-void llama_onnx_close(llama_onnx *self) {
-    if (!self) return;
+static int verify_package(llama_onnx *self, const llama_onnx_options *options,
+                          llama_onnx_callback report, void *user) {
+    char why[SENTENCE] = "", precision[16];
+    sums manifest = {.index = "manifest.json"};
+    certificate certificate = {.why = why};
+    bool sound = manifest_read(self->package, &manifest, precision, why) &&
+                 check_listed(self->package, &manifest, why);
+    if (sound && report) report("files: as the manifest lists them", user);
+    sound = sound && certificate_read(&certificate, self->package, &manifest, precision);
+    int status = sound ? open_checked(self, options) : fail(&self->call, "%s", why);
+    if (!status) status = replay_certificate(self, &certificate, report, user);
+    certificate_free(&certificate);
+    sums_free(&manifest);
+    return status;
+}
+
+int llama_onnx_verify(const char *package, const llama_onnx_options *options,
+                      llama_onnx_callback report, void *user, llama_onnx **out) {
+    if (!out) return LLAMA_ONNX_FAILED;
+    llama_onnx *self = *out = new_handle();
+    if (!self) return LLAMA_ONNX_FAILED;
+    int status = find_package(self, package);
+    if (!status) {
+        status = verify_package(self, options ? options : &default_options, report, user);
+    }
+    if (!status) self->call.error[0] = 0;
+    return status;
+}
+
+static void free_model(llama_onnx *self) {
     close_model(self);
     /* The libraries stay loaded: ONNX Runtime keeps threads and cannot be unloaded safely. */
-    mutex_destroy(&self->lock);
+    mutex_destroy(&self->call.lock);
+    mutex_destroy(&self->engine);
+    vocabulary_free(self->words);
     free(self->chat_template);
     free(self->package);
     free(self);
 }
 
+void llama_onnx_close(llama_onnx *self) {
+    if (!self) return;
+    mutex_lock(&self->call.lock);
+    bool last = !self->sessions;
+    self->closed = true;
+    mutex_unlock(&self->call.lock);
+    if (last) free_model(self);
+}
+
+void llama_onnx_session_close(llama_onnx_session *self) {
+    if (!self) return;
+    llama_onnx *model = self->model;
+    session_free(self);
+    mutex_lock(&model->call.lock);
+    bool last = --model->sessions == 0 && model->closed;
+    mutex_unlock(&model->call.lock);
+    if (last) free_model(model);
+}
+
 const char *llama_onnx_error(const llama_onnx *self) {
-    return self ? self->error : "there is not enough memory.";
+    return self ? self->call.error : "there is not enough memory.";
 }
 
 const char *llama_onnx_provider(const llama_onnx *self) { return self ? self->provider : ""; }
 
 const char *llama_onnx_provider_reason(const llama_onnx *self) { return self ? self->reason : ""; }
+
+const char *llama_onnx_tokenizer(const llama_onnx *self) { return self ? self->not_own : ""; }
+
+/* ---- sessions --------------------------------------------------------------------------------- */
+
+int llama_onnx_sampling_defaults(const llama_onnx *self, llama_onnx_sampling *out, size_t size) {
+    if (!self || !out || size != sizeof *out) return LLAMA_ONNX_FAILED;
+    const config *from = &self->config;
+    *out = (llama_onnx_sampling){
+        .size = size,
+        .max_new_tokens = 256,
+        .temperature = from->samples ? from->temperature : 0,
+        .top_k = from->top_k > 0 ? (int)from->top_k : 0,
+        .top_p = from->top_p,
+        .repetition_penalty = from->repetition_penalty,
+        .no_repeat_ngram_size = (int)from->no_repeat_ngram_size,
+        .seed = -1,
+    };
+    return LLAMA_ONNX_OK;
+}
+
+static int open_session(llama_onnx_session *self, const llama_onnx_session_options *options) {
+    size_t context = (size_t)self->model->config.context_length, wanted = options->max_tokens;
+    if (options->size != sizeof *options) {
+        return fail(&self->call, "the options are of another version: set their size.");
+    }
+    if (!self->model->model) {
+        return fail(&self->call, "there is no model: opening the package failed.");
+    }
+    if (wanted == 1 || wanted > context) {
+        return fail(&self->call, "max_tokens must be from 2 to %zu, the model's context.", context);
+    }
+    self->max_tokens = wanted ? wanted : context < SESSION_TOKENS ? context : SESSION_TOKENS;
+    if (!options->adapter) return LLAMA_ONNX_OK;
+    if (!is_utf8(options->adapter, strlen(options->adapter))) {
+        return fail(&self->call, "the name of the adapter is not UTF-8.");
+    }
+    self->adapter = malloc(strlen(options->adapter) + 1);
+    if (!self->adapter) return out_of_memory(&self->call);
+    strcpy(self->adapter, options->adapter);
+    /* Now, so that a wrong name is not found only at the first answer. */
+    return make_generator(self, NULL, 0, &self->generator);
+}
+
+int llama_onnx_session_open(llama_onnx *model, const llama_onnx_session_options *options,
+                            llama_onnx_session **out) {
+    const llama_onnx_session_options defaults = {.size = sizeof defaults};
+    if (out) *out = NULL;
+    if (!model || !out) return LLAMA_ONNX_FAILED;
+    llama_onnx_session *self = *out = calloc(1, sizeof *self);
+    if (!self) return LLAMA_ONNX_FAILED;
+    self->model = model;
+    call_init(&self->call, &model->oga);
+    mutex_lock(&model->call.lock);
+    model->sessions++;
+    mutex_unlock(&model->call.lock);
+    int status = open_session(self, options ? options : &defaults);
+    if (status) {
+        drop_generator(self);
+        self->max_tokens = 0; /* every other call fails */
+    }
+    return status;
+}
+
+/* Returns LLAMA_ONNX_OK if the caller may use the session; it must call call_end() afterwards. */
+static int session_begin(llama_onnx_session *self, const void *given) {
+    if (!self) return LLAMA_ONNX_FAILED;
+    if (!call_begin(&self->call)) return LLAMA_ONNX_BUSY;
+    if (!self->max_tokens) {
+        return call_end(&self->call, fail(&self->call, "there is no session: opening it failed."));
+    }
+    if (!given) return call_end(&self->call, fail(&self->call, "a pointer is NULL."));
+    return LLAMA_ONNX_OK;
+}
+
+static int add_plain(llama_onnx_session *self, const int32_t *tokens, size_t count) {
+    if (self->message_count) {
+        return fail(&self->call, "the session has messages: open another one for text or tokens.");
+    }
+    int status = add_tokens(self, tokens, count);
+    if (!status && count) self->has_text = true;
+    return status;
+}
+
+int llama_onnx_session_append_text(llama_onnx_session *self, const char *text, size_t length) {
+    ids found = {0};
+    int status = session_begin(self, text);
+    if (status) return status;
+    status = encode(self->model, &self->call, text, length, !self->tokens.count, &found);
+    if (!status) status = add_plain(self, found.all, found.count);
+    free(found.all);
+    return call_end(&self->call, status);
+}
+
+int llama_onnx_session_append_ids(llama_onnx_session *self, const int32_t *given, size_t count) {
+    int status = session_begin(self, given);
+    return status ? status : call_end(&self->call, add_plain(self, given, count));
+}
+
+int llama_onnx_session_append_messages(llama_onnx_session *self, const char *messages) {
+    int status = session_begin(self, messages);
+    return status ? status : call_end(&self->call, append_messages(self, messages));
+}
+
+int llama_onnx_session_generate(llama_onnx_session *self, const llama_onnx_sampling *sampling,
+                                llama_onnx_callback callback, void *user) {
+    llama_onnx_sampling how;
+    int status = session_begin(self, "");
+    if (status) return status;
+    llama_onnx_sampling_defaults(self->model, &how, sizeof how);
+    if (sampling && sampling->size != sizeof how) {
+        status = fail(&self->call, "the sampling options are of another version: set their size.");
+    } else {
+        status = answer_session(self, sampling ? sampling : &how, callback, user);
+    }
+    return call_end(&self->call, status);
+}
+
+int llama_onnx_session_rewind(llama_onnx_session *self, size_t position) {
+    int status = session_begin(self, "");
+    if (status) return status;
+    if (position > self->tokens.count) {
+        status = fail(&self->call, "the session has %zu tokens: it cannot be rewound to %zu.",
+                      self->tokens.count, position);
+    } else {
+        size_t kept = 0;
+        while (kept < self->message_count && self->ends[kept].tokens <= position) kept++;
+        keep_messages(self, kept);
+        keep_tokens(self, position);
+        self->has_text = self->has_text && position;
+    }
+    return call_end(&self->call, status);
+}
+
+int llama_onnx_session_ids(llama_onnx_session *self, int32_t *out, size_t *count) {
+    int status = session_begin(self, count && (!*count || out) ? "" : NULL);
+    if (status) return status;
+    size_t room = *count;
+    *count = self->tokens.count;
+    for (size_t i = 0; i < *count && i < room; i++) out[i] = self->tokens.all[i];
+    return call_end(&self->call, LLAMA_ONNX_OK);
+}
+
+int llama_onnx_session_save(llama_onnx_session *self, const char *path) {
+    int status = session_begin(self, path);
+    return status ? status : call_end(&self->call, save_session(self, path));
+}
+
+int llama_onnx_session_load(llama_onnx_session *self, const char *path) {
+    int status = session_begin(self, path);
+    return status ? status : call_end(&self->call, load_session(self, path));
+}
+
+int llama_onnx_session_stats(llama_onnx_session *self, llama_onnx_stats *out, size_t size) {
+    int status = session_begin(self, out);
+    if (status) return status;
+    if (size != sizeof *out) {
+        status = fail(&self->call, "the statistics are of another version.");
+    } else {
+        *out = self->stats;
+        out->size = size;
+        out->tokens = self->tokens.count;
+    }
+    return call_end(&self->call, status);
+}
+
+void llama_onnx_session_cancel(llama_onnx_session *self) {
+    if (self) call_cancel(&self->call);
+}
+
+const char *llama_onnx_session_error(const llama_onnx_session *self) {
+    return self ? self->call.error : "there is no session.";
+}

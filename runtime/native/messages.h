@@ -2,32 +2,11 @@
 #ifndef LLAMA_ONNX_MESSAGES_H
 #define LLAMA_ONNX_MESSAGES_H
 
+#include "buffer.h"
 #include "json.h"
 #include "template.h"
 
 enum { MOST_MESSAGES = 10000, MOST_BYTES = 1 << 26 };
-
-typedef struct buffer {
-    char *text;
-    size_t size, room;
-    bool full; /* there was no memory for more */
-} buffer;
-
-static void put_bytes(buffer *to, const char *text, size_t size) {
-    if (to->size + size + 1 > to->room) {
-        size_t room = (to->size + size + 1) * 2;
-        char *grown = to->full ? NULL : realloc(to->text, room);
-        to->full = grown == NULL;
-        if (to->full) return;
-        to->text = grown;
-        to->room = room;
-    }
-    memcpy(to->text + to->size, text, size);
-    to->size += size;
-    to->text[to->size] = 0;
-}
-
-static void put(buffer *to, const char *text) { put_bytes(to, text, strlen(text)); }
 
 static void put_quoted(buffer *to, const char *text, size_t size) {
     for (const char *c = text; c < text + size; c++) {

@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #endif
 
@@ -179,6 +180,36 @@ static char *own_path(void) {
     DWORD how =
         GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT;
     return GetModuleHandleExW(how, (LPCWSTR)&own_address, &self) ? module_path(self) : NULL;
+}
+
+static double now(void) {
+    LARGE_INTEGER ticks, frequency;
+    QueryPerformanceCounter(&ticks);
+    QueryPerformanceFrequency(&frequency);
+    return (double)ticks.QuadPart / (double)frequency.QuadPart;
+}
+
+static FILE *create_file(const char *path) {
+    wchar_t *name = to_wide(path);
+    FILE *file = name ? _wfopen(name, L"wb") : NULL;
+    free(name);
+    return file;
+}
+
+/* Gives the file `from` the name `to`, in place of the file that has it. */
+static bool replace_file(const char *from, const char *to) {
+    wchar_t *old = to_wide(from), *name = to_wide(to);
+    bool done = old && name &&
+                MoveFileExW(old, name, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH);
+    free(old);
+    free(name);
+    return done;
+}
+
+static void remove_file(const char *path) {
+    wchar_t *name = to_wide(path);
+    if (name) DeleteFileW(name);
+    free(name);
 }
 
 static void load_error(char *out, size_t size) {
@@ -354,6 +385,24 @@ static char *address_path(const void *address) {
 
 static char *module_path(module m) { return address_path(dlsym(m, "OrtGetApiBase")); }
 static char *own_path(void) { return address_path(&own_address); }
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
+}
+
+/* Creates a file that its owner alone can read. */
+static FILE *create_file(const char *path) {
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+    FILE *opened = file >= 0 ? fdopen(file, "wb") : NULL;
+    if (file >= 0 && !opened) close(file);
+    return opened;
+}
+
+/* Gives the file `from` the name `to`, in place of the file that has it. */
+static bool replace_file(const char *from, const char *to) { return rename(from, to) == 0; }
+static void remove_file(const char *path) { unlink(path); }
 
 static void load_error(char *out, size_t size) {
     const char *text = dlerror();

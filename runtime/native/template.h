@@ -440,7 +440,7 @@ static value call_macro(analysis *self, macro *called, size_t i, size_t end, dou
 }
 
 /* A name and the brackets of a call after it; `*i` is the name and moves behind the call. */
-static value call(analysis *self, size_t *i, size_t end, double times) {
+static value call_value(analysis *self, size_t *i, size_t end, double times) {
     const token *name = &self->tokens[*i];
     size_t open = *i + 1, close = closing(self, open, end);
     macro *called = find_macro(self, name);
@@ -544,7 +544,7 @@ static value read_value(analysis *self, size_t *i, size_t end, double times) {
     if (strchr("([{", t->kind)) return read_brackets(self, i, end, times);
     if (t->kind == 'n') {
         bool called = *i + 1 < end && t[1].kind == '(';
-        return called ? call(self, i, end, times) : read_variable(self, i, end);
+        return called ? call_value(self, i, end, times) : read_variable(self, i, end);
     }
     *i += 1;
     return t->kind == '0' ? read_number(self, t) : text_of(t->length);

@@ -17,7 +17,7 @@ FLAGS = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1", "-fPIC"
 
 
 def compile_library(source: Path, out: Path, *flags: str) -> Path:
-    command = ["gcc", *FLAGS, *flags, str(source), "-o", str(out), "-ldl", "-lpthread"]
+    command = ["gcc", *FLAGS, *flags, str(source), "-o", str(out), "-ldl", "-lpthread", "-lm"]
     subprocess.run(command, check=True)
     return out
 

@@ -5,6 +5,7 @@
 #include "graph.h"
 #include "messages.h"
 #include "template.h"
+#include "tokenizer.h"
 
 /* Each returns 1 if its input is accepted; otherwise `why` says what is wrong. */
 int check_json(const char *text, size_t length, char *why) {
@@ -69,4 +70,39 @@ int graph_limit(int which) {
     const int limits[] = {GRAPH_BYTES, GRAPH_FIELDS, GRAPH_DIMENSIONS, GRAPH_TEXT,
                           GRAPH_INPUT, GRAPH_FOLDS, GRAPH_READERS, GRAPH_TABLE};
     return limits[which];
+}
+
+/* NULL if the tokenizer.json is damaged or not supported. */
+void *open_tokenizer(const char *text, size_t length, char *why) {
+    return vocabulary_read(text, length, why);
+}
+
+void close_tokenizer(void *words) { vocabulary_free(words); }
+
+/* Returns how many tokens the text has, -1 on failure; `out` receives the first `room`. */
+int64_t encode_text(const void *words, const char *text, size_t length, int around, int32_t *out,
+                    size_t room) {
+    ids found = {0};
+    bool sound = tokenizer_encode(words, text, length, around != 0, &found);
+    for (size_t i = 0; i < found.count && i < room; i++) out[i] = found.all[i];
+    free(found.all);
+    return sound ? (int64_t)found.count : -1;
+}
+
+/* Writes the text of tokens, decoded one by one, with a NUL after the piece of each if `pieces`;
+ * returns its size. Half a character at the end is given up if `flush`. */
+size_t decode_tokens(const void *words, const int32_t *ids, size_t count, int start, int pieces,
+                     int flush, char *out, size_t room) {
+    const vocabulary *known = words;
+    decoder state = {.words = known, .strip = start && known->strips};
+    buffer text = {0};
+    for (size_t i = 0; i < count; i++) {
+        decoder_put(&state, ids[i], &text);
+        if (pieces) put_bytes(&text, "", 1);
+    }
+    if (flush) decoder_flush(&state, &text);
+    size_t size = text.size < room ? text.size : room;
+    if (size) memcpy(out, text.text, size);
+    free(text.text);
+    return size;
 }

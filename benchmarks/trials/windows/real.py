@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.trials.windows.run import Place, add_probe, smallest_lead
+from benchmarks.trials.windows.talks import five_turns
 from benchmarks.trials.windows.wine import COMPILER, Wine, windows_path
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
@@ -102,6 +103,8 @@ def cases(work: Path, bundle: Path, wine: Wine) -> Iterator[Case]:
     add_probe(unpacked)
     place = Place(wine, unpacked, {}, unpacked)
     package = unpacked / "package"
+    shutil.rmtree(work / "talk", ignore_errors=True)
+    yield five_turns(wine, unpacked, package, work / "talk", 32, timed=True)
     model = Llama.load(package)
     for text in TEXTS:
         prompt = [int(token) for token in model.encode(text)]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.trials.windows.talks import five_turns
 from benchmarks.trials.windows.wine import (
     COMPILER,
     Wine,
@@ -251,6 +252,8 @@ def use_cases(place: Place) -> Iterator[Case]:
     assert length > 260
     yield long_package(place, Path(shutil.copytree(package, long / "package")))
     yield double_click(place)
+    work = place.bundle.parent.parent
+    yield five_turns(place.wine, place.bundle, package, work / "talk", 8, timed=False)
     yield cmake_case(place)
 
 
