@@ -57,6 +57,7 @@ def typecheck(session: nox.Session) -> None:
         "examples",
         "benchmarks/trials",
         "benchmarks/quality",
+        "benchmarks/systems",
         "docs/hooks",
         "noxfile.py",
     )

@@ -114,13 +114,10 @@ def _ours() -> Iterable[Row]:
     yield Row("best-7.5bpw", OURS, "best, 7.5 bits", best, "shipped")
     awq = (*int4, "--quantizer", "awq", "--block-size", "16")
     yield Row("awq-b16", OURS, "awq, block 16", awq, "shipped")
-    for quantizer, size in (("awq", "64"), ("gptq", "64"), ("gptq", "128")):
-        wide = (*int4, "--quantizer", quantizer, "--block-size", size, "--fuse-gate-up")
-        label = f"{quantizer}, block {size}, gate and up fused"
-        yield Row(f"{quantizer}-b{size}-fused", OURS, label, wide, "shipped")
     for quantizer in ("awq", "gptq", "best"):
         options = (*int4, "--quantizer", quantizer)
         yield from _calibrated(quantizer, quantizer, options)
+    yield Row("preset-fast", OURS, "preset fast", ("--preset", "fast"), "shipped")
     for preset in ("small", "default", "best", "careful"):
         yield from _calibrated(f"preset-{preset}", f"preset {preset}", ("--preset", preset))
 

@@ -18,7 +18,7 @@ PLOTTED = ("prefill 512", "decode after 32")
 HEAD = 49152 * 576
 """Values of SmolLM2's head, which a prompt needs for its last token only."""
 
-WIDTH, ROW, TOP, NAME = 860, 26, 46, 300
+WIDTH, ROW, TOP, NAME = 860, 26, 46, 330
 BAR = (WIDTH - NAME - 60) // 2
 COLOR, OURS = "#7a8794", "#0b63c5"
 

@@ -53,7 +53,7 @@ def _system(name: str) -> System:
 SYSTEMS = (
     _system("awq"),
     _system("preset-small"),
-    _system("gptq-b64-fused"),
+    _system("preset-fast"),
     _system("builder-default"),
     _system("builder-k-quant-mixed"),
     _system("q4_0"),

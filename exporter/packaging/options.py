@@ -14,7 +14,7 @@ from llama_onnx.targets.target import FloatName
 if TYPE_CHECKING:
     from llama_onnx.exporter.model.recipe import CacheMode, LogitsMode
 
-PRESET_NAMES = ("small", "default", "best", "careful")
+PRESET_NAMES = ("fast", "small", "default", "best", "careful")
 
 STORAGES = ("fp32", "fp16", "bf16", "int8", "int4")
 
@@ -97,8 +97,9 @@ class Options:
     preset: str | None = field(
         default=None,
         metadata=_metadata(
-            "Sets precision, quantizer and budget together: small is at most 4.5 bits a weight, "
-            "default the quick recipe, best at most 5.3 bits, careful at most 6.3.",
+            "Sets precision, quantizer and what goes with them: fast has large blocks, small is at "
+            "most 4.5 bits a weight, default the quick recipe, best at most 5.3 bits, careful at "
+            "most 6.3.",
             choices=PRESET_NAMES,
             otherwise="none",
         ),

@@ -11,7 +11,7 @@ from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.engine.schedule import CHUNK
 from llama_onnx.runtime.tuning.contest import Candidate
 from llama_onnx.runtime.tuning.machine import Machine
-from llama_onnx.runtime.tuning.sample import Workload
+from llama_onnx.runtime.tuning.tuning_sample import Workload
 
 NOT_TRIED: Mapping[str, str] = {
     "accuracy level": "each node of the graph has its own; another one changes the logits",

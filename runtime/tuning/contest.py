@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any, Literal
 
 from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
-from llama_onnx.runtime.tuning.sample import Sample
+from llama_onnx.runtime.tuning.tuning_sample import Sample
 
 Gauge = Literal["speed", "memory", "repeating"]
 """What a change is to better: seconds for prompt and answer, own memory at no loss of speed, or

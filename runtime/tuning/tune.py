@@ -11,7 +11,6 @@ from llama_onnx.runtime.tuning.candidates import NOT_TRIED, candidates, combine
 from llama_onnx.runtime.tuning.contest import Candidate, Gauge, Verdict, hold, judge, summary
 from llama_onnx.runtime.tuning.machine import Machine
 from llama_onnx.runtime.tuning.packed_weights import obstacle, write_packed
-from llama_onnx.runtime.tuning.sample import Sample, Workload, measure
 from llama_onnx.runtime.tuning.tuned import (
     Place,
     Tuned,
@@ -19,6 +18,7 @@ from llama_onnx.runtime.tuning.tuned import (
     require_place,
     tuning,
 )
+from llama_onnx.runtime.tuning.tuning_sample import Sample, Workload, measure
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import SILENT, Progress

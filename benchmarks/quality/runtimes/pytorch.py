@@ -18,7 +18,8 @@ class Model:
 
     def __init__(self, path: Path, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self._model = model.eval()  # type: ignore[no-untyped-call]
         self._past = None
 
     def _step(self, ids: Sequence[int]) -> Array:

@@ -10,7 +10,7 @@ import pytest
 from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.tuning.candidates import combine
 from llama_onnx.runtime.tuning.contest import Candidate, Contest, hold, judge
-from llama_onnx.runtime.tuning.sample import Sample
+from llama_onnx.runtime.tuning.tuning_sample import Sample
 
 SAMPLE = Sample(
     load_seconds=1.0,

@@ -14,8 +14,14 @@ from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.tuning import tune as module
 from llama_onnx.runtime.tuning.candidates import candidates
 from llama_onnx.runtime.tuning.machine import Machine
-from llama_onnx.runtime.tuning.sample import Sample, Workload, describe, measure, measure_here
 from llama_onnx.runtime.tuning.tuned import Place, find, require_place
+from llama_onnx.runtime.tuning.tuning_sample import (
+    Sample,
+    Workload,
+    describe,
+    measure,
+    measure_here,
+)
 from llama_onnx.targets.errors import ResourceError
 from llama_onnx.targets.package import ModelPackage
 

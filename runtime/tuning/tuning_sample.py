@@ -27,7 +27,7 @@ from llama_onnx.targets.package import ModelPackage
 _MARK = "llama-onnx-trial "
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-    "from llama_onnx.runtime.tuning.sample import main; main()"
+    "from llama_onnx.runtime.tuning.tuning_sample import main; main()"
 )
 _PERIOD = 7
 _WARM_UP = 16
