@@ -26,6 +26,7 @@ from llama_onnx.exporter.quantize.allocate import (
 )
 from llama_onnx.exporter.quantize.registry import CALIBRATED
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.sizes import parse_size
 
 CANDIDATES = ((2, 64), (2, 32), (4, 64), (4, 32), (4, 16), (8, 64))
 """Bits and block size of the storages to choose from."""
@@ -33,7 +34,6 @@ CANDIDATES = ((2, 64), (2, 32), (4, 64), (4, 32), (4, 16), (8, 64))
 PLAIN = (4, 64)
 """What others are compared with: the smallest of 4 bits."""
 
-_UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _ATTEMPTS = 8
 
 Chosen = Mapping[str, RowBlocks]
@@ -155,14 +155,14 @@ def budget_bytes(text: str, parameters: int) -> int:
     >>> budget_bytes("4.4bpw", 1000), budget_bytes("3.8GB", 1000)
     (550, 3800000000)
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(bpw|[kMG]B|[KMG]iB)", text.strip())
-    number = float(found[1]) if found else 0
-    if not (found and math.isfinite(number) and number > 0):
+    bits = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?bpw", text.strip())
+    size = int(float(bits[1]) * parameters / 8) if bits else parse_size(text)
+    if not size:
         raise UsageError(
             f"--budget {text!r} is neither bits per weight, such as 4.4bpw, nor a size, such as "
             "3.8GB."
         )
-    return int(number * parameters / 8 if found[2] == "bpw" else number * _UNITS[found[2]])
+    return size
 
 
 def candidates(slot: Slot, recipe: Recipe) -> tuple[RowBlocks, ...]:

@@ -10,7 +10,7 @@ import click
 
 from llama_onnx.runtime.commands.console import note, progress_line
 from llama_onnx.runtime.commands.options import package_argument, provider_options, threads_option
-from llama_onnx.runtime.commands.sizes import size_option
+from llama_onnx.runtime.commands.size_option import size_option
 from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.extras import missing_extra
 

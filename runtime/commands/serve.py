@@ -16,7 +16,7 @@ from llama_onnx.runtime.commands.options import (
     speculation_options,
     threads_option,
 )
-from llama_onnx.runtime.commands.sizes import size_option
+from llama_onnx.runtime.commands.size_option import size_option
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
 

@@ -9,8 +9,7 @@ import click
 
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.printable import shown
-
-_SIZES = {"MB": 10**6, "GB": 10**9}
+from llama_onnx.targets.sizes import parse_size
 
 
 def size_option(flag: str, help: str) -> Callable[[Any], Any]:
@@ -21,12 +20,8 @@ def size_option(flag: str, help: str) -> Callable[[Any], Any]:
 def _size(_: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
-    number, unit = value[:-2], value[-2:].upper()
-    try:
-        size = int(float(number) * _SIZES[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if not 0 < size < 1 << 60:
+    size = parse_size(value)
+    if size is None:
         flag = parameter.opts[0]
         raise UsageError(f"{flag} must be a size such as 500MB or 2GB, not {shown(value)}.")
     return size
