@@ -248,7 +248,9 @@ def local_start(plan: Plan, cache_bytes: int | None, package: ModelPackage) -> S
 def describe(summary: Summary, out: Path) -> Iterator[str]:
     """Yield what to tell about a run."""
     known = f", {summary.reused:,} of them finished before" if summary.reused else ""
-    yield f"{out}: {summary.lines:,} lines{known}; {summary.errors:,} are errors."
+    wrong = {0: "no errors", 1: "1 error"}.get(summary.errors, f"{summary.errors:,} errors")
+    lines = "1 line" if summary.lines == 1 else f"{summary.lines:,} lines"
+    yield f"{out}: {lines}{known}; {wrong}."
     if summary.tokens_per_second is not None:
         yield (
             f"{summary.new_tokens:,} tokens in {summary.seconds:.1f} s, "
