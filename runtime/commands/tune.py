@@ -89,7 +89,7 @@ def _print(report: Report) -> None:
     machine, work = report.machine, report.workload
     say(f"{machine.processor} · {machine.allowed:g} processors · onnxruntime {machine.onnxruntime}")
     table = Table(
-        Column(min_width=23),
+        Column(no_wrap=True),
         Column("speed", justify="right"),
         Column("kept", overflow="fold"),
         title=f"{report.rounds} rounds, prompt {work.prompt_tokens}, answer {work.new_tokens} "
