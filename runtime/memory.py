@@ -119,30 +119,27 @@ def resident_bytes() -> tuple[int, int] | None:
     if sys.platform == "win32":
         return _memory_counters()
     else:  # noqa: RET505  mypy calls what follows a return unreachable on Windows
-        return _proc_status()
+        found = _proc_status("VmRSS", "VmHWM")
+        return (found[0], found[1]) if found else None
 
 
 def own_bytes() -> int | None:
     """Return the bytes that are this process's alone: no mapped files, which the system may drop
     and read again, and which other processes share. None where Linux does not report them."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("RssAnon:")]
-    return int(found[0]) * 1024 if found else None
+    found = _proc_status("RssAnon")
+    return found[0] if found else None
 
 
-def _proc_status() -> tuple[int, int] | None:
+def _proc_status(*names: str) -> tuple[int, ...] | None:
+    """Return sizes that Linux reports of this process in bytes; None if it lacks one of them."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    if "VmRSS" not in fields or "VmHWM" not in fields:
+    if not fields.keys() >= set(names):
         return None
-    now, most = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-    return now, most
+    return tuple(int(fields[name].split()[0]) * 1024 for name in names)
 
 
 class _Counters(ctypes.Structure):

@@ -12,16 +12,11 @@ from jinja2 import nodes
 
 from llama_onnx.exporter.chat_template.conversations import Conversation
 from llama_onnx.runtime.chat_template.render import parse_template
-from llama_onnx.runtime.doctor.child import run
+from llama_onnx.runtime.doctor.child import command_of, run
 
 _SECONDS = 30.0
 _LONGEST = 16_000
 """In a longer text, one comment or run of spaces could overflow its stack, letter by letter."""
-
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-    "from llama_onnx.exporter.chat_template.genai_prompts import main; main()"
-)
 
 
 def genai_prompts(
@@ -40,8 +35,7 @@ def genai_prompts(
     with tempfile.TemporaryDirectory() as work:
         request, answer = Path(work) / "request", Path(work) / "answer"
         request.write_text(json.dumps([str(package), template, conversations]), encoding="utf-8")
-        command = [sys.executable, "-c", _START, json.dumps(sys.path), str(request), str(answer)]
-        outcome = run(command, seconds=_SECONDS)
+        outcome = run(command_of(__name__, str(request), str(answer)), seconds=_SECONDS)
         if outcome.error is not None:
             return [None] * len(conversations)
         prompts: list[str | None] = json.loads(answer.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -71,13 +71,13 @@ def open_corpus(path: Path) -> Corpus:
     return Corpus(path, digest.hexdigest(), tuple(shards))
 
 
-def _lines(file: BinaryIO, seen: object) -> Iterator[int]:
+def _lines(file: BinaryIO, seen: Callable[[bytes], object]) -> Iterator[int]:
     """Yield the length of each line, or of a part of a long one that ends with a character."""
     while block := file.readline(_LONGEST_LINE):
         if not block.endswith(b"\n") and (rest := _unfinished(block)):
             file.seek(-rest, 1)
             block = block[:-rest]
-        seen(block)  # type: ignore[operator]
+        seen(block)
         yield len(block)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from llama_onnx.runtime.batch.line_journal import Journal, full, open_journal
 from llama_onnx.runtime.batch.lines import Line, Source, open_source
 from llama_onnx.runtime.batch.local import LocalWorkers
 from llama_onnx.runtime.batch.worker import Opening
-from llama_onnx.runtime.doctor.gather import gather_memory
+from llama_onnx.runtime.doctor.gather import gather_memory, gather_processor
 from llama_onnx.runtime.engine.cache_budget import shared_bytes
 from llama_onnx.targets.durable import replacing
 from llama_onnx.targets.errors import UsageError
@@ -215,10 +214,8 @@ def plan_workers(workers: int | None, threads: int | None, package: ModelPackage
 
 
 def _processors() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many processors this process may keep busy, at least 1."""
+    return max(1, int(gather_processor().usable))
 
 
 def local_start(plan: Plan, cache_bytes: int | None, package: ModelPackage) -> Start:
@@ -245,19 +242,24 @@ def local_start(plan: Plan, cache_bytes: int | None, package: ModelPackage) -> S
     return start
 
 
+def _counted(count: int, one: str, several: str | None = None) -> str:
+    return f"1 {one}" if count == 1 else f"{count:,} {several or one + 's'}"
+
+
 def describe(summary: Summary, out: Path) -> Iterator[str]:
     """Yield what to tell about a run."""
     known = f", {summary.reused:,} of them finished before" if summary.reused else ""
-    wrong = {0: "no errors", 1: "1 error"}.get(summary.errors, f"{summary.errors:,} errors")
-    lines = "1 line" if summary.lines == 1 else f"{summary.lines:,} lines"
-    yield f"{out}: {lines}{known}; {wrong}."
+    wrong = _counted(summary.errors, "error") if summary.errors else "no errors"
+    yield f"{out}: {_counted(summary.lines, 'line')}{known}; {wrong}."
     if summary.tokens_per_second is not None:
+        workers = _counted(summary.workers, "worker")
         yield (
             f"{summary.new_tokens:,} tokens in {summary.seconds:.1f} s, "
-            f"{summary.tokens_per_second:.1f} tok/s, by {summary.workers} workers that opened in "
+            f"{summary.tokens_per_second:.1f} tok/s, by {workers} that opened in "
             f"{summary.start_seconds:.1f} s."
         )
     if summary.deaths:
-        yield f"{summary.deaths} worker processes died; their lines went to others."
+        died = _counted(summary.deaths, "worker process", "worker processes")
+        yield f"{died} died; the lines went to others."
     if summary.repeated_ids:
         yield f"{summary.repeated_ids:,} lines have a custom_id that an earlier line has."

@@ -121,8 +121,8 @@ def open_journal(
     """Open the journal at `path`, or begin one with `force` or if there is none, and lock it.
 
     One without a finished part is removed at the end. `identity` is what must be the same when the
-    work goes on; JSON values. Raises `UsageError` that
-    names what changed, or if another process has the journal.
+    work goes on, in JSON values. Raises `UsageError` that names what changed, or if another
+    process has the journal.
     """
     busy = f"another process writes {path}: wait for it, or stop it."
     with locked(path, busy) as unlock:

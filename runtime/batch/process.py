@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 from llama_onnx.runtime.batch.worker import Opening, Worker
+from llama_onnx.runtime.doctor.child import command_of
 from llama_onnx.targets import errors
 from llama_onnx.targets.errors import LlamaOnnxError, describe_reason
 from llama_onnx.targets.providers import get_provider
@@ -29,11 +30,8 @@ READY, FAILED, ENDED = -1, -2, -3
 and, in the driver alone, that the process has ended."""
 
 _HEAD = struct.Struct(">qQ")
-_START = (
-    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # Ctrl-C is for the driver
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-    "from llama_onnx.runtime.batch.process import main; main()"
-)
+_DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+"""Of a process that leaves Ctrl-C to its driver."""
 
 Told = tuple["Process", int, bytes]
 
@@ -50,8 +48,7 @@ class Process:
         self.lines: dict[int, bytes] = {}
         self.ready = self.alone = False
         fields = asdict(opening) | {"provider": opening.provider and opening.provider.name}
-        # This process's sys.path: `-m` would put the current folder first.
-        command = [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps(fields)]
+        command = command_of(__name__, json.dumps(fields), first=_DEAF)
         self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._popen.stdin is not None and self._popen.stdout is not None
         self._into, out = self._popen.stdin, self._popen.stdout

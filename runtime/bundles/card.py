@@ -207,7 +207,7 @@ def _fidelity(package: ModelPackage, certificate: Certificate) -> Iterator[str]:
 
 def _evaluated(package: ModelPackage, certificate: Certificate) -> Iterator[str]:
     """Yield what was measured over a corpus, if the certificate has that."""
-    from llama_onnx.runtime.measure.evaluated import claimed_evaluation
+    from llama_onnx.runtime.measure.claims import claimed_evaluation
 
     found = claimed_evaluation(package, certificate)
     if found is None:

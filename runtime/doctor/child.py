@@ -15,11 +15,6 @@ from typing import IO, Any
 
 from llama_onnx.runtime.doctor.probe import MARK
 
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-    "from llama_onnx.runtime.doctor.probe import main; main()"
-)
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -28,18 +23,31 @@ class Outcome:
     stdout: str
     error: str | None
 
+    def answer(self, mark: str) -> dict[str, Any] | None:
+        """Return the JSON object in the last line that begins with `mark`, None without one."""
+        for line in reversed(self.stdout.splitlines()):
+            if line.startswith(mark):
+                answer: dict[str, Any] = json.loads(line.removeprefix(mark))
+                return answer
+        return None
+
 
 def run_probe(*arguments: str, seconds: float) -> dict[str, Any]:
     """Return what `probe` finds in a separate process: `{"error": ...}` if it crashes or hangs."""
-    # Pass on this process's sys.path: `-m` would put the current folder first, where a folder
-    # called onnxruntime would hide the installed one.
-    command = [sys.executable, "-c", _START, json.dumps(sys.path), *arguments]
-    outcome = run(command, seconds=seconds)
-    for line in reversed(outcome.stdout.splitlines()):
-        if line.startswith(MARK):
-            answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
-            return answer
-    return {"error": outcome.error or "it ended without an answer"}
+    outcome = run(command_of("llama_onnx.runtime.doctor.probe", *arguments), seconds=seconds)
+    return outcome.answer(MARK) or {"error": outcome.error or "it ended without an answer"}
+
+
+def command_of(module: str, *arguments: str, first: str = "") -> list[str]:
+    """Return the command that calls `main()` of `module`, whose `sys.argv` has the `arguments`, in
+    a Python of its own, after the statements `first`.
+
+    That Python gets this one's sys.path: `-m` would put the current folder first, where a folder
+    called onnxruntime would hide the installed one.
+    """
+    path = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    start = f"{first}{path}from {module} import main; main()"
+    return [sys.executable, "-c", start, json.dumps(sys.path), *arguments]
 
 
 def run(command: Sequence[str], *, seconds: float) -> Outcome:

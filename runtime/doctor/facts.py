@@ -125,6 +125,11 @@ class Processor:
     features: Mapping[str, bool | None] = field(default_factory=dict)
     int4: Int4Kernels = Int4Kernels()
 
+    @property
+    def usable(self) -> float:
+        """The processors that this process may keep busy, 0.5 for half of one."""
+        return float(self.allowed if self.quota is None else min(self.allowed, self.quota))
+
 
 @dataclass(frozen=True)
 class Memory:

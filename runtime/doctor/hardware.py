@@ -26,10 +26,7 @@ def judge_processor(processor: Processor) -> Finding:
 
 def judge_cores(processor: Processor) -> Finding:
     """Judge whether all the threads that ONNX Runtime starts can run at once."""
-    usable = float(processor.allowed)
-    if processor.quota is not None:
-        usable = min(usable, processor.quota)
-    cores = processor.physical_cores
+    usable, cores = processor.usable, processor.physical_cores
     found = f"{cores or 'unknown number of'} cores, {processor.logical} logical processors"
     if usable < processor.logical:
         found += f", {usable:g} of them allowed here"

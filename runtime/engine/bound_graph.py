@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.runtime import ort
-from llama_onnx.runtime.engine.head_rows import LOGITS_FROM
+from llama_onnx.runtime.engine.head_rows import LOGITS_FROM, chooses_rows
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.graph_names import ATTENTION_MASK, INPUT_IDS, LOGITS, present_of
 
@@ -28,7 +28,7 @@ class BoundGraph:
 
     def __init__(self, session: ort.Session, adapter: Parameters, device: str = "cpu") -> None:
         self._session, self._device, self._adapter = session, device, adapter
-        self._chooses_rows = any(entry.name == LOGITS_FROM for entry in session.get_inputs())
+        self._chooses_rows = chooses_rows(session)
         self._first = np.zeros(1, np.int64)
         self._binding: Any = None
         self._values: dict[str, Any] = {}

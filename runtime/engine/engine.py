@@ -76,9 +76,9 @@ class Engine:
         speculation: Speculation | None = None,
         settings: EngineSettings = DEFAULT,
     ) -> None:
-        """Open the graph of `package` as `verify` does; `speculation` is none by default.
+        """Open the graph of `package` as `verify` does, but for `choose_rows` on the CPU.
 
-        `settings` are for the CPU; `threads` overrides theirs.
+        `speculation` is none by default. `settings` are for the CPU; `threads` overrides theirs.
 
         Raises `ProviderError`, `UsageError` for a senseless number of threads and for drafts that
         cannot be, and `PackageError` if ONNX Runtime refuses the graph.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from llama_onnx.runtime import ort
 from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.protobuf import BYTES, VARINT, Value, WireError, encode, fields
 
@@ -27,7 +28,9 @@ _INT64 = 7  # of TensorProto.DataType
 
 _HEADS = ("MatMulNBits", "MatMul", "FusedMatMul")
 
-Field = tuple[int, int, Value]
+
+AS_SEVERAL = 2
+"""Positions of a prompt that get logits: a single row would be computed by another kernel."""
 
 
 class _UnsuitableError(Exception):
@@ -43,6 +46,11 @@ def choose_rows(model: bytes) -> bytes:
         return _edit(memoryview(model), [_GRAPH], _add_input)
     except (WireError, _UnsuitableError):
         return model
+
+
+def chooses_rows(session: ort.Session) -> bool:
+    """Return whether an open graph has the input `LOGITS_FROM`."""
+    return any(entry.name == LOGITS_FROM for entry in session.get_inputs())
 
 
 def _edit(message: memoryview, path: Sequence[int], change: Callable[[memoryview], bytes]) -> bytes:
@@ -64,33 +72,26 @@ def _message(value: Value) -> memoryview:
 
 
 def _add_input(graph: memoryview) -> bytes:
-    parts = list(fields(graph))
-    cut = [part for part in parts if part[0] == _NODE and _makes_logits(part)]
-    if len(cut) != 1:
-        raise _UnsuitableError
-    return b"".join((*_with_slice(parts), *_added()))
-
-
-def _makes_logits(node: Field) -> bool:
-    content = _message(node[2])
-    # Most nodes do not have the word in them, which is seen faster than it is parsed.
-    return LOGITS.encode() in bytes(content) and LOGITS in _texts(content, _MAKES)
-
-
-def _with_slice(parts: Sequence[Field]) -> Iterator[bytes]:
-    """Yield the parts of a graph, with a Slice before the node that makes the logits."""
-    for part in parts:
-        number, kind, value = part
-        if number == _NODE and _makes_logits(part):
-            node = _message(value)
+    """Return a graph with the new input, and a Slice before the node that makes the logits."""
+    parts, heads = [], 0
+    for number, kind, value in fields(graph):
+        if number == _NODE and _makes_logits(node := _message(value)):
             if _texts(node, _OPERATOR)[0] not in _HEADS:
                 raise _UnsuitableError
-            hidden = _texts(node, _READS)[0]
-            yield encode(_NODE, BYTES, _slice(hidden))
+            heads += 1
+            parts.append(encode(_NODE, BYTES, _slice(_texts(node, _READS)[0])))
             value = memoryview(_rename_first(node))
         elif number == _OUTPUT and LOGITS in _texts(_message(value), 1):
             value = memoryview(_free_rows(_message(value)))
-        yield encode(number, kind, value)
+        parts.append(encode(number, kind, value))
+    if heads != 1:
+        raise _UnsuitableError
+    return b"".join((*parts, *_added()))
+
+
+def _makes_logits(node: memoryview) -> bool:
+    # Most nodes do not have the word in them, which is seen faster than it is parsed.
+    return LOGITS.encode() in bytes(node) and LOGITS in _texts(node, _MAKES)
 
 
 def _slice(hidden: str) -> bytes:
@@ -124,7 +125,8 @@ def _free_rows(output: memoryview) -> bytes:
         if any(number == 1 for number, *_ in fields(_message(rows))):  # a fixed length
             raise _UnsuitableError
         return b"".join(
-            encode(_DIM, BYTES, _message(each)) for each in (batch, _text_view(2, _ROWS), width)
+            encode(_DIM, BYTES, _message(each))
+            for each in (batch, memoryview(_text(2, _ROWS)), width)
         )
 
     return _edit(output, [_TYPE, _TENSOR, _SHAPE], rename)
@@ -144,10 +146,6 @@ def _added() -> Iterator[bytes]:
 
 def _text(number: int, text: str) -> bytes:
     return encode(number, BYTES, text.encode())
-
-
-def _text_view(number: int, text: str) -> memoryview:
-    return memoryview(_text(number, text))
 
 
 def _texts(message: memoryview, number: int) -> list[str]:

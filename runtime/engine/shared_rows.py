@@ -16,11 +16,9 @@ import numpy.typing as npt
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.engine.bound_graph import BoundGraph, Ids, Parameters
 from llama_onnx.runtime.engine.cache_layout import Block, CacheLayout
+from llama_onnx.runtime.engine.head_rows import AS_SEVERAL
 
 Logits = npt.NDArray[np.float32]
-
-AS_SEVERAL = 2
-"""Positions of a prompt that get logits: a single row would be computed by another kernel."""
 
 _SHORTEST = 256
 """Positions of the first buffers."""

@@ -10,8 +10,8 @@ import numpy as np
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.engine.bound_graph import RUNNING, BoundGraph, Ids, Parameters
 from llama_onnx.runtime.engine.cache_layout import Block, Buffers, CacheLayout
-from llama_onnx.runtime.engine.head_rows import LOGITS_FROM
-from llama_onnx.runtime.engine.shared_rows import AS_SEVERAL, Logits, Rows
+from llama_onnx.runtime.engine.head_rows import AS_SEVERAL, LOGITS_FROM, chooses_rows
+from llama_onnx.runtime.engine.shared_rows import Logits, Rows
 from llama_onnx.runtime.memory import trim_heap
 from llama_onnx.targets.graph_names import ATTENTION_MASK, INPUT_IDS, LOGITS, past_of
 
@@ -27,7 +27,7 @@ class GrowingRows(Rows):
     def __init__(self, session: ort.Session, layout: CacheLayout, adapter: Parameters) -> None:
         self._session, self._layout, self._adapter = session, layout, adapter
         self._outputs = [output.name for output in session.get_outputs()]
-        self._chooses_rows = any(entry.name == LOGITS_FROM for entry in session.get_inputs())
+        self._chooses_rows = chooses_rows(session)
         self._caches: dict[int, Buffers] = {}
         self._runs = 0
 

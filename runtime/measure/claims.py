@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.measure.certificate import (
     CERTIFICATE,
@@ -9,10 +12,13 @@ from llama_onnx.runtime.measure.certificate import (
     FOLDER,
     Certificate,
 )
+from llama_onnx.runtime.measure.evaluated import KEY, Evaluated
 from llama_onnx.runtime.measure.fidelity import Fidelity
 from llama_onnx.targets.errors import PackageError, describe_damage
 from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.package import ModelPackage
+
+_T = TypeVar("_T")
 
 
 def check_claims(package: ModelPackage, certificate: Certificate) -> None:
@@ -39,10 +45,22 @@ def claimed_fidelity(package: ModelPackage, certificate: Certificate) -> Fidelit
     """
     validated = certificate.content.get("validated")
     claim = validated.get("fidelity") if isinstance(validated, dict) else None
+    return _claimed(package, claim, Fidelity.from_json)
+
+
+def claimed_evaluation(package: ModelPackage, certificate: Certificate) -> Evaluated | None:
+    """Return what the maker found over a corpus, None if the certificate does not say.
+
+    Raises `PackageError` for what nobody could have measured.
+    """
+    return _claimed(package, certificate.content.get(KEY), Evaluated.from_json)
+
+
+def _claimed(package: ModelPackage, claim: Any, read: Callable[[Any], _T]) -> _T | None:
     if claim is None:
         return None
     try:
-        return Fidelity.from_json(claim)
+        return read(claim)
     except (KeyError, TypeError, ValueError) as error:
         file = package.path / FOLDER / CERTIFICATE
         raise PackageError(f"{file} is damaged: {describe_damage(error)}.") from None

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from llama_onnx.runtime.measure.certificate import CERTIFICATE, FOLDER, Certificate
-from llama_onnx.targets.errors import PackageError, describe_damage
-from llama_onnx.targets.package import ModelPackage
+from llama_onnx.runtime.measure.claimed_numbers import as_count, as_number
 
 KEY = "evaluated"
 """The entry of certificate.json."""
@@ -79,15 +77,15 @@ class Evaluated:
             if name not in ("positions", "passages", "max_kl")
         }
         figures = Figures(
-            positions=_count(found["positions"]),
-            passages=_count(found["passages"]),
-            max_kl=_number(found["max_kl"]),
+            positions=as_count(found["positions"]),
+            passages=as_count(found["passages"]),
+            max_kl=as_number(found["max_kl"]),
             **numbers,
         )
         text, sha256 = values["text"], values["sha256"]
         if not isinstance(text, str) or not isinstance(sha256, str):
             raise TypeError("a text")
-        return cls(text, sha256, _count(values["length"]), figures)
+        return cls(text, sha256, as_count(values["length"]), figures)
 
     def sentence(self) -> str:
         """Return the figures in words."""
@@ -99,35 +97,8 @@ class Evaluated:
         )
 
 
-def claimed_evaluation(package: ModelPackage, certificate: Certificate) -> Evaluated | None:
-    """Return what the maker measured, None if the certificate does not say.
-
-    Raises `PackageError` for what nobody could have measured.
-    """
-    claim = certificate.content.get(KEY)
-    if claim is None:
-        return None
-    try:
-        return Evaluated.from_json(claim)
-    except (KeyError, TypeError, ValueError) as error:
-        file = package.path / FOLDER / CERTIFICATE
-        raise PackageError(f"{file} is damaged: {describe_damage(error)}.") from None
-
-
 def _estimate(values: Mapping[str, Any]) -> Estimate:
     low, high = values["low"], values["high"]
     if low is None and high is None:
-        return Estimate(_number(values["value"]), math.nan, math.nan)
-    return Estimate(_number(values["value"]), _number(low), _number(high))
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("a figure that is not a number")
-    return float(value)
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError("a count that is not a positive whole number")
-    return value
+        return Estimate(as_number(values["value"]), math.nan, math.nan)
+    return Estimate(as_number(values["value"]), as_number(low), as_number(high))

@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from llama_onnx.runtime.measure.claimed_numbers import as_count, as_number
 from llama_onnx.runtime.measure.metrics import Comparison
 from llama_onnx.runtime.measure.thresholds import NEAREST
 
@@ -62,8 +63,8 @@ class Loss:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Loss:
         """Read what a certificate has; raises `KeyError`, `TypeError` or `ValueError`."""
-        found: dict[str, Any] = {f.name: _number(values[f.name]) for f in fields(cls)}
-        return cls(**{**found, "positions": _count(values["positions"])})
+        found: dict[str, Any] = {f.name: as_number(values[f.name]) for f in fields(cls)}
+        return cls(**{**found, "positions": as_count(values["positions"])})
 
     def __str__(self) -> str:
         return (
@@ -191,13 +192,13 @@ class Fidelity:
             raise ValueError("a recipe or text that nobody knows")
         return cls(
             recipe=recipe,
-            parameters=_count(values["parameters"]),
+            parameters=as_count(values["parameters"]),
             text=text,
-            original_perplexity=_number(values["original_perplexity"]),
-            vocab_size=_count(values["vocab_size"]),
+            original_perplexity=as_number(values["original_perplexity"]),
+            vocab_size=as_count(values["vocab_size"]),
             shipped=Loss.from_json(values["shipped"]),
             weights=Loss.from_json(values["weights"]),
-            max_kl=None if max_kl is None else _number(max_kl),
+            max_kl=None if max_kl is None else as_number(max_kl),
             accepted=values["accepted"] is True,
         )
 
@@ -260,15 +261,3 @@ def recipe_of(recipe: Mapping[str, Any], precision: str, bits: float) -> str:
     if quantizer != "best":
         return "default"
     return "best" if bits <= _BEST_BITS else "careful"
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("a figure that is not a number")
-    return float(value)
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError("a count that is not a positive whole number")
-    return value

@@ -40,11 +40,10 @@ def this_machine() -> Machine:
     """Return what this process runs on."""
     found = gather_processor()
     features = sorted(name for name, there in found.features.items() if there)
-    allowed = float(found.allowed if found.quota is None else min(found.allowed, found.quota))
     return Machine(
         found.name or platform.machine(),
         tuple(features),
         found.physical_cores,
-        allowed,
+        found.usable,
         ort.version(),
     )

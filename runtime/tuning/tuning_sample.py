@@ -19,16 +19,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.runtime.doctor.child import run
+from llama_onnx.runtime.doctor.child import command_of, run
 from llama_onnx.runtime.engine.engine_settings import EngineSettings
 from llama_onnx.targets.errors import LlamaOnnxError, ResourceError, describe_reason
 from llama_onnx.targets.package import ModelPackage
 
 _MARK = "llama-onnx-trial "
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-    "from llama_onnx.runtime.tuning.tuning_sample import main; main()"
-)
 _PERIOD = 7
 _WARM_UP = 16
 _TIMES, _ENOUGH_SECONDS = 3, 3.0
@@ -72,18 +68,16 @@ class Sample:
 def measure(package: Path, settings: EngineSettings, workload: Workload) -> Sample:
     """Measure once; raises `ResourceError` if the process crashes or the package fails there."""
     job = json.dumps(describe(package, settings, workload))
-    command = [sys.executable, "-c", _START, json.dumps(sys.path), job]
-    outcome = run(command, seconds=_SECONDS)
-    for line in reversed(outcome.stdout.splitlines()):
-        if line.startswith(_MARK):
-            answer = json.loads(line.removeprefix(_MARK))
-            if "error" not in answer:
-                return Sample(**answer)
-            raise ResourceError(f"{package} cannot be measured: {answer['error']}.")
-    raise ResourceError(
-        f"the process that measures {package} failed: {outcome.error or 'it said nothing'}; the "
-        "system may have ended it for lack of memory."
-    )
+    outcome = run(command_of(__name__, job), seconds=_SECONDS)
+    answer = outcome.answer(_MARK)
+    if answer is None:
+        raise ResourceError(
+            f"the process that measures {package} failed: {outcome.error or 'it said nothing'}; "
+            "the system may have ended it for lack of memory."
+        )
+    if "error" in answer:
+        raise ResourceError(f"{package} cannot be measured: {answer['error']}.")
+    return Sample(**answer)
 
 
 def describe(package: Path, settings: EngineSettings, workload: Workload) -> dict[str, Any]:

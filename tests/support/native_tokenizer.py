@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from types import TracebackType
 
 
 class NativeTokenizer:
@@ -25,12 +24,7 @@ class NativeTokenizer:
     def __enter__(self) -> NativeTokenizer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._checks.close_tokenizer(self._words)
 
     def encode(self, text: str | bytes, *, around: bool = False) -> list[int]:

@@ -24,7 +24,7 @@ from llama_onnx.exporter.evaluate.totals import Totals
 from llama_onnx.exporter.parity.measure.evaluation import built_in
 from llama_onnx.runtime.bundles.card import write_card
 from llama_onnx.runtime.measure.certificate import read_certificate
-from llama_onnx.runtime.measure.evaluated import claimed_evaluation
+from llama_onnx.runtime.measure.claims import claimed_evaluation
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.runtime.measure.metrics import NO_TARGET, compare
 from llama_onnx.targets.package import ModelPackage

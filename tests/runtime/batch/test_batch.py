@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.batch.local import LocalWorkers
 from llama_onnx.runtime.batch.worker import Opening
+from llama_onnx.runtime.doctor.child import command_of
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.targets.listing import hash_file
 from tests.support.batches import chat_line, failure_of, read_lines, text_of, write_lines
@@ -197,9 +198,13 @@ def test_a_line_that_kills_every_worker_gets_an_error(
     )
     from llama_onnx.runtime.batch import process
 
-    start = process._START.replace("from llama", "import sitecustomize; from llama", 1)
-    start = start.replace("main()", "sys.modules['llama_onnx_test_watch'](); main()")
-    monkeypatch.setattr(process, "_START", start)
+    def watched(*arguments: str, first: str = "") -> list[str]:
+        command = command_of(*arguments, first=first)
+        start = command[2].replace("from llama", "import sitecustomize; from llama", 1)
+        command[2] = start.replace("main()", "sys.modules['llama_onnx_test_watch'](); main()")
+        return command
+
+    monkeypatch.setattr(process, "command_of", watched)
     monkeypatch.syspath_prepend(str(tmp_path))
     lines = [(n, chat_line(str(n), "poison" if n == 4 else "the").encode()) for n in range(9)]
     with LocalWorkers(opening(package_fp32), 1) as workers:

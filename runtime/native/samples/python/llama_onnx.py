@@ -11,9 +11,10 @@ import os
 import queue
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import TypeVar
 
 OK, FAILED, CANCELLED, BUSY = range(4)
 LIBRARY = (
@@ -80,8 +81,44 @@ class _SessionOptions(ctypes.Structure):
     )
 
 
-class Model:
+_Opened = TypeVar("_Opened", bound="_Handle")
+
+
+class _Handle(ABC):
+    """What the library opened; a `with` block closes it."""
+
+    _name: str
+
+    def __enter__(self: _Opened) -> _Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    @abstractmethod
+    def error(self) -> str:
+        """The reason for the last failure, as a sentence."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free it."""
+
+    def _opened(self, status: int) -> None:
+        if status != OK:
+            error = self.error
+            self.close()
+            raise RuntimeError(error)
+
+    def _check(self, status: int) -> None:
+        if status in (FAILED, BUSY):
+            raise RuntimeError(self.error if status == FAILED else f"the {self._name} is busy.")
+
+
+class Model(_Handle):
     """An opened package. `provider` is "DirectML" or "CPU", `provider_reason` says why."""
+
+    _name = "model"
 
     def __init__(
         self,
@@ -109,24 +146,10 @@ class Model:
             status = self._api.llama_onnx_verify(
                 _utf8(package), ctypes.byref(options), report, None, out
             )
-        if status != OK:
-            error = self.error
-            self.close()
-            raise RuntimeError(error)
+        self._opened(status)
         self.provider: str = self._api.llama_onnx_provider(self._handle).decode()
         self.provider_reason: str = self._api.llama_onnx_provider_reason(self._handle).decode()
         self.tokenizer: str = self._api.llama_onnx_tokenizer(self._handle).decode()
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def error(self) -> str:
@@ -236,13 +259,11 @@ class Model:
             self.cancel()
             thread.join()
 
-    def _check(self, status: int) -> None:
-        if status in (FAILED, BUSY):
-            raise RuntimeError(self.error if status == FAILED else "the model is busy.")
 
-
-class Session:
+class Session(_Handle):
     """A conversation, or another text that grows. Raises RuntimeError, as `Model` does."""
+
+    _name = "session"
 
     def __init__(self, model: Model, max_tokens: int, adapter: str | None) -> None:
         """`Model.session` makes one."""
@@ -254,21 +275,7 @@ class Session:
         status = self._api.llama_onnx_session_open(
             model._handle, ctypes.byref(options), ctypes.byref(self._handle)
         )
-        if status != OK:
-            error = self.error
-            self.close()
-            raise RuntimeError(error)
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        self._opened(status)
 
     @property
     def error(self) -> str:
@@ -349,10 +356,6 @@ class Session:
 
     def _call(self, name: str, *arguments: object) -> None:
         self._check(getattr(self._api, f"llama_onnx_session_{name}")(self._handle, *arguments))
-
-    def _check(self, status: int) -> None:
-        if status in (FAILED, BUSY):
-            raise RuntimeError(self.error if status == FAILED else "the session is busy.")
 
 
 def _utf8(path: str | Path) -> bytes:
