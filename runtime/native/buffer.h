@@ -36,16 +36,22 @@ typedef struct ids {
     bool full; /* there was no memory for more */
 } ids;
 
+/* Returns `all`, which has `count` items of `size` bytes, with `room` for one more; NULL, and `full`
+   for good, if there is no memory. */
+static void *room_for_one(void *all, size_t count, size_t size, size_t *room, bool *full) {
+    if (count < *room) return all;
+    size_t more = *room * 2 + 64;
+    void *grown = *full ? NULL : realloc(all, more * size);
+    *full = grown == NULL;
+    if (grown) *room = more;
+    return grown;
+}
+
 static void ids_add(ids *to, int32_t id) {
-    if (to->count == to->room) {
-        size_t room = to->room * 2 + 64;
-        int32_t *grown = to->full ? NULL : realloc(to->all, room * sizeof *grown);
-        to->full = grown == NULL;
-        if (to->full) return;
-        to->all = grown;
-        to->room = room;
-    }
-    to->all[to->count++] = id;
+    int32_t *all = room_for_one(to->all, to->count, sizeof *all, &to->room, &to->full);
+    if (!all) return;
+    to->all = all;
+    all[to->count++] = id;
 }
 
 #endif

@@ -52,15 +52,11 @@ static void offer(encoding *self, int32_t place, bool rises) {
     uint64_t key = (uint64_t)left->id << 32 | (uint32_t)self->parts[left->next].id;
     const pair *found = pairs_get(&self->words->merges, key);
     if (!found) return;
-    if (self->heap_count == self->heap_room) {
-        size_t room = self->heap_room * 2 + 64;
-        merge *grown = self->full ? NULL : realloc(self->heap, room * sizeof *grown);
-        self->full = grown == NULL;
-        if (self->full) return;
-        self->heap = grown;
-        self->heap_room = room;
-    }
-    merge *heap = self->heap, added = {found->first, place, found->second};
+    merge *heap =
+        room_for_one(self->heap, self->heap_count, sizeof *heap, &self->heap_room, &self->full);
+    if (!heap) return;
+    self->heap = heap;
+    merge added = {found->first, place, found->second};
     size_t at = self->heap_count++;
     for (; rises && at && earlier(&added, &heap[(at - 1) / 2]); at = (at - 1) / 2) {
         heap[at] = heap[(at - 1) / 2];
@@ -69,17 +65,13 @@ static void offer(encoding *self, int32_t place, bool rises) {
 }
 
 static void add_part(encoding *self, int32_t id) {
-    if (self->part_count == self->part_room) {
-        size_t room = self->part_room * 2 + 64;
-        part *grown = self->full ? NULL : realloc(self->parts, room * sizeof *grown);
-        self->full = grown == NULL;
-        if (self->full) return;
-        self->parts = grown;
-        self->part_room = room;
-    }
+    part *parts =
+        room_for_one(self->parts, self->part_count, sizeof *parts, &self->part_room, &self->full);
+    if (!parts) return;
+    self->parts = parts;
     int32_t place = (int32_t)self->part_count++;
-    self->parts[place] = (part){id, place - 1, -1};
-    if (place) self->parts[place - 1].next = place;
+    parts[place] = (part){id, place - 1, -1};
+    if (place) parts[place - 1].next = place;
 }
 
 static bool add_bytes(encoding *self, const char *text, size_t size) {

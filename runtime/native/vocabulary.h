@@ -349,16 +349,22 @@ static bool read_model(vocabulary *self) {
     return look_up_merges(self);
 }
 
+/* Reads each part of a sequence. */
+static bool read_each(vocabulary *self, const json_node *list, int depth,
+                      bool (*read)(vocabulary *, const json_node *, int)) {
+    const json *file = &self->file;
+    for (const json_node *i = list ? json_first(file, list) : NULL; i; i = json_next(file, i)) {
+        if (!read(self, i, depth + 1)) return false;
+    }
+    return list && list->kind == JSON_LIST;
+}
+
 /* Adds what one normalizer does, or a list of them. */
 static bool read_normalizer(vocabulary *self, const json_node *node, int depth) {
     const json *file = &self->file;
     if (!is_set(node)) return true;
     if (is_type(file, node, "Sequence") && depth < 4) {
-        const json_node *list = json_get(file, node, "normalizers");
-        for (const json_node *i = list ? json_first(file, list) : NULL; i; i = json_next(file, i)) {
-            if (!read_normalizer(self, i, depth + 1)) return false;
-        }
-        return list && list->kind == JSON_LIST;
+        return read_each(self, json_get(file, node, "normalizers"), depth, read_normalizer);
     }
     bool replaces = is_type(file, node, "Replace");
     const json_node *to = json_get(file, node, replaces ? "content" : "prepend");
@@ -435,11 +441,7 @@ static bool read_pre_tokenizer(vocabulary *self, const json_node *node, int dept
     const json *file = &self->file;
     if (!is_set(node)) return true;
     if (is_type(file, node, "Sequence") && depth < 4) {
-        const json_node *list = json_get(file, node, "pretokenizers");
-        for (const json_node *i = list ? json_first(file, list) : NULL; i; i = json_next(file, i)) {
-            if (!read_pre_tokenizer(self, i, depth + 1)) return false;
-        }
-        return list && list->kind == JSON_LIST;
+        return read_each(self, json_get(file, node, "pretokenizers"), depth, read_pre_tokenizer);
     }
     if (is_type(file, node, "Split")) return read_split(self, node);
     if (is_type(file, node, "ByteLevel")) return read_bytes(self, node);
@@ -492,11 +494,7 @@ static bool read_post_processor(vocabulary *self, const json_node *node, int dep
     const json *file = &self->file;
     if (!is_set(node) || is_type(file, node, "ByteLevel")) return true;
     if (is_type(file, node, "Sequence") && depth < 4) {
-        const json_node *list = json_get(file, node, "processors");
-        for (const json_node *i = list ? json_first(file, list) : NULL; i; i = json_next(file, i)) {
-            if (!read_post_processor(self, i, depth + 1)) return false;
-        }
-        return list && list->kind == JSON_LIST;
+        return read_each(self, json_get(file, node, "processors"), depth, read_post_processor);
     }
     if (is_type(file, node, "TemplateProcessing")) return read_template_of_ids(self, node);
     return unsupported(self, "has the post-processor %.40s", type_of(file, node));
@@ -520,11 +518,7 @@ static bool read_decoder(vocabulary *self, const json_node *node, int depth) {
                unsupported(self, "has an unusual decoder");
     }
     if (is_type(file, node, "Sequence") && !depth) {
-        const json_node *list = json_get(file, node, "decoders");
-        for (const json_node *i = list ? json_first(file, list) : NULL; i; i = json_next(file, i)) {
-            if (!read_decoder(self, i, 1)) return false;
-        }
-        return list && list->kind == JSON_LIST;
+        return read_each(self, json_get(file, node, "decoders"), depth, read_decoder);
     }
     if (is_type(file, node, "ByteFallback") || is_type(file, node, "Fuse")) return true;
     if (is_type(file, node, "Replace")) {
