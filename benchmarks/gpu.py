@@ -39,7 +39,7 @@ from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
-from llama_onnx.runtime.bench.bench import make_prompt
+from llama_onnx.runtime.bench.contender import make_prompt
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.measure.verify import verify
 from llama_onnx.targets.provider import Provider
