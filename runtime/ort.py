@@ -270,6 +270,11 @@ def to_device(array: Array, device: str) -> Any:
     return load().OrtValue.ortvalue_from_numpy(array, device, 0)
 
 
+def empty_on_device(shape: tuple[int, ...], kind: type[np.generic], device: str) -> Any:
+    """Return an `onnxruntime.OrtValue` on `device`, whose contents are unknown."""
+    return load().OrtValue.ortvalue_from_shape_and_type(shape, kind, device, 0)
+
+
 def write_adapter(path: Path, parameters: Mapping[str, Array]) -> None:
     """Write `parameters`, named like the graph's inputs, as an adapter file, whole or not at all.
 

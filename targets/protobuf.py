@@ -57,6 +57,15 @@ def encode(number: int, kind: int, value: int | bytes | memoryview) -> bytes:
     return tag + length + value
 
 
+def encode_text(number: int, text: str) -> bytes:
+    """Return a field with a text.
+
+    >>> encode_text(1, "hi")
+    b'\\n\\x02hi'
+    """
+    return encode(number, BYTES, text.encode())
+
+
 def _encode_varint(value: int) -> bytes:
     parts = bytearray()
     while value > 0x7F:

@@ -32,6 +32,9 @@ class Provider:
     attention accepts several tokens after a cache that is not empty; otherwise they must be fed one
     by one, and past and present must share one buffer.
 
+    `views`: a graph's inputs and outputs can be bound to a part of a larger value by its address,
+    so that one step can serve several rows of a cache.
+
     `session_options` are onnxruntime-genai's, `provider_options` the provider's own; both apply
     whenever a package is opened. `other_options` are further values that a package may give them.
     """
@@ -46,6 +49,7 @@ class Provider:
     platforms: tuple[str, ...]
     ort_device: str = "cpu"
     continues: bool = True
+    views: bool = False
     libraries: Mapping[str, tuple[Library, ...]] = field(default_factory=dict)
     session_options: Mapping[str, int | str] = field(default_factory=dict)
     provider_options: Mapping[str, str] = field(default_factory=dict)

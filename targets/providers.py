@@ -17,6 +17,7 @@ CPU = Provider(
     genai_wheel="onnxruntime-genai",
     extra="cpu",
     platforms=("linux", "win32", "darwin"),
+    views=True,
     # 0 makes ONNX Runtime count the physical cores. By default genai uses half of the logical ones,
     # which is half of a machine without hyper-threading.
     session_options={"intra_op_num_threads": 0},
@@ -32,6 +33,7 @@ CUDA = Provider(
     extra="cuda",
     platforms=("linux", "win32"),
     ort_device="cuda",
+    views=True,
     # The libraries that onnxruntime-gpu 1.31 and onnxruntime-genai-cuda 0.18 are linked with
     # (CUDA 13). cuDNN is loaded when an operator needs it, and no operator of a Llama does.
     libraries={

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.runtime import ort
+from llama_onnx.runtime.engine.cache_memory import DeviceView
 from llama_onnx.runtime.engine.head_rows import LOGITS_FROM, chooses_rows
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.graph_names import ATTENTION_MASK, INPUT_IDS, LOGITS, present_of
@@ -42,8 +43,8 @@ class BoundGraph:
                 "the graph does not say how wide its logits are: export the package again."
             )
 
-    def bind(self, buffers: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Use `buffers` as past and present: on the CPU in place, else a copy on the device.
+    def bind(self, buffers: Mapping[str, npt.NDArray[Any] | DeviceView]) -> None:
+        """Use `buffers` as past and present: in place, but of an array a copy on a device.
 
         Each is [rows, kv_heads, positions, head_size], contiguous: a view of some rows will do.
         """
@@ -53,8 +54,16 @@ class BoundGraph:
             for name, array in self._adapter.items():
                 self._binding.bind_ortvalue_input(name, self._keep(name, array))
             if self._chooses_rows:
-                self._binding.bind_ortvalue_input(LOGITS_FROM, self._keep(LOGITS_FROM, self._first))
+                # On the CPU on every provider, where the graph's Slice reads it.
+                first = ort.to_device(self._first, "cpu")
+                self._binding.bind_ortvalue_input(LOGITS_FROM, first)
+                self._values[LOGITS_FROM] = self._first, first
         for name, array in buffers.items():
+            if isinstance(array, DeviceView):
+                self._values[name] = array, array.owner
+                array.bind(self._binding.bind_input, name)
+                array.bind(self._binding.bind_output, present_of(name))
+                continue
             value = self._keep(name, array)
             self._binding.bind_ortvalue_input(name, value)
             self._binding.bind_ortvalue_output(present_of(name), value)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 
 from llama_onnx.runtime.doctor.gather import gather_memory
 from llama_onnx.runtime.engine.cache_layout import CacheLayout
 from llama_onnx.runtime.engine.schedule import Capacity
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.providers import CPU, CUDA
 
 ROWS = 8
 """Most sequences at once: steps of more rows are hardly faster for each."""
@@ -37,16 +41,18 @@ def decide_capacity(
     rows: int = ROWS,
     rectangular: bool = True,
     beside: int = 0,
+    provider: Provider = CPU,
 ) -> Capacity:
-    """Return what caches of `cache_bytes` hold, by default of half of the memory that is free.
+    """Return what caches of `cache_bytes` hold, by default of half of the memory that is free where
+    `provider` keeps them.
 
     `beside` is the bytes that each position takes in a draft's cache.
     """
     where = "as asked"
     if cache_bytes is None:
-        memory = gather_memory()
-        cache_bytes = int(memory.available * _SHARE) if memory else _UNKNOWN
-        where = f"half of the {memory.available / 1e9:.1f} GB free" if memory else "nothing known"
+        free = _free_bytes(provider)
+        cache_bytes = _UNKNOWN if free is None else int(free * _SHARE)
+        where = "nothing known" if free is None else f"half of the {free / 1e9:.1f} GB free"
     position_bytes = layout.position_bytes + beside
     positions = cache_bytes // position_bytes
     log.info(
@@ -61,3 +67,28 @@ def decide_capacity(
         rows,
     )
     return Capacity(rows, positions, rectangular)
+
+
+def _free_bytes(provider: Provider) -> int | None:
+    """Return the bytes that are free in the provider's memory; None: unknown."""
+    if provider == CUDA:
+        return _free_on_cuda()
+    memory = gather_memory()
+    return None if memory is None else memory.available
+
+
+def _free_on_cuda() -> int | None:
+    """Ask CUDA's runtime library, which an open session has loaded, for its first device.
+
+    https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__MEMORY.html
+    """
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    for library in CUDA.libraries.get(sys.platform, ()):
+        if "cudart" in library.name:
+            try:
+                runtime = ctypes.CDLL(library.name)
+                failed = runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+            except (OSError, AttributeError):
+                return None
+            return None if failed else free.value
+    return None

@@ -6,6 +6,7 @@ import asyncio
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -17,6 +18,7 @@ from llama_onnx.runtime.engine.answer import Answer, AsyncAnswer, Channel
 from llama_onnx.runtime.engine.bound_graph import Parameters
 from llama_onnx.runtime.engine.cache_budget import ROWS, decide_capacity
 from llama_onnx.runtime.engine.cache_layout import CacheLayout
+from llama_onnx.runtime.engine.device_memory import DeviceBuffers, Joiner
 from llama_onnx.runtime.engine.drafting import Speculation, Verifier, open_speculator
 from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.engine.events import Request
@@ -76,7 +78,7 @@ class Engine:
         speculation: Speculation | None = None,
         settings: EngineSettings = DEFAULT,
     ) -> None:
-        """Open the graph of `package` as `verify` does, but for `choose_rows` on the CPU.
+        """Open the graph of `package` as `verify` does, but for `choose_rows`.
 
         `speculation` is none by default. `settings` are for the CPU; `threads` overrides theirs.
 
@@ -96,7 +98,7 @@ class Engine:
                 arena=settings.arena,
                 spin=settings.spin and speculation.draft is None,
                 parallel=provider == CPU,
-                edit=choose_rows if provider == CPU and settings.packed is None else None,
+                edit=choose_rows if provider.views and settings.packed is None else None,
             )
         trim_heap()  # what packing needed for a moment
         self.package, self.context_length = package, context_length
@@ -116,10 +118,11 @@ class Engine:
             context_length,
             cache_bytes=limits.cache_bytes,
             rows=limits.rows,
-            rectangular=self.provider == CPU and opened.shares_buffer,
+            rectangular=self.provider.views and opened.shares_buffer,
+            provider=self.provider,
             beside=drafts.position_bytes,
         )
-        self.copies = self.provider == CPU or not opened.shares_buffer
+        self.copies = self.provider.views or not opened.shares_buffer
         self._adapters, self._keys = adapters, count(1)
         self._loop = Loop(
             open_rows,
@@ -290,12 +293,17 @@ def _rows_of(
 ) -> Callable[[str | None], Rows]:
     """Return a function that opens rows for an adapter, of the kind that the graph needs here."""
 
+    @cache
+    def joiner() -> Joiner:
+        return Joiner(layout, provider)
+
     def open_rows(name: str | None) -> Rows:
         adapter = adapters.load(name) if name is not None else {}
         if not shares_buffer:
             return GrowingRows(session, layout, adapter)
-        if provider == CPU:
-            return SharedRows(session, layout, adapter)
+        if provider.views:
+            buffers = None if provider == CPU else DeviceBuffers(joiner())
+            return SharedRows(session, layout, adapter, buffers, provider.ort_device)
         return DeviceRows(session, layout, adapter, provider.ort_device)
 
     return open_rows

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from llama_onnx.runtime import ort
 from llama_onnx.targets.graph_names import LOGITS
-from llama_onnx.targets.protobuf import BYTES, VARINT, Value, WireError, encode, fields
+from llama_onnx.targets.protobuf import BYTES, VARINT, Value, WireError, encode, encode_text, fields
 
 LOGITS_FROM = "logits_from"
 """The input [1], int64: the first position of a run whose logits are computed."""
@@ -99,10 +99,10 @@ def _slice(hidden: str) -> bytes:
     inputs = (hidden, LOGITS_FROM, _END, _AXIS)
     return b"".join(
         (
-            *(_text(_READS, name) for name in inputs),
-            _text(_MAKES, _ROWS),
-            _text(_NAME, _ROWS),
-            _text(_OPERATOR, "Slice"),
+            *(encode_text(_READS, name) for name in inputs),
+            encode_text(_MAKES, _ROWS),
+            encode_text(_NAME, _ROWS),
+            encode_text(_OPERATOR, "Slice"),
         )
     )
 
@@ -126,7 +126,7 @@ def _free_rows(output: memoryview) -> bytes:
             raise _UnsuitableError
         return b"".join(
             encode(_DIM, BYTES, _message(each))
-            for each in (batch, memoryview(_text(2, _ROWS)), width)
+            for each in (batch, memoryview(encode_text(2, _ROWS)), width)
         )
 
     return _edit(output, [_TYPE, _TENSOR, _SHAPE], rename)
@@ -137,15 +137,11 @@ def _added() -> Iterator[bytes]:
     shape = encode(_DIM, BYTES, encode(1, VARINT, 1))
     tensor = encode(1, VARINT, _INT64) + encode(_SHAPE, BYTES, shape)
     kind = encode(_TYPE, BYTES, encode(_TENSOR, BYTES, tensor))
-    yield encode(_INPUT, BYTES, _text(1, LOGITS_FROM) + kind)
+    yield encode(_INPUT, BYTES, encode_text(1, LOGITS_FROM) + kind)
     for name, value in ((_END, (1 << 63) - 1), (_AXIS, 1)):
         # TensorProto: dims = 1, data_type = 2, name = 8, raw_data = 9
-        head = encode(1, VARINT, 1) + encode(2, VARINT, _INT64) + _text(8, name)
+        head = encode(1, VARINT, 1) + encode(2, VARINT, _INT64) + encode_text(8, name)
         yield encode(_INITIALIZER, BYTES, head + encode(9, BYTES, value.to_bytes(8, "little")))
-
-
-def _text(number: int, text: str) -> bytes:
-    return encode(number, BYTES, text.encode())
 
 
 def _texts(message: memoryview, number: int) -> list[str]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from llama_onnx.runtime import ort
 from llama_onnx.runtime.engine.bound_graph import BoundGraph, Ids, Parameters
 from llama_onnx.runtime.engine.cache_layout import Block, CacheLayout
+from llama_onnx.runtime.engine.cache_memory import Buffers, HostBuffers
 from llama_onnx.runtime.engine.head_rows import AS_SEVERAL
 
 Logits = npt.NDArray[np.float32]
@@ -70,10 +71,17 @@ class SharedRows:
     and never beyond what the open sequences may need.
     """
 
-    def __init__(self, session: ort.Session, layout: CacheLayout, adapter: Parameters) -> None:
-        self._layout = layout
-        self._steps, self._reads = (BoundGraph(session, adapter) for _ in range(2))
-        self._buffers: dict[str, npt.NDArray[Any]] = {}
+    def __init__(
+        self,
+        session: ort.Session,
+        layout: CacheLayout,
+        adapter: Parameters,
+        buffers: Buffers | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Open no row yet. `buffers` are those of `device`; None: of the process."""
+        self._buffers = buffers or HostBuffers(layout)
+        self._steps, self._reads = (BoundGraph(session, adapter, device) for _ in range(2))
         self._bound: dict[BoundGraph, tuple[int, int]] = {}  # graph -> the rows bound to it
         self._order: list[int | None] = []  # row -> sequence
         self._filled: dict[int, int] = {}
@@ -149,7 +157,7 @@ class SharedRows:
     def copy(self, key: int, start: int, end: int) -> Block:
         """Return a copy of the positions from `start` to `end`."""
         row = self._order.index(key)
-        return {name: buffer[row, :, start:end].copy() for name, buffer in self._buffers.items()}
+        return self._buffers.take(row, start, end)
 
     def append(self, key: int, block: Block) -> None:
         """Append what another sequence read to the cache of this one."""
@@ -157,8 +165,7 @@ class SharedRows:
         end = start + next(iter(block.values())).shape[1]
         self._reserve(end)
         row = self._order.index(key)
-        for name, buffer in self._buffers.items():
-            buffer[row, :, start:end] = block[name]
+        self._buffers.put(row, start, block)
         self._filled[key] = end
 
     def compact(self) -> None:
@@ -182,12 +189,7 @@ class SharedRows:
         ]
         self._release()
         self.broken = True  # unless all layers are moved
-        for name in self._layout.parts if length else ():  # one by one: the old ones are freed
-            new = self._layout.zeros(name, len(order), length)
-            for row, old, filled in moves:
-                if filled:
-                    new[row, :, :filled] = self._buffers[name][old, :, :filled]
-            self._buffers[name] = new
+        self._buffers.resize(len(order) if length else 0, length, moves)
         self._order, self._length, self.broken = list(order), length, False
 
     def _gather(self, keys: Sequence[int]) -> None:
@@ -201,16 +203,12 @@ class SharedRows:
         """Exchange the contents of two rows, the first of which may be free."""
         first, second = self._order[row], self._order[other]
         filled = max(self._filled[key] for key in (first, second) if key is not None)
-        for buffer in self._buffers.values():
-            moved = buffer[other, :, :filled].copy()
-            if first is not None:
-                buffer[other, :, :filled] = buffer[row, :, :filled]
-            buffer[row, :, :filled] = moved
+        self._buffers.swap(row, other, filled)
         self._order[row], self._order[other] = second, first
 
     def _bind(self, graph: BoundGraph, first: int, end: int) -> None:
         if self._bound.get(graph) != (first, end):
-            graph.bind({name: buffer[first:end] for name, buffer in self._buffers.items()})
+            graph.bind(self._buffers.views(first, end))
             self._bound[graph] = (first, end)
 
     def _release(self) -> None:

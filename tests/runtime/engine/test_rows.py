@@ -17,6 +17,7 @@ from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.engine.bound_graph import BoundGraph
 from llama_onnx.runtime.engine.cache_layout import CacheLayout
+from llama_onnx.runtime.engine.device_memory import DeviceBuffers, Joiner
 from llama_onnx.runtime.engine.head_rows import choose_rows
 from llama_onnx.runtime.engine.shared_rows import Rows, SharedRows
 from llama_onnx.runtime.engine.single_rows import DeviceRows, GrowingRows
@@ -34,6 +35,8 @@ KINDS: dict[str, tuple[str, Options]] = {
     "fp32": ("cpu", Options("fp32")),
     "last position only": ("cpu", Options("fp32", logits="last")),
     "one by one": ("cpu", Options("fp32")),
+    "device": ("cpu", Options("fp32")),
+    "device, fp16": ("cuda", Options("fp16")),
     "portable": ("portable", Options("fp32")),
     "int8 cache": ("cpu", Options("fp32", kv_cache="int8")),
     "fp16 cache": ("cuda", Options("fp16")),
@@ -55,6 +58,8 @@ def open_rows(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Rows]
         session, layout = opened[kind].session, CacheLayout.of(opened[kind].session)
         if kind == "one by one":
             return DeviceRows(session, layout, {}, "cpu")
+        if kind.startswith("device"):
+            return SharedRows(session, layout, {}, DeviceBuffers(Joiner(layout, CPU)), "cpu")
         if not opened[kind].shares_buffer:
             return GrowingRows(session, layout, {})
         return SharedRows(session, layout, {})
@@ -85,7 +90,7 @@ def texts(rows: Rows, prompts: list[list[int]], count: int, together: bool) -> l
     return found
 
 
-@pytest.mark.parametrize("kind", ["fp32", "last position only", "one by one", "portable"])
+@pytest.mark.parametrize("kind", ["fp32", "last position only", "one by one", "device", "portable"])
 def test_a_batch_of_different_lengths_is_pytorchs_own(
     open_rows: Callable[[str], Rows], kind: str
 ) -> None:
@@ -107,11 +112,11 @@ def test_a_batch_of_different_lengths_is_each_alone(
     for (tokens, logits), (theirs, others) in zip(alone, together, strict=True):
         assert tokens == theirs
         # A step of half precision rounds what differs in its last bit.
-        limit = 2e-2 if kind == "fp16 cache" else LIMIT
+        limit = 2e-2 if "fp16" in kind else LIMIT
         np.testing.assert_allclose(np.array(logits), np.array(others), rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("kind", ["int8 cache", "fp16 cache"])
+@pytest.mark.parametrize("kind", ["int8 cache", "fp16 cache", "device, fp16"])
 def test_the_cache_has_the_type_of_the_graph(open_rows: Callable[[str], Rows], kind: str) -> None:
     rows: Any = open_rows(kind)
     rows.open(1, 8)
@@ -131,13 +136,14 @@ ACTIONS = st.lists(
 )
 
 
+@pytest.mark.parametrize("kind", ["fp32", "device"])
 @settings(max_examples=40)
-@given(ACTIONS)
+@given(actions=ACTIONS)
 def test_rows_may_be_opened_closed_and_moved_in_any_order(
-    open_rows: Callable[[str], Rows], actions: list[tuple[str, int]]
+    open_rows: Callable[[str], Rows], kind: str, actions: list[tuple[str, int]]
 ) -> None:
     """Every step's logits are those of the sequence alone, and no buffer is larger than allowed."""
-    rows: Any = open_rows("fp32")
+    rows: Any = open_rows(kind)
     tokens: dict[int, list[int]] = {}
     most: dict[int, int] = {}
     peak = 0
@@ -212,7 +218,7 @@ def test_what_was_forgotten_is_never_read(open_rows: Callable[[str], Rows]) -> N
         rows.open(key, 100)
         rows.read(key, np.array(text))
     rows.rewind(0, 20)
-    for buffer in rows._buffers.values():
+    for buffer in rows._buffers.views(0, 2).values():
         buffer[0, :, 20:] = np.nan
         buffer[1, :, 30:] = np.nan
     check(rows.step({0: 7})[0], [*texts_[0][:20], 7], open_rows("fp32"))
@@ -241,13 +247,13 @@ def test_released_buffers_are_freed(open_rows: Callable[[str], Rows]) -> None:
     rows: Any = open_rows("fp32")
     rows.open(1, 100)
     rows.read(1, np.arange(3, 13))
-    held = [weakref.ref(buffer) for buffer in rows._buffers.values()]
+    held = [weakref.ref(buffer) for buffer in rows._buffers._arrays.values()]
     rows.open(2, 100)
     rows.step({1: 5})
     gc.disable()
     try:
         assert [ref() for ref in held] == [None] * len(held), "old buffers outlive growth"
-        held = [weakref.ref(buffer) for buffer in rows._buffers.values()]
+        held = [weakref.ref(buffer) for buffer in rows._buffers._arrays.values()]
         del rows
         assert [ref() for ref in held] == [None] * len(held)
     finally:
