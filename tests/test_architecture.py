@@ -44,12 +44,21 @@ MODULE_LIBRARIES = {
     "runtime/bundles/card.py": {"huggingface_hub", "yaml"},
     "runtime/batch/lines.py": {"pyarrow"},
     "runtime/batch/ray_cluster.py": {"pyarrow", "ray"},
+    "runtime/serving/ray_app.py": {"ray"},
 }
 """Module -> libraries that it alone may import, in its functions: an extra nobody else needs."""
 
 FOLDER_LIBRARIES = {
     "commands": {"click", "rich"},
-    "serving": {"fastapi", "openai", "prometheus_client", "pydantic", "starlette", "uvicorn"},
+    "serving": {
+        "fastapi",
+        "h11",
+        "openai",
+        "prometheus_client",
+        "pydantic",
+        "starlette",
+        "uvicorn",
+    },
 }
 """Folder -> what modules in it may import as well. Only the command `serve` imports the second."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 from llama_onnx.runtime.batch.worker import Opening, Worker
-from llama_onnx.runtime.doctor.child import command_of
+from llama_onnx.runtime.doctor.child import command_of, how_ended
 from llama_onnx.targets import errors
 from llama_onnx.targets.errors import LlamaOnnxError, describe_reason
 from llama_onnx.targets.providers import get_provider
@@ -70,10 +69,7 @@ class Process:
 
     def how(self) -> str:
         """Return how it ended, in words."""
-        code = self._popen.wait()
-        if code < 0:
-            return f"was ended by {signal.Signals(-code).name}"
-        return f"ended with status {code}"
+        return how_ended(self._popen.wait())
 
     def close(self) -> None:
         """End it."""

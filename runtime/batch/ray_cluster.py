@@ -112,7 +112,7 @@ def connected(address: str) -> Iterator[Any]:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError and more
         raise UsageError(
-            f"the Ray cluster at {shown(address)} cannot be used: {_first_sentence(error)}."
+            f"the Ray cluster at {shown(address)} cannot be used: {first_sentence(error)}."
         ) from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
@@ -188,7 +188,7 @@ def check_nodes(ray: Any, nodes: list[Node], package: str, sha256: str, source: 
         try:
             problem = ray.get(answer)
         except Exception as error:  # also of a machine where this module cannot be imported
-            problem = f"{_first_sentence(error)}."
+            problem = f"{first_sentence(error)}."
         if problem:
             raise PackageError(f"machine {node.name} of the cluster: {printable(problem)}")
 
@@ -283,7 +283,7 @@ def _answer(
         yield from zip(table["line"].to_pylist(), table["answer"].to_pylist(), strict=True)
 
 
-def _first_sentence(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
     """Return the reason in an error of Ray's, which may have another machine's traceback."""
     text = str(error)
     ours = [match[2] for match in _ERROR.finditer(text)]
@@ -293,6 +293,6 @@ def _first_sentence(error: BaseException) -> str:
 
 def _failure(error: BaseException) -> LlamaOnnxError:
     return ResourceError(
-        f"the cluster could not go on: {_first_sentence(error)}; finished lines are kept, and the "
+        f"the cluster could not go on: {first_sentence(error)}; finished lines are kept, and the "
         "same command goes on from there."
     )

@@ -44,11 +44,17 @@ def note(text: str) -> None:
 
 def introduce(model: Llama, adapter: str | None = None) -> None:
     """Print which model runs on which provider, and why if it is not the requested provider."""
-    note(f"{model} · adapter {adapter}" if adapter else str(model))
-    if model.opened.fallback:
-        note(f"{model.opened.fallback} The CPU runs it instead, as --allow-fallback allows.")
-    if model.opened.tuned:
-        note(model.opened.tuned)
+    named = f"{model} · adapter {adapter}" if adapter else str(model)
+    introduce_opened(named, model.opened.fallback, model.opened.tuned)
+
+
+def introduce_opened(model: str, fallback: str | None, tuned: str | None) -> None:
+    """Print the same of a model that is open elsewhere."""
+    note(model)
+    if fallback:
+        note(f"{fallback} The CPU runs it instead, as --allow-fallback allows.")
+    if tuned:
+        note(tuned)
 
 
 def summary(stats: GenerationStats) -> str:

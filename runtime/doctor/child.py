@@ -50,6 +50,14 @@ def command_of(module: str, *arguments: str, first: str = "") -> list[str]:
     return [sys.executable, "-c", start, json.dumps(sys.path), *arguments]
 
 
+def how_ended(code: int) -> str:
+    """Return how a process with this exit status ended, in words."""
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with status {code}"
+
+
 def run(command: Sequence[str], *, seconds: float) -> Outcome:
     """Run `command` for at most `seconds`, and return its output and how it ended."""
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # as _text reads it

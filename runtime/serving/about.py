@@ -55,7 +55,7 @@ def about(
         "context_length": context_length,
         "adapters": [printable_line(name) for name in package.adapters],
         "distance": _distance(package),
-        "verified": _verified(verification),
+        "verified": verified(verification),
     }
 
 
@@ -105,7 +105,8 @@ def _sentence(found: Fidelity) -> str:
     )
 
 
-def _verified(report: VerifyReport | None) -> dict[str, str]:
+def verified(report: VerifyReport | None) -> dict[str, str]:
+    """Return what the page says about the result of `verify`, None if it did not run."""
     if report is None:
         text = "Not verified on this machine: start the server with --verify."
         return {"state": "not run", "sentence": text}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, aclosing, asynccontextmanager
@@ -22,7 +21,7 @@ from llama_onnx.runtime.serving.about import about
 from llama_onnx.runtime.serving.admission import Places
 from llama_onnx.runtime.serving.endpoints import ENDPOINTS, Asked, Endpoint, Names, fingerprint
 from llama_onnx.runtime.serving.http.event_stream import EventStream
-from llama_onnx.runtime.serving.http.failure import Failure, failure_of_status
+from llama_onnx.runtime.serving.http.failure import Failure, error_event, failure_of_status
 from llama_onnx.runtime.serving.openai_errors import NotReadyError, failure_of
 from llama_onnx.runtime.serving.openapi import describe
 from llama_onnx.runtime.serving.package_watch import PackageWatch
@@ -173,10 +172,7 @@ async def _start(served: Served, call: Call, stack: ExitStack) -> list[AsyncGene
 def _stream(served: Served, asked: Asked, events: AsyncIterator[Any]) -> EventStream:
     def failed(error: LlamaOnnxError) -> tuple[str | None, bytes]:
         logger.warning("failed while streaming: %s", error)
-        content = failure_of(error, served.model.package.path).to_json()
-        if asked.named:
-            content = {"type": "error", "sequence_number": 0, **content["error"]}
-        return ("error" if asked.named else None), json.dumps(content).encode()
+        return error_event(failure_of(error, served.model.package.path), named=asked.named)
 
     return EventStream(events, failed, asked.last)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,3 +37,14 @@ def failure_of_status(status: int, text: str) -> Failure:
     if status == 429:
         return Failure(status, text, "rate_limit_error", None, "rate_limit_exceeded")
     return Failure(status, text, kind)
+
+
+def error_event(failure: Failure, *, named: bool) -> tuple[str | None, bytes]:
+    """Return name and data of the event that tells a failure in the middle of a stream.
+
+    `named`: of the endpoint /v1/responses, whose events have names, and no object `error`.
+    """
+    content = failure.to_json()
+    if named:
+        content = {**content["error"], "type": "error", "sequence_number": 0}
+    return ("error" if named else None), json.dumps(content).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +81,20 @@ def run(app: Any, opened: socket.socket, ready: Callable[[], None] = lambda: Non
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     _Server(config, ready).run(sockets=[opened])
+
+
+def log_to_stderr(who: str = "") -> None:
+    """Write what the server and the engine have to say, without colors or times of their own.
+
+    Each line begins with the time and `who`.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s", "%Y-%m-%d %H:%M:%S"))
+    for name in ("llama_onnx", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.propagate = False
+    logging.getLogger("llama_onnx").setLevel(logging.INFO)
 
 
 class _Server(uvicorn.Server):
