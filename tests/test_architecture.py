@@ -44,7 +44,7 @@ MODULE_LIBRARIES = {
     "runtime/bundles/card.py": {"huggingface_hub", "yaml"},
     "runtime/batch/lines.py": {"pyarrow"},
     "runtime/batch/ray_cluster.py": {"pyarrow", "ray"},
-    "runtime/serving/ray_app.py": {"ray"},
+    "runtime/serving/replicas/ray_app.py": {"ray"},
 }
 """Module -> libraries that it alone may import, in its functions: an extra nobody else needs."""
 

@@ -137,7 +137,7 @@ def _serve_on_ray(
     verify: bool,
     reach: dict[str, Any],
 ) -> None:
-    from llama_onnx.runtime.serving.ray_app import Cluster, serve_on
+    from llama_onnx.runtime.serving.replicas.ray_app import Cluster, serve_on
 
     if verify:
         raise UsageError(

@@ -1,7 +1,7 @@
 """The server as a deployment of Ray Serve, on any number of machines.
 
-Ray places the replicas, watches and restarts them, updates them one after the other and balances the
-load. Each is the same application as `llama-onnx serve`. The package must be at the same path on
+Ray places the replicas, watches and restarts them, updates them one after the other and balances
+the load. Each is the same application as `llama-onnx serve`. The package must be at the same path on
 every machine, with the same llama-onnx: a replica that finds another one does not start.
 """
 
@@ -104,8 +104,7 @@ def application(
 
 
 def build(arguments: Mapping[str, Any]) -> Any:
-    """Return the application for the `import_path` of a Serve config: `llama_onnx.runtime.serving.
-    ray_app:build`.
+    """Return the application; a Serve config names this function in its `import_path`.
 
     `arguments` are the fields of `ServingSpec` and of `Cluster`. The key is in the environment, as
     LLAMA_ONNX_API_KEY.
