@@ -152,9 +152,8 @@ def _serve_on_ray(
     def ready() -> None:
         several = f"{least} to {most}" if most is not None else str(least)
         where = spec.provider or "the target's provider"
-        note(
-            f"Ray serves {spec.package} with {several} replicas on {where}, {spec.threads} CPUs each."
-        )
+        each = f"{spec.threads} CPUs each, on {where}"
+        note(f"Ray serves {spec.package} with {several} replicas of {each}.")
         note(f"Listening on {url} (Ctrl-C ends it).")
 
     serve_on(address, spec, Cluster(least, most), **reach, ready=ready)

@@ -1,8 +1,8 @@
 """The server as a deployment of Ray Serve, on any number of machines.
 
 Ray places the replicas, watches and restarts them, updates them one after the other and balances
-the load. Each is the same application as `llama-onnx serve`. The package must be at the same path on
-every machine, with the same llama-onnx: a replica that finds another one does not start.
+the load. Each is the same application as `llama-onnx serve`. The package must be at the same path
+on every machine, with the same llama-onnx: a replica that finds another one does not start.
 """
 
 from __future__ import annotations
