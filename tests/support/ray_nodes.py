@@ -20,7 +20,7 @@ HEAD, WORKER = "llo-head", "llo-work"
 ADDRESSES = {HEAD: "10.77.17.1", WORKER: "10.77.17.2"}
 PORT = 6399
 
-_SECONDS = 240
+_SECONDS, _ATTEMPTS = 50, 5
 _LIMITS = ["--num-cpus=1", f"--memory={3 << 30}", f"--object-store-memory={100 << 20}"]
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -47,7 +47,7 @@ class Nodes:
     """A cluster of two nodes, whose temporary files are in `folder`."""
 
     folder: Path
-    processes: dict[str, subprocess.Popen[bytes]]
+    processes: list[subprocess.Popen[bytes]]
 
     @property
     def address(self) -> str:
@@ -55,28 +55,43 @@ class Nodes:
         return f"{ADDRESSES[HEAD]}:{PORT}"
 
     def start(self, name: str) -> None:
-        """Start the node in a namespace, and wait until it is there."""
-        where = ["--head", f"--port={PORT}", "--include-dashboard=false"]
+        """Start the node in a namespace, and wait until it is there.
+
+        A node whose agent has not said its port after 15 seconds gives up and says nothing: on a
+        busy machine it takes another attempt.
+        """
+        for _ in range(_ATTEMPTS):
+            if self._start(name):
+                return
+            while self.kill(name):
+                time.sleep(0.1)
+        raise RuntimeError(f"{name} did not start: {self._log(name).read_text(encoding='utf-8')}")
+
+    def _start(self, name: str) -> bool:
+        where = ["--head", f"--port={PORT}", f"--temp-dir={self.folder}"]
         if name == WORKER:
             where = [f"--address={self.address}"]
         ray = Path(sys.executable).with_name("ray")
-        own = [f"--node-ip-address={ADDRESSES[name]}", *_LIMITS]
-        if name == HEAD:
-            own.append(f"--temp-dir={self.folder}")
-        log = self.folder.parent / f"{name}.log"
+        own = [f"--node-ip-address={ADDRESSES[name]}", "--include-dashboard=false", *_LIMITS]
+        log = self._log(name)
         with log.open("wb") as file:
-            self.processes[name] = subprocess.Popen(
+            process = subprocess.Popen(
                 inside(name, [str(ray), "start", "--block", *where, *own]),
                 env={**os.environ, **_ENVIRONMENT},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.processes.append(process)
         deadline = time.monotonic() + _SECONDS
-        while "Ray runtime started" not in log.read_text(encoding="utf-8"):
-            if self.processes[name].poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{name} did not start: {log.read_text(encoding='utf-8')}")
+        while process.poll() is None and time.monotonic() < deadline:
+            if "Ray runtime started" in log.read_text(encoding="utf-8"):
+                return True
             time.sleep(0.2)
+        return False
+
+    def _log(self, name: str) -> Path:
+        return self.folder.parent / f"{name}.log"
 
     def kill(self, name: str, what: str = "") -> int:
         """End at once the processes in a namespace whose command has `what`; return how many."""
@@ -100,7 +115,7 @@ def inside(name: str, command: Sequence[str]) -> list[str]:
 @contextmanager
 def two_nodes(folder: Path) -> Iterator[Nodes]:
     """Make the namespaces and the cluster, and remove both after the block."""
-    nodes = Nodes(folder / "ray", {})
+    nodes = Nodes(folder / "ray", [])
     nodes.folder.mkdir(parents=True)
     try:
         _connect()
@@ -113,7 +128,7 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
                 while nodes.kill(name):
                     time.sleep(0.1)
                 _ip("netns", "delete", name)
-        for process in nodes.processes.values():
+        for process in nodes.processes:
             process.wait()
 
 
