@@ -1,10 +1,12 @@
 """A server under load: rates at several clients, and a soak with clients that vanish.
 
     python benchmarks/serving.py rates PACKAGE [--openvino PYTHON MODEL]
+    python benchmarks/serving.py replicas PACKAGE
     python benchmarks/serving.py soak PACKAGE --minutes 10
 
 `rates` asks for answers to 1, 4 and 8 clients at once, ours over HTTP and peers' in turns (see
 serving_peer.py), and prints the median of the tokens that all clients together got a second.
+`replicas` asks one process with all threads, and as many replicas with one thread each, in turns.
 `soak` keeps 16 clients at work for a while, whose prompts and answers differ in length, and a
 quarter of whom leave in the middle; it prints latencies, errors, and the server's memory at the
 start and at the end.
@@ -21,9 +23,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -107,14 +110,39 @@ def rates(package: Path, openvino: Sequence[str], threads: int) -> None:
             python, model = openvino
             command = [python, script, "openvino", model, str(threads)]
             ways["OpenVINO GenAI, batching"] = stack.enter_context(peer(command))
-        found: dict[tuple[str, int], list[float]] = {}
-        for number in range(ROUNDS + 1):
-            for clients in CLIENTS:
-                for name, measure in ways.items():
-                    first = number * 1000 + clients * 10
-                    texts = [question(20, first + index) for index in range(clients)]
-                    prompts = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-                    found.setdefault((name, clients), []).append(measure(prompts))
+        in_turns(ways, tokenizer, threads)
+
+
+def replicas(package: Path, threads: int) -> None:
+    """Print a table of rates: one process with `threads`, and as many replicas with one."""
+    tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
+    sides = {f"1 process, {threads} threads": ["--threads", str(threads)]}
+    sides[f"{threads} replicas, 1 thread each"] = ["--replicas", str(threads), "--threads", "1"]
+    memory = ["--name", NAME, "--cache-memory", "512MB"]
+    with ExitStack() as stack:
+        ways: dict[str, Callable[[Prompts], float]] = {}
+        for name, options in sides.items():
+            server = stack.enter_context(serving(package, [*memory, *options]))
+            ways[name] = partial(_rate, f"{server.url}/v1")
+        in_turns(ways, tokenizer, threads)
+
+
+def _rate(url: str, prompts: Prompts) -> float:
+    return asyncio.run(rate(url, prompts))
+
+
+def in_turns(
+    ways: Mapping[str, Callable[[Prompts], float]], tokenizer: Tokenizer, threads: int
+) -> None:
+    """Measure each of `ways` in turns, and print the medians."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for number in range(ROUNDS + 1):
+        for clients in CLIENTS:
+            for name, measure in ways.items():
+                first = number * 1000 + clients * 10
+                texts = [question(20, first + index) for index in range(clients)]
+                prompts = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+                found.setdefault((name, clients), []).append(measure(prompts))
     print(f"{processor()}, {threads} threads, medians of {ROUNDS} rounds, tokens a second:")
     for name in ways:
         single = statistics.median(found[name, 1][1:])
@@ -203,7 +231,7 @@ async def _together(url: str, clients: int, minutes: float) -> Soak:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("what", choices=("rates", "soak"))
+    parser.add_argument("what", choices=("rates", "replicas", "soak"))
     parser.add_argument("package", type=Path)
     parser.add_argument("--openvino", nargs=2, default=[], metavar=("PYTHON", "MODEL"))
     parser.add_argument("--threads", type=int, default=2)
@@ -212,6 +240,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "rates":
         rates(arguments.package, arguments.openvino, arguments.threads)
+    elif arguments.what == "replicas":
+        replicas(arguments.package, arguments.threads)
     else:
         soak(arguments.package, arguments.minutes, arguments.clients)
 

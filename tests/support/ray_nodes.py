@@ -68,11 +68,12 @@ class Nodes:
         raise RuntimeError(f"{name} did not start: {self._log(name).read_text(encoding='utf-8')}")
 
     def _start(self, name: str) -> bool:
-        where = ["--head", f"--port={PORT}", f"--temp-dir={self.folder}"]
+        where = ["--head", f"--port={PORT}", "--include-dashboard=false"]
+        where.append(f"--temp-dir={self.folder}")
         if name == WORKER:
             where = [f"--address={self.address}"]
         ray = Path(sys.executable).with_name("ray")
-        own = [f"--node-ip-address={ADDRESSES[name]}", "--include-dashboard=false", *_LIMITS]
+        own = [f"--node-ip-address={ADDRESSES[name]}", *_LIMITS]
         log = self._log(name)
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -93,18 +94,25 @@ class Nodes:
     def _log(self, name: str) -> Path:
         return self.folder.parent / f"{name}.log"
 
-    def kill(self, name: str, what: str = "") -> int:
-        """End at once the processes in a namespace whose command has `what`; return how many."""
-        found = subprocess.run(
-            ["ip", "netns", "pids", name], capture_output=True, text=True, check=True
+    def find(self, name: str, what: str = "") -> list[int]:
+        """Return the processes in a namespace whose command has `what`."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", name], capture_output=True, text=True, check=False
         )
-        killed = 0
-        for pid in map(int, found.stdout.split()):
+        found = []
+        for pid in map(int, listed.stdout.split()):
             with suppress(OSError):
                 if what.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
-                    killed += 1
-        return killed
+                    found.append(pid)
+        return found
+
+    def kill(self, name: str, what: str = "") -> int:
+        """End them at once; return how many there were."""
+        found = self.find(name, what)
+        for pid in found:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        return len(found)
 
 
 def inside(name: str, command: Sequence[str]) -> list[str]:
