@@ -7,13 +7,18 @@ import signal
 import socket
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from llama_onnx.exporter.cli import main
+from tests.support.http_calls import call
 from tests.support.real_server import serving
+
+RUNNING = b'vllm:num_requests_running{engine="0",model_name="m"} 8.0'
 
 
 @pytest.mark.parametrize(
@@ -26,6 +31,10 @@ from tests.support.real_server import serving
         (["--cache-memory", "infGB"], "must be a size such as 500MB"),
         (["--host", "256.0.0.1", "--api-key", "x"], "cannot listen on 256.0.0.1"),
         (["--port", "70000"], "70000 is not in the range"),
+        (["--replicas", "0"], "0 is not in the range"),
+        (["--most-replicas", "3"], "--most-replicas is for --ray"),
+        (["--ray", "auto", "--verify"], "--verify is for this machine"),
+        (["--ray", "auto", "--replicas", "3", "--most-replicas", "2"], "must not be less than"),
     ],
 )
 def test_wrong_options_are_refused(package: Path, options: list[str], words: str) -> None:
@@ -69,3 +78,27 @@ def test_it_says_where_it_listens_and_ends_when_asked(package: Path) -> None:
     text = "\n".join(server.lines)
     assert "caches: " in text and "CPUExecutionProvider" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send")
+@pytest.mark.parametrize("end", ["SIGTERM", pytest.param("SIGKILL", marks=pytest.mark.slow)])
+def test_replicas_end_with_their_front_after_the_answers_in_work(package: Path, end: str) -> None:
+    options = ["--replicas", "2", "--threads", "1", "--cache-memory", "128MB", "--name", "m"]
+    fields = {"model": "m", "prompt": "the", "max_tokens": 250, "n": 8, "temperature": 1}
+    fields |= {"logit_bias": {"2": -100}}
+    with serving(package, options) as server, ThreadPoolExecutor(2) as clients:
+        replicas = psutil.Process(server.process.pid).children()
+        assert len(replicas) == 2
+        asked = [clients.submit(call, server.url, "/v1/completions", fields) for _ in range(2)]
+        while RUNNING not in call(server.url, "/metrics")[1]:
+            assert not any(one.done() for one in asked), asked[0].result()
+        server.process.send_signal(getattr(signal, end))
+        status = server.process.wait(60)
+        if end == "SIGTERM":
+            bodies = [json.loads(one.result()[1]) for one in asked]
+            assert [body["usage"]["completion_tokens"] for body in bodies] == [2000, 2000]
+            assert status == 0
+        _, alive = psutil.wait_procs(replicas, 10)
+        assert alive == []
+    text = "\n".join(server.lines)
+    assert text.count("CPUExecutionProvider") == 2 and "Traceback" not in text
