@@ -178,6 +178,11 @@ def _parents(name: str) -> Iterator[str]:
 
 def _check_listing(content: dict[str, Any], file: Path, format_version: int) -> None:
     version = content.get("format_version")
+    if version is None and "components" in content:
+        raise PackageError(
+            f"{file.parent} is a model package of ONNX Runtime, with variants for several targets: "
+            f"take one out with `llama-onnx model-package extract {file.parent} OUT --target cpu`."
+        )
     if not isinstance(version, int) or version < 1:
         raise PackageError(f"{file} is damaged: it has no format_version.")
     if version > format_version:
