@@ -252,6 +252,14 @@ def windows(session: nox.Session) -> None:
 
 
 @nox.session
+def windows_zip(session: nox.Session) -> None:
+    """llama-onnx for Windows with its own Python, as a zip file, tried under Wine."""
+    _install(session, "-e", ".[export,cpu,test]")
+    work = Path(session.create_tmp(), "zip").resolve()
+    session.run("python", "-m", "benchmarks.trials.windows.portable", str(work))
+
+
+@nox.session
 def warp(session: nox.Session) -> None:
     """DirectML on Windows itself; without a graphics card, on its adapter in software."""
     _install(session, "-e", ".[export,directml,test]")
