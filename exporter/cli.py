@@ -85,6 +85,10 @@ _SECTIONS = {
             "llama_onnx.runtime.commands.bundle",
             "Prepare a package for Windows, a cloud or the hub.",
         ),
+        "model-package": _Command(
+            "llama_onnx.runtime.commands.model_package",
+            "Combine packages for several targets in one, and take them out.",
+        ),
     },
     "Look around": {
         "doctor": _Command(

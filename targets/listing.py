@@ -27,7 +27,10 @@ finished package if the export was killed between the last rename and their remo
 CALIBRATION_FOLDER = "calibration"
 """Folder that an export keeps in its own while it runs; removed before the manifest is written."""
 
-BESIDE_ANY = ("model.sig", "sbom.cdx.json", "sbom.spdx.json")
+OMS_SIGNATURE = "model.sig"
+"""The signature of OpenSSF's model signing, beside a manifest or bundle.json."""
+
+BESIDE_ANY = (OMS_SIGNATURE, "sbom.cdx.json", "sbom.spdx.json")
 """Files that may be beside a package or a bundle without being listed: the signature of OpenSSF's
 model-signing, and a bill of materials."""
 
@@ -54,6 +57,21 @@ class Unlisted:
 
     unknown: tuple[str, ...]
     tolerated: tuple[str, ...]
+
+
+def signature_files(index: Path) -> tuple[Path, Path]:
+    """Return the files that signatures of the folder of `index` have: ours, and OpenSSF's."""
+    return index.with_name(index.name + SIGNATURE_SUFFIX), index.with_name(OMS_SIGNATURE)
+
+
+def left_out_of_signatures(index: Path) -> tuple[str, ...]:
+    """Return the names that no signature covers, so that signing, or a tool, may add them later.
+
+    Our own signature covers `index`, and with it every listed file; OpenSSF's covers every file in
+    the folder but these: signatures of either kind, what a killed `sign` left, and `TOLERATED`.
+    """
+    signatures = [file.name for file in signature_files(index)]
+    return (*signatures, *(f"{name}.tmp" for name in (index.name, *signatures)), *TOLERATED)
 
 
 def hash_file(path: Path) -> str:
@@ -100,8 +118,9 @@ def find_unlisted(index: Path, listed: Collection[str], beside: Collection[str] 
     `index`, its signature and the names in `beside` are left out.
     """
     ours = {*listed, index.name}
-    allowed = {*beside, index.name + SIGNATURE_SUFFIX}
-    left = {*TOLERATED, f"{index.name}.tmp", f"{index.name}{SIGNATURE_SUFFIX}.tmp"}
+    ours_signature, _ = signature_files(index)
+    allowed = {*beside, ours_signature.name}
+    left = {*left_out_of_signatures(index)} - allowed
     folders = {parent for name in listed for parent in _parents(name)}
     unknown: list[str] = []
     tolerated: list[str] = []
@@ -159,6 +178,11 @@ def _parents(name: str) -> Iterator[str]:
 
 def _check_listing(content: dict[str, Any], file: Path, format_version: int) -> None:
     version = content.get("format_version")
+    if version is None and "components" in content:
+        raise PackageError(
+            f"{file.parent} is a model package of ONNX Runtime, with variants for several targets: "
+            f"take one out with `llama-onnx model-package extract {file.parent} OUT --target cpu`."
+        )
     if not isinstance(version, int) or version < 1:
         raise PackageError(f"{file} is damaged: it has no format_version.")
     if version > format_version:

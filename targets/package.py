@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from llama_onnx.targets.listing import (
     find_unlisted,
     hash_file,
     read_listing,
+    signature_files,
 )
 
 FORMAT_VERSION = 1
@@ -155,7 +156,8 @@ def write_manifest(
     an older one is removed.
     """
     known = hashes or {}
-    ours = (MANIFEST, f"{MANIFEST}.tmp", MANIFEST + SIGNATURE_SUFFIX, *WORKING_FILES)
+    signatures = [file.name for file in signature_files(folder / MANIFEST)]
+    ours = {MANIFEST, *signatures, *_unfinished(folder)}
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -169,16 +171,31 @@ def write_manifest(
 
 def _save(folder: Path, manifest: Mapping[str, Any]) -> ModelPackage:
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    (folder / (MANIFEST + SIGNATURE_SUFFIX)).unlink(missing_ok=True)
+    for signature in signature_files(folder / MANIFEST):
+        signature.unlink(missing_ok=True)
     replace_file(folder / MANIFEST, text.encode())
     return ModelPackage(folder, manifest)
 
 
-def name_package(package: ModelPackage) -> ModelPackage:
-    """Record the name of its folder in the manifest of `package`, for its signature to cover it."""
-    name = package.path.resolve().name
-    if package.manifest.get("name") == name:
+def name_package(package: ModelPackage, signature: Path) -> ModelPackage:
+    """Record the name of its folder in the manifest of `package`, for `signature` to cover it.
+
+    A manifest that another signature covers is left as it is. Raises `UsageError` if that one is of
+    a package of another name.
+    """
+    name, recorded = package.path.resolve().name, package.manifest.get("name")
+    if recorded == name:
         return package
+    others = [
+        file for file in signature_files(package.index) if file.exists() and file != signature
+    ]
+    if others and recorded is None:
+        return package
+    if others:
+        raise UsageError(
+            f"{package.path} was signed as {recorded}: give the folder that name again, or delete "
+            f"{others[0].name}, repeat the call, and sign again."
+        )
     content = {key: value for key, value in package.manifest.items() if key != "files"}
     return _save(package.path, {**content, "name": name, "files": package.manifest["files"]})
 
@@ -203,19 +220,24 @@ def renew_manifest(
 
 def remove_working_files(folder: Path) -> None:
     """Remove the files that a killed export, or a killed `sign`, left in a finished package."""
-    unfinished = (f"{MANIFEST}.tmp", f"{MANIFEST}{SIGNATURE_SUFFIX}.tmp")
-    for name in (*WORKING_FILES, *unfinished):
+    for name in _unfinished(folder):
         (folder / name).unlink(missing_ok=True)
+
+
+def _unfinished(folder: Path) -> Iterator[str]:
+    yield from WORKING_FILES
+    for file in (folder / MANIFEST, *signature_files(folder / MANIFEST)):
+        yield f"{file.name}.tmp"
 
 
 def check_unsigned(package: ModelPackage) -> None:
     """Raise `UsageError` for a signed package: a change would make its signature invalid."""
-    signature = package.index.with_name(MANIFEST + SIGNATURE_SUFFIX)
-    if signature.exists():
-        raise UsageError(
-            f"{package.path} is signed, and a change would make the signature invalid: delete "
-            f"{signature.name}, repeat the call, then sign the package again."
-        )
+    for signature in signature_files(package.index):
+        if signature.exists():
+            raise UsageError(
+                f"{package.path} is signed, and a change would make the signature invalid: delete "
+                f"{signature.name}, repeat the call, then sign the package again."
+            )
 
 
 def check_changeable(package: ModelPackage) -> None:

@@ -1,8 +1,8 @@
-"""Ed25519 signatures of the file that lists all others by sha256; they show who made a package.
+"""Signatures show who made a package: ours are of the file that lists all others by sha256.
 
 A signature is a file beside the signed one (`manifest.json.sig`, `bundle.json.sig`) with the 64
 bytes of RFC 8032, as `openssl pkeyutl` writes and checks them. Keys are PEM files, as
-`openssl genpkey` writes them.
+`openssl genpkey` writes them. OpenSSF's signatures, which are checked here too, are in `oms.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_onnx.targets.durable import flush, replace_file
-from llama_onnx.targets.errors import PackageError, UsageError
-from llama_onnx.targets.extras import missing_extra
+from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.folder_files import file_inside
-from llama_onnx.targets.listing import SIGNATURE_SUFFIX
+from llama_onnx.targets.listing import signature_files
+from llama_onnx.targets.oms import oms_problem
+from llama_onnx.targets.pem import read_ed25519, read_public
 from llama_onnx.targets.printable import printable
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ Signer = Callable[[bytes], bytes]
 """A function that returns the signature of some bytes."""
 
 _LONGEST = 1024  # bytes to read of a signature, which has 64
-
-_NEW_KEY = "make one with `openssl genpkey -algorithm ed25519 -out KEY.pem`"
-_PUBLIC_KEY = "make one with `openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem`"
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,8 @@ class Signature:
 
     `there`: it exists; `checked`: it was checked with a key; `problem`: what is wrong with it.
     `model` is what was signed, by the signed file itself, if the signature is valid: a valid
-    signature of one model says nothing of another.
+    signature of one model says nothing of another. `others` are signatures there that were not
+    checked: a key checks those of its kind.
     """
 
     file: str
@@ -86,6 +85,7 @@ class Signature:
     checked: bool
     problem: str | None = None
     model: SignedModel | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -99,28 +99,12 @@ def read_signer(file: Path, ask_password: Callable[[], str]) -> Signer:
     `ask_password` is called if the key is protected. Raises `UsageError` for a file that is not an
     ed25519 key and for a wrong password, `MissingDependencyError` without `cryptography`.
     """
-    _require_cryptography()
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    content, password = _read_key(file), None
-    if b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in content:
-        password = ask_password().encode()
-    try:
-        key = load_pem_private_key(content, password)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        if password is not None:
-            raise UsageError(f"{file} cannot be read with this password.") from None
-        raise UsageError(f"{file} is not a private key in PEM format: {_NEW_KEY}.") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{file} is not an ed25519 key: {_NEW_KEY}.")
-    return key.sign
+    return read_ed25519(file, ask_password).sign
 
 
 def write_signature(index: Path, sign: Signer) -> Path:
     """Sign `index` and return the signature's file, which is written completely or not at all."""
-    file = _signature_of(index)
+    file, _ = signature_files(index)
     flush(index)
     replace_file(file, sign(index.read_bytes()))
     return file
@@ -131,26 +115,52 @@ def check_signature(
 ) -> Signature:
     """Check the signature of `index` with the public key in the file `key`, if a key is given.
 
-    `content` is that of `index`. With `name`, the signed model must be called so, or be made from a
-    source called so. Raises `UsageError` for a `key` that is not an ed25519 public key,
-    `MissingDependencyError` without `cryptography`.
+    The kind of the key says which signature: ours (ed25519) or OpenSSF's (P-256). `content` is that
+    of `index`. With `name`, the signed model must be called so, or be made from a source called so.
+    Raises `UsageError` for a `key` of another kind, `MissingDependencyError` without
+    `cryptography`.
     """
-    file = _signature_of(index)
     if key is None:
-        return Signature(file.name, file.exists(), checked=False)
-    problem = _problem(index, file, _read_public(key), key)
+        there = [file.name for file in signature_files(index) if file.exists()]
+        name, *others = there or [signature_files(index)[0].name]
+        return Signature(name, bool(there), checked=False, others=tuple(others))
+    file, problem = _problem(index, content, read_public(key), key)
     model = SignedModel.of(content)
     if problem is None and name is not None and not model.is_called(name):
         problem = f"{file.name} is a signature of {model}, not of {name}"
-    valid = None if problem else model
-    return Signature(file.name, file.exists(), checked=True, problem=problem, model=valid)
+    return Signature(
+        file.name,
+        file.exists(),
+        checked=True,
+        problem=problem,
+        model=None if problem else model,
+        others=tuple(f.name for f in signature_files(index) if f != file and f.exists()),
+    )
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _problem(index: Path, file: Path, public: Ed25519PublicKey, key: Path) -> str | None:
+def _problem(
+    index: Path, content: Mapping[str, Any], public: Any, key: Path
+) -> tuple[Path, str | None]:
+    """Return the signature that a key of this kind makes, and what is wrong with it."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    ours, oms = signature_files(index)
+    if isinstance(public, Ed25519PublicKey):
+        file, other, kind = ours, oms, "a P-256 key"
+        problem = _our_problem(index, file, public, key)
+    else:
+        file, other, kind = oms, ours, "an ed25519 key"
+        problem = oms_problem(index, content["files"], public, key)
+    if problem and not file.exists() and other.exists():
+        problem += f", only {other.name}, which {kind} checks"
+    return file, problem
+
+
+def _our_problem(index: Path, file: Path, public: Ed25519PublicKey, key: Path) -> str | None:
     from cryptography.exceptions import InvalidSignature
 
     found = file_inside(index.parent, file.name, PackageError)
@@ -169,36 +179,3 @@ def _problem(index: Path, file: Path, public: Ed25519PublicKey, key: Path) -> st
             "it was signed, or another key signed it"
         )
     return None
-
-
-def _read_public(file: Path) -> Ed25519PublicKey:
-    _require_cryptography()
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    try:
-        key = load_pem_public_key(_read_key(file))
-    except (ValueError, UnsupportedAlgorithm):
-        raise UsageError(f"{file} is not a public key in PEM format: {_PUBLIC_KEY}.") from None
-    if not isinstance(key, Ed25519PublicKey):
-        raise UsageError(f"{file} is not an ed25519 key: {_PUBLIC_KEY}.")
-    return key
-
-
-def _read_key(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror or error}.") from None
-
-
-def _signature_of(index: Path) -> Path:
-    return index.with_name(index.name + SIGNATURE_SUFFIX)
-
-
-def _require_cryptography() -> None:
-    try:
-        import cryptography  # noqa: F401
-    except ModuleNotFoundError:
-        raise missing_extra("signing", "cryptography", "sign") from None

@@ -35,6 +35,8 @@ DOORS = {"onnxruntime": "runtime/ort.py", "onnxruntime_genai": "runtime/genai.py
 
 MODULE_LIBRARIES = {
     **{module: {library} for library, module in DOORS.items()},
+    "targets/oms.py": {"cryptography", "model_signing"},
+    "targets/pem.py": {"cryptography"},
     "targets/signature.py": {"cryptography"},
     "runtime/engine/sampling/guidance.py": {"llguidance"},
     **{  # for type checkers alone
@@ -287,7 +289,7 @@ def test_components_are_the_circles() -> None:
         ("llama_onnx.runtime.ort", "torch transformers onnx onnxruntime click rich"),
         ("llama_onnx.runtime.commands.bundle", "torch transformers onnx onnxruntime numpy"),
         ("llama_onnx.targets.package", "torch transformers onnx onnxruntime numpy click rich"),
-        ("llama_onnx.targets.signature", "cryptography numpy click rich"),
+        ("llama_onnx.targets.signature", "cryptography model_signing numpy click rich"),
     ],
 )
 def test_a_module_loads_without_what_it_does_not_need(module: str, heavy: str) -> None:

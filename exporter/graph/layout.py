@@ -10,14 +10,7 @@ import onnx_ir as ir
 from llama_onnx.exporter.graph.model import BuiltModel
 from llama_onnx.exporter.graph.slots import Initializer, Slot
 from llama_onnx.targets.package import DATA_FILE
-
-ALIGNMENT = 4096
-"""Offsets of large initializers are multiples of a page in bytes, so that runtimes can map them
-without copying."""
-
-SMALL, SMALL_ALIGNMENT = 1 << 16, 64
-"""Initializers of fewer bytes begin at a cache line: pages for each would be 1 % of a small model,
-and a copy of them costs nothing."""
+from llama_onnx.targets.sizes import next_offset
 
 
 @dataclass(frozen=True)
@@ -52,8 +45,7 @@ def lay_out(slots: Sequence[Slot]) -> tuple[PlacedSlot, ...]:
     for slot in slots:
         places = []
         for initializer in slot.initializers():
-            unit = ALIGNMENT if initializer.nbytes >= SMALL else SMALL_ALIGNMENT
-            place = Place(initializer, -(-offset // unit) * unit)
+            place = Place(initializer, next_offset(offset, initializer.nbytes))
             places.append(place)
             offset = place.end
         placed.append(PlacedSlot(slot, tuple(places)))

@@ -20,13 +20,17 @@ def sign_with(key: Path) -> Signer:
     The password of a protected key comes from LLAMA_ONNX_KEY_PASSWORD or the terminal. Raises
     `UsageError` for a file that is not such a key, and if no password can be read.
     """
+    return read_signer(key, lambda: ask_password(key))
 
-    def ask() -> str:
-        if (given := os.environ.get(PASSWORD_VARIABLE)) is not None:
-            return given
-        if not sys.stdin.isatty():
-            raise UsageError(f"{key} is protected by a password: set {PASSWORD_VARIABLE}.")
-        password: str = click.prompt(f"Password of {key}", hide_input=True, err=True)
-        return password
 
-    return read_signer(key, ask)
+def ask_password(key: Path) -> str:
+    """Return the password of `key` from LLAMA_ONNX_KEY_PASSWORD or the terminal.
+
+    Raises `UsageError` if there is neither.
+    """
+    if (given := os.environ.get(PASSWORD_VARIABLE)) is not None:
+        return given
+    if not sys.stdin.isatty():
+        raise UsageError(f"{key} is protected by a password: set {PASSWORD_VARIABLE}.")
+    password: str = click.prompt(f"Password of {key}", hide_input=True, err=True)
+    return password

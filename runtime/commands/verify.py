@@ -32,7 +32,7 @@ _SHOWN = 5  # unlisted files that are named
     "--key",
     metavar="PUBLIC.pem",
     type=click.Path(path_type=Path),
-    help="Also check the signature, with the signer's ed25519 public key.",
+    help="Also check a signature, with the signer's public key: ed25519 or, for model.sig, P-256.",
 )
 @click.option(
     "--name",
@@ -145,10 +145,13 @@ def _head(report: VerifyReport) -> Iterator[str]:
 
 def _signed(signature: Signature) -> str | None:
     if signature.checked:
-        signed = f"{signature.file} was made with the key, for {signature.model}"
+        unchecked = "".join(f"; {name} needs its own key" for name in signature.others)
+        signed = f"{signature.file} was made with the key, for {signature.model}{unchecked}"
         return None if signature.problem else signed
     if signature.there:
-        return f"{signature.file} is not checked: pass --key PUBLIC.pem to check it"
+        files = " and ".join((signature.file, *signature.others))
+        verb = "are" if signature.others else "is"
+        return f"{files} {verb} not checked: pass --key PUBLIC.pem to check it"
     return None
 
 

@@ -46,11 +46,12 @@ def no_password() -> str:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of keys: mine, other, ec (of another kind) and locked (with a password)."""
+    """A folder of keys: mine, other, ec and rsa (of other kinds) and locked (with a password)."""
     folder = tmp_path_factory.mktemp("keys ä 日本")
     write_key(folder, "mine")
     write_key(folder, "other")
     write_key(folder, "ec", kind="ec")
+    write_key(folder, "rsa", kind="rsa")
     write_key(folder, "locked", password=PASSWORD)
     return folder
 
@@ -166,6 +167,7 @@ def test_a_signature_that_nobody_asked_about_is_named(signed: Path) -> None:
         "checked": False,
         "problem": None,
         "model": None,
+        "others": [],
         "passed": True,
     }
 
@@ -300,7 +302,7 @@ def test_a_file_that_nobody_signed_is_found(signed: Path, keys: Path) -> None:
             "mine.pem",
             r"is not a public key in PEM format: make one with `openssl pkey",
         ),
-        ("ec.pub.pem", "is not an ed25519 key"),
+        ("rsa.pub.pem", "is neither an ed25519 key nor a P-256 key"),
         ("nothing.pem", "cannot be read: No such file or directory"),
         (".", "cannot be read: Is a directory"),
     ],
