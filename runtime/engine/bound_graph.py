@@ -58,15 +58,15 @@ class BoundGraph:
                 first = ort.to_device(self._first, "cpu")
                 self._binding.bind_ortvalue_input(LOGITS_FROM, first)
                 self._values[LOGITS_FROM] = self._first, first
-        for name, array in buffers.items():
-            if isinstance(array, DeviceView):
-                self._values[name] = array, array.owner
-                array.bind(self._binding.bind_input, name)
-                array.bind(self._binding.bind_output, present_of(name))
-                continue
-            value = self._keep(name, array)
-            self._binding.bind_ortvalue_input(name, value)
-            self._binding.bind_ortvalue_output(present_of(name), value)
+        for name, buffer in buffers.items():
+            if isinstance(buffer, DeviceView):
+                self._values[name] = buffer, buffer.owner
+                buffer.bind(self._binding.bind_input, name)
+                buffer.bind(self._binding.bind_output, present_of(name))
+            else:
+                value = self._keep(name, buffer)
+                self._binding.bind_ortvalue_input(name, value)
+                self._binding.bind_ortvalue_output(present_of(name), value)
 
     def _keep(self, name: str, array: npt.NDArray[Any]) -> Any:
         """Return `array` on the device; a binding does not keep the memory of its values alive."""

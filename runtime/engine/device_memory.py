@@ -18,7 +18,7 @@ from llama_onnx.runtime.engine.cache_memory import Array, DeviceView, Move
 from llama_onnx.targets.protobuf import BYTES, VARINT, encode, encode_text
 from llama_onnx.targets.provider import Provider
 
-_TYPES = {np.float32: 1, np.uint8: 2, np.int8: 3, np.float16: 10}
+_TYPES: dict[type[np.generic], int] = {np.float32: 1, np.uint8: 2, np.int8: 3, np.float16: 10}
 """ONNX's numbers of the types that caches have."""
 
 _INT64 = 7

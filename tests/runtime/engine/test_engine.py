@@ -26,9 +26,19 @@ from llama_onnx.runtime.engine.bound_graph import BoundGraph
 from llama_onnx.runtime.engine.engine import Engine
 from llama_onnx.runtime.engine.events import EndEvent, PromptEvent, TokenEvent
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, UsageError
+from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.providers import CPU
 from llama_onnx.targets.registry import get_target
 from tests.support import adapters, tiny
-from tests.support.answers import Greedy, Token, ask, open_engine, random_prompts, tokens_of
+from tests.support.answers import (
+    CONTEXT,
+    Greedy,
+    Token,
+    ask,
+    open_engine,
+    random_prompts,
+    tokens_of,
+)
 from tests.support.packages import greedy
 from tests.support.parity import Make
 from tests.support.pytorch import reference
@@ -72,6 +82,19 @@ def test_answers_at_once_are_pytorchs_own(engine: Engine) -> None:
     answers = [engine.submit(ask(prompt, COUNT, reuse=False)) for prompt in PROMPTS]
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert tokens_of(answer) == pytorch_greedy(prompt, COUNT)
+
+
+def test_a_device_shares_steps_and_keeps_what_was_read(package_fp32: Path) -> None:
+    """What is done on CUDA, with the CPU as the device: other memory, the same tokens."""
+    device = replace(CPU, name="device")
+    with Engine(ModelPackage.open(package_fp32), CONTEXT, device, threads=1) as opened:
+        answers = [opened.submit(ask(prompt)) for prompt in PROMPTS]
+        assert [tokens_of(each) for each in answers] == [pytorch_greedy(p, 12) for p in PROMPTS]
+        longest = max(PROMPTS, key=len)
+        again = list(opened.submit(ask(longest)))
+        assert tokens_of(again) == pytorch_greedy(longest, 12)
+        (prompt,) = (event for event in again if isinstance(event, PromptEvent))
+        assert prompt.reused == len(longest) - 2
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int4", "int4-exact", "int4-last"])
