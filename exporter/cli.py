@@ -46,6 +46,9 @@ _SECTIONS = {
         "export": _Command(
             "llama_onnx.exporter.commands.export", "Write a checkpoint as a package."
         ),
+        "fleet": _Command(
+            "llama_onnx.exporter.commands.fleet", "Make many packages from one list."
+        ),
         "adapter": _Command(
             "llama_onnx.exporter.commands.adapter", "Add LoRA adapters to a finished package."
         ),

@@ -33,6 +33,15 @@ def command(path: Path, key: Path, as_json: bool) -> None:
     Check a signature with `llama-onnx verify PATH --key PUBLIC.pem`. The key's password is read
     from LLAMA_ONNX_KEY_PASSWORD or the terminal.
     """
+    file = sign_path(path, key)
+    say(json.dumps({"signature": str(file)}) if as_json else f"{file}: signed")
+
+
+def sign_path(path: Path, key: Path) -> Path:
+    """Sign the package or bundle `path` with the private key `key`; return the signature's file.
+
+    Raises `PackageError` for one that is damaged or has files that the signature would not cover.
+    """
     shipped = open_shipped(path)
     sign = sign_with(key)
     if isinstance(shipped, ModelPackage):
@@ -46,5 +55,4 @@ def command(path: Path, key: Path, as_json: bool) -> None:
         )
     if isinstance(shipped, ModelPackage):
         shipped = name_package(shipped)
-    file = write_signature(shipped.index, sign)
-    say(json.dumps({"signature": str(file)}) if as_json else f"{file}: signed")
+    return write_signature(shipped.index, sign)
