@@ -84,6 +84,9 @@ _SECTIONS = {
         "tune": _Command(
             "llama_onnx.runtime.commands.tune", "Find the fastest settings on this machine."
         ),
+        "capacity": _Command(
+            "llama_onnx.runtime.commands.capacity", "Compute what serving a load takes."
+        ),
         "bundle": _Command(
             "llama_onnx.runtime.commands.bundle",
             "Prepare a package for Windows, a cloud or the hub.",

@@ -13,7 +13,7 @@ from llama_onnx.exporter.fleet.run import Row, Summary, report_files
 from llama_onnx.runtime.reports.parts import Cell, Section, Table
 from llama_onnx.runtime.reports.report_file import render_page, write_page
 
-_KINDS = {"made": "good", "unchanged": "words", "failed": "bad"}
+_STATES = ("made", "unchanged", "failed")
 
 
 def write_report(summary: Summary) -> None:
@@ -30,8 +30,9 @@ def render(summary: Summary) -> str:
         template,
         name=summary.fleet.file.name,
         conditions=(
-            f"{len(summary.rows)} tasks on {summary.where}, with {summary.threads} threads each, "
-            f"in {summary.seconds:,.1f} s. Packages are in {summary.fleet.out}."
+            f"{_count(len(summary.rows), 'task')} on {summary.where}, with "
+            f"{_count(summary.threads, 'thread')} each, in {summary.seconds:,.1f} s. "
+            f"Packages are in {summary.fleet.out}."
         ),
         version=version("llama-onnx"),
         tiles=tuple(_tiles(summary)),
@@ -40,7 +41,7 @@ def render(summary: Summary) -> str:
 
 
 def _tiles(summary: Summary) -> Iterator[tuple[str, str]]:
-    for state in _KINDS:
+    for state in _STATES:
         yield state, f"{summary.count(state):,}"
     sizes = [row.result.get("package_bytes", 0) for row in summary.rows]
     yield "size of all packages", _size(sum(sizes))
@@ -75,7 +76,7 @@ def _task(row: Row) -> list[Cell]:
     result = row.result
     return [
         Cell(row.task.name),
-        Cell(row.state, _KINDS[row.state]),
+        Cell(row.state, "words"),
         Cell(", ".join(result.get("done", ())) or "-", "words"),
         Cell(_size(result.get("package_bytes"))),
         Cell(_number(result.get("bits_per_weight"), ".2f")),
@@ -107,6 +108,10 @@ def _needs(summary: Summary) -> Table:
         for row in summary.rows
     ]
     return Table("Memory and time of each process", head, rows)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _size(count: Any) -> str:

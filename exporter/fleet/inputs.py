@@ -111,13 +111,14 @@ def same_content(
     if known.keys() != now.keys():
         return False
     changed = {name for name in now if now[name] != old.get(name)}
-    if any((known[name] is None) != (now[name] is None) for name in changed):
-        return False
-    sizes = {name: (old.get(name) or [None])[0] for name in changed}
-    if any(now[name] and sizes[name] != now[name][0] for name in changed):  # type: ignore[index]
+    if any(_size(old.get(name)) != _size(now[name]) for name in changed):
         return False
     paths = {_name(file, base): file for file in files}
     return all(known[name] is None or _hash(paths[name]) == known[name] for name in changed)
+
+
+def _size(state: State) -> int | None:
+    return state[0] if state else None
 
 
 def hashes(opened: Opened, manifest: Mapping[str, Any], base: Path) -> dict[str, str | None]:

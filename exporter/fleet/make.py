@@ -22,7 +22,6 @@ from llama_onnx.exporter.fleet.record import (
     left_to_do,
     origin,
     read_record,
-    wanted_stages,
     write_record,
 )
 from llama_onnx.exporter.fleet.task import Task, bundle_name
@@ -39,12 +38,14 @@ _BEGUN = "begun "
 
 @dataclass(frozen=True)
 class Order:
-    """A task to do in the folder `out` with so many `threads`; `base` is the list's folder."""
+    """A task to do in the folder `out` with so many `threads`; `base` is the list's folder, and
+    `memory` the bytes that it is predicted to need."""
 
     task: Task
     out: Path
     base: Path
     threads: int
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,7 @@ def make(order: Order, progress: Progress = SILENT) -> Made:
             record = record.after(stage, **_later(order, opened, record, stage, progress))
         write_record(out, task, record)
     assert record is not None
-    wanted = {name for name, _ in wanted_stages(task, base)}
-    done = [name for name, _ in record.done if name in wanted]
-    return Made(tuple(stage[0] for stage in left), {**record.result, "done": done})
+    return Made(tuple(stage[0] for stage in left), record.figures())
 
 
 def _export(
@@ -131,6 +130,7 @@ def _export(
     finished = replace(begun, hashes=known, made=origin(package))
     return finished.after(
         stage,
+        predicted_memory_bytes=order.memory,
         package_bytes=result.package_bytes,
         bits_per_weight=result.plan.bits_per_weight,
         precision=result.plan.recipe.precision,
@@ -230,6 +230,7 @@ def to_json(order: Order) -> str:
         "out": str(order.out),
         "base": str(order.base),
         "threads": order.threads,
+        "memory": order.memory,
     }
     return json.dumps(content)
 
@@ -242,4 +243,5 @@ def from_json(text: str) -> Order:
         Path(content["out"]),
         Path(content["base"]),
         content["threads"],
+        content["memory"],
     )

@@ -50,6 +50,10 @@ class Record:
         done = [one for one in self.done if one[0] != stage[0]]
         return replace(self, done=(*done, stage), result={**self.result, **figures})
 
+    def figures(self) -> dict[str, Any]:
+        """Return the figures, and the names of the stages that are over."""
+        return {**self.result, "done": [name for name, _ in self.done]}
+
 
 def record_file(out: Path, task: Task) -> Path:
     """Return where the record of `task` is."""
