@@ -14,8 +14,8 @@ from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.errors import UsageError
 
 if TYPE_CHECKING:
+    from llama_onnx.exporter.fleet.fleet_task import Fleet
     from llama_onnx.exporter.fleet.run import Summary, Workers
-    from llama_onnx.exporter.fleet.task import Fleet
 
 
 @click.command("fleet")
@@ -85,10 +85,10 @@ def _workers(
     stack: ExitStack, fleet: Fleet, jobs: int | None, threads: int | None, ray: str | None
 ) -> Workers:
     if ray is not None:
-        from llama_onnx.exporter.fleet.on_ray import ray_workers
+        from llama_onnx.exporter.fleet.ray_workers import ray_workers
 
         return stack.enter_context(ray_workers(ray, fleet, threads))
-    from llama_onnx.exporter.fleet.local import LocalWorkers
+    from llama_onnx.exporter.fleet.local_workers import LocalWorkers
     from llama_onnx.exporter.fleet.run import default_threads
 
     count = jobs or 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_onnx.exporter.checkpoints.hub import HubId
-from llama_onnx.exporter.fleet.task import Fleet, Task, output_names
+from llama_onnx.exporter.fleet.fleet_task import Fleet, Task, output_names
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.runtime.bundles.places import get_place
 from llama_onnx.targets.errors import UsageError

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
-from llama_onnx.exporter.fleet.make import warnings_of
+from llama_onnx.exporter.fleet.make_package import warnings_of
 from llama_onnx.exporter.fleet.run import Row, Summary, report_files
 from llama_onnx.runtime.reports.parts import Cell, Section, Table
 from llama_onnx.runtime.reports.report_file import render_page, write_page

@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from llama_onnx.exporter.fleet.child import Outcome
-from llama_onnx.exporter.fleet.inputs import open_task, states
-from llama_onnx.exporter.fleet.make import Order
-from llama_onnx.exporter.fleet.record import FOLDER_NAME, left_to_do, read_record
-from llama_onnx.exporter.fleet.task import Fleet, Task
+from llama_onnx.exporter.fleet.fleet_task import Fleet, Task
+from llama_onnx.exporter.fleet.make_package import Order
+from llama_onnx.exporter.fleet.task_inputs import open_task, states
+from llama_onnx.exporter.fleet.task_process import Outcome
+from llama_onnx.exporter.fleet.task_record import FOLDER_NAME, left_to_do, read_record
 from llama_onnx.exporter.packaging.plan import make_plan
 from llama_onnx.targets.errors import CheckpointError, LlamaOnnxError, ResourceError
 from llama_onnx.targets.lock import locked

@@ -25,7 +25,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llama_onnx.runtime.capacity.figures import Figures
+from llama_onnx.runtime.capacity.bench_figures import Figures
 from llama_onnx.targets.errors import UsageError
 
 DAY = 86400.0

@@ -72,7 +72,7 @@ def command(
     Replicas are processes of `serve`, each with as many cores as `bench` used. The waits are those
     of a queue M/M/c in the busiest time. Prices are only what you pass.
     """
-    from llama_onnx.runtime.capacity.figures import DEFAULTS, read_figures
+    from llama_onnx.runtime.capacity.bench_figures import DEFAULTS, read_figures
     from llama_onnx.runtime.capacity.load import Load, plan_capacity
 
     figures = read_figures(bench_file) if bench_file else DEFAULTS

@@ -36,7 +36,7 @@ def children() -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["cmdline"])
-        if "llama_onnx.exporter.fleet.child" in " ".join(process.info["cmdline"] or ())
+        if "llama_onnx.exporter.fleet.task_process" in " ".join(process.info["cmdline"] or ())
     ]
 
 

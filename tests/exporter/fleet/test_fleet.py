@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.fleet.fleet_file import read_fleet
-from llama_onnx.exporter.fleet.local import LocalWorkers
+from llama_onnx.exporter.fleet.local_workers import LocalWorkers
 from llama_onnx.exporter.fleet.run import fleet_folder, run_fleet
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,7 +20,7 @@ import simpy
 from click.testing import CliRunner
 
 from llama_onnx.exporter.cli import main
-from llama_onnx.runtime.capacity.figures import DEFAULTS, Figures, read_figures
+from llama_onnx.runtime.capacity.bench_figures import DEFAULTS, Figures, read_figures
 from llama_onnx.runtime.capacity.load import Load, answer_seconds, plan_capacity, waits
 from llama_onnx.targets.errors import UsageError
 
@@ -42,14 +42,14 @@ def simulate_queue(servers: int, busy: float, seconds: float, count: int) -> lis
     env, draw, found = simpy.Environment(), random.Random(7), [0.0] * count
     resource = simpy.Resource(env, servers)
 
-    def request(number: int) -> Iterator[Any]:
+    def request(number: int) -> Generator[Any, Any, None]:
         came = env.now
         with resource.request() as turn:
             yield turn
             found[number] = env.now - came
             yield env.timeout(draw.expovariate(1 / seconds))
 
-    def arrivals() -> Iterator[Any]:
+    def arrivals() -> Generator[Any, Any, None]:
         for number in range(count):
             yield env.timeout(draw.expovariate(busy / seconds))
             env.process(request(number))
@@ -107,7 +107,7 @@ class Replica:
         if self.left:
             self.env.process(self._first(self.version))
 
-    def _first(self, version: int) -> Iterator[Any]:
+    def _first(self, version: int) -> Generator[Any, Any, None]:
         event = min(self.left, key=lambda one: self.left[one])
         yield self.env.timeout(max(0.0, self.left[event]) * self.seconds[len(self.left)])
         if version == self.version:
@@ -126,14 +126,14 @@ def simulate_replicas(
     servers = [Replica(env, load, replace(figures, decode_rates=rates)) for _ in range(replicas)]
     free = simpy.Resource(env, replicas * rows)
 
-    def request(number: int) -> Iterator[Any]:
+    def request(number: int) -> Generator[Any, Any, None]:
         came = env.now
         with free.request() as turn:
             yield turn
             found[number] = env.now - came
             yield min(servers, key=lambda one: len(one.left)).add(draw.expovariate(1.0))
 
-    def arrivals() -> Iterator[Any]:
+    def arrivals() -> Generator[Any, Any, None]:
         for number in range(count):
             yield env.timeout(draw.expovariate(load.requests_a_second))
             env.process(request(number))

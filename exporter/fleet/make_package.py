@@ -9,14 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llama_onnx.exporter.fleet.inputs import (
+from llama_onnx.exporter.fleet.fleet_task import Task, bundle_name
+from llama_onnx.exporter.fleet.task_inputs import (
     Opened,
     hashes,
     open_task,
     same_content,
     states,
 )
-from llama_onnx.exporter.fleet.record import (
+from llama_onnx.exporter.fleet.task_record import (
     Record,
     Stage,
     left_to_do,
@@ -24,7 +25,6 @@ from llama_onnx.exporter.fleet.record import (
     read_record,
     write_record,
 )
-from llama_onnx.exporter.fleet.task import Task, bundle_name
 from llama_onnx.exporter.packaging.destination import Destination
 from llama_onnx.runtime.memory import resident_bytes
 from llama_onnx.targets.errors import CheckpointError, PackageError, UsageError

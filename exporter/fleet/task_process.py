@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llama_onnx.exporter.fleet.make import Order, from_json, make, to_json
-from llama_onnx.exporter.fleet.record import FOLDER_NAME
+from llama_onnx.exporter.fleet.make_package import Order, from_json, make, to_json
+from llama_onnx.exporter.fleet.task_record import FOLDER_NAME
 from llama_onnx.runtime.doctor.child import command_of
 from llama_onnx.targets.errors import LlamaOnnxError, describe_reason
 from llama_onnx.targets.progress import Unit

@@ -15,7 +15,7 @@ from typing import Any
 
 from llama_onnx.exporter.checkpoints.download import local_copy
 from llama_onnx.exporter.checkpoints.hub import HubId
-from llama_onnx.exporter.fleet.task import Task
+from llama_onnx.exporter.fleet.fleet_task import Task
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.packaging.adapters import KeptAdapter, named_adapters, open_kept
 from llama_onnx.exporter.packaging.options import Options

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from queue import Empty, SimpleQueue
 
-from llama_onnx.exporter.fleet.child import Child, Outcome
 from llama_onnx.exporter.fleet.run import Job
+from llama_onnx.exporter.fleet.task_process import Child, Outcome
 from llama_onnx.runtime.doctor.gather import gather_memory
 from llama_onnx.targets.progress import Progress
 

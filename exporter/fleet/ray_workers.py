@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llama_onnx.exporter.fleet.child import Child, Outcome
-from llama_onnx.exporter.fleet.make import from_json, to_json
-from llama_onnx.exporter.fleet.record import FOLDER_NAME
+from llama_onnx.exporter.fleet.fleet_task import Fleet
+from llama_onnx.exporter.fleet.make_package import from_json, to_json
 from llama_onnx.exporter.fleet.run import Job
-from llama_onnx.exporter.fleet.task import Fleet
+from llama_onnx.exporter.fleet.task_process import Child, Outcome
+from llama_onnx.exporter.fleet.task_record import FOLDER_NAME
 from llama_onnx.runtime.batch.ray_cluster import (
     THREADS,
     Node,

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llama_onnx.exporter.fleet.inputs import State, export_inputs
-from llama_onnx.exporter.fleet.task import Task, bundle_name
+from llama_onnx.exporter.fleet.fleet_task import Task, bundle_name
+from llama_onnx.exporter.fleet.task_inputs import State, export_inputs
 from llama_onnx.runtime.measure.certificate import CERTIFICATE, FOLDER
 from llama_onnx.targets.bundle import Bundle
 from llama_onnx.targets.durable import replace_file
