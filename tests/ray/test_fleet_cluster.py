@@ -100,7 +100,9 @@ def test_a_killed_driver_takes_its_tasks_along_and_the_next_goes_on(
 
 def test_what_no_machine_can_hold_is_a_row(cluster: str, tmp_path: Path) -> None:
     write_huggingface(tmp_path / "m0")
-    file = write_fleet(tmp_path, model("m0", "calibration_tokens = 2000000"), 'quantizer = "awq"\n')
+    file = write_fleet(
+        tmp_path, model("m0", "calibration_tokens = 20000000"), 'quantizer = "awq"\n'
+    )
     report = run(file, "--ray", cluster, status=1)
     assert "no machine of the cluster has more than" in report["tasks"][0]["reason"]
 
