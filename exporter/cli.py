@@ -46,6 +46,9 @@ _SECTIONS = {
         "export": _Command(
             "llama_onnx.exporter.commands.export", "Write a checkpoint as a package."
         ),
+        "fleet": _Command(
+            "llama_onnx.exporter.commands.fleet", "Make many packages from one list."
+        ),
         "adapter": _Command(
             "llama_onnx.exporter.commands.adapter", "Add LoRA adapters to a finished package."
         ),
@@ -80,6 +83,9 @@ _SECTIONS = {
         "bench": _Command("llama_onnx.runtime.commands.bench", "Measure speed and memory."),
         "tune": _Command(
             "llama_onnx.runtime.commands.tune", "Find the fastest settings on this machine."
+        ),
+        "capacity": _Command(
+            "llama_onnx.runtime.commands.capacity", "Compute what serving a load takes."
         ),
         "bundle": _Command(
             "llama_onnx.runtime.commands.bundle",

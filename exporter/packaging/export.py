@@ -78,6 +78,7 @@ def export_package(
     hash_source: bool = False,
     tokenizer: bool = True,
     explicit: Collection[str] = (),
+    workers: int | None = None,
     progress: Progress = SILENT,
 ) -> ExportResult:
     """Export the checkpoint at `source`, with `adapters` merged, to a package at `out`.
@@ -87,6 +88,7 @@ def export_package(
     checklist of Meta's download, if it has one; `hash_source` reads them all once more for
     their sha256 in the manifest. Without `tokenizer` the package takes token ids only, and
     the source needs no tokenizer. `explicit` names fields of `options` that must have an effect.
+    `workers` is the number of threads that convert weights; None: one for each processor.
 
     Raises `UsageError` when `out` exists or the options do not fit, `CheckpointError` for a bad
     source, `ResourceError` when the disk is full. An export that was killed or ran out of disk
@@ -96,7 +98,7 @@ def export_package(
     folders = kept or {}
     destination = Destination.at(out, resume=resume, force=force)
     destination.check(p for p in (source, *adapters, *folders.values()) if isinstance(p, Path))
-    workers = os.cpu_count() or 1
+    workers = workers or os.cpu_count() or 1
     checkpoint = open_checkpoint(local_copy(source), adapters, context=options.context)
     swapped = open_kept(checkpoint, folders)
     state = source_state(checkpoint, swapped)

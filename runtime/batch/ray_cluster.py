@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -52,11 +52,12 @@ _ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+Error): (.+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster, and how many actors fit."""
+    """A machine of the cluster, how many actors fit, and its bytes of memory for tasks."""
 
     id: str
     name: str
     actors: int
+    memory: int = 0
 
 
 def ray_start(
@@ -164,6 +165,7 @@ def find_nodes(ray: Any, threads: int) -> list[Node]:
             str(node["NodeID"]),
             str(node["NodeManagerAddress"]),
             int(node["Resources"].get("CPU", 0) // threads),
+            int(node["Resources"].get("memory", 0)),
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -175,13 +177,21 @@ def find_nodes(ray: Any, threads: int) -> list[Node]:
 
 def check_nodes(ray: Any, nodes: list[Node], package: str, sha256: str, source: Path) -> None:
     """Raise `PackageError` unless every machine has the same package and file."""
+    there = str(source.resolve())
+    ask_nodes(ray, nodes, _look, package, sha256, there, version("llama-onnx"))
+
+
+def ask_nodes(
+    ray: Any, nodes: list[Node], look: Callable[..., str | None], *arguments: str
+) -> None:
+    """Raise `PackageError` with what `look` returns on a machine, unless that is None on all."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    there, look = str(source.resolve()), ray.remote(num_cpus=0)(_look)
+    remote = ray.remote(num_cpus=0)(look)
     asked = [
-        look.options(
+        remote.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-        ).remote(package, sha256, there, version("llama-onnx"))
+        ).remote(*arguments)
         for node in nodes
     ]
     for node, answer in zip(nodes, asked, strict=True):
@@ -293,6 +303,6 @@ def first_sentence(error: BaseException) -> str:
 
 def _failure(error: BaseException) -> LlamaOnnxError:
     return ResourceError(
-        f"the cluster could not go on: {first_sentence(error)}; finished lines are kept, and the "
+        f"the cluster could not go on: {first_sentence(error)}; what is finished is kept, and the "
         "same command goes on from there."
     )

@@ -47,6 +47,15 @@ def command(path: Path, key: Path, kind: str, as_json: bool) -> None:
     Check a signature with `llama-onnx verify PATH --key PUBLIC.pem`. The key's password is read
     from LLAMA_ONNX_KEY_PASSWORD or the terminal.
     """
+    file = sign_path(path, key, kind)
+    say(json.dumps({"signature": str(file)}) if as_json else f"{file}: signed")
+
+
+def sign_path(path: Path, key: Path, kind: str = "ed25519") -> Path:
+    """Sign the package or bundle `path` with the private key `key`; return the signature's file.
+
+    Raises `PackageError` for one that is damaged or has files that the signature would not cover.
+    """
     shipped = open_shipped(path)
     write = _writer(kind, key)
     if isinstance(shipped, ModelPackage):
@@ -61,8 +70,7 @@ def command(path: Path, key: Path, kind: str, as_json: bool) -> None:
     ours, oms = signature_files(shipped.index)
     if isinstance(shipped, ModelPackage):
         shipped = name_package(shipped, oms if kind == "oms" else ours)
-    file = write(shipped.index)
-    say(json.dumps({"signature": str(file)}) if as_json else f"{file}: signed")
+    return write(shipped.index)
 
 
 def _writer(kind: str, key: Path) -> Callable[[Path], Path]:
