@@ -28,7 +28,7 @@ from benchmarks.trials.windows.wine import (
 from llama_onnx.runtime.bundles.make import make_bundle
 from llama_onnx.runtime.bundles.selftest import SelfTest
 from llama_onnx.runtime.bundles.windows import Windows
-from llama_onnx.runtime.bundles.windows_libraries import download_wheels
+from llama_onnx.runtime.bundles.wheel_libraries import download_wheels
 from llama_onnx.runtime.genai import og
 from llama_onnx.targets.bundle import write_sums
 from llama_onnx.targets.package import ModelPackage
