@@ -31,7 +31,7 @@ from llama_onnx.runtime.bundles.wheel_libraries import (
 )
 from llama_onnx.runtime.bundles.windows import COMPILER, NATIVE, compile_native
 from llama_onnx.targets.bundle import write_sums
-from llama_onnx.targets.errors import MissingDependencyError, PackageError
+from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.package import ModelPackage
 
 NAME = "LlamaOnnx"
@@ -53,14 +53,22 @@ RUNTIMES = (
         "win-x64",
         "llama_onnx.dll",
         COMPILER,
-        ("-static-libgcc", "-Wl,--no-insert-timestamp"),
+        # Without these, the time and the path of the file are in it.
+        ("-static-libgcc", "-Wl,--no-insert-timestamp", "-Wl,--image-base,0x180000000"),
         CPU,
     ),
     Runtime(
         "linux-x64",
         "libllama_onnx.so",
         "x86_64-linux-gnu-gcc",
-        ("-fPIC", "-fvisibility=hidden", "-Wl,-soname,libllama_onnx.so", "-ldl", "-lpthread", "-lm"),
+        (
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-Wl,-soname,libllama_onnx.so",
+            "-ldl",
+            "-lpthread",
+            "-lm",
+        ),
         LINUX,
     ),
 )
@@ -70,8 +78,8 @@ RUNTIMES = (
 class NuGet(Place):
     """.NET apps, on the CPU.
 
-    `wheels` is a folder with the wheels of `runtimes`; without it pip downloads them. `managed` is a
-    compiled LlamaOnnx.dll; without it the SDK of the program `dotnet` compiles one.
+    `wheels` is a folder with the wheels of `runtimes`; without it pip downloads them. `managed` is
+    a compiled LlamaOnnx.dll; without it the SDK of the program `dotnet` compiles one.
     """
 
     name: ClassVar[str] = "nuget"
@@ -143,8 +151,8 @@ class NuGet(Place):
                     f"pass --managed {ASSEMBLY}, compiled elsewhere."
                 )
             assembly = compile_managed(dotnet, work, number)
-        elif assembly.read_bytes()[:2] != b"MZ":
-            raise PackageError(f"{assembly} is not a compiled {ASSEMBLY}.")
+        elif f"\0{ASSEMBLY}\0".encode() not in assembly.read_bytes():  # the module's own name
+            raise UsageError(f"{assembly} is not an assembly that was compiled as {ASSEMBLY}.")
         folder.mkdir(parents=True)
         shutil.copyfile(assembly, folder / ASSEMBLY)
         described = assembly.with_suffix(".xml")

@@ -43,7 +43,7 @@ def nuget_version(version: str) -> str:
     found = re.fullmatch(r"(\d+(?:\.\d+){0,2})\.?([a-z].*)?", public)
     if found is None:
         raise ValueError(f"{version} is not a version that NuGet can have.")
-    numbers = (found[1].split(".") + ["0", "0"])[:3]
+    numbers = [*found[1].split("."), "0", "0"][:3]
     suffix = f"-{found[2].replace('.', '-')}" if found[2] else ""
     return ".".join(numbers) + suffix
 

@@ -13,7 +13,9 @@ from llama_onnx.runtime.bundles.sagemaker import SageMaker
 from llama_onnx.runtime.bundles.windows import Windows
 from llama_onnx.targets.errors import UsageError
 
-PLACES: dict[str, type[Place]] = {place.name: place for place in (Windows, NuGet, AzureML, SageMaker, Hub)}
+PLACES: dict[str, type[Place]] = {
+    place.name: place for place in (Windows, NuGet, AzureML, SageMaker, Hub)
+}
 """Value of `--for` -> place."""
 
 OPTIONS: dict[str, Option] = {

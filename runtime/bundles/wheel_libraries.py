@@ -18,7 +18,11 @@ WHEELS = Option("wheels", "folder", "Folder of the wheels; without it pip downlo
 
 _WINDOWS = "win_amd64"
 _LINUX = "manylinux_2_28_x86_64"
-_ORT_LICENCES = ("onnxruntime/LICENSE", "onnxruntime/ThirdPartyNotices.txt", "onnxruntime/Privacy.md")
+_ORT_LICENCES = (
+    "onnxruntime/LICENSE",
+    "onnxruntime/ThirdPartyNotices.txt",
+    "onnxruntime/Privacy.md",
+)
 _GENAI_LICENCES = ("onnxruntime_genai/LICENSE", "onnxruntime_genai/ThirdPartyNotices.txt")
 
 
@@ -154,8 +158,8 @@ def download_wheels(folder: Path, libraries: Sequence[Libraries] = (CPU, DIRECTM
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise MissingDependencyError(
-                f"pip could not download {' and '.join(wanted)} for {platform} ({reason}): download "
-                "them elsewhere and pass --wheels FOLDER."
+                f"pip could not download {' and '.join(wanted)} for {platform} ({reason}): "
+                "download them elsewhere and pass --wheels FOLDER."
             )
     return folder
 

@@ -5,7 +5,7 @@ OUT/
   bin/                llama_onnx.dll and llama_onnx_chat.exe, if they could be built
   bin/cpu/            a set of DLLs; llama_onnx.dll loads one of the sets
   bin/directml/       another set
-  native/             llama_onnx.h, its source, and samples in C, C# and Python
+  native/             llama_onnx.h, its source, a C# wrapper, and samples in C, C# and Python
   licenses/           the licenses of each part
   README.txt  bundle.json
 """

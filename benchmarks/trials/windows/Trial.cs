@@ -72,7 +72,6 @@ internal static class Trial
         Say("half a surrogate", () => model.Generate("x\ud800y"));
         Say("NUL in a prompt", () => model.Generate("x\0y"));
         Say("null message", () => model.Chat(new Message[] { null }));
-        Say("unknown role", () => model.Chat(new[] { new Message("x\"\\\n", "y") }));
         Say("unknown adapter", () => model.OpenSession(adapter: "none"));
         Say("negative length", () => model.OpenSession(-1));
         var how = model.DefaultSampling();
@@ -112,6 +111,7 @@ internal static class Trial
             session.Rewind(start);
             Console.WriteLine($"the same after it: {session.Generate(how) == all}");
             session.Rewind(start);
+            how.MaxNewTokens = 1000; // too many to be done before the reader leaves
             Console.WriteLine($"left after 2: {session.Stream(how).Take(2).Count()}, {session.Stats().Finish}");
             session.Rewind(start);
             Say("cancelled", () => CancelAfter(session, how, 3));

@@ -12,6 +12,7 @@
 // time, from any thread: it cancels what is in progress.
 using System;
 using System.Collections.Generic;
+using System.Runtime.CompilerServices;
 using System.Text;
 using System.Threading;
 
@@ -46,6 +47,13 @@ namespace LlamaOnnx
         public static Model Open(string package, ModelOptions options = null)
         {
             var path = Strings.Bytes(package, nameof(package));
+            Finder.Run();
+            return OpenFound(path, options);
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static Model OpenFound(byte[] path, ModelOptions options)
+        {
             using (var memory = new Memory())
             {
                 var c = ToNative(options, memory);
@@ -60,6 +68,13 @@ namespace LlamaOnnx
             string package, ModelOptions options = null, Action<string> report = null)
         {
             var path = Strings.Bytes(package, nameof(package));
+            Finder.Run();
+            return VerifyFound(path, options, report);
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static Model VerifyFound(byte[] path, ModelOptions options, Action<string> report)
+        {
             var lines = new Receiver(line =>
             {
                 report?.Invoke(line);

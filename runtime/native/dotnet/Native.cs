@@ -194,25 +194,26 @@ namespace LlamaOnnx
 
         [DllImport(Library, CallingConvention = CallingConvention.Cdecl)]
         internal static extern IntPtr llama_onnx_session_error(SessionHandle self);
+    }
 
-        // ---- finding the library -----------------------------------------------------------------
-
+    /// <summary>.NET Core finds the library by itself. .NET Framework, Mono, and a package that was
+    /// unpacked by hand need help: once a library is loaded by its path, its name stands for it.
+    /// </summary>
+    internal static class Finder
+    {
         [DllImport("kernel32", CharSet = CharSet.Unicode)]
         private static extern IntPtr LoadLibraryExW(string name, IntPtr file, int flags);
 
         [DllImport("libdl.so.2")]
         private static extern IntPtr dlopen(byte[] name, int flags);
 
-        // .NET Core finds the library by itself. .NET Framework, Mono, and a package that was unpacked
-        // by hand need help: once a library is loaded by its path, its name stands for it.
-        static Native()
+        static Finder()
         {
             var windows = Path.DirectorySeparatorChar == '\\';
             var name = windows ? "llama_onnx.dll" : "libllama_onnx.so";
-            var native = Path.Combine(
-                "runtimes", windows ? "win-x64" : "linux-x64", "native");
-            var here = Path.GetDirectoryName(typeof(Native).Assembly.Location) ?? "";
+            var native = Path.Combine("runtimes", windows ? "win-x64" : "linux-x64", "native");
             var start = AppDomain.CurrentDomain.BaseDirectory;
+            var here = Path.GetDirectoryName(typeof(Native).Assembly.Location) ?? "";
             var unpacked = Path.Combine(here, "..", "..", native);
             foreach (var folder in new[]
                      {
@@ -227,6 +228,10 @@ namespace LlamaOnnx
                 return;
             }
         }
+
+        /// <summary>Must be called before a method that calls the library: Mono looks for a function
+        /// when it compiles its caller.</summary>
+        internal static void Run() { }
     }
 
     /// <summary>Strings in the UTF-8 that the C library takes.</summary>
