@@ -113,6 +113,7 @@ internal static class Trial
             session.Rewind(start);
             how.MaxNewTokens = 1000; // too many to be done before the reader leaves
             Console.WriteLine($"left after 2: {session.Stream(how).Take(2).Count()}, {session.Stats().Finish}");
+            how.MaxNewTokens = 40;
             session.Rewind(start);
             Say("cancelled", () => CancelAfter(session, how, 3));
             session.Rewind(start);
