@@ -30,7 +30,7 @@ MISUSED = (
     r"left after 2: 2, Stopped",
     r"cancelled: OperationCanceledException: .*",
     rf"busy: {_BUSY}",
-    rf"busy stream: {_BUSY}",
+    rf"busy in another thread: {_BUSY}",
     r"stop text: True, Stop",
     r"null stop: ArgumentException: a text is null\..*",
     r"rewound too far: ModelException: the session has \d+ tokens: it cannot be .*",

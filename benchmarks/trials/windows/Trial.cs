@@ -119,11 +119,11 @@ internal static class Trial
             session.Rewind(start);
             Say("busy", () => session.Generate(how, _ => session.Ids().Length > 0));
             session.Rewind(start);
-            Say("busy stream", () =>
+            Say("busy in another thread", () => session.Generate(how, _ =>
             {
-                foreach (var piece in session.Stream(how))
-                    session.Generate(how, _ => true);
-            });
+                Task.Run(() => session.Generate(how)).GetAwaiter().GetResult();
+                return true;
+            }));
             session.Rewind(start);
             how.Stop.Add(all.Substring(all.Length / 2, 2));
             var end = all.IndexOf(how.Stop[0], StringComparison.Ordinal);

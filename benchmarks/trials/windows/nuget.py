@@ -196,10 +196,15 @@ def run_native(*command: str | Path, **environment: str) -> str:
 
 
 def answer(package: Path) -> str:
-    """What the program of the README prints, by onnxruntime-genai and the library tokenizers."""
-    prompt = Llama.load(package).encode_chat([{"role": "user", "content": QUESTION}]).tolist()
+    """What the program of the README prints."""
+    prompt = Llama.load(package).encode_chat([{"role": "user", "content": QUESTION}])
+    return text_after(package, prompt.tolist(), 256)
+
+
+def text_after(package: Path, prompt: Sequence[int], count: int) -> str:
+    """Continue a prompt with onnxruntime-genai and the library tokenizers."""
     context = json.loads((package / "genai_config.json").read_bytes())["model"]["context_length"]
-    ids = greedy(package, prompt, min(256, context - len(prompt)))
+    ids = greedy(package, prompt, min(count, context - len(prompt)))
     text: str = Tokenizer.from_file(str(package / "tokenizer.json")).decode(ids)
     return comparable(text)
 
