@@ -5,7 +5,7 @@ OUT/
   bin/                llama_onnx.dll and llama_onnx_chat.exe, if they could be built
   bin/cpu/            a set of DLLs; llama_onnx.dll loads one of the sets
   bin/directml/       another set
-  native/             llama_onnx.h, its source, and samples in C, C# and Python
+  native/             llama_onnx.h, its source, a C# wrapper, and samples in C, C# and Python
   licenses/           the licenses of each part
   README.txt  bundle.json
 """
@@ -24,9 +24,10 @@ from llama_onnx.runtime.bundles.make import certificate_of, copy_package
 from llama_onnx.runtime.bundles.place import Option, Place
 from llama_onnx.runtime.bundles.selftest import SelfTest
 from llama_onnx.runtime.bundles.template_files import copy_template
-from llama_onnx.runtime.bundles.windows_libraries import (
+from llama_onnx.runtime.bundles.wheel_libraries import (
     CPU,
     DIRECTML,
+    WHEELS,
     Libraries,
     download_wheels,
     unpack_libraries,
@@ -52,7 +53,7 @@ class Windows(Place):
     name: ClassVar[str] = "windows"
     summary: ClassVar[str] = "DLLs, a C library and samples for Windows apps"
     options: ClassVar[tuple[Option, ...]] = (
-        Option("wheels", "folder", "Folder of Windows wheels; without it pip downloads them."),
+        WHEELS,
         Option("cpu_only", "flag", "Leave DirectML's DLLs out."),
         Option(
             "self_test",
@@ -105,7 +106,8 @@ class Windows(Place):
         with TemporaryDirectory() as temporary:
             wheels = self.wheels or download_wheels(Path(temporary), self.libraries)
             for part in self.libraries:
-                unpack_libraries(part, wheels, folder)
+                binaries, licences = folder / "bin" / part.name, folder / "licenses" / part.name
+                unpack_libraries(part, wheels, binaries, licences)
         copy_package(package, folder / "package")
         if self_test:
             (folder / "package" / SELF_TEST).write_bytes(str(self_test).encode())
@@ -151,13 +153,17 @@ def build_native(compiler: str, folder: Path) -> None:
     common = [compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-static-libgcc", f"-I{native}"]
     library = binaries / "llama_onnx.dll"
     source = native / "llama_onnx.c"
-    _compile([*common, "-shared", "-DLLAMA_ONNX_BUILD", str(source), "-o", str(library)])
+    compile_native([*common, "-shared", "-DLLAMA_ONNX_BUILD", str(source), "-o", str(library)])
     sample = native / "samples" / "c" / "main.c"
     program = binaries / "llama_onnx_chat.exe"
-    _compile([*common, "-municode", str(sample), str(library), "-o", str(program)])
+    compile_native([*common, "-municode", str(sample), str(library), "-o", str(program)])
 
 
-def _compile(command: list[str]) -> None:
+def compile_native(command: list[str]) -> None:
+    """Run a compiler whose last argument is the file that it writes.
+
+    Raises `MissingDependencyError` with its first error.
+    """
     done = subprocess.run([*command, "-s"], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]

@@ -287,7 +287,10 @@ static int open_cpu(llama_onnx *self, const char *libraries) {
     int status = LLAMA_ONNX_OK;
     if (!self->genai) { /* DirectML's libraries, if loaded, can run on the CPU too */
         char *folder = join(libraries, "cpu");
-        status = folder ? load_libraries(self, folder, false) : out_of_memory(&self->call);
+        /* Packages for NuGet have one folder for all libraries. */
+        bool flat = folder && !is_file(folder, VERSION_FILE) && is_file(libraries, VERSION_FILE);
+        status = folder ? load_libraries(self, flat ? libraries : folder, false)
+                        : out_of_memory(&self->call);
         free(folder);
     }
     if (!status) status = open_model(self, NULL);

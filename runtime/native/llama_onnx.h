@@ -54,8 +54,8 @@ enum {
 };
 
 typedef struct llama_onnx_options {
-    /* Folder whose subfolders `cpu` and `directml` each contain a set of libraries. NULL: the
-     * folder of this library. */
+    /* Folder whose subfolders `cpu` and `directml` each contain a set of libraries, or which itself
+     * contains that for the CPU. NULL: the folder of this library. */
     const char *libraries;
     /* "cpu", "directml" or "auto". NULL is "auto": DirectML if its libraries exist, the machine has
      * a device for it and that device reproduces the tokens in the package's selftest.txt, or else

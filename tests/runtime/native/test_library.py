@@ -54,6 +54,19 @@ def test_tokens_are_those_of_genai_in_python(model: Any, package: Path) -> None:
     assert model.generate_ids(PROMPT, 40) == greedy(package, PROMPT, 40)
 
 
+def test_all_libraries_may_be_in_one_folder(
+    sample: Any, built: Path, package: Path, tmp_path: Path
+) -> None:
+    """As in a NuGet package."""
+    flat = link_libraries(tmp_path / "native")
+    library = Path(shutil.copy(built / "libllama_onnx.so", flat))
+    with sample.Model(package, library=library) as opened:
+        assert opened.generate_ids(PROMPT, 8) == greedy(package, PROMPT, 8)
+    (flat / "libonnxruntime-genai.so").unlink()
+    with pytest.raises(RuntimeError, match=r"native/libonnxruntime-genai\.so is missing"):
+        sample.Model(package, library=library)
+
+
 def text_after(package: Path, prompt: Iterable[int], count: int) -> str:
     """Return the greedy continuation of `prompt` as the library `tokenizers` decodes it.
 

@@ -20,10 +20,17 @@ internal static class Program
         }
         try
         {
-            using var model = await Model.OpenAsync(arguments[0], checkHashes: true);
+            using var model = Model.Open(arguments[0], new ModelOptions { CheckHashes = true });
             Console.Error.WriteLine($"Runs on {model.Provider}. {model.ProviderReason}");
-            if (arguments.Length > 1) await Print(model.GenerateAsync(arguments[1], 2048));
-            else await Chat(model);
+            using var session = model.OpenSession();
+            var how = model.DefaultSampling();
+            how.MaxNewTokens = 2048;
+            if (arguments.Length > 1)
+            {
+                session.AppendText(arguments[1]);
+                await Print(session.StreamAsync(how));
+            }
+            else await Chat(session, how);
             return 0;
         }
         catch (ModelException error)
@@ -57,15 +64,14 @@ internal static class Program
         return shown.ToString();
     }
 
-    private static async Task Chat(Model model)
+    private static async Task Chat(Session session, Sampling how)
     {
-        var messages = new List<Message>();
         while (true)
         {
             Console.Write("> ");
             var line = Console.ReadLine();
             if (string.IsNullOrEmpty(line)) return;
-            messages.Add(new Message("user", line));
+            session.Append(new Message("user", line));
             using var stop = new CancellationTokenSource();
             void Cancel(object sender, ConsoleCancelEventArgs e)
             {
@@ -75,8 +81,7 @@ internal static class Program
             Console.CancelKeyPress += Cancel; // Ctrl+C stops the answer, not the program
             try
             {
-                var answer = await Print(model.ChatAsync(messages, 2048, stop.Token));
-                messages.Add(new Message("assistant", answer));
+                await Print(session.StreamAsync(how, stop.Token));
             }
             catch (OperationCanceledException)
             {
@@ -86,15 +91,9 @@ internal static class Program
         }
     }
 
-    private static async Task<string> Print(IAsyncEnumerable<string> pieces)
+    private static async Task Print(IAsyncEnumerable<string> pieces)
     {
-        var text = new StringBuilder();
-        await foreach (var piece in pieces)
-        {
-            Console.Write(Shown(piece));
-            text.Append(piece);
-        }
+        await foreach (var piece in pieces) Console.Write(Shown(piece));
         Console.WriteLine();
-        return text.ToString();
     }
 }

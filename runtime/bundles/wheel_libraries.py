@@ -1,4 +1,4 @@
-"""The DLLs of a bundle for Windows: which wheels on PyPI contain them, and how to unpack them."""
+"""The native libraries of bundles: which wheels on PyPI contain them, and how to unpack them."""
 
 from __future__ import annotations
 
@@ -10,35 +10,50 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from llama_onnx.runtime.bundles.place import Option
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.listing import hash_file
 
+WHEELS = Option("wheels", "folder", "Folder of the wheels; without it pip downloads them.")
+
+_WINDOWS = "win_amd64"
+_LINUX = "manylinux_2_28_x86_64"
+_ORT_LICENCES = (
+    "onnxruntime/LICENSE",
+    "onnxruntime/ThirdPartyNotices.txt",
+    "onnxruntime/Privacy.md",
+)
 _GENAI_LICENCES = ("onnxruntime_genai/LICENSE", "onnxruntime_genai/ThirdPartyNotices.txt")
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A Windows wheel on PyPI: the DLLs used from it (path -> sha256), and its license files."""
+    """A wheel on PyPI: the libraries used from it (path -> sha256), and its license files."""
 
     name: str
     version: str
     dlls: Mapping[str, str]
     licences: tuple[str, ...]
+    platform: str = _WINDOWS
 
     @property
     def pattern(self) -> str:
         """The pattern of its file name, for any version of Python."""
-        return f"{self.name.replace('-', '_')}-{self.version}-*-win_amd64.whl"
+        return f"{self.name.replace('-', '_')}-{self.version}-*-{self.platform}.whl"
 
 
 @dataclass(frozen=True)
 class Libraries:
-    """A set of DLLs that belong together, and the version that its ONNX Runtime reports."""
+    """A set of libraries that belong together, and the version that its ONNX Runtime reports.
+
+    `names` renames libraries: name in the wheel -> name that llama_onnx loads.
+    """
 
     name: str
     onnxruntime: str
     wheels: tuple[Wheel, ...]
     notes: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 CPU = Libraries(
@@ -53,7 +68,7 @@ CPU = Libraries(
                     "e9feebaed867b76f741c14ae64e056a3da64a153a61994f1fb48eadc7f9b3ba8"
                 )
             },
-            ("onnxruntime/LICENSE", "onnxruntime/ThirdPartyNotices.txt", "onnxruntime/Privacy.md"),
+            _ORT_LICENCES,
         ),
         Wheel(
             "onnxruntime-genai",
@@ -66,6 +81,36 @@ CPU = Libraries(
             _GENAI_LICENCES,
         ),
     ),
+)
+
+LINUX = Libraries(
+    name="linux",
+    onnxruntime="1.32.0",
+    wheels=(
+        Wheel(
+            "onnxruntime",
+            "1.32.0",
+            {
+                "onnxruntime/capi/libonnxruntime.so.1.32.0": (
+                    "6c1585d1bbf45b0712ea4a21b705c5fcb4ba04ff2e30f1fbf81a49faf658638f"
+                )
+            },
+            _ORT_LICENCES,
+            _LINUX,
+        ),
+        Wheel(
+            "onnxruntime-genai",
+            "0.18.0",
+            {
+                "onnxruntime_genai/libonnxruntime-genai.so": (
+                    "467e67ecac16c5ea00d52a891a3dd1645f79f249fde8ed63d9b4b65f286d23bf"
+                )
+            },
+            _GENAI_LICENCES,
+            _LINUX,
+        ),
+    ),
+    names={"libonnxruntime.so.1.32.0": "libonnxruntime.so.1"},
 )
 
 DIRECTML = Libraries(
@@ -106,28 +151,30 @@ def download_wheels(folder: Path, libraries: Sequence[Libraries] = (CPU, DIRECTM
     for part in libraries:
         wanted = [f"{wheel.name}=={wheel.version}" for wheel in part.wheels]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary=:all:", "--platform", "win_amd64", "--python-version", "3.11"]
+        platform = part.wheels[0].platform
+        command += ["--only-binary=:all:", "--platform", platform, "--python-version", "3.11"]
         command += ["--implementation", "cp", "--dest", str(folder), *wanted]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise MissingDependencyError(
-                f"pip could not download {' and '.join(wanted)} for Windows ({reason}): download "
-                "them elsewhere and pass --wheels FOLDER."
+                f"pip could not download {' and '.join(wanted)} for {platform} ({reason}): "
+                "download them elsewhere and pass --wheels FOLDER."
             )
     return folder
 
 
-def unpack_libraries(part: Libraries, wheels: Path, folder: Path) -> None:
-    """Unpack the DLLs of `part` to `folder`/bin and their licenses to `folder`/licenses.
+def unpack_libraries(part: Libraries, wheels: Path, binaries: Path, licences: Path) -> None:
+    """Unpack the libraries of `part` to the folder `binaries` and their licenses to `licences`.
 
     Raises `UsageError` for a wheel that is not in the folder `wheels`, `PackageError` for a damaged
-    one and for a DLL whose hash differs from that of the tested one.
+    one and for a library whose hash differs from that of the tested one.
     """
-    binaries, licences = folder / "bin" / part.name, folder / "licenses" / part.name
-    binaries.mkdir(parents=True)
+    binaries.mkdir(parents=True, exist_ok=True)
     for wheel in part.wheels:
         _unpack_wheel(wheel, _find_wheel(wheel, wheels), binaries, licences / wheel.name)
+    for old, new in part.names.items():
+        (binaries / old).rename(binaries / new)
     for name, text in part.notes.items():
         (licences / name).write_bytes(text.encode())
     (binaries / "onnxruntime.version").write_bytes(f"{part.onnxruntime}\n".encode())
@@ -138,7 +185,7 @@ def _find_wheel(wheel: Wheel, wheels: Path) -> Path:
     if not found:
         raise UsageError(
             f"{wheels} has no {wheel.pattern}: download it with `pip download --no-deps "
-            f"--only-binary=:all: --platform win_amd64 {wheel.name}=={wheel.version}`."
+            f"--only-binary=:all: --platform {wheel.platform} {wheel.name}=={wheel.version}`."
         )
     return found[0]
 
