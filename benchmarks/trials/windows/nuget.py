@@ -161,7 +161,7 @@ def runners(trial: Trial) -> dict[str, Run]:
     def core(arguments: Sequence[str | Path]) -> str:
         return run_on_linux(trial.linux_sdk, out / "Trial.dll", *arguments)
 
-    found = {".NET Core 3.1 under Wine": wine, ".NET Core 3.1 on Linux": core}
+    found: dict[str, Run] = {".NET Core 3.1 under Wine": wine, ".NET Core 3.1 on Linux": core}
     facade = Path("/usr/lib/mono/4.5/Facades/netstandard.dll")
     if shutil.which("mcs") and facade.exists():  # of Debian's package mono-devel
         built = natives / "Trial.exe"
