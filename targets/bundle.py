@@ -70,6 +70,8 @@ class Bundle:
                 return ModelPackage.open(folder)
         raise PackageError(
             f"{self.path} contains its package as an archive, which cannot run: pass --files-only."
+            if self.content.get("for") != "web"
+            else f"{self.path} contains its model for transformers.js: pass --files-only."
         )
 
     def verify(self, names: Collection[str] | None = None) -> list[str]:
