@@ -53,8 +53,10 @@ class Foundry(Place):
         about = {"Name": model, "PromptTemplate": prompt_template(package.path)}
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         write_text(folder / "package" / INFERENCE_MODEL, text)
-        marks = list(_TOOL_MARKS) if all(mark in template for mark in _TOOL_MARKS) else []
-        fill_template(self.name, "register.py", folder, {"model": model, "marks": json.dumps(marks)})
+        start, end = _TOOL_MARKS if all(mark in template for mark in _TOOL_MARKS) else ("", "")
+        fill_template(
+            self.name, "register.py", folder, {"model": model, "start": start, "end": end}
+        )
         values = {
             "title": name,
             "name": model,

@@ -44,17 +44,17 @@ def cut(spans: Iterable[Span], size: int, limit: int) -> list[int]:
     >>> cut([Span("a", 0, 4), Span("b", 4, 8), Span("c", 8, 10)], 10, limit=8)
     [0, 8]
     """
-    starts, begin, end = [0], 0, 0
+    joints, end = {0: "the first weight"}, 0  # where the file may be cut: between weights
     for span in sorted(spans, key=lambda span: (span.start, span.end)):
-        if span.start >= end:  # between weights: the file may be cut here
-            begin = span.start
+        if span.start >= end:
+            joints[span.start if end else 0] = span.name
         end = max(end, span.end)
-        if end - starts[-1] > limit:
-            starts.append(begin)
-            if end - begin > limit or begin == starts[-2]:
-                raise ValueError(span.name)
-    if size - starts[-1] > limit:
-        raise ValueError("what follows the weights")
+    starts = [0]
+    for (joint, name), following in zip(joints.items(), [*joints, size][1:], strict=True):
+        if following - joint > limit:
+            raise ValueError(name)
+        if following - starts[-1] > limit:
+            starts.append(joint)
     return starts
 
 
