@@ -27,7 +27,8 @@ from foundry_local_sdk import (
     ToolChoice,
 )
 
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+CITY = {"enum": ["Paris", "Rome"]}
+SCHEMA = {"type": "object", "properties": {"city": CITY}, "required": ["city"]}
 
 
 def converse(model: Any, questions: list[str], options: RequestOptions) -> list[dict[str, Any]]:
@@ -60,6 +61,7 @@ def streamed(session: Any, request: Any) -> dict[str, Any]:
 def call_tool(model: Any, options: RequestOptions) -> str:
     """Return the call that the model makes, as JSON, or the first line of the error."""
     options.tool_choice = ToolChoice.REQUIRED
+    options.search.max_output_tokens = 64
     try:
         with ChatSession(model) as session, Request() as request:
             session.set_options(options)

@@ -19,8 +19,8 @@ from playwright.sync_api import Page, sync_playwright
 
 GENERATE = Path(__file__).with_name("generate.js")
 QUESTION = "Name the capital of France."
-TIMEOUT_MS = 120_000
-GPU_TIMEOUT_MS = 60_000
+TIMEOUT_MS = 300_000
+GPU_TIMEOUT_MS = 120_000
 GPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
 
 _COUNT = """() => {

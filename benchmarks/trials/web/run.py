@@ -41,7 +41,7 @@ NEW_TOKENS = 32
 PART = 30_000_000
 """Bytes in a data file, so that SmolLM2 needs several."""
 
-LIMIT_S = 300
+LIMIT_S = 600
 
 
 def make(package: Path, out: Path, modules: Path, limit: int) -> Path:
