@@ -114,7 +114,9 @@ def test_the_chat_template_is_inside_the_tokenizers_settings(package: Path, made
 def test_an_altered_bundle_is_found(made: Path, tmp_path: Path) -> None:
     opened = Bundle.open(made)
     assert opened.verify() == []
-    with pytest.raises(PackageError, match=r"its model for transformers\.js: pass --files-only"):
+    with pytest.raises(
+        PackageError, match=r"in transformers\.js's layout, which cannot run: pass --files-only"
+    ):
         _ = opened.package
     copy = Path(shutil.copytree(made, tmp_path / "copy"))
     part = copy / "model" / "onnx" / "model_q4.onnx_data_1"
