@@ -9,14 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from llama_onnx.targets.errors import PackageError
-from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage
-
-if TYPE_CHECKING:
-    import onnx
+from llama_onnx.targets.protobuf import BYTES, Value, encode, fields
 
 LIMIT = 2_000_000_000
 """Most bytes in one data file: browsers cannot hold 2 GB in one buffer."""
@@ -64,10 +61,10 @@ def write_graph(package: ModelPackage, folder: Path, name: str, limit: int = LIM
     Raises `PackageError` for a weight larger than `limit` and for files that differ from the
     manifest.
     """
-    model = _read_graph(package)
+    model = memoryview(read_listed(package, MODEL_FILE))
     size = package.data_path.stat().st_size
     try:
-        starts = cut((_span(tensor) for tensor in _outside(model)), size, limit)
+        starts = cut(_spans(model), size, limit)
     except ValueError as error:
         raise PackageError(
             f"{package.path} cannot be cut into files of {limit:,} bytes, because {error} is "
@@ -80,9 +77,7 @@ def write_graph(package: ModelPackage, folder: Path, name: str, limit: int = LIM
         )
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{name}_data{f'_{part}' if part else ''}" for part in range(len(starts))]
-    for tensor in _outside(model):
-        _move(tensor, starts, names)
-    (folder / name).write_bytes(model.SerializeToString())
+    (folder / name).write_bytes(_moved(model, _TENSORS, starts, names))
     _copy_parts(package, [folder / part for part in names], [*starts, size])
     return len(names)
 
@@ -95,31 +90,77 @@ def read_listed(package: ModelPackage, name: str) -> bytes:
     return content
 
 
-def _read_graph(package: ModelPackage) -> onnx.ModelProto:
-    try:
-        import onnx
-    except ModuleNotFoundError as error:
-        raise missing_extra("a bundle for the web", error.name, "export,cpu") from None
-    return onnx.load_model_from_string(read_listed(package, MODEL_FILE))
+# ---- the graph: field numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto -------
+
+_TENSORS = (7, 5)
+"""ModelProto.graph, GraphProto.initializer."""
+
+_NAME, _EXTERNAL = 8, 13
+"""TensorProto.name and external_data: entries of a _KEY and a _VALUE."""
+
+_KEY, _VALUE = 1, 2
 
 
-def _outside(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    return [tensor for tensor in model.graph.initializer if tensor.external_data]
+def _spans(model: memoryview) -> list[Span]:
+    """Return the span of every weight outside the graph."""
+    graphs = _values(model, _TENSORS[0])
+    tensors = [tensor for graph in graphs for tensor in _values(graph, _TENSORS[1])]
+    return [span for tensor in tensors if (span := _span(tensor))]
 
 
-def _span(tensor: onnx.TensorProto) -> Span:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    start = int(entries.get("offset", 0))
-    return Span(tensor.name, start, start + int(entries["length"]))
+def _values(message: memoryview, wanted: int) -> list[memoryview]:
+    return [_message(value) for number, _, value in fields(message) if number == wanted]
 
 
-def _move(tensor: onnx.TensorProto, starts: Sequence[int], names: Sequence[str]) -> None:
-    """Let `tensor` refer to the part that holds it."""
-    begin = _span(tensor).start
-    part = max(i for i, start in enumerate(starts) if start <= begin)
-    values = {"location": names[part], "offset": str(begin - starts[part])}
-    for entry in tensor.external_data:
-        entry.value = values.get(entry.key, entry.value)
+def _message(value: Value) -> memoryview:
+    return memoryview(b"") if isinstance(value, int) else value
+
+
+def _span(tensor: memoryview) -> Span | None:
+    entries = dict(_entry(entry) for entry in _values(tensor, _EXTERNAL))
+    if not entries:
+        return None
+    (name,) = _values(tensor, _NAME)
+    start = int(entries.get("offset", "0"))
+    return Span(str(name, "utf-8"), start, start + int(entries["length"]))
+
+
+def _entry(entry: memoryview) -> tuple[str, str]:
+    (key,), (value,) = _values(entry, _KEY), _values(entry, _VALUE)
+    return str(key, "utf-8"), str(value, "utf-8")
+
+
+def _moved(
+    message: memoryview, path: Sequence[int], starts: Sequence[int], names: Sequence[str]
+) -> bytes:
+    """Return `message` with the tensors at `path` in it referring to the parts that hold them."""
+    if not path:
+        return _moved_tensor(message, starts, names)
+    made = []
+    for number, kind, value in fields(message):
+        if number == path[0]:
+            made.append(encode(number, kind, _moved(_message(value), path[1:], starts, names)))
+        else:
+            made.append(encode(number, kind, value))
+    return b"".join(made)
+
+
+def _moved_tensor(tensor: memoryview, starts: Sequence[int], names: Sequence[str]) -> bytes:
+    span = _span(tensor)
+    if span is None:
+        return bytes(tensor)
+    part = max(i for i, start in enumerate(starts) if start <= span.start)
+    entries = dict(_entry(entry) for entry in _values(tensor, _EXTERNAL))
+    entries |= {"location": names[part], "offset": str(span.start - starts[part])}
+    kept = (encode(*field) for field in fields(tensor) if field[0] != _EXTERNAL)
+    pairs = (
+        encode(_KEY, BYTES, key.encode()) + encode(_VALUE, BYTES, value.encode())
+        for key, value in entries.items()
+    )
+    return b"".join((*kept, *(encode(_EXTERNAL, BYTES, pair) for pair in pairs)))
+
+
+# ---- the data ------------------------------------------------------------------------------------
 
 
 def _copy_parts(package: ModelPackage, parts: Sequence[Path], bounds: Sequence[int]) -> None:

@@ -37,7 +37,7 @@ QUESTIONS = (
     "Write two sentences about the sea.",
     "Grüße! Was ist 2 + 2? 日本",
 )
-NEW_TOKENS = 32
+NEW_TOKENS = 24
 PART = 30_000_000
 """Bytes in a data file, so that SmolLM2 needs several."""
 

@@ -227,3 +227,15 @@ def test_the_documentation_shows_the_sample_for_node(made: Path) -> None:
     """`nox -s web` runs it, and the page beside it."""
     docs = (Path(__file__).parents[3] / "docs" / "web.md").read_text("utf-8")
     assert f"```js\n{(made / 'node.mjs').read_text('utf-8')}```" in docs
+
+
+def test_only_the_place_of_weights_changes_in_the_graph(package: Path, made: Path) -> None:
+    graphs = []
+    for file in (package / "model.onnx", made / "model" / "onnx" / "model_q4.onnx"):
+        model = onnx.load(file, load_external_data=False)
+        for tensor in model.graph.initializer:
+            kept = [entry for entry in tensor.external_data if entry.key == "length"]
+            del tensor.external_data[:]
+            tensor.external_data.extend(kept)
+        graphs.append(model.SerializeToString(deterministic=True))
+    assert graphs[0] == graphs[1]
