@@ -13,7 +13,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any, ClassVar
+from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -119,12 +119,6 @@ def flags(gpu: bool) -> list[str]:
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    extensions_map: ClassVar = {
-        **SimpleHTTPRequestHandler.extensions_map,
-        ".mjs": "text/javascript",
-        ".wasm": "application/wasm",
-    }
-
     def log_message(self, *_: object) -> None:
         """Print nothing."""
 

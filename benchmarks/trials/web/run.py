@@ -187,7 +187,9 @@ def webgpu_case(seen: Visit, expected: str) -> Case:
     if seen.answer:
         return Case("the page, on WebGPU (SwiftShader)", seen.answer == expected, seen.answer)
     refused = seen.status.startswith("The model cannot be loaded") or "No answer" in seen.status
-    return Case("the page, on WebGPU (SwiftShader)", refused, f"no answer: “…{seen.status.strip()[-110:]}”")
+    return Case(
+        "the page, on WebGPU (SwiftShader)", refused, f"no answer: “…{seen.status.strip()[-110:]}”"
+    )
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def logits(graph: Path) -> list[Any]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(graph), options, ["CPUExecutionProvider"])
-    return session.run(None, step_feeds(session, 8))
+    return list(session.run(None, step_feeds(session, 8)))
 
 
 def read(file: Path) -> Any:
