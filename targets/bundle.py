@@ -64,13 +64,13 @@ class Bundle:
 
     @property
     def package(self) -> ModelPackage:
-        """The package inside. Raises `PackageError` if it is packed in an archive."""
+        """The package inside. Raises `PackageError` if it is in another form."""
         for folder in (self.path, self.path / "package"):
             if (folder / MANIFEST).is_file():
                 return ModelPackage.open(folder)
-        raise PackageError(
-            f"{self.path} contains its package as an archive, which cannot run: pass --files-only."
-        )
+        web = self.content.get("for") == "web"
+        form = "its model in transformers.js's layout" if web else "its package as an archive"
+        raise PackageError(f"{self.path} contains {form}, which cannot run: pass --files-only.")
 
     def verify(self, names: Collection[str] | None = None) -> list[str]:
         """Read every file, or those called `names`, and return the names of those that are missing

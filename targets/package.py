@@ -34,8 +34,11 @@ CHANNEL_SCALES = "channel_scales.safetensors"
 PARTIAL_SUFFIX = ".partial"
 """An export writes to `OUT.partial` and renames it at the end."""
 
-_BUNDLE_FILES = ("bundle.json", f"bundle.json{SIGNATURE_SUFFIX}")
-"""Beside a package's own files in a bundle for the hub."""
+INFERENCE_MODEL = "inference_model.json"
+"""Foundry Local's description of a model."""
+
+_BUNDLE_FILES = ("bundle.json", f"bundle.json{SIGNATURE_SUFFIX}", INFERENCE_MODEL)
+"""Beside a package's own files in a bundle for the hub, or for Foundry Local."""
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 _TYPES = {"target": str, "precision": str, "recipe": dict, "source": dict}

@@ -12,7 +12,7 @@ from typing import Any
 from llama_onnx.runtime.bundles.markdown import as_code
 from llama_onnx.runtime.bundles.runtime_copy import copy_runtime
 from llama_onnx.runtime.bundles.template_files import copy_template, template_path
-from llama_onnx.runtime.llama.template import has_template
+from llama_onnx.runtime.llama.template import has_template, template_text
 from llama_onnx.targets import cpu
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.licences import TERMS, of_kind
@@ -50,6 +50,20 @@ def check_cpu(package: ModelPackage, place: str) -> None:
             f"{package.path} was made for {package.target}, but a bundle for {place} runs on the "
             "CPU only: export the package with --target cpu."
         )
+
+
+def chat_template(package: ModelPackage, place: str) -> str:
+    """Return the text of the package's chat template.
+
+    Raises `PackageError` for a package without one, and for one that is not UTF-8 text.
+    """
+    text = template_text(package.path)
+    if not text:
+        raise PackageError(
+            f"{package.path} has no chat template, but a bundle for {place} chats: add the "
+            "template to the checkpoint and export it again."
+        )
+    return text
 
 
 def choose_machine(package: ModelPackage, machines: Sequence[Machine]) -> Need:

@@ -188,7 +188,7 @@ def write_zip(folder: Path, out: Path) -> None:
         with _disk_errors(out), zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, path in list_files(folder):
                 # Weights do not compress.
-                packed = path.suffix in (".data", ".gz")
+                packed = path.suffix in (".data", ".gz") or path.suffix.startswith(".onnx_data")
                 stored = zipfile.ZIP_STORED if packed else zipfile.ZIP_DEFLATED
                 archive.write(path, f"{folder.name}/{name}", compress_type=stored)
         flush(temporary)

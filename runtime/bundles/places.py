@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama_onnx.runtime.bundles.azureml import AzureML
+from llama_onnx.runtime.bundles.foundry import Foundry
 from llama_onnx.runtime.bundles.hub import Hub
 from llama_onnx.runtime.bundles.nuget import NuGet
 from llama_onnx.runtime.bundles.place import Option, Place
 from llama_onnx.runtime.bundles.sagemaker import SageMaker
+from llama_onnx.runtime.bundles.web import Web
 from llama_onnx.runtime.bundles.windows import Windows
 from llama_onnx.targets.errors import UsageError
 
 PLACES: dict[str, type[Place]] = {
-    place.name: place for place in (Windows, NuGet, AzureML, SageMaker, Hub)
+    place.name: place for place in (Windows, NuGet, AzureML, SageMaker, Hub, Foundry, Web)
 }
 """Value of `--for` -> place."""
 

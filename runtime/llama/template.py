@@ -146,7 +146,15 @@ def read_template(folder: Path) -> ChatTemplate | None:
 
 def has_template(folder: Path) -> bool:
     """Return whether the package in `folder` has a template, whatever it does."""
-    return bool(_read_text(folder)[0])
+    return bool(template_text(folder))
+
+
+def template_text(folder: Path) -> str | None:
+    """Return the template of the package in `folder` as it is written, None if it has none.
+
+    Raises `PackageError` for one that is not UTF-8 text.
+    """
+    return _read_text(folder)[0]
 
 
 def _read_text(folder: Path) -> tuple[str | None, Mapping[str, Any]]:

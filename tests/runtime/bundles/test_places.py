@@ -55,9 +55,9 @@ def bundle_for(place: str, package: ModelPackage, out: Path, **settings: Any) ->
 
 
 BUNDLES: dict[str, Bundle] = {
-    place: partial(bundle_for, place) for place in ("azureml", "sagemaker", "hub")
+    place: partial(bundle_for, place) for place in ("azureml", "sagemaker", "hub", "foundry", "web")
 }
-bundle_azureml, bundle_sagemaker, bundle_hub = BUNDLES.values()
+bundle_azureml, bundle_sagemaker, bundle_hub, *_ = BUNDLES.values()
 CLOUDS = ("azureml", "sagemaker")
 ROOT = Path(__file__).parents[3]
 every_place = pytest.mark.parametrize("bundle", BUNDLES.values(), ids=BUNDLES)

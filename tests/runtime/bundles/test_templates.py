@@ -18,6 +18,7 @@ SCRIPTS = sorted(TEMPLATES.glob("*/*.py.template"))
 def test_there_are_scripts_and_none_is_a_module_here() -> None:
     assert [path.name for path in SCRIPTS] == [
         "serve.py.template",
+        "register.py.template",
         "deploy.py.template",
     ]
     assert not list(TEMPLATES.rglob("*.py"))
