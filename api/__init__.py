@@ -201,6 +201,7 @@ def export(
     checksum: bool = True,
     hash_source: bool = False,
     tokenizer: bool = True,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> _results.ExportResult:
     """Export a checkpoint to a package. Memory use does not grow with the model.
@@ -215,6 +216,7 @@ def export(
         checksum: Compare the source with its checklist.chk, if it has one.
         hash_source: Read the source once more to record the sha256 of its files in the manifest.
         tokenizer: False leaves it out: the package takes ids only, and the source needs none.
+        workers: Threads that convert weights. None: one for each processor.
         progress: An object with `step(what)` and `update(what, done, total, unit)`. None: silent.
 
     Returns:

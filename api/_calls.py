@@ -72,6 +72,7 @@ def export(
     checksum: bool,
     hash_source: bool,
     tokenizer: bool,
+    workers: int | None,
     progress: Progress | None,
     **options: Any,
 ) -> ExportResult:
@@ -93,6 +94,7 @@ def export(
         checksum=checksum,
         hash_source=hash_source,
         tokenizer=tokenizer,
+        workers=workers,
         explicit=chosen.changed(),
         progress=progress or SILENT,
     )

@@ -17,6 +17,7 @@ from llama_onnx.runtime.llama.generation import Run, Steps
 from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.text_files import open_genai_tokenizer, read_settings
 from llama_onnx.runtime.memory import is_memory_failure
+from llama_onnx.runtime.tokenizer.text_stream import Decoder, GenaiDecoder
 from llama_onnx.targets.engines import EngineName, SpeculationName
 from llama_onnx.targets.errors import PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
@@ -84,8 +85,8 @@ class Backend(Protocol):
     def opened(self) -> Opened:
         """What runs the graph."""
 
-    def open_tokenizer(self) -> Any:
-        """Return genai's tokenizer, which decodes the tokens of an answer one by one."""
+    def open_tokenizer(self) -> Decoder:
+        """Return genai's tokenizer, for a tokenizer.json with a decoder that is not Llama's."""
 
     def start(self, asked: Asked) -> Steps:
         """Return an answer that has read nothing yet; raises what `Llama.generate` raises."""
@@ -183,12 +184,12 @@ class EngineBackend(Backend):
         """What runs the graph."""
         return self._opened
 
-    def open_tokenizer(self) -> Any:
-        """Return genai's tokenizer: that of `tokenizers` decodes damaged UTF-8 to other text."""
-        tokenizer = open_genai_tokenizer(self._package.path)
-        if tokenizer is None:
+    def open_tokenizer(self) -> Decoder:
+        """Return genai's tokenizer."""
+        native = open_genai_tokenizer(self._package.path)
+        if native is None:
             raise missing_extra("decoding an answer", "onnxruntime_genai", "cpu")
-        return tokenizer
+        return GenaiDecoder(native)
 
     def start(self, asked: Asked) -> Steps:
         """Return an answer that has read nothing yet."""
@@ -246,11 +247,11 @@ class GenaiBackend(Backend):
         """What runs the graph."""
         return self._opened
 
-    def open_tokenizer(self) -> Any:
+    def open_tokenizer(self) -> Decoder:
         """Return genai's tokenizer."""
         from llama_onnx.runtime.genai import og
 
-        return og.Tokenizer(self._opened.model)
+        return GenaiDecoder(og.Tokenizer(self._opened.model))
 
     def start(self, asked: Asked) -> Steps:
         """Return an answer that has read nothing yet."""

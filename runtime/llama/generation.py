@@ -18,6 +18,7 @@ from llama_onnx.runtime.engine.schedule import CHUNK
 from llama_onnx.runtime.llama.generation_stats import FinishReason, GenerationStats, Tally
 from llama_onnx.runtime.llama.prompt import Tokens
 from llama_onnx.runtime.llama.stops import StopFilter
+from llama_onnx.runtime.tokenizer.text_stream import TextStream
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class Observed(Events):
 class TextReader:
     """Turns the tokens of one answer into text, up to an end token or the first stop text."""
 
-    def __init__(self, stream: Any, end_tokens: Collection[int], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, stream: TextStream, end_tokens: Collection[int], stop: Sequence[str] = ()
+    ) -> None:
         self._stream, self._end_tokens, self._stops = stream, end_tokens, StopFilter(stop)
         self._ended = False
 
@@ -112,7 +115,8 @@ class TextReader:
 
     def rest(self) -> str:
         """Return what is still held back at the end of the answer."""
-        return self._stops.flush()
+        text = "" if self.is_over() else self._stops.feed(self._stream.finish())
+        return text + self._stops.flush()
 
 
 class Steps(Tally, ABC):

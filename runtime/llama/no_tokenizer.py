@@ -15,6 +15,10 @@ class SilentStream:
         """Return an empty text."""
         return ""
 
+    def finish(self) -> str:
+        """Return an empty text."""
+        return ""
+
 
 class NoTokenizer:
     """The methods of genai's tokenizer and of `Encoder` that `Llama` calls.

@@ -14,6 +14,7 @@ from llama_onnx.runtime.llama.prompt import Tokens, check_text_length, check_tok
 from llama_onnx.runtime.llama.template import check_template, render_messages
 from llama_onnx.runtime.llama.tools import Tool, check_tools
 from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
+from llama_onnx.runtime.tokenizer.text_stream import Decoder, TextStream
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage
 
@@ -38,19 +39,25 @@ class TextCodec:
         package: ModelPackage,
         settings: Mapping[str, Any],
         context_length: int,
-        open_tokenizer: Callable[[], Any],
+        open_tokenizer: Callable[[], Decoder],
     ) -> None:
-        """Read the tokenizer; `settings` is the `model` part of genai_config.json."""
+        """Read the tokenizer; `settings` is the `model` part of genai_config.json.
+
+        `open_tokenizer` is called for what decodes if tokenizer.json has no decoder of a Llama.
+        """
         self.package, self.context_length = package, context_length
         self.rows = int(settings["vocab_size"])
         if package.has_tokenizer:
             check_template(package.path)
-            self._encoder: Encoder | NoTokenizer = open_encoder(package.path, self.rows)
-            self._tokenizer: Any = open_tokenizer()
+            found = settings.get("eos_token_id", [])
+            ends = found if isinstance(found, list) else [found]
+            encoder = open_encoder(package.path, self.rows)
+            self._encoder: Encoder | NoTokenizer = encoder
+            self._decoder: Decoder | NoTokenizer = encoder.open_decoder(ends) or open_tokenizer()
         else:
-            self._tokenizer = self._encoder = NoTokenizer(package, settings)
+            self._decoder = self._encoder = NoTokenizer(package, settings)
         self._bos_token: int | None = settings.get("bos_token_id")
-        self.end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
+        self.end_tokens = frozenset(int(token) for token in self._decoder.eos_token_ids)
         self._lock = Lock()
         self._guidance: Guidance | None = None
         self._guides: dict[Guide, CompiledGuide] = {}
@@ -116,9 +123,9 @@ class TextCodec:
             raise UsageError("the text has bytes that are not UTF-8: convert it first.") from None
         return np.asarray(ids, dtype=np.int32)
 
-    def stream(self, *, answer: bool = False) -> Any:
+    def stream(self, *, answer: bool = False) -> TextStream:
         """Return what decodes tokens one by one, which continue a text or are an `answer`."""
-        stream = self._tokenizer.create_stream()
+        stream = self._decoder.create_stream()
         # An answer starts a new text. After a special token the stream drops the space that
         # SentencePiece puts before the first word of a text.
         for token in list(self.end_tokens)[:1] if answer else ():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_onnx.runtime.tokenizer.deadline import within
 from llama_onnx.runtime.tokenizer.json_limits import exceeded_limit
+from llama_onnx.runtime.tokenizer.text_stream import PieceDecoder, open_decoder
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.printable import printable
@@ -33,6 +34,10 @@ class Encoder:
     def get_vocab_size(self) -> int:
         """Return the number of tokens, added ones included."""
         return self._tokenizer.get_vocab_size()
+
+    def open_decoder(self, ends: Collection[int]) -> PieceDecoder | None:
+        """Return what decodes with the same tokenizer; None if its decoder may not end."""
+        return open_decoder(self._tokenizer, ends)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Return the ids of each text.

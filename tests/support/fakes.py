@@ -43,6 +43,9 @@ class FakeStream:
     def decode(self, token: int) -> str:
         return chr(token)
 
+    def finish(self) -> str:
+        return ""
+
 
 def generation(
     text: str,

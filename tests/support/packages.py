@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.package import MANIFEST, write_manifest
@@ -102,8 +104,5 @@ def greedy(package: Path, prompt: Sequence[int], count: int) -> list[int]:
 
 
 def decode(package: Path, tokens: list[int]) -> str:
-    """Return the text that onnxruntime-genai decodes from tokens one by one."""
-    from llama_onnx.runtime.genai import og  # as in greedy
-
-    stream = og.Tokenizer(og.Config(str(package))).create_stream()
-    return "".join(stream.decode(token) for token in tokens)
+    """Return the text that the library `tokenizers` makes of tokens."""
+    return Tokenizer.from_file(str(package / "tokenizer.json")).decode(tokens)

@@ -92,7 +92,7 @@ def final_text(bundle: Path, name: str) -> str:
         page = browser.new_page()
         page.goto(url + name)
         page.wait_for_function("() => document.body?.innerText.trim()", timeout=TIMEOUT_MS)
-        text = page.inner_text("body")
+        text = str(page.inner_text("body"))
         browser.close()
     return text
 

@@ -174,6 +174,7 @@ class Front:
             return b""
         except BrokenError:
             log.warning("replica %d ended in the middle of an answer", replica.number)
+            self.pool.rest(replica)  # before its place is free for another request
             await started.fail(path)
         return None
 

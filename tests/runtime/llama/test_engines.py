@@ -29,7 +29,7 @@ from llama_onnx.targets.providers import CUDA
 from llama_onnx.targets.registry import get_target
 from tests.support import adapters, tiny
 from tests.support.answers import let_every_step_take_as_long
-from tests.support.packages import alter_package
+from tests.support.packages import alter_package, greedy
 
 PROMPT = "the quick brown fox"
 CHAT = [
@@ -77,8 +77,8 @@ def test_an_int4_package_gives_the_same_text(package: Path, llama: Llama) -> Non
 
 
 def test_an_end_token_ends_both(package_fp32: Path, theirs: Llama, tmp_path: Path) -> None:
-    tokens = theirs.encode("".join(theirs.generate(PROMPT, max_new_tokens=24)))
-    ends = {"eos_token_id": [2, int(tokens[6])]}
+    tokens = greedy(package_fp32, theirs.encode(PROMPT).tolist(), 24)
+    ends = {"eos_token_id": [2, tokens[6]]}
     altered = alter_package(package_fp32, tmp_path / "altered", model=ends)
     answers = [
         Llama.load(altered, engine=engine).generate(PROMPT, max_new_tokens=24)
