@@ -46,6 +46,7 @@ def run(code: str, telemetry: str | None = None) -> list[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["exporter.packaging.export", "exporter.parity.prove"])
 def test_an_exporter_that_loads_onnxruntime_sends_no_usage_reports(module: str) -> None:
     assert run(f"import llama_onnx.{module}\n{USE}") == [

@@ -161,6 +161,7 @@ def written(source: Path, out: Path, **options: object) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["awq", "gptq"])
 def test_the_same_source_and_options_give_the_same_bytes(tmp_path: Path, quantizer: str) -> None:
     source = tiny.write_huggingface(tmp_path / "source ä 日本")
@@ -175,6 +176,7 @@ def test_what_a_calibration_keeps_is_not_in_the_package(tmp_path: Path) -> None:
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.slow
 def test_an_export_killed_while_it_calibrates_resumes(tmp_path: Path) -> None:
     source = tiny.write_huggingface(tmp_path / "source")
     whole = written(source, tmp_path / "whole")

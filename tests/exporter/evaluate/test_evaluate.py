@@ -93,6 +93,7 @@ def test_shards_equal_one_pass_by_transformers_and_the_other_measure(
     assert low < value < high
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_200_shards_add_up_to_one_pass_over_the_same_logits(package: Path, text: Path) -> None:
     text.write_text("\n".join(built_in() * 4)[:13_500], encoding="utf-8")

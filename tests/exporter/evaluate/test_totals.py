@@ -92,6 +92,7 @@ def test_the_interval_is_that_of_a_bootstrap_over_passages(name: str) -> None:
     assert estimate.low < sums.sum() / counts.sum() < estimate.high
 
 
+@pytest.mark.slow
 def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
     truth = Totals.of(passages(20_000, seed=9)).estimate("kl").value
     held = 0

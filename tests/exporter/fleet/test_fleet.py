@@ -36,6 +36,7 @@ def states(report: dict[str, Any]) -> dict[str, str]:
     return {task["name"]: task["state"] for task in report["tasks"]}
 
 
+@pytest.mark.slow
 def test_a_fleet_from_its_first_run_to_a_changed_source(tmp_path: Path) -> None:
     source = write_huggingface(tmp_path / "one")
     broken(tmp_path / "bad")
@@ -89,6 +90,7 @@ class Killer(Silent):
             os.kill(child.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_a_killed_process_is_tried_again_as_often_as_allowed(tmp_path: Path) -> None:
     write_huggingface(tmp_path / "one")

@@ -180,6 +180,7 @@ def test_lines_of_a_killed_worker_are_answered_by_others_once(package_fp32: Path
     assert deaths == 2
 
 
+@pytest.mark.slow
 def test_a_line_that_kills_every_worker_gets_an_error(
     package_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +235,7 @@ def started(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_after_a_kill_of_the_driver_the_same_command_goes_on(
     package_fp32: Path, tmp_path: Path

@@ -106,6 +106,7 @@ def test_its_cache_is_freed_with_the_answer_and_counted(package_fp32: Path, smal
         assert draft is not None and draft._rows is None
 
 
+@pytest.mark.slow
 def test_several_answers_at_once_and_one_alone(engine: Engine) -> None:
     started = [engine.submit(ask(prompt, COUNT, reuse=False)) for prompt in PROMPTS]
     for prompt, answer in zip(PROMPTS, started, strict=True):

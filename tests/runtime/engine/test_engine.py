@@ -721,6 +721,7 @@ if sys.argv[2] == "raise":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "code"), [("return", 0), ("raise", 7)])
 def test_a_process_ends_in_the_middle_of_answers(package_fp32: Path, how: str, code: int) -> None:
     root = Path(__file__).parents[3]

@@ -16,5 +16,6 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_changed_inputs_are_read_within_their_bounds(tmp_path: Path) -> None:
     assert int(fuzz(tmp_path, 2, seed=1).split()[0]) > 10

@@ -212,6 +212,7 @@ def test_any_tokens_decode_to_whole_characters(checks: Any, folder: Path) -> Non
             assert ours.decode(ids).decode() == original.decode(ids), ids
 
 
+@pytest.mark.slow
 def test_ten_megabytes_of_one_letter(checks: Any, folder: Path) -> None:
     """A quadratic search would take hours."""
     text = "a" * 10_000_000
