@@ -163,9 +163,10 @@ def create_session(
 
 
 def _open(model: Path | bytes, provider: Provider, options: Any, name: str) -> Session:
-    providers: list[Any] | None = [(provider.ort_name, dict(provider.provider_options))]
+    named: list[Any] = [(provider.ort_name, dict(provider.provider_options))]
     if provider != CPU:
-        providers.append(CPU.ort_name)
+        named.append(CPU.ort_name)
+    providers: list[Any] | None = named
     source = model if isinstance(model, bytes) else str(model)
     runtime = load()
     try:

@@ -128,8 +128,12 @@ def gather_windows_ml(seconds: float) -> WindowsML:
     answer = run_probe("windows_ml", seconds=seconds)
     if "error" in answer:
         return WindowsML(installed=True, error=answer["error"])
-    lists = {name: tuple(answer[name]) for name in ("providers", "devices")}
-    return WindowsML(installed=True, problems=answer["problems"], **lists)
+    return WindowsML(
+        installed=True,
+        providers=tuple(answer["providers"]),
+        devices=tuple(answer["devices"]),
+        problems=answer["problems"],
+    )
 
 
 def gather_graphics() -> Graphics:

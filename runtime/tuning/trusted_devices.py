@@ -64,7 +64,7 @@ def choose_device(
     """
     graphics = gather_graphics() if drivers is None else None
     known = (*graphics.adapters, graphics.driver or "") if graphics else tuple(drivers or ())
-    refused = []
+    refused: list[tuple[Device, str]] = []
     for device in rank(package.target, devices):
         record = _record(package, device, known)
         found = None if again else _remembered(record)
