@@ -163,12 +163,18 @@ def create_session(
 
 
 def _open(model: Path | bytes, provider: Provider, options: Any, name: str) -> Session:
-    providers: list[Any] = [(provider.ort_name, dict(provider.provider_options))]
+    named: list[Any] = [(provider.ort_name, dict(provider.provider_options))]
     if provider != CPU:
-        providers.append(CPU.ort_name)
+        named.append(CPU.ort_name)
+    providers: list[Any] | None = named
     source = model if isinstance(model, bytes) else str(model)
     runtime = load()
     try:
+        if provider.ep_device is not None:  # named in the options, and the CPU is always there
+            devices = [d for d in runtime.get_ep_devices() if d.ep_name == provider.ort_name]
+            chosen = devices[provider.ep_device : provider.ep_device + 1]
+            options.add_provider_for_devices(chosen, dict(provider.provider_options))
+            providers = None
         # By default onnxruntime falls back to the CPU, with no more than a printed line, when the
         # provider fails to open the model and when a run fails.
         session = runtime.InferenceSession(source, options, providers, enable_fallback=0)

@@ -90,6 +90,10 @@ def read_listing(file: Path, format_version: int) -> dict[str, Any]:
     """
     content = read_package_json(file.parent, file.name, max_bytes=_MAX_BYTES)
     if content is None:
+        if (file.parent / "bundle.json").is_file():
+            raise PackageError(
+                f"{file.parent} is a bundle, not a package: pass the package that it was made from."
+            )
         raise PackageError(f"{file.parent} is not a llama-onnx package: it has no {file.name}.")
     _check_listing(content, file, format_version)
     return content

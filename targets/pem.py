@@ -29,11 +29,13 @@ _PUBLIC_KEY = "make one with `openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.p
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
 
-def read_private(file: Path, ask_password: Callable[[], str]) -> tuple[Any, bytes | None]:
+def read_private(
+    file: Path, ask_password: Callable[[], str], advice: str = NEW_KEY
+) -> tuple[Any, bytes | None]:
     """Return the private key in `file`, of any kind, and its password, which is asked for if the
     key is protected.
 
-    Raises `UsageError` for a file that is not a key and for a wrong password,
+    Raises `UsageError`, with `advice`, for a file that is not a key, and for a wrong password,
     `MissingDependencyError` without `cryptography`.
     """
     _require_cryptography()
@@ -48,7 +50,7 @@ def read_private(file: Path, ask_password: Callable[[], str]) -> tuple[Any, byte
     except (ValueError, TypeError, UnsupportedAlgorithm):
         if password is not None:
             raise UsageError(f"{file} cannot be read with this password.") from None
-        raise UsageError(f"{file} is not a private key in PEM format: {NEW_KEY}.") from None
+        raise UsageError(f"{file} is not a private key in PEM format: {advice}.") from None
 
 
 def read_ed25519(file: Path, ask_password: Callable[[], str]) -> Ed25519PrivateKey:
@@ -57,7 +59,8 @@ def read_ed25519(file: Path, ask_password: Callable[[], str]) -> Ed25519PrivateK
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{file} is not an ed25519 key: {NEW_KEY}.")
+        other = ", or pass --format oms" if getattr(key, "curve", None) is not None else ""
+        raise UsageError(f"{file} is not an ed25519 key: {NEW_KEY}{other}.")
     return key
 
 
@@ -66,7 +69,7 @@ def read_curve_key(
 ) -> tuple[EllipticCurvePrivateKey, bytes | None]:
     """Return the key in `file` of a curve that OpenSSF's model signing takes, and its password; see
     `read_private`. Raises `UsageError` for other keys."""
-    key, password = read_private(file, ask_password)
+    key, password = read_private(file, ask_password, NEW_CURVE_KEY)
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
     if not (isinstance(key, EllipticCurvePrivateKey) and key.curve.name in _CURVES):

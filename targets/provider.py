@@ -37,6 +37,9 @@ class Provider:
 
     `session_options` are onnxruntime-genai's, `provider_options` the provider's own; both apply
     whenever a package is opened. `other_options` are further values that a package may give them.
+
+    `ep_device` chooses one of the devices that ONNX Runtime lists for the provider, by its number
+    among them; None: the provider is named, and finds its device itself.
     """
 
     name: str
@@ -54,3 +57,4 @@ class Provider:
     session_options: Mapping[str, int | str] = field(default_factory=dict)
     provider_options: Mapping[str, str] = field(default_factory=dict)
     other_options: Mapping[str, str] = field(default_factory=dict)
+    ep_device: int | None = None

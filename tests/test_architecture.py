@@ -47,6 +47,7 @@ MODULE_LIBRARIES = {
     "runtime/batch/lines.py": {"pyarrow"},
     "runtime/batch/ray_cluster.py": {"pyarrow", "ray"},
     "runtime/serving/replicas/ray_app.py": {"ray"},
+    "runtime/placement/windows_ml.py": {"windowsml"},
 }
 """Module -> libraries that it alone may import, in its functions: an extra nobody else needs."""
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from llama_onnx.runtime.commands.console import progress_line
+from llama_onnx.runtime.commands.keys import given_password
 from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.signature import read_signer
 
 if TYPE_CHECKING:
     from llama_onnx.exporter.fleet.fleet_task import Fleet
@@ -62,6 +65,7 @@ def command(
     if ray is not None and jobs is not None:
         raise UsageError("--jobs is for this machine: with --ray, the cluster decides.")
     fleet = read_fleet(file)
+    _check_keys(fleet)
     with ExitStack() as stack:
         stack.enter_context(fleet_folder(fleet))
         workers = _workers(stack, fleet, jobs, threads, ray)
@@ -79,6 +83,15 @@ def command(
         _print(summary)
     if failed := summary.count("failed"):
         raise click.ClickException(f"{failed} of {len(summary.rows)} tasks failed.")
+
+
+def _check_keys(fleet: Fleet) -> None:
+    """Raise `UsageError` for a key that cannot sign, before hours of exports.
+
+    Tasks have no terminal, so that passwords can only come from the environment.
+    """
+    for key in dict.fromkeys(Path(task.sign) for task in fleet.tasks if task.sign):
+        read_signer(key, partial(given_password, key))
 
 
 def _workers(

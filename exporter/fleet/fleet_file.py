@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from difflib import get_close_matches
 from itertools import product
@@ -14,7 +14,7 @@ from typing import Any
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.fleet.fleet_task import Fleet, Task, output_names
 from llama_onnx.exporter.packaging.options import Options
-from llama_onnx.runtime.bundles.places import get_place
+from llama_onnx.runtime.bundles.places import PLACES, get_place
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.folder_files import is_plain_name
 from llama_onnx.targets.printable import shown
@@ -208,6 +208,7 @@ def _tasks(where: _Text, number: int, given: Mapping[str, Any], base: Path) -> I
         Options(**_options(given, None))
     except UsageError as error:
         raise wrong(None, f"[[model]] {number}: {error}") from None
+    _check_places(given, wrong)
     for target, precision in product(given.get("targets", ["cpu"]), given.get("precision", [None])):
         known = get_target(target).graph.precisions
         if precision is not None and precision not in known:
@@ -228,6 +229,17 @@ def _tasks(where: _Text, number: int, given: Mapping[str, Any], base: Path) -> I
             bundle=tuple(given.get("bundle", ())),
             licensed=given.get("i_have_the_licence", False),
         )
+
+
+def _check_places(given: Mapping[str, Any], wrong: Callable[[str | None, str], UsageError]) -> None:
+    """Raise an error for a place that cannot take a package for one of the targets."""
+    for place, target in product(given.get("bundle", ()), given.get("targets", ("cpu",))):
+        if PLACES[place].cpu_packages and target != "cpu":
+            raise wrong(
+                "bundle",
+                f"the place {place} takes packages for the CPU only: give {target} a [[model]] of "
+                f"its own, without {place}.",
+            )
 
 
 def _options(given: Mapping[str, Any], precision: str | None) -> dict[str, Any]:

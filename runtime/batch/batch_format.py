@@ -46,7 +46,8 @@ def read_line(text: bytes) -> Request:
     try:
         content = parse_json(text, unique=True)
     except JSONError as error:
-        raise LineError("invalid_json_line", f"the line {error}.") from None
+        reason = str(error).replace("(line 1: ", "(")  # of the text parsed, not of the file
+        raise LineError("invalid_json_line", f"the line {reason}.") from None
     if not isinstance(content, dict):
         raise LineError("invalid_json_line", "the line is not a JSON object.")
     custom_id = content.get("custom_id")

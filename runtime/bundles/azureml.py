@@ -46,6 +46,7 @@ class AzureML(Place):
 
     name: ClassVar[str] = "azureml"
     summary: ClassVar[str] = "a managed online endpoint of Azure Machine Learning"
+    cpu_packages: ClassVar[bool] = True
 
     def check(self, package: ModelPackage) -> None:
         """Raise `PackageError` for a package that is not for the CPU."""

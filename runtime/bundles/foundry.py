@@ -39,6 +39,7 @@ class Foundry(Place):
 
     name: ClassVar[str] = "foundry"
     summary: ClassVar[str] = "Foundry Local, with a script that registers the model"
+    cpu_packages: ClassVar[bool] = True
 
     def check(self, package: ModelPackage) -> None:
         """Raise `PackageError` for a package that is not for the CPU, or that cannot chat."""

@@ -84,6 +84,7 @@ class NuGet(Place):
 
     name: ClassVar[str] = "nuget"
     summary: ClassVar[str] = "a NuGet package for .NET apps, with the model beside it"
+    cpu_packages: ClassVar[bool] = True
     options: ClassVar[tuple[Option, ...]] = (
         WHEELS,
         Option(
@@ -147,8 +148,8 @@ class NuGet(Place):
             dotnet = shutil.which(self.dotnet)
             if dotnet is None:
                 raise MissingDependencyError(
-                    f"the .NET SDK is not installed, which compiles {ASSEMBLY}: install it, or "
-                    f"pass --managed {ASSEMBLY}, compiled elsewhere."
+                    f"{ASSEMBLY} cannot be compiled, because no .NET SDK is installed: install "
+                    f"one, or pass --managed {ASSEMBLY}, compiled elsewhere."
                 )
             assembly = compile_managed(dotnet, work, number)
         elif f"\0{ASSEMBLY}\0".encode() not in assembly.read_bytes():  # the module's own name

@@ -37,12 +37,13 @@ class Place(ABC):
     """A place that a bundle is made for. A subclass has the place's settings as its fields.
 
     `name` is the value of `--for`, `summary` describes the bundle, `options` are the settings that
-    the command line offers.
+    the command line offers. `cpu_packages`: it takes packages for the CPU only.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[tuple[Option, ...]] = ()
+    cpu_packages: ClassVar[bool] = False
 
     @classmethod
     def from_options(cls, given: Mapping[str, Any]) -> Place:

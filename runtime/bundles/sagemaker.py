@@ -50,6 +50,7 @@ class SageMaker(Place):
 
     name: ClassVar[str] = "sagemaker"
     summary: ClassVar[str] = "a container for Amazon SageMaker, and the calls that deploy it"
+    cpu_packages: ClassVar[bool] = True
 
     def check(self, package: ModelPackage) -> None:
         """Raise `PackageError` for a package that is not for the CPU."""

@@ -261,7 +261,11 @@ def _variant(path: Path, target: str) -> Mapping[str, Any]:
     component = read_package_json(path / COMPONENT, "component.json", max_bytes=_MAX_JSON)
     variants = component.get("variants") if component else None
     if not isinstance(variants, dict):
-        raise PackageError(f"{path} is not a model package made by llama-onnx.")
+        if (path / MODEL_FILE).is_file():
+            raise PackageError(f"{path} is a package for one target already: use it as it is.")
+        raise PackageError(
+            f"{path} is not a model package of llama-onnx: `model-package make` makes one."
+        )
     if not (is_plain_name(target) and isinstance(variants.get(target), dict)):
         raise UsageError(f"{path} has no package for {target}: it has {', '.join(variants)}.")
     variant: Mapping[str, Any] = variants[target]

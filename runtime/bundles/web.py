@@ -48,6 +48,7 @@ class Web(Place):
 
     name: ClassVar[str] = "web"
     summary: ClassVar[str] = "transformers.js: a page for the browser, and Node"
+    cpu_packages: ClassVar[bool] = True
 
     limit: int = LIMIT
 

@@ -15,6 +15,7 @@ from llama_onnx.runtime.bundles.place import Option
 from llama_onnx.runtime.bundles.places import OPTIONS, PLACES, get_place, places_with
 from llama_onnx.runtime.commands.keys import sign_with
 from llama_onnx.runtime.commands.streams import say
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -47,10 +48,27 @@ def _click_option(option: Option) -> Callable[[_Command], _Command]:
     return click.option(option.flag, option.name, type=_TYPES[option.kind], help=text)
 
 
+def _one_place(_context: click.Context, _option: click.Parameter, places: tuple[str, ...]) -> str:
+    """Return the place; click alone would take the last of several without a word."""
+    if len(set(places)) > 1:
+        raise UsageError(
+            "--for takes one place: make one bundle for each, in folders of their own."
+        )
+    return places[0]
+
+
 @click.command("bundle", help=_HELP, short_help="Prepare a package for Windows, a cloud, the hub.")
 @click.argument("package", type=_EXISTING)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--for", "place", type=click.Choice(list(PLACES)), required=True, help="The place.")
+@click.option(
+    "--for",
+    "place",
+    type=click.Choice(list(PLACES)),
+    required=True,
+    multiple=True,
+    callback=_one_place,
+    help="The place.",
+)
 @_place_options
 @click.option("--zip", "as_zip", is_flag=True, help="Also pack the bundle into OUT.zip.")
 @click.option("--sign", "key", type=_EXISTING, help="Sign with this ed25519 key, a PEM file.")

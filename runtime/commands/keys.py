@@ -28,9 +28,15 @@ def ask_password(key: Path) -> str:
 
     Raises `UsageError` if there is neither.
     """
-    if (given := os.environ.get(PASSWORD_VARIABLE)) is not None:
-        return given
-    if not sys.stdin.isatty():
-        raise UsageError(f"{key} is protected by a password: set {PASSWORD_VARIABLE}.")
+    if PASSWORD_VARIABLE in os.environ or not sys.stdin.isatty():
+        return given_password(key)
     password: str = click.prompt(f"Password of {key}", hide_input=True, err=True)
     return password
+
+
+def given_password(key: Path) -> str:
+    """Return the password of `key` from LLAMA_ONNX_KEY_PASSWORD. Raises `UsageError` without it."""
+    given = os.environ.get(PASSWORD_VARIABLE)
+    if given is None:
+        raise UsageError(f"{key} is protected by a password: set {PASSWORD_VARIABLE}.")
+    return given

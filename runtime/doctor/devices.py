@@ -6,7 +6,15 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from llama_onnx.runtime.doctor.facts import Facts, Graphics, Libraries, Loaded, ProviderRun, Wheels
+from llama_onnx.runtime.doctor.facts import (
+    Facts,
+    Graphics,
+    Libraries,
+    Loaded,
+    ProviderRun,
+    Wheels,
+    WindowsML,
+)
 from llama_onnx.runtime.doctor.finding import Finding, Status
 from llama_onnx.runtime.doctor.requirements import numbers
 from llama_onnx.runtime.placement.wheels import install_wheels
@@ -32,6 +40,8 @@ def judge_devices(facts: Facts) -> Iterator[Finding]:
         yield from judge_tried(facts.tried, facts.wheels, lacking)
         if hint := judge_unused(graphics, loaded, facts.wheels):
             yield hint
+    if facts.windows_ml:
+        yield judge_windows_ml(facts.windows_ml)
 
 
 def judge_graphics(graphics: Graphics, *, cuda: bool, platform: str) -> Finding:
@@ -87,6 +97,23 @@ def judge_tried(
         short = entry.error and entry.provider in lacking
         reported = replace(entry, error="does not run without its libraries") if short else entry
         yield _judge_one(reported, cpu, wheels)
+
+
+def judge_windows_ml(found: WindowsML) -> Finding:
+    """Name the devices that the providers in Windows ML's catalog drive."""
+    name = "Windows ML"
+    if not found.installed:
+        mend = "to use the graphics vendors' own providers, run `python -m pip install windowsml`"
+        return Finding(name, "ok", "not installed", mend)
+    if found.error:
+        mend = "update Windows, and run `python -m pip install --upgrade windowsml`"
+        return Finding(name, "warning", found.error, mend)
+    problems = "; ".join(f"{ep}: {problem}" for ep, problem in found.problems.items())
+    if found.devices or not found.providers:
+        text = ", ".join(found.devices) or "no provider in its catalog suits this machine"
+        return Finding(name, "ok", f"{text}; {problems}" if problems else text)
+    mend = "install the provider with Windows Update, or update the device's driver"
+    return Finding(name, "warning", f"no device; {problems}" if problems else "no device", mend)
 
 
 def judge_unused(graphics: Graphics, loaded: Loaded, wheels: Wheels) -> Finding | None:

@@ -175,6 +175,21 @@ class WindowsFacts:
 
 
 @dataclass(frozen=True)
+class WindowsML:
+    """What Windows ML's catalog has for this machine: the providers in it, the devices that they
+    drive once they are registered, and the reasons why some are not, by provider.
+
+    `installed`: the package `windowsml` is there; without it nothing else is known.
+    """
+
+    installed: bool
+    providers: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything `doctor` judges. `platform` is a value of `sys.platform`."""
 
@@ -192,3 +207,4 @@ class Facts:
     telemetry: str | None
     encodings: Encodings
     windows: WindowsFacts | None = None
+    windows_ml: WindowsML | None = None

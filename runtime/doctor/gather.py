@@ -31,6 +31,7 @@ from llama_onnx.runtime.doctor.facts import (
     Python,
     Wheels,
     WindowsFacts,
+    WindowsML,
 )
 from llama_onnx.runtime.doctor.int4 import int4_kernels
 from llama_onnx.runtime.doctor.requirements import distribution, normalize
@@ -76,6 +77,7 @@ def gather(*, seconds: float, progress: Progress = SILENT) -> Facts:
             sys.getfilesystemencoding(),
         ),
         windows=_windows(),
+        windows_ml=gather_windows_ml(seconds) if sys.platform == "win32" else None,
     )
 
 
@@ -117,6 +119,21 @@ def try_provider(name: str, seconds: float) -> ProviderRun:
     if "error" in answer:
         return ProviderRun(name, error=answer["error"])
     return ProviderRun(name, **{**answer, "logits": tuple(answer["logits"])})
+
+
+def gather_windows_ml(seconds: float) -> WindowsML:
+    """Register the providers of Windows' catalog in a separate process, and list their devices."""
+    if _version("windowsml") is None:
+        return WindowsML(installed=False)
+    answer = run_probe("windows_ml", seconds=seconds)
+    if "error" in answer:
+        return WindowsML(installed=True, error=answer["error"])
+    return WindowsML(
+        installed=True,
+        providers=tuple(answer["providers"]),
+        devices=tuple(answer["devices"]),
+        problems=answer["problems"],
+    )
 
 
 def gather_graphics() -> Graphics:

@@ -1,7 +1,7 @@
 """What `doctor` runs in a child process, because it may crash, hang or print many warnings.
 
-`main` is called with `onnxruntime`, `genai`, `libraries NAME` or `open NAME`. It prints one line
-that starts with `MARK`, then JSON: what it found, or `{"error": ...}`.
+`main` is called with `onnxruntime`, `genai`, `libraries NAME`, `open NAME` or `windows_ml`. It
+prints one line that starts with `MARK`, then JSON: what it found, or `{"error": ...}`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def _try(what: str, *arguments: str) -> dict[str, Any]:
         return _onnxruntime()
     if what == "genai":
         return _genai()
+    if what == "windows_ml":
+        return _windows_ml()
     return _libraries(*arguments) if what == "libraries" else _open(*arguments)
 
 
@@ -61,6 +63,16 @@ def _genai() -> dict[str, Any]:
     from llama_onnx.runtime.genai import og
 
     return {"version": og.__version__}
+
+
+def _windows_ml() -> dict[str, Any]:
+    from llama_onnx.runtime.placement.windows_ml import list_devices, read_catalog, register
+
+    entries = read_catalog()
+    problems = register(entries)
+    names = {entry.name for entry in entries}
+    devices = [str(device) for device in list_devices() if device.ep in names]
+    return {"providers": sorted(names), "devices": devices, "problems": problems}
 
 
 def _open(name: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def decide_capacity(
 
     `beside` is the bytes that each position takes in a draft's cache.
     """
-    where = "as asked"
+    where = "as set"
     if cache_bytes is None:
         free = _free_bytes(provider)
         cache_bytes = _UNKNOWN if free is None else int(free * _SHARE)

@@ -23,7 +23,7 @@ def require(provider: Provider, *, genai: bool = False) -> None:
     `genai`: onnxruntime-genai must run it too, not only ONNX Runtime. Loads the provider's
     libraries, including those in NVIDIA's wheels, which neither runtime searches.
     """
-    if provider == CPU:
+    if provider == CPU or provider.ep_device is not None:  # ONNX Runtime lists the device
         return
     reason = (
         _wrong_platform(provider)

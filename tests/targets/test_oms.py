@@ -193,7 +193,7 @@ def test_the_key_says_which_signature_is_meant(signed: Path, keys: Path) -> None
     [
         ("ed.pem", "is not a P-256 key, which OMS needs: make one with `openssl genpkey"),
         ("k1.pem", "is not a P-256 key, which OMS needs"),
-        ("p256.pub.pem", "is not a private key in PEM format"),
+        ("p256.pub.pem", "in PEM format: make one with `openssl genpkey -algorithm EC "),
         ("locked.pem", "cannot be read with this password"),
     ],
 )

@@ -323,7 +323,7 @@ def test_an_invalid_public_key_is_a_wrong_call(
             "mine.pub.pem",
             "is not a private key in PEM format: make one with `openssl genpkey",
         ),
-        ("ec.pem", "is not an ed25519 key"),
+        ("ec.pem", "-out KEY.pem`, or pass --format oms."),
         ("nothing.pem", "cannot be read: No such file or directory"),
         ("locked.pem", "cannot be read with this password"),
     ],

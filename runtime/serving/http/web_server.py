@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import sys
@@ -52,7 +53,12 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         opened = socket.create_server((host, port), family=family, backlog=128)
     except (OSError, OverflowError) as error:
-        reason = describe_reason(error)
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"cannot listen on {host}, port {port}, which another program uses: choose another "
+                "--port."
+            ) from None
+        reason = describe_reason(error).partition(" (while attempting")[0]  # repeats the address
         raise UsageError(f"cannot listen on {host}, port {port}: {reason}.") from None
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)

@@ -77,6 +77,25 @@ def test_a_fleet_from_its_first_run_to_a_changed_source(tmp_path: Path) -> None:
     assert hash_file(ModelPackage.open(package.path).data_path) != before
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("nowhere.pem", "nowhere.pem cannot be read"),
+        ("key.pub.pem", "is not a private key"),
+        ("locked.pem", "set LLAMA_ONNX_KEY_PASSWORD"),
+    ],
+)
+def test_a_key_that_cannot_sign_is_refused_before_anything_runs(
+    tmp_path: Path, key: str, said: str
+) -> None:
+    write_key(tmp_path, "key")
+    write_key(tmp_path, "locked", password="secret")
+    file = write_fleet(tmp_path, model("one", f'sign = "{key}"'))
+    result = CliRunner().invoke(main, ["fleet", str(file)])
+    assert (result.exit_code, said in result.stderr) == (2, True), result.output
+    assert not (tmp_path / "made").exists()
+
+
 class Killer(Silent):
     """Kills the first process that says it does something."""
 

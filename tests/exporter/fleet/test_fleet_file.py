@@ -55,6 +55,7 @@ def test_without_a_precision_the_name_has_none(tmp_path: Path) -> None:
         (model("x/a") + model("y/A"), 11, "[[model]] 2 makes A-cpu-int4 too, as [[model]] 1"),
         (model("a", 'precision = ["int4", "int4"]'), 8, "a-cpu-int4 twice"),
         (model("a", 'bundle = ["moon"]'), 8, "there is no place 'moon'"),
+        (model("a", 'bundle = ["hub", "web"]'), 10, "give webgpu a [[model]] of its own"),
         (model("a", "accept_loss = true"), 10, "set certify too"),
         ("[[model]]\nname = 'x'", 8, "has no source"),
         ("", None, "there is no model"),

@@ -42,7 +42,7 @@ def test_a_plain_line_is_a_request_by_itself(line: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        (b"not json", "invalid_json_line", "not valid JSON"),
+        (b"not json", "invalid_json_line", "not valid JSON (Expecting value)"),
         (b"\xff\xfe{}", "invalid_json_line", "not UTF-8"),
         (b"[1]", "invalid_json_line", "not a JSON object"),
         (b'{"prompt": "a", "prompt": "b"}', "invalid_json_line", "'prompt' twice"),

@@ -92,3 +92,19 @@ def test_a_bundle_in_its_package_or_around_it_is_refused(package: Path, tmp_path
         assert done.exit_code == 2
         assert said in done.stderr
     assert names(copy) == before and names(tmp_path / "out") == {"package"}
+
+
+def test_two_places_are_a_wrong_call(package: Path, tmp_path: Path) -> None:
+    done = bundle(package, tmp_path / "out", "--for", "web")
+    assert (done.exit_code, names(tmp_path)) == (2, set())
+    assert done.stderr == (
+        "Error: --for takes one place: make one bundle for each, in folders of their own.\n"
+    )
+
+
+def test_a_bundle_is_not_bundled(package: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundled").mkdir()
+    (tmp_path / "bundled/bundle.json").write_text("{}")
+    done = bundle(tmp_path / "bundled", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "bundled is a bundle, not a package: pass the package that it was" in done.stderr

@@ -227,3 +227,9 @@ def test_a_target_that_is_not_in_it_is_a_wrong_call(combined: Path, tmp_path: Pa
     done = extract(combined, tmp_path / "out", "directml")
     assert done.exit_code == 2
     assert "has no package for directml: it has cpu, cuda, webgpu." in done.stderr
+
+
+def test_a_package_has_nothing_to_extract(packages: dict[str, Path], tmp_path: Path) -> None:
+    done = extract(packages["cpu"], tmp_path / "out")
+    assert done.exit_code == 1
+    assert "is a package for one target already" in done.stderr

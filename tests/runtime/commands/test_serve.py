@@ -48,7 +48,10 @@ def test_a_port_in_use_is_refused(package: Path) -> None:
         port = str(taken.getsockname()[1])
         result = CliRunner().invoke(main, ["serve", str(package), "--port", port])
     assert result.exit_code == 2
-    assert f"cannot listen on 127.0.0.1, port {port}" in result.stderr
+    assert result.stderr.endswith(
+        f"cannot listen on 127.0.0.1, port {port}, which another program uses: choose another "
+        "--port.\n"
+    )
 
 
 def test_a_package_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from llama_onnx.runtime.doctor.facts import (
     Python,
     Wheels,
     WindowsFacts,
+    WindowsML,
 )
 from llama_onnx.runtime.doctor.finding import Finding, worst
 from llama_onnx.runtime.doctor.hardware import (
@@ -489,3 +490,25 @@ def test_encodings() -> None:
 def test_telemetry(value: str | None, said: str) -> None:
     finding = judge_telemetry(value)
     assert (finding.status, said in finding.found) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "said"),
+    [
+        (WindowsML(installed=False), "ok", "not installed"),
+        (WindowsML(installed=True), "ok", "no provider in its catalog suits this machine"),
+        (WindowsML(True, ("Q",), ("Q on NPU X",)), "ok", "Q on NPU X"),
+        (
+            WindowsML(True, ("Q",), problems={"Q": "it is not installed"}),
+            "warning",
+            "not installed",
+        ),
+        (WindowsML(True, ("Q",)), "warning", "no device"),
+        (WindowsML(True, error="it crashes (0xC0000005)"), "warning", "it crashes"),
+    ],
+)
+def test_windows_ml(found: WindowsML, status: str, said: str) -> None:
+    finding = named(replace(HEALTHY, windows_ml=found))["Windows ML"]
+    assert (finding.status, said in finding.found) == (status, True), finding
+    assert (finding.mend is None) == (bool(found.devices) or (status == "ok" and found.installed))
+    assert "Windows ML" not in named(HEALTHY)

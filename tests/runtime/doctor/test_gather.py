@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.doctor import gather, linux
 from llama_onnx.runtime.doctor.child import run, run_probe
-from llama_onnx.runtime.doctor.facts import Gpu
+from llama_onnx.runtime.doctor.facts import Gpu, WindowsML
 from llama_onnx.runtime.doctor.gather import parse_gpus
 from tests.support import probe_model
 
@@ -361,3 +361,25 @@ def test_doctor_itself_loads_no_runtime() -> None:
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert "llama_onnx.runtime.doctor.gather" in loaded
     assert {"numpy", "onnxruntime", "onnxruntime_genai", "click", "rich"}.isdisjoint(loaded)
+
+
+def test_windows_ml_is_asked_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a catalog whose only library is none, so that onnxruntime refuses it."""
+    assert gather.gather_windows_ml(60) == WindowsML(installed=False)
+    support = "from tests.support.fake_windows_ml import ExecutionProvider, fake_windowsml\n"
+    catalog = 'globals().update(vars(fake_windowsml([ExecutionProvider("QNNExecutionProvider")])))'
+    (tmp_path / "windowsml.py").write_text(support + catalog, encoding="utf-8")
+    info = tmp_path / "windowsml-2.5.96.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: windowsml\nVersion: 2.5.96\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = gather.gather_windows_ml(60)
+    assert (found.installed, found.providers, found.devices, found.error) == (
+        True,
+        ("QNNExecutionProvider",),
+        (),
+        None,
+    )
+    assert "QNNExecutionProvider.dll" in found.problems["QNNExecutionProvider"]
