@@ -12,6 +12,9 @@ from llama_onnx.runtime.measure.claimed_numbers import as_count, as_number
 KEY = "evaluated"
 """The entry of certificate.json."""
 
+Z95 = 1.959963984540054
+"""Standard deviations of a normal distribution on either side that hold 95 %."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -20,6 +23,15 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    @classmethod
+    def normal(cls, value: float, error: float) -> Estimate:
+        """Return the estimate of a normal distribution with the standard error `error`.
+
+        >>> Estimate.normal(0.5, 0.1).text(".3f")
+        '0.500 (0.304 to 0.696)'
+        """
+        return cls(value, value - Z95 * error, value + Z95 * error)
 
     def exp(self) -> Estimate:
         """Return the estimate of the exponential."""
