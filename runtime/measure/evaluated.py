@@ -18,7 +18,7 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % confidence interval, which is NaN where there is a single passage."""
+    """A figure and its 95 % confidence interval, which is NaN where nothing gives one."""
 
     value: float
     low: float
@@ -32,6 +32,14 @@ class Estimate:
         '0.500 (0.304 to 0.696)'
         """
         return cls(value, value - Z95 * error, value + Z95 * error)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Estimate:
+        """Read what a certificate says; raises `KeyError`, `TypeError` or `ValueError`."""
+        low, high = values["low"], values["high"]
+        if low is None and high is None:
+            return cls(as_number(values["value"]), math.nan, math.nan)
+        return cls(as_number(values["value"]), as_number(low), as_number(high))
 
     def exp(self) -> Estimate:
         """Return the estimate of the exponential."""
@@ -84,7 +92,7 @@ class Evaluated:
         """Read what `to_json` returned; raises `KeyError`, `TypeError` or `ValueError`."""
         found = values["figures"]
         numbers: dict[str, Any] = {
-            name: _estimate(found[name])
+            name: Estimate.from_json(found[name])
             for name in (field.name for field in fields(Figures))
             if name not in ("positions", "passages", "max_kl")
         }
@@ -107,10 +115,3 @@ class Evaluated:
             f"{found.same_top1.text('.2%')} of {found.positions:,} positions, perplexity "
             f"{found.perplexity_ratio.text('.4f')} times the original's"
         )
-
-
-def _estimate(values: Mapping[str, Any]) -> Estimate:
-    low, high = values["low"], values["high"]
-    if low is None and high is None:
-        return Estimate(as_number(values["value"]), math.nan, math.nan)
-    return Estimate(as_number(values["value"]), as_number(low), as_number(high))
