@@ -156,6 +156,14 @@ def ray(session: nox.Session) -> None:
 
 
 @nox.session
+def tasks(session: nox.Session) -> None:
+    """`evaluate --tasks` with lm-eval, against lm-eval's own model; arguments go to pytest."""
+    _install(session, "-e", ".[export,cpu,tasks,test]", "accelerate")
+    files = [f"tests/exporter/evaluate/{name}.py" for name in ("test_harness", "test_task_files")]
+    session.run("python", "-m", "pytest", "-n", "0", *files, *session.posargs)
+
+
+@nox.session
 def fuzz_native(session: nox.Session) -> None:
     """Change what the C library reads at random, under sanitizers; `-- --minutes 1`: for one."""
     _install(session, "-e", ".[export,cpu,test]")

@@ -89,10 +89,10 @@ def command(
     from llama_onnx.runtime.measure.jsontext import dumps
     from llama_onnx.runtime.measure.task_scores import KEY as TASK_SCORES
 
-    if text is None and tasks is None:
-        raise UsageError("there is nothing to evaluate on: give --text, --tasks or both.")
     if names and tasks is None:
         raise UsageError("--task names a task of a folder: give --tasks too.")
+    if text is None and tasks is None:
+        raise UsageError("there is nothing to evaluate on: give --text, --tasks or both.")
     if text is not None and reference is None:
         raise UsageError("--text compares with the checkpoint: give --reference too.")
     opened = check_recordable(package) if certify else None

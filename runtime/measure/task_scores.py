@@ -62,8 +62,8 @@ class TaskScores:
     def from_json(cls, values: Mapping[str, Any]) -> TaskScores:
         """Read what `to_json` returned; raises `KeyError`, `TypeError` or `ValueError`."""
         scores = tuple(_score(score) for score in values["scores"])
-        texts = [_text(values[name]) for name in ("task", "sha256", "lm_eval")]
-        return cls(*texts, as_count(values["documents"]), scores)
+        texts = {name: _text(values[name]) for name in ("task", "sha256", "lm_eval")}
+        return cls(**texts, documents=as_count(values["documents"]), scores=scores)
 
 
 def _score(values: Mapping[str, Any]) -> Score:

@@ -18,7 +18,7 @@ def read_yaml(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
         """YAML's own types alone."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.evaluate.tasks.task_files import read_tasks
 from llama_onnx.exporter.evaluate.tasks.templates import render
 from llama_onnx.targets.errors import UsageError
+from tests.support.import_graph import Source
 from tests.support.lm_tasks import CHOICE, rows, write_task
+
+ROOT = Path(__file__).parents[3]
+HARNESS = "exporter/evaluate/tasks/harness.py"
 
 
 def test_a_task_is_its_definition_and_its_rows(tmp_path: Path) -> None:
@@ -138,3 +145,41 @@ def test_damaged_data_are_named(tmp_path: Path) -> None:
 def test_a_template_cannot_leave_its_sandbox(template: str) -> None:
     with pytest.raises(UsageError, match=r"template .* of a task fails"):
         render(template, {"question": "q"})
+
+
+def test_without_lm_eval_the_extra_is_named(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "llama_onnx.exporter.evaluate.tasks.harness", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    folder = str(write_task(tmp_path / "tasks"))
+    result = CliRunner().invoke(main, ["evaluate", str(package), "--tasks", folder])
+    assert result.exit_code == 1 and "[export,cpu,tasks]" in result.stderr, result.output
+
+
+def test_only_the_harness_imports_lm_eval() -> None:
+    source = Source(ROOT)
+    using = {
+        path.relative_to(ROOT).as_posix()
+        for house in ("api", "exporter", "runtime", "targets")
+        for path in source.files(house)
+        if {name.split(".")[0] for name in source.imports(path)} & {"lm_eval", "datasets"}
+    }
+    assert using == {HARNESS}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "give --text, --tasks or both"),
+        (["--task", "a"], "give --tasks too"),
+        (["--text", "corpus"], "give --reference too"),
+    ],
+)
+def test_options_that_need_others(
+    package: Path, tmp_path: Path, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("corpus").write_text("the quick brown fox")
+    result = CliRunner().invoke(main, ["evaluate", str(package), *options])
+    assert result.exit_code == 2 and words in result.stderr
