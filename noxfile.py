@@ -9,7 +9,7 @@ from pathlib import Path
 import nox
 
 sys.path.insert(0, str(Path(__file__).parent))  # nox reads this file from elsewhere
-from benchmarks.client_sessions import SMOLLM2, foundry, web  # noqa: F401
+from benchmarks.client_sessions import SMOLLM2, foundry, tasks, web  # noqa: F401
 
 nox.options.sessions = ["lint", "typecheck", "tests"]
 nox.options.reuse_existing_virtualenvs = True
@@ -153,14 +153,6 @@ def ray(session: nox.Session) -> None:
     _install(session, "-e", ".[export,cpu,batch,ray,serve,test]")
     # One process: the cluster is shared, has two CPUs and bounded memory, and ends with the tests.
     session.run("python", "-m", "pytest", "-n", "0", "-m", "", "tests/ray", *session.posargs)
-
-
-@nox.session
-def tasks(session: nox.Session) -> None:
-    """`evaluate --tasks` with lm-eval, against lm-eval's own model; arguments go to pytest."""
-    _install(session, "-e", ".[export,cpu,tasks,test]", "accelerate")
-    files = [f"tests/exporter/evaluate/{name}.py" for name in ("test_harness", "test_task_files")]
-    session.run("python", "-m", "pytest", "-n", "0", *files, *session.posargs)
 
 
 @nox.session
