@@ -255,7 +255,7 @@ def test_faults_are_one_sentence(package: Path, tmp_path: Path) -> None:
     def refused(folder: Path, *options: str) -> str:
         result = run(package, folder, *options)
         assert result.exit_code == 2 and "Traceback" not in result.output
-        return result.stderr.strip().splitlines()[-1]
+        return str(result.stderr.strip().splitlines()[-1])
 
     folder = write_task(tmp_path / "a", doc_to_text="{{ ''.__class__ }}")
     assert "template" in refused(folder)
