@@ -9,7 +9,7 @@ from pathlib import Path
 import nox
 
 sys.path.insert(0, str(Path(__file__).parent))  # nox reads this file from elsewhere
-from benchmarks.client_sessions import SMOLLM2, foundry, web  # noqa: F401
+from benchmarks.client_sessions import SMOLLM2, foundry, tasks, web  # noqa: F401
 
 nox.options.sessions = ["lint", "typecheck", "tests"]
 nox.options.reuse_existing_virtualenvs = True

@@ -1,4 +1,4 @@
-"""Sessions of nox that run bundles with other people's clients; noxfile.py imports them."""
+"""Sessions of nox that run packages with other people's programs; noxfile.py imports them."""
 
 from __future__ import annotations
 
@@ -48,3 +48,12 @@ def foundry(session: nox.Session) -> None:
     session.run("python", "-m", "venv", str(work / "sdk"))
     session.run(python, "-m", "pip", "install", "--quiet", FOUNDRY, external=True)
     session.run("python", "-m", "benchmarks.trials.foundry.run", str(work), python)
+
+
+@nox.session
+def tasks(session: nox.Session) -> None:
+    """`evaluate --tasks` with lm-eval, against lm-eval's own model; arguments go to pytest."""
+    session.install(TORCH)
+    session.install("-e", ".[export,cpu,tasks,test]", "accelerate")
+    files = [f"tests/exporter/evaluate/{name}.py" for name in ("test_harness", "test_task_files")]
+    session.run("python", "-m", "pytest", "-n", "0", *files, *session.posargs)

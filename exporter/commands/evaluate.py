@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,22 +11,33 @@ from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.commands.options import Source
 from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.runtime.commands.streams import say
+from llama_onnx.targets.errors import UsageError
+
+if TYPE_CHECKING:
+    from llama_onnx.exporter.evaluate.shards import Work
+    from llama_onnx.runtime.measure.evaluated import Evaluated
 
 
 @click.command("evaluate")
 @click.argument("package", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--reference",
-    required=True,
     type=Source,
-    help="The checkpoint that PACKAGE was made from: a path, or OWNER/NAME on the hub.",
+    help="The checkpoint that PACKAGE was made from: a path, or OWNER/NAME on the hub. Required "
+    "for --text; with --tasks it is scored too.",
 )
 @click.option(
     "--text",
-    required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The corpus: a UTF-8 file of any size.",
 )
+@click.option(
+    "--tasks",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Tasks of lm-eval: YAML files, and their data as JSON lines beside them.",
+)
+@click.option("--task", "names", multiple=True, metavar="NAME", help="Of --tasks, this one only.")
 @click.option(
     "--length",
     type=click.IntRange(min=2),
@@ -48,8 +60,10 @@ from llama_onnx.runtime.commands.streams import say
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def command(
     package: Path,
-    reference: Path | HubId,
-    text: Path,
+    reference: Path | HubId | None,
+    text: Path | None,
+    tasks: Path | None,
+    names: tuple[str, ...],
     length: int,
     certify: bool,
     ray: str | None,
@@ -63,36 +77,63 @@ def command(
     The corpus is cut into shards, which are measured apart and add up exactly. Finished shards are
     kept: if a run ends early, the same command goes on from there. Each figure has a 95 %
     confidence interval over passages.
+
+    With --tasks, lm-eval's own harness scores PACKAGE. Nothing in the folder is run: a task that
+    names Python code or data elsewhere is refused.
     """
     from llama_onnx.exporter.checkpoints.download import local_copy
     from llama_onnx.exporter.evaluate.record import check_recordable, record
-    from llama_onnx.exporter.evaluate.shards import (
-        JOURNAL_SUFFIX,
-        Measure,
-        Work,
-        describe,
-        evaluate,
-        measure_here,
-    )
+    from llama_onnx.exporter.evaluate.shards import JOURNAL_SUFFIX, Work, describe
+    from llama_onnx.exporter.evaluate.tasks.scoring import describe_tasks, left_out, score_tasks
+    from llama_onnx.runtime.measure.evaluated import KEY as EVALUATED
     from llama_onnx.runtime.measure.jsontext import dumps
+    from llama_onnx.runtime.measure.task_scores import KEY as TASK_SCORES
 
+    if names and tasks is None:
+        raise UsageError("--task names a task of a folder: give --tasks too.")
+    if text is None and tasks is None:
+        raise UsageError("there is nothing to evaluate on: give --text, --tasks or both.")
+    if text is not None and reference is None:
+        raise UsageError("--text compares with the checkpoint: give --reference too.")
     opened = check_recordable(package) if certify else None
-    absolute = package.resolve()
-    work = Work(absolute, local_copy(reference).resolve(), text.resolve(), length)
-    journal = journal or absolute.with_name(absolute.name + JOURNAL_SUFFIX)
+    source = None if reference is None else local_copy(reference).resolve()
+    over_text: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
+    lines: list[str] = []
+    if text is not None and source is not None:
+        absolute = package.resolve()
+        journal = journal or absolute.with_name(absolute.name + JOURNAL_SUFFIX)
+        work = Work(absolute, source, text.resolve(), length)
+        found = _over_corpus(work, journal, force, ray, workers)
+        over_text = entries[EVALUATED] = found.to_json()
+        lines += describe(found)
+    if tasks is not None:
+        with progress_line() as progress:
+            scores = score_tasks(package, tasks, names, source, progress)
+        entries[TASK_SCORES] = [task.to_json() for task in scores]
+        lines += describe_tasks(scores)
+        for name in left_out(scores, source is not None):
+            say(f"warning: the original is not scored on {name}, which asks for answers.", err=True)
+    if opened is not None:
+        record(opened, entries)
+        lines.append(f"recorded in the certificate of {package}.")
+    if as_json:
+        scored = {TASK_SCORES: entries[TASK_SCORES]} if tasks is not None else {}
+        say(dumps({**over_text, **scored}))
+        return
+    for line in lines:
+        say(line)
+
+
+def _over_corpus(
+    work: Work, journal: Path, force: bool, ray: str | None, workers: int | None
+) -> Evaluated:
+    from llama_onnx.exporter.evaluate.shards import Measure, evaluate, measure_here
+
     measure: Measure = measure_here
     if ray is not None:
         from llama_onnx.exporter.evaluate.on_ray import measure_on
 
         measure = measure_on(ray, workers)
     with progress_line() as progress:
-        found = evaluate(work, journal, measure=measure, force=force, progress=progress)
-    if opened is not None:
-        record(opened, found)
-    if as_json:
-        say(dumps(found.to_json()))
-        return
-    for line in describe(found):
-        say(line)
-    if opened is not None:
-        say(f"recorded in the certificate of {package}.")
+        return evaluate(work, journal, measure=measure, force=force, progress=progress)

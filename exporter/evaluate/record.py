@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llama_onnx.runtime.measure.certificate import (
     CERTIFICATE,
@@ -10,7 +12,6 @@ from llama_onnx.runtime.measure.certificate import (
     read_certificate,
     stale_files,
 )
-from llama_onnx.runtime.measure.evaluated import KEY, Evaluated
 from llama_onnx.runtime.measure.jsontext import dumps
 from llama_onnx.targets.durable import replace_file
 from llama_onnx.targets.errors import UsageError
@@ -30,9 +31,9 @@ def check_recordable(path: Path) -> ModelPackage:
     return package
 
 
-def record(package: ModelPackage, found: Evaluated) -> None:
-    """Write `found` into the certificate of `package`, in place of an earlier evaluation."""
-    content = {**read_certificate(package.path).content, KEY: found.to_json()}
+def record(package: ModelPackage, entries: Mapping[str, Any]) -> None:
+    """Write `entries` into the certificate of `package`, in place of those of the same names."""
+    content = {**read_certificate(package.path).content, **entries}
     file = package.path / FOLDER / CERTIFICATE
     replace_file(file, (dumps(content) + "\n").encode())
     renew_manifest(package, rewritten=[f"{FOLDER}/{CERTIFICATE}"])

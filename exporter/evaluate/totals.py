@@ -9,9 +9,6 @@ from typing import Any
 
 from llama_onnx.runtime.measure.evaluated import Estimate, Figures
 
-Z95 = 1.959963984540054
-"""Standard deviations of a normal distribution on either side that hold 95 %."""
-
 MEANS = ("kl", "same_top1", "original_nats", "package_nats", "surprise")
 """What is summed: KL and agreement at every position; the negative log-probability of the next
 token, by both models, and their difference, where there is one."""
@@ -121,7 +118,7 @@ class Totals:
             )
         )
         error = math.sqrt(max(0.0, spread) * passages / (passages - 1)) / count
-        return Estimate(mean, mean - Z95 * error, mean + Z95 * error)
+        return Estimate.normal(mean, error)
 
     def figures(self) -> Figures:
         """Return the figures; there is at least one passage."""

@@ -148,6 +148,7 @@ def _metrics(package: ModelPackage, certificate: Certificate | None) -> Iterator
     if certificate is None:
         return
     from llama_onnx.runtime.measure.claims import claimed_fidelity
+    from llama_onnx.runtime.measure.evaluated import Estimate
 
     found = claimed_fidelity(package, certificate)
     if found is None:
@@ -155,9 +156,10 @@ def _metrics(package: ModelPackage, certificate: Certificate | None) -> Iterator
     part = f"{found.shipped.positions} positions of the {found.text} text, as the package ships"
     for words, name in _METRICS:
         value, error = getattr(found.shipped, name), getattr(found.shipped, f"{name}_error")
+        estimate = Estimate.normal(value, error)
         interval = {
-            "lowerBound": f"{value - 1.96 * error:.6g}",
-            "upperBound": f"{value + 1.96 * error:.6g}",
+            "lowerBound": f"{estimate.low:.6g}",
+            "upperBound": f"{estimate.high:.6g}",
         }
         yield {
             "type": words,

@@ -172,6 +172,7 @@ def _parity(package: ModelPackage, certificate: Certificate | None) -> list[str]
         return [
             *_fidelity(package, certificate),
             *_evaluated(package, certificate),
+            *_task_scores(package, certificate),
             *_figures(certificate.content),
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -219,6 +220,20 @@ def _evaluated(package: ModelPackage, certificate: Certificate) -> Iterator[str]
         "normal over passages."
     )
     yield ""
+
+
+def _task_scores(package: ModelPackage, certificate: Certificate) -> Iterator[str]:
+    """Yield the scores on tasks, if the certificate has some."""
+    from llama_onnx.runtime.measure.claims import claimed_scores
+
+    for found in claimed_scores(package, certificate):
+        scores = (f"{as_text(score.name)} {score.sentence()}" for score in found.scores)
+        yield (
+            f"**Task {as_code(found.task)}** (SHA-256 {as_code(found.sha256[:16])}), "
+            f"{found.documents:,} documents, lm-eval {as_code(found.lm_eval)}: "
+            f"{'; '.join(scores)}. In brackets: 95 % confidence intervals, normal over documents."
+        )
+        yield ""
 
 
 def _figures(content: Mapping[str, Any]) -> Iterator[str]:

@@ -14,6 +14,8 @@ from llama_onnx.runtime.measure.certificate import (
 )
 from llama_onnx.runtime.measure.evaluated import KEY, Evaluated
 from llama_onnx.runtime.measure.fidelity import Fidelity
+from llama_onnx.runtime.measure.task_scores import KEY as SCORES_KEY
+from llama_onnx.runtime.measure.task_scores import TaskScores
 from llama_onnx.targets.errors import PackageError, describe_damage
 from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.package import ModelPackage
@@ -54,6 +56,20 @@ def claimed_evaluation(package: ModelPackage, certificate: Certificate) -> Evalu
     Raises `PackageError` for what nobody could have measured.
     """
     return _claimed(package, certificate.content.get(KEY), Evaluated.from_json)
+
+
+def claimed_scores(package: ModelPackage, certificate: Certificate) -> list[TaskScores]:
+    """Return the maker's scores on tasks, none if the certificate has none.
+
+    Raises `PackageError` for what nobody could have measured.
+    """
+
+    def read(claim: Any) -> list[TaskScores]:
+        if not isinstance(claim, list):
+            raise TypeError("not a list")
+        return [TaskScores.from_json(task) for task in claim]
+
+    return _claimed(package, certificate.content.get(SCORES_KEY), read) or []
 
 
 def _claimed(package: ModelPackage, claim: Any, read: Callable[[Any], _T]) -> _T | None:

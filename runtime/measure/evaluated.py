@@ -12,14 +12,34 @@ from llama_onnx.runtime.measure.claimed_numbers import as_count, as_number
 KEY = "evaluated"
 """The entry of certificate.json."""
 
+Z95 = 1.959963984540054
+"""Standard deviations of a normal distribution on either side that hold 95 %."""
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % confidence interval, which is NaN where there is a single passage."""
+    """A figure and its 95 % confidence interval, which is NaN where nothing gives one."""
 
     value: float
     low: float
     high: float
+
+    @classmethod
+    def normal(cls, value: float, error: float) -> Estimate:
+        """Return the estimate of a normal distribution with the standard error `error`.
+
+        >>> Estimate.normal(0.5, 0.1).text(".3f")
+        '0.500 (0.304 to 0.696)'
+        """
+        return cls(value, value - Z95 * error, value + Z95 * error)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Estimate:
+        """Read what a certificate says; raises `KeyError`, `TypeError` or `ValueError`."""
+        low, high = values["low"], values["high"]
+        if low is None and high is None:
+            return cls(as_number(values["value"]), math.nan, math.nan)
+        return cls(as_number(values["value"]), as_number(low), as_number(high))
 
     def exp(self) -> Estimate:
         """Return the estimate of the exponential."""
@@ -72,7 +92,7 @@ class Evaluated:
         """Read what `to_json` returned; raises `KeyError`, `TypeError` or `ValueError`."""
         found = values["figures"]
         numbers: dict[str, Any] = {
-            name: _estimate(found[name])
+            name: Estimate.from_json(found[name])
             for name in (field.name for field in fields(Figures))
             if name not in ("positions", "passages", "max_kl")
         }
@@ -95,10 +115,3 @@ class Evaluated:
             f"{found.same_top1.text('.2%')} of {found.positions:,} positions, perplexity "
             f"{found.perplexity_ratio.text('.4f')} times the original's"
         )
-
-
-def _estimate(values: Mapping[str, Any]) -> Estimate:
-    low, high = values["low"], values["high"]
-    if low is None and high is None:
-        return Estimate(as_number(values["value"]), math.nan, math.nan)
-    return Estimate(as_number(values["value"]), as_number(low), as_number(high))
