@@ -17,7 +17,8 @@ class Operators:
 
     `opset` is the version of ONNX's operators. `standard`: only these, none of `com.microsoft`; the
     other fields are then unused. `packed_qkv`: GroupQueryAttention accepts query, key and value as
-    one matrix; `inner_rotary`: it applies the rotary embedding itself. The others say whether there
+    one matrix; `inner_rotary`: it applies the rotary embedding itself; `empty_sink`: it gets a sink
+    that takes no attention, which changes no value but selects WebGPU's other kernels. The others say whether there
     are kernels: `fused_matmul` for FusedMatMul, which multiplies by a transposed matrix;
     `fused_attention` for GroupQueryAttention, else ONNX's Attention is used; `rms_normalization`
     for ONNX's RMSNormalization; `gather_blocks` for GatherBlockQuantized, which reads rows of a
@@ -35,6 +36,7 @@ class Operators:
     opset: int = 23
     packed_qkv: bool = True
     inner_rotary: bool = True
+    empty_sink: bool = False
     fused_attention: bool = True
     fused_matmul: bool = True
     rms_normalization: bool = True

@@ -13,7 +13,17 @@ TARGET = Target(
         default_precision="int4",
         activations=("fp16", "fp32"),
         accuracy_level=0,
-        operators=Operators(fused_matmul=False, rms_normalization=False),
+        operators=Operators(
+            # It rotates the shorter rows of a padded batch by wrong positions.
+            packed_qkv=False,
+            inner_rotary=False,
+            # Its FlashAttention is wrong on devices with subgroups of fewer than 16 lanes, after as
+            # many keys as there are lanes, and everywhere in single steps of rows of different
+            # lengths. A sink keeps it from being used.
+            empty_sink=True,
+            fused_matmul=False,
+            rms_normalization=False,
+        ),
     ),
     session=Session(WEBGPU),
 )
