@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -118,10 +119,9 @@ class Window:
         if self.operators.inner_rotary:
             inputs[:2] = self.tables
         if self.operators.empty_sink:
-            sink = op.Constant(value_floats=[EMPTY_SINK] * self.config.num_attention_heads)
             assert query.dtype is not None
-            stamp(sink, self.config.num_attention_heads, dtype=ir.DataType.FLOAT)
-            inputs[4] = cast(op, sink, query.dtype)
+            sink = np.full(self.config.num_attention_heads, EMPTY_SINK, query.dtype.numpy())
+            inputs[4] = op.initializer(ir.tensor(sink), "sink")
         if scales is not None:
             inputs[5:] = scales.key, scales.value
         while inputs and inputs[-1] is None:
