@@ -17,9 +17,9 @@ TARGET = Target(
             # It rotates the shorter rows of a padded batch by wrong positions.
             packed_qkv=False,
             inner_rotary=False,
-            # Its FlashAttention is wrong on devices with subgroups of fewer than 16 lanes, after as
-            # many keys as there are lanes, and everywhere in single steps of rows of different
-            # lengths. A sink keeps it from being used.
+            # Its FlashAttention is right only for as many keys as a subgroup has lanes (4, 8 and 16
+            # were tried), and wrong on all in single steps of rows of different lengths. A sink
+            # makes it use other kernels.
             empty_sink=True,
             fused_matmul=False,
             rms_normalization=False,
