@@ -3,7 +3,7 @@
     python -m benchmarks.trials.webgpu WORK_FOLDER
 
 Opens tiny packages on every Vulkan driver. Each line shows what ran, or why it stopped; exit status
-1 for a reason that is not in docs/providers.md, for a model that ran on the CPU, and for wrong values.
+1 for a reason that is not in docs/providers.md, a model that ran on the CPU, and wrong values.
 Single operators: benchmarks/trials/webgpu_operators.py.
 """
 
