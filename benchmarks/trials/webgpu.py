@@ -1,10 +1,10 @@
 """WebGPU on software Vulkan: whether packages open, run there, and compute the right values.
 
-    python -m benchmarks.trials.webgpu WORK_FOLDER
+    python -m benchmarks.trials.webgpu WORK_FOLDER [--operators]
 
 Opens tiny packages on every Vulkan driver. Each line shows what ran, or why it stopped; exit status
 1 for a reason that is not in docs/providers.md, a model that ran on the CPU, and wrong values.
-Single operators: benchmarks/trials/webgpu_operators.py.
+`--operators` measures single operators instead: benchmarks/trials/webgpu_operators.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.trials import webgpu_operators
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.prove import prove
@@ -151,6 +152,9 @@ def main() -> None:
     """Print a line for each case; exit status 1 if one does not hold."""
     if sys.argv[1] == "--first":
         print(json.dumps(first_difference(Path(sys.argv[2]))))
+        return
+    if sys.argv[2:] == ["--operators"]:
+        webgpu_operators.main()
         return
     work = Path(sys.argv[1], "webgpu")
     shutil.rmtree(work, ignore_errors=True)
