@@ -104,7 +104,11 @@ def _attention(
     inputs["lengths"] = np.array([n - 1 for n in case.lengths or (total,)], np.int32)
     weights = {"total": np.array(total, np.int32)}
     names = [*inputs, "total", "", "", "", "", ""]
-    attributes = {"num_heads": HEADS, "kv_num_heads": GROUPS, "do_rotary": int(rotary)}
+    attributes: dict[str, Any] = {
+        "num_heads": HEADS,
+        "kv_num_heads": GROUPS,
+        "do_rotary": int(rotary),
+    }
     if rotary:
         names[7:9] = ["cos", "sin"]
         weights |= _tables(size, dtype)
@@ -178,7 +182,7 @@ def _others(rng: np.random.Generator, dtype: type) -> Iterator[Operator]:
     x, other = (_random(rng, dtype, 1, 9, COLUMNS) for _ in range(2))
     gain, matrix = _random(rng, dtype, COLUMNS), _random(rng, dtype, COLUMNS, ROWS)
     both, epsilon = {"x": x, "o": other}, {"epsilon": 1e-5}
-    nodes = (
+    nodes: tuple[tuple[str, str, Arrays, Arrays, dict[str, Any]], ...] = (
         ("SimplifiedLayerNormalization", "", {"gain": gain}, {"x": x}, {**epsilon, "axis": -1}),
         ("SkipSimplifiedLayerNormalization", MICROSOFT, {"gain": gain}, both, epsilon),
         ("MatMul", "", {"matrix": matrix}, {"x": x}, {}),
