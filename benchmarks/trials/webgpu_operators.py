@@ -31,6 +31,7 @@ LIMITS = {"float32": 1e-5, "float16": 2.0**-8}
 """Relative L2 up to which an operator is right: in float16, 8 of its rounding errors."""
 
 Arrays = dict[str, np.ndarray]
+Entry = tuple[str, str, Arrays, Arrays, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _others(rng: np.random.Generator, dtype: type) -> Iterator[Operator]:
     x, other = (_random(rng, dtype, 1, 9, COLUMNS) for _ in range(2))
     gain, matrix = _random(rng, dtype, COLUMNS), _random(rng, dtype, COLUMNS, ROWS)
     both, epsilon = {"x": x, "o": other}, {"epsilon": 1e-5}
-    nodes: tuple[tuple[str, str, Arrays, Arrays, dict[str, Any]], ...] = (
+    nodes: tuple[Entry, ...] = (
         ("SimplifiedLayerNormalization", "", {"gain": gain}, {"x": x}, {**epsilon, "axis": -1}),
         ("SkipSimplifiedLayerNormalization", MICROSOFT, {"gain": gain}, both, epsilon),
         ("MatMul", "", {"matrix": matrix}, {"x": x}, {}),
