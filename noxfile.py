@@ -185,10 +185,10 @@ def openvino(session: nox.Session) -> None:
 
 @nox.session
 def webgpu(session: nox.Session) -> None:
-    """WebGPU on software Vulkan: what runs there, and why the rest stops."""
+    """WebGPU on software Vulkan: what runs there; `-- --operators`: single operators."""
     _install(session, "-e", ".[export,test]")
     session.install("onnxruntime-webgpu==1.27.0")
-    session.run("python", "-m", "benchmarks.trials.webgpu", session.create_tmp())
+    session.run("python", "-m", "benchmarks.trials.webgpu", session.create_tmp(), *session.posargs)
 
 
 @nox.session(reuse_venv=False)

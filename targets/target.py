@@ -17,13 +17,14 @@ class Operators:
 
     `opset` is the version of ONNX's operators. `standard`: only these, none of `com.microsoft`; the
     other fields are then unused. `packed_qkv`: GroupQueryAttention accepts query, key and value as
-    one matrix; `inner_rotary`: it applies the rotary embedding itself. The others say whether there
-    are kernels: `fused_matmul` for FusedMatMul, which multiplies by a transposed matrix;
-    `fused_attention` for GroupQueryAttention, else ONNX's Attention is used; `rms_normalization`
-    for ONNX's RMSNormalization; `gather_blocks` for GatherBlockQuantized, which reads rows of a
-    quantized embedding. `wide_norms`: norms of values in half precision are computed in float32.
-    `counted_positions`: positions are computed on the device alone, from masks that may be longer
-    than the tokens, as captured graphs need.
+    one matrix; `inner_rotary`: it applies the rotary embedding itself; `empty_sink`: it gets a sink
+    that takes no attention, which changes no value but makes WebGPU choose other kernels. The
+    others say whether there are kernels: `fused_matmul` for FusedMatMul, which multiplies by a
+    transposed matrix; `fused_attention` for GroupQueryAttention, else ONNX's Attention is used;
+    `rms_normalization` for ONNX's RMSNormalization; `gather_blocks` for GatherBlockQuantized, which
+    reads rows of a quantized embedding. `wide_norms`: norms of values in half precision are
+    computed in float32. `counted_positions`: positions are computed on the device alone, from masks
+    that may be longer than the tokens, as captured graphs need.
 
     The rest say what matrices of a recipe may have, where that was measured: `zero_points`;
     `two_bits`; `folded_scales`, which the graph converts when the package is opened (see
@@ -35,6 +36,7 @@ class Operators:
     opset: int = 23
     packed_qkv: bool = True
     inner_rotary: bool = True
+    empty_sink: bool = False
     fused_attention: bool = True
     fused_matmul: bool = True
     rms_normalization: bool = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -36,6 +37,10 @@ INT8_CACHE = {
     "kv_cache_bit_width": 8,
 }
 """The attributes of GroupQueryAttention with a cache of int8, a scale for each channel."""
+
+EMPTY_SINK = -30000.0
+"""The logit of a sink that takes no attention, exact in half precision: exp(-30000 - m) is 0 for
+the largest score m of a row."""
 
 
 @dataclass(frozen=True)
@@ -92,19 +97,36 @@ class Window:
             past.value,
             self.places.seqlens_k,
             self.total_sequence_length,
-            *(self.tables if inner else () if scales is None else (None, None)),
-            *(() if scales is None else (None, None, None, scales.key, scales.value)),
+            *self._optional_inputs(op, query, scales),
             num_heads=config.num_attention_heads,
             kv_num_heads=config.num_key_value_heads,
             do_rotary=int(inner),
             rotary_interleaved=0,
             **({"local_window_size": config.window} if config.window else {}),
             **(INT8_CACHE if scales is not None else {}),
+            **({"smooth_softmax": 1} if self.operators.empty_sink else {}),
             _domain=MICROSOFT,
             _outputs=3,
         )
         stamp(out, *token_shape(config.q_size), like=projected[0])
         return out, KeyValue(present_key, present_value)
+
+    def _optional_inputs(
+        self, op: OpBuilder, query: ir.Value, scales: KeyValue | None
+    ) -> list[ir.Value | None]:
+        """Return the last inputs of GroupQueryAttention: tables, a sink for each head, scales."""
+        inputs: list[ir.Value | None] = [None] * 7
+        if self.operators.inner_rotary:
+            inputs[:2] = self.tables
+        if self.operators.empty_sink:
+            assert query.dtype is not None
+            sink = np.full(self.config.num_attention_heads, EMPTY_SINK, query.dtype.numpy())
+            inputs[4] = op.initializer(ir.tensor(sink), "sink")
+        if scales is not None:
+            inputs[5:] = scales.key, scales.value
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        return inputs
 
     def _rotate(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Apply rotary embeddings (Su et al., 2021) to x [B, S, heads head_dim]."""

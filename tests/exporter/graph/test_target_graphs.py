@@ -445,6 +445,55 @@ def test_optimization_leaves_the_fused_operators(make: Make, tmp_path: Path, tar
         assert count == sum(node.op_type == operator for node in after) > 0
 
 
+# --- webgpu -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_webgpu_s_attention_has_an_empty_sink_and_no_rotary(make: Make, precision: str) -> None:
+    """Its FlashAttention and its rotation of padded rows are wrong; a sink avoids the one,
+    RotaryEmbedding the other. Such a sink takes nothing: without it, the CPU's logits are the
+    same."""
+    model = onnx.load(make("webgpu", precision) / "model.onnx", load_external_data=False)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    attentions = [n for n in model.graph.node if n.op_type == "GroupQueryAttention"]
+    for node in attentions:
+        attributes = {a.name: a.i for a in node.attribute}
+        assert (attributes["do_rotary"], attributes["smooth_softmax"]) == (0, 1)
+        assert all(node.input[:7]) and not any(node.input[7:11])
+        sink = onnx.numpy_helper.to_array(weights[node.input[11]])
+        assert sink.dtype == np.float16 and sink.tolist() == [-30000.0] * attributes["num_heads"]
+    assert sum(n.op_type == "RotaryEmbedding" for n in model.graph.node) == 2 * len(attentions)
+
+
+def test_an_empty_sink_changes_no_logit(make: Make, tmp_path: Path) -> None:
+    """One of 0 does, so this test can fail."""
+    package = shutil.copytree(make("webgpu", "int4"), tmp_path / "package")
+    mask = np.concatenate([PADDED, np.ones_like(PADDED)])
+    logits = []
+    for sink in (-30000.0, 0.0, None):
+        model = onnx.load(package / "model.onnx", load_external_data=False)
+        for node in model.graph.node:
+            if node.op_type != "GroupQueryAttention":
+                continue
+            if sink is None:
+                del node.input[7:]
+                kept = [a for a in node.attribute if a.name != "smooth_softmax"]
+                del node.attribute[:]
+                node.attribute.extend(kept)
+            for tensor in model.graph.initializer:
+                if sink is not None and tensor.name == node.input[11]:
+                    value = np.full(tensor.dims, sink, np.float16)
+                    tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+        onnx.save(model, package / "model.onnx")
+        session = ort.InferenceSession(package / "model.onnx", providers=["CPUExecutionProvider"])
+        fed = feeds(session, IDS, mask)
+        halves = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in fed.items()}
+        logits.append(session.run(["logits"], halves)[0])
+    given, taking, without = logits
+    assert np.array_equal(given, without)
+    assert np.abs(given - taking).max() > 1e-2
+
+
 # --- portable -----------------------------------------------------------------------------
 
 

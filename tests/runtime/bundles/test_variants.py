@@ -104,7 +104,9 @@ def test_equal_tensors_are_stored_once(combined: Path, packages: dict[str, Path]
             if len(tensor.raw_data) >= 1 << 10:
                 different.add(tensor.raw_data)
     content = stored(combined).read_bytes()
-    assert [content.count(tensor) for tensor in different] == [1] * len(different)
+    # The query's matrix of one target is a part of another's packed matrix.
+    within = [sum(other.count(tensor) for other in different) for tensor in different]
+    assert [content.count(tensor) for tensor in different] == within
     whole = sum((package / DATA_FILE).stat().st_size for package in packages.values())
     said = json.loads(
         run(
