@@ -118,7 +118,8 @@ def cases(work: Path, bundle: Path, wine: Wine) -> Iterator[Case]:
 def first_token(wine: Wine, bundle: Path) -> Case:
     """Start the sample, ask a question, and measure the time to the first letter of the answer."""
     program = windows_path(bundle / "bin" / "llama_onnx_chat.exe")
-    model = Llama.load(bundle / "package")
+    # The C library runs genai; our own engine may part from it at a near-tie.
+    model = Llama.load(bundle / "package", engine="genai")
     message: dict[str, Any] = {"role": "user", "content": QUESTION}
     expected = "".join(model.chat([message], max_new_tokens=2048))
     start = time.perf_counter()

@@ -186,7 +186,7 @@ def refusals(place: NuGet) -> Sequence[tuple[NuGet, str]]:
             replace(place, runtimes=(replace(first, compiler=str(failing)), second)),
             r"failing could not build .*llama_onnx\.dll: llama_onnx\.c:1: no",
         ),
-        (replace(place, managed=None, dotnet="no-such-dotnet"), r"the \.NET SDK is not installed"),
+        (replace(place, managed=None, dotnet="no-such-dotnet"), r"no \.NET SDK is installed"),
         (replace(place, managed=None, dotnet=str(failing)), "failing has no SDK"),
     )
 
