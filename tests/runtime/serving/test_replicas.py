@@ -472,7 +472,8 @@ def test_a_killed_replica_costs_its_answers_in_work_alone_and_comes_back(real: R
         one.join()
     statuses = [status for status, _ in outcomes]
     assert len(statuses) == 72 and set(statuses) <= {200, 502}
-    assert 1 <= statuses.count(502) <= ROWS
+    # None, if its last answer was complete in the moment between the look and the kill.
+    assert statuses.count(502) <= ROWS
     deadline = time.monotonic() + 60
     while not (up := victim.up) and time.monotonic() < deadline:
         time.sleep(0.05)
