@@ -36,7 +36,7 @@ class Encoder:
         return self._tokenizer.get_vocab_size()
 
     def open_decoder(self, ends: Collection[int]) -> PieceDecoder | None:
-        """Return what decodes with the same tokenizer; None if its decoder may not end."""
+        """Return what decodes with the same tokenizer; None if its decoder is not of a Llama."""
         return open_decoder(self._tokenizer, ends)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:

@@ -115,7 +115,7 @@ def _read_sentencepiece(piece: str) -> bytes:
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
         with suppress(ValueError):
             return bytes([int(piece[3:5], 16)])
-    return piece.replace("\u2581", " ").encode("utf-8", "replace")
+    return _read_characters(piece)
 
 
 def _read_characters(piece: str) -> bytes:
@@ -200,7 +200,7 @@ def _kind(decoder: Mapping[str, Any]) -> Kind | None:
         if strip.get("content") != " " or strip.get("stop") != 0:
             return None
         spaces, names = int(strip["start"]), names[:-1]
+    if names != ["Replace", "ByteFallback", "Fuse"]:
+        return None
     replaces = steps[0].get("pattern") == {"String": "\u2581"} and steps[0].get("content") == " "
-    if names == ["Replace", "ByteFallback", "Fuse"] and replaces:
-        return Kind(_read_sentencepiece, spaces, _EACH)
-    return None
+    return Kind(_read_sentencepiece, spaces, _EACH) if replaces else None

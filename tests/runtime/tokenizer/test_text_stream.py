@@ -117,11 +117,12 @@ def test_endless_damage_is_shown_as_it_comes(make: Callable[[str], Tokenizer]) -
         None,
         decoders.Replace(Regex("(a+)+$"), ""),
         decoders.Sequence([decoders.Fuse(), decoders.Replace(Regex("(a+)+$"), "")]),
+        decoders.Sequence([]),
         decoders.CTC(),
     ],
-    ids=["none", "pattern", "pattern within", "another"],
+    ids=["none", "pattern", "pattern within", "empty", "another"],
 )
-def test_a_decoder_that_may_not_end_is_not_used(tmp_path: Path, decoder: object) -> None:
+def test_a_decoder_of_another_kind_is_not_used(tmp_path: Path, decoder: object) -> None:
     tokenizer = Tokenizer(BPE({"a": 0}, []))
     if decoder is not None:
         tokenizer.decoder = decoder  # type: ignore[assignment]
