@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -451,6 +454,19 @@ def test_a_second_turn_finds_its_cache(real: Real, client: openai.OpenAI) -> Non
     assert hits() - between - others >= first.usage.prompt_tokens - 8
 
 
+def stopped_at_work(process: subprocess.Popen[str], real: Real) -> bool:
+    """Stop a replica, and return whether it has answers to do that it cannot complete any more."""
+    if real.started.app.pool.replicas[0].load == 0:
+        return False
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(0.05)  # what it had sent has arrived by then
+    if real.started.app.pool.replicas[0].load:
+        return True
+    process.send_signal(signal.SIGCONT)
+    return False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_killed_replica_costs_its_answers_in_work_alone_and_comes_back(real: Real) -> None:
     victim = real.started.keepers[0]
     assert victim.up is not None and victim._process is not None
@@ -465,15 +481,14 @@ def test_a_killed_replica_costs_its_answers_in_work_alone_and_comes_back(real: R
     clients = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
     for one in clients:
         one.start()
-    while len(outcomes) < 8 or real.started.app.pool.replicas[0].load == 0:
+    while len(outcomes) < 8 or not stopped_at_work(victim._process, real):
         time.sleep(0.005)
     victim._process.kill()
     for one in clients:
         one.join()
     statuses = [status for status, _ in outcomes]
     assert len(statuses) == 72 and set(statuses) <= {200, 502}
-    # None, if its last answer was complete in the moment between the look and the kill.
-    assert statuses.count(502) <= ROWS
+    assert 1 <= statuses.count(502) <= ROWS
     deadline = time.monotonic() + 60
     while not (up := victim.up) and time.monotonic() < deadline:
         time.sleep(0.05)
