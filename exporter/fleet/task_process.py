@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,12 +18,11 @@ from typing import Any
 
 from llama_onnx.exporter.fleet.make_package import Order, from_json, make, to_json
 from llama_onnx.exporter.fleet.task_record import FOLDER_NAME
-from llama_onnx.runtime.doctor.child import command_of
+from llama_onnx.runtime.doctor.child import DEAF, command_of, how_ended, take_stdout
 from llama_onnx.targets.errors import LlamaOnnxError, describe_reason
 from llama_onnx.targets.progress import Unit
 from llama_onnx.targets.strict_json import JSONError, parse_json
 
-_DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _INTERVAL = 0.2  # seconds between two reports of progress
 
@@ -49,7 +47,7 @@ class Child:
         self._log = order.out / FOLDER_NAME / f"{order.task.name}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command_of(__name__, to_json(order), first=_DEAF),
+                command_of(__name__, to_json(order), first=DEAF),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -79,7 +77,7 @@ class Child:
         if outcome is not None:
             self._log.unlink(missing_ok=True)
             return outcome
-        return Outcome(reason=f"{_how(code)}{self._last_words()}.", died=True)
+        return Outcome(reason=f"its process {how_ended(code)}{self._last_words()}.", died=True)
 
     def kill(self) -> None:
         """End it."""
@@ -93,12 +91,6 @@ class Child:
     def _last_words(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f" after saying: {lines[-1][:300].rstrip('.')}" if lines else ""
-
-
-def _how(code: int) -> str:
-    if code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}"
-    return f"its process ended with status {code}"
 
 
 class _Said:
@@ -123,9 +115,7 @@ class _Said:
 
 def main() -> None:
     """Do the order in the first argument."""
-    # What libraries print must not get between the lines.
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    out = os.fdopen(take_stdout(), "w", encoding="utf-8")
     lock = threading.Lock()
 
     def say(content: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 from llama_onnx.runtime.batch.worker import Opening, Worker
-from llama_onnx.runtime.doctor.child import command_of, how_ended
+from llama_onnx.runtime.doctor.child import DEAF, command_of, how_ended, take_stdout
 from llama_onnx.targets import errors
 from llama_onnx.targets.errors import LlamaOnnxError, describe_reason
 from llama_onnx.targets.providers import get_provider
@@ -29,8 +29,6 @@ READY, FAILED, ENDED = -1, -2, -3
 and, in the driver alone, that the process has ended."""
 
 _HEAD = struct.Struct(">qQ")
-_DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-"""Of a process that leaves Ctrl-C to its driver."""
 
 Told = tuple["Process", int, bytes]
 
@@ -47,7 +45,7 @@ class Process:
         self.lines: dict[int, bytes] = {}
         self.ready = self.alone = False
         fields = asdict(opening) | {"provider": opening.provider and opening.provider.name}
-        command = command_of(__name__, json.dumps(fields), first=_DEAF)
+        command = command_of(__name__, json.dumps(fields), first=DEAF)
         self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._popen.stdin is not None and self._popen.stdout is not None
         self._into, out = self._popen.stdin, self._popen.stdout
@@ -91,6 +89,14 @@ class Process:
         told.put((self, ENDED, b""))
 
 
+def words_of(error: Exception) -> list[str]:
+    """Return why a package cannot be opened, for `failure`."""
+    if isinstance(error, LlamaOnnxError):
+        return [type(error).__name__, str(error)]
+    reason = f"{type(error).__name__}: {describe_reason(error)}"
+    return ["LlamaOnnxError", f"opening the package failed: {reason}."]
+
+
 def failure(content: bytes) -> LlamaOnnxError:
     """Return the error in a frame `FAILED`."""
     name, text = json.loads(content)
@@ -111,9 +117,7 @@ def _read(file: BinaryIO) -> tuple[int, bytes] | None:
 
 def main() -> None:
     """Be a worker process: open the package, and answer lines until stdin ends."""
-    # What libraries print must not get between the frames.
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    out = os.fdopen(take_stdout(), "wb")
     lock = threading.Lock()
 
     def tell(number: int, content: bytes) -> None:
@@ -126,12 +130,8 @@ def main() -> None:
         fields["provider"] = get_provider(fields["provider"])
     try:
         worker = Worker(Opening(**fields))
-    except LlamaOnnxError as error:
-        tell(FAILED, json.dumps([type(error).__name__, str(error)]).encode())
-        return
     except Exception as error:  # nobody may wait for a process that cannot open the package
-        text = f"opening the package failed: {type(error).__name__}: {describe_reason(error)}."
-        tell(FAILED, json.dumps(["LlamaOnnxError", text]).encode())
+        tell(FAILED, json.dumps(words_of(error)).encode())
         return
     tell(READY, b"")
     asyncio.run(_serve(worker, tell))

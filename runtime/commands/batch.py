@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from llama_onnx.runtime.commands.console import note, progress_line
-from llama_onnx.runtime.commands.options import package_argument, provider_options, threads_option
+from llama_onnx.runtime.commands.options import (
+    package_argument,
+    provider_options,
+    ray_option,
+    threads_option,
+)
 from llama_onnx.runtime.commands.size_option import size_option
 from llama_onnx.runtime.commands.streams import say
 from llama_onnx.targets.extras import missing_extra
@@ -42,7 +47,7 @@ if TYPE_CHECKING:
     help="Memory for keys and values of all workers of a machine: 500MB, 2GB.  "
     "[default: half of what is free]",
 )
-@click.option("--ray", metavar="ADDRESS", help="Use the Ray cluster at this address, or auto.")
+@ray_option
 @click.option("--force", is_flag=True, help="Replace OUT, and start over.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @threads_option

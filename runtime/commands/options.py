@@ -41,6 +41,10 @@ threads_option = click.option(
     help="Number of threads.  [default: one per physical core]",
 )
 
+ray_option = click.option(
+    "--ray", metavar="ADDRESS", help="Use the Ray cluster at this address, or auto."
+)
+
 engine_option = click.option(
     "--engine",
     type=click.Choice(ENGINES),

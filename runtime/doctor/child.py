@@ -15,6 +15,9 @@ from typing import IO, Any
 
 from llama_onnx.runtime.doctor.probe import MARK
 
+DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+"""The first statements of a process that leaves Ctrl-C to its driver."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -48,6 +51,14 @@ def command_of(module: str, *arguments: str, first: str = "") -> list[str]:
     path = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
     start = f"{first}{path}from {module} import main; main()"
     return [sys.executable, "-c", start, json.dumps(sys.path), *arguments]
+
+
+def take_stdout() -> int:
+    """Return a descriptor of stdout for what this process has to say; what libraries print goes to
+    stderr from now on."""
+    own = os.dup(1)
+    os.dup2(2, 1)
+    return own
 
 
 def how_ended(code: int) -> str:

@@ -7,6 +7,7 @@ to where it is bound, for all layers in one run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,25 +86,29 @@ class _Piece:
         size = 0
         for name, (shape, kind) in joiner.shapes(rows, length).items():
             self._starts[name] = size
-            size += -(-int(np.prod(shape)) * np.dtype(kind).itemsize // _ALIGNED) * _ALIGNED
+            size += -(-_bytes(shape, kind) // _ALIGNED) * _ALIGNED
         self._owner = joiner.allocate(size)
 
     def views(self, first: int, end: int) -> dict[str, DeviceView]:
         """Return the rows from `first` to `end` of each part."""
         found = {}
         for name, (shape, kind) in self._joiner.shapes(end - first, self.length).items():
-            row = int(np.prod(shape[1:])) * np.dtype(kind).itemsize
-            start = self._owner.data_ptr() + self._starts[name] + first * row
+            skipped = first * _bytes(shape[1:], kind)
+            start = self._owner.data_ptr() + self._starts[name] + skipped
             found[name] = DeviceView(start, shape, kind, self._joiner.device, self._owner)
         return found
+
+
+def _bytes(shape: tuple[int, ...], kind: type[np.generic]) -> int:
+    return math.prod(shape) * np.dtype(kind).itemsize
 
 
 class Joiner:
     """A graph that joins positions of all parts of a row, [1, kv_heads, positions, head_size]."""
 
     def __init__(self, layout: CacheLayout, provider: Provider) -> None:
-        self.device, self._parts = provider.ort_device, layout.parts
-        kinds = [_TYPES[kind] for _, _, kind in layout.parts.values()]
+        self.device, self._layout = provider.ort_device, layout
+        kinds = [kind for _, _, kind in layout.parts.values()]
         self._session = ort.create_session(_graph(kinds), provider, ort.Settings(threads=1))
 
     def shapes(
@@ -111,8 +116,8 @@ class Joiner:
     ) -> dict[str, tuple[tuple[int, int, int, int], type[np.generic]]]:
         """Return the shape and the type of each part."""
         return {
-            name: ((rows, heads, positions, size), kind)
-            for name, (heads, size, kind) in self._parts.items()
+            name: ((rows, *shape), kind)
+            for name, (shape, kind) in self._layout.shapes(positions).items()
         }
 
     def allocate(self, size: int) -> Any:
@@ -160,7 +165,7 @@ def _bind_output(binding: Any, name: str, target: DeviceView | Array) -> None:
         binding.bind_output(name, "cpu", 0, target.dtype.type, target.shape, pointer)
 
 
-def _graph(kinds: Sequence[int]) -> bytes:
+def _graph(kinds: Sequence[type[np.generic]]) -> bytes:
     """Return the ONNX file: joined = Concat(Slice(source), part, zeros) over the positions, for
     parts of the types `kinds`.
 
@@ -168,13 +173,14 @@ def _graph(kinds: Sequence[int]) -> bytes:
     https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
     """
     nodes, values, results = [], [], []
-    for number, kind in enumerate(kinds):
+    for number, dtype in enumerate(kinds):
+        kind = _TYPES[dtype]
         source, part, joined, taken, shape, rest, head, tail = (
             f"{name}.{number}"
             for name in ("source", "part", "joined", "taken", "shape", "rest", "head", "tail")
         )
         one = encode(1, VARINT, 1) + encode(2, VARINT, kind)
-        zero = one + encode(9, BYTES, bytes(_size(kind)))
+        zero = one + encode(9, BYTES, bytes(np.dtype(dtype).itemsize))
         nodes += [
             _node("Slice", (source, "start", "end", "axis"), taken),
             _node("Shape", (part,), head, _number("end", 2)),
@@ -198,10 +204,6 @@ def _graph(kinds: Sequence[int]) -> bytes:
     )
     opset = encode(8, BYTES, encode_text(1, "") + encode(2, VARINT, _OPSET))
     return encode(1, VARINT, 8) + encode(7, BYTES, graph) + opset
-
-
-def _size(kind: int) -> int:
-    return next(np.dtype(each).itemsize for each, number in _TYPES.items() if number == kind)
 
 
 def _node(operator: str, inputs: Sequence[str], output: str, attribute: bytes = b"") -> bytes:

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 
 from llama_onnx.exporter.packaging.export import export_package
 from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.parity.prove import prove
+from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.targets.package import MANIFEST, write_manifest
 from llama_onnx.targets.progress import Silent, Unit
 from llama_onnx.targets.registry import get_target
@@ -40,6 +42,14 @@ def make_package(folder: Path, precision: str, target: str = "cpu") -> Path:
     # Rounding to nearest is quick, and what most tests are about is not the choice of codes.
     options = Options(precision=precision, quantizer="rtn" if precision == "int4" else None)
     return export_package(source, out, get_target(target), options).package
+
+
+def make_certified(folder: Path) -> Path:
+    """Export a tiny model in int4 and add its certificate."""
+    package = make_package(folder, "int4")
+    source = open_checkpoint(folder / "checkpoint")
+    assert prove(package, source, tokens=4, longest=16, certify=True).passed
+    return package
 
 
 def alter_package(

@@ -18,7 +18,6 @@ from click.testing import CliRunner, Result
 
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.packaging.add_adapters import add_adapters
-from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.bundles.make import new_folder
 from llama_onnx.targets.bundle import open_shipped, write_bundle
@@ -32,7 +31,7 @@ from llama_onnx.targets.package import (
 )
 from llama_onnx.targets.signature import check_signature, read_signer, write_signature
 from tests.support.keys import public_of, write_key
-from tests.support.packages import make_package
+from tests.support.packages import make_certified
 
 OPENSSL = shutil.which("openssl")
 PASSWORD = "pässwort 日本"
@@ -59,11 +58,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package with its certificate. Read only."""
-    folder = tmp_path_factory.mktemp("certified ä 日本")
-    package = make_package(folder, "int4")
-    source = open_checkpoint(folder / "checkpoint")
-    assert prove(package, source, tokens=4, longest=16, certify=True).passed
-    return package
+    return make_certified(tmp_path_factory.mktemp("certified ä 日本"))
 
 
 @pytest.fixture

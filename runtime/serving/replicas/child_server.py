@@ -14,12 +14,13 @@ import threading
 import time
 from typing import Any
 
+from llama_onnx.runtime.batch.process import words_of
+from llama_onnx.runtime.doctor.child import take_stdout
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.serving.http.api_keys import make_guard
 from llama_onnx.runtime.serving.http.limits import Limits
 from llama_onnx.runtime.serving.http.web_server import listen, log_to_stderr, run
 from llama_onnx.runtime.serving.serving_spec import ServingSpec
-from llama_onnx.targets.errors import LlamaOnnxError, describe_reason
 
 _LOOK_SECONDS = 0.5
 _LAST_SECONDS = 2.0
@@ -28,9 +29,7 @@ _LAST_SECONDS = 2.0
 
 def main() -> None:
     """Be a replica until stdin ends or a signal comes."""
-    # What libraries print must not get into the one line.
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    out = os.fdopen(take_stdout(), "w", encoding="utf-8")
 
     def tell(**fields: Any) -> None:
         out.write(json.dumps(fields) + "\n")
@@ -44,12 +43,8 @@ def main() -> None:
         model = spec.open()
         app = spec.app(model)
         opened = listen("127.0.0.1", 0)
-    except LlamaOnnxError as error:
-        tell(error=[type(error).__name__, str(error)])
-        return
     except Exception as error:  # nobody may wait for a process that cannot open the package
-        text = f"opening the package failed: {type(error).__name__}: {describe_reason(error)}."
-        tell(error=["LlamaOnnxError", text])
+        tell(error=words_of(error))
         return
     threading.Thread(target=_end_with_engine, args=(model,), daemon=True).start()
     found = model.opened

@@ -19,7 +19,7 @@ PATIENCE = 60.0
 """Seconds that requests wait for a replica while there is none."""
 
 REST = 1.0
-"""Seconds without requests for a replica that took no connection: it has ended or will end."""
+"""Seconds without requests for a replica that took no connection, or broke one: it ends."""
 
 _NOBODY = "no replica of this server answers: try again later."
 

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from llama_onnx.exporter.parity.prove import prove
-from llama_onnx.exporter.sources import open_checkpoint
 from llama_onnx.runtime.placement.windows_ml import Device, list_devices
 from llama_onnx.runtime.tuning.trusted_devices import NOT_ENDED, Choice, choose_device, replay
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
 from tests.support.fake_windows_ml import FakeRuntime, ep_device
-from tests.support.packages import make_package
+from tests.support.packages import make_certified
 
 RTX, QNN, CPU = (f"{name}ExecutionProvider" for name in ("NvTensorRTRTX", "QNN", "CPU"))
 
@@ -24,11 +22,7 @@ RTX, QNN, CPU = (f"{name}ExecutionProvider" for name in ("NvTensorRTRTX", "QNN",
 @pytest.fixture(scope="module")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package with its certificate. Read only."""
-    folder = tmp_path_factory.mktemp("certified ä 日本")
-    package = make_package(folder, "int4")
-    source = open_checkpoint(folder / "checkpoint")
-    assert prove(package, source, tokens=4, longest=16, certify=True).passed
-    return package
+    return make_certified(tmp_path_factory.mktemp("certified ä 日本"))
 
 
 @pytest.fixture
