@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _UNKNOWN = "\ufffd"
+_SPACE = "\u2581"
+"""How SentencePiece writes one."""
 
 
 class TextStream(Protocol):
@@ -58,45 +60,42 @@ class PieceDecoder:
 
     def create_stream(self) -> PieceStream:
         """Return a stream for a text that continues another one."""
-        return PieceStream(self._bytes, self._kind)
+        return PieceStream(self._piece, self._kind)
 
-    def _bytes(self, token: int) -> bytes | None:
-        """Return what a token stands for; None for a special one."""
-        if token in self._special:
-            return None
-        piece = self._tokenizer.id_to_token(token)
-        return b"" if piece is None else self._kind.read(piece)
+    def _piece(self, token: int) -> str | None:
+        """Return how a token is written; None for a special one."""
+        return None if token in self._special else self._tokenizer.id_to_token(token) or ""
 
 
 class PieceStream:
     """Joins the bytes of tokens to characters."""
 
-    def __init__(self, read: Callable[[int], bytes | None], kind: Kind) -> None:
-        self._read, self._kind = read, kind
+    def __init__(self, piece_of: Callable[[int], str | None], kind: Kind) -> None:
+        self._piece_of, self._kind = piece_of, kind
         self._characters = codecs.getincrementaldecoder("utf-8")(kind.errors)
         self._spaces = 0  # that are still taken from the start of a text
 
     def decode(self, token: int) -> str:
         """Return the text that is known with this token: none for a special one, after which a new
         text starts."""
-        found = self._read(token)
-        if found is None:
+        piece = self._piece_of(token)
+        if piece is None:
             rest = self.finish()
             self._spaces = self._kind.spaces
             return rest
-        return self._without_spaces(self._characters.decode(found))
+        return self._characters.decode(self._kind.read(self._without_spaces(piece)))
 
     def finish(self) -> str:
         """Return U+FFFD for what waits for the rest of a character."""
-        rest = self._without_spaces(self._characters.decode(b"", final=True))
-        self._characters.reset()
-        return rest
+        return self._characters.decode(b"", final=True)
 
-    def _without_spaces(self, text: str) -> str:
-        while self._spaces and text:
-            self._spaces = self._spaces - 1 if text[0] == " " else 0
-            text = text.removeprefix(" ") if text[0] == " " else text
-        return text
+    def _without_spaces(self, piece: str) -> str:
+        """Return a piece without the spaces that only mark the start of a text. One that is
+        written as a byte is not a mark."""
+        while self._spaces and piece:
+            self._spaces = self._spaces - 1 if piece[0] == _SPACE else 0
+            piece = piece.removeprefix(_SPACE) if piece[0] == _SPACE else piece
+        return piece
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _read_sentencepiece(piece: str) -> bytes:
 
 
 def _read_characters(piece: str) -> bytes:
-    return piece.replace("\u2581", " ").encode("utf-8", "replace")
+    return piece.replace(_SPACE, " ").encode("utf-8", "replace")
 
 
 def _read_bytelevel(piece: str) -> bytes:
@@ -192,7 +191,7 @@ def _kind(decoder: Mapping[str, Any]) -> Kind | None:
     names = [step["type"] for step in steps]
     if names == ["ByteLevel"]:
         return Kind(_read_bytelevel, 0, "replace")
-    if names == ["Metaspace"] and steps[0].get("replacement") == "\u2581":
+    if names == ["Metaspace"] and steps[0].get("replacement") == _SPACE:
         return Kind(_read_characters, int(steps[0].get("prepend_scheme") != "never"), "replace")
     spaces = 0
     if names[-1:] == ["Strip"]:
@@ -202,5 +201,5 @@ def _kind(decoder: Mapping[str, Any]) -> Kind | None:
         spaces, names = int(strip["start"]), names[:-1]
     if names != ["Replace", "ByteFallback", "Fuse"]:
         return None
-    replaces = steps[0].get("pattern") == {"String": "\u2581"} and steps[0].get("content") == " "
+    replaces = steps[0].get("pattern") == {"String": _SPACE} and steps[0].get("content") == " "
     return Kind(_read_sentencepiece, spaces, _EACH) if replaces else None

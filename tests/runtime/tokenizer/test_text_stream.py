@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -61,6 +61,7 @@ def test_an_answers_pieces_are_the_librarys_text(
     assert "".join(pieces) + stream.finish() == tokenizer.decode(ids)
 
 
+@example(ids=[32])  # a space that is written as a byte
 @given(ids=IDS)
 def test_an_answers_pieces_are_sentencepieces_text(
     make: Callable[[str], Tokenizer], ids: list[int]
