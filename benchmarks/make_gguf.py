@@ -1,8 +1,10 @@
 """Write a checkpoint as GGUF for llama.cpp, then have llama.cpp quantize it (Q4_0 by default).
 
     python benchmarks/make_gguf.py work/1.1b work/1.1b-q4_0.gguf
+    python benchmarks/make_gguf.py work/1.1b work/1.1b.gguf --type F16
 
-Needs llama-cpp-python. The vocabulary is a stand-in: only speed and size are compared.
+Needs llama-cpp-python, except for F16. The vocabulary is a stand-in: only speed and size are
+compared.
 """
 
 from __future__ import annotations
@@ -71,13 +73,16 @@ def write_f16(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def main() -> None:
-    import llama_cpp
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--type", default="Q4_0", help="llama.cpp's name: Q4_0, Q4_K_M, ...")
+    parser.add_argument("--type", default="Q4_0", help="llama.cpp's name: F16, Q4_0, Q4_K_M, ...")
     arguments = parser.parse_args()
+    if arguments.type == "F16":
+        write_f16(open_checkpoint(arguments.source), arguments.out)
+        return
+    import llama_cpp
+
     f16 = arguments.out.with_suffix(".f16.gguf")
     write_f16(open_checkpoint(arguments.source), f16)
     params = llama_cpp.llama_model_quantize_default_params()

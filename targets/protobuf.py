@@ -103,6 +103,8 @@ def _span(message: memoryview, position: int, kind: int) -> tuple[int, int]:
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    if position < len(message) and message[position] < 0x80:  # as almost always
+        return message[position], position + 1
     value = shift = 0
     while True:
         if position >= len(message):

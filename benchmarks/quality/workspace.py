@@ -14,9 +14,10 @@ ROWS, LENGTH = 8, 512
 
 @dataclass(frozen=True)
 class Workspace:
-    """The files below one folder."""
+    """The files below one folder; `environments` is another folder for the peers' environments."""
 
     root: Path
+    environments: Path | None = None
 
     @property
     def source(self) -> Path:
@@ -61,7 +62,7 @@ class Workspace:
     @property
     def venvs(self) -> Path:
         """An environment for each peer."""
-        return self.root / "venvs"
+        return self.environments or self.root / "venvs"
 
     def model(self, name: str) -> Path:
         """The package, file or folder of a row."""

@@ -38,29 +38,36 @@ def table(content: Mapping[str, Any]) -> str:
         "| | MB | " + " | ".join(heads) + " | of the limit: prefill, decode |",
         "| --- " * (len(heads) + 3) + "|",
     ]
-    lines += [_row(one, base, found) for one in systems]
+    lines += [_row(one, content, found) for one in systems]
     return "\n".join(lines)
 
 
-def _row(one: Mapping[str, Any], base: Mapping[str, Any], found: Limits) -> str:
+def _row(one: Mapping[str, Any], content: Mapping[str, Any], found: Limits) -> str:
+    base = content["systems"][0]
     cells = [one["label"], f"{one['bytes'] / 1e6:.0f}"]
     for what, values in one["rates"].items():
         ratio = statistics.median(a / b for a, b in zip(values, base["rates"][what], strict=True))
-        cells.append(f"{statistics.median(values):.0f} (x {ratio:.2f})")
+        cells.append(f"{_speed(statistics.median(values))} (x {ratio:.2f})")
     for rate in one["streams"].values():
-        cells.append("-" if rate is None else f"{rate:.0f}")
+        cells.append("-" if rate is None else _speed(rate))
     cells.append(f"{one['load']['cold']:.1f} / {one['load']['warm']:.1f} s")
     cells.append(f"{one['memory']['all'] / 1e6:.0f} MB")
-    prefill, decode = shares(one, found)
+    prefill, decode = shares(one, found, content.get("token_products", PARAMETERS - HEAD))
     cells.append(f"{prefill:.0%}, {decode:.0%}")
     return "| " + " | ".join(cells) + " |"
 
 
-def shares(one: Mapping[str, Any], found: Limits) -> tuple[float, float]:
+def _speed(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def shares(
+    one: Mapping[str, Any], found: Limits, token_products: int = PARAMETERS - HEAD
+) -> tuple[float, float]:
     """Return the shares of the limits that a system reaches: of prefill 512, of decode."""
     prefill = statistics.median(one["rates"]["prefill 512"])
     decode = statistics.median(one["rates"]["decode after 32"])
-    return prefill / found.prefill(PARAMETERS - HEAD), decode / found.decode(one["bytes"])
+    return prefill / found.prefill(token_products), decode / found.decode(one["step_bytes"])
 
 
 def plot(content: Mapping[str, Any]) -> str:

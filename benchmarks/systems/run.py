@@ -1,6 +1,7 @@
 """`nox -s bench`: speed, load and memory of several systems, side by side, with the limits.
 
     python -m benchmarks.systems.run [--work FOLDER] [--rounds 5] [--write]
+    python -m benchmarks.systems.run --geometry 7b [--layers 6] [--longest 512]
 
 Each system is a process of its own. In each round every system does the same thing once, a
 different one first, while the others wait: the machine's drift hits all alike.
@@ -24,21 +25,21 @@ from benchmarks.quality import environments
 from benchmarks.quality.model_process import BrokenPeerError, ModelProcess
 from benchmarks.quality.run import make_row
 from benchmarks.quality.workspace import Workspace
-from benchmarks.systems import report
+from benchmarks.systems import random_weights, report
 from benchmarks.systems.systems import SYSTEMS, System
 
 NEW = 24
-WORK = {
-    "prefill 64": (64, 0),
-    "prefill 512": (512, 0),
-    "prefill 2048": (2048, 0),
-    "decode after 32": (32, NEW),
-    "decode after 2048": (2048, NEW),
-}
-"""Tokens of the prompt, and new ones beside the first. The first token is prefill 512's."""
+SHORT = 32
+LONGEST = 2048
 
 STREAMS = (1, 4, 8)
-STREAM_PROMPT = 32
+
+
+def work_of(longest: int) -> dict[str, tuple[int, int]]:
+    """Return the tokens of each prompt, and new ones beside the first. The first token is prefill
+    512's."""
+    prompts = {f"prefill {count}": (count, 0) for count in sorted({64, 512, longest})}
+    return prompts | {f"decode after {count}": (count, NEW) for count in (SHORT, longest)}
 
 
 @click.command()
@@ -48,6 +49,9 @@ STREAM_PROMPT = 32
 @click.option("--threads", default=os.cpu_count(), show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--only", multiple=True, help="Names of systems.  [all]")
+@click.option("--geometry", help="Random weights of 1.1b or 7b instead of SmolLM2.")
+@click.option("--layers", type=int, help="Fewer layers than the geometry has.")
+@click.option("--longest", default=LONGEST, show_default=True, help="Tokens of the longest prompt.")
 @click.option("--write", is_flag=True, help="Write the table and the plot into docs/.")
 def main(
     folder: Path,
@@ -56,17 +60,28 @@ def main(
     threads: int,
     rounds: int,
     only: Sequence[str],
+    geometry: str | None,
+    layers: int | None,
+    longest: int,
     write: bool,
 ) -> None:
-    """Measure all systems on SmolLM2-135M."""
-    work = Workspace(folder.resolve())
-    environments.prepare(work, gguf, texts, imatrix=False)
-    chosen = [system for system in SYSTEMS if not only or system.name in only]
+    """Measure all systems on SmolLM2-135M, or on a geometry."""
+    work, systems = Workspace(folder.resolve()), SYSTEMS
+    if geometry is None:
+        environments.prepare(work, gguf, texts, imatrix=False)
+    else:
+        name = geometry if layers is None else f"{geometry}-{layers}"
+        work = Workspace(work.root / name, work.venvs)
+        random_weights.prepare(work, geometry, layers)
+        systems = random_weights.SYSTEMS
+    chosen = [system for system in systems if not only or system.name in only]
     ready = [system for system in chosen if _is_ready(system, work)]
     bound = limits.measure(threads)
     click.echo(limits.describe(bound))
-    found = measure(ready, work, threads, rounds)
-    content = {"limits": bound.to_json(), "rounds": rounds, "systems": found}
+    content: dict[str, Any] = {"limits": bound.to_json(), "rounds": rounds}
+    if geometry is not None:
+        content["token_products"] = random_weights.sizes(work).token_products
+    content["systems"] = measure(ready, work, threads, rounds, work_of(longest))
     (work.root / "systems.json").write_text(json.dumps(content, indent=1), "utf-8")
     click.echo(report.table(content))
     if write:
@@ -84,10 +99,14 @@ def _is_ready(system: System, work: Workspace) -> bool:
 
 
 def measure(
-    systems: Sequence[System], work: Workspace, threads: int, rounds: int
+    systems: Sequence[System],
+    work: Workspace,
+    threads: int,
+    rounds: int,
+    whats: Mapping[str, tuple[int, int]],
 ) -> list[dict[str, Any]]:
-    """Return what each system did; a system that fails is left out, and that is said."""
-    ids = np.random.default_rng(0).integers(1000, 30000, max(p for p, _ in WORK.values())).tolist()
+    """Return what each system did with `whats`."""
+    ids = np.random.default_rng(0).integers(1000, 30000, max(p for p, _ in whats.values())).tolist()
     loads = {system.name: _loads(system, work, threads) for system in systems}
     times: dict[tuple[str, str], list[tuple[float, float]]] = {}
     streams: dict[tuple[str, int], list[float | None]] = {}
@@ -97,13 +116,13 @@ def measure(
             for system in systems
         }
         for number in range(rounds + 1):  # the first warms up
-            for what, (prompt, new) in WORK.items():
+            for what, (prompt, new) in whats.items():
                 for name in _turned(opened, number):
                     taken = opened[name].ask(do="seconds", ids=ids[:prompt], new=new)
                     times.setdefault((name, what), []).append(taken)
             for count in STREAMS:
                 # Each begins differently, so that nobody knows the other's prompt.
-                prompts = [[1000 + row, *ids[1:STREAM_PROMPT]] for row in range(count)]
+                prompts = [[1000 + row, *ids[1:SHORT]] for row in range(count)]
                 for name in _turned(opened, number):
                     rate = opened[name].ask(do="streams", prompts=prompts, new=NEW)
                     streams.setdefault((name, count), []).append(rate)
@@ -113,7 +132,8 @@ def measure(
             "name": system.name,
             "label": system.label,
             "bytes": system.bytes(work),
-            "rates": _rates(times, system.name),
+            "step_bytes": system.step_bytes(work),
+            "rates": _rates(times, system.name, whats),
             "streams": {str(n): _median(streams[system.name, n][1:]) for n in STREAMS},
             "load": loads[system.name],
             "memory": memory[system.name],
@@ -127,9 +147,13 @@ def _turned(opened: Mapping[str, Any], number: int) -> Iterator[str]:
     yield from names[number % len(names) :] + names[: number % len(names)]
 
 
-def _rates(times: Mapping[tuple[str, str], Sequence[tuple[float, float]]], name: str) -> Any:
+def _rates(
+    times: Mapping[tuple[str, str], Sequence[tuple[float, float]]],
+    name: str,
+    whats: Mapping[str, tuple[int, int]],
+) -> dict[str, list[float]]:
     found = {}
-    for what, (prompt, new) in WORK.items():
+    for what, (prompt, new) in whats.items():
         measured = times[name, what][1:]
         if new:
             found[what] = [new / decode for _, decode in measured]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from llama_onnx.runtime.batch.batch_format import Answered
-from llama_onnx.runtime.batch.line_journal import Journal, full, open_journal
+from llama_onnx.runtime.batch.batch_format import AnsweredLine
+from llama_onnx.runtime.batch.line_journal import Journal, began_with_force, full, open_journal
 from llama_onnx.runtime.batch.lines import Line, Source, open_source
 from llama_onnx.runtime.batch.local import LocalWorkers
 from llama_onnx.runtime.batch.worker import Opening
@@ -36,7 +37,8 @@ _WEIGHTS_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: `lines` of the file, of which `reused` were finished before, and `errors`.
+    """What a run did: `lines` of the file, of which `reused` were finished before, and `errors`, the
+    first of them in line number `first_error`, from 1.
 
     Tokens and their rate are those of this run, after `start_seconds`, in which the packages were
     opened. `deaths` of worker processes; `repeated_ids` counts lines whose custom_id an earlier
@@ -55,6 +57,7 @@ class Summary:
     threads: int | None
     deaths: int
     repeated_ids: int
+    first_error: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything."""
@@ -113,22 +116,31 @@ def run_batch(
         "name": opening.name,
         "max_length": opening.max_length,
     }
-    path = out.with_name(out.name + JOURNAL_SUFFIX)
-    with open_journal(path, identity, lines.count, force=force) as journal:
+    with open_journal(journal_of(out), identity, lines.count, force=force) as journal:
         summary = _answer(opening, lines, start, journal, progress)
         progress.step(f"writing {out.name}")
-        errors, repeated = _write(journal, out)
+        failed, repeated = _write(journal, out)
         journal.over = True
-    return replace(summary, errors=errors, repeated_ids=repeated)
+    first = failed[0] if failed else None
+    return replace(summary, errors=len(failed), first_error=first, repeated_ids=repeated)
+
+
+def journal_of(out: Path) -> Path:
+    """Return where the finished lines are kept until all are."""
+    return out.with_name(out.name + JOURNAL_SUFFIX)
 
 
 def check_output(source: Path, out: Path, *, force: bool) -> None:
-    """Raise `UsageError` if the answers cannot go to `out`."""
+    """Raise `UsageError` if the answers cannot go to `out`.
+
+    They may replace a file with `force`, or if a run that began so is continued.
+    """
     if out.is_dir() or not out.parent.is_dir():
         raise UsageError(f"{out} must be a file in a folder that exists.")
-    if source.exists() and out.exists() and out.samefile(source):
-        raise UsageError(f"{out} is the input: give the answers a file of their own.")
-    if out.exists() and not force:
+    for written in (out, journal_of(out)):
+        if source.exists() and written.exists() and written.samefile(source):
+            raise UsageError(f"{written} is the input: give the answers a file of their own.")
+    if out.exists() and not force and not began_with_force(journal_of(out)):
         raise UsageError(f"{out} exists: give another name, or replace it with --force.")
 
 
@@ -146,7 +158,7 @@ def _answer(
             progress.update("answering", reused, lines.count)
             for number, content in started.answer(journal.done):
                 if journal.add(number, content):
-                    answered = Answered.from_bytes(content)
+                    answered = AnsweredLine.from_bytes(content)
                     prompt += answered.prompt_tokens
                     new += answered.new_tokens
                     progress.update("answering", journal.finished, lines.count)
@@ -169,25 +181,27 @@ def _answer(
     )
 
 
-def _write(journal: Journal, out: Path) -> tuple[int, int]:
-    """Write the finished lines in order; return how many are errors, and how many repeat an id."""
+def _write(journal: Journal, out: Path) -> tuple[Sequence[int], int]:
+    """Write the finished lines in order; return the numbers of those that are errors, from 1, and
+    how many repeat an id."""
     if journal.finished < len(journal.done):
         missing = len(journal.done) - journal.finished
         raise UsageError(f"{missing:,} lines have no answer: run the same command again.")
-    errors, lines, ids = 0, 0, set[bytes]()
+    failed, lines, ids = array("Q"), 0, set[bytes]()
     try:
         with replacing(out) as file:
-            for content in journal.contents():
-                answered = Answered.from_bytes(content)
+            for number, content in enumerate(journal.contents(), 1):
+                answered = AnsweredLine.from_bytes(content)
                 file.write(answered.output + b"\n")
-                errors += answered.failed
+                if answered.failed:
+                    failed.append(number)
                 custom_id = json.loads(answered.output)["custom_id"]
                 if custom_id is not None:
                     lines += 1
                     ids.add(hashlib.blake2b(custom_id.encode(), digest_size=8).digest())
     except OSError as error:
         raise full(out, error, journal.finished) from None
-    return errors, lines - len(ids)
+    return failed, lines - len(ids)
 
 
 @dataclass(frozen=True)
@@ -249,7 +263,10 @@ def _counted(count: int, one: str, several: str | None = None) -> str:
 def describe(summary: Summary, out: Path) -> Iterator[str]:
     """Yield what to tell about a run."""
     known = f", {summary.reused:,} of them finished before" if summary.reused else ""
-    wrong = _counted(summary.errors, "error") if summary.errors else "no errors"
+    wrong = "no errors"
+    if summary.errors:
+        first = "in" if summary.errors == 1 else "the first in"
+        wrong = f"{_counted(summary.errors, 'error')}, {first} line {summary.first_error:,}"
     yield f"{out}: {_counted(summary.lines, 'line')}{known}; {wrong}."
     if summary.tokens_per_second is not None:
         workers = _counted(summary.workers, "worker")

@@ -93,7 +93,7 @@ def _plain(content: Mapping[str, Any], custom_id: str | None) -> Request:
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredLine:
     """The line of the output that answers a line of the input, and what it took."""
 
     output: bytes
@@ -106,7 +106,7 @@ class Answered:
         return b"%d %d %d %b" % (self.failed, self.prompt_tokens, self.new_tokens, self.output)
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Answered:
+    def from_bytes(cls, content: bytes) -> AnsweredLine:
         """Read what `to_bytes` returned."""
         failed, prompt, new, output = content.split(b" ", 3)
         return cls(output, int(prompt), int(new), failed == b"1")
@@ -122,16 +122,16 @@ def response_line(custom_id: str | None, status: int, body: bytes) -> bytes:
     return _line(custom_id, response, b"null")
 
 
-def refused(custom_id: str | None, failure: Failure) -> Answered:
+def refused(custom_id: str | None, failure: Failure) -> AnsweredLine:
     """Return the answer to a request that the model did not take."""
     body = json.dumps(failure.to_json()).encode()
-    return Answered(response_line(custom_id, failure.status, body), failed=True)
+    return AnsweredLine(response_line(custom_id, failure.status, body), failed=True)
 
 
-def not_asked(custom_id: str | None, code: str, text: str) -> Answered:
+def not_asked(custom_id: str | None, code: str, text: str) -> AnsweredLine:
     """Return the answer to a line that never became a request, or whose request got lost."""
     error = json.dumps({"code": code, "message": text}).encode()
-    return Answered(_line(custom_id, b"null", error), failed=True)
+    return AnsweredLine(_line(custom_id, b"null", error), failed=True)
 
 
 def _line(custom_id: str | None, response: bytes, error: bytes) -> bytes:

@@ -27,6 +27,7 @@ from llama_onnx.targets.strict_json import JSONError, parse_json
 
 _FLUSH_SECONDS = 2.0
 _LONGEST_HEADER = 1 << 16
+_FORCED = "force"
 
 
 class Journal:
@@ -106,7 +107,7 @@ def _number(record: bytes, count: int) -> int | None:
 
 def full(path: Path, error: OSError, finished: int) -> ResourceError:
     """Return the error for a file that could not be written."""
-    kept = f"finished parts ({finished:,}) are kept, and the same command goes on from there"
+    kept = f"finished parts ({finished:,}) are kept: the same command, without --force, goes on"
     if is_full(error):
         return ResourceError(
             f"{path} cannot be written, the disk is full: free some space; {kept}."
@@ -149,13 +150,24 @@ def _open(path: Path, raw: FileIO, identity: Mapping[str, Any], count: int, forc
         journal = Journal(path, raw, count, begun.length)
         journal.recover()
         return journal
-    header = json.dumps(dict(identity)).encode() + b"\n"
+    header = json.dumps({**identity, _FORCED: force}).encode() + b"\n"
     try:
         raw.truncate(0)
         _write(raw, header)
     except OSError as error:
+        with suppress(OSError):  # half a header would be taken for another program's file
+            raw.truncate(0)
         raise full(path, error, 0) from None
     return Journal(path, raw, count, len(header))
+
+
+def began_with_force(path: Path) -> bool:
+    """Return whether there is a journal at `path` of work that may replace what is there.
+
+    Raises `UsageError` for a file that is not a journal.
+    """
+    found = _identity(path) if path.is_file() else None
+    return found is not None and isinstance(found.content, dict) and bool(found.content.get(_FORCED))
 
 
 def _write(file: FileIO, content: bytes) -> None:

@@ -17,6 +17,7 @@ from llama_onnx.runtime.serving.http.limits import MAX_BODY
 from llama_onnx.targets.errors import UsageError, describe_reason
 from llama_onnx.targets.extras import missing_extra
 from llama_onnx.targets.listing import hash_file
+from llama_onnx.targets.strict_json import parse_json
 
 PIECE = 32
 """Lines of a piece of JSON lines."""
@@ -162,12 +163,24 @@ def _open_parquet(path: Path) -> Any:
 
 
 def _rows(path: Path, piece: Piece) -> Iterator[bytes]:
+    from pyarrow import ArrowException
+
+    try:
+        yield from map(row_text, _rows_as_python(path, piece))
+    except (ArrowException, ValueError, OverflowError) as error:
+        # Damage, a text that is not UTF-8, a date after 9999.
+        raise UsageError(
+            f"{path} has values that cannot be read: {describe_reason(error)}. Columns that are "
+            "not fields of a request may be left out."
+        ) from None
+
+
+def _rows_as_python(path: Path, piece: Piece) -> Iterator[dict[str, Any]]:
     at, end = 0, piece.end + piece.count
     for batch in _open_parquet(path).iter_batches(batch_size=ROWS, row_groups=[piece.start]):
         first, stop = max(at, piece.end), min(at + batch.num_rows, end)
         if first < stop:
-            for row in batch.slice(first - at, stop - first).to_pylist():
-                yield row_text(row)
+            yield from batch.slice(first - at, stop - first).to_pylist()
         at += batch.num_rows
         if at >= end:
             return
@@ -184,7 +197,7 @@ def row_text(row: Mapping[str, Any]) -> bytes:
     for name in ("body", "messages"):
         if isinstance(text := content.get(name), str):
             with suppress(ValueError):  # left as it is, for the answer to say what is wrong
-                content[name] = json.loads(text)
+                content[name] = parse_json(text.encode())
     return json.dumps(content, ensure_ascii=False, default=repr).encode("utf-8", "surrogatepass")
 
 

@@ -303,6 +303,6 @@ def first_sentence(error: BaseException) -> str:
 
 def _failure(error: BaseException) -> LlamaOnnxError:
     return ResourceError(
-        f"the cluster could not go on: {first_sentence(error)}; what is finished is kept, and the "
-        "same command goes on from there."
+        f"the cluster could not go on: {first_sentence(error)}; what is finished is kept: the same "
+        "command, without --force, goes on."
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_onnx.runtime.batch.batch_format import (
-    Answered,
+    AnsweredLine,
     LineError,
     Request,
     not_asked,
@@ -78,7 +78,7 @@ class Worker:
         self._names = Names.of(self.model.package, opening.name)
         self._state = fingerprint(self.model.package)
 
-    async def answer(self, text: bytes) -> Answered:
+    async def answer(self, text: bytes) -> AnsweredLine:
         """Return the answer to a line; raise `EndedError` if nobody here can answer any more."""
         try:
             request = read_line(text)
@@ -94,7 +94,7 @@ class Worker:
             reason = f"answering failed: {type(error).__name__}: {describe_reason(error)}."
             return refused(request.custom_id, Failure(500, reason, "server_error"))
 
-    async def _answer(self, request: Request) -> Answered:
+    async def _answer(self, request: Request) -> AnsweredLine:
         asked, adapter = await asyncio.to_thread(self._read, request)
         answers = await asyncio.to_thread(asked.call.prepare, self.model, adapter)
         try:
@@ -106,7 +106,7 @@ class Worker:
                 answer.cancel()
         usage = Usage.of([part for part in parts if part.finish], asked.call.choices)
         body = response_line(request.custom_id, 200, asked.whole(parts))
-        return Answered(body, usage.prompt, usage.completion)
+        return AnsweredLine(body, usage.prompt, usage.completion)
 
     def _read(self, request: Request) -> tuple[Asked, str | None]:
         endpoint = ENDPOINTS[request.path]

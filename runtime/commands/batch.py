@@ -75,7 +75,7 @@ def command(
     answered gets an error in OUT.
 
     Finished lines are kept in OUT.journal. If a run ends early, whatever the reason, the same
-    command goes on from there.
+    command without --force goes on from there.
     """
     try:
         from llama_onnx.runtime.batch import batch

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Processes that answer, after one front. --threads and --rows are those of each; "
+    help="Processes that answer, behind one front. --threads and --rows are those of each; "
     "--cache-memory and --waiting are for all.",
 )
 @click.option(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_onnx.runtime.llama.backends import Backend, open_backend
+from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.prompt import check_length
 from llama_onnx.runtime.llama.text_codec import TextCodec
 from llama_onnx.runtime.llama.text_files import read_settings
+from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
+from llama_onnx.runtime.tokenizer.text_stream import Decoder
 from llama_onnx.targets.engines import (
     EngineName,
     SpeculationName,
@@ -52,21 +57,45 @@ def open_codec(
     if max_length is not None:
         context_length = min(context_length, check_length(max_length))
     provider = provider or get_target(package.target).session.provider
-    backend = open_backend(
-        engine or engine_for(provider),
-        package,
-        context_length,
-        provider,
-        threads=threads,
-        allow_fallback=allow_fallback,
-        limits=limits,
-        speculate=speculate,
-        draft=None if draft is None else ModelPackage.open(Path(draft)),
-    )
+    # A large tokenizer takes a second to read: meanwhile ONNX Runtime packs the weights.
+    with ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(_read_tokenizer, package, settings)
+        backend = open_backend(
+            engine or engine_for(provider),
+            package,
+            context_length,
+            provider,
+            threads=threads,
+            allow_fallback=allow_fallback,
+            limits=limits,
+            speculate=speculate,
+            draft=None if draft is None else ModelPackage.open(Path(draft)),
+        )
     try:
-        return TextCodec(package, settings, context_length, backend.open_tokenizer), backend
+        encoder, decoder = reading.result()
+        codec = TextCodec(
+            package, settings, context_length, encoder, decoder or backend.open_tokenizer()
+        )
     except RuntimeError as error:
+        backend.close()
         raise PackageError(
             f"onnxruntime-genai cannot open the tokenizer of {package.path}: "
             f"{printable(describe_reason(error))}."
         ) from None
+    except BaseException:
+        backend.close()
+        raise
+    return codec, backend
+
+
+def _read_tokenizer(
+    package: ModelPackage, settings: Mapping[str, Any]
+) -> tuple[Encoder | NoTokenizer, Decoder | NoTokenizer | None]:
+    """Return what encodes texts, and what decodes tokens; None if tokenizer.json has no decoder of
+    a Llama."""
+    if not package.has_tokenizer:
+        nothing = NoTokenizer(package, settings)
+        return nothing, nothing
+    found = settings.get("eos_token_id", [])
+    encoder = open_encoder(package.path, int(settings["vocab_size"]))
+    return encoder, encoder.open_decoder(found if isinstance(found, list) else [found])

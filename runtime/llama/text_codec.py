@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.prompt import Tokens, check_text_length, check_tokens
 from llama_onnx.runtime.llama.template import check_template, render_messages
 from llama_onnx.runtime.llama.tools import Tool, check_tools
-from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
+from llama_onnx.runtime.tokenizer.encoder import Encoder
 from llama_onnx.runtime.tokenizer.text_stream import Decoder, TextStream
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import ModelPackage
@@ -39,23 +39,15 @@ class TextCodec:
         package: ModelPackage,
         settings: Mapping[str, Any],
         context_length: int,
-        open_tokenizer: Callable[[], Decoder],
+        encoder: Encoder | NoTokenizer,
+        decoder: Decoder | NoTokenizer,
     ) -> None:
-        """Read the tokenizer; `settings` is the `model` part of genai_config.json.
-
-        `open_tokenizer` is called for what decodes if tokenizer.json has no decoder of a Llama.
-        """
+        """Put together what was read; `settings` is the `model` part of genai_config.json."""
         self.package, self.context_length = package, context_length
         self.rows = int(settings["vocab_size"])
         if package.has_tokenizer:
             check_template(package.path)
-            found = settings.get("eos_token_id", [])
-            ends = found if isinstance(found, list) else [found]
-            encoder = open_encoder(package.path, self.rows)
-            self._encoder: Encoder | NoTokenizer = encoder
-            self._decoder: Decoder | NoTokenizer = encoder.open_decoder(ends) or open_tokenizer()
-        else:
-            self._decoder = self._encoder = NoTokenizer(package, settings)
+        self._encoder, self._decoder = encoder, decoder
         self._bos_token: int | None = settings.get("bos_token_id")
         self.end_tokens = frozenset(int(token) for token in self._decoder.eos_token_ids)
         self._lock = Lock()

@@ -19,6 +19,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from llama_onnx.runtime.batch.lines import open_source
+from llama_onnx.targets.errors import UsageError
 from tests.support.batches import chat_line, failure_of, read_lines, text_of, write_lines
 
 GREEDY = {"temperature": 0, "logit_bias": {"2": -100}}
@@ -99,6 +101,15 @@ def test_parquet_is_read_by_the_actors(package_fp32: Path, cluster: str, tmp_pat
     batch(package_fp32, same, tmp_path / "j.jsonl", "--workers", "1")
     assert texts(tmp_path / "p.jsonl") == texts(tmp_path / "j.jsonl") == texts(tmp_path / "l.jsonl")
     assert len(read_lines(tmp_path / "p.jsonl")[7]["response"]["body"]["choices"]) == 2
+
+
+def test_values_that_python_does_not_have_are_one_sentence(tmp_path: Path) -> None:
+    source = tmp_path / "in.parquet"
+    day = pyarrow.array([10**7], pyarrow.int32()).cast(pyarrow.date32())  # in the year 29349
+    parquet.write_table(pyarrow.table({"prompt": ["a"], "day": day}), source)
+    lines = open_source(source)
+    with pytest.raises(UsageError, match="values that cannot be read"):
+        list(lines.read(bytearray(lines.count)))
 
 
 def wait_for(journal: Path, count: int, process: subprocess.Popen[bytes]) -> None:

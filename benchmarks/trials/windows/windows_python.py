@@ -72,19 +72,27 @@ def make_certified(folder: Path, precision: str = "int4", target: str = "cpu") -
     return package
 
 
-def make_python(folder: Path, wheels: Path, needed: Sequence[str] = WHEELS) -> Path:
-    """Assemble a Python for Windows in `folder` and return the path of python.exe."""
+def make_python(
+    folder: Path, wheels: Path, needed: Sequence[str] = WHEELS, more: Sequence[str] = ()
+) -> Path:
+    """Assemble a Python for Windows in `folder` and return the path of python.exe.
+
+    `needed` is installed as it is, `more` with what it requires.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     packages = folder / "Lib" / "site-packages"
     ignored = shutil.ignore_patterns("site-packages", "__pycache__", "test", "lib-dynload")
     shutil.copytree(sysconfig.get_path("stdlib"), folder / "Lib", ignore=ignored)
-    pip("download", "--dest", str(folder / "from"), SOURCE)
+    pip("download", "--no-deps", "--dest", str(folder / "from"), SOURCE)
     (wheel,) = (folder / "from").glob("panda3d-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             if re.fullmatch(r"deploy_libs/(python311\.dll|lib.*\.dll|[^/]*\.pyd)", name):
                 (folder / Path(name).name).write_bytes(archive.read(name))
-    pip("install", "--target", str(packages), "--find-links", str(wheels), *needed, *PURE)
+    found = ("install", "--target", str(packages), "--find-links", str(wheels))
+    if more:
+        pip(*found, *more, *PURE)
+    pip(*found, "--no-deps", "--upgrade", *needed, *PURE)
     command = ["install", "--quiet", "--no-deps", "--target", str(packages), str(ROOT)]
     subprocess.run([sys.executable, "-m", "pip", *command], check=True)
     write_stable_abi(folder)
@@ -96,7 +104,7 @@ def make_python(folder: Path, wheels: Path, needed: Sequence[str] = WHEELS) -> P
 def pip(command: str, *arguments: str) -> None:
     """Run pip for Python 3.11 on Windows."""
     place = ("--platform", "win_amd64", "--python-version", "3.11", "--implementation", "cp")
-    options = ("--quiet", "--no-deps", "--only-binary=:all:", *place)
+    options = ("--quiet", "--only-binary=:all:", *place)
     subprocess.run([sys.executable, "-m", "pip", command, *options, *arguments], check=True)
 
 

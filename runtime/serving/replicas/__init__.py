@@ -1,1 +1,1 @@
-"""Several processes that serve the same package, after one front."""
+"""Several processes that serve the same package, behind one front."""

@@ -19,6 +19,7 @@ def system(label: str, speed: float) -> dict[str, Any]:
         "name": label,
         "label": label,
         "bytes": 100_000_000,
+        "step_bytes": 100_000_000,
         "rates": {what: [speed, 2 * speed, 3 * speed] for what in whats},
         "streams": {"1": speed, "8": None},
         "load": {"cold": 2.0, "warm": 1.0},

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from llama_onnx.exporter.cli import main
+from llama_onnx.runtime.batch.batch import Started, open_package, run_batch
+from llama_onnx.runtime.batch.batch_format import AnsweredLine
+from llama_onnx.runtime.batch.lines import Line
 from llama_onnx.runtime.batch.local import LocalWorkers
 from llama_onnx.runtime.batch.worker import Opening
 from llama_onnx.runtime.doctor.child import command_of
@@ -90,6 +94,7 @@ def test_answers_are_those_of_the_model_and_each_failure_is_on_its_line(
         assert words in failures[number][1], number
     summary = json.loads(result.stdout)
     assert (summary["lines"], summary["errors"], summary["reused"]) == (10, 7, 0)
+    assert summary["first_error"] == 3
     assert summary["repeated_ids"] == 1
     usage = [line["response"]["body"]["usage"] for line in (chat, plain, found[7])]
     assert summary["new_tokens"] == sum(entry["completion_tokens"] for entry in usage)
@@ -108,6 +113,7 @@ def test_a_line_whose_logits_are_nan_costs_no_other(
     source = write_lines(tmp_path / "in.jsonl", [chat_line(t, t) for t in ("the", "~", "dog")])
     result = run(package, source, tmp_path / "out.jsonl")
     assert result.exit_code == 0, result.output
+    assert "3 lines; 1 error, in line 2." in result.stderr
     good, bad, other = read_lines(tmp_path / "out.jsonl")
     status, message = failure_of(bad)
     assert status == 500 and "not a number" in message and str(tmp_path) not in message
@@ -228,6 +234,39 @@ def test_another_package_at_the_same_place_is_refused(package_fp32: Path) -> Non
         pytest.raises(PackageError, match="differs from the package that the batch began with"),
     ):
         workers.start()
+
+
+def test_a_run_that_replaces_goes_on_without_force(package_fp32: Path, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [chat_line("a", "the"), chat_line("b", "dog")])
+    out = tmp_path / "out.jsonl"
+    out.write_text("stale")
+    package, sha256 = open_package(package_fp32)
+    opening = Opening(str(package.path), sha256, "tiny")
+
+    @contextmanager
+    def dies(*_: Any) -> Iterator[Started]:
+        yield Started(1, 1, one_answer)
+
+    def one_answer(_: bytearray) -> Iterator[Line]:
+        yield 0, AnsweredLine(b'{"custom_id": "a"}').to_bytes()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(opening, source, out, dies, force=True)
+    assert out.read_text() == "stale"
+    result = run(package_fp32, source, out, "--json", "--name", "tiny")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["reused"] == 1
+    assert [line["custom_id"] for line in read_lines(out)] == ["a", "b"]
+    assert run(package_fp32, source, out).exit_code == 2  # OUT is there again
+
+
+def test_the_input_is_never_the_journal(package_fp32: Path, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "out.jsonl.journal", [chat_line("a", "the")])
+    before = source.read_bytes()
+    result = run(package_fp32, source, tmp_path / "out.jsonl", "--force")
+    assert result.exit_code == 2 and "is the input" in result.stderr
+    assert source.read_bytes() == before
 
 
 def started(arguments: Sequence[str]) -> subprocess.Popen[bytes]:

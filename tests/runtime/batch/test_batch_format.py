@@ -8,7 +8,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from llama_onnx.runtime.batch.batch_format import (
-    Answered,
+    AnsweredLine,
     LineError,
     custom_id_of,
     not_asked,
@@ -87,10 +87,10 @@ def test_an_answer_is_a_line_that_openais_library_reads() -> None:
 
 
 def test_an_answer_survives_the_journal() -> None:
-    for answered in (Answered(b'{"a b": 1}', 3, 4), not_asked("é", "code", "a\nb c")):
+    for answered in (AnsweredLine(b'{"a b": 1}', 3, 4), not_asked("é", "code", "a\nb c")):
         content = answered.to_bytes()
         assert b"\n" not in content
-        assert Answered.from_bytes(content) == answered
+        assert AnsweredLine.from_bytes(content) == answered
 
 
 def test_the_id_of_a_line_is_found_where_there_is_one() -> None:

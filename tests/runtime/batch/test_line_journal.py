@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_onnx.runtime.batch import line_journal
-from llama_onnx.runtime.batch.line_journal import open_journal
+from llama_onnx.runtime.batch.line_journal import began_with_force, open_journal
 from llama_onnx.targets.errors import ResourceError, UsageError
 
 WORK = {"work": "test", "input": "abc"}
@@ -108,3 +108,25 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(
         assert list(journal.contents()) == [content(0)]
         journal.add(1, content(1))
         assert list(journal.contents()) == [content(0), content(1)]
+
+    monkeypatch.setattr(line_journal, "_write", some)
+    with (
+        pytest.raises(ResourceError, match="disk is full"),
+        open_journal(tmp_path / "new", WORK, 3),
+    ):
+        pass
+    monkeypatch.undo()
+    with open_journal(tmp_path / "new", WORK, 3) as journal:  # nothing of the cut header is left
+        journal.over = True
+
+
+def test_work_that_may_replace_a_file_says_so_to_the_next_run(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    assert not began_with_force(path)
+    for force in (False, True):
+        with open_journal(path, WORK, 3, force=force) as journal:
+            journal.add(0, content(0))
+        assert began_with_force(path) is force
+    with open_journal(path, WORK, 3) as journal:
+        assert journal.finished == 1
+    assert began_with_force(path)

@@ -74,3 +74,9 @@ def test_a_row_is_a_line() -> None:
     body = json.dumps({"prompt": "x"})
     assert json.loads(row_text({"body": body})) == {"body": {"prompt": "x"}}
     assert json.loads(row_text({"body": "{"})) == {"body": "{"}
+
+
+def test_a_text_that_no_json_reader_takes_stays_for_the_answer_to_refuse() -> None:
+    deep = "[" * 3000 + "]" * 3000
+    for text in (deep, "[1e999]", '"\\ud800"'):
+        assert json.loads(row_text({"body": text})) == {"body": text}
