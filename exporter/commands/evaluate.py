@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     "--journal",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Where finished shards are kept.  [default: PACKAGE-evaluation.journal]",
+    help="Where finished shards of --text are kept.  [default: PACKAGE-evaluation.journal]",
 )
 @click.option("--force", is_flag=True, help="Start over.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
@@ -76,7 +77,7 @@ def command(
     """Compare PACKAGE with its checkpoint over a corpus: KL, likeliest tokens, perplexity.
 
     The corpus is cut into shards, which are measured apart and add up exactly. Finished shards are
-    kept: if a run ends early, the same command goes on from there. Each figure has a 95 %
+    kept: if a run ends early, the same command without --force goes on. Each figure has a 95 %
     confidence interval over passages.
 
     With --tasks, lm-eval's own harness scores PACKAGE. Nothing in the folder is run: a task that
@@ -90,40 +91,52 @@ def command(
     from llama_onnx.runtime.measure.jsontext import dumps
     from llama_onnx.runtime.measure.task_scores import KEY as TASK_SCORES
 
-    if names and tasks is None:
-        raise UsageError("--task names a task of a folder: give --tasks too.")
-    if text is None and tasks is None:
-        raise UsageError("there is nothing to evaluate on: give --text, --tasks or both.")
-    if text is not None and reference is None:
-        raise UsageError("--text compares with the checkpoint: give --reference too.")
+    _check(reference, text, tasks, names)
+    if text is None and (ray or journal or force):
+        raise UsageError("--ray, --journal and --force are for --text: leave them out.")
+    if workers and not ray:
+        raise UsageError("--workers is for --ray: without it, one process measures.")
     opened = check_recordable(package) if certify else None
     source = None if reference is None else local_copy(reference).resolve()
-    over_text: dict[str, Any] = {}
     entries: dict[str, Any] = {}
-    lines: list[str] = []
+    # Tasks come first: the text may take hours, but its finished shards are kept.
+    if tasks is not None:
+        with progress_line() as progress:
+            scores = score_tasks(package, tasks, names, source, progress)
+        entries[TASK_SCORES] = [task.to_json() for task in scores]
+        _tell(describe_tasks(scores), as_json)
+        for name in left_out(scores, source is not None):
+            say(f"warning: the original is not scored on {name}, which asks for answers.", err=True)
+    over_text: dict[str, Any] = {}
     if text is not None and source is not None:
         absolute = package.resolve()
         journal = journal or absolute.with_name(absolute.name + JOURNAL_SUFFIX)
         work = Work(absolute, source, text.resolve(), length)
         found = _over_corpus(work, journal, force, ray, workers)
         over_text = entries[EVALUATED] = found.to_json()
-        lines += describe(found)
-    if tasks is not None:
-        with progress_line() as progress:
-            scores = score_tasks(package, tasks, names, source, progress)
-        entries[TASK_SCORES] = [task.to_json() for task in scores]
-        lines += describe_tasks(scores)
-        for name in left_out(scores, source is not None):
-            say(f"warning: the original is not scored on {name}, which asks for answers.", err=True)
+        _tell(describe(found), as_json)
     if opened is not None:
         record(opened, entries)
-        lines.append(f"recorded in the certificate of {package}.")
+        _tell([f"recorded in the certificate of {package}."], as_json)
     if as_json:
         scored = {TASK_SCORES: entries[TASK_SCORES]} if tasks is not None else {}
         say(dumps({**over_text, **scored}))
-        return
-    for line in lines:
+
+
+def _tell(lines: Iterable[str], as_json: bool) -> None:
+    for line in lines if not as_json else ():
         say(line)
+
+
+def _check(
+    reference: Path | HubId | None, text: Path | None, tasks: Path | None, names: tuple[str, ...]
+) -> None:
+    if names and tasks is None:
+        raise UsageError("--task names a task of a folder: give --tasks too.")
+    if text is None and tasks is None:
+        raise UsageError("there is nothing to evaluate on: give --text, --tasks or both.")
+    if text is not None and reference is None:
+        raise UsageError("--text compares with the checkpoint: give --reference too.")
 
 
 def _over_corpus(

@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_onnx.exporter.evaluate.corpus import Corpus, Shard
 from llama_onnx.exporter.evaluate.shards import Measure, Measured, Work, to_content
-from llama_onnx.runtime.batch.ray_cluster import check_nodes, connected, find_nodes
+from llama_onnx.runtime.batch.ray_cluster import check_nodes, connected, find_nodes, workers_of
 from llama_onnx.targets.listing import hash_file
 from llama_onnx.targets.package import ModelPackage
 
@@ -43,12 +43,13 @@ def measure_on(address: str, workers: int | None) -> Measure:
         with connected(address) as ray:
             nodes = find_nodes(ray, _THREADS)
             sha256 = hash_file(ModelPackage.open(work.package).index)
-            check_nodes(ray, nodes, str(work.package), sha256, corpus.path)
-            room = sum(node.actors for node in nodes)
+            source = (corpus.path, corpus.sha256)
+            check_nodes(ray, nodes, (str(work.package), sha256), source)
+            count = min(workers_of(nodes, workers, _THREADS), len(left))
             measured = ray.data.from_items(left, override_num_blocks=len(left)).map(
                 Actor,
                 fn_constructor_args=(work, str(corpus.path)),
-                compute=ray.data.ActorPoolStrategy(size=min(workers or room, room, len(left))),
+                compute=ray.data.ActorPoolStrategy(size=count),
                 num_cpus=_THREADS,
             )
             for row in measured.iter_rows():

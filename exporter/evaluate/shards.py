@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Work:
             "reference": open_checkpoint(self.reference).fingerprint(),
             "text": corpus.sha256,
             "length": self.length,
+            "version": version("llama-onnx"),
         }
 
 

@@ -89,7 +89,9 @@ def read_fleet(file: Path) -> Fleet:
         content = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}.") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise UsageError(f"{file} is nested too deeply.") from None
+    except ValueError as error:  # not UTF-8, not TOML, a number of more digits than Python reads
         raise UsageError(f"{file} is not TOML: {str(error).rstrip('.')}.") from None
     where = _Text(file, text)
     unknown = [key for key in content if key not in ("out", "defaults", "model")]

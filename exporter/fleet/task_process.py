@@ -20,6 +20,7 @@ from llama_onnx.exporter.fleet.make_package import Order, from_json, make, to_js
 from llama_onnx.exporter.fleet.task_record import FOLDER_NAME
 from llama_onnx.runtime.doctor.child import DEAF, command_of, how_ended, take_stdout
 from llama_onnx.targets.errors import LlamaOnnxError, describe_reason
+from llama_onnx.targets.printable import printable
 from llama_onnx.targets.progress import Unit
 from llama_onnx.targets.strict_json import JSONError, parse_json
 
@@ -128,10 +129,10 @@ def main() -> None:
     try:
         made = make(order, _Said(say))
     except LlamaOnnxError as error:
-        say({"result": None, "reason": str(error)})
+        say({"result": None, "reason": printable(str(error))})
     except Exception as error:
         reason = f"it failed unexpectedly: {type(error).__name__}: {describe_reason(error)}."
-        say({"result": None, "reason": reason})
+        say({"result": None, "reason": printable(reason)})
     else:
         say({"stages": made.stages, "result": made.result, "reason": ""})
 

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -37,8 +38,9 @@ _WEIGHTS_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: `lines` of the file, of which `reused` were finished before, and `errors`, the
-    first of them in line number `first_error`, from 1.
+    """What a run did: `lines` of the file, of which `reused` were finished before, and `errors`.
+
+    The first error is in line `first_error`, counted from 1.
 
     Tokens and their rate are those of this run, after `start_seconds`, in which the packages were
     opened. `deaths` of worker processes; `repeated_ids` counts lines whose custom_id an earlier
@@ -115,6 +117,7 @@ def run_batch(
         "package": opening.sha256,
         "name": opening.name,
         "max_length": opening.max_length,
+        "version": version("llama-onnx"),
     }
     with open_journal(journal_of(out), identity, lines.count, force=force) as journal:
         summary = _answer(opening, lines, start, journal, progress)

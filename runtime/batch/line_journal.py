@@ -166,8 +166,9 @@ def began_with_force(path: Path) -> bool:
 
     Raises `UsageError` for a file that is not a journal.
     """
-    found = _identity(path) if path.is_file() else None
-    return found is not None and isinstance(found.content, dict) and bool(found.content.get(_FORCED))
+    header = _identity(path) if path.is_file() else None
+    begun = None if header is None else header.content
+    return isinstance(begun, dict) and bool(begun.get(_FORCED))
 
 
 def _write(file: FileIO, content: bytes) -> None:

@@ -100,6 +100,8 @@ class LocalWorkers:
                 self._suspects.append((number, text))
             else:
                 self._again.append((number, text))
+        if lost:
+            self._idle_deaths = 0  # a line was the cause, and has its answer
         if self._idle_deaths >= _MOST_DEATHS:
             raise ResourceError(
                 f"{self._idle_deaths} worker processes died one after another; the last {how}, "

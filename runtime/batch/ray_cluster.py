@@ -32,6 +32,7 @@ from llama_onnx.targets.errors import (
     describe_reason,
 )
 from llama_onnx.targets.extras import missing_extra
+from llama_onnx.targets.listing import hash_file
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.printable import printable, shown
 
@@ -75,14 +76,8 @@ def ray_start(
         with connected(address) as ray:
             each = threads or THREADS
             nodes = find_nodes(ray, each)
-            check_nodes(ray, nodes, opening.package, opening.sha256, source.path)
-            room = sum(node.actors for node in nodes)
-            if workers is not None and workers > room:
-                raise UsageError(
-                    f"the cluster has room for {room} workers of {each} threads, not {workers}: "
-                    "use fewer --workers or --threads."
-                )
-            count = min(workers or room, left)
+            check_nodes(ray, nodes, (opening.package, opening.sha256), (source.path, source.sha256))
+            count = min(workers_of(nodes, workers, each), left)
             shares = {node.id: min(node.actors, count) for node in nodes}
             part = opening.share(1, cache_bytes, each)
             began, opened = time(), [0.0]
@@ -175,10 +170,29 @@ def find_nodes(ray: Any, threads: int) -> list[Node]:
     return [node for node in found if node.actors]
 
 
-def check_nodes(ray: Any, nodes: list[Node], package: str, sha256: str, source: Path) -> None:
-    """Raise `PackageError` unless every machine has the same package and file."""
-    there = str(source.resolve())
-    ask_nodes(ray, nodes, _look, package, sha256, there, version("llama-onnx"))
+def workers_of(nodes: list[Node], workers: int | None, threads: int) -> int:
+    """Return how many actors of so many `threads` to start: `workers`, or as many as fit.
+
+    Raises `UsageError` if they do not fit.
+    """
+    room = sum(node.actors for node in nodes)
+    if workers is not None and workers > room:
+        raise UsageError(
+            f"the cluster has room for {room} workers of {threads} threads, not {workers}: use "
+            "fewer --workers or --threads."
+        )
+    return workers or room
+
+
+def check_nodes(
+    ray: Any, nodes: list[Node], package: tuple[str, str], source: tuple[Path, str]
+) -> None:
+    """Raise `PackageError` unless every machine has the same package and file.
+
+    `package` is its path and its manifest's hash, `source` the file's path and hash.
+    """
+    path, sha256 = source
+    ask_nodes(ray, nodes, _look, *package, str(path.resolve()), sha256, version("llama-onnx"))
 
 
 def ask_nodes(
@@ -203,12 +217,14 @@ def ask_nodes(
             raise PackageError(f"machine {node.name} of the cluster: {printable(problem)}")
 
 
-def _look(package: str, sha256: str, source: str, release: str) -> str | None:
+def _look(package: str, sha256: str, source: str, source_sha256: str, release: str) -> str | None:
     """Return what a machine lacks, None if it can answer."""
     if (here := version("llama-onnx")) != release:
         return f"it has llama-onnx {here}, and the driver {release}: install the same on both."
     if not Path(source).is_file():
         return f"{source} is not there: put it in a folder that all machines share."
+    if hash_file(Path(source)) != source_sha256:
+        return f"{source} is another file than the driver's: put it in a folder that all share."
     try:
         check_same(ModelPackage.open(package), sha256, contents=True)
     except LlamaOnnxError as error:

@@ -22,7 +22,7 @@ from llama_onnx.runtime.serving.http.failure import Failure
 from llama_onnx.runtime.serving.openai_errors import failure_of
 from llama_onnx.runtime.serving.replies.answer_parts import Usage
 from llama_onnx.runtime.serving.requests.schemas import FieldError
-from llama_onnx.targets.errors import LlamaOnnxError, PackageError, describe_reason
+from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, describe_reason
 from llama_onnx.targets.listing import hash_file
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.provider import Provider
@@ -85,7 +85,7 @@ class Worker:
         except LineError as error:
             return not_asked(error.custom_id, error.code, str(error))
         try:
-            return await self._answer(request)
+            return await self._answered(request)
         except LlamaOnnxError as error:
             if not self.model.backend.require_engine().is_alive():
                 raise EndedError(str(error)) from None
@@ -93,6 +93,14 @@ class Worker:
         except Exception as error:  # a mistake in this code must not cost the other lines
             reason = f"answering failed: {type(error).__name__}: {describe_reason(error)}."
             return refused(request.custom_id, Failure(500, reason, "server_error"))
+
+    async def _answered(self, request: Request) -> AnsweredLine:
+        try:
+            return await self._answer(request)
+        except ResourceError:
+            # A step without memory ends all answers in it, and what was kept of earlier texts is
+            # given up: there may be room now.
+            return await self._answer(request)
 
     async def _answer(self, request: Request) -> AnsweredLine:
         asked, adapter = await asyncio.to_thread(self._read, request)

@@ -40,8 +40,9 @@ class Bench:
     `streams` has answers generated at once, `turns` those of a chat. `load_seconds` is the time of
     a single load; it depends on how much of the files the system has cached. `resident` and `peak`
     are the bytes of memory that the process uses after loading and at most, mapped files included;
-    None where the system does not report them. `left_out` says what was not measured and why.
-    `against` is another package that took turns with this one, and `comparison` what differs.
+    None where the system does not report them. `processor` is the name of what ran it, of which
+    `processors` could be used; `threads` None uses all. `left_out` says what was not measured, and
+    why. `against` is another package that took turns with this one, `comparison` what differs.
     """
 
     package: str
@@ -64,6 +65,7 @@ class Bench:
     caches: Caches | None
     left_out: tuple[str, ...]
     processor: str | None
+    processors: int | None
     runs: Runs
     against: Bench | None = None
     comparison: tuple[Comparison, ...] = ()
@@ -206,5 +208,6 @@ def _summarize(contender: Contender, runs: Runs, workload: Workload, threads: in
         caches=contender.caches(),
         left_out=tuple(left),
         processor=gather_processor().name,
+        processors=gather_processor().allowed,
         runs=runs,
     )

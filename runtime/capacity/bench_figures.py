@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,7 @@ def _figures(content: Mapping[str, Any]) -> Figures:
     processor = content.get("processor") or "an unknown processor"
     return Figures(
         source=f"{Path(content['package']).name} on {processor}, measured by bench",
-        cores=int(content["threads"] or os.cpu_count() or 1),
+        cores=int(_number(content["threads"] or content["processors"])),
         prefill_rate=_number(content["prefill_rate"]["median"]),
         decode_rates=dict(sorted(rates.items())),
         load_seconds=_number(content["load_seconds"]),

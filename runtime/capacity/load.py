@@ -61,6 +61,8 @@ class Load:
             if not (math.isfinite(value) and value > 0):
                 flag = name.replace("_", "-")
                 raise UsageError(f"--{flag} must be more than 0, not {value:g}.")
+        if not (math.isfinite(self.prompt) and self.prompt >= 0):
+            raise UsageError(f"--prompt must not be negative, but it is {self.prompt:g}.")
         if not (0 < self.late < 1 and 0 < self.utilization < 1):
             raise UsageError("--late and --utilization must be between 0 and 1.")
 

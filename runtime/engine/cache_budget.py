@@ -9,6 +9,7 @@ import sys
 from llama_onnx.runtime.doctor.gather import gather_memory
 from llama_onnx.runtime.engine.cache_layout import CacheLayout
 from llama_onnx.runtime.engine.schedule import Capacity
+from llama_onnx.targets.errors import ResourceError
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU, CUDA
 
@@ -46,7 +47,8 @@ def decide_capacity(
     """Return what caches of `cache_bytes` hold, by default of half of the memory that is free where
     `provider` keeps them.
 
-    `beside` is the bytes that each position takes in a draft's cache.
+    `beside` is the bytes that each position takes in a draft's cache. Raises `ResourceError` if
+    they hold no token.
     """
     where = "as set"
     if cache_bytes is None:
@@ -55,6 +57,11 @@ def decide_capacity(
         where = "nothing known" if free is None else f"half of the {free / 1e9:.1f} GB free"
     position_bytes = layout.position_bytes + beside
     positions = cache_bytes // position_bytes
+    if not positions:
+        raise ResourceError(
+            f"the caches may take {cache_bytes:,} bytes ({where}), and one token takes "
+            f"{position_bytes:,}: give them more with --cache-memory."
+        )
     log.info(
         "caches: %.2f GB (%s) hold %s tokens at %s bytes each, %.1f contexts of %s; at most %d "
         "sequences at once",

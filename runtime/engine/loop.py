@@ -320,7 +320,8 @@ class Loop:
         task.end(reason)
         try:
             self._keep(task)
-        except MemoryError:
+        except Exception as error:  # a device says in a way of its own that its memory is full
+            log.warning("what was read is not kept for later prompts: %s", error)
             self._prefixes.shrink(0)
         self._drop(task)
 

@@ -203,8 +203,9 @@ class SharedRows:
         """Exchange the contents of two rows, the first of which may be free."""
         first, second = self._order[row], self._order[other]
         filled = max(self._filled[key] for key in (first, second) if key is not None)
+        self.broken = True  # unless both are moved whole
         self._buffers.swap(row, other, filled)
-        self._order[row], self._order[other] = second, first
+        self._order[row], self._order[other], self.broken = second, first, False
 
     def _bind(self, graph: BoundGraph, first: int, end: int) -> None:
         if self._bound.get(graph) != (first, end):

@@ -47,7 +47,7 @@ class Asked:
     def parts(self, model: Llama, answers: Sequence[AsyncGeneration]) -> AsyncIterator[Part]:
         """Yield the parts of `answers`, which have started."""
         ends = () if self.call.ignore_eos else model.codec.end_tokens
-        return merged(answers, self.call.calls_named, ends)
+        return merged(answers, self.call.calls_named, ends, self.call.most_calls)
 
 
 @dataclass(frozen=True)

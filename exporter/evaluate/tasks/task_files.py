@@ -24,6 +24,7 @@ Row = Mapping[str, Any]
 
 _MOST_BYTES = 256 << 20
 _MOST_FILES = 1000
+_MOST_KEYS = 1000
 _MOST_INCLUDED = 4
 """Files that one includes, and how deep."""
 
@@ -115,7 +116,7 @@ def _with_data(folder: Path, path: Path, config: dict[str, Any], digest: Any) ->
             rows += _rows(folder / file, content)
         if not rows:
             raise UsageError(f"{path}: the split {split!r} is empty: add rows.")
-        splits[split] = _same_keys(rows)
+        splits[split] = _same_keys(path, rows)
     for key in ("training_split", "validation_split", "test_split", "fewshot_split"):
         if config.get(key) is not None and config[key] not in splits:
             raise UsageError(
@@ -150,6 +151,8 @@ def _rows(path: Path, content: bytes) -> Iterator[Row]:
             yield row
 
 
-def _same_keys(rows: Sequence[Row]) -> list[Row]:
+def _same_keys(path: Path, rows: Sequence[Row]) -> list[Row]:
     keys = dict.fromkeys(key for row in rows for key in row)
+    if len(keys) > _MOST_KEYS:  # each row gets all
+        raise UsageError(f"{path}: its rows have {len(keys):,} keys, more than {_MOST_KEYS}.")
     return [{key: row.get(key) for key in keys} for row in rows]

@@ -17,7 +17,7 @@ from typing import Any
 from llama_onnx.runtime.batch.process import failure
 from llama_onnx.runtime.doctor.child import command_of, how_ended
 from llama_onnx.runtime.serving.serving_spec import ServingSpec
-from llama_onnx.targets.errors import LlamaOnnxError, ResourceError
+from llama_onnx.targets.errors import LlamaOnnxError, ResourceError, describe_reason
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 """Seconds before a process is started again; twice as long each time, while it soon ends."""
@@ -98,7 +98,13 @@ class Keeper:
 
     def _run_once(self) -> str:
         """Run a process to its end, and return how that came."""
-        with self._start() as process:
+        try:
+            started = self._start()
+        except OSError as error:  # no memory for a process, or too many of them
+            reason = describe_reason(error)
+            self._first.put(ResourceError(f"replica {self.number} cannot be started: {reason}."))
+            return f"cannot be started: {reason}"
+        with started as process:
             self._process = process
             if self._ending.is_set():
                 process.kill()

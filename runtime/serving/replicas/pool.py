@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from llama_onnx.runtime.serving.openai_errors import NotReadyError
@@ -41,7 +41,7 @@ class Replica:
         return self.port is not None and not self.resting
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiter:
     wanted: Wanted
     without: Collection[int]
@@ -92,6 +92,9 @@ class Pool:
         except asyncio.CancelledError:
             if waiter.found.done() and not waiter.found.cancelled():
                 self._release(waiter.found.result(), wanted)
+            with suppress(ValueError):  # it waits no longer
+                self._waiters.remove(waiter)
+                self._mind_patience()
             raise
         try:
             yield replica

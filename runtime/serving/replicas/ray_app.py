@@ -140,6 +140,7 @@ def serve_on(
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(http_options={"host": host, "port": port})
+        _check_listens(host, port)
         app = application(spec, cluster, api_key=api_key, hosts=hosts)
         with _ended_by_signals() as ended:
             try:
@@ -155,6 +156,19 @@ def serve_on(
                 time.sleep(0.2)
         if _deployed(serve) == ours:  # nobody has updated it meanwhile
             serve.delete(NAME)
+
+
+def _check_listens(host: str, port: int) -> None:
+    """Raise `UsageError` if the cluster's proxies listen elsewhere: those of a Ray Serve that runs
+    already keep their address, which another application may have asked for."""
+    from ray.serve.context import _get_global_client
+
+    config = _get_global_client().http_config
+    if (config.host, config.port) != (host, port):
+        raise UsageError(
+            f"Ray Serve runs on this cluster already and listens on {config.host}:{config.port}: "
+            f"pass --host {config.host} --port {config.port}, or end it with `serve shutdown`."
+        )
 
 
 class _ended_by_signals:  # noqa: N801

@@ -98,10 +98,14 @@ def gathered(parts: Iterable[Part], count: int) -> list[Answered]:
 
 
 async def merged(
-    answers: Sequence[AsyncGeneration], names: Collection[str], end_tokens: Collection[int]
+    answers: Sequence[AsyncGeneration],
+    names: Collection[str],
+    end_tokens: Collection[int],
+    most_calls: int | None = None,
 ) -> AsyncIterator[Part]:
     """Yield the parts of all `answers` as they come, and at the end of each its last.
 
+    `names` are the tools whose calls are looked for; an answer has at most `most_calls` of them.
     Closing this ends all of them. Raises the error of the first that fails.
     """
     queue: asyncio.Queue[tuple[int, AnswerEvent | BaseException]] = asyncio.Queue()
@@ -117,7 +121,7 @@ async def merged(
                 raise event
             if isinstance(event, FinishEvent):
                 left -= 1
-                yield _last(index, event, filters[index])
+                yield _last(index, event, filters[index], most_calls)
             else:
                 tokens = () if event.token in end_tokens else (event,)
                 yield Part(index, filters[index].feed(event.text), tokens)
@@ -139,9 +143,10 @@ async def _read(
         queue.put_nowait((index, error))
 
 
-def _last(index: int, event: FinishEvent, calls: CallFilter) -> Part:
+def _last(index: int, event: FinishEvent, calls: CallFilter, most_calls: int | None) -> Part:
     text = calls.feed(event.text)
     rest, found = calls.rest()
+    found = found[:most_calls]
     finish: Finish = "length" if event.finish_reason == "length" else "stop"
     return Part(
         index,

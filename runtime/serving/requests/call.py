@@ -44,8 +44,9 @@ class Call:
     """A request that has been checked as far as that is possible without the model.
 
     Either `messages` or `prompts`. `choices` answers for each prompt. `tools` are offered to the
-    template; `calls_named` are the tools whose calls are looked for in the answer. `ignore_eos`: no
-    token ends an answer. `overflow` says what to do with messages that are longer than the context.
+    template; `calls_named` are the tools whose calls are looked for in the answer, and `most_calls`
+    limits how many it has. `ignore_eos`: no token ends an answer. `overflow` says what to do with
+    messages that are longer than the context.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Call:
     echo: bool = False
     tools: tuple[Mapping[str, Any], ...] = ()
     calls_named: tuple[str, ...] = ()
+    most_calls: int | None = None
     guide: Guide | None = None
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     continue_last: bool = False
@@ -175,6 +177,7 @@ def _common(
         "include_usage": bool(fields.get("stream_options", {}).get("include_usage")),
         "tools": tools,
         "calls_named": named,
+        "most_calls": None if fields.get("parallel_tool_calls", True) else 1,
         "guide": guide if forced is None else forced,
         "ignore_eos": ignore_eos,
     }

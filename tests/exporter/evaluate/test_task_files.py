@@ -38,6 +38,15 @@ def test_a_task_is_its_definition_and_its_rows(tmp_path: Path) -> None:
     }
 
 
+def test_rows_that_each_have_another_key_are_refused(tmp_path: Path) -> None:
+    """Each row gets the keys of all, so their number would be squared."""
+    write_task(tmp_path)
+    lines = "".join(f'{{"k{number}": 1}}\n' for number in range(2000))
+    (tmp_path / "choice.jsonl").write_text(lines)
+    with pytest.raises(UsageError, match="2,000 keys"):
+        read_tasks(tmp_path)
+
+
 def test_included_files_are_parts(tmp_path: Path) -> None:
     write_task(tmp_path)
     (tmp_path / "more.yaml").write_text("include: choice.yaml\ntask: more\ndescription: d\n")

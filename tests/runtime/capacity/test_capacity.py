@@ -197,6 +197,8 @@ def run(*arguments: str) -> Any:
 def test_the_command_takes_what_bench_prints(tmp_path: Path) -> None:
     file = bench_file(tmp_path)
     assert replace(read_figures(file), source="a machine") == FIGURES
+    assert read_figures(bench_file(tmp_path, threads=None, processors=6)).cores == 6
+    file = bench_file(tmp_path)
     asked = ["--users", "200", "--tokens-a-day", "5e6", "--bench", str(file)]
     found = json.loads(run(*asked, "--price-core-hour", "0.05", "--json").stdout)
     planned = plan_capacity(Load(200, 5e6), FIGURES)
@@ -218,6 +220,7 @@ def test_the_defaults_name_their_source() -> None:
         {"caches": None},
         {"prefill_rate": {"median": float("nan")}},
         {"resident": -1},
+        {"threads": None},
     ],
 )
 def test_a_file_without_figures_is_a_sentence(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -227,7 +230,11 @@ def test_a_file_without_figures_is_a_sentence(changes: dict[str, Any], tmp_path:
 
 @pytest.mark.parametrize(
     ("option", "said"),
-    [(("--peak", "0"), "--peak must be more than 0"), (("--late", "1"), "between 0 and 1")],
+    [
+        (("--peak", "0"), "--peak must be more than 0"),
+        (("--late", "1"), "between 0 and 1"),
+        (("--prompt", "-1000"), "--prompt must not be negative"),
+    ],
 )
 def test_numbers_that_mean_nothing(option: tuple[str, str], said: str) -> None:
     result = run("--users", "2", "--tokens-a-day", "1e5", *option)

@@ -25,6 +25,7 @@ from llama_onnx.runtime.engine import cache_budget
 from llama_onnx.runtime.engine.bound_graph import BoundGraph
 from llama_onnx.runtime.engine.engine import Engine
 from llama_onnx.runtime.engine.events import EndEvent, PromptEvent, TokenEvent
+from llama_onnx.runtime.engine.shared_rows import SharedRows
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.providers import CPU
@@ -671,6 +672,25 @@ def test_a_chooser_that_fails_ends_one_answer(engine: Engine) -> None:
     with pytest.raises(UsageError, match=r"no token may follow\."):
         tokens_of(bad)
     assert tokens_of(good) == pytorch_greedy(PROMPTS[1], 4)
+
+
+def test_what_cannot_be_kept_for_later_costs_no_answer(
+    package_fp32: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    """A device without memory for a copy says so in an error of its own."""
+
+    def fail(*_: Any) -> Any:
+        raise PackageError("onnxruntime failed while moving a cache: out of memory")
+
+    with open_engine(package_fp32) as engine:
+        monkeypatch.setattr(SharedRows, "copy", fail)
+        answers = [
+            engine.submit(ask(prompt, count))
+            for prompt, count in ((PROMPTS[0], 2), (PROMPTS[1], 12))
+        ]
+        assert [len(tokens_of(answer)) for answer in answers] == [2, 12]
+        assert tokens_of(engine.submit(ask(PROMPTS[1], 4))) == pytorch_greedy(PROMPTS[1], 4)
+    assert any("is not kept for later prompts" in line for line in logged)
 
 
 def test_a_mistake_in_the_loop_leaves_nobody_waiting(

@@ -22,6 +22,7 @@ from llama_onnx.runtime.engine.head_rows import choose_rows
 from llama_onnx.runtime.engine.shared_rows import Rows, SharedRows
 from llama_onnx.runtime.engine.single_rows import DeviceRows, GrowingRows
 from llama_onnx.runtime.placement.session import open_session
+from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.providers import CPU
 from llama_onnx.targets.registry import get_target
 from tests.support import tiny
@@ -280,9 +281,26 @@ def test_a_failure_while_buffers_grow_leaves_the_rows_broken(
     assert rows.broken
 
 
-def test_bound_steps_fail_with_a_sentence(package_fp32: Path) -> None:
-    from llama_onnx.targets.errors import PackageError
+def test_a_failure_while_rows_change_places_leaves_them_broken(
+    open_rows: Callable[[str], Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: Any = open_rows("fp32")
+    for key in (1, 2, 3):
+        rows.open(key, 100)
+        rows.read(key, np.arange(3, 13))
+    swap = rows._buffers.swap
 
+    def fail(*places: int) -> None:
+        swap(*places)
+        raise PackageError("onnxruntime failed")
+
+    monkeypatch.setattr(rows._buffers, "swap", fail)
+    with pytest.raises(PackageError):
+        rows.step({2: 5})
+    assert rows.broken
+
+
+def test_bound_steps_fail_with_a_sentence(package_fp32: Path) -> None:
     opened = open_session(package_fp32 / "model.onnx", CPU, threads=1)
     bound = BoundGraph(opened.session, {})
     bound.bind(CacheLayout.of(opened.session).buffers(1, 8))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from itertools import pairwise
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_onnx.runtime.llama.generation import FinishEvent
+from llama_onnx.runtime.llama.generation_stats import GenerationStats
 from llama_onnx.runtime.llama.tools import parse_tool_calls
-from llama_onnx.runtime.serving.replies.answer_parts import CallFilter
+from llama_onnx.runtime.serving.replies.answer_parts import CallFilter, Part, merged
+from llama_onnx.runtime.serving.requests.call import chat_call
 
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
 TEXTS = st.one_of(
@@ -53,3 +60,26 @@ def test_text_that_is_no_call_is_shown_at_once() -> None:
     assert calls.feed("It is ") == "It is "
     assert calls.feed("1 < 2 <to") == "1 < 2 "
     assert calls.feed("day") == "<today"
+
+
+@pytest.mark.parametrize(("most", "count"), [(None, 2), (1, 1)])
+def test_an_answer_has_at_most_as_many_calls_as_asked_for(most: int | None, count: int) -> None:
+    class Answer:
+        async def events(self) -> AsyncIterator[FinishEvent]:
+            yield FinishEvent(CALL + CALL, "stop", GenerationStats(1, 1, 0.1, 0.1, 0.0, "stop"))
+
+        def cancel(self) -> None:
+            pass
+
+    async def last() -> Part:
+        answers: Any = [Answer()]
+        return [part async for part in merged(answers, ["add"], (), most)][-1]
+
+    part = asyncio.run(last())
+    assert len(part.calls) == count and part.finish == "tool_calls"
+
+
+def test_parallel_tool_calls_false_is_one_call() -> None:
+    fields = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    assert chat_call(fields).most_calls is None
+    assert chat_call({**fields, "parallel_tool_calls": False}).most_calls == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import signal
 import subprocess
@@ -42,7 +43,7 @@ from llama_onnx.runtime.serving.replicas.routing import (
 )
 from llama_onnx.runtime.serving.replicas.serve_replicas import Started, replicas
 from llama_onnx.runtime.serving.serving_spec import ServingSpec
-from llama_onnx.targets.errors import PackageError
+from llama_onnx.targets.errors import PackageError, ResourceError
 from tests.support.http_calls import call
 
 KEY, ROWS = "only for clients", 4
@@ -160,6 +161,8 @@ def test_the_oldest_request_gets_the_next_row_and_one_that_leaves_none() -> None
             await asyncio.sleep(0)
             assert (held.load, pool.waiting, done) == (1, 3, [])
             tasks[1].cancel()
+            await asyncio.sleep(0)
+            assert pool.waiting == 2
             async with pool.take(Wanted(0)):  # a page waits for nobody
                 pass
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -495,6 +498,20 @@ def test_a_killed_replica_costs_its_answers_in_work_alone_and_comes_back(real: R
     assert up is not None and up.pid != old
     health = real.health()
     assert health["status"] == "ok" and health["replicas"][0]["restarts"] == 1
+
+
+def test_a_process_that_cannot_be_started_is_a_sentence(
+    package_fp32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with (
+        pytest.raises(ResourceError, match=r"replica 0 cannot be started: .*unavailable"),
+        replicas(ServingSpec.of(package_fp32), 1),
+    ):
+        pass
 
 
 def test_a_package_that_changed_or_cannot_be_opened_is_refused(package_fp32: Path) -> None:
