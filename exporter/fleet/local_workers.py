@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 from llama_onnx.exporter.fleet.run import Job
 from llama_onnx.exporter.fleet.task_process import Child, Outcome
 from llama_onnx.runtime.doctor.gather import gather_memory
+from llama_onnx.targets.errors import describe_reason
 from llama_onnx.targets.progress import Progress
 
 
@@ -42,7 +43,13 @@ class LocalWorkers:
         self._children[job.name] = job, child
 
         def listen() -> None:
-            self._told.put((job, child.wait(lambda what: self._told.put((job, what)))))
+            try:
+                outcome = child.wait(lambda what: self._told.put((job, what)))
+            except Exception as error:  # whoever waits for it must hear of its end
+                child.kill()
+                reason = f"what its process says cannot be read: {describe_reason(error)}."
+                outcome = Outcome(reason=reason, died=True)
+            self._told.put((job, outcome))
 
         threading.Thread(target=listen, daemon=True).start()
 

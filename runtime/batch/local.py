@@ -22,6 +22,9 @@ _SUSPECT = 2
 _MOST_DEATHS = 6
 """Most processes that die one after another while no line is finished."""
 
+_MOST_DEATHS_OF_LINES = 4 * _MOST_DEATHS
+"""The same where lines that were tried alone seem to be the cause."""
+
 
 class LocalWorkers:
     """`count` worker processes. `deaths` is how many have died."""
@@ -100,9 +103,8 @@ class LocalWorkers:
                 self._suspects.append((number, text))
             else:
                 self._again.append((number, text))
-        if lost:
-            self._idle_deaths = 0  # a line was the cause, and has its answer
-        if self._idle_deaths >= _MOST_DEATHS:
+        # A line that was the cause has its answer now, but not all lines can be.
+        if self._idle_deaths >= (_MOST_DEATHS_OF_LINES if lost else _MOST_DEATHS):
             raise ResourceError(
                 f"{self._idle_deaths} worker processes died one after another; the last {how}, "
                 "perhaps for lack of memory: use fewer --workers, or less --cache-memory."

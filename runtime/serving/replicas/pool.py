@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from llama_onnx.runtime.serving.openai_errors import NotReadyError
@@ -90,11 +90,12 @@ class Pool:
         try:
             replica = await waiter.found
         except asyncio.CancelledError:
-            if waiter.found.done() and not waiter.found.cancelled():
-                self._release(waiter.found.result(), wanted)
-            with suppress(ValueError):  # it waits no longer
+            found = waiter.found
+            if found.done() and not found.cancelled() and found.exception() is None:
+                self._release(found.result(), wanted)
+            elif waiter in self._waiters:
                 self._waiters.remove(waiter)
-                self._mind_patience()
+                self._look()  # those after it may want less
             raise
         try:
             yield replica

@@ -45,11 +45,11 @@ def read_wanted(body: bytes) -> Wanted:
     """Return what routing needs of a request's body; a replica will say what is wrong with it."""
     try:
         fields = json.loads(body)
+        if isinstance(fields, dict):
+            return Wanted(_places(fields), tuple(_beginnings(fields)))
     except (ValueError, RecursionError):
-        return Wanted()
-    if not isinstance(fields, dict):
-        return Wanted()
-    return Wanted(_places(fields), tuple(_beginnings(fields)))
+        pass
+    return Wanted()
 
 
 def _places(fields: Mapping[str, Any]) -> int:

@@ -271,7 +271,8 @@ def _tools(
     if choice == "auto":
         return tools, names, None
     if isinstance(choice, Mapping):
-        wanted = choice.get("function", choice).get("name")
+        function = choice.get("function", choice)
+        wanted = function.get("name") if isinstance(function, Mapping) else None
         if choice.get("type") != "function" or wanted not in names:
             raise FieldError("tool_choice", "tool_choice must name one of the tools.")
         names = (str(wanted),)

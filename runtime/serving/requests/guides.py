@@ -58,7 +58,8 @@ def _of_format(answer_format: Mapping[str, Any]) -> Guide | None:
             'response_format.type must be "text", "json_object" or "json_schema".',
         )
     # In /v1/responses the schema is in the format itself.
-    schema = answer_format.get("json_schema", answer_format).get("schema")
+    inner = answer_format.get("json_schema", answer_format)
+    schema = inner.get("schema") if isinstance(inner, Mapping) else None
     if not isinstance(schema, Mapping):
         raise FieldError("response_format", "response_format has no schema, a JSON object.")
     return _schema(schema, "response_format")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -50,13 +50,15 @@ _CHAT_EXTRAS: dict[str, dict[str, Any]] = {
 class Schema:
     """A kind of request: its fields in OpenAI's library, ours besides, and what is refused.
 
-    `refused` says why a field cannot be had here, whatever its value.
+    `refused` says why a field cannot be had here, whatever its value. `exact` has the types of
+    fields which the library checks wrongly.
     """
 
     name: str
     types: TypeAdapter[Any]
     extras: Mapping[str, Mapping[str, Any]]
     refused: Mapping[str, str]
+    exact: Mapping[str, TypeAdapter[Any]] = field(default_factory=dict)
 
     def read(self, body: bytes) -> dict[str, Any]:
         """Return the fields of a request's body that are not null; raise `UsageError` otherwise."""
@@ -67,11 +69,10 @@ class Schema:
         fields = {name: value for name, value in content.items() if value is not None}
         self._check_names(fields)
         known = {name: value for name, value in fields.items() if name not in self.extras}
-        try:
-            checked = self.types.validate_python(known)
-        except ValidationError as error:
-            raise _field_error(error, (), known) from None
-        _walk(checked, (), known)
+        for name in self.exact.keys() & known.keys():
+            _validate(self.exact[name], known[name], (name,), fields)
+            known[name] = ""
+        _walk(_validate(self.types, known, (), fields), (), fields)
         return fields
 
     def _check_names(self, fields: Mapping[str, Any]) -> None:
@@ -138,6 +139,16 @@ def read_object(body: bytes) -> dict[str, Any]:
     return content
 
 
+def _validate(
+    types: TypeAdapter[Any], value: Any, place: tuple[int | str, ...], fields: Any
+) -> Any:
+    try:
+        # Strictly: what is used are the fields as they came, so "2" must not pass for 2.
+        return types.validate_python(value, strict=True)
+    except ValidationError as error:
+        raise _field_error(error, place, fields) from None
+
+
 def _walk(value: Any, place: tuple[int | str, ...], fields: Any) -> None:
     """Go through a validated value: pydantic checks the items of an `Iterable` only then."""
     if isinstance(value, (str, bytes, int, float)) or value is None:
@@ -199,6 +210,8 @@ COMPLETION = Schema(
     TypeAdapter(completion.CompletionCreateParams),
     _SAMPLING_EXTRAS,
     {"best_of": "use n", "suffix": "the model continues a text and cannot fill a gap"},
+    # The library's own type takes any list for token ids, which several prompts of such are not.
+    {"prompt": TypeAdapter(str | list[str] | list[int] | list[list[int]])},
 )
 RESPONSE = Schema(
     "response",
