@@ -15,9 +15,12 @@ from llama_onnx.targets.genai_settings import GENAI_CONFIG, SettingsError, check
 from llama_onnx.targets.graph_file import MAX_BYTES, GraphFacts, check_graph
 from llama_onnx.targets.listing import BESIDE
 from llama_onnx.targets.onnx_file import GraphError
+from llama_onnx.targets.strict_json import MAX_BYTES as MAX_JSON
+from llama_onnx.targets.strict_json import JSONError, parse_json
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 
 REQUIRED = (MODEL_FILE, DATA_FILE, GENAI_CONFIG)
 """The files that a manifest must name."""
@@ -28,13 +31,16 @@ _NAMES = frozenset(
         GENAI_CONFIG,
         CONFIG_FILE,
         TOKENIZER_FILE,
-        "tokenizer_config.json",
+        TOKENIZER_SETTINGS,
         "special_tokens_map.json",
         "chat_template.jinja",
         "parity/certificate.json",
     )
 )
 """The files with one of `_OPENED` suffixes that exports write."""
+
+OTHER_FILE = "tiktoken_file"
+"""The one entry of tokenizer_config.json that names a file: genai 0.18 opens it, wherever it is."""
 
 _OPENED = (".json", ".jinja", ".onnx", ".ort", ".so", ".dll", ".dylib", ".pyd", ".py", ".exe")
 """Suffixes of files that a library opens by name or a system runs: genai's tokenizer would read a
@@ -54,6 +60,8 @@ def check_contents(
         if name not in listed:
             raise PackageError(f"{folder / index} is damaged: it does not name {name}.")
     _check_names(folder, listed, {*BESIDE, *beside, index})
+    if TOKENIZER_SETTINGS in listed:
+        _check_tokenizer_settings(folder)
     check_settings_of(folder, check_graph_of(folder))
 
 
@@ -74,6 +82,21 @@ def check_settings_of(folder: Path, graph: GraphFacts) -> None:
         check_settings(_read(folder, GENAI_CONFIG, MAX_BYTES), MODEL_FILE, graph)
     except SettingsError as error:
         raise _altered(folder / GENAI_CONFIG, error) from None
+
+
+def _check_tokenizer_settings(folder: Path) -> None:
+    file, content = folder / TOKENIZER_SETTINGS, _read(folder, TOKENIZER_SETTINGS, MAX_JSON + 1)
+    try:
+        settings = parse_json(content)
+    except JSONError as error:
+        raise PackageError(f"{file} {error}: the package is damaged, or was altered.") from None
+    if not isinstance(settings, dict):
+        raise PackageError(f"{file} is not a JSON object: the package is damaged, or was altered.")
+    if OTHER_FILE in settings:
+        raise PackageError(
+            f"{file} has {OTHER_FILE}, by which onnxruntime-genai would open any file: no export "
+            "writes it, so the package was altered; do not use it."
+        )
 
 
 def _check_names(folder: Path, listed: Collection[str], beside: Collection[str]) -> None:

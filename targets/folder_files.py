@@ -17,6 +17,10 @@ _WINDOWS_DEVICES = {
 }
 
 
+_MOST_PARTS = 32
+"""Most folders, and a file, that a name leads through."""
+
+
 def is_plain_name(name: str) -> bool:
     """Return whether `name` is a relative path that stays below its folder on every system.
 
@@ -25,6 +29,8 @@ def is_plain_name(name: str) -> bool:
     """
     parts = name.split("/")
     if not name.isprintable() or any(mark in name for mark in '\\:*?"<>|'):
+        return False
+    if len(parts) > _MOST_PARTS:  # what walks a folder would run out of stack
         return False
     return all(
         part not in ("", ".", "..")

@@ -47,7 +47,8 @@ class SignedModel:
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> SignedModel:
         """Read the content of a manifest or of a bundle.json."""
-        about = content.get("package", content)
+        about = content.get("package")  # of a bundle.json
+        about = about if isinstance(about, dict) else content
         source = about.get("source")
         source = source if isinstance(source, dict) else {}
         return cls(

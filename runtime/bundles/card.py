@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -141,7 +142,9 @@ def _carried(package: ModelPackage) -> dict[str, Any]:
     head = re.match(r"---\n(.*?)\n---\s", card, re.DOTALL)
     carried: dict[str, Any] = {}
     for match in _CARRIED.finditer(head[1] if head else ""):
-        carried |= yaml.safe_load(match[0])
+        # A line that YAML reads in another way, such as `language: ["a]`, is not carried.
+        with suppress(yaml.YAMLError, ValueError, TypeError):
+            carried |= yaml.safe_load(match[0])
     return carried
 
 

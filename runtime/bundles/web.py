@@ -29,6 +29,7 @@ from llama_onnx.runtime.bundles.web_files import LIMIT, read_listed, write_graph
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.licences import PACKAGE_CARD, TERMS, of_kind
 from llama_onnx.targets.package import ModelPackage
+from llama_onnx.targets.strict_json import JSONError, parse_json
 
 _TYPES = {"int4": "q4", "int8": "q8", "fp32": "fp32", "fp16": "fp16"}
 """Precision -> transformers.js's `dtype`."""
@@ -61,7 +62,12 @@ class Web(Place):
         if package.manifest["recipe"].get("cache"):
             raise PackageError(
                 f"{package.path} stores its cache in 8 bits, which transformers.js does not: "
-                "export the package without --cache."
+                "export the package without --kv-cache."
+            )
+        if package.precision not in _TYPES:
+            raise PackageError(
+                f"{package.path} is in {package.precision}, which transformers.js does not run: "
+                f"export it in one of {', '.join(_TYPES)}."
             )
         chat_template(package, self.name)
 
@@ -98,8 +104,9 @@ class Web(Place):
 
 def generation(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return generation_config.json for a package with this genai_config.json."""
-    model, search = settings["model"], settings["search"]
-    ids = {key: model[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model, search = settings["model"], settings.get("search", {})
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {key: model[key] for key in keys if key in model}
     return ids | {key: search[key] for key in _SEARCH if key in search}
 
 
@@ -118,7 +125,12 @@ def _warnings(package: ModelPackage) -> list[str]:
 
 
 def _read(package: ModelPackage, name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(read_listed(package, name))
+    try:
+        content = parse_json(read_listed(package, name))
+    except JSONError as error:
+        raise PackageError(f"{package.path / name} {error}.") from None
+    if not isinstance(content, dict):
+        raise PackageError(f"{package.path / name} is not a JSON object.")
     return content
 
 

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage
 from llama_onnx.targets.protobuf import BYTES, Value, encode, fields
+from llama_onnx.targets.strict_json import MAX_BYTES
 
 LIMIT = 2_000_000_000
 """Most bytes in one data file: browsers cannot hold 2 GB in one buffer."""
@@ -85,6 +86,8 @@ def write_graph(package: ModelPackage, folder: Path, name: str, limit: int = LIM
 def read_listed(package: ModelPackage, name: str) -> bytes:
     """Return the content of a small file of `package`. Raises `PackageError` if it differs from
     the manifest."""
+    if name not in package.files or package.files[name]["size"] > MAX_BYTES:
+        raise PackageError(f"{package.path} has no {name}, or one that is too large.")
     content = (package.path / name).read_bytes()
     _check_hash(package, name, sha256(content).hexdigest())
     return content

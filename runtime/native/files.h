@@ -260,12 +260,50 @@ static bool may_be_unlisted(const sums *list, const char *name) {
     return strncmp(name, DOWNLOAD_FOLDER, strlen(DOWNLOAD_FOLDER)) == 0;
 }
 
+/* Files with one of these suffixes are opened by name by a library, or run by a system. */
+static const char *const opened_suffixes[] = {
+    ".json", ".jinja", ".onnx", ".ort", ".so", ".dll", ".dylib", ".pyd", ".py", ".exe",
+};
+
+/* Those that exports and bundles write. */
+static const char *const opened_files[] = {
+    "model.onnx", "genai_config.json", "config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "chat_template.jinja", "manifest.json", "bundle.json",
+    "inference_model.json", "sbom.cdx.json", "sbom.spdx.json",
+};
+
+static bool ends_with(const char *name, const char *suffix) {
+    size_t length = strlen(name), end = strlen(suffix);
+    for (size_t i = 0; length >= end && i < end; i++) {
+        char letter = name[length - end + i]; /* Windows takes A for a */
+        if (letter >= 'A' && letter <= 'Z') letter = (char)(letter - 'A' + 'a');
+        if (letter != suffix[i]) return false;
+    }
+    return length >= end;
+}
+
+/* Whether no library would open the file `name`, or exports write it. Folders hold what nothing
+ * opens: the certificate, and what a download left. */
+static bool is_harmless(const char *name) {
+    bool opened = false;
+    for (size_t i = 0; i < sizeof opened_files / sizeof *opened_files; i++) {
+        if (strcmp(name, opened_files[i]) == 0) return true;
+    }
+    for (size_t i = 0; i < sizeof opened_suffixes / sizeof *opened_suffixes; i++) {
+        opened = opened || ends_with(name, opened_suffixes[i]);
+    }
+    return !opened || strchr(name, '/');
+}
+
 static bool search_file(const search *self, const char *name, entry_kind kind) {
     if (kind == ENTRY_LINK) {
         say(self->why, "%.900s%s%.200s is a link that leads out of the package: replace it by the "
                        "file itself.", self->package, SEPARATOR, name);
     } else if (kind == ENTRY_OTHER) {
         say(self->why, "%.900s%s%.200s is not a regular file: remove it.", self->package, SEPARATOR,
+            name);
+    } else if (!is_harmless(name)) {
+        say(self->why, "%.900s holds %.200s, which no export writes: remove it.", self->package,
             name);
     } else if (self->list && !sums_have(self->list, name) && !may_be_unlisted(self->list, name)) {
         say(self->why, "%.900s is damaged: %s does not name %.200s.", self->package,

@@ -325,9 +325,31 @@ static char *libraries_folder(const char *given) {
     return folder;
 }
 
+/* Refuses a tokenizer_config.json that onnxruntime-genai would follow out of the package: it opens
+ * the file that the entry tiktoken_file names, wherever that is. */
+static int check_tokenizer_settings(llama_onnx *self) {
+    size_t length;
+    json settings;
+    char *text = read_file(self->package, "tokenizer_config.json", 1 << 22, &length);
+    if (!text && length != SIZE_MAX) return LLAMA_ONNX_OK;
+    bool sound = text && json_parse(&settings, text, length);
+    int status = LLAMA_ONNX_OK;
+    if (!text) {
+        status = fail(&self->call, "tokenizer_config.json of %s is too large.", self->package);
+    } else if (!sound || settings.nodes->kind != JSON_OBJECT) {
+        status = fail(&self->call, "tokenizer_config.json of %s is not a JSON object.", self->package);
+    } else if (json_get(&settings, settings.nodes, "tiktoken_file")) {
+        status = fail(&self->call, "tokenizer_config.json of %s names a file, tiktoken_file: no export "
+                                   "writes it, so the package was altered.", self->package);
+    }
+    if (text) json_free(&settings);
+    free(text);
+    return status;
+}
+
 /* Opens the package, whose files are checked already. */
 static int open_checked(llama_onnx *self, const llama_onnx_options *options) {
-    if (read_config(self)) return LLAMA_ONNX_FAILED;
+    if (read_config(self) || check_tokenizer_settings(self)) return LLAMA_ONNX_FAILED;
     read_template(self);
     read_tokenizer(self);
     char *libraries = libraries_folder(options->libraries);

@@ -533,9 +533,28 @@ MANIFEST_CHANGES: Mapping[str, Change] = {
     "a listed link to the outside": _instead("LICENSE.txt", _link_out),
     "weights that are a link to the outside": _instead("model.onnx.data", _link_out),
     "a loop of links": _instead("LICENSE.txt", lambda path: path.symlink_to(path.name)),
+    "a name of 1,200 folders": _list("/".join("d" * 1200)),
     "a listed library": _add("evil.so", listed=True),
     "a listed tokenizer module": _add("tokenizer_module.json", b"{}", listed=True),
 }
+
+
+def _tokenizer_settings(content: str) -> Change:
+    return _add("tokenizer_config.json", content.encode(), listed=True)
+
+
+TOKENIZER_CHANGES: Mapping[str, Change] = {
+    "a file outside": _tokenizer_settings('{"tiktoken_file": "../../etc/passwd"}'),
+    "a FIFO by another spelling": _tokenizer_settings('{"\\u0074iktoken_file": "pipe"}'),
+    "the same entry twice": _tokenizer_settings('{"tiktoken_file": "x", "tiktoken_file": null}'),
+    "a list": _tokenizer_settings('["tiktoken_file"]'),
+    "what only some readers take": _tokenizer_settings('{/**/"tiktoken_file": "x"}'),
+    "nesting": _tokenizer_settings("[" * 100_000),
+    "a file of 4 GB": _instead(
+        "tokenizer_config.json", lambda path: (path.touch(), os.truncate(path, 4 << 30))
+    ),
+}
+"""What leads genai's tokenizer out of the package, or may."""
 
 
 # ---- files that nobody lists ---------------------------------------------------------------------
@@ -712,6 +731,7 @@ def _bomb() -> bytes:
 
 KINDS: Mapping[str, Mapping[str, Change]] = {
     "settings of genai": SETTINGS_CHANGES,
+    "settings of the tokenizer": TOKENIZER_CHANGES,
     "graph": GRAPH_CHANGES,
     "manifest and listed files": MANIFEST_CHANGES,
     "unlisted files": BESIDE_CHANGES,

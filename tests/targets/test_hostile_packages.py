@@ -41,7 +41,7 @@ CASES = [
     for name, change in changes.items()
 ]
 
-SEEN_WHEN_OPENED = {"settings of genai", "graph"}
+SEEN_WHEN_OPENED = {"settings of genai", "settings of the tokenizer", "graph"}
 """Kinds that a library would act on: no command opens such a package, `verify` or not."""
 
 

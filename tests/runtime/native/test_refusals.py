@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 
 from llama_onnx.runtime.llama.model import Llama
+from llama_onnx.targets import contents
+from llama_onnx.targets.listing import BESIDE
+from llama_onnx.targets.package import _BUNDLE_FILES, MANIFEST
 from tests.support.native_templates import HARMFUL
 from tests.support.packages import alter_package
 
@@ -169,6 +173,43 @@ def test_a_setting_that_loads_a_library(sample: Any, built: Path, copy: Path) ->
     file.write_text(json.dumps(settings), "utf-8")
     text = refusal(sample, built, copy)
     assert "sets model.decoder.session_options.custom_ops_library, which a package may not" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"tiktoken_file": "../../outside"}', "names a file, tiktoken_file"),
+        ('{"\\u0074iktoken_file": "pipe"}', "names a file, tiktoken_file"),
+        ('["tiktoken_file"]', "is not a JSON object"),
+        ('{/**/"tiktoken_file": "x"}', "is not a JSON object"),
+        (" " * (5 << 20), "is too large"),
+    ],
+)
+def test_settings_that_lead_the_tokenizer_out_of_the_package(
+    sample: Any, built: Path, copy: Path, content: str, words: str
+) -> None:
+    (copy / "tokenizer_config.json").write_text(content, "utf-8")
+    assert words in refusal(sample, built, copy)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_module.json", "EVIL.DLL", "x.Py", "model.ort"])
+def test_a_file_that_a_library_opens_by_name(
+    sample: Any, built: Path, copy: Path, name: str
+) -> None:
+    (copy / name).write_text("{}")
+    assert f"holds {name}, which no export writes" in refusal(sample, built, copy)
+
+
+def test_the_names_that_exports_write_are_pythons() -> None:
+    source = (Path(__file__).parents[3] / "runtime/native/files.h").read_text("utf-8")
+    suffixes, files = (
+        set(re.findall(r'"([^"]+)"', source.partition(f"{name}[] = {{")[2].partition("}")[0]))
+        for name in ("opened_suffixes", "opened_files")
+    )
+    assert suffixes == set(contents._OPENED)
+    beside = {*BESIDE, *_BUNDLE_FILES, MANIFEST}
+    known = {name for name in beside if Path(name).suffix in contents._OPENED}
+    assert files == known | {name for name in contents._NAMES if "/" not in name}
 
 
 def test_an_escape_in_a_key_is_not_printed(sample: Any, built: Path, copy: Path) -> None:
