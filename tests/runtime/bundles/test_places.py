@@ -677,6 +677,8 @@ def test_a_card_needs_the_hub_s_library(
         ("language: &anchor en\nlicense: !!python/object mit", ("other", None)),
         ("language: |\n  en\nlicense: >\n  mit", ("other", None)),
         ("licence", ("other", None)),
+        ("language: 2020-13-45\nlicense: mit", ("mit", None)),
+        ('language: ["a]\nlicense: mit', ("mit", None)),
     ],
 )
 def test_plain_lines_of_the_source_s_card_are_copied(

@@ -159,6 +159,16 @@ def test_a_cache_in_8_bits_is_refused(package: Path, tmp_path: Path) -> None:
     check_refused(copy, tmp_path / "out", "stores its cache in 8 bits")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 5000, '{"rope_theta": 1e999}'])
+def test_settings_that_are_not_json_are_refused(
+    package: Path, tmp_path: Path, content: str
+) -> None:
+    copy = Path(shutil.copytree(package, tmp_path / "copy"))
+    (copy / "config.json").write_text(content)
+    renew_hashes(copy)
+    check_refused(copy, tmp_path / "out", r"config\.json (is|has)")
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
 def test_a_damaged_file_is_refused(package: Path, tmp_path: Path, name: str) -> None:
     opened = ModelPackage.open(shutil.copytree(package, tmp_path / "copy"))
