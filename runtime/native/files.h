@@ -302,12 +302,12 @@ static bool search_file(const search *self, const char *name, entry_kind kind) {
     } else if (kind == ENTRY_OTHER) {
         say(self->why, "%.900s%s%.200s is not a regular file: remove it.", self->package, SEPARATOR,
             name);
-    } else if (!is_harmless(name)) {
-        say(self->why, "%.900s holds %.200s, which no export writes: remove it.", self->package,
-            name);
     } else if (self->list && !sums_have(self->list, name) && !may_be_unlisted(self->list, name)) {
         say(self->why, "%.900s is damaged: %s does not name %.200s.", self->package,
             self->list->index, name);
+    } else if (!is_harmless(name)) {
+        say(self->why, "%.900s holds %.200s, which no export writes: remove it.", self->package,
+            name);
     } else {
         return true;
     }
