@@ -66,6 +66,8 @@ def test_sentencepiece_gives_the_same_ids_and_text(name: str, text: str) -> None
 @given(text=TEXT)
 @settings(deadline=None, max_examples=150)
 def test_sentencepiece_gives_the_same_ids_and_text_for_any_text(name: str, text: str) -> None:
+    # Special tokens match as text here, as in transformers, and not in SentencePiece.
+    assume(not any(special in text for special in ("<unk>", "<s>", "</s>")))
     assert_same(name, text)
 
 
