@@ -33,6 +33,8 @@ SHARED_GRAPH = "shared.onnx"
 _ASSETS = "shared_assets"
 _MAX_GRAPH, _MAX_JSON = 1 << 30, 1 << 20
 _CHUNK = 1 << 20
+_MOST_REPEATED = 4
+"""How many times as large as what is stored a data file may be."""
 
 
 @dataclass(frozen=True)
@@ -225,8 +227,13 @@ def _restore(folder: Path, data: Path, package: ModelPackage, out: Path) -> None
     }
     graph = read_inside(folder, MODEL_FILE, PackageError, max_bytes=_MAX_GRAPH)
     size = package.files.get(DATA_FILE, {}).get("size", 0)
+    wanted = list(_weights(graph, folder / MODEL_FILE))
+    # Weights that are the same are stored once; a claim far beyond that would fill the disk.
+    most = _MOST_REPEATED * data.stat().st_size + _CHUNK
+    if max(size, sum(weights.end - weights.start for weights in wanted)) > most:
+        raise PackageError(f"{folder} is damaged: its weights exceed those of the model package.")
     with data.open("rb") as stored, out.open("xb") as file:
-        for weights in _weights(graph, folder / MODEL_FILE):
+        for weights in wanted:
             there, length = at.get(weights.name), weights.end - weights.start
             if there is None or there.end - there.start != length or weights.end > size:
                 raise PackageError(f"{folder} is damaged: its graphs differ in {weights.name!r}.")

@@ -13,6 +13,7 @@ enum { SENTENCE = 1536, FILES = 10000, FOLDERS_DEEP = 8 };
 /* Files that may be beside a package without being in its SHA256SUMS. This library opens none. */
 static const char *const unlisted_files[] = {
     SUMS, "manifest.json.sig", "README.md", "model.sig", "sbom.cdx.json", "sbom.spdx.json",
+    "bundle.json", "bundle.json.sig", "inference_model.json",
     ".gitattributes",
 };
 

@@ -26,9 +26,9 @@ static bool call_begin(call *self) {
 
 static int call_end(call *self, int status) {
     mutex_lock(&self->lock);
-    self->busy = false;
-    mutex_unlock(&self->lock);
     if (status != LLAMA_ONNX_FAILED) self->error[0] = 0; /* a cancelled computation reports one */
+    self->busy = false; /* the next call may begin, and fail, in another thread */
+    mutex_unlock(&self->lock);
     return status;
 }
 

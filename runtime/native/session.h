@@ -116,6 +116,11 @@ static int format_messages(llama_onnx_session *self) {
                found.all[common] == self->tokens.all[common]) common++;
         keep_tokens(self, common);
         status = add_tokens(self, found.all + common, found.count - common);
+        /* Where the template changed earlier messages, as one that drops old thoughts, these end
+         * nowhere before the end. */
+        for (size_t i = 0; !status && i < self->message_count; i++) {
+            if (self->ends[i].tokens > common) self->ends[i].tokens = self->tokens.count;
+        }
     }
     if (prompt) model->oga.OgaDestroyString(prompt);
     free(found.all);

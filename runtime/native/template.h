@@ -20,6 +20,7 @@ enum {
     TOKENS_IN_TAG = 300,
     BRACKETS_DEEP = 16,
     BLOCKS_DEEP = 24,
+    WALKS_DEEP = 48, /* blocks inside one another, those of macros that call macros included */
     VARIABLES = 96,
     MACROS = 32,
     WALKS = 40000,      /* tags that the check itself visits */
@@ -87,7 +88,7 @@ typedef struct macro {
 typedef struct analysis {
     token *tokens;
     tag *tags;
-    size_t token_count, tag_count, walks;
+    size_t token_count, tag_count, walks, depth;
     variable variables[VARIABLES];
     size_t variable_count;
     macro macros[MACROS];
@@ -664,7 +665,13 @@ static size_t runs_of(const analysis *self, size_t from, size_t to) {
 /* Finds how each variable grows from one run of a loop to the next, and leaves them as they are
  * after `count` runs. Refuses the loop if one grows by more each time. */
 static void settle(analysis *self, size_t from, size_t to, double count) {
-    double sizes[VARIABLES][3] = {{0}}, counts[VARIABLES][3] = {{0}}, depths[VARIABLES][3] = {{0}};
+    /* Not on the stack: loops are inside one another, and a thread may have little of it. */
+    double(*sizes)[3] = calloc(3 * (size_t)VARIABLES, sizeof *sizes);
+    if (!sizes) {
+        refuse(self, "does not fit into memory");
+        return;
+    }
+    double(*counts)[3] = sizes + VARIABLES, (*depths)[3] = counts + VARIABLES;
     size_t runs = runs_of(self, from, to), known = 0;
     for (size_t run = 0; run < runs && !*self->why; run++) {
         walk(self, from, to, 0);
@@ -687,6 +694,7 @@ static void settle(analysis *self, size_t from, size_t to, double count) {
         one->value.count += larger(0, counts[i][2] - counts[i][1]) * count;
         one->value.depth += larger(0, depths[i][2] - depths[i][1]) * count;
     }
+    free(sizes);
 }
 
 static double walk_for(analysis *self, size_t index, double times) {
@@ -737,6 +745,7 @@ static void add_macro(analysis *self, size_t index) {
 static double walk(analysis *self, size_t from, size_t to, double times) {
     double size = 0;
     int conditional = self->conditional;
+    if (++self->depth > WALKS_DEEP) refuse(self, "nests blocks and macros too deeply");
     for (size_t i = from; i < to && !*self->why; i++) {
         const tag *one = &self->tags[i];
         const token *name = statement(self, i);
@@ -766,6 +775,7 @@ static double walk(analysis *self, size_t from, size_t to, double times) {
         }
     }
     self->conditional = conditional;
+    self->depth--;
     return size + self->tags[to].text;
 }
 

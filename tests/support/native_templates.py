@@ -28,6 +28,16 @@ HARMFUL = {
         "without calling it",
     ),
     "a macro in a list": ("{% macro f() %}a{% endmacro %}{% set l = [f] %}{{ l[0]() }}", "without"),
+    "loops in macros that call macros": (
+        "".join(
+            f"{{% macro f{i}() %}}{'{% for x in x %}' * 5}"
+            + (f"{{{{ f{i - 1}() }}}}" if i else "a")
+            + f"{'{% endfor %}' * 5}{{% endmacro %}}"
+            for i in range(12)
+        )
+        + "{{ f11() }}",
+        "too deeply",
+    ),
     "macros that double": (
         "".join(
             f"{{% macro f{i}() %}}{{{{ f{i - 1}() }}}}{{{{ f{i - 1}() }}}}{{% endmacro %}}"

@@ -190,6 +190,13 @@ def _link(path: Path) -> None:
     next(path.glob("shared_assets/*")).joinpath(DATA_FILE).symlink_to(secret)
 
 
+def _claim(path: Path) -> None:
+    file = path / "decoder/cpu/manifest.json"
+    content = json.loads(file.read_text("utf-8"))
+    content["files"][DATA_FILE]["size"] = 1 << 44
+    file.write_text(json.dumps(content), "utf-8")
+
+
 def _forget(path: Path) -> None:
     file = path / "decoder" / "component.json"
     content = json.loads(file.read_text("utf-8"))
@@ -204,6 +211,7 @@ def _forget(path: Path) -> None:
         (_shorten, "is damaged: it is too short"),
         (_outside, "which is not a plain name inside it"),
         (_link, "is a link that leads out of its folder"),
+        (_claim, "its weights exceed those of the model package"),
         (_forget, "it does not say where cpu's weights are"),
         (lambda path: (path / "decoder/cpu/shared.onnx").write_bytes(b"\x08"), "shared.onnx"),
         (lambda path: (path / "decoder/cpu/manifest.json").unlink(), "it has no valid manifest"),

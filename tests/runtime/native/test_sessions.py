@@ -115,6 +115,34 @@ def test_rewinding_drops_messages(model: Any, session: Any, llama: Llama) -> Non
     assert session.ids == llama.encode_chat(messages).tolist()
 
 
+def test_a_template_that_shortens_earlier_messages(
+    sample: Any, built: Path, package: Path, tmp_path: Path
+) -> None:
+    """As those do that drop what a model thought: earlier messages end elsewhere then."""
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>"
+        "{% if loop.last %}{{ m.content }}{% else %}{{ m.content.split('|')[-1] }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    copy = alter_package(package, tmp_path / "copy", chat_template=template)
+    with (
+        sample.Model(copy, library=built / "libllama_onnx.so") as model,
+        model.session() as session,
+        model.session() as other,
+    ):
+        session.say("the quick brown fox jumps over the lazy dog|x")
+        first = len(session.ids)
+        session.generate(model.sampling(max_new_tokens=3))
+        session.say("b")
+        assert len(session.ids) < first
+        session.save(tmp_path / "saved.json")
+        other.load(tmp_path / "saved.json")
+        session.rewind(len(session.ids))  # nothing is dropped
+        for one in (session, other):
+            one.say("c")
+        assert session.ids == other.ids
+
+
 def test_a_saved_session_goes_on(model: Any, session: Any, tmp_path: Path) -> None:
     file = tmp_path / "ä 日本.json"
     session.say('a "quoted" ä')
