@@ -13,6 +13,7 @@ from llama_onnx.targets.contents import MODEL_FILE as MODEL_FILE
 from llama_onnx.targets.contents import check_contents
 from llama_onnx.targets.durable import replace_file
 from llama_onnx.targets.errors import PackageError, UsageError
+from llama_onnx.targets.folder_files import is_plain_name
 from llama_onnx.targets.listing import (
     BESIDE,
     SIGNATURE_SUFFIX,
@@ -37,7 +38,10 @@ PARTIAL_SUFFIX = ".partial"
 INFERENCE_MODEL = "inference_model.json"
 """Foundry Local's description of a model."""
 
-_BUNDLE_FILES = ("bundle.json", f"bundle.json{SIGNATURE_SUFFIX}", INFERENCE_MODEL)
+BOM = "bom.cdx.json"
+"""A bundle's bill of materials; CycloneDX asks for this ending."""
+
+_BUNDLE_FILES = ("bundle.json", f"bundle.json{SIGNATURE_SUFFIX}", INFERENCE_MODEL, BOM)
 """Beside a package's own files in a bundle for the hub, or for Foundry Local."""
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
@@ -311,6 +315,9 @@ def _check_manifest(manifest: dict[str, Any], file: Path) -> None:
             raise PackageError(f"{file} is damaged: {key!r} is missing or has the wrong type.")
     if manifest["precision"] not in _PRECISIONS:
         raise PackageError(f"{file} is damaged: its precision is none of {', '.join(_PRECISIONS)}.")
+    # Never part of a path: a name in a folder at most.
+    if not is_plain_name(manifest["target"]) or "/" in manifest["target"]:
+        raise PackageError(f"{file} is damaged: its target is not a name.")
     _check_adapters(manifest, file)
 
 

@@ -21,9 +21,6 @@ from llama_onnx.targets.package import ModelPackage
 if TYPE_CHECKING:
     from llama_onnx.runtime.measure.certificate import Certificate
 
-BOM = "bom.cdx.json"
-"""CycloneDX asks for this ending."""
-
 _MODEL = "model"
 _SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT"}
 """The hub's name of a license -> that of https://spdx.org/licenses, which has none of Meta's."""

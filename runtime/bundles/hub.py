@@ -18,7 +18,10 @@ from llama_onnx.runtime.bundles.clouds import service_name
 from llama_onnx.runtime.bundles.make import certificate_of, copy_package
 from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.runtime.bundles.template_files import copy_template, write_text
+from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.package import ModelPackage
+
+_CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,16 @@ class Hub(Place):
 
         Raises `PackageError` for a certificate that is damaged or was made for other files.
         """
+        if _CARD in package.files:
+            raise PackageError(
+                f"{package.path} lists a {_CARD} of its own, which no export writes, and where the "
+                "card goes: the package was altered."
+            )
         copy_package(package, folder)
         # The card is written from the copy, whose hashes have been checked.
         copied = ModelPackage(folder, package.manifest)
         certificate = certificate_of(copied)
         card = write_card(copied, certificate, name, service_name(name))
-        write_text(folder / "README.md", card)
+        write_text(folder / _CARD, card)
         copy_template(self.name, ".gitattributes", folder)
         return tuple(missing(copied, certificate))

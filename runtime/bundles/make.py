@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_onnx.runtime.bundles.bom import BOM, make_bom
+from llama_onnx.runtime.bundles.bom import make_bom
 from llama_onnx.runtime.bundles.place import Place
 from llama_onnx.targets.bundle import BUNDLE, list_files, write_bundle
 from llama_onnx.targets.durable import flush, flush_tree, is_full
@@ -28,6 +28,7 @@ from llama_onnx.targets.licences import (
 from llama_onnx.targets.listing import SIGNATURE_SUFFIX
 from llama_onnx.targets.lock import locked
 from llama_onnx.targets.package import (
+    BOM,
     MANIFEST,
     PARTIAL_SUFFIX,
     ModelPackage,

@@ -110,6 +110,7 @@ def _check(packages: Sequence[ModelPackage]) -> None:
         raise UsageError("a model package takes two packages at least, for different targets.")
     targets = [package.target for package in packages]
     for package in packages:
+        get_target(package.target)  # one that we know
         if targets.count(package.target) > 1:
             raise UsageError(f"two packages are for {package.target}: give one for each target.")
         if _source(package) != _source(packages[0]):
@@ -124,7 +125,8 @@ def _check(packages: Sequence[ModelPackage]) -> None:
 def _source(package: ModelPackage) -> tuple[Any, ...]:
     """Return what is the same in all packages made from one checkpoint, or a copy of it."""
     source = package.manifest["source"]
-    files = source.get("files") or {}
+    files = source.get("files")
+    files = files if isinstance(files, dict) else {}
     sizes = {name: str(facts).partition(",")[0] for name, facts in files.items()}
     tokenizer = package.files.get("tokenizer.json", {}).get("sha256")
     about = tuple(source.get(key) for key in ("name", "format", "commit", "adapters", "hashes"))

@@ -13,7 +13,7 @@ enum { SENTENCE = 1536, FILES = 10000, FOLDERS_DEEP = 8 };
 /* Files that may be beside a package without being in its SHA256SUMS. This library opens none. */
 static const char *const unlisted_files[] = {
     SUMS, "manifest.json.sig", "README.md", "model.sig", "sbom.cdx.json", "sbom.spdx.json",
-    "bundle.json", "bundle.json.sig", "inference_model.json",
+    "bundle.json", "bundle.json.sig", "bom.cdx.json", "inference_model.json",
     ".gitattributes",
 };
 
@@ -270,7 +270,7 @@ static const char *const opened_suffixes[] = {
 static const char *const opened_files[] = {
     "model.onnx", "genai_config.json", "config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "chat_template.jinja", "manifest.json", "bundle.json",
-    "inference_model.json", "sbom.cdx.json", "sbom.spdx.json",
+    "inference_model.json", "bom.cdx.json", "sbom.cdx.json", "sbom.spdx.json",
 };
 
 static bool ends_with(const char *name, const char *suffix) {

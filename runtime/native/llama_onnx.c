@@ -134,6 +134,7 @@ static void read_tokenizer(llama_onnx *self) {
         explain(self->not_own, "onnxruntime-genai's tokenizer is used, because tokenizer.json "
                                "%.400s: its tokens may differ from those of the model's training.",
                 why);
+        make_printable(self->not_own);
     }
     free(text);
 }

@@ -512,6 +512,8 @@ MANIFEST_CHANGES: Mapping[str, Change] = {
     "a hash in capitals": _list("x", sha256="A" * 64),
     "a precision with a line of YAML": _manifest(lambda m: m.update(precision="int4\nx: y")),
     "a precision of another kind": _manifest(lambda m: m.update(precision="int2")),
+    "a target outside": _manifest(lambda m: m.update(target="../../outside")),
+    "a target that is a path": _manifest(lambda m: m.update(target="/tmp/outside")),
     "no files": _manifest(lambda m: m["files"].clear()),
     "20,000 files": _manifest(
         lambda m: m["files"].update(

@@ -43,7 +43,7 @@ from llama_onnx.runtime.engine.engine import Limits as EngineLimits
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.serving.app import Settings as ServerSettings
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
-from llama_onnx.targets.package import MANIFEST, ModelPackage, write_manifest
+from llama_onnx.targets.package import BOM, MANIFEST, ModelPackage, write_manifest
 from tests.support.import_graph import Source
 from tests.support.packages import alter_package, make_package
 
@@ -548,6 +548,20 @@ def read_card(out: Path) -> tuple[dict[str, Any], str]:
     metadata = metadata_load(out / "README.md")
     assert metadata is not None
     return metadata, str(ModelCard.load(out / "README.md").text)
+
+
+def test_a_bundle_with_a_bill_of_materials_is_a_package_still(package: Path, out: Path) -> None:
+    settings = Settings(bom=True, licensed=True)
+    make_bundle(ModelPackage.open(package), out, get_place("hub"), settings)
+    assert (out / BOM).is_file()
+    assert ModelPackage.open(out).verify() == []
+
+
+def test_a_card_that_is_listed_already_is_refused(package: Path, out: Path, tmp_path: Path) -> None:
+    listed = altered(package, tmp_path / "copy", README__md="# another")
+    with pytest.raises(PackageError, match=r"lists a README\.md of its own"):
+        bundle_hub(listed, out, licensed=True)
+    assert not out.exists()
 
 
 def test_a_card_of_a_package_that_knows_little(package: Path, out: Path) -> None:
