@@ -119,11 +119,11 @@ def _check_sizes(graph: Graph) -> None:
     """Raise `GraphError` unless the length of each Range is that of a tensor: it is the one
     operator that makes a tensor of any size out of numbers."""
     made = {output: node for node in graph.nodes for output in node.outputs}
-    for node in graph.nodes:
-        if node.operator == "Range":
-            for name in node.inputs:
-                if not _is_small(name, graph.constants, made):
-                    raise GraphError("has a Range whose length is not that of an input")
+    ranges = (node for node in graph.nodes if node.operator == "Range")
+    # Each name once: many nodes may read one large constant.
+    for name in {name for node in ranges for name in node.inputs}:
+        if not _is_small(name, graph.constants, made):
+            raise GraphError("has a Range whose length is not that of an input")
 
 
 def _is_small(name: str, constants: Mapping[str, Sequence[int]], made: Mapping[str, Node]) -> bool:

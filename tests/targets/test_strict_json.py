@@ -77,3 +77,10 @@ def test_many_small_values_are_refused_before_they_take_memory() -> None:
         parse_json(text)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
+
+
+def test_a_key_that_is_there_twice_is_found_in_time() -> None:
+    """In linear time: by comparing each key with all it would take hours."""
+    text = "{" + ",".join(f'"{number}":0' for number in range(400_000)) + ',"7":0}'
+    with pytest.raises(JSONError, match="has the key '7' twice"):
+        parse_json(text.encode(), unique=True)
