@@ -29,6 +29,7 @@ from llama_onnx.targets.graph_names import (
 from llama_onnx.targets.onnx_file import (
     BFLOAT16,
     FLOAT,
+    MOST_DIMENSIONS,
     UINT8,
     Graph,
     GraphError,
@@ -246,6 +247,8 @@ def _is_length(dim: int | str) -> bool:
 
 def _check_lengths(shapes: Iterable[Shape]) -> None:
     for shape in shapes:
+        if len(shape) > MOST_DIMENSIONS:
+            raise GraphError(f"has an input or output with {len(shape):,} dimensions")
         known = [dim for dim in shape if isinstance(dim, int)]
         if any(dim < 0 for dim in known) or prod(known) > _LARGEST_INPUT:
             raise GraphError(f"has an input or output of shape {list(shape)}, which is too large")

@@ -26,9 +26,9 @@ _FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7
 _ATTRIBUTE_TYPES = (_FLOAT, _INT, _STRING, _INTS)
 _ATTRIBUTE_TEXTS = ("PER_CHANNEL",)  # of a cache in int8
 _LARGEST_DIMENSION = 1 << 31
-_MOST_DIMENSIONS = 8
+MOST_DIMENSIONS = 8
 _LONGEST_TEXT = 1024
-_LONGEST_PACKED = 10 * (_MOST_DIMENSIONS + 1)  # bytes: what is cut off is one dimension too many
+_LONGEST_PACKED = 10 * (MOST_DIMENSIONS + 1)  # bytes: what is cut off is one dimension too many
 
 MAX_FIELDS = 300_000
 """Most fields of all messages: 126 layers of Llama 3.1 405B have 150,000, with adapters."""
@@ -189,7 +189,7 @@ def _tensor_bytes(name: str, dims: Sequence[int], kind: int) -> int:
     allocates what `dims` says and nobody has."""
     if kind not in _BITS:
         raise GraphError(f"has the weights {name!r} of a type that no export writes")
-    if len(dims) > _MOST_DIMENSIONS or not all(0 <= dim <= _LARGEST_DIMENSION for dim in dims):
+    if len(dims) > MOST_DIMENSIONS or not all(0 <= dim <= _LARGEST_DIMENSION for dim in dims):
         raise GraphError(f"has the weights {name!r} of a shape that no export writes")
     return (prod(dims) * _BITS[kind] + 7) // 8
 

@@ -93,7 +93,7 @@ def make_python(
     if more:
         pip(*found, *more, *PURE)
     pip(*found, "--no-deps", "--upgrade", *needed, *PURE)
-    command = ["install", "--quiet", "--no-deps", "--target", str(packages), str(ROOT)]
+    command = ["install", "--quiet", "--no-deps", "--upgrade", "--target", str(packages), str(ROOT)]
     subprocess.run([sys.executable, "-m", "pip", *command], check=True)
     write_stable_abi(folder)
     source = folder / "python.c"
