@@ -45,7 +45,7 @@ def engine_for(provider: Provider) -> EngineName:
     """Return the engine that generates on `provider` unless another is requested.
 
     Ours on the CPU, where it was measured to be as fast and remembers what it has read. Elsewhere
-    genai, which keeps the cache on the device.
+    genai, which is faster with one answer at a time.
     """
     return "onnxruntime" if provider == CPU else "genai"
 

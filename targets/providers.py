@@ -68,8 +68,8 @@ DIRECTML = Provider(
     ort_device="dml",
     # DmlOperatorGroupQueryAttention assumes an empty cache when there is more than one token.
     continues=False,
-    # Capture is on in onnxruntime-genai unless it is turned off. Then packages of version 0.1 do
-    # not open, and on some devices a captured graph computes wrong logits, by genai's own comments.
+    # Capture is on in onnxruntime-genai unless it is turned off. Then early packages do not open,
+    # and on some devices a captured graph computes wrong logits, by genai's own comments.
     # Without a device_id, ONNX Runtime asks DXCore, which older Windows and Wine do not have.
     provider_options={"device_id": "0", "enable_graph_capture": "0"},
     other_options={"enable_graph_capture": "1"},

@@ -85,7 +85,7 @@ def command(
 
     SOURCE is a Hugging Face folder, Meta's download, a .gguf file, or a model on the
     Hugging Face hub (OWNER/NAME or OWNER/NAME@REVISION), which is downloaded first.
-    Memory use does not grow with the model.
+    Memory use depends on the largest matrix, not on the number of layers.
     """
     from llama_onnx.exporter.packaging.export import export_package
 
