@@ -39,13 +39,15 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="Tasks of lm-eval: YAML files, and their data as JSON lines beside them.",
 )
-@click.option("--task", "names", multiple=True, metavar="NAME", help="Of --tasks, this one only.")
+@click.option(
+    "--task", "names", multiple=True, metavar="NAME", help="Run only this task of --tasks."
+)
 @click.option(
     "--length",
     type=click.IntRange(min=2),
     default=256,
     show_default=True,
-    help="Tokens of a passage, which is read by itself.",
+    help="Tokens in each passage.",
 )
 @click.option("--certify", is_flag=True, help="Add the figures to PACKAGE's certificate.")
 @ray_option

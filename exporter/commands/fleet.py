@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--jobs",
     type=click.IntRange(1, 1024),
-    help="Processes at once, as far as memory is predicted to suffice.  [default: 1]",
+    help="Tasks to run at once, as many as the predicted memory allows.  [default: 1]",
 )
 @click.option(
     "--threads",
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 100),
     default=2,
     show_default=True,
-    help="How often a task whose process died is tried again.",
+    help="How often to retry a task whose process crashed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(min=1),
-    help="Maximum tokens of a prompt.  [default: 128; from 3 billion parameters on 32, but 128 of "
+    help="Maximum tokens of a prompt.  [default: 128; from 3 billion parameters on, 32, and 128 of "
     "the first]",
 )
 @click.option(

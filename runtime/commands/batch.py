@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 256),
     default=16,
     show_default=True,
-    help="Answers at once in each worker.",
+    help="Answers to generate at once in each worker.",
 )
 @click.option("--max-length", type=int, help="Limit the context to fewer tokens.")
 @size_option(

@@ -67,7 +67,7 @@ def _one_place(_context: click.Context, _option: click.Parameter, places: tuple[
     required=True,
     multiple=True,
     callback=_one_place,
-    help="The place.",
+    help="Where the bundle will be used.",
 )
 @_place_options
 @click.option("--zip", "as_zip", is_flag=True, help="Also pack the bundle into OUT.zip.")

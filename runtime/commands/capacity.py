@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command("capacity")
 @click.option("--users", type=int, required=True, help="Users with a conversation each.")
 @click.option(
-    "--tokens-a-day", type=float, required=True, help="Tokens of all answers of a day: 5e7."
+    "--tokens-a-day", type=float, required=True, help="Tokens of all answers in a day: 5e7."
 )
 @click.option(
     "--bench",
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     type=float,
     default=0.8,
     show_default=True,
-    help="Most of the capacity that may be busy.",
+    help="Largest share of the capacity that may be busy.",
 )
 @click.option("--price-core-hour", type=float, help="Price of a core for an hour, in any currency.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -103,13 +103,13 @@ def _lines(found: Capacity, price: float | None) -> Iterator[str]:
     yield (
         f"Busiest time: {found.utilization:.0%} busy, an answer takes {found.answer_seconds:.1f} s "
         f"at full load, {found.wait_probability:.1%} of requests wait, "
-        f"{found.late:.1%} longer than {load.wait:g} s (M/M/c)."
+        f"{found.late:.1%} of all for more than {load.wait:g} s (M/M/c)."
     )
     yield (
-        f"What costs: {found.decode_share:.0%} of the work generates and the rest reads prompts; "
+        f"Work: {found.decode_share:.0%} is generating and the rest is reading prompts; "
         f"over a day the cores are idle {found.idle_share:.0%} of the time, because the busiest "
         f"time has {load.peak:g} times the average."
     )
-    yield f"A replica more starts in {found.start_seconds:.1f} s."
+    yield f"An additional replica starts in {found.start_seconds:.1f} s."
     if price is not None:
         yield f"Price: {price:,.2f} a month of 730 hours for the cores."

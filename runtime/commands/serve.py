@@ -39,14 +39,18 @@ if TYPE_CHECKING:
 )
 @click.option("--name", help="The model's name for clients.  [default: the package's folder]")
 @click.option(
-    "--rows", type=click.IntRange(1, 256), default=8, show_default=True, help="Answers at once."
+    "--rows",
+    type=click.IntRange(1, 256),
+    default=8,
+    show_default=True,
+    help="Answers to generate at once.",
 )
 @click.option(
     "--waiting",
     type=click.IntRange(0, 100_000),
     default=64,
     show_default=True,
-    help="Answers that may wait for a row; further requests get 429.",
+    help="Requests that may wait for a free row; further ones get 429.",
 )
 @click.option("--max-length", type=int, help="Limit the context to fewer tokens.")
 @size_option(
@@ -97,7 +101,8 @@ def command(
     """Serve PACKAGE to clients of OpenAI's API, and a chat page to browsers.
 
     Endpoints: /v1/chat/completions, /v1/completions, /v1/responses, /v1/models, /health, /ready,
-    /metrics. Ctrl-C ends the server after the answers in work, Ctrl-C again at once.
+    /metrics. Ctrl-C lets the answers in progress finish and ends the server; a second Ctrl-C ends
+    it at once.
     """
     try:
         from llama_onnx.runtime.serving.http.web_server import address, listen, log_to_stderr, run

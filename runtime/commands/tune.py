@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command("tune")
 @package_argument
 @click.option(
-    "--rounds", type=click.IntRange(2), default=5, show_default=True, help="Times to try each."
+    "--rounds", type=click.IntRange(2), default=5, show_default=True, help="Rounds of trials."
 )
 @click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True)
 @click.option("--new-tokens", type=click.IntRange(1), default=64, show_default=True)
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     help="Try weights packed on disk, which take two to three times the package's size there.  "
     "[default: packed]",
 )
-@click.option("--forget", is_flag=True, help="Remove what was kept for PACKAGE, and end.")
+@click.option("--forget", is_flag=True, help="Remove the settings kept for PACKAGE.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that was tried as JSON.")
 def command(
     package: Path,

@@ -37,7 +37,7 @@ _SHOWN = 5  # unlisted files that are named
 @click.option(
     "--name",
     metavar="NAME",
-    help="With --key: the signed package, or the model it was made from, must be called so.",
+    help="With --key: require this name of the signed package or of the model it was made from.",
 )
 @click.option("--files-only", is_flag=True, help="Check only files and signature; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

@@ -31,7 +31,7 @@ class Metrics:
             made = Gauge(f"vllm:{name}", text, ["model_name"], registry=self._registry)
             made.labels(model).set_function(lambda: read(load()))
 
-        gauge("num_requests_running", "Answers in work.", lambda now: now.running)
+        gauge("num_requests_running", "Answers in progress.", lambda now: now.running)
         gauge("num_requests_waiting", "Answers that wait for room.", lambda now: now.waiting)
         gauge("kv_cache_usage_perc", "Share of the caches in use, 0 to 1.", lambda now: now.used)
 

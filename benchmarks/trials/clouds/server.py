@@ -271,7 +271,7 @@ def end_case(server: Server) -> Case:
         server.process.wait(60)
         took = time.monotonic() - started
         status, _ = answer.result()
-    said = f"an answer in work was completed, the process ended in {took:.1f} s"
+    said = f"an answer in progress was completed, the process ended in {took:.1f} s"
     return Case("SIGTERM", status == 200, said)
 
 
