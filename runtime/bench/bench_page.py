@@ -121,7 +121,7 @@ def _gaps(measured: Bench) -> Figure | None:
     return _figure(
         _series(measured, points),
         "Time from token to token",
-        "One answer alone: so many percent of the gaps are shorter.",
+        "One answer alone: the share of the gaps that are shorter.",
         "percent of the gaps",
         "milliseconds",
     )

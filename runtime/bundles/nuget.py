@@ -165,7 +165,7 @@ def _find(compiler: str, runtime: str) -> str:
     found = shutil.which(compiler)
     if found is None:
         raise MissingDependencyError(
-            f"{compiler} is not installed, which builds the C library for {runtime}: on Debian, "
+            f"{compiler}, which builds the C library for {runtime}, is not installed: on Debian, "
             "run `apt-get install gcc gcc-mingw-w64-x86-64`."
         )
     return found

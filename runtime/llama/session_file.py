@@ -177,7 +177,7 @@ class SessionFile:
         end = expected[next(reversed(expected))]["data_offsets"][1]
         if self.start + end != self.size:
             raise self.damaged(
-                f"it has {self.size:,} bytes, but its header tells of {self.start + end:,}"
+                f"it has {self.size:,} bytes, but its header says {self.start + end:,}"
             )
 
     def read(self, layout: CacheLayout) -> tuple[npt.NDArray[np.int64], dict[str, Array]]:
@@ -187,7 +187,7 @@ class SessionFile:
         self.file.seek(self.start)
         ids = self._take((tokens,), np.int32, digest)
         if ids.size and not 0 <= ids.min() <= ids.max() < layout.vocab_size:
-            raise self.damaged("it has what is not a token of this package")
+            raise self.damaged("it has an id that is not a token of this package")
         block = {}
         for name, (shape, kind) in layout.shapes(positions).items() if positions else ():
             part = self._take(shape, kind, digest)

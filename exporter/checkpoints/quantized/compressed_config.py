@@ -203,5 +203,5 @@ def _warnings(
     if raw.get("kv_cache_scheme"):
         yield (
             f"{where}: kv_cache_scheme quantizes the KV cache in the source: the package has the "
-            "cache of its target, which is not quantized so."
+            "cache of its target, which is not quantized like it."
         )

@@ -131,7 +131,7 @@ class Guidance:
             matcher = within(_SECONDS, work, stack_bytes=_STACK)
         except TimeoutError:
             raise UsageError(
-                f"{guide.name} is too complex: to read it takes more than {_SECONDS:g} s."
+                f"{guide.name} is too complex: reading it takes more than {_SECONDS:g} s."
             ) from None
         return CompiledGuide(matcher, guide, self._vocab_size)
 

@@ -37,7 +37,9 @@ from llama_onnx.targets.errors import BusyError, LlamaOnnxError
 
 Send = Callable[[Any], Any]
 
-BROKEN = Failure(502, "the replica that was answering has ended: send the request again.", "server_error")
+BROKEN = Failure(
+    502, "the replica that was answering has ended: send the request again.", "server_error"
+)
 
 _PASSED_ON = {b"accept", b"content-type", b"if-none-match"}
 _OWN = {b"connection", b"content-length", b"date", b"server", b"transfer-encoding"}

@@ -159,12 +159,12 @@ def _common(
     tools, named, forced = _tools(fields)
     guide = answer_guide(answer_format, fields.get("structured_outputs"))
     if forced is not None and guide is not None:
-        raise FieldError("tool_choice", "tool_choice: a call that is required has no other format.")
+        raise FieldError("tool_choice", "tool_choice: a required call cannot have another format.")
     ignore_eos = fields.get("ignore_eos", False)
     if not isinstance(ignore_eos, bool):
         raise FieldError("ignore_eos", "ignore_eos must be true or false.")
     if ignore_eos and (guide is not None or forced is not None):
-        raise FieldError("ignore_eos", "ignore_eos: an answer of a given form ends with its form.")
+        raise FieldError("ignore_eos", "ignore_eos: an answer with a given format ends with it.")
     choices = fields.get("n", 1)
     if not 1 <= choices <= MOST_CHOICES:
         raise FieldError("n", f"n must be a whole number from 1 to {MOST_CHOICES}, not {choices}.")

@@ -180,7 +180,7 @@ def refusals(place: NuGet) -> Sequence[tuple[NuGet, str]]:
         (replace(place, managed=other), "not an assembly that was compiled as LlamaOnnx.dll"),
         (
             replace(place, runtimes=(first, replace(second, compiler="no-such-gcc"))),
-            "no-such-gcc is not installed, which builds the C library for linux-x64",
+            "no-such-gcc, which builds the C library for linux-x64, is not installed",
         ),
         (
             replace(place, runtimes=(replace(first, compiler=str(failing)), second)),

@@ -421,9 +421,9 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a wrong policy": (lambda c: altered(c, put(overflow=[])), "overflow must be"),
     "a wrong adapter": (lambda c: altered(c, put(adapter={})), "wrong type"),
     "an unknown adapter": (lambda c: altered(c, put(adapter="../x")), "no adapter"),
-    "truncated": (lambda c: c[:-1], "header tells of"),
-    "without data": (lambda c: with_header(header_of(c)[0], b""), "header tells of"),
-    "longer": (lambda c: c + b"\0", "header tells of"),
+    "truncated": (lambda c: c[:-1], "header says"),
+    "without data": (lambda c: with_header(header_of(c)[0], b""), "header says"),
+    "longer": (lambda c: c + b"\0", "header says"),
     "a changed byte": (lambda c: c[:-1] + bytes([c[-1] ^ 1]), "its tensors were changed"),
     "a changed token": (
         lambda c: with_header(header_of(c)[0], b"\x05" + header_of(c)[1][1:]),

@@ -124,7 +124,7 @@ def test_ignore_eos_goes_on_after_an_end_token(
         ({"ignore_eos": 1}, "ignore_eos must be true or false"),
         (
             {"ignore_eos": True, "structured_outputs": {"regex": "a+"}},
-            "an answer of a given form ends with its form",
+            "an answer with a given format ends with it",
         ),
     ],
 )
