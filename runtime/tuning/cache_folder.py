@@ -49,7 +49,9 @@ def make_private(root: Path, folder: Path) -> None:
             each.mkdir(mode=0o700, exist_ok=True)
         check_private(root, folder)
     except UntrustedError as problem:
-        raise ResourceError(f"{problem}: nothing is kept there; make it writable for you alone.") from None
+        raise ResourceError(
+            f"{problem}: nothing is kept there; make it writable for you alone."
+        ) from None
     except OSError as error:
         raise ResourceError(
             f"{folder} cannot be made: {describe_reason(error)}; make its parent writable, or set "
