@@ -100,8 +100,8 @@ class Keeper:
         """Run a process to its end, and return how that came."""
         try:
             started = self._start()
-        except OSError as error:  # no memory for a process, or too many of them
-            reason = describe_reason(error)
+        except OSError as problem:  # no memory for a process, or too many of them
+            reason = describe_reason(problem)
             self._first.put(ResourceError(f"replica {self.number} cannot be started: {reason}."))
             return f"cannot be started: {reason}"
         with started as process:
