@@ -39,9 +39,10 @@ _NAMES: Mapping[GuideKind, str] = {
     "grammar": "the grammar",
 }
 
-_STACK = 256 << 20
-"""Stack of the thread that compiles. llguidance recurses along references and nesting: measured, a
-level takes at most 8 KiB of stack and at least 4 bytes of text, and a rule of a grammar 4 KiB."""
+_STACK = 255 << 20
+"""Stack of the thread that compiles; on Windows, Python refuses 256 MiB. llguidance recurses along
+references and nesting: measured, a level takes at most 8 KiB of stack and at least 4 bytes of text,
+and a rule of a grammar 4 KiB."""
 
 _SECONDS = 10.0
 """For a compilation: the limits of llguidance end one after 2 s, on a slow machine later."""

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from llama_onnx.exporter.tokenizer.model_file import tokenizer_from_model_file
+from llama_onnx.runtime.engine.sampling import guidance
 from llama_onnx.runtime.engine.sampling.choice import Choice
 from llama_onnx.runtime.engine.sampling.guidance import (
     MOST_TEXT,
@@ -405,6 +406,11 @@ BOMBS: dict[str, Guide] = {
     "counts": schema({"type": "array", "items": {"type": "integer"}, "minItems": 10**9}),
     "numbers": schema({"type": "integer", "multipleOf": 10**60, "minimum": -(10**60)}),
 }  # fmt: skip
+
+
+def test_python_on_windows_takes_the_stack_of_a_compilation() -> None:
+    """It refuses 256 MiB and more: THREAD_MAX_STACKSIZE in CPython's thread_nt.h."""
+    assert guidance._STACK < 256 << 20
 
 
 @pytest.mark.parametrize("name", BOMBS)
