@@ -127,7 +127,8 @@ def served(wine: Wine, command: Path, package: Path) -> Iterator[Case]:
         server([*here, "serve", str(package)], dict(os.environ)) as linux,
     ):
         for name, path, body in ASKED:
-            got, expected = (ask(port, path, {"model": package.name, **body}) for port in (windows, linux))
+            body = {"model": package.name, **body}
+            got, expected = (ask(port, path, body) for port in (windows, linux))
             yield Case(f"serve: {name}", got == expected, repr(got))
         models = json.loads(fetch(windows, "/v1/models"))["data"]
         yield Case("serve: /v1/models", models[0]["id"] == package.name, models[0]["id"])
