@@ -83,8 +83,26 @@ def needs_care(text: str) -> bool:
     }
     if called - {"namespace", "raise_exception", "strftime_now"}:
         return True
-    if any(one.name in ("center", "indent", "format") for one in tree.find_all(nodes.Filter)):
+    filters = list(tree.find_all(nodes.Filter))
+    if any(one.name in _GROWING or (one.name == "tojson" and one.kwargs) for one in filters):
         return True
-    if any(not isinstance(one.right, nodes.Const) for one in tree.find_all((nodes.Mod, nodes.Mul))):
+    if any(not _is_above_zero(one.right) for one in tree.find_all(_ARITHMETIC)):
         return True
+    methods = [one for one in tree.find_all(nodes.Call) if isinstance(one.node, nodes.Getattr)]
+    if any(one.node.attr in ("split", "replace") and not _has_text(one) for one in methods):
+        return True  # to split at an empty text never ends
     return any(tree.find_all((nodes.Macro, nodes.Block, nodes.Pow)))
+
+
+_GROWING = frozenset({"center", "indent", "format", "int", "float", "map", "select", "reject"})
+_ARITHMETIC = (nodes.Mod, nodes.Mul, nodes.Div, nodes.FloorDiv)
+
+
+def _is_above_zero(node: nodes.Expr) -> bool:
+    value = node.value if isinstance(node, nodes.Const) else None
+    return isinstance(value, int | float) and value > 0
+
+
+def _has_text(call: nodes.Call) -> bool:
+    first = call.args[0] if call.args else None
+    return isinstance(first, nodes.Const) and isinstance(first.value, str) and first.value != ""

@@ -15,6 +15,7 @@ from llama_onnx.runtime.engine.sampling.parameters import Sampling
 from llama_onnx.runtime.engine.sampling.sampler import Sampler
 from llama_onnx.runtime.llama.generation import Run, Steps
 from llama_onnx.runtime.llama.prompt import Tokens
+from llama_onnx.runtime.llama.template import check_genai_reads
 from llama_onnx.runtime.llama.text_files import open_genai_tokenizer, read_settings
 from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.runtime.tokenizer.text_stream import Decoder, GenaiDecoder
@@ -251,6 +252,7 @@ class GenaiBackend(Backend):
         """Return genai's tokenizer."""
         from llama_onnx.runtime.genai import og
 
+        check_genai_reads(self._package.path)
         return GenaiDecoder(og.Tokenizer(self._opened.model))
 
     def start(self, asked: Asked) -> Steps:

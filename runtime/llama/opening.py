@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llama_onnx.runtime.llama.backends import Backend, open_backend
 from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.prompt import check_length
+from llama_onnx.runtime.llama.template import check_template
 from llama_onnx.runtime.llama.text_codec import TextCodec
 from llama_onnx.runtime.llama.text_files import read_settings
 from llama_onnx.runtime.tokenizer.encoder import Encoder, open_encoder
@@ -96,6 +97,7 @@ def _read_tokenizer(
     if not package.has_tokenizer:
         nothing = NoTokenizer(package, settings)
         return nothing, nothing
+    check_template(package.path)
     found = settings.get("eos_token_id", [])
     encoder = open_encoder(package.path, int(settings["vocab_size"]))
     return encoder, encoder.open_decoder(found if isinstance(found, list) else [found])

@@ -6,10 +6,11 @@ the models were trained with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_onnx.runtime.chat_template.genai_bounds import exceeded_bound
 from llama_onnx.runtime.llama.conversation import check_expressible
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, UsageError
 from llama_onnx.targets.extras import missing_extra
@@ -142,6 +143,26 @@ def read_template(folder: Path) -> ChatTemplate | None:
 
     text, settings = _read_text(folder)
     return ChatTemplate(text, special_texts(settings)) if text else None
+
+
+def check_genai_reads(folder: Path) -> None:
+    """Raise `PackageError` if onnxruntime-genai might not survive a template of the package in
+    `folder`: it parses them when it opens the tokenizer."""
+    text, settings = _read_text(folder)
+    for each in (text, *_templates(settings.get("chat_template"))):
+        if each and (reason := exceeded_bound(each)):
+            raise PackageError(
+                f"the chat template of {folder} {reason}: onnxruntime-genai may not survive that, "
+                "so it is not opened."
+            )
+
+
+def _templates(found: Any) -> Iterator[str]:
+    """Yield the texts in an entry `chat_template`: one, or a list of named ones."""
+    for each in found if isinstance(found, list) else [found]:
+        text = each.get("template") if isinstance(each, dict) else each
+        if isinstance(text, str):
+            yield text
 
 
 def has_template(folder: Path) -> bool:

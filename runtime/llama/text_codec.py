@@ -11,7 +11,7 @@ import numpy as np
 from llama_onnx.runtime.llama.conversation import Message, check_messages
 from llama_onnx.runtime.llama.no_tokenizer import NoTokenizer
 from llama_onnx.runtime.llama.prompt import Tokens, check_text_length, check_tokens
-from llama_onnx.runtime.llama.template import check_template, render_messages
+from llama_onnx.runtime.llama.template import render_messages
 from llama_onnx.runtime.llama.tools import Tool, check_tools
 from llama_onnx.runtime.tokenizer.encoder import Encoder
 from llama_onnx.runtime.tokenizer.text_stream import Decoder, TextStream
@@ -45,8 +45,6 @@ class TextCodec:
         """Put together what was read; `settings` is the `model` part of genai_config.json."""
         self.package, self.context_length = package, context_length
         self.rows = int(settings["vocab_size"])
-        if package.has_tokenizer:
-            check_template(package.path)
         self._encoder, self._decoder = encoder, decoder
         self._bos_token: int | None = settings.get("bos_token_id")
         self.end_tokens = frozenset(int(token) for token in self._decoder.eos_token_ids)

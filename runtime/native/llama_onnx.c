@@ -326,6 +326,41 @@ static char *libraries_folder(const char *given) {
     return folder;
 }
 
+/* Refuses a template that onnxruntime-genai would not survive to parse, as it does when it opens the
+ * tokenizer. */
+static int check_opens(llama_onnx *self, const char *text, size_t length) {
+    char why[WHY];
+    if (template_opens(text, length, why)) return LLAMA_ONNX_OK;
+    return fail(&self->call, "the chat template of %s %s: onnxruntime-genai may not survive that.",
+                self->package, why);
+}
+
+static int check_template_file(llama_onnx *self) {
+    size_t length;
+    char *text = read_file(self->package, "chat_template.jinja", TEMPLATE_BYTES, &length);
+    int status = LLAMA_ONNX_OK;
+    if (text) status = check_opens(self, text, length);
+    if (!text && length == SIZE_MAX) {
+        status = fail(&self->call, "chat_template.jinja of %s is too large.", self->package);
+    }
+    free(text);
+    return status;
+}
+
+/* The same for those in tokenizer_config.json: one, or a list of named ones. */
+static int check_settings_templates(llama_onnx *self, const json *settings) {
+    const json_node *found = json_get(settings, settings->nodes, "chat_template");
+    int status = LLAMA_ONNX_OK;
+    if (found && found->kind == JSON_TEXT) return check_opens(self, found->text, found->length);
+    if (!found || found->kind != JSON_LIST) return status;
+    for (const json_node *one = json_first(settings, found); one && !status;
+         one = one->next ? &settings->nodes[one->next] : NULL) {
+        const json_node *text = one->kind == JSON_OBJECT ? json_get(settings, one, "template") : NULL;
+        if (text && text->kind == JSON_TEXT) status = check_opens(self, text->text, text->length);
+    }
+    return status;
+}
+
 /* Refuses a tokenizer_config.json that onnxruntime-genai would follow out of the package: it opens
  * the file that the entry tiktoken_file names, wherever that is. */
 static int check_tokenizer_settings(llama_onnx *self) {
@@ -342,6 +377,8 @@ static int check_tokenizer_settings(llama_onnx *self) {
     } else if (json_get(&settings, settings.nodes, "tiktoken_file")) {
         status = fail(&self->call, "tokenizer_config.json of %s names a file, tiktoken_file: no export "
                                    "writes it, so the package was altered.", self->package);
+    } else {
+        status = check_settings_templates(self, &settings);
     }
     if (text) json_free(&settings);
     free(text);
@@ -350,7 +387,9 @@ static int check_tokenizer_settings(llama_onnx *self) {
 
 /* Opens the package, whose files are checked already. */
 static int open_checked(llama_onnx *self, const llama_onnx_options *options) {
-    if (read_config(self) || check_tokenizer_settings(self)) return LLAMA_ONNX_FAILED;
+    if (read_config(self) || check_tokenizer_settings(self) || check_template_file(self)) {
+        return LLAMA_ONNX_FAILED;
+    }
     read_template(self);
     read_tokenizer(self);
     char *libraries = libraries_folder(options->libraries);

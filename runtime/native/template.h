@@ -315,8 +315,11 @@ static value expression(analysis *self, size_t i, size_t end, double times);
 
 static const char keeping_filters[] = "list reverse sort unique select reject selectattr rejectattr "
                                       "safe default d";
-static const char text_filters[] = "trim upper lower title capitalize string int float items dictsort "
-                                   "abs bool";
+/* Not int and float: they make numbers of any size out of texts. */
+static const char text_filters[] = "trim upper lower title capitalize string items dictsort abs bool";
+/* What select, reject and their like may ask; any other name is that of a macro. */
+static const char tests[] = "equalto eq ne in defined undefined none string number mapping iterable "
+                            "sequence true false boolean integer odd even";
 static const char text_methods[] = "strip lstrip rstrip split splitlines startswith endswith upper "
                                    "lower title capitalize items keys values cycle";
 
@@ -378,6 +381,28 @@ static value apply_filter(analysis *self, const token *name, value v, value give
     return v;
 }
 
+/* Refuses what a filter calls by a name in its arguments, from `i` to `end`: map('m') calls m. */
+static void check_named(analysis *self, const token *filter, size_t i, size_t end) {
+    bool by_attribute = is_one_of(filter, "selectattr rejectattr");
+    if (is(filter, "map")) {
+        bool attribute = i + 1 < end && is(&self->tokens[i], "attribute") && i + 1 < end &&
+                         self->tokens[i + 1].kind == '=';
+        if (!attribute) refuse(self, "uses map() without attribute=");
+        return;
+    }
+    if (!by_attribute && !is_one_of(filter, "select reject")) return;
+    if (by_attribute) { /* the test is the second argument */
+        while (i < end && self->tokens[i].kind != ',') i++;
+        i++;
+    }
+    if (i >= end) return;
+    const token *test = &self->tokens[i];
+    const token name = {'n', test->text + 1, test->length - 2};
+    bool literal = test->kind == 's' && (i + 1 == end || self->tokens[i + 1].kind == ',');
+    if (!literal || !is_one_of(&name, tests)) refuse(self, "uses %.*s() with an unknown test",
+                                                     filter->length, filter->text);
+}
+
 static value call_method(analysis *self, const token *name, value v, size_t i, size_t end,
                          double times) {
     value given = expression(self, i, end, times);
@@ -403,6 +428,14 @@ static value call_method(analysis *self, const token *name, value v, size_t i, s
     return v;
 }
 
+/* Whether there is one number at `i`, whole and not 0, and nothing else before `end`. */
+static bool is_whole(const analysis *self, size_t i, size_t end) {
+    if (i + 1 != end) return false;
+    const token *t = &self->tokens[i];
+    return t->kind == '0' && !memchr(t->text, '.', (size_t)t->length) &&
+           strspn(t->text, "0") < (size_t)t->length;
+}
+
 /* range(): its arguments may be numbers and lengths, because other numbers can have any size. */
 static value call_range(analysis *self, size_t i, size_t end, double times) {
     int names = 0, lengths = 0;
@@ -415,6 +448,12 @@ static value call_range(analysis *self, size_t i, size_t end, double times) {
         if (t->kind == '(' || t->kind == '/') names = 99;
     }
     if (names != lengths) refuse(self, "calls range() with something else than numbers and lengths");
+    if (commas(self, i, end) >= 2) {
+        size_t step = end;
+        while (step > i && self->tokens[step - 1].kind != ',') step--;
+        step += step < end && self->tokens[step].kind == '-';
+        if (!is_whole(self, step, end)) refuse(self, "calls range() with a step that may be 0");
+    }
     value given = expression(self, i, end, times);
     return bounds(OTHER, 20 * given.count, given.count);
 }
@@ -429,9 +468,12 @@ static value call_macro(analysis *self, macro *called, size_t i, size_t end, dou
     }
     called->active = true;
     self->conditional++;
-    for (size_t k = definition->first + 2; k < definition->end; k++) {
-        /* parameters, and default values, which are taken for parameters without harm */
+    for (size_t k = definition->first + 3; k < definition->end; k++) {
+        /* parameters, and default values, whose names are taken for parameters without harm */
         bool parameter = self->tokens[k].kind == 'n' && !is_one_of(&self->tokens[k], "true false none");
+        if (!strchr("ns0=,)[]{}", self->tokens[k].kind)) {
+            refuse(self, "has a macro with a default value that is more than a value");
+        }
         if (parameter) assign(self, &self->tokens[k], &no_attribute, given);
     }
     double size = walk(self, called->tag + 1, definition->match, times);
@@ -514,6 +556,7 @@ static value read_rest(analysis *self, value v, size_t *i, size_t end, double ti
         } else if (t->kind == '|' && named) {
             value given = nothing;
             if (called) given = expression(self, *i + 3, close, times);
+            check_named(self, t + 1, *i + 3, called ? close : *i + 3);
             v = apply_filter(self, t + 1, v, given);
             *i = called ? close + 1 : *i + 2;
         } else {
@@ -558,6 +601,12 @@ static value expression(analysis *self, size_t i, size_t end, double times) {
     while (i < end && !*self->why) {
         const token *t = &self->tokens[i];
         if (is(t, "if") || is(t, "else")) condition = is(t, "if");
+        bool more = i + 1 < end;
+        if (strchr("%/", t->kind) && !(more && t[1].kind == '/')) {
+            /* The engine ends the process where the smallest number is divided by -1. */
+            bool sound = more && t[1].kind == '0' && strspn(t[1].text, "0.") < (size_t)t[1].length;
+            if (!sound) refuse(self, "divides by something else than a number above 0");
+        }
         if (t->kind == 'n' ? skip_word(self, &i, end) : !strchr("s0([{", t->kind)) {
             tuple = tuple || t->kind == ',';
             i += t->kind != 'n';
@@ -707,12 +756,19 @@ static double walk_for(analysis *self, size_t index, double times) {
         if (is(&self->tokens[i], "recursive")) refuse(self, "has a recursive loop");
     }
     if (!before) refuse(self, "does not fit into memory");
-    value list = expression(self, in + 1, one->end, times);
+    size_t condition = in;
+    for (int depth = 0; condition < one->end && (depth || !is(&self->tokens[condition], "if"));) {
+        depth += strchr("([{", self->tokens[condition].kind) != NULL;
+        depth -= strchr(")]}", self->tokens[condition].kind) != NULL;
+        condition++;
+    }
+    value list = expression(self, in + 1, condition, times);
     if (!*self->why) {
         const token loop = {'n', "loop", 4};
         memcpy(before, self->variables, sizeof self->variables);
         set_targets(self, one->first + 1, in, element(list));
         assign(self, &loop, &no_attribute, text_of(element(list).size + 20));
+        expression(self, condition + 1, one->end, times * list.count); /* for each element */
         /* With `conditional` no variable becomes smaller from one run to the next, so that growth
          * shows; the rest of a run may not happen either, after break and continue. */
         self->conditional++;
@@ -786,6 +842,78 @@ static void define(analysis *self, const char *name, value given) {
 
 /* Whether a template of `length` bytes is harmless with a conversation of these weights. On failure
  * `why` says what is wrong, to follow "the model's chat template". */
+/* ---- what the engine's parser survives -------------------------------------------------------- */
+
+/* The engine parses a template when the tokenizer is opened, long before anybody chats: it recurses
+ * for each character of a name, of spaces and of a comment, and the time of a tag grows with the
+ * square of its length. The same bounds are in runtime/chat_template/genai_bounds.py. */
+enum { MOST_RUN = 1000, MOST_COMMENT = 2000, MOST_TAG = 3000, MOST_TAGS = 800, MOST_BLOCKS = 100 };
+
+static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+static bool is_word(char c) { return is_letter(c) || is_digit(c) || (unsigned char)c >= 0x80; }
+
+static bool has_long_run(const char *text, size_t length) {
+    size_t spaces = 0, letters = 0;
+    for (size_t i = 0; i < length; i++) {
+        spaces = is_space(text[i]) ? spaces + 1 : 0;
+        letters = is_word(text[i]) ? letters + 1 : 0;
+        if (spaces > MOST_RUN || letters > MOST_RUN) return true;
+    }
+    return false;
+}
+
+/* Where a tag ends whose inside starts at `c`: at its `mark`, or NULL if that is nowhere or too far. */
+static const char *bounded_tag(const char *c, const char *end, char mark) {
+    for (int pieces = 0; pieces < MOST_TAG && c + 1 < end; pieces++) {
+        if (c[0] == mark && c[1] == '}') return c;
+        char quote = *c++;
+        if (quote != '"' && quote != '\'') continue;
+        while (c < end && *c != quote) c += *c == '\\' && c + 1 < end ? 2 : 1;
+        if (c >= end) return NULL;
+        c++;
+    }
+    return NULL;
+}
+
+/* How much deeper a statement, whose inside starts at `c`, leads into blocks: 1, 0 or -1. */
+static int deeper(const char *c, const char *end) {
+    if (c < end && strchr("-+~", *c)) c++;
+    while (c < end && is_space(*c)) c++;
+    const char *start = c;
+    while (c < end && is_letter(*c)) c++;
+    const token name = {'n', start, (int)(c - start)};
+    if (is_one_of(&name, "if for macro filter call generation")) return 1;
+    return name.length > 3 && memcmp(start, "end", 3) == 0 ? -1 : 0;
+}
+
+/* Whether the engine survives to parse the template; `why` says what it has otherwise. */
+static bool template_opens(const char *text, size_t length, char why[WHY]) {
+    const char *c = text, *end = text + length;
+    int depth = 0, tags = 0;
+    why[0] = 0;
+    if (has_long_run(text, length)) explain(why, "has a name or a run of spaces that is too long");
+    while (!*why && c + 1 < end) {
+        if (c[0] != '{' || !strchr("{%#", c[1])) {
+            c++;
+            continue;
+        }
+        char kind = c[1];
+        const char *close = c += 2;
+        if (kind == '#') {
+            while (close + 1 < end && (close[0] != '#' || close[1] != '}')) close++;
+            if (close + 1 >= end || close - c > MOST_COMMENT) explain(why, "has a comment that is too long");
+        } else {
+            close = bounded_tag(c, end, kind == '{' ? '}' : '%');
+            if (!close) explain(why, "has a tag that is too long, or without an end");
+            if (++tags > MOST_TAGS) explain(why, "has too many tags");
+            if (kind == '%' && close) depth += deeper(c, close);
+            if (depth > MOST_BLOCKS) explain(why, "has too many blocks inside one another");
+        }
+        if (close) c = close + 2;
+    }
+    return !*why;
+}
+
 static bool template_check(const char *text, size_t length, weights weights, char why[WHY]) {
     analysis *self = length <= TEMPLATE_BYTES ? calloc(1, sizeof *self) : NULL;
     why[0] = 0;

@@ -14,6 +14,22 @@ _RANGES = "{% for i in range(1000000000) %}{% endfor %}"
 KILLING = (_CALLS, _RECURSIVE, _ALIAS, _COMMENT, _SPACES, _RANGES)
 """Templates with which onnxruntime-genai 0.18 overflows its stack or does not end."""
 
+KILLING_WHEN_OPENED = {
+    "a name of 30,000 letters": "{{ " + "a" * 30_000 + " }}",
+    "an attribute of 30,000 letters": "{{ a." + "b" * 30_000 + " }}",
+    "30,000 spaces": "{{ 1 -}}" + " " * 30_000 + "x",
+    "30,000 lines": "x" + "\n" * 30_000 + "{%- if a %}{% endif %}",
+    "a comment of 60,000 characters": "{# " + "ab " * 20_000 + " #}",
+    "a comment without an end": "{# " + "ab " * 20_000,
+    "a tag of 20,000 signs": "{{ 1" + "+1" * 10_000 + " }}",
+    "a text without an end": "{{ '" + "ab " * 20_000,
+    "3,000 blocks inside one another": "{% if a %}" * 3000 + "{% endif %}" * 3000,
+    "200 blocks inside one another": "{%- for a in b %}" * 200 + "{% endfor %}" * 200,
+    "3,000 blocks": "{% if a %}{% endif %}" * 3000,
+}
+"""Templates that onnxruntime-genai 0.18 does not survive, or not within minutes, when it opens the
+tokenizer."""
+
 GROWS, LONG = "grow faster", "takes too long"
 
 HARMFUL = {
@@ -37,6 +53,29 @@ HARMFUL = {
         )
         + "{{ f11() }}",
         "too deeply",
+    ),
+    "a range that stands still": ("{{ range(10000, 0, 0) }}", "a step that may be 0"),
+    "a step of 1 - 1": ("{{ range(0, 9, 1 - 1) }}", "a step that may be 0"),
+    "a step of a half": ("{{ range(0, 9, 0.5) }}", "a step that may be 0"),
+    "a number out of a text": ("{{ 'a' | indent('2000000000' | int) }}", "the filter 'int'"),
+    "the smallest number by -1": ("{{ a % (0 - 1) }}", "divides by"),
+    "a whole division by -1": ("{{ a // (0 - 1) }}", "divides by"),
+    "a division by 0": ("{{ 5 / 0 }}", "divides by"),
+    "a macro by its name": (
+        "{% macro m(x) %}{{ [1] | map('m') | list }}{% endmacro %}{{ m(1) }}",
+        "map() without attribute=",
+    ),
+    "a macro as a test": (
+        "{% macro m(x) %}{{ [1] | select('m') | list }}{% endmacro %}{{ m(1) }}",
+        "an unknown test",
+    ),
+    "a macro as a test of an attribute": (
+        "{% macro m(x) %}{{ messages | selectattr('role', 'm') }}{% endmacro %}{{ m(1) }}",
+        "an unknown test",
+    ),
+    "a macro with a call as its default": (
+        "{% macro m(x=range(10000)) %}{{ x }}{% endmacro %}{{ m() }}",
+        "a default value that is more than a value",
     ),
     "macros that double": (
         "".join(

@@ -236,3 +236,28 @@ def test_without_onnxruntime_genai_nothing_is_compared(
 def test_the_warning_names_the_conversations(folder: Path) -> None:
     (warning,) = write(folder, TEMPLATES["slices"].replace("{{ messages[0].content[:5] }}|", ""))
     assert "for letters beyond ASCII;" in warning
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "messages[0].content.split('')",
+        "messages[0].content.split(bos_token)",
+        "messages[0].content.replace('', 'x')",
+        "('-9223372036854775808' | int) // (0 - 1)",
+        "5 % (0 - 1)",
+        "5 / add_generation_prompt",
+        "messages | tojson(indent='2000000000' | int)",
+        "[2000000000] | map('range') | list",
+    ],
+)
+def test_what_ends_the_other_engine_runs_in_another_process(expression: str) -> None:
+    assert needs_care(f"{{{{ {expression} }}}}")
+
+
+def test_a_plain_template_needs_no_other_process() -> None:
+    template = (
+        "{% for m in messages %}{% if loop.index0 % 2 == 0 %}{{ m.content.split('|')[0] | trim }}"
+        "{% else %}{{ m | tojson }}{% endif %}{% endfor %}"
+    )
+    assert not needs_care(template)

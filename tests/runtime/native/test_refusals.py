@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from llama_onnx.runtime.chat_template.genai_bounds import exceeded_bound
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.targets import contents
 from llama_onnx.targets.listing import BESIDE
 from llama_onnx.targets.package import _BUNDLE_FILES, MANIFEST
-from tests.support.native_templates import HARMFUL
+from tests.support.native_templates import HARMFUL, KILLING_WHEN_OPENED
 from tests.support.packages import alter_package
 
 pytestmark = [
@@ -301,11 +302,27 @@ def test_a_harmful_template_is_refused_and_the_model_usable(
     template, message = HARMFUL[name]
     altered = alter_package(package, tmp_path / "harmful", chat_template=template)
     (altered / "chat_template.jinja").write_text(template, "utf-8")
+    if exceeded_bound(template):  # not even to be opened
+        assert "may not survive that" in refusal(sample, built, altered)
+        return
     with sample.Model(altered, library=built / "libllama_onnx.so") as model:
         with pytest.raises(RuntimeError, match="the model's chat template") as caught:
             list(model.chat([{"role": "user", "content": "hi"}], 5))
         assert message in str(caught.value)
         assert "".join(model.generate("the", 5))
+
+
+@pytest.mark.parametrize("name", KILLING_WHEN_OPENED)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_template_that_ends_the_engine_when_it_is_opened(
+    sample: Any, built: Path, package: Path, tmp_path: Path, name: str, named: bool
+) -> None:
+    template = KILLING_WHEN_OPENED[name]
+    altered = alter_package(package, tmp_path / "harmful", chat_template=template)
+    if named:
+        config = {"chat_template": [{"name": "tool_use", "template": template}]}
+        altered = alter_package(package, tmp_path / "named", tokenizer_config=config)
+    assert "may not survive that" in refusal(sample, built, altered)
 
 
 @pytest.mark.parametrize("named", [[{"name": "default", "template": "x"}], 5])
