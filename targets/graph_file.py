@@ -51,6 +51,7 @@ LARGEST_TABLE = 1 << 24
 
 _MOST_FOLDS = 4  # in a row
 _MOST_READERS = 2  # of the same weights, that convert them
+_MOST_JOINED = 8  # tensors
 _LARGEST_INPUT = 1 << 24  # values at one position
 _ADAPTER = re.compile(rf"model\.[\w.]+\.(?:{LORA_A}|{LORA_B})\.weight", re.ASCII)
 
@@ -98,6 +99,7 @@ def check_graph(content: bytes, data_file: str, data_size: int) -> GraphFacts:
         raise GraphError(f"is not an ONNX model ({error})") from None
     _check_weights(graph.weights, data_file, data_size)
     _check_sizes(graph)
+    _check_joins(graph)
     _check_constants(graph)
     _check_interface(graph)
     return GraphFacts(graph.inputs, graph.outputs, tuple(graph.weights))
@@ -125,6 +127,22 @@ def _check_sizes(graph: Graph) -> None:
     for name in {name for node in ranges for name in node.inputs}:
         if not _is_small(name, graph.constants, made):
             raise GraphError("has a Range whose length is not that of an input")
+
+
+def _check_joins(graph: Graph) -> None:
+    """Raise `GraphError` unless each Concat joins a few products, as those of an adapter's parts:
+    what it makes of its own output would double with each node."""
+    products = {
+        output
+        for node in graph.nodes
+        if node.operator in ("MatMul", "FusedMatMul")
+        for output in node.outputs
+    }
+    for node in graph.nodes:
+        if node.operator == "Concat":
+            few = len(node.inputs) <= _MOST_JOINED and len(set(node.inputs)) == len(node.inputs)
+            if not few or not products.issuperset(node.inputs):
+                raise GraphError("has a Concat of something else than a few products")
 
 
 def _is_small(name: str, constants: Mapping[str, Sequence[int]], made: Mapping[str, Node]) -> bool:

@@ -17,6 +17,7 @@
 enum {
     GRAPH_BYTES = 16 << 20, /* of the whole file */
     GRAPH_FIELDS = 300000,  /* of all its messages */
+    GRAPH_JOINED = 8,       /* tensors that a Concat joins */
     GRAPH_FOLDS = 4,        /* operators in a row that convert weights */
     GRAPH_READERS = 2,      /* operators that convert the same weights */
     GRAPH_TABLE = 1 << 24,  /* values of a rotary table that the graph computes */
@@ -67,6 +68,7 @@ typedef enum {
     GRAPH_OTHER,
     GRAPH_SQUEEZE, /* the output of a Squeeze of `of.input` */
     GRAPH_SHAPE,   /* the output of a Shape */
+    GRAPH_PRODUCT, /* the output of a MatMul or FusedMatMul */
     GRAPH_CAST,    /* the output of an operator that may work on weights alone, the first input */
     GRAPH_MUL,     /* of which is `of.input`: Cast, Mul, Cos or Sin, or another one */
     GRAPH_WAVE,
@@ -98,7 +100,7 @@ typedef struct graph {
     size_t fields_left;
     uint64_t data_size, data_used;
     graph_names tensors, made, inputs, outputs;
-    graph_names ranges, reads; /* what Range operators, and all but those in `folds`, read */
+    graph_names ranges, joined, reads; /* what Range, Concat, and all but those in `folds` read */
     graph_names folds; /* operators that may work on weights alone, by the name of what they read */
     int nodes;
     int64_t layers, heads, head_size, vocab_size;
@@ -139,6 +141,10 @@ static size_t span_size(graph_span span) { return (size_t)(span.end - span.at); 
 static bool span_is(graph_span span, const char *text) {
     size_t size = strlen(text);
     return span_size(span) == size && memcmp(span.at, text, size) == 0;
+}
+
+static bool span_same(graph_span a, graph_span b) {
+    return span_size(a) == span_size(b) && memcmp(a.at, b.at, span_size(a)) == 0;
 }
 
 static bool span_starts(graph_span span, const char *text) {
@@ -412,6 +418,7 @@ static bool graph_node(graph *self, const graph_field *field) {
     for (size_t i = first; i < self->made.count; i++) {
         graph_name *made = &self->made.all[i];
         if (span_is(name, "Shape")) made->what = GRAPH_SHAPE;
+        if (span_is(name, "MatMul") || span_is(name, "FusedMatMul")) made->what = GRAPH_PRODUCT;
         if (span_is(name, "Squeeze") && reads) made->what = GRAPH_SQUEEZE;
         if (folds && reads) made->what = folds;
         made->rank = reads;
@@ -419,6 +426,7 @@ static bool graph_node(graph *self, const graph_field *field) {
         made->of.second = second;
     }
     if (span_is(name, "Range") && !graph_keep(self, again, &self->ranges)) return false;
+    if (span_is(name, "Concat") && !graph_keep(self, again, &self->joined)) return false;
     if (!folds) return graph_keep(self, again, &self->reads);
     graph_name *fold = reads ? graph_add(self, &self->folds, input) : NULL;
     if (fold) {
@@ -447,6 +455,21 @@ static bool graph_ranges(graph *self) {
         if (!graph_is_small(self, self->ranges.all[i].name)) {
             return graph_wrong(self, "has a Range whose length is not that of an input");
         }
+    }
+    return true;
+}
+
+/* Concat joins the products of an adapter's parts, and nothing else: what it makes of its own output
+ * would double with each. */
+static bool graph_joins(graph *self) {
+    for (size_t i = 0; i < self->joined.count; i++) {
+        const graph_name *one = &self->joined.all[i], *made = graph_find(&self->made, one->name);
+        bool sound = made && made->what == GRAPH_PRODUCT;
+        size_t others = 0; /* before it, of the same node */
+        while (sound && others < i && one[-1 - (long)others].rank == one->rank) {
+            sound = !span_same(one[-1 - (long)others].name, one->name) && ++others < GRAPH_JOINED;
+        }
+        if (!sound) return graph_wrong(self, "has a Concat of something else than a few products");
     }
     return true;
 }
@@ -912,7 +935,7 @@ static bool graph_model(graph *self, const char *bytes, size_t length) {
     if (!self->wrong && !(message.seen & FIELD(7))) {
         graph_wrong(self, "is not an ONNX model (there is no graph in it)");
     }
-    return !self->wrong && graph_unique(self, &self->tensors, "weights") && graph_ranges(self) &&
+    return !self->wrong && graph_unique(self, &self->tensors, "weights") && graph_ranges(self) && graph_joins(self) &&
            graph_constants(self) && graph_interface(self);
 }
 
@@ -925,6 +948,7 @@ static bool graph_read(const char *bytes, size_t length, uint64_t data_size, con
     free(self.tensors.all);
     free(self.made.all);
     free(self.ranges.all);
+    free(self.joined.all);
     free(self.reads.all);
     free(self.folds.all);
     free(self.inputs.all);

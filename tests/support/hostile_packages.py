@@ -10,6 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,20 @@ def _doubled(model: onnx.ModelProto) -> None:
         model.graph.node.insert(i, node)
 
 
+def _joined(model: onnx.ModelProto) -> None:
+    """2^28 numbers for each token of an input, made when the graph runs."""
+    names = ["input_ids", *(f"j{number}" for number in range(28))]
+    for name, made in pairwise(names):
+        model.graph.node.append(helper.make_node("Concat", [name, name], [made], axis=0))
+
+
+def _joined_products(model: onnx.ModelProto) -> None:
+    """A tensor as wide as 2,000."""
+    product = next(node for node in model.graph.node if "MatMul" in node.op_type)
+    names = [product.output[0]] * 2000
+    model.graph.node.append(helper.make_node("Concat", names, ["wide"], axis=-1))
+
+
 def _multiplied(model: onnx.ModelProto) -> None:
     """The same by a product, with operators that convert between; the nodes in another order."""
     _initializer(np.zeros((100_000, 1), np.float32), "column")(model)
@@ -367,6 +382,8 @@ GRAPH_CHANGES: Mapping[str, Change] = {
     "Expand to 10^12": _huge("Expand", "input_ids"),
     "Tile to 10^12": _huge("Tile", "input_ids"),
     "ConstantOfShape of 10^12": _huge("ConstantOfShape"),
+    "Concat doubles an input": _model(_joined),
+    "Concat of one tensor 2,000 times": _model(_joined_products),
     "Range to 10^12": _model(_range),
     "Range to a product": _model(_range_of_product),
     "a name of 4 MB": _model(_long_name),

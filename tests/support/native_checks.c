@@ -68,7 +68,7 @@ int operator_name(size_t index, char *out, size_t room) {
 unsigned tensor_bits(uint64_t kind) { return graph_bits(kind); }
 int graph_limit(int which) {
     const int limits[] = {GRAPH_BYTES, GRAPH_FIELDS, GRAPH_DIMENSIONS, GRAPH_TEXT,
-                          GRAPH_INPUT, GRAPH_FOLDS, GRAPH_READERS, GRAPH_TABLE};
+                          GRAPH_INPUT, GRAPH_FOLDS, GRAPH_READERS, GRAPH_TABLE, GRAPH_JOINED};
     return limits[which];
 }
 

@@ -106,15 +106,16 @@ def test_the_lists_and_limits_are_those_of_python(checks: ctypes.CDLL) -> None:
     assert sorted(operators) == sorted(expected)
     bits = {kind: checks.tensor_bits(ctypes.c_uint64(kind)) for kind in range(100)}
     assert {kind: size for kind, size in bits.items() if size} == onnx_file._BITS
-    assert [checks.graph_limit(which) for which in range(8)] == [
+    assert [checks.graph_limit(which) for which in range(9)] == [
         graph_file.MAX_BYTES,
         onnx_file.MAX_FIELDS,
-        onnx_file._MOST_DIMENSIONS,
+        onnx_file.MOST_DIMENSIONS,
         onnx_file._LONGEST_TEXT,
         graph_file._LARGEST_INPUT,
         graph_file._MOST_FOLDS,
         graph_file._MOST_READERS,
         graph_file.LARGEST_TABLE,
+        graph_file._MOST_JOINED,
     ]
 
 
