@@ -144,7 +144,8 @@ def _carried(package: ModelPackage) -> dict[str, Any]:
     for match in _CARRIED.finditer(head[1] if head else ""):
         # A line that YAML reads in another way, such as `language: ["a]`, is not carried.
         with suppress(yaml.YAMLError, ValueError, TypeError):
-            carried |= yaml.safe_load(match[0])
+            # Every value as text: to YAML 1.1, the language `no` is false.
+            carried |= yaml.load(match[0], Loader=yaml.BaseLoader)
     return carried
 
 

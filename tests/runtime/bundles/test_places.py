@@ -691,7 +691,8 @@ def test_a_card_needs_the_hub_s_library(
         ("language: &anchor en\nlicense: !!python/object mit", ("other", None)),
         ("language: |\n  en\nlicense: >\n  mit", ("other", None)),
         ("licence", ("other", None)),
-        ("language: 2020-13-45\nlicense: mit", ("mit", None)),
+        ("language:\n- no\n- en\nlicense: mit", ("mit", ["no", "en"])),
+        ("language: 2020-13-45\nlicense: mit", ("mit", "2020-13-45")),
         ('language: ["a]\nlicense: mit', ("mit", None)),
     ],
 )
