@@ -289,7 +289,17 @@ static void mutex_init(mutex *m) { pthread_mutex_init(m, NULL); }
 static void mutex_lock(mutex *m) { pthread_mutex_lock(m); }
 static void mutex_unlock(mutex *m) { pthread_mutex_unlock(m); }
 static void mutex_destroy(mutex *m) { pthread_mutex_destroy(m); }
-static char *absolute(const char *path) { return strdup(path); }
+
+/* The full path, so that a program may change its folder; NULL if there is no memory. */
+static char *absolute(const char *path) {
+    char *here = *path == '/' ? NULL : getcwd(NULL, 0);
+    if (!here) return strdup(path);
+    size_t size = strlen(here) + strlen(path) + 2;
+    char *out = malloc(size);
+    if (out) snprintf(out, size, "%s/%s", here, path);
+    free(here);
+    return out;
+}
 
 /* Opens a regular file for reading; NULL for anything else. Without O_NONBLOCK, opening a pipe would
  * wait for its writer. */

@@ -352,6 +352,20 @@ def test_a_session_outlives_its_model(sample: Any, built: Path, package: Path) -
     session.close()
 
 
+def test_the_program_may_change_its_folder(
+    sample: Any, built: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(package.parent)
+    with sample.Model(package.name, library=built / "libllama_onnx.so") as model:
+        monkeypatch.chdir(tmp_path)
+        assert len(model.generate_ids(PROMPT, 3)) == 3
+        with model.session() as session:
+            session.say("one")
+            session.save("saved.json")
+            session.load("saved.json")
+    assert (tmp_path / "saved.json").is_file()
+
+
 def test_a_session_has_a_size(model: Any, package: Path) -> None:
     with model.session(max_tokens=12) as session:
         session.append(PROMPT)
