@@ -95,6 +95,7 @@ static void read_conversation(const char *text) {
 static void check_text(const char *text, size_t size) {
     char why[WHY];
     const weights some = {.messages = 5, .bytes = 1000, .longest = 300, .extra = 10};
+    template_opens(text, size, why); /* whatever the bytes are */
     if (is_utf8(text, size) && !memchr(text, 0, size)) template_check(text, size, some, why);
 }
 
