@@ -85,14 +85,15 @@ def prepare(work: Workspace, geometry: str, layers: int | None) -> None:
     work.texts.mkdir(exist_ok=True)
     # Where a maker asks for calibration texts, these are not read for plain rounding.
     np.save(work.texts / "c4.npy", np.zeros((1, 8), np.int64))
-    makers = (
-        (work.source, ["make_checkpoint.py", geometry, work.source], layers),
-        (work.gguf, ["make_gguf.py", work.source, work.gguf, "--type", "F16"], None),
+    fewer = () if layers is None else ("--layers", str(layers))
+    source, gguf = str(work.source), str(work.gguf)
+    makers: tuple[tuple[Path, str, tuple[str, ...]], ...] = (
+        (work.source, "make_checkpoint.py", (geometry, source, *fewer)),
+        (work.gguf, "make_gguf.py", (source, gguf, "--type", "F16")),
     )
-    for out, (script, *arguments), fewer in makers:
+    for out, script, arguments in makers:
         if not out.exists():
-            command = [sys.executable, REPOSITORY / "benchmarks" / script, *arguments]
-            command += [] if fewer is None else ["--layers", str(fewer)]
+            command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *arguments]
             subprocess.run(command, check=True, env=environment(work), cwd=REPOSITORY)
 
 

@@ -66,7 +66,8 @@ def main(
     write: bool,
 ) -> None:
     """Measure all systems on SmolLM2-135M, or on a geometry."""
-    work, systems = Workspace(folder.resolve()), SYSTEMS
+    work = Workspace(folder.resolve())
+    systems: Sequence[System] = SYSTEMS
     if geometry is None:
         environments.prepare(work, gguf, texts, imatrix=False)
     else:

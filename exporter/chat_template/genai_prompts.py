@@ -88,8 +88,12 @@ def needs_care(text: str) -> bool:
         return True
     if any(not _is_above_zero(one.right) for one in tree.find_all(_ARITHMETIC)):
         return True
-    methods = [one for one in tree.find_all(nodes.Call) if isinstance(one.node, nodes.Getattr)]
-    if any(one.node.attr in ("split", "replace") and not _has_text(one) for one in methods):
+    methods = [
+        (one.node.attr, one)
+        for one in tree.find_all(nodes.Call)
+        if isinstance(one.node, nodes.Getattr)
+    ]
+    if any(name in ("split", "replace") and not _has_text(one) for name, one in methods):
         return True  # to split at an empty text never ends
     return any(tree.find_all((nodes.Macro, nodes.Block, nodes.Pow)))
 
