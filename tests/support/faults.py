@@ -235,21 +235,19 @@ def _alpha(graph: Graph) -> None:
 def _rearrange(
     layer: int, name: str, sizes: list[int], order: list[int]
 ) -> Callable[[Graph], None]:
-    """Cut the packed queries, keys and values into `sizes` and join them in `order`."""
+    """Put the packed queries, keys and values, which are of `sizes`, into another `order`."""
 
     def change(graph: Graph) -> None:
         attention = node_of(graph, f"layers.{layer}/self_attn", "GroupQueryAttention")
         scope = f"model/layers.{layer}/self_attn"
-        parts = [f"{name}_{index}" for index in range(len(sizes))]
-        graph.initializer.append(numpy_helper.from_array(np.array(sizes), f"{name}_sizes"))
-        split = helper.make_node(
-            "Split", [attention.input[0], f"{name}_sizes"], parts, f"{scope}/{name}_split", axis=-1
-        )
-        joined = helper.make_node(
-            "Concat", [parts[i] for i in order], [name], f"{scope}/{name}", axis=-1
+        ends = np.cumsum(sizes)
+        places = np.concatenate([np.arange(ends[i] - sizes[i], ends[i]) for i in order])
+        graph.initializer.append(numpy_helper.from_array(places, f"{name}_places"))
+        gather = helper.make_node(
+            "Gather", [attention.input[0], f"{name}_places"], [name], f"{scope}/{name}", axis=-1
         )
         attention.input[0] = name
-        insert_before(graph, attention, split, joined)
+        insert_before(graph, attention, gather)
 
     return change
 

@@ -336,7 +336,7 @@ def test_an_answer_that_breaks_is_an_error_of_openais(fronted: Fakes) -> None:
     status, body = fronted.ask()
     first, last = body.decode().removesuffix("\n\n").split("\n\n")
     assert (status, first) == (200, "data: 1")
-    assert "the replica that answered has ended" in json.loads(last[6:])["error"]["message"]
+    assert "the replica that was answering has ended" in json.loads(last[6:])["error"]["message"]
     status, body = fronted.ask(path="/v1/responses")
     name, data = body.decode().split("\n\n")[1].split("\n")
     assert name == "event: error" and json.loads(data[6:])["type"] == "error"
