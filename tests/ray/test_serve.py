@@ -78,6 +78,10 @@ def test_a_killed_replica_costs_its_answers_in_work_alone_and_comes_back(
     try:
         command.wait()
         assert replica(HEAD) and replica(WORKER)
+        # Ray would ignore another address, and the one that is there may be for other clients.
+        other = serve(nodes, package_fp32, tmp_path / "other", "--port", "8099")
+        assert other.process.wait(SECONDS) == 2
+        assert f"listens on {ADDRESSES[HEAD]}:{PORT}" in other.said()
         load = [sys.executable, "-m", "tests.support.serving_load", URL, "60", KEY]
         with out.open("wb") as file:
             clients = subprocess.Popen(inside(HEAD, load), stdout=file)
