@@ -110,7 +110,7 @@ def connected(address: str) -> Iterator[Any]:
         raise UsageError(
             f"the Ray cluster at {shown(address)} cannot be used: {first_sentence(error)}."
         ) from None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors come as exceptions
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     try:
@@ -314,6 +314,8 @@ def first_sentence(error: BaseException) -> str:
     text = str(error)
     ours = [match[2] for match in _ERROR.finditer(text)]
     line = ours[-1] if ours else next(iter(text.strip().splitlines()), type(error).__name__)
+    if not ours:
+        line = line.partition(". ")[0]
     return printable(line)[:300].rstrip(".")
 
 

@@ -124,3 +124,41 @@ def test_an_address_where_no_cluster_is_is_one_sentence(
     assert command.process.wait(SECONDS) == 2
     (said,) = command.said().splitlines()
     assert "there is no Ray cluster at" in said
+
+
+def test_after_a_node_is_gone_a_batch_goes_on(
+    nodes: Nodes, package_fp32: Path, tmp_path: Path
+) -> None:
+    """By itself or, where Ray gives up, with the same command. The last test: one node is left."""
+    fields = {"max_tokens": 60, "logit_bias": {"2": -100}}
+    asked = [{"prompt": f"the {number}", **fields} for number in range(400)]
+    source, out, log = (tmp_path / name for name in ("in.jsonl", "out.jsonl", "log"))
+    source.write_text("".join(json.dumps(each) + "\n" for each in asked), encoding="utf-8")
+    command = [sys.executable, "-m", "llama_onnx.exporter.cli", "batch", str(package_fp32)]
+    command += [str(source), str(out), "--ray", nodes.address, "--rows", "4"]
+    command += ["--cache-memory", "64MB"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(inside(HEAD, [*command, "--workers", "2"]), stderr=file)
+    journal = out.with_name("out.jsonl.journal")
+    deadline = time.monotonic() + SECONDS
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 40:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text("utf-8")
+        time.sleep(0.1)
+    while nodes.kill(WORKER):
+        time.sleep(0.1)
+    code, said = process.wait(SECONDS), log.read_text("utf-8")
+    assert code in (0, 1) and "Traceback" not in said
+    if code:
+        assert "the cluster could not go on" in said and "is kept" in said
+        kept = journal.read_bytes().count(b"\n") - 1
+        again = inside(HEAD, [*command, "--workers", "1", "--json"])
+        deadline = time.monotonic() + SECONDS
+        done = subprocess.run(again, stdout=subprocess.PIPE, timeout=SECONDS)
+        # It takes the cluster some seconds to notice that a node is gone.
+        while done.returncode and time.monotonic() < deadline:
+            time.sleep(3)
+            done = subprocess.run(again, stdout=subprocess.PIPE, timeout=SECONDS)
+        assert json.loads(done.stdout)["reused"] == kept >= 39
+    found = lines(out)
+    assert len(found) == 400
+    assert all(line["response"]["status_code"] == 200 for line in found)
