@@ -15,8 +15,8 @@ from llama_onnx.targets.genai_settings import GENAI_CONFIG, SettingsError, check
 from llama_onnx.targets.graph_file import MAX_BYTES, GraphFacts, check_graph
 from llama_onnx.targets.listing import BESIDE
 from llama_onnx.targets.onnx_file import GraphError
+from llama_onnx.targets.package_json import read_package_json
 from llama_onnx.targets.strict_json import MAX_BYTES as MAX_JSON
-from llama_onnx.targets.strict_json import JSONError, parse_json
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
@@ -85,17 +85,11 @@ def check_settings_of(folder: Path, graph: GraphFacts) -> None:
 
 
 def _check_tokenizer_settings(folder: Path) -> None:
-    file, content = folder / TOKENIZER_SETTINGS, _read(folder, TOKENIZER_SETTINGS, MAX_JSON + 1)
-    try:
-        settings = parse_json(content)
-    except JSONError as error:
-        raise PackageError(f"{file} {error}: the package is damaged, or was altered.") from None
-    if not isinstance(settings, dict):
-        raise PackageError(f"{file} is not a JSON object: the package is damaged, or was altered.")
-    if OTHER_FILE in settings:
+    settings = read_package_json(folder, TOKENIZER_SETTINGS, max_bytes=MAX_JSON, unique=False)
+    if settings and OTHER_FILE in settings:
         raise PackageError(
-            f"{file} has {OTHER_FILE}, by which onnxruntime-genai would open any file: no export "
-            "writes it, so the package was altered; do not use it."
+            f"{folder / TOKENIZER_SETTINGS} has {OTHER_FILE}, by which onnxruntime-genai would open "
+            "any file: no export writes it, so the package was altered; do not use it."
         )
 
 

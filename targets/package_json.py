@@ -21,10 +21,15 @@ def read_package_json(
     if file_inside(folder, name, PackageError) is None:
         return None
     content = read_inside(folder, name, PackageError, max_bytes=max_bytes)
+    return parse_package_json(content, folder / name, unique=unique)
+
+
+def parse_package_json(content: bytes, file: Path, *, unique: bool = True) -> dict[str, Any]:
+    """Return the JSON object that is the `content` of `file`, as `read_package_json` does."""
     try:
         value = parse_json(content, unique=unique)
     except JSONError as error:
-        raise PackageError(f"{folder / name} is damaged: it {error}.") from None
+        raise PackageError(f"{file} is damaged: it {error}.") from None
     if not isinstance(value, dict):
-        raise PackageError(f"{folder / name} is damaged: it is not a JSON object.")
+        raise PackageError(f"{file} is damaged: it is not a JSON object.")
     return value

@@ -79,8 +79,8 @@ def command(
     """Compare PACKAGE with its checkpoint over a corpus: KL, likeliest tokens, perplexity.
 
     The corpus is cut into shards, which are measured apart and add up exactly. Finished shards are
-    kept: if a run ends early, the same command without --force goes on. Each figure has a 95 %
-    confidence interval over passages.
+    kept: if a run ends early, run the same command without --force to continue. Each figure has a
+    95 % confidence interval over passages.
 
     With --tasks, lm-eval's own harness scores PACKAGE. Nothing in the folder is run: a task that
     names Python code or data elsewhere is refused.

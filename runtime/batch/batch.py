@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -122,10 +121,9 @@ def run_batch(
     with open_journal(journal_of(out), identity, lines.count, force=force) as journal:
         summary = _answer(opening, lines, start, journal, progress)
         progress.step(f"writing {out.name}")
-        failed, repeated = _write(journal, out)
+        errors, first, repeated = _write(journal, out)
         journal.over = True
-    first = failed[0] if failed else None
-    return replace(summary, errors=len(failed), first_error=first, repeated_ids=repeated)
+    return replace(summary, errors=errors, first_error=first, repeated_ids=repeated)
 
 
 def journal_of(out: Path) -> Path:
@@ -184,27 +182,27 @@ def _answer(
     )
 
 
-def _write(journal: Journal, out: Path) -> tuple[Sequence[int], int]:
-    """Write the finished lines in order; return the numbers of those that are errors, from 1, and
-    how many repeat an id."""
+def _write(journal: Journal, out: Path) -> tuple[int, int | None, int]:
+    """Write the finished lines in order; return how many are errors, the number of the first of
+    these, from 1, and how many repeat an id."""
     if journal.finished < len(journal.done):
         missing = len(journal.done) - journal.finished
         raise UsageError(f"{missing:,} lines have no answer: run the same command again.")
-    failed, lines, ids = array("Q"), 0, set[bytes]()
+    errors, first, lines, ids = 0, None, 0, set[bytes]()
     try:
         with replacing(out) as file:
             for number, content in enumerate(journal.contents(), 1):
                 answered = AnsweredLine.from_bytes(content)
                 file.write(answered.output + b"\n")
                 if answered.failed:
-                    failed.append(number)
+                    errors, first = errors + 1, first or number
                 custom_id = json.loads(answered.output)["custom_id"]
                 if custom_id is not None:
                     lines += 1
                     ids.add(hashlib.blake2b(custom_id.encode(), digest_size=8).digest())
     except OSError as error:
         raise full(out, error, journal.finished) from None
-    return failed, lines - len(ids)
+    return errors, first, lines - len(ids)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,9 @@ def _number(record: bytes, count: int) -> int | None:
 
 def full(path: Path, error: OSError, finished: int) -> ResourceError:
     """Return the error for a file that could not be written."""
-    kept = f"finished parts ({finished:,}) are kept: the same command, without --force, goes on"
+    kept = (
+        f"finished parts ({finished:,}) are kept: run the same command without --force to continue"
+    )
     if is_full(error):
         return ResourceError(
             f"{path} cannot be written, the disk is full: free some space; {kept}."

@@ -313,14 +313,13 @@ def first_sentence(error: BaseException) -> str:
     """Return the reason in an error of Ray's, which may have another machine's traceback."""
     text = str(error)
     ours = [match[2] for match in _ERROR.finditer(text)]
-    line = ours[-1] if ours else next(iter(text.strip().splitlines()), type(error).__name__)
-    if not ours:
-        line = line.partition(". ")[0]
+    first = next(iter(text.strip().splitlines()), type(error).__name__)
+    line = ours[-1] if ours else first.partition(". ")[0]
     return printable(line)[:300].rstrip(".")
 
 
 def _failure(error: BaseException) -> LlamaOnnxError:
     return ResourceError(
-        f"the cluster could not go on: {first_sentence(error)}; what is finished is kept: the same "
-        "command, without --force, goes on."
+        f"the cluster could not go on: {first_sentence(error)}; what is finished is kept: run the "
+        "same command without --force to continue."
     )

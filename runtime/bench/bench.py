@@ -182,6 +182,7 @@ def _summarize(contender: Contender, runs: Runs, workload: Workload, threads: in
     gaps = [gap for run in runs.single for gap in run.gaps]
     turns = gather_turns(runs)
     left = list(workload.left_out)
+    processor = gather_processor()
     if len(turns) < workload.script.turns:
         left.append(
             f"turns {len(turns) + 1} to {workload.script.turns} of a chat: they do not fit "
@@ -207,7 +208,7 @@ def _summarize(contender: Contender, runs: Runs, workload: Workload, threads: in
         turns=turns,
         caches=contender.caches(),
         left_out=tuple(left),
-        processor=gather_processor().name,
-        processors=gather_processor().allowed,
+        processor=processor.name,
+        processors=max(1, int(processor.usable)),
         runs=runs,
     )

@@ -29,7 +29,7 @@ from llama_onnx.runtime.bundles.web_files import LIMIT, read_listed, write_graph
 from llama_onnx.targets.errors import PackageError
 from llama_onnx.targets.licences import PACKAGE_CARD, TERMS, of_kind
 from llama_onnx.targets.package import ModelPackage
-from llama_onnx.targets.strict_json import JSONError, parse_json
+from llama_onnx.targets.package_json import parse_package_json
 
 _TYPES = {"int4": "q4", "int8": "q8", "fp32": "fp32", "fp16": "fp16"}
 """Precision -> transformers.js's `dtype`."""
@@ -125,13 +125,7 @@ def _warnings(package: ModelPackage) -> list[str]:
 
 
 def _read(package: ModelPackage, name: str) -> dict[str, Any]:
-    try:
-        content = parse_json(read_listed(package, name))
-    except JSONError as error:
-        raise PackageError(f"{package.path / name} {error}.") from None
-    if not isinstance(content, dict):
-        raise PackageError(f"{package.path / name} is not a JSON object.")
-    return content
+    return parse_package_json(read_listed(package, name), package.path / name, unique=False)
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

@@ -74,8 +74,8 @@ def command(
     with sampling fields beside it. A .parquet file has a request in each row. A line that cannot be
     answered gets an error in OUT.
 
-    Finished lines are kept in OUT.journal. If a run ends early, whatever the reason, the same
-    command without --force goes on from there.
+    Finished lines are kept in OUT.journal. If a run ends early, whatever the reason, run the same
+    command without --force to continue.
     """
     try:
         from llama_onnx.runtime.batch import batch

@@ -148,6 +148,7 @@ def read_template(folder: Path) -> ChatTemplate | None:
 def check_genai_reads(folder: Path) -> None:
     """Raise `PackageError` if onnxruntime-genai might not survive a template of the package in
     `folder`: it parses them when it opens the tokenizer."""
+    check_template(folder)
     text, settings = _read_text(folder)
     for each in (text, *_templates(settings.get("chat_template"))):
         if each and (reason := exceeded_bound(each)):

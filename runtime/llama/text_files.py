@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llama_onnx.runtime.llama.template import check_genai_reads, check_template
+from llama_onnx.runtime.llama.template import check_genai_reads
 from llama_onnx.targets.errors import MissingDependencyError, PackageError, describe_reason
 from llama_onnx.targets.folder_files import read_inside
 from llama_onnx.targets.printable import printable
@@ -33,7 +33,6 @@ def open_genai_tokenizer(folder: Path) -> Any:
         from llama_onnx.runtime.genai import og
     except (MissingDependencyError, ImportError):  # absent, or its libraries do not load
         return None
-    check_template(folder)
     check_genai_reads(folder)
     try:
         return og.Tokenizer(og.Config(str(folder)))

@@ -140,6 +140,8 @@ static void read_tokenizer(llama_onnx *self) {
 }
 
 static void keep_template(llama_onnx *self, const char *text, size_t length) {
+    free(self->chat_template);
+    self->chat_template = NULL;
     if (!is_utf8(text, length) || memchr(text, 0, length)) {
         explain(self->no_chat, "the model's chat template is not UTF-8 text.");
         return;
@@ -148,26 +150,6 @@ static void keep_template(llama_onnx *self, const char *text, size_t length) {
     if (!self->chat_template) return;
     memcpy(self->chat_template, text, length);
     self->chat_template[length] = 0;
-}
-
-/* Finds the chat template where transformers looks for it: in chat_template.jinja, or else in
- * tokenizer_config.json. A package without one can still continue texts. */
-static void read_template(llama_onnx *self) {
-    size_t length;
-    json settings;
-    char *text = read_file(self->package, "chat_template.jinja", TEMPLATE_BYTES, &length);
-    explain(self->no_chat, "the model has no chat template: use llama_onnx_generate().");
-    if (text || length == SIZE_MAX) {
-        if (text) keep_template(self, text, length);
-        if (!text) explain(self->no_chat, "chat_template.jinja is too large.");
-    } else if ((text = read_file(self->package, "tokenizer_config.json", 1 << 22, &length))) {
-        bool sound = json_parse(&settings, text, length);
-        const json_node *found = sound ? json_get(&settings, settings.nodes, "chat_template") : NULL;
-        if (!sound) explain(self->no_chat, "tokenizer_config.json %.400s.", settings.why);
-        if (found && found->kind == JSON_TEXT) keep_template(self, found->text, found->length);
-        json_free(&settings);
-    }
-    free(text);
 }
 
 static void close_model(llama_onnx *self) {
@@ -335,23 +317,14 @@ static int check_opens(llama_onnx *self, const char *text, size_t length) {
                 self->package, why);
 }
 
-static int check_template_file(llama_onnx *self) {
-    size_t length;
-    char *text = read_file(self->package, "chat_template.jinja", TEMPLATE_BYTES, &length);
-    int status = LLAMA_ONNX_OK;
-    if (text) status = check_opens(self, text, length);
-    if (!text && length == SIZE_MAX) {
-        status = fail(&self->call, "chat_template.jinja of %s is too large.", self->package);
-    }
-    free(text);
-    return status;
-}
-
-/* The same for those in tokenizer_config.json: one, or a list of named ones. */
-static int check_settings_templates(llama_onnx *self, const json *settings) {
+/* The same for the templates in tokenizer_config.json, one or a list of named ones; keeps one. */
+static int read_settings_templates(llama_onnx *self, const json *settings) {
     const json_node *found = json_get(settings, settings->nodes, "chat_template");
     int status = LLAMA_ONNX_OK;
-    if (found && found->kind == JSON_TEXT) return check_opens(self, found->text, found->length);
+    if (found && found->kind == JSON_TEXT) {
+        status = check_opens(self, found->text, found->length);
+        if (!status) keep_template(self, found->text, found->length);
+    }
     if (!found || found->kind != JSON_LIST) return status;
     for (const json_node *one = json_first(settings, found); one && !status;
          one = one->next ? &settings->nodes[one->next] : NULL) {
@@ -361,9 +334,9 @@ static int check_settings_templates(llama_onnx *self, const json *settings) {
     return status;
 }
 
-/* Refuses a tokenizer_config.json that onnxruntime-genai would follow out of the package: it opens
- * the file that the entry tiktoken_file names, wherever that is. */
-static int check_tokenizer_settings(llama_onnx *self) {
+/* Reads tokenizer_config.json, and refuses one that onnxruntime-genai would follow out of the
+ * package: it opens the file that the entry tiktoken_file names, wherever that is. */
+static int read_tokenizer_settings(llama_onnx *self) {
     size_t length;
     json settings;
     char *text = read_file(self->package, "tokenizer_config.json", 1 << 22, &length);
@@ -378,19 +351,34 @@ static int check_tokenizer_settings(llama_onnx *self) {
         status = fail(&self->call, "tokenizer_config.json of %s names a file, tiktoken_file: no export "
                                    "writes it, so the package was altered.", self->package);
     } else {
-        status = check_settings_templates(self, &settings);
+        status = read_settings_templates(self, &settings);
     }
     if (text) json_free(&settings);
     free(text);
     return status;
 }
 
+/* Reads the chat template where transformers looks for it: in chat_template.jinja, or else in
+ * tokenizer_config.json. A package without one can still continue texts. */
+static int read_template(llama_onnx *self) {
+    size_t length;
+    explain(self->no_chat, "the model has no chat template: use llama_onnx_generate().");
+    if (read_tokenizer_settings(self)) return LLAMA_ONNX_FAILED;
+    char *text = read_file(self->package, "chat_template.jinja", TEMPLATE_BYTES, &length);
+    int status = LLAMA_ONNX_OK;
+    if (text) {
+        status = check_opens(self, text, length);
+        if (!status) keep_template(self, text, length);
+    } else if (length == SIZE_MAX) {
+        status = fail(&self->call, "chat_template.jinja of %s is too large.", self->package);
+    }
+    free(text);
+    return status;
+}
+
 /* Opens the package, whose files are checked already. */
 static int open_checked(llama_onnx *self, const llama_onnx_options *options) {
-    if (read_config(self) || check_tokenizer_settings(self) || check_template_file(self)) {
-        return LLAMA_ONNX_FAILED;
-    }
-    read_template(self);
+    if (read_config(self) || read_template(self)) return LLAMA_ONNX_FAILED;
     read_tokenizer(self);
     char *libraries = libraries_folder(options->libraries);
     if (!libraries) return fail(&self->call, "the path of the libraries is not UTF-8.");

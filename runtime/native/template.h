@@ -385,7 +385,7 @@ static value apply_filter(analysis *self, const token *name, value v, value give
 static void check_named(analysis *self, const token *filter, size_t i, size_t end) {
     bool by_attribute = is_one_of(filter, "selectattr rejectattr");
     if (is(filter, "map")) {
-        bool attribute = i + 1 < end && is(&self->tokens[i], "attribute") && i + 1 < end &&
+        bool attribute = i + 1 < end && is(&self->tokens[i], "attribute") &&
                          self->tokens[i + 1].kind == '=';
         if (!attribute) refuse(self, "uses map() without attribute=");
         return;

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from llama_onnx.runtime.chat_template import genai_bounds
 from llama_onnx.runtime.chat_template.genai_bounds import exceeded_bound
 from llama_onnx.runtime.llama.text_files import open_genai_tokenizer
 from llama_onnx.targets.errors import PackageError
@@ -30,6 +32,13 @@ def test_it_is_found(name: str) -> None:
 @pytest.mark.parametrize("name", REAL)
 def test_templates_of_models_are_within_the_bounds(name: str) -> None:
     assert exceeded_bound(REAL[name]) is None
+
+
+def test_the_bounds_are_those_of_the_c_library() -> None:
+    source = (Path(__file__).parents[3] / "runtime/native/template.h").read_text("utf-8")
+    (found,) = re.findall(r"enum \{ (MOST_RUN = .*) \};", source)
+    names = {name: int(value) for name, value in (one.split(" = ") for one in found.split(", "))}
+    assert names == {name: getattr(genai_bounds, name) for name in names} and len(names) == 5
 
 
 def test_marks_in_quotes_end_no_tag() -> None:
