@@ -88,8 +88,8 @@ def _check_tokenizer_settings(folder: Path) -> None:
     settings = read_package_json(folder, TOKENIZER_SETTINGS, max_bytes=MAX_JSON, unique=False)
     if settings and OTHER_FILE in settings:
         raise PackageError(
-            f"{folder / TOKENIZER_SETTINGS} has {OTHER_FILE}, by which onnxruntime-genai would open "
-            "any file: no export writes it, so the package was altered; do not use it."
+            f"{folder / TOKENIZER_SETTINGS} has {OTHER_FILE}, by which onnxruntime-genai would "
+            "open any file: no export writes it, so the package was altered; do not use it."
         )
 
 
