@@ -10,6 +10,7 @@ compared.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import gguf
@@ -45,7 +46,7 @@ def gguf_name(name: str) -> str:
 
 def write_f16(checkpoint: Checkpoint, path: Path) -> None:
     config = checkpoint.config
-    writer = gguf.GGUFWriter(path, "llama", use_temp_file=True)
+    writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -62,14 +63,20 @@ def write_f16(checkpoint: Checkpoint, path: Path) -> None:
     writer.add_token_list(tokens)
     writer.add_token_scores([0.0] * len(tokens))
     writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)])
-    for name, shape in config.tensor_shapes().items():
-        values = checkpoint.tensor(name).rows(0, shape[0])
-        kind = np.float32 if len(shape) == 1 else np.float16
-        writer.add_tensor(gguf_name(name), values.astype(kind))
+    shapes = config.tensor_shapes()
+    for name, shape in shapes.items():
+        nbytes = math.prod(shape) * _dtype(shape).itemsize
+        writer.add_tensor_info(gguf_name(name), shape, _dtype(shape), nbytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for name, shape in shapes.items():  # one in memory at a time
+        writer.write_tensor_data(checkpoint.tensor(name).rows(0, shape[0]).astype(_dtype(shape)))
     writer.close()
+
+
+def _dtype(shape: tuple[int, ...]) -> np.dtype[np.floating]:
+    return np.dtype(np.float32 if len(shape) == 1 else np.float16)
 
 
 def main() -> None:

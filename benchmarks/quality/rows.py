@@ -17,6 +17,9 @@ BASE = "rtn-int4"
 C4 = "{c4}"
 """Stands for the file of the second calibration text in a row's options."""
 
+ROOT = "{root}"
+"""Stands for the workspace's folder there."""
+
 NOT_OFFERED = 2
 """Exit status of a command whose options this version does not know."""
 
@@ -64,7 +67,8 @@ class Row:
         source, out = str(work.source), str(self.path(work))
         python = str(self.python(work))
         if self.group == OURS:
-            options = [option.replace(C4, str(work.texts / "c4.txt")) for option in self.options]
+            options = [option.replace(ROOT, str(work.root)) for option in self.options]
+            options = [option.replace(C4, str(work.texts / "c4.txt")) for option in options]
             export = [python, "-m", "llama_onnx.exporter.cli", "export", source, out]
             return [*export, "--force", *options]
         if self.group == BUILDER:

@@ -12,17 +12,24 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 from gguf import GGUFReader
 
 from benchmarks.quality.model_process import REPOSITORY, environment
-from benchmarks.quality.rows import BUILDER, LLAMA, OPENVINO, OURS, Row
+from benchmarks.quality.rows import BUILDER, LLAMA, OPENVINO, OURS, ROOT, ROWS, Row
+from benchmarks.quality.run import make_row
 from benchmarks.quality.workspace import Workspace
+from benchmarks.systems.layouts import write_recipe
 from benchmarks.systems.systems import System
 
 _INT4 = ("--precision", "int4", "--quantizer", "rtn")
 _PLAIN = ("--bits", "4", "--group-size", "64", "--mode", "asym")
+
+
+PRESETS = ("small", "fast")
+"""Those whose layout on SmolLM2 is measured."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +54,19 @@ SYSTEMS = tuple(
     Untied(row.name, f"{label}, {runtime}", "engine" if row.group == OURS else row.runtime, row)
     for row, label, runtime in (
         (Row("b32", OURS, "", _INT4), "llama-onnx block 32 (layout of awq, gptq)", "our engine"),
-        (
-            Row("b64", OURS, "", (*_INT4, "--block-size", "64", "--fuse-gate-up")),
-            "llama-onnx block 64 (layout of fast)",
-            "our engine",
-        ),
+        (Row("b64", OURS, "", (*_INT4, "--block-size", "64")), "llama-onnx block 64", "our engine"),
         (
             Row("b128", OURS, "", (*_INT4, "--block-size", "128")),
             "llama-onnx block 128",
             "our engine",
+        ),
+        *(
+            (
+                Row(preset, OURS, "", ("--recipe", f"{ROOT}/{preset}.json")),
+                f"llama-onnx layout of preset {preset}",
+                "our engine",
+            )
+            for preset in PRESETS
         ),
         (Row("builder", BUILDER, ""), "genai builder default", "onnxruntime-genai"),
         (
@@ -79,8 +90,9 @@ class Sizes:
     embedding: int
 
 
-def prepare(work: Workspace, geometry: str, layers: int | None) -> None:
-    """Make the checkpoint and its GGUF file in fp16, unless they are there."""
+def prepare(work: Workspace, real: Workspace, geometry: str, layers: int | None) -> None:
+    """Make the checkpoint and its GGUF file in fp16, unless they are there, and the recipes of
+    presets, from packages in the workspace `real` of SmolLM2."""
     work.root.mkdir(parents=True, exist_ok=True)
     work.texts.mkdir(exist_ok=True)
     # Where a maker asks for calibration texts, these are not read for plain rounding.
@@ -95,6 +107,12 @@ def prepare(work: Workspace, geometry: str, layers: int | None) -> None:
         if not out.exists():
             command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *arguments]
             subprocess.run(command, check=True, env=environment(work), cwd=REPOSITORY)
+    for preset in PRESETS:
+        row = ROWS[f"preset-{preset}"]
+        problem = make_row(row, real)
+        if problem is not None:
+            raise click.ClickException(f"{row.name}: {problem}")
+        write_recipe(row.path(real), work.source, work.root / f"{preset}.json")
 
 
 def sizes(work: Workspace) -> Sizes:

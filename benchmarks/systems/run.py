@@ -68,12 +68,11 @@ def main(
     """Measure all systems on SmolLM2-135M, or on a geometry."""
     work = Workspace(folder.resolve())
     systems: Sequence[System] = SYSTEMS
-    if geometry is None:
-        environments.prepare(work, gguf, texts, imatrix=False)
-    else:
+    environments.prepare(work, gguf, texts, imatrix=False)
+    if geometry is not None:
         name = geometry if layers is None else f"{geometry}-{layers}"
-        work = Workspace(work.root / name, work.venvs)
-        random_weights.prepare(work, geometry, layers)
+        real, work = work, Workspace(work.root / name, work.venvs)
+        random_weights.prepare(work, real, geometry, layers)
         systems = random_weights.SYSTEMS
     chosen = [system for system in systems if not only or system.name in only]
     ready = [system for system in chosen if _is_ready(system, work)]

@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+from llama_onnx.exporter.graph.kernel_times import chat_time
 from llama_onnx.exporter.graph.names import EMBEDDING, HEAD
 from llama_onnx.exporter.graph.slots import Slot
 from llama_onnx.exporter.model.recipe import Recipe, small_storage
 from llama_onnx.exporter.model.storage import RowBlocks
-from llama_onnx.exporter.packaging.options import Options
+from llama_onnx.exporter.packaging.options import Minimize, Options
 from llama_onnx.exporter.quantize.allocate import (
+    BYTES,
+    TIME,
     Allocation,
     Choice,
     Losses,
@@ -28,8 +31,11 @@ from llama_onnx.exporter.quantize.registry import CALIBRATED
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.sizes import parse_size
 
-CANDIDATES = ((2, 64), (2, 32), (4, 64), (4, 32), (4, 16), (8, 64))
-"""Bits and block size of the storages to choose from."""
+CANDIDATES: Mapping[Minimize, Sequence[tuple[int, int]]] = {
+    "size": ((2, 64), (2, 32), (4, 64), (4, 32), (4, 16), (8, 64)),
+    "time": ((4, 128), (4, 64), (4, 32), (8, 128), (8, 64)),
+}
+"""Bits and block size of the storages to choose from, by what is to be small."""
 
 PLAIN = (4, 64)
 """What others are compared with: the smallest of 4 bits."""
@@ -69,13 +75,15 @@ P = TypeVar("P", bound=Planned)
 
 @dataclass(frozen=True)
 class Goal:
-    """What a package may take, and what it may lose. `text` is the budget as the user gave it;
-    `fixed` are the matrices whose storage the user chose."""
+    """What a package may take, and what it may lose; with a largest loss, `minimize` says what is
+    as small as that allows. `text` is the budget as the user gave it; `fixed` are the matrices
+    whose storage the user chose."""
 
     text: str | None
     nbytes: int | None
     max_kl: float | None
     fixed: frozenset[str] = frozenset()
+    minimize: Minimize = "size"
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,12 @@ def goal_of(options: Options, parameters: int) -> Goal | None:
 
     Raises `UsageError` for what is no budget.
     """
-    budget, max_kl = options.budget, options.max_kl
+    budget, max_kl, minimize = options.budget, options.max_kl, options.minimize
+    if minimize == "time" and max_kl is None:
+        raise UsageError(
+            "--minimize time makes a package as fast as a largest KL divergence allows: add "
+            "--max-kl, such as 0.05."
+        )
     if budget is None and max_kl is None:
         return None
     if options.recipe is not None:
@@ -119,7 +132,8 @@ def goal_of(options: Options, parameters: int) -> Goal | None:
         raise UsageError(f"--max-kl {max_kl} is not a number above 0, such as 0.05.")
     nbytes = None if budget is None else budget_bytes(budget, parameters)
     fixed = {EMBEDDING: options.embedding, HEAD: options.head}
-    return Goal(budget, nbytes, max_kl, frozenset(name for name in fixed if fixed[name]))
+    names = frozenset(name for name in fixed if fixed[name])
+    return Goal(budget, nbytes, max_kl, names, minimize)
 
 
 def check_goal(goal: Goal | None, recipe: Recipe) -> None:
@@ -165,13 +179,13 @@ def budget_bytes(text: str, parameters: int) -> int:
     return size
 
 
-def candidates(slot: Slot, recipe: Recipe) -> tuple[RowBlocks, ...]:
+def candidates(slot: Slot, recipe: Recipe, goal: Goal) -> tuple[RowBlocks, ...]:
     """Return the storages to choose from for the matrix of `slot`; none if it has no codes, or
     keeps those of its source."""
     if not isinstance(slot.storage, RowBlocks) or slot.keeps_codes:
         return ()
     found = []
-    for bits, size in CANDIDATES:
+    for bits, size in CANDIDATES[goal.minimize]:
         if bits == 2 and (slot.gathered or not recipe.operators.two_bits):
             continue  # no operator gathers codes of 2 bits
         storage = small_storage(RowBlocks(bits, size, scales=recipe.activations), recipe.operators)
@@ -183,7 +197,7 @@ def candidates(slot: Slot, recipe: Recipe) -> tuple[RowBlocks, ...]:
 def check_possible(plan: P, goal: Goal, again: Callable[[Chosen], P]) -> None:
     """Raise `UsageError` if the smallest storage of all matrices is larger than `goal` allows."""
     names = {
-        name: dict.fromkeys(candidates(slot, plan.recipe), 0.0)
+        name: dict.fromkeys(candidates(slot, plan.recipe, goal), 0.0)
         for slot in plan.slots
         for name in slot.sources
     }
@@ -225,7 +239,8 @@ def _within_kl(
     units: Sequence[Unit], goal: Goal, again: Callable[[Chosen], P]
 ) -> tuple[P, Decision]:
     assert goal.max_kl is not None, "there is a limit"
-    decision = Decision(units, within_loss(units, goal.max_kl))
+    spending = TIME if goal.minimize == "time" else BYTES
+    decision = Decision(units, within_loss(units, goal.max_kl, spending))
     if decision.predicted_kl > goal.max_kl:
         raise UsageError(
             f"--max-kl {goal.max_kl:g} cannot be met: with all matrices in 8 bits the predicted KL "
@@ -244,15 +259,27 @@ def _units(plan: Planned, losses: Losses, goal: Goal) -> list[Unit]:
     found = []
     for slot in plan.slots:
         if slot.name not in goal.fixed and all(name in losses for name in slot.sources):
-            ways = [_way(slot, storage, losses) for storage in candidates(slot, plan.recipe)]
+            ways = [
+                _way(slot, storage, losses, plan.recipe)
+                for storage in candidates(slot, plan.recipe, goal)
+            ]
             if ways:
                 found.append(Unit(slot.name, slot.sources, tuple(ways)))
     return found
 
 
-def _way(slot: Slot, storage: RowBlocks, losses: Losses) -> Choice:
+def _way(slot: Slot, storage: RowBlocks, losses: Losses, recipe: Recipe) -> Choice:
     nbytes = replace(slot, storage=storage).nbytes
-    return Choice(storage, nbytes, sum(losses[name][storage] for name in slot.sources))
+    loss = sum(losses[name][storage] for name in slot.sources)
+    return Choice(storage, nbytes, loss, _time(slot, storage, nbytes, recipe))
+
+
+def _time(slot: Slot, storage: RowBlocks, nbytes: int, recipe: Recipe) -> int:
+    """Return the time that the matrix takes. Only the CPU's int8 kernels were measured; elsewhere
+    an answer's token takes as long as reading the weights."""
+    if recipe.accuracy_level != 4:
+        return nbytes
+    return chat_time(*slot.shape, storage.bits, storage.block_size)
 
 
 def _others_bytes(plan: Planned, units: Sequence[Unit]) -> int:
@@ -281,6 +308,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "block_size": storage.block_size,
         "zero_points": storage.zero_points,
         "bytes": choice.nbytes,
+        "time": choice.time,
         "predicted_kl": float(f"{choice.loss:.3g}"),
     }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.exporter.packaging.adapters import KeptAdapter
-from llama_onnx.exporter.packaging.budget import Chosen, candidates, check_possible, decide
+from llama_onnx.exporter.packaging.budget import Chosen, Goal, candidates, check_possible, decide
 from llama_onnx.exporter.packaging.calibrating import WEIGHTS_FOLDER
 from llama_onnx.exporter.packaging.compile import write_settings
 from llama_onnx.exporter.packaging.job import Job
@@ -73,11 +73,11 @@ def decided(job: Job, again: Callable[[Chosen], Plan]) -> Job:
         return job
     check_possible(job.plan, goal, again)  # before hours are spent
     write_settings(job)  # the tokenizer reads the text
-    found, decision = decide(job.plan, _losses(job), goal, again)
+    found, decision = decide(job.plan, _losses(job, goal), goal, again)
     return replace(job, plan=replace(found, decision=decision))
 
 
-def _losses(job: Job) -> Losses:
+def _losses(job: Job, goal: Goal) -> Losses:
     from llama_onnx.exporter.calibration.survey import ERROR_FEEDBACK, SurveyTask, survey
     from llama_onnx.exporter.calibration.token_weights import weigh
     from llama_onnx.exporter.quantize.calibration_text import calibration_tokens
@@ -92,7 +92,7 @@ def _losses(job: Job) -> Losses:
     for slot in plan.built.slots:
         # What a table that is only gathered from loses is not in what a text's tokens read.
         if not slot.gathered or checkpoint.config.tie_word_embeddings:
-            storages |= dict.fromkeys(slot.sources, candidates(slot, plan.recipe))
+            storages |= dict.fromkeys(slot.sources, candidates(slot, plan.recipe, goal))
     known = {name: ways for name, ways in storages.items() if ways}
     task = SurveyTask(checkpoint, known, wanted.rescales, weights, text.sequences)
     losses = survey(task, job.progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llama_onnx.exporter.quantize.registry import QUANTIZERS
 from llama_onnx.targets.errors import UsageError
@@ -13,6 +13,8 @@ from llama_onnx.targets.target import FloatName
 
 if TYPE_CHECKING:
     from llama_onnx.exporter.model.recipe import CacheMode, LogitsMode
+
+Minimize = Literal["size", "time"]
 
 PRESET_NAMES = ("fast", "small", "default", "best", "careful")
 
@@ -97,9 +99,9 @@ class Options:
     preset: str | None = field(
         default=None,
         metadata=_metadata(
-            "Sets precision, quantizer and what goes with them: fast has large blocks, small is at "
-            "most 4.5 bits a weight, default the quick recipe, best at most 5.3 bits, careful at "
-            "most 6.3.",
+            "Sets precision, quantizer and what goes with them: fast takes the least time on a "
+            "CPU, small is at most 4.5 bits a weight, default the quick recipe, best at most 5.3 "
+            "bits, careful at most 6.3.",
             choices=PRESET_NAMES,
             otherwise="none",
         ),
@@ -116,9 +118,17 @@ class Options:
         default=None,
         metadata=_metadata(
             "Most that the predicted mean KL divergence from the original may be; the package is "
-            "as small as that allows.",
+            "as small as that allows, or as fast.",
             otherwise="none",
             number=float,
+        ),
+    )
+    minimize: Minimize = field(
+        default="size",
+        metadata=_metadata(
+            "What is as small as --max-kl allows: the package's size, or the time that its "
+            "matrices take on the CPU.",
+            choices=("size", "time"),
         ),
     )
     recipe: str | None = field(

@@ -10,7 +10,13 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.targets.errors import UsageError
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"precision": "int4", "quantizer": "gptq", "block_size": 64, "fuse_gate_up": True},
+    "fast": {
+        "precision": "int4",
+        "quantizer": "best",
+        "max_kl": 0.1,
+        "minimize": "time",
+        "fuse_gate_up": True,
+    },
     "small": {"precision": "int4", "quantizer": "best", "budget": "4.45bpw"},
     "default": {"precision": "int4", "quantizer": "awq"},
     "best": {"precision": "int4", "quantizer": "best", "budget": "5.25bpw"},

@@ -1,16 +1,19 @@
-"""Shares out a budget of bytes among matrices so that as little as possible is lost.
+"""Shares out a budget of bytes among matrices so that as little as possible is lost, or a loss so
+that as few bytes, or as little time, as possible is spent.
 
-Each matrix has a few ways to be stored, with the bytes and the loss of each; one is taken for every
-matrix. This is the multiple-choice knapsack problem, solved by dynamic programming over bytes
-(Pisinger, 1995, doi:10.1016/0377-2217(95)00015-I): with one matrix after another, the least loss in
-each number of bytes follows from that without the matrix. More bytes never give more loss.
+Each matrix has a few ways to be stored, with the bytes, the time and the loss of each; one is taken
+for every matrix. This is the multiple-choice knapsack problem, solved by dynamic programming over
+what is spent (Pisinger, 1995, doi:10.1016/0377-2217(95)00015-I): with one matrix after another, the
+least loss for each number of bytes follows from that without the matrix. More bytes never give more
+loss.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +24,26 @@ Losses = Mapping[str, Mapping[RowBlocks, float]]
 """What each storage of a tensor costs, by the tensor's name."""
 
 _GRAINS = 1 << 17
-"""Most sizes that are told apart: a matrix's bytes above its smallest are rounded up to a grain,
+"""Most sums that are told apart: what a matrix takes above its least is rounded up to a grain,
 which for 225 matrices leaves at most 0.2 % of what a budget can add unused."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to store a matrix: its bytes, and the loss it is predicted to cost."""
+    """One way to store a matrix: its bytes, the loss it is predicted to cost, and the time it takes
+    to multiply by it, in a unit that all choices share."""
 
     storage: RowBlocks
     nbytes: int
     loss: float
+    time: int = 0
+
+
+Spending = Callable[[Choice], int]
+"""What a choice takes of that which is to be saved: its bytes, or its time."""
+
+BYTES: Spending = attrgetter("nbytes")
+TIME: Spending = attrgetter("time")
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ def smallest(units: Sequence[Unit]) -> Allocation:
     >>> smallest([Unit("m", ("m.weight",), (big, small))])["m"].nbytes
     10
     """
-    return {unit.name: _by_size(unit)[0] for unit in units}
+    return {unit.name: _in_order(unit, BYTES)[0] for unit in units}
 
 
 def within_bytes(units: Sequence[Unit], nbytes: int) -> Allocation:
@@ -64,15 +76,21 @@ def within_bytes(units: Sequence[Unit], nbytes: int) -> Allocation:
     >>> within_bytes([Unit("m", ("m.weight",), (big, small))], 25)["m"].nbytes
     20
     """
-    table = _table(units)
+    table = _table(units, BYTES)
     room = nbytes - sum(choice.nbytes for choice in smallest(units).values())
     grains = min(max(room, 0) // table.grain, len(table.losses) - 1)
     return _allocation(units, table, grains)
 
 
-def within_loss(units: Sequence[Unit], loss: float) -> Allocation:
-    """Return the smallest of what loses at most `loss`; what loses least if nothing does."""
-    table = _table(units)
+def within_loss(units: Sequence[Unit], loss: float, spending: Spending = BYTES) -> Allocation:
+    """Return what spends least of all that loses at most `loss`; what loses least if nothing does.
+
+    >>> small = Choice(RowBlocks(4, 32), nbytes=10, loss=0.5, time=9)
+    >>> fast = Choice(RowBlocks(8, 64), nbytes=20, loss=0.1, time=7)
+    >>> within_loss([Unit("m", ("m.weight",), (small, fast))], 0.5, TIME)["m"].storage.bits
+    8
+    """
+    table = _table(units, spending)
     enough = table.losses <= max(loss, table.losses[-1])
     return _allocation(units, table, int(enough.argmax()))
 
@@ -87,30 +105,32 @@ def total_loss(allocation: Allocation) -> float:
 
 @dataclass(frozen=True)
 class _Table:
-    """The least `losses` in 0, 1, 2, ... grains above the smallest bytes, and for each unit which
-    choice that takes, with as many grains for it and those before it."""
+    """The least `losses` for 0, 1, 2, ... grains of `spending` above the least that can be spent,
+    and for each unit which choice that takes, with as many grains for it and those before it."""
 
+    spending: Spending
     grain: int
     losses: npt.NDArray[np.float64]
     picks: Sequence[npt.NDArray[np.uint8]]
 
 
-def _table(units: Sequence[Unit]) -> _Table:
-    above = [[choice.nbytes - ways[0].nbytes for choice in ways] for ways in map(_by_size, units)]
+def _table(units: Sequence[Unit], spending: Spending) -> _Table:
+    ordered = [_in_order(unit, spending) for unit in units]
+    above = [[spending(choice) - spending(ways[0]) for choice in ways] for ways in ordered]
     most = sum(sizes[-1] for sizes in above)
     grain = max(math.gcd(*(size for sizes in above for size in sizes)), -(-most // _GRAINS), 1)
     losses = np.zeros(sum(-(-sizes[-1] // grain) for sizes in above) + 1)
     picks = []
-    for unit, sizes in zip(units, above, strict=True):
+    for ways, sizes in zip(ordered, above, strict=True):
         least, picked = np.full_like(losses, np.inf), np.zeros(len(losses), np.uint8)
-        for index, (choice, size) in enumerate(zip(_by_size(unit), sizes, strict=True)):
+        for index, (choice, size) in enumerate(zip(ways, sizes, strict=True)):
             grains = -(-size // grain)
             found = losses[: len(losses) - grains] + choice.loss
             better = found < least[grains:]
             least[grains:][better], picked[grains:][better] = found[better], index
         losses = least
         picks.append(picked)
-    return _Table(grain, losses, picks)
+    return _Table(spending, grain, losses, picks)
 
 
 def _allocation(units: Sequence[Unit], table: _Table, grains: int) -> Allocation:
@@ -120,11 +140,11 @@ def _allocation(units: Sequence[Unit], table: _Table, grains: int) -> Allocation
 
 def _backwards(units: Sequence[Unit], table: _Table, grains: int) -> Iterator[tuple[str, Choice]]:
     for unit, picked in zip(reversed(units), reversed(table.picks), strict=True):
-        ways = _by_size(unit)
+        ways, spending = _in_order(unit, table.spending), table.spending
         choice = ways[picked[grains]]
         yield unit.name, choice
-        grains -= -(-(choice.nbytes - ways[0].nbytes) // table.grain)
+        grains -= -(-(spending(choice) - spending(ways[0])) // table.grain)
 
 
-def _by_size(unit: Unit) -> Sequence[Choice]:
-    return sorted(unit.choices, key=lambda choice: (choice.nbytes, choice.loss))
+def _in_order(unit: Unit, spending: Spending) -> Sequence[Choice]:
+    return sorted(unit.choices, key=lambda choice: (spending(choice), choice.loss))

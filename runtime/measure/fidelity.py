@@ -243,13 +243,16 @@ def recipe_of(recipe: Mapping[str, Any], precision: str, bits: float) -> str:
     """Return the name under which fidelity.csv has the limits of a package.
 
     `recipe` is the manifest's, `bits` are those of the data file for each weight. A calibrated
-    package of int4 is held to the preset of its size, and one by a quantizer that takes minutes to
-    nothing better than the default.
+    package of int4 is held to the preset of its size, one by a quantizer that takes minutes to
+    nothing better than the default, and one whose matrices got large blocks of 4 bits, which only
+    the least time asks for, to "fast".
 
     >>> recipe_of({"quantizer": "rtn"}, "int4", 5.1)
     'int4 rtn'
     >>> recipe_of({"quantizer": "awq"}, "int4", 4.4)
     'small'
+    >>> recipe_of({"quantizer": "best", "chosen": [{"bits": 4, "block_size": 128}]}, "int4", 5.2)
+    'fast'
     """
     if precision != "int4":
         return precision
@@ -260,4 +263,12 @@ def recipe_of(recipe: Mapping[str, Any], precision: str, bits: float) -> str:
         return "small"
     if quantizer != "best":
         return "default"
+    if _has_large_blocks(recipe):
+        return "fast"
     return "best" if bits <= _BEST_BITS else "careful"
+
+
+def _has_large_blocks(recipe: Mapping[str, Any]) -> bool:
+    chosen = recipe.get("chosen")
+    ways = [way for way in chosen if isinstance(way, Mapping)] if isinstance(chosen, list) else []
+    return any((way.get("bits"), way.get("block_size")) == (4, 128) for way in ways)

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 from llama_onnx import LlamaOnnxError, export, plan
 from llama_onnx.exporter.cli import main
-from llama_onnx.exporter.packaging.budget import budget_bytes
+from llama_onnx.exporter.graph.kernel_times import KERNEL_TIMES
+from llama_onnx.exporter.packaging.budget import CANDIDATES, budget_bytes
 from llama_onnx.exporter.packaging.options import PRESET_NAMES, Options
 from llama_onnx.exporter.packaging.presets import PRESETS, with_preset
 from llama_onnx.targets.errors import UsageError
@@ -82,8 +83,8 @@ def test_plan_prints_the_recipe_that_export_takes(source: Path, budgeted: Path) 
     assert found["recipe"] == manifest(budgeted)["recipe"]
     assert found["data_bytes"] == data(budgeted).stat().st_size
     matrices = found["budget"]["matrices"]
-    total = sum(matrix["predicted_kl"] for matrix in matrices.values())
-    assert total == pytest.approx(found["budget"]["predicted_kl"], rel=0.02)
+    predicted = sum(matrix["predicted_kl"] for matrix in matrices.values())
+    assert predicted == pytest.approx(found["budget"]["predicted_kl"], rel=0.02)
     for matrix in matrices.values():
         for other in matrix["others"]:
             assert not (
@@ -119,6 +120,8 @@ def refusals() -> dict[str, tuple[dict[str, Any], str]]:
         "a folder": ({"calibration": "/"}, "/ is not a regular file"),
         "no tokens": ({"calibration_tokens": 0}, "--calibration-tokens 0 is too few"),
         "few tokens": ({"calibration_tokens": 9}, "needs at least 1,024"),
+        "fast at any loss": ({"minimize": "time"}, "add --max-kl"),
+        "fast in bytes": ({"minimize": "time", "budget": "4bpw"}, "add --max-kl"),
         "portable": ({"budget": "4bpw", "target": "portable"}, "which the target does not have"),
     }
 
@@ -164,6 +167,52 @@ def test_what_a_recipe_says_cannot_be_said_again(source: Path, budgeted: Path) -
         plan(source, recipe=str(budgeted), block_size=64)
     with pytest.raises(UsageError, match="pass only one"):
         plan(source, recipe=str(budgeted), budget="4bpw")
+
+
+def planned(source: Path, **options: Any) -> dict[str, Any]:
+    arguments = ["--precision", "int4", "--calibration-tokens", str(TOKENS)]
+    for name, value in options.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
+    command = ["plan", str(source), *arguments, "--json"]
+    printed = CliRunner().invoke(main, command, catch_exceptions=False)
+    found: dict[str, Any] = json.loads(printed.stdout)
+    return found
+
+
+def total(found: dict[str, Any], what: str) -> int:
+    return sum(matrix[what] for matrix in found["budget"]["matrices"].values())
+
+
+def test_least_time_is_faster_than_least_size_at_the_same_loss(source: Path) -> None:
+    fast = planned(source, max_kl=0.1, minimize="time")
+    small = planned(source, max_kl=0.1)
+    assert fast["budget"]["predicted_kl"] <= 0.1
+    assert total(fast, "time") < total(small, "time")
+    assert total(fast, "bytes") > total(small, "bytes")
+    for matrix in fast["budget"]["matrices"].values():
+        for other in matrix["others"]:
+            slower = other["time"] >= matrix["time"]
+            assert slower or other["predicted_kl"] > matrix["predicted_kl"]
+
+
+def test_the_fast_preset_has_large_blocks_and_keeps_its_limit(source: Path, tmp_path: Path) -> None:
+    export(source, tmp_path / "out", preset="fast", calibration_tokens=TOKENS)
+    ways = manifest(tmp_path / "out")["recipe"]["chosen"]
+    assert {way["block_size"] for way in ways} <= {32, 64, 128}
+    assert {way["bits"] for way in ways} <= {4, 8}
+    assert planned(source, preset="fast")["budget"]["predicted_kl"] <= PRESETS["fast"]["max_kl"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / MODEL_FILE))
+    assert session.get_outputs()[0].name == "logits"
+
+
+def test_where_the_kernels_were_not_measured_time_is_bytes(source: Path) -> None:
+    options = {"max_kl": 0.1, "minimize": "time", "accuracy_level": 1}
+    for matrix in planned(source, **options)["budget"]["matrices"].values():
+        assert matrix["time"] == matrix["bytes"]
+
+
+def test_every_storage_to_choose_from_has_a_time() -> None:
+    assert {form for forms in CANDIDATES.values() for form in forms} <= set(KERNEL_TIMES)
 
 
 def test_presets_are_options_that_exist() -> None:

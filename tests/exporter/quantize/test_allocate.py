@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.exporter.quantize.allocate import (
+    TIME,
     Allocation,
     Choice,
     Unit,
@@ -25,6 +26,7 @@ choices = st.builds(
     st.just(RowBlocks(4, 32)),
     st.integers(1, 50),
     st.integers(0, 1000).map(float),
+    st.integers(0, 50),
 )
 units = st.lists(st.lists(choices, min_size=1, max_size=4), min_size=1, max_size=4).map(
     lambda found: [Unit(f"m{i}", (f"m{i}.weight",), tuple(c)) for i, c in enumerate(found)]
@@ -73,6 +75,17 @@ def test_no_combination_within_the_loss_is_smaller(found: list[Unit], most: int)
     small = min(nbytes for nbytes, loss in combinations(found) if loss <= max(most, lowest))
     assert total_loss(got) <= max(most, lowest)
     assert bytes_of(got) == small
+
+
+@given(units, st.integers(0, 4000))
+def test_no_combination_within_the_loss_is_faster(found: list[Unit], most: int) -> None:
+    chosen = list(product(*(unit.choices for unit in found)))
+    every = [(sum(c.time for c in some), sum(c.loss for c in some)) for some in chosen]
+    limit = max(most, min(loss for _, loss in every))
+    got = within_loss(found, most, TIME)
+    assert total_loss(got) <= limit
+    time = sum(choice.time for choice in got.values())
+    assert time == min(time for time, loss in every if loss <= limit)
 
 
 @given(units)

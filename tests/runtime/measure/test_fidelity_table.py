@@ -83,7 +83,7 @@ def test_grades_get_worse_and_only_the_last_has_no_limit() -> None:
 
 
 def test_every_recipe_has_limits_for_small_and_large_models_with_basis_and_reason() -> None:
-    named = {"int4 rtn", "small", "default", "best", "careful", "int8", "fp16", "bf16", "fp32"}
+    named = {"int4 rtn", "small", "fast", "default", "best", "careful", "int8", "fp16", "bf16", "fp32"}
     assert recipes() == named
     for name in named:
         small, large = limits_of(name, 135_000_000), limits_of(name, LARGE)
@@ -95,14 +95,14 @@ def test_every_recipe_has_limits_for_small_and_large_models_with_basis_and_reaso
 
 @pytest.mark.parametrize("parameters", [135_000_000, LARGE])
 def test_a_recipe_that_takes_more_space_or_time_may_lose_less(parameters: int) -> None:
-    order = ["int4 rtn", "small", "default", "best", "careful", "int8", "fp16", "fp32"]
+    order = ["int4 rtn", "small", "fast", "default", "best", "careful", "int8", "fp16", "fp32"]
     rows = [limits_of(name, parameters) for name in order]
     for one, next_ in pairwise(rows):
         assert one and next_
         assert all(getattr(next_, metric) <= getattr(one, metric) for metric in METRICS)
 
 
-@pytest.mark.parametrize("name", ["int4 rtn", "small", "default", "best", "careful"])
+@pytest.mark.parametrize("name", ["int4 rtn", "small", "fast", "default", "best", "careful"])
 def test_no_recipe_may_be_another_model(name: str) -> None:
     row = limits_of(name, 1)
     assert row
@@ -122,10 +122,14 @@ def test_no_recipe_may_be_another_model(name: str) -> None:
         ({"quantizer": "best"}, "int4", 5.2, "best"),
         ({"quantizer": "best"}, "int4", 6.2, "careful"),
         ({"quantizer": "best", "preset": "small"}, "int4", 5.2, "best"),
+        ({"quantizer": "best", "chosen": [{"bits": 4, "block_size": 128}]}, "int4", 5.9, "fast"),
+        ({"quantizer": "best", "chosen": [{"bits": 4, "block_size": 128}]}, "int4", 4.4, "small"),
+        ({"quantizer": "best", "chosen": [{"bits": 8, "block_size": 128}]}, "int4", 5.9, "careful"),
+        ({"quantizer": "best", "chosen": "128"}, "int4", 5.2, "best"),
     ],
 )
 def test_the_limits_are_those_of_preset_quantizer_and_size(
-    recipe: dict[str, str], precision: str, bits: float, name: str
+    recipe: dict[str, Any], precision: str, bits: float, name: str
 ) -> None:
     assert recipe_of(recipe, precision, bits) == name
 
