@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.systems.layouts import write_recipe
-
 from llama_onnx import plan
 from tests.support import tiny
 

@@ -144,6 +144,14 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "quantizer": (lambda m: m["recipe"].update(quantizer="magic"), "cannot be read"),
     "no storage": (lambda m: m["recipe"].pop("head"), "cannot be read"),
     "two storages": (lambda m: m["recipe"]["head"].update(block_size=256), "in two ways"),
+    "rounded to zero points": (
+        lambda m: m["recipe"].update(quantizer="rtn"),
+        "zero points, which the quantizer rtn does not choose",
+    ),
+    "scales below zero": (
+        lambda m: m["recipe"]["chosen"][0].update(zero_points=False, stored_scales="uint8"),
+        "such scales may be negative",
+    ),
     "own text": (lambda m: m["calibration"].update(text="mine.txt"), "was calibrated on mine.txt"),
     "no recipe": (lambda m: m.pop("recipe"), "has no recipe"),
 }

@@ -83,7 +83,18 @@ def test_grades_get_worse_and_only_the_last_has_no_limit() -> None:
 
 
 def test_every_recipe_has_limits_for_small_and_large_models_with_basis_and_reason() -> None:
-    named = {"int4 rtn", "small", "fast", "default", "best", "careful", "int8", "fp16", "bf16", "fp32"}
+    named = {
+        "int4 rtn",
+        "small",
+        "fast",
+        "default",
+        "best",
+        "careful",
+        "int8",
+        "fp16",
+        "bf16",
+        "fp32",
+    }
     assert recipes() == named
     for name in named:
         small, large = limits_of(name, 135_000_000), limits_of(name, LARGE)
