@@ -119,7 +119,7 @@ def plan(
     preset: str | None = None,
     budget: str | None = None,
     max_kl: float | None = None,
-    minimize: Literal["size", "time"] = "size",
+    minimize: Literal["size", "time"] | None = None,
     recipe: str | None = None,
     embedding: str | None = None,
     head: str | None = None,
@@ -142,10 +142,10 @@ def plan(
         quantizer: "rtn", "awq", "gptq" or "best". None: "awq" for int4 with a tokenizer.
         calibration: Text file, or JSONL of chats, that all but rtn read. None: a shipped text.
         calibration_tokens: How many tokens of it. None: 8192, or the widest matrix's channels.
-        preset: "fast", "small", "default", "best" or "careful": sets precision, quantizer, budget.
+        preset: "fast", "small", "default", "best" or "careful": a named set of options.
         budget: Most that the weights may take: "4.4bpw" (bits per weight) or "3.8GB".
         max_kl: Most that the predicted mean KL divergence from the original may be.
-        minimize: What is as small as `max_kl` allows: "size", or "time" on the CPU.
+        minimize: What to make as small as `max_kl` allows: "size", or "time" on a CPU with VNNI.
         recipe: JSON file, or package, that says how each matrix is stored.
         embedding: How the embedding is stored. None: int8 with int4, else `precision`.
         head: How the output head is stored. None: `precision`, or like the embedding if tied.
@@ -188,7 +188,7 @@ def export(
     preset: str | None = None,
     budget: str | None = None,
     max_kl: float | None = None,
-    minimize: Literal["size", "time"] = "size",
+    minimize: Literal["size", "time"] | None = None,
     recipe: str | None = None,
     embedding: str | None = None,
     head: str | None = None,

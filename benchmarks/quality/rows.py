@@ -18,7 +18,7 @@ C4 = "{c4}"
 """Stands for the file of the second calibration text in a row's options."""
 
 ROOT = "{root}"
-"""Stands for the workspace's folder there."""
+"""Stands for the workspace's folder in a row's options."""
 
 NOT_OFFERED = 2
 """Exit status of a command whose options this version does not know."""

@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.model_process import BrokenPeerError
+
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -21,12 +23,14 @@ def write_recipe(package: Path, source: Path, out: Path) -> None:
     recipe = json.loads((package / "manifest.json").read_text("utf-8"))["recipe"]
     layers = json.loads((source / "config.json").read_text("utf-8"))["num_hidden_layers"]
     stored = {name: group for group in recipe["chosen"] for name in group["tensors"]}
+    if _EMBEDDING not in stored:
+        raise BrokenPeerError(f"{package} was not made with a budget: remove it, to make it again.")
     count = 1 + max(int(match[1]) for match in map(_LAYER.match, stored) if match)
     chosen = [{**stored[_EMBEDDING], "tensors": [_HEAD]}]
     for index in range(layers):
         of = index * count // layers
         chosen += _layer(stored, of, index)
-    # Plain rounding takes no zero points. A step takes as long with them.
+    # Plain rounding takes no zero points, which ONNX Runtime's kernels read beside the scales.
     plain = {"zero_points": False, "stored_scales": "fp16"}
     recipe |= {"chosen": [each | plain for each in chosen], "quantizer": "rtn"}
     recipe |= {name: recipe[name] | plain for name in ("linear", "embedding", "head")}

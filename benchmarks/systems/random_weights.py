@@ -7,17 +7,17 @@ changes codes and scales, not their layout, on which speed depends.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 import onnx
 from gguf import GGUFReader
 
-from benchmarks.quality.model_process import REPOSITORY, environment
+from benchmarks.quality.model_process import REPOSITORY, BrokenPeerError, environment
 from benchmarks.quality.rows import BUILDER, LLAMA, OPENVINO, OURS, ROOT, ROWS, Row
 from benchmarks.quality.run import make_row
 from benchmarks.quality.workspace import Workspace
@@ -90,9 +90,8 @@ class Sizes:
     embedding: int
 
 
-def prepare(work: Workspace, real: Workspace, geometry: str, layers: int | None) -> None:
-    """Make the checkpoint and its GGUF file in fp16, unless they are there, and the recipes of
-    presets, from packages in the workspace `real` of SmolLM2."""
+def prepare(work: Workspace, geometry: str, layers: int | None) -> None:
+    """Make the checkpoint and its GGUF file in fp16, unless they are there."""
     work.root.mkdir(parents=True, exist_ok=True)
     work.texts.mkdir(exist_ok=True)
     # Where a maker asks for calibration texts, these are not read for plain rounding.
@@ -107,12 +106,26 @@ def prepare(work: Workspace, real: Workspace, geometry: str, layers: int | None)
         if not out.exists():
             command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *arguments]
             subprocess.run(command, check=True, env=environment(work), cwd=REPOSITORY)
-    for preset in PRESETS:
-        row = ROWS[f"preset-{preset}"]
-        problem = make_row(row, real)
-        if problem is not None:
-            raise click.ClickException(f"{row.name}: {problem}")
-        write_recipe(row.path(real), work.source, work.root / f"{preset}.json")
+
+
+def make_recipe(name: str, work: Workspace, real: Workspace) -> str | None:
+    """Write the recipe of system `name` if it is a preset's layout, from that preset's package in
+    the workspace `real` of SmolLM2, which is made unless it is there; return why it could not be.
+    A package of another recipe is removed."""
+    if name not in PRESETS:
+        return None
+    row, file = ROWS[f"preset-{name}"], work.root / f"{name}.json"
+    problem = make_row(row, real)
+    if problem is not None:
+        return problem
+    before = file.read_bytes() if file.exists() else None
+    try:
+        write_recipe(row.path(real), work.source, file)
+    except BrokenPeerError as error:
+        return str(error)
+    if file.read_bytes() != before and work.model(name).exists():
+        shutil.rmtree(work.model(name))
+    return None
 
 
 def sizes(work: Workspace) -> Sizes:

@@ -68,14 +68,15 @@ def main(
     """Measure all systems on SmolLM2-135M, or on a geometry."""
     work = Workspace(folder.resolve())
     systems: Sequence[System] = SYSTEMS
-    environments.prepare(work, gguf, texts, imatrix=False)
+    real = work  # SmolLM2, whose presets' layouts a geometry gets
+    environments.prepare(real, gguf, texts, imatrix=False)
     if geometry is not None:
         name = geometry if layers is None else f"{geometry}-{layers}"
-        real, work = work, Workspace(work.root / name, work.venvs)
-        random_weights.prepare(work, real, geometry, layers)
+        work = Workspace(real.root / name, real.venvs)
+        random_weights.prepare(work, geometry, layers)
         systems = random_weights.SYSTEMS
     chosen = [system for system in systems if not only or system.name in only]
-    ready = [system for system in chosen if _is_ready(system, work)]
+    ready = [system for system in chosen if _is_ready(system, work, real)]
     bound = limits.measure(threads)
     click.echo(limits.describe(bound))
     content: dict[str, Any] = {"limits": bound.to_json(), "rounds": rounds}
@@ -88,11 +89,15 @@ def main(
         report.write(content)
 
 
-def _is_ready(system: System, work: Workspace) -> bool:
+def _is_ready(system: System, work: Workspace, real: Workspace) -> bool:
     """Make what is missing; say why a system is left out."""
     problem = None
     if system.row is not None:
-        problem = environments.environment_of(system.row, work) or make_row(system.row, work)
+        problem = (
+            environments.environment_of(system.row, work)
+            or (random_weights.make_recipe(system.name, work, real) if work != real else None)
+            or make_row(system.row, work)
+        )
     if problem is not None:
         click.echo(f"left out: {system.name}: {problem}")
     return problem is None

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from llama_onnx.exporter.graph.kernel_times import chat_time
-from llama_onnx.exporter.graph.names import EMBEDDING, HEAD
+from llama_onnx.exporter.graph.names import HEAD
 from llama_onnx.exporter.graph.slots import Slot
 from llama_onnx.exporter.model.recipe import Recipe, small_storage
 from llama_onnx.exporter.model.storage import RowBlocks
-from llama_onnx.exporter.packaging.options import Minimize, Options
+from llama_onnx.exporter.packaging.goal import Goal
+from llama_onnx.exporter.packaging.options import Minimize
 from llama_onnx.exporter.quantize.allocate import (
     BYTES,
     TIME,
@@ -27,18 +28,17 @@ from llama_onnx.exporter.quantize.allocate import (
     within_bytes,
     within_loss,
 )
-from llama_onnx.exporter.quantize.registry import CALIBRATED
 from llama_onnx.targets.errors import UsageError
-from llama_onnx.targets.sizes import parse_size
 
 CANDIDATES: Mapping[Minimize, Sequence[tuple[int, int]]] = {
     "size": ((2, 64), (2, 32), (4, 64), (4, 32), (4, 16), (8, 64)),
-    "time": ((4, 128), (4, 64), (4, 32), (8, 128), (8, 64)),
+    "time": ((2, 128), (4, 128), (4, 64), (8, 128), (8, 64)),
 }
-"""Bits and block size of the storages to choose from, by what is to be small."""
+"""Bits and block size of the storages to choose from, by what is to be small. Where that is the
+time, 4 bits in smaller blocks take longer than 8 bits and lose more (see KERNEL_TIMES)."""
 
 PLAIN = (4, 64)
-"""What others are compared with: the smallest of 4 bits."""
+"""What others are compared with: 4 bits in a block size that both lists have."""
 
 _ATTEMPTS = 8
 
@@ -74,19 +74,6 @@ P = TypeVar("P", bound=Planned)
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What a package may take, and what it may lose; with a largest loss, `minimize` says what is
-    as small as that allows. `text` is the budget as the user gave it; `fixed` are the matrices
-    whose storage the user chose."""
-
-    text: str | None
-    nbytes: int | None
-    max_kl: float | None
-    fixed: frozenset[str] = frozenset()
-    minimize: Minimize = "size"
-
-
-@dataclass(frozen=True)
 class Decision:
     """What each matrix got, and the loss that is predicted."""
 
@@ -99,8 +86,8 @@ class Decision:
         return total_loss(self.allocation)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it for scripts: for each matrix its storage, bytes and predicted loss, and that of
-        the others it could have had."""
+        """Return it for scripts: for each matrix its storage, bytes, predicted loss, and the time
+        that `kernel_times` has for it, with those of the others it could have had."""
         return {
             "predicted_kl": round(self.predicted_kl, 5),
             "matrices": {
@@ -108,75 +95,6 @@ class Decision:
                 for unit in self.units
             },
         }
-
-
-def goal_of(options: Options, parameters: int) -> Goal | None:
-    """Return the goal that `--budget` and `--max-kl` set; None without them.
-
-    Raises `UsageError` for what is no budget.
-    """
-    budget, max_kl, minimize = options.budget, options.max_kl, options.minimize
-    if minimize == "time" and max_kl is None:
-        raise UsageError(
-            "--minimize time makes a package as fast as a largest KL divergence allows: add "
-            "--max-kl, such as 0.05."
-        )
-    if budget is None and max_kl is None:
-        return None
-    if options.recipe is not None:
-        raise UsageError(
-            "--recipe says how each matrix is stored, which is what --budget and --max-kl decide: "
-            "pass only one."
-        )
-    if max_kl is not None and not (math.isfinite(max_kl) and max_kl > 0):
-        raise UsageError(f"--max-kl {max_kl} is not a number above 0, such as 0.05.")
-    nbytes = None if budget is None else budget_bytes(budget, parameters)
-    fixed = {EMBEDDING: options.embedding, HEAD: options.head}
-    names = frozenset(name for name in fixed if fixed[name])
-    return Goal(budget, nbytes, max_kl, names, minimize)
-
-
-def check_goal(goal: Goal | None, recipe: Recipe) -> None:
-    """Raise `UsageError` if there is nothing that `goal` could decide."""
-    if goal is None:
-        return
-    what = "a budget" if goal.text else "a largest KL divergence"
-    if recipe.linear.name != "int4":
-        raise UsageError(
-            f"{what} decides how codes are stored, and a package of {recipe.precision} leaves no "
-            "choice: use --precision int4."
-        )
-    if recipe.operators.standard:
-        raise UsageError(
-            f"{what} needs an operator that reads codes of several sizes, which the target does "
-            "not have: leave it out."
-        )
-    if recipe.source_codes:
-        raise UsageError(
-            f"{what} decides how matrices are stored, and the source is quantized already: leave "
-            "it out, and its codes are kept."
-        )
-    if recipe.quantizer not in CALIBRATED:
-        raise UsageError(
-            f"{what} needs a quantizer that reads a text, not {recipe.quantizer}: leave out "
-            f"--quantizer, or use {', '.join(CALIBRATED)}."
-        )
-
-
-def budget_bytes(text: str, parameters: int) -> int:
-    """Return the bytes of a budget given as `text`, for a model of `parameters`.
-
-    >>> budget_bytes("4.4bpw", 1000), budget_bytes("3.8GB", 1000)
-    (550, 3800000000)
-    """
-    bits = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?bpw", text.strip())
-    size = int(float(bits[1]) * parameters / 8) if bits else parse_size(text)
-    if not size:
-        raise UsageError(
-            f"--budget {text!r} is neither bits per weight, such as 4.4bpw, nor a size, such as "
-            "3.8GB."
-        )
-    return size
 
 
 def candidates(slot: Slot, recipe: Recipe, goal: Goal) -> tuple[RowBlocks, ...]:
@@ -194,11 +112,18 @@ def candidates(slot: Slot, recipe: Recipe, goal: Goal) -> tuple[RowBlocks, ...]:
     return tuple(found)
 
 
+def surveyed(slots: Sequence[Slot]) -> list[Slot]:
+    """Return the matrices whose loss a text shows: all but an embedding beside a head of its own,
+    which only maps tokens to rows."""
+    separate = any(slot.name == HEAD for slot in slots)
+    return [slot for slot in slots if not (slot.gathered and separate)]
+
+
 def check_possible(plan: P, goal: Goal, again: Callable[[Chosen], P]) -> None:
     """Raise `UsageError` if the smallest storage of all matrices is larger than `goal` allows."""
     names = {
         name: dict.fromkeys(candidates(slot, plan.recipe, goal), 0.0)
-        for slot in plan.slots
+        for slot in surveyed(plan.slots)
         for name in slot.sources
     }
     least = again(_chosen(units := _units(plan, names, goal), smallest(units)))
@@ -259,27 +184,16 @@ def _units(plan: Planned, losses: Losses, goal: Goal) -> list[Unit]:
     found = []
     for slot in plan.slots:
         if slot.name not in goal.fixed and all(name in losses for name in slot.sources):
-            ways = [
-                _way(slot, storage, losses, plan.recipe)
-                for storage in candidates(slot, plan.recipe, goal)
-            ]
+            ways = [_way(slot, storage, losses) for storage in candidates(slot, plan.recipe, goal)]
             if ways:
                 found.append(Unit(slot.name, slot.sources, tuple(ways)))
     return found
 
 
-def _way(slot: Slot, storage: RowBlocks, losses: Losses, recipe: Recipe) -> Choice:
+def _way(slot: Slot, storage: RowBlocks, losses: Losses) -> Choice:
     nbytes = replace(slot, storage=storage).nbytes
     loss = sum(losses[name][storage] for name in slot.sources)
-    return Choice(storage, nbytes, loss, _time(slot, storage, nbytes, recipe))
-
-
-def _time(slot: Slot, storage: RowBlocks, nbytes: int, recipe: Recipe) -> int:
-    """Return the time that the matrix takes. Only the CPU's int8 kernels were measured; elsewhere
-    an answer's token takes as long as reading the weights."""
-    if recipe.accuracy_level != 4:
-        return nbytes
-    return chat_time(*slot.shape, storage.bits, storage.block_size)
+    return Choice(storage, nbytes, loss, chat_time(*slot.shape, storage.bits, storage.block_size))
 
 
 def _others_bytes(plan: Planned, units: Sequence[Unit]) -> int:
@@ -308,7 +222,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "block_size": storage.block_size,
         "zero_points": storage.zero_points,
         "bytes": choice.nbytes,
-        "time": choice.time,
+        "nanoseconds": choice.time,
         "predicted_kl": float(f"{choice.loss:.3g}"),
     }
 
@@ -320,14 +234,16 @@ def _others(unit: Unit, decision: Decision) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Kind:
-    """Matrices that differ only by their layer: how many have each bits and block size, their bytes
-    and predicted loss, and the loss if all had 4 bits in blocks of 64."""
+    """Matrices that differ only by their layer: how many have each bits and block size, what they
+    take and are predicted to lose, and the loss and time if all had 4 bits in blocks of 64."""
 
     name: str
     storages: Sequence[tuple[tuple[int, int], int]]
     nbytes: int
     loss: float
     plain_loss: float
+    time: int
+    plain_time: int
 
 
 def summarize(decision: Decision) -> list[Kind]:
@@ -339,10 +255,18 @@ def summarize(decision: Decision) -> list[Kind]:
     for name, units in kinds.items():
         got = [decision.allocation[unit.name] for unit in units]
         ways = Counter(_form(choice.storage) for choice in got)
-        plain = [c.loss for u in units for c in u.choices if _form(c.storage) == PLAIN]
-        loss = sum(choice.loss for choice in got)
-        nbytes = sum(choice.nbytes for choice in got)
-        found.append(Kind(name, sorted(ways.items()), nbytes, loss, sum(plain)))
+        plain = [c for u in units for c in u.choices if _form(c.storage) == PLAIN]
+        found.append(
+            Kind(
+                name,
+                sorted(ways.items()),
+                nbytes=sum(choice.nbytes for choice in got),
+                loss=sum(choice.loss for choice in got),
+                plain_loss=sum(choice.loss for choice in plain),
+                time=sum(choice.time for choice in got),
+                plain_time=sum(choice.time for choice in plain),
+            )
+        )
     return found
 
 

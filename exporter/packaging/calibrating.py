@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.recipe import Recipe
 from llama_onnx.exporter.model.storage import Blocks, ColumnBlocks, RowBlocks
 from llama_onnx.exporter.quantize.registry import CALIBRATED
+from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.listing import CALIBRATION_FOLDER
 from llama_onnx.targets.progress import Progress
 
@@ -75,6 +76,21 @@ def calibrated_storages(slots: Iterable[Slot], recipe: Recipe, *, tied: bool) ->
             continue
         found |= dict.fromkeys(slot.sources, storage)
     return found
+
+
+def check_zero_points(slots: Iterable[Slot], calibrated: Collection[str]) -> None:
+    """Raise `UsageError` if a recipe asks for zero points of a matrix that is rounded to nearest,
+    as its codes are neither the source's nor in `calibrated`: rounding chooses none."""
+    for slot in slots:
+        storage = slot.storage
+        if not isinstance(storage, RowBlocks) or slot.keeps_codes or slot.sources[0] in calibrated:
+            continue
+        if storage.zero_points:
+            raise UsageError(
+                f"the recipe stores {slot.sources[0]} with zero points, but its codes are rounded "
+                "to nearest, which chooses none: set zero_points to false there, or take the "
+                "quantizer and the model that the recipe was made for."
+            )
 
 
 def run_calibration(

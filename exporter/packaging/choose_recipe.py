@@ -90,7 +90,7 @@ def _resolved(
     recipe = replace(recipe, cache=cache_mode(options, recipe, target, adapters=adapters))
     kept = keep_source_codes(checkpoint, recipe, _chosen_storages(options))
     # A budget shares out all bytes, those of an embedding too that alone has codes to keep.
-    shared = options.budget is not None or options.max_kl is not None
+    shared = (options.budget, options.max_kl, options.minimize) != (None, None, None)
     if not shared or any(name.startswith("model.layers.") for name in kept.source_codes):
         recipe = kept
     again = describe_second_rounding(checkpoint, recipe)

@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.exporter.packaging.adapters import KeptAdapter
-from llama_onnx.exporter.packaging.budget import Chosen, Goal, candidates, check_possible, decide
+from llama_onnx.exporter.packaging.budget import (
+    Chosen,
+    candidates,
+    check_possible,
+    decide,
+    surveyed,
+)
 from llama_onnx.exporter.packaging.calibrating import WEIGHTS_FOLDER
 from llama_onnx.exporter.packaging.compile import write_settings
+from llama_onnx.exporter.packaging.goal import Goal
 from llama_onnx.exporter.packaging.job import Job
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.plan import Plan, make_plan
@@ -89,10 +96,8 @@ def _losses(job: Job, goal: Goal) -> Losses:
     weights = _weights_folder(job.folder, checkpoint, text)
     weigh(checkpoint, text.sequences, weights, job.progress)
     storages: dict[str, tuple[RowBlocks, ...]] = {}
-    for slot in plan.built.slots:
-        # What a table that is only gathered from loses is not in what a text's tokens read.
-        if not slot.gathered or checkpoint.config.tie_word_embeddings:
-            storages |= dict.fromkeys(slot.sources, candidates(slot, plan.recipe, goal))
+    for slot in surveyed(plan.built.slots):
+        storages |= dict.fromkeys(slot.sources, candidates(slot, plan.recipe, goal))
     known = {name: ways for name, ways in storages.items() if ways}
     task = SurveyTask(checkpoint, known, wanted.rescales, weights, text.sequences)
     losses = survey(task, job.progress)

@@ -100,8 +100,8 @@ class Options:
         default=None,
         metadata=_metadata(
             "Sets precision, quantizer and what goes with them: fast takes the least time on a "
-            "CPU, small is at most 4.5 bits a weight, default the quick recipe, best at most 5.3 "
-            "bits, careful at most 6.3.",
+            "CPU with AVX512-VNNI, small is at most 4.5 bits a weight, default the quick recipe, "
+            "best at most 5.3 bits, careful at most 6.3.",
             choices=PRESET_NAMES,
             otherwise="none",
         ),
@@ -119,16 +119,17 @@ class Options:
         metadata=_metadata(
             "Most that the predicted mean KL divergence from the original may be; the package is "
             "as small as that allows, or as fast.",
-            otherwise="none",
+            otherwise="none; with --minimize time, four fifths of the limit of fast",
             number=float,
         ),
     )
-    minimize: Minimize = field(
-        default="size",
+    minimize: Minimize | None = field(
+        default=None,
         metadata=_metadata(
-            "What is as small as --max-kl allows: the package's size, or the time that its "
-            "matrices take on the CPU.",
+            "What to make as small as --max-kl allows: the package's size, or the time that its "
+            "matrices take on a CPU with AVX512-VNNI.",
             choices=("size", "time"),
+            otherwise="size with --max-kl",
         ),
     )
     recipe: str | None = field(

@@ -25,16 +25,18 @@ from llama_onnx.exporter.model.config import LlamaConfig
 from llama_onnx.exporter.model.recipe import Recipe, check_storages
 from llama_onnx.exporter.model.storage import RowBlocks
 from llama_onnx.exporter.packaging.adapters import WRITING_MEMORY, KeptAdapter, swappable_kinds
-from llama_onnx.exporter.packaging.budget import Chosen, Decision, Goal, check_goal, goal_of
+from llama_onnx.exporter.packaging.budget import Chosen, Decision
 from llama_onnx.exporter.packaging.calibrating import (
     CacheRequest,
     CalibrationRequest,
     calibrated_storages,
+    check_zero_points,
 )
 from llama_onnx.exporter.packaging.calibration_cost import calibration_memory, calibration_seconds
 from llama_onnx.exporter.packaging.choose_recipe import choose_recipe
 from llama_onnx.exporter.packaging.effect import check_effect
 from llama_onnx.exporter.packaging.genai_config import cache_bytes_per_token, default_max_length
+from llama_onnx.exporter.packaging.goal import Goal, check_goal, goal_of
 from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.packaging.presets import with_preset
 from llama_onnx.exporter.packaging.recipe_file import read_recipe
@@ -166,7 +168,7 @@ def make_plan(
     found = choose_recipe(checkpoint, target, options, reads=reads, adapters=bool(kept))
     check_effect(explicit, found.recipe)
     recipe = wish.applied(found.recipe, config) if wish else found.recipe
-    check_goal(goal, recipe)
+    check_goal(goal, recipe, target)
     check_tensors(checkpoint)
     recipe = replace(recipe, swappable=swappable_kinds(kept), chosen=chosen or recipe.chosen)
     check_storages(recipe, target.name)
@@ -217,6 +219,7 @@ def _calibration(
 ) -> CalibrationRequest | None:
     """Return what the recipe's quantizer needs; None if it needs no tokens."""
     storages = calibrated_storages(built.slots, recipe, tied=config.tie_word_embeddings)
+    check_zero_points(built.slots, storages)
     if not storages:
         return None
     from llama_onnx.exporter.quantize.calibration_text import wanted_tokens

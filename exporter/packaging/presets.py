@@ -13,7 +13,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {
         "precision": "int4",
         "quantizer": "best",
-        "max_kl": 0.1,
         "minimize": "time",
         "fuse_gate_up": True,
     },

@@ -104,11 +104,6 @@ class RecipeFile:
     def _check(self, storage: Storage, recipe: Recipe) -> None:
         if not isinstance(storage, RowBlocks):
             return
-        if storage.zero_points and self.quantizer == "rtn":
-            raise UsageError(
-                f"{self.path} stores matrices with zero points, which the quantizer rtn does not "
-                "choose: use awq, gptq or best, or set zero_points to false."
-            )
         if storage.stored_scales == "uint8" and not storage.zero_points:
             raise UsageError(
                 f"{self.path} stores scales as uint8 without zero points: such scales may be "

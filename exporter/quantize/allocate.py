@@ -1,5 +1,5 @@
-"""Shares out a budget of bytes among matrices so that as little as possible is lost, or a loss so
-that as few bytes, or as little time, as possible is spent.
+"""Shares out a budget of bytes among matrices so that as little as possible is lost, or, within a
+largest loss, spends as few bytes or as little time as possible.
 
 Each matrix has a few ways to be stored, with the bytes, the time and the loss of each; one is taken
 for every matrix. This is the multiple-choice knapsack problem, solved by dynamic programming over
@@ -40,7 +40,7 @@ class Choice:
 
 
 Spending = Callable[[Choice], int]
-"""What a choice takes of that which is to be saved: its bytes, or its time."""
+"""What of a choice is to be kept small: its bytes, or its time."""
 
 BYTES: Spending = attrgetter("nbytes")
 TIME: Spending = attrgetter("time")

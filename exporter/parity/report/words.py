@@ -51,8 +51,8 @@ _ON_FILES = ("tokenizer", "files")
 NOT_MEASURED = "not measured: without a tokenizer there is no text to measure it on"
 
 _ORDER = ("int4 rtn", "small", "default", "best", "careful", "int8", "fp16", "fp32")
-"""Recipes, each losing less than the one before it. `fast`, which spends bytes to save time, is
-not advised; what loses less than it does is what comes after `small`."""
+"""Recipes, each losing less than the one before it. `fast` has the limits of `default`, and is not
+advised: it spends bytes to save time."""
 
 
 def fidelity(found: Fidelity | None) -> tuple[str, str]:
@@ -108,7 +108,7 @@ def _beyond(found: Fidelity, missed: Sequence[Limit]) -> str:
 
 def advice(found: Fidelity) -> Iterator[str]:
     """Yield how to lose less than the recipe of `found` does, with options that there are."""
-    recipe = "small" if found.recipe == "fast" else found.recipe
+    recipe = "default" if found.recipe == "fast" else found.recipe
     place = _ORDER.index(recipe) if recipe in _ORDER else len(_ORDER)
     presets = _choices("preset")
     better = [f"--preset {name}" for name in _ORDER[place + 1 :] if name in presets][:2]

@@ -16,9 +16,11 @@ from click.testing import CliRunner
 from llama_onnx import LlamaOnnxError, export, plan
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.graph.kernel_times import KERNEL_TIMES
-from llama_onnx.exporter.packaging.budget import CANDIDATES, budget_bytes
+from llama_onnx.exporter.packaging.budget import CANDIDATES
+from llama_onnx.exporter.packaging.goal import budget_bytes, goal_of
 from llama_onnx.exporter.packaging.options import PRESET_NAMES, Options
 from llama_onnx.exporter.packaging.presets import PRESETS, with_preset
+from llama_onnx.runtime.measure.fidelity import limits_of, recipe_of
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.package import MODEL_FILE
 from tests.support import tiny
@@ -120,8 +122,11 @@ def refusals() -> dict[str, tuple[dict[str, Any], str]]:
         "a folder": ({"calibration": "/"}, "/ is not a regular file"),
         "no tokens": ({"calibration_tokens": 0}, "--calibration-tokens 0 is too few"),
         "few tokens": ({"calibration_tokens": 9}, "needs at least 1,024"),
-        "fast at any loss": ({"minimize": "time"}, "add --max-kl"),
-        "fast in bytes": ({"minimize": "time", "budget": "4bpw"}, "add --max-kl"),
+        "small at any loss": ({"minimize": "size"}, "--minimize size needs --max-kl"),
+        "fast in bytes": ({"minimize": "time", "budget": "4bpw"}, "pass only one"),
+        "fast on a GPU": ({"preset": "fast", "target": "cuda"}, "not those of the target cuda"),
+        "fast in fp32": ({"minimize": "time", "accuracy_level": 1}, "at accuracy level 1"),
+        "fast and small": ({"preset": "fast", "minimize": "size"}, "sets --minimize to time"),
         "portable": ({"budget": "4bpw", "target": "portable"}, "which the target does not have"),
     }
 
@@ -146,7 +151,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "two storages": (lambda m: m["recipe"]["head"].update(block_size=256), "in two ways"),
     "rounded to zero points": (
         lambda m: m["recipe"].update(quantizer="rtn"),
-        "zero points, which the quantizer rtn does not choose",
+        "with zero points, but its codes are rounded to nearest",
     ),
     "scales below zero": (
         lambda m: m["recipe"]["chosen"][0].update(zero_points=False, stored_scales="uint8"),
@@ -170,11 +175,23 @@ def test_a_recipe_that_does_not_fit(
         plan(source, recipe=str(file))
 
 
+def test_a_recipe_of_a_tied_model_does_not_fit_an_untied_one(
+    budgeted: Path, tmp_path: Path
+) -> None:
+    """Nothing shows what an embedding of its own loses, so no zero points are chosen for it."""
+    untied = tiny.write_huggingface(tmp_path / "untied", tiny.GQA)
+    tiny.write_tokenizer(untied, tiny.GQA.vocab_size)
+    with pytest.raises(UsageError, match=r"embed_tokens\.weight with zero points"):
+        plan(untied, recipe=str(budgeted))
+
+
 def test_what_a_recipe_says_cannot_be_said_again(source: Path, budgeted: Path) -> None:
     with pytest.raises(UsageError, match="leave out --block-size"):
         plan(source, recipe=str(budgeted), block_size=64)
-    with pytest.raises(UsageError, match="pass only one"):
+    with pytest.raises(UsageError, match="leave them out, or the recipe"):
         plan(source, recipe=str(budgeted), budget="4bpw")
+    with pytest.raises(UsageError, match="leave them out, or the recipe"):
+        plan(source, recipe=str(budgeted), minimize="time")
 
 
 def planned(source: Path, **options: Any) -> dict[str, Any]:
@@ -193,30 +210,52 @@ def total(found: dict[str, Any], what: str) -> int:
 
 def test_least_time_is_faster_than_least_size_at_the_same_loss(source: Path) -> None:
     fast = planned(source, max_kl=0.1, minimize="time")
-    small = planned(source, max_kl=0.1)
+    small = planned(source, max_kl=0.1, minimize="size")
     assert fast["budget"]["predicted_kl"] <= 0.1
-    assert total(fast, "time") < total(small, "time")
+    assert total(fast, "nanoseconds") < total(small, "nanoseconds")
     assert total(fast, "bytes") > total(small, "bytes")
     for matrix in fast["budget"]["matrices"].values():
         for other in matrix["others"]:
-            slower = other["time"] >= matrix["time"]
+            slower = other["nanoseconds"] >= matrix["nanoseconds"]
             assert slower or other["predicted_kl"] > matrix["predicted_kl"]
 
 
-def test_the_fast_preset_has_large_blocks_and_keeps_its_limit(source: Path, tmp_path: Path) -> None:
+def test_the_fast_preset_keeps_within_the_limits_it_is_held_to(
+    source: Path, tmp_path: Path
+) -> None:
     export(source, tmp_path / "out", preset="fast", calibration_tokens=TOKENS)
-    ways = manifest(tmp_path / "out")["recipe"]["chosen"]
-    assert {way["block_size"] for way in ways} <= {32, 64, 128}
-    assert {way["bits"] for way in ways} <= {4, 8}
-    assert planned(source, preset="fast")["budget"]["predicted_kl"] <= PRESETS["fast"]["max_kl"]
+    recipe = manifest(tmp_path / "out")["recipe"]
+    assert recipe["fuse_gate_up"]
+    assert 128 in {way["block_size"] for way in recipe["chosen"]}
+    found = planned(source, preset="fast")
+    bits = 8 * found["data_bytes"] / PARAMETERS
+    limits = limits_of(recipe_of(recipe, "int4", bits), PARAMETERS)
+    assert limits
+    assert found["budget"]["predicted_kl"] <= limits.mean_kl
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / MODEL_FILE))
     assert session.get_outputs()[0].name == "logits"
 
 
-def test_where_the_kernels_were_not_measured_time_is_bytes(source: Path) -> None:
-    options = {"max_kl": 0.1, "minimize": "time", "accuracy_level": 1}
-    for matrix in planned(source, **options)["budget"]["matrices"].values():
-        assert matrix["time"] == matrix["bytes"]
+def test_a_large_model_is_allowed_less_and_a_limit_of_one_s_own_counts() -> None:
+    fast = with_preset(Options(preset="fast"))
+    allowed = [goal_of(fast, parameters) for parameters in (135_000_000, 7_000_000_000)]
+    assert [goal.max_kl for goal in allowed if goal] == [pytest.approx(0.096), pytest.approx(0.04)]
+    own = goal_of(replace(fast, max_kl=0.01), 7_000_000_000)
+    assert own
+    assert own.max_kl == 0.01
+
+
+def test_a_head_of_one_s_own_storage_is_left_alone(tmp_path: Path) -> None:
+    untied = tiny.write_huggingface(tmp_path / "untied", tiny.GQA)
+    tiny.write_tokenizer(untied, tiny.GQA.vocab_size)
+    free = planned(untied, preset="fast")["budget"]["matrices"]
+    fixed = planned(untied, preset="fast", head="int8")["budget"]["matrices"]
+    assert set(free) - set(fixed) == {"lm_head"}
+
+
+def test_only_the_least_time_chooses_what_the_limits_know_it_by() -> None:
+    """See `recipe_of`: matrices of 4 bits in blocks of 128 are a sign of it."""
+    assert [name for name, forms in CANDIDATES.items() if (4, 128) in forms] == ["time"]
 
 
 def test_every_storage_to_choose_from_has_a_time() -> None:
