@@ -193,7 +193,9 @@ def _units(plan: Planned, losses: Losses, goal: Goal) -> list[Unit]:
 def _way(slot: Slot, storage: RowBlocks, losses: Losses) -> Choice:
     nbytes = replace(slot, storage=storage).nbytes
     loss = sum(losses[name][storage] for name in slot.sources)
-    return Choice(storage, nbytes, loss, chat_time(*slot.shape, storage.bits, storage.block_size))
+    rows, columns = slot.shape
+    time = chat_time(rows, columns, storage.bits, storage.block_size)
+    return Choice(storage, nbytes, loss, time)
 
 
 def _others_bytes(plan: Planned, units: Sequence[Unit]) -> int:

@@ -219,7 +219,8 @@ def _calibration(
 ) -> CalibrationRequest | None:
     """Return what the recipe's quantizer needs; None if it needs no tokens."""
     storages = calibrated_storages(built.slots, recipe, tied=config.tie_word_embeddings)
-    check_zero_points(built.slots, storages)
+    if options.recipe:
+        check_zero_points(built.slots, storages)
     if not storages:
         return None
     from llama_onnx.exporter.quantize.calibration_text import wanted_tokens
