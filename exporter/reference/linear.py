@@ -18,7 +18,9 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """Return the product of `x` [..., K] and `weight` [N, K], [..., N], without a gradient."""
     if not _has_onednn():
         return nn.functional.linear(x, weight)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    # oneDNN takes many times as long for rows that are cut from padded blocks.
+    whole = weight.contiguous()
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, whole, None, "none", [], "")
     return product
 
 
