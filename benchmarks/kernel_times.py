@@ -57,8 +57,7 @@ def chain(
         nodes.append(node(named, before, after, inputs, outputs))
         initializers += [numpy_helper.from_array(value, name) for name, value in named.items()]
         before = after
-    ends = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["S", WIDTH]) for n in ("x", "y"))
-    x, y = ends
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["S", WIDTH]) for n in ("x", "y"))
     made = helper.make_graph(nodes, "kernel", [x], [y], initializers)
     domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     return bytes(helper.make_model(made, opset_imports=domains, ir_version=10).SerializeToString())

@@ -69,13 +69,14 @@ def main(
     work = Workspace(folder.resolve())
     systems: Sequence[System] = SYSTEMS
     real = work  # SmolLM2, whose presets' layouts a geometry gets
-    environments.prepare(real, gguf, texts, imatrix=False)
     if geometry is not None:
         name = geometry if layers is None else f"{geometry}-{layers}"
         work = Workspace(real.root / name, real.venvs)
         random_weights.prepare(work, geometry, layers)
         systems = random_weights.SYSTEMS
     chosen = [system for system in systems if not only or system.name in only]
+    if work == real or any(system.name in random_weights.PRESETS for system in chosen):
+        environments.prepare(real, gguf, texts, imatrix=False)
     ready = [system for system in chosen if _is_ready(system, work, real)]
     bound = limits.measure(threads)
     click.echo(limits.describe(bound))
