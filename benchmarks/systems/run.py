@@ -75,6 +75,9 @@ def main(
         random_weights.prepare(work, geometry, layers)
         systems = random_weights.SYSTEMS
     chosen = [system for system in systems if not only or system.name in only]
+    if unknown := set(only) - {system.name for system in systems}:
+        known = ", ".join(system.name for system in systems)
+        raise click.UsageError(f"no system is called {min(unknown)}: use {known}.")
     if work == real or any(system.name in random_weights.PRESETS for system in chosen):
         environments.prepare(real, gguf, texts, imatrix=False)
     ready = [system for system in chosen if _is_ready(system, work, real)]
