@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llama_onnx.exporter.parity.bisect.culprit import Culprit, find_culprit
 from llama_onnx.exporter.parity.bisect.deviation import deviation, ranges
 from llama_onnx.exporter.parity.bisect.location import graph_location, weights_location
@@ -94,10 +92,9 @@ def bisect(
     missed = [check for check in report.checks if not check.passed]
     measures = {check.threshold.measure for check in missed}
     if "weights" in measures:
-        limits = _weight_limits(report)
-        wrong = find_wrong_weights(subject.weights, subject.rounded_from, limits)
+        wrong = find_wrong_weights(subject.weights, subject.rounded_from, _weight_limits(report))
         if wrong:
-            return Bisection(_report_weights(subject, wrong, limits, out), "")
+            return Bisection(_report_weights(subject, wrong, out), "")
     if "rotary" in measures:
         return Bisection(_report_rotary(subject, report, out), "")
     for cause, causes in (("graph", ("graph", "greedy")), ("activations", ("shipped",))):
@@ -171,14 +168,13 @@ def _search(subject: Subject, report: ParityReport, cause: str, names: set[str])
 
 def _weight_limits(report: ParityReport) -> Limits:
     rows = [c.threshold for c in report.checks if c.threshold.measure == "weights"]
-    limits = {row.metric: row.limit for row in rows}
-    return Limits(limits.get("steps", np.inf), limits.get("block_maximum", np.inf))
+    return Limits(**{row.metric: row.limit for row in rows})
 
 
-def _report_weights(subject: Subject, wrong: WrongWeights, limits: Limits, out: Path) -> Finding:
+def _report_weights(subject: Subject, wrong: WrongWeights, out: Path) -> Finding:
     model = subject.load_graph()
     compute_in_float32(model, subject.weights.config)
-    shown = probe(model, wrong, subject.weights, subject.rounded_from, limits)
+    shown = probe(model, wrong, subject.weights, subject.rounded_from)
     node = shown.nodes[-1]
     piece = cut_out(model, shown.inputs, shown.output)
     found = run_piece(piece, shown.inputs, subject.path)

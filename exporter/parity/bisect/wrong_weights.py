@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from llama_onnx.exporter.graph.names import matrix_names
 from llama_onnx.exporter.model.checkpoint import Checkpoint
 from llama_onnx.exporter.parity.bisect.values import module_of, scope_of
 from llama_onnx.exporter.parity.measure.weights import (
+    Mean,
     block_errors,
+    block_means,
     in_chunks,
     original_of,
     quantizer_of,
@@ -33,8 +36,10 @@ _SHOWN = 32  # most rows, and columns, that a probe shows
 class Limits:
     """The limits in `thresholds.csv`; infinite if it has none."""
 
-    steps: float
-    block_maximum: float
+    steps: float = np.inf
+    block_maximum: float = np.inf
+    block_rms: float = np.inf
+    matrix_rms: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class WrongWeights:
     """`count` weights of `tensor` [R, K] (or [K], R = 1) that are too far from their originals.
 
     `rows` [R] and `columns` [K] mark those that have any. `place` is the index of the first one,
-    `found` and `original` are its values.
+    `found` and `original` are its values. `limits` are those that they exceed.
     """
 
     tensor: str
@@ -53,34 +58,31 @@ class WrongWeights:
     place: tuple[int, ...]
     found: float
     original: float
+    limits: Limits
 
 
 def find_wrong_weights(
     package: PackageCheckpoint, original: Checkpoint, limits: Limits
 ) -> WrongWeights | None:
     """Return the wrong weights of the first tensor that has any, from the embedding to the head."""
-    limits = _of_quantizer(package, limits)
     for name in package.config.tensor_shapes():
         if wrong := _wrong_in(name, package, original, limits):
             return wrong
     return None
 
 
-def _of_quantizer(package: PackageCheckpoint, limits: Limits) -> Limits:
-    to_nearest = quantizer_of(package.path) == "rtn"
-    return limits if to_nearest else Limits(limits.steps, np.inf)
-
-
 def _wrong_in(
     name: str, package: PackageCheckpoint, checkpoint: Checkpoint, limits: Limits
 ) -> WrongWeights | None:
     tensor, original = package.tensor(name), original_of(name, package, checkpoint)
+    quantizer = quantizer_of(package.path)
     rows: list[Mask] = []
     columns = np.zeros(tensor.shape[-1], bool)
-    count, first = 0, None
-    own_ranges = quantizer_of(package.path) != "rtn"
-    for found, expected, bounds in in_chunks(tensor, original, own_ranges=own_ranges):
-        wrong = _wrong_cells(found, expected, bounds, tensor, original, limits)
+    count, first, matrix = 0, None, Mean()
+    for found, expected, bounds in in_chunks(tensor, original, own_ranges=quantizer != "rtn"):
+        wrong = _wrong_cells(found, expected, bounds, tensor, original, limits, quantizer)
+        if bounds is not None:
+            matrix.add(block_means(found, expected, tensor, bounds))
         if wrong.any() and first is None:
             place = np.unravel_index(wrong.argmax(), wrong.shape)
             start = sum(len(part) for part in rows) if wrong.ndim == 2 else 0
@@ -94,9 +96,16 @@ def _wrong_in(
         flat = wrong.reshape(-1, wrong.shape[-1])
         rows.append(np.asarray(flat.any(axis=1)))
         columns[: flat.shape[-1]] |= flat.any(axis=0)
-    if first is None:
-        return None
-    return WrongWeights(name, tensor.codes, count, np.concatenate(rows), columns, *first)
+    if first is not None:
+        return WrongWeights(
+            name, tensor.codes, count, np.concatenate(rows), columns, *first, limits
+        )
+    stricter = replace(limits, block_rms=limits.matrix_rms)
+    too_far = matrix.count > 0 and not math.sqrt(matrix.value) <= limits.matrix_rms
+    if too_far and stricter != limits:
+        # No block is wrong by itself: those are shown that exceed what the matrix may have.
+        return _wrong_in(name, package, checkpoint, stricter)
+    return None
 
 
 def _wrong_cells(
@@ -106,10 +115,15 @@ def _wrong_cells(
     tensor: LazyTensor,
     original: LazyTensor,
     limits: Limits,
+    quantizer: str,
 ) -> Mask:
-    steps = steps_apart(found, expected, tensor, original, bounds)
+    steps = steps_apart(found, expected, tensor, original, bounds, quantizer)
     wrong: Mask = ~(steps <= limits.steps)
-    blocks = ~(block_errors(found, expected, tensor.codes) <= limits.block_maximum)
+    if bounds is None:
+        blocks = ~(block_errors(found, expected, tensor.codes) <= limits.block_maximum)
+    else:
+        means = block_means(found, expected, tensor, bounds)
+        blocks = ~(np.sqrt(means) <= limits.block_rms)
     if tensor.codes:
         wrong |= np.repeat(blocks, tensor.codes.block_size, axis=1)[:, : wrong.shape[1]]
     return wrong
@@ -131,7 +145,6 @@ def probe(
     wrong: WrongWeights,
     package: PackageCheckpoint,
     checkpoint: Checkpoint,
-    limits: Limits,
 ) -> Probe:
     """Build the probe that shows the `wrong` weights.
 
@@ -150,7 +163,8 @@ def probe(
     seen, right = (np.concatenate([t.rows(int(r), int(r) + 1) for r in rows])
                    for t in (tensor, original))  # fmt: skip
     ranges = _ranges(package, tensor, rows)
-    bad = _wrong_cells(seen, right, ranges, tensor, original, _of_quantizer(package, limits))
+    quantizer = quantizer_of(package.path)
+    bad = _wrong_cells(seen, right, ranges, tensor, original, wrong.limits, quantizer)
     shown = np.where(bad, right, np.nan)  # [rows, K]
     if module_of(nodes[0]) == "embed_tokens":
         return Probe(nodes, {inputs[0]: rows[None]}, output, shown[None])

@@ -161,9 +161,9 @@ def _values(
         for metric, value in asdict(m.figures).items()
         if value is not None
     }
-    values["weights", "", "steps"] = distance.steps
-    if distance.block_maximum is not None:
-        values["weights", "", "block_maximum"] = distance.block_maximum
+    for metric, worst in vars(distance).items():
+        if worst is not None:
+            values["weights", "", metric] = worst.value
     rotary = rotary_error(subject.load_graph(), subject.weights.config)
     if rotary is not None:
         values["rotary", "", "max_abs"] = rotary.max_abs

@@ -170,13 +170,14 @@ def _limit(found: Verdict) -> str:
 
 
 def weights(error: WeightError) -> str:
-    """Return the distance of the farthest weight and its tensor; the same for block maxima."""
-    text = f"{error.steps:.3g} steps from the original at most, in {error.tensor}"
-    if not error.block_maximum:
-        return text
-    return (
-        f"{text}; block maximum off by {error.block_maximum:.2g} at most, in {error.block_tensor}"
-    )
+    """Return the distance of the farthest weight and its tensor; the same for whole blocks."""
+    text = f"{error.steps.value:.3g} steps from the original at most, in {error.steps.tensor}"
+    if blocks := error.block_rms:
+        text += f"; a block {blocks.value:.2g} (root mean square), in {blocks.tensor}"
+    if error.block_maximum and error.block_maximum.value:
+        largest = error.block_maximum
+        text += f"; block maximum off by {largest.value:.2g} at most, in {largest.tensor}"
+    return text
 
 
 def tokenizer(check: TokenizerCheck | None) -> str:

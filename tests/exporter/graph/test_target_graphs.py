@@ -144,7 +144,8 @@ def test_a_wrong_weight_of_a_half_precision_package_is_found(
     report = prove(package, open_checkpoint(source(False)), tokens=4, longest=12)
     failed = {check.threshold.metric for check in report.checks if not check.passed}
     assert failed == {"block_maximum"}
-    assert report.weights.block_tensor == "model.layers.1.mlp.up_proj.weight"
+    assert report.weights.block_maximum is not None
+    assert report.weights.block_maximum.tensor == "model.layers.1.mlp.up_proj.weight"
 
 
 @pytest.mark.parametrize("target", ["cuda", "directml", "webgpu", "portable"])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from llama_onnx.exporter.parity.measure.weights import WeightError
 from llama_onnx.runtime.measure import metrics
 from llama_onnx.runtime.measure.metrics import NO_TARGET, TopK
 from llama_onnx.runtime.measure.thresholds import Threshold, all_thresholds, check, thresholds
@@ -215,7 +216,8 @@ def test_thresholds_are_the_promised_ones() -> None:
 
 
 def test_every_threshold_has_a_reason_and_a_metric_that_is_measured() -> None:
-    metrics_ = {*metrics.Comparison.__dataclass_fields__, "steps", "block_maximum", "divergences"}
+    of_weights = WeightError.__dataclass_fields__
+    metrics_ = {*metrics.Comparison.__dataclass_fields__, *of_weights, "divergences"}
     for row in all_thresholds():
         assert len(row.reason) > 10 and row.metric in metrics_
         assert Threshold.from_row(row.to_json()) == row

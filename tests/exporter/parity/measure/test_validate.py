@@ -22,6 +22,7 @@ from llama_onnx.exporter.checkpoints.package.matrices import dequantize
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.config import LlamaConfig
+from llama_onnx.exporter.parity.bisect.search import bisect
 from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.measure.prompts import TEXTS, make_prompts
 from llama_onnx.exporter.parity.measure.report import ParityReport
@@ -229,7 +230,39 @@ def test_codes_that_are_not_the_nearest_are_named(
     edit(package, "model.layers.1.self_attn.o_proj.qweight", fault)
     report = report_on(package, source)
     assert "weights" in missed(report)
-    assert report.weights.tensor == "model.layers.1.self_attn.o_proj.weight"
+    assert report.weights.steps.tensor == "model.layers.1.self_attn.o_proj.weight"
+
+
+def _exchanged_blocks(array: np.ndarray) -> None:
+    """The first two blocks of one row, codes alone: their scales stay."""
+    array[5, :2] = array[5, 1::-1].copy()
+
+
+def _all_one_higher(array: np.ndarray) -> None:
+    """Every code but the largest, as where a zero point is one off."""
+    low, high = array & 15, array >> 4
+    array[:] = np.minimum(low + 1, 15) | np.minimum(high + 1, 15) << 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "metric"), [(_exchanged_blocks, "block_rms"), (_all_one_higher, "matrix_rms")]
+)
+def test_codes_that_error_feedback_cannot_have_chosen_are_named(
+    copied: Make, tmp_path: Path, fault: Callable[[np.ndarray], None], metric: str
+) -> None:
+    """GPTQ chooses other codes than the nearest, but not any: by the mean of a block, or of all."""
+    package, source = copied("int4-gptq")
+    assert missed(report_on(package, source)) == set()
+    edit(package, "model.layers.1.self_attn.o_proj.qweight", fault)
+    report = report_on(package, source)
+    failed = {c.threshold.metric for c in report.checks if not c.passed}
+    assert metric in failed
+    worst = getattr(report.weights, metric)
+    assert worst.tensor == "model.layers.1.self_attn.o_proj.weight"
+    subject = open_subject(package, open_checkpoint(source))
+    found = bisect(subject, report, tmp_path / "out").finding
+    assert found is not None and (found.cause, found.layer) == ("weights", "layer 1")
+    assert found.value == worst.tensor
 
 
 def _late_rotary(table: np.ndarray) -> None:

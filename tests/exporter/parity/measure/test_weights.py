@@ -12,7 +12,12 @@ import pytest
 from llama_onnx.exporter.checkpoints.package import matrices
 from llama_onnx.exporter.checkpoints.package.matrices import dequantize
 from llama_onnx.exporter.formats.tensor import BlockCodes
-from llama_onnx.exporter.parity.measure.weights import _compare, _farthest, block_errors
+from llama_onnx.exporter.parity.measure.weights import (
+    _compare,
+    _farthest,
+    block_errors,
+    block_means,
+)
 
 CODES = [BlockCodes(4, 32), BlockCodes(8, 16), BlockCodes(2, 8), BlockCodes(4, 24)]
 Found = tuple[np.ndarray, np.ndarray, Any, Any]
@@ -54,7 +59,7 @@ def test_the_farthest_weight_and_the_worst_block_are_those_of_the_definition(
                     steps.append(0.0 if distance == 0 else float(distance / step))
             tied = np.abs(theirs) >= largest * np.float32(1 - 1e-5)
             worst.append(float(np.abs(ours - theirs)[tied].min() / max(largest, np.float32(1e-30))))
-    assert _farthest(rows, original, found, source, None) == pytest.approx(
+    assert _farthest(rows, original, found, source, None, "rtn") == pytest.approx(
         np.max(steps), rel=1e-6, nan_ok=True
     )
     assert block_errors(rows, original, codes).max() == pytest.approx(
@@ -70,9 +75,21 @@ def test_within_a_range_the_farthest_is_that_of_the_definition(
     rows, original, found, source = pair(codes, columns, 1e-2)
     count = codes.num_blocks(columns)
     low, high = np.full((6, count), -1, np.float32), np.full((6, count), 0.75, np.float32)
-    step = np.float32(1.75) / np.float32(2**codes.bits - 1)
-    expected = (np.abs(rows - np.clip(original, -1, np.float32(0.75))) / step).max()
-    assert _farthest(rows, original, found, source, (low, high)) == pytest.approx(expected)
+    low[4], high[4] = low[4] / 2, high[4] / 2
+    low[:, 0], high[:, 0] = low[:, 0] / 8, high[:, 0] / 8
+    own, of_row, means = [], [], np.zeros((6, count), np.float32)
+    for row in range(len(rows)):
+        steps = (high[row] - low[row]) / np.float32(2**codes.bits - 1)
+        for index, block in enumerate(blocks(codes, columns)):
+            clipped = np.clip(original[row, block], low[row, index], high[row, index])
+            distances = np.abs(rows[row, block] - clipped)
+            own.append(distances.max() / steps[index])
+            of_row.append(distances.max() / steps.max())
+            means[row, index] = ((distances / steps[index]) ** 2).sum() / codes.block_size
+    for quantizer, expected in (("awq", max(own)), ("gptq", max(of_row)), ("best", max(of_row))):
+        farthest = _farthest(rows, original, found, source, (low, high), quantizer)
+        assert farthest == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(block_means(rows, original, found, (low, high)), means, rtol=1e-4)
 
 
 def test_one_wrong_weight_is_found_in_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +107,8 @@ def test_one_wrong_weight_is_found_in_every_piece(monkeypatch: pytest.MonkeyPatc
             codes=codes, step=codes.step, rows=lambda a, b, w=wrong: w[a:b], shape=wrong.shape,
             bounds=None,
         )  # fmt: skip
-        farthest, largest = _compare(found, source, to_nearest=True)  # type: ignore[arg-type]
-        assert (farthest, largest) == (8.0, 0.0)
+        distance = _compare(found, source, "rtn")  # type: ignore[arg-type]
+        assert (distance.steps, distance.block_maximum) == (8.0, 0.0)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

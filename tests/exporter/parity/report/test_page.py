@@ -23,6 +23,7 @@ from llama_onnx.exporter.packaging.options import Options
 from llama_onnx.exporter.parity.measure.about import describe
 from llama_onnx.exporter.parity.measure.open_subject import open_subject
 from llama_onnx.exporter.parity.measure.report import LayerError, ParityReport
+from llama_onnx.exporter.parity.measure.weights import WeightError, Worst
 from llama_onnx.exporter.parity.prove import prove
 from llama_onnx.exporter.parity.report.page import render
 from llama_onnx.exporter.sources import open_checkpoint
@@ -124,7 +125,7 @@ def test_a_hostile_name_stays_text(report: ParityReport) -> None:
         report,
         package=f"/models/{HOSTILE}",
         original=HOSTILE,
-        weights=replace(report.weights, tensor=HOSTILE),
+        weights=WeightError(Worst(1.0, HOSTILE), block_rms=Worst(1.0, HOSTILE)),
         about=replace(
             report.about,
             machine=HOSTILE,
