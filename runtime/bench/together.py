@@ -14,6 +14,7 @@ from llama_onnx.runtime.bench.timings import StreamsRun
 from llama_onnx.runtime.engine.answer import Answer
 from llama_onnx.runtime.engine.engine import Engine
 from llama_onnx.runtime.engine.events import PromptEvent, Request, TokenEvent
+from llama_onnx.runtime.engine.failures import likeliest
 from llama_onnx.runtime.engine.sampling.choice import Choice
 from llama_onnx.runtime.engine.sampling.sampler import Chosen, Sampler
 from llama_onnx.runtime.llama.prompt import Tokens
@@ -40,7 +41,7 @@ class _Gate:
     def choose(self, logits: npt.NDArray[np.float32]) -> Chosen:
         """Wait, and return the likeliest token."""
         self._opened.wait()
-        return Chosen(int(logits.argmax()), None)
+        return Chosen(likeliest(logits, 0), None)
 
 
 @dataclass

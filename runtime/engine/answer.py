@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -40,12 +41,14 @@ class Channel:
     def get(self, alive: Callable[[], bool]) -> Event | LlamaOnnxError:
         """Wait for the next event; return an error once the engine is not `alive`."""
         while True:
-            lives = alive()
             try:
                 return self._events.get(timeout=_PATIENCE)
             except Empty:
-                if not lives:
-                    return LlamaOnnxError(GONE)
+                if not alive():
+                    break
+        with suppress(Empty):  # it may have put its last event just before it ended
+            return self._events.get_nowait()
+        return LlamaOnnxError(GONE)
 
     def deliver_to(self, loop: asyncio.AbstractEventLoop) -> asyncio.Queue[Event | LlamaOnnxError]:
         """Return a queue of `loop` that gets the events from now on; call it before the first."""

@@ -33,6 +33,7 @@ class BoundGraph:
         self._first = np.zeros(1, np.int64)
         self._binding: Any = None
         self._values: dict[str, Any] = {}
+        self._ids: Ids | None = None  # that are bound
         (entry,) = (o for o in session.get_outputs() if o.name == LOGITS)
         self._logits_type = ort.numpy_dtype(entry.type)
         self._length, self._width = entry.shape[1:]
@@ -76,7 +77,7 @@ class BoundGraph:
 
     def release(self) -> None:
         """Let go of all buffers: bind others before the next run."""
-        self._binding = self._logits = None
+        self._binding = self._logits = self._ids = None
         self._values.clear()
 
     def run(
@@ -86,14 +87,17 @@ class BoundGraph:
 
         `mask` [B, T] has a one for each position of a row, the new ones included, at its end.
         `last`: how many of the last positions need logits; of the others, there may be none. The
-        next run may overwrite the logits.
+        next run may overwrite the logits. On the CPU, an array that was passed before is not bound
+        again: the graph reads what it holds now.
         """
-        ids, mask = np.ascontiguousarray(ids), np.ascontiguousarray(mask)
+        ids, mask = np.ascontiguousarray(ids), np.ascontiguousarray(mask)  # the same if they are
         positions = ids.shape[1]
         if self._chooses_rows and last is not None:
             positions = min(positions, last)
         self._first[0] = ids.shape[1] - positions  # bound already
-        self._binding.bind_cpu_input(INPUT_IDS, ids)
+        if ids is not self._ids or self._device != "cpu":  # where binding copies
+            self._binding.bind_cpu_input(INPUT_IDS, ids)
+            self._ids = ids
         self._binding.bind_cpu_input(ATTENTION_MASK, mask)
         if positions <= _FEW:
             self._bind_logits(len(ids), 1 if self._length == 1 else positions)

@@ -28,7 +28,10 @@ class Chooser(Protocol):
     """Chooses the tokens of one answer, in their order; it keeps what it needs to know of them."""
 
     def choose(self, logits: npt.NDArray[np.float32]) -> Chosen:
-        """Return the next token for `logits` [vocabulary], which it may change but not keep."""
+        """Return the next token for `logits` [vocabulary], which it may change but not keep.
+
+        Raises `PackageError` if they are not numbers; see `likeliest`.
+        """
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
-
-import numpy as np
 
 from llama_onnx.runtime.memory import is_memory_failure
 from llama_onnx.targets.errors import (
@@ -38,11 +37,22 @@ def describe_failure(error: Exception, prompt_tokens: int, length: int) -> Llama
 
 
 def require_finite(logits: Any, new_tokens: int) -> None:
-    """Raise `PackageError` unless the largest of the `logits` after `new_tokens` is a number.
+    """Raise `PackageError` unless the largest of the `logits` after `new_tokens` is a number."""
+    _require_finite(logits.max(), new_tokens)
 
-    NaN is above nothing: the largest would be token 0 or an end token, and the answer empty.
+
+def likeliest(logits: Any, new_tokens: int) -> int:
+    """Return the token with the largest of the `logits` [V] after `new_tokens`: the first of them.
+
+    Raises `PackageError` unless that is a number. A NaN is the largest, wherever it is.
     """
-    if not np.isfinite(logits.max()):
+    token = int(logits.argmax())
+    _require_finite(logits[token], new_tokens)
+    return token
+
+
+def _require_finite(largest: float, new_tokens: int) -> None:
+    if not isfinite(largest):
         raise PackageError(
             f"the model's output is not a number after {new_tokens} tokens: its weights are "
             "damaged, or its precision is too low for them; `llama-onnx verify` checks the package."

@@ -87,6 +87,9 @@ class SharedRows:
         self._filled: dict[int, int] = {}
         self._most: dict[int, int] = {}
         self._length = 0
+        # A step makes no arrays: the first call of a function after a run, which has emptied the
+        # processor's caches, takes many times as long as a later one.
+        self._tokens, self._ones = np.empty((0, 1), np.int64), np.empty(0, np.int64)
         self.broken = False
 
     @property
@@ -145,14 +148,25 @@ class SharedRows:
         self._gather(list(tokens))
         keys = [key for key in self._order[: len(tokens)] if key is not None]
         self._bind(self._steps, 0, len(keys))
-        lengths = np.array([self._filled[key] + 1 for key in keys])
-        # Ones at the end: there the graph looks for the new tokens. Attention only counts them.
-        mask = (np.arange(longest := lengths.max()) >= longest - lengths[:, None]).astype(np.int64)
-        ids = np.array([[tokens[key]] for key in keys], np.int64)
-        logits = self._steps.run(ids, mask, options)
+        mask = self._mask([self._filled[key] + 1 for key in keys])
+        if len(self._tokens) != len(keys):
+            self._tokens = np.empty((len(keys), 1), np.int64)
+        self._tokens[:, 0] = [tokens[key] for key in keys]
+        logits = self._steps.run(self._tokens, mask, options)
         for key in keys:
             self._filled[key] += 1
         return {key: logits[row, -1] for row, key in enumerate(keys)}
+
+    def _mask(self, lengths: Sequence[int]) -> Ids:
+        """Return the mask of rows of these lengths, with ones at the end: there the graph looks for
+        the new tokens. Attention only counts them."""
+        rows, longest = len(lengths), max(lengths)
+        if self._ones.size < rows * longest:
+            self._ones = np.ones(2 * rows * longest, np.int64)
+        if min(lengths) == longest:
+            return self._ones[: rows * longest].reshape(rows, longest)
+        starts = longest - np.array(lengths)
+        return (np.arange(longest) >= starts[:, None]).astype(np.int64)
 
     def copy(self, key: int, start: int, end: int) -> Block:
         """Return a copy of the positions from `start` to `end`."""

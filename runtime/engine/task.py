@@ -16,7 +16,7 @@ from llama_onnx.runtime.engine.events import (
     Request,
     TokenEvent,
 )
-from llama_onnx.runtime.engine.failures import describe_failure, require_finite
+from llama_onnx.runtime.engine.failures import describe_failure
 from llama_onnx.runtime.engine.prefixes import Tokens
 from llama_onnx.runtime.engine.schedule import Need
 from llama_onnx.runtime.memory import is_memory_failure
@@ -59,14 +59,13 @@ class Task:
 
         `draft` is the token that was expected, `drafted` how many were for a step that begins.
         """
-        require_finite(logits, self.new_tokens)
+        chosen = self.request.chooser.choose(logits)
         if not self.new_tokens:
             read = PromptEvent(
                 self.prompt_tokens, self.reused, self._since(self._asked), self.read_seconds
             )
             self.channel.put(read)
             self._last = perf_counter()
-        chosen = self.request.chooser.choose(logits)
         token = int(chosen.token)
         self._tokens[self.prompt_tokens + self.new_tokens] = token
         self.new_tokens += 1

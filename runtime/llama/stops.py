@@ -58,6 +58,8 @@ class StopFilter:
 
     def feed(self, piece: str) -> str:
         """Add the next piece and return the text that can be shown now."""
+        if not self._stops:
+            return piece
         text = self._held + piece
         matches = [(i + len(stop), i) for stop in self._stops if (i := text.find(stop)) >= 0]
         if matches:

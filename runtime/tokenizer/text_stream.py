@@ -57,12 +57,22 @@ class PieceDecoder:
         self._tokenizer, self._kind = tokenizer, kind
         added = tokenizer.get_added_tokens_decoder()
         self._special = frozenset(number for number, token in added.items() if token.special)
+        self._known: dict[int, bytes | None] = {}
 
     def create_stream(self) -> PieceStream:
         """Return a stream for a text that continues another one."""
-        return PieceStream(self._piece, self._kind)
+        return PieceStream(self, self._kind)
 
-    def _piece(self, token: int) -> str | None:
+    def bytes_of(self, token: int) -> bytes | None:
+        """Return the bytes of a token within a text; None for a special one."""
+        try:
+            return self._known[token]
+        except KeyError:
+            piece = self.piece_of(token)
+            self._known[token] = None if piece is None else self._kind.read(piece)
+        return self._known[token]
+
+    def piece_of(self, token: int) -> str | None:
         """Return how a token is written; None for a special one."""
         return None if token in self._special else self._tokenizer.id_to_token(token) or ""
 
@@ -70,20 +80,23 @@ class PieceDecoder:
 class PieceStream:
     """Joins the bytes of tokens to characters."""
 
-    def __init__(self, piece_of: Callable[[int], str | None], kind: Kind) -> None:
-        self._piece_of, self._kind = piece_of, kind
+    def __init__(self, decoder: PieceDecoder, kind: Kind) -> None:
+        self._decoder, self._kind = decoder, kind
         self._characters = codecs.getincrementaldecoder("utf-8")(kind.errors)
         self._spaces = 0  # that are still taken from the start of a text
 
     def decode(self, token: int) -> str:
         """Return the text that is known with this token: none for a special one, after which a new
         text starts."""
-        piece = self._piece_of(token)
-        if piece is None:
+        written = self._decoder.bytes_of(token)
+        if written is None:
             rest = self.finish()
             self._spaces = self._kind.spaces
             return rest
-        return self._characters.decode(self._kind.read(self._without_spaces(piece)))
+        if self._spaces:
+            piece = self._decoder.piece_of(token) or ""
+            written = self._kind.read(self._without_spaces(piece))
+        return self._characters.decode(written)
 
     def finish(self) -> str:
         """Return U+FFFD for what waits for the rest of a character."""

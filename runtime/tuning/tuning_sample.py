@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from llama_onnx.runtime.doctor.child import command_of, run
 from llama_onnx.runtime.engine.engine_settings import EngineSettings
+from llama_onnx.runtime.engine.failures import require_finite
 from llama_onnx.targets.errors import LlamaOnnxError, ResourceError, describe_reason
 from llama_onnx.targets.package import ModelPackage
 
@@ -114,6 +115,7 @@ class _Scripted:
     digest: Any = field(default_factory=hashlib.sha256)
 
     def choose(self, logits: npt.NDArray[np.float32]) -> _Token:
+        require_finite(logits, 0)
         self.digest.update(logits.tobytes())
         return _Token(next(self.tokens))
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llama_onnx.runtime.engine.failures import require_finite
+from llama_onnx.runtime.engine.failures import likeliest
 from llama_onnx.runtime.engine.sampling.choice import Choice
 from llama_onnx.runtime.engine.sampling.processors import (
     Ids,
@@ -79,7 +79,14 @@ class Sampler:
         self._choice, self._constraint, self._vocab_size = choice, constraint, vocab_size
         # Philox is a counter and a key: NumPy promises its raw numbers for every version.
         self._random = np.random.Philox(key=choice.seed)
+        self._changes = bool(
+            choice.logit_bias
+            or choice.repetition_penalty != 1
+            or choice.presence_penalty
+            or choice.frequency_penalty
+        )
         self._answer: Counter[int] = Counter()
+        self._count = 0
         self._seen = np.zeros(vocab_size, np.bool_)
         self._seen[np.asarray(prompt, np.intp)] = True
         self._ngrams = _NGrams(choice.no_repeat_ngram_size, prompt)
@@ -91,10 +98,10 @@ class Sampler:
         """
         if logits.shape != (self._vocab_size,):
             raise ValueError(f"logits {logits.shape} for a vocabulary of {self._vocab_size}")
-        require_finite(logits, self._answer.total())
+        token = likeliest(logits, self._count)
         scores = self._processed(logits)
         if self._choice.temperature == 0:
-            token = int(scores.argmax())
+            token = token if scores is logits else int(scores.argmax())
         else:
             ids, weights = candidates(scores, self._choice)
             token = int(ids[_inverse_cdf(weights, self._uniform())])
@@ -103,7 +110,10 @@ class Sampler:
         return Chosen(token, None if wanted is None else log_probabilities(logits, token, wanted))
 
     def _processed(self, logits: Logits) -> Logits:
-        choice = self._choice
+        """Return the logits after all processors: the same array if none has anything to do."""
+        choice, banned = self._choice, self._ngrams.completing()
+        if self._constraint is None and not (self._changes or banned):
+            return logits
         scores = logits.astype(np.float32)  # a copy
         if self._constraint is not None:
             _allow(scores, self._constraint.mask())
@@ -115,7 +125,7 @@ class Sampler:
             penalize_presence_and_frequency(
                 scores, self._answer, choice.presence_penalty, choice.frequency_penalty
             )
-        if banned := self._ngrams.completing():
+        if banned:
             ban(scores, banned)
         return scores
 
@@ -124,6 +134,7 @@ class Sampler:
         return int(self._random.random_raw() >> 11) * 2.0**-53
 
     def _remember(self, token: int) -> None:
+        self._count += 1
         self._answer[token] += 1
         self._seen[token] = True
         self._ngrams.add(token)

@@ -25,6 +25,8 @@ from llama_onnx.runtime.engine import cache_budget
 from llama_onnx.runtime.engine.bound_graph import BoundGraph
 from llama_onnx.runtime.engine.engine import Engine
 from llama_onnx.runtime.engine.events import EndEvent, PromptEvent, TokenEvent
+from llama_onnx.runtime.engine.sampling.choice import Choice
+from llama_onnx.runtime.engine.sampling.sampler import Sampler
 from llama_onnx.runtime.engine.shared_rows import SharedRows
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, UsageError
 from llama_onnx.targets.package import ModelPackage
@@ -655,7 +657,8 @@ def test_logits_that_are_not_numbers_end_one_answer(
         gate = Gate()
         first = opened.submit(ask(PROMPTS[0], 8, chooser=gate))
         assert gate.reached.wait(20)
-        second = opened.submit(ask(PROMPTS[1], 8))
+        sampler = Sampler(Choice(), PROMPTS[1], opened.layout.vocab_size)
+        second = opened.submit(ask(PROMPTS[1], 8, chooser=sampler))
         gate.opened.set()
         assert tokens_of(first) == pytorch_greedy(PROMPTS[0], 8)
         with pytest.raises(PackageError, match="output is not a number after 1 tokens"):
