@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.quality.figures import Array, measure
 from benchmarks.quality.workspace import Workspace
 
-RUNTIMES = ("onnx", "engine", "llama_cpp", "openvino", "pytorch")
+RUNTIMES = ("onnx", "engine", "engine_int8_prompts", "llama_cpp", "openvino", "pytorch")
 
 
 class Runtime(Protocol):

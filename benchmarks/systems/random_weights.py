@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ class Untied(System):
         return _read_by_gathers(self.path(work) / "model.onnx")
 
 
-SYSTEMS = tuple(
+_WITH_PACKAGES = tuple(
     Untied(row.name, f"{label}, {runtime}", "engine" if row.group == OURS else row.runtime, row)
     for row, label, runtime in (
         (Row("b32", OURS, "", _INT4), "llama-onnx block 32 (layout of awq, gptq)", "our engine"),
@@ -79,6 +79,16 @@ SYSTEMS = tuple(
         (Row("openvino", OPENVINO, "", _PLAIN), "int4 asym g64", "OpenVINO"),
     )
 )
+
+_FAST = 4
+_INT8_PROMPTS = replace(
+    _WITH_PACKAGES[_FAST],
+    name="fast-int8-prompts",
+    label=f"llama-onnx layout of preset {PRESETS[-1]}, prompts in int8, our engine",
+    runtime="engine_int8_prompts",
+)
+
+SYSTEMS = (*_WITH_PACKAGES[: _FAST + 1], _INT8_PROMPTS, *_WITH_PACKAGES[_FAST + 1 :])
 """The first is what the others are compared with."""
 
 

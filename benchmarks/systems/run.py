@@ -78,7 +78,7 @@ def main(
     if unknown := set(only) - {system.name for system in systems}:
         known = ", ".join(system.name for system in systems)
         raise click.UsageError(f"no system is called {min(unknown)}: use {known}.")
-    if work == real or any(system.name in random_weights.PRESETS for system in chosen):
+    if work == real or any(_has_layout(system) for system in chosen):
         environments.prepare(real, gguf, texts, imatrix=False)
     ready = [system for system in chosen if _is_ready(system, work, real)]
     bound = limits.measure(threads)
@@ -93,13 +93,17 @@ def main(
         report.write(content)
 
 
+def _has_layout(system: System) -> bool:
+    return system.row is not None and system.row.name in random_weights.PRESETS
+
+
 def _is_ready(system: System, work: Workspace, real: Workspace) -> bool:
     """Make what is missing; say why a system is left out."""
     problem = None
     if system.row is not None:
         problem = (
             environments.environment_of(system.row, work)
-            or (random_weights.make_recipe(system.name, work, real) if work != real else None)
+            or (random_weights.make_recipe(system.row.name, work, real) if work != real else None)
             or make_row(system.row, work)
         )
     if problem is not None:

@@ -58,6 +58,12 @@ SYSTEMS = (
     _system("awq"),
     _system("preset-small"),
     _system("preset-fast"),
+    System(
+        "preset-fast-int8-prompts",
+        "llama-onnx preset fast, prompts in int8, our engine",
+        "engine_int8_prompts",
+        ROWS["preset-fast"],
+    ),
     _system("builder-default"),
     _system("builder-k-quant-mixed"),
     _system("q4_0"),

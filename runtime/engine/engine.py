@@ -100,6 +100,7 @@ class Engine:
                 parallel=provider == CPU,
                 edit=choose_rows if provider.views and settings.packed is None else None,
             )
+            prompts = _open_prompts(settings, provider, threads, opened.shares_buffer)
         trim_heap()  # what packing needed for a moment
         self.package, self.context_length = package, context_length
         self.provider = CPU if opened.fallback else provider
@@ -110,9 +111,8 @@ class Engine:
             speculation = Speculation()
         drafts = open_speculator(speculation, verifier, threads)
         adapters = Adapters(package)
-        open_rows = _rows_of(
-            opened.session, self.layout, self.provider, opened.shares_buffer, adapters
-        )
+        sessions = opened.session, prompts
+        open_rows = _rows_of(sessions, self.layout, self.provider, opened.shares_buffer, adapters)
         self.capacity = decide_capacity(
             self.layout,
             context_length,
@@ -284,14 +284,35 @@ def _read_adapter(path: Path) -> Parameters:
         raise PackageError(f"onnxruntime cannot load {path}: {ort.first_line(error)}") from None
 
 
+def _open_prompts(
+    settings: EngineSettings, provider: Provider, threads: int | None, shares_buffer: bool
+) -> ort.Session | None:
+    """Return a session of the graph that reads prompts; None if there is none, or no cache that
+    two graphs can share."""
+    if settings.prompts is None or not (provider == CPU and shares_buffer):
+        return None
+    with forgetting_pages(settings.prompts / DATA_FILE):
+        return open_session(
+            settings.prompts / MODEL_FILE,
+            provider,
+            threads=threads,
+            arena=settings.arena,
+            spin=False,  # answers follow, by the other session's threads
+            parallel=True,
+            edit=choose_rows,
+        ).session
+
+
 def _rows_of(
-    session: ort.Session,
+    sessions: tuple[ort.Session, ort.Session | None],
     layout: CacheLayout,
     provider: Provider,
     shares_buffer: bool,
     adapters: Adapters,
 ) -> Callable[[str | None], Rows]:
-    """Return a function that opens rows for an adapter, of the kind that the graph needs here."""
+    """Return a function that opens rows for an adapter, of the kind that the graph needs here;
+    `sessions` are of the graph, and of the one for prompts."""
+    session, prompts = sessions
 
     @cache
     def joiner() -> Joiner:
@@ -303,7 +324,8 @@ def _rows_of(
             return GrowingRows(session, layout, adapter)
         if provider.views:
             buffers = None if provider == CPU else DeviceBuffers(joiner())
-            return SharedRows(session, layout, adapter, buffers, provider.ort_device)
+            device = provider.ort_device
+            return SharedRows(session, layout, adapter, buffers, device, prompts=prompts)
         return DeviceRows(session, layout, adapter, provider.ort_device)
 
     return open_rows

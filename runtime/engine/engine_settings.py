@@ -1,4 +1,4 @@
-"""What an engine may choose on a machine without a change to what it computes."""
+"""What an engine may choose on a machine: nothing changes what it computes, but for `prompts`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class EngineSettings:
         drafts: Whether tokens are drafted, where the caller leaves that open.
         packed: A folder with the same graph and its weights as packed for this processor; they are
             mapped, not copied.
+        prompts: A folder with a graph that reads prompts, whose products are in int8: faster, and
+            not quite the same.
     """
 
     threads: int | None = None
@@ -29,10 +31,12 @@ class EngineSettings:
     chunk: int = CHUNK
     drafts: bool = True
     packed: Path | None = None
+    prompts: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings; `packed` is whether there is such a folder."""
-        return {**asdict(self), "packed": self.packed is not None}
+        """Return the settings; `packed` and `prompts` are whether there are such folders."""
+        folders = {"packed": self.packed is not None, "prompts": self.prompts is not None}
+        return {**asdict(self), **folders}
 
     def differences(self) -> tuple[str, ...]:
         """Return in words what is not the default.
@@ -48,6 +52,7 @@ class EngineSettings:
             (self.chunk, default.chunk, f"prompts read in parts of {self.chunk} tokens"),
             (self.drafts, default.drafts, "no drafts"),
             (self.packed, default.packed, "weights mapped as packed"),
+            (self.prompts, default.prompts, "prompts read in int8"),
         )
         return tuple(words for value, usual, words in found if value != usual)
 

@@ -24,6 +24,9 @@ Logits = npt.NDArray[np.float32]
 _SHORTEST = 256
 """Positions of the first buffers."""
 
+_PROMPT = 16
+"""Least tokens to read with the graph for prompts, which computes fewer no faster."""
+
 
 class Rows(Protocol):
     """Caches of sequences, which are known by a number."""
@@ -78,10 +81,13 @@ class SharedRows:
         adapter: Parameters,
         buffers: Buffers | None = None,
         device: str = "cpu",
+        prompts: ort.Session | None = None,
     ) -> None:
-        """Open no row yet. `buffers` are those of `device`; None: of the process."""
+        """Open no row yet. `buffers` are those of `device`; None: of the process. `prompts` is a
+        session for parts of prompts of some length."""
         self._buffers = buffers or HostBuffers(layout)
         self._steps, self._reads = (BoundGraph(session, adapter, device) for _ in range(2))
+        self._prompts = BoundGraph(prompts, adapter, device) if prompts else self._reads
         self._bound: dict[BoundGraph, tuple[int, int]] = {}  # graph -> the rows bound to it
         self._order: list[int | None] = []  # row -> sequence
         self._filled: dict[int, int] = {}
@@ -116,20 +122,23 @@ class SharedRows:
 
     def read(self, key: int, ids: Ids, options: Any = None) -> Logits:
         """Append `ids` to a sequence and return the logits [V] after the last of them."""
-        last: Logits = self._append(key, ids, options, AS_SEVERAL)[-1]
+        graph = self._prompts if len(ids) >= _PROMPT else self._reads
+        last: Logits = self._append(graph, key, ids, options, AS_SEVERAL)[-1]
         return last
 
     def verify(self, key: int, ids: Ids, options: Any = None) -> Logits:
         """Append `ids` to a sequence and return the logits [S, V] after each of them; [1, V] if the
         graph computes the last only. The next run may overwrite them."""
-        return self._append(key, ids, options, None)
+        return self._append(self._reads, key, ids, options, None)
 
-    def _append(self, key: int, ids: Ids, options: Any, last: int | None) -> Logits:
+    def _append(
+        self, graph: BoundGraph, key: int, ids: Ids, options: Any, last: int | None
+    ) -> Logits:
         end = self._filled[key] + len(ids)
         self._reserve(end)
         row = self._order.index(key)
-        self._bind(self._reads, row, row + 1)
-        logits = self._reads.run(ids[None], np.ones((1, end), np.int64), options, last)
+        self._bind(graph, row, row + 1)
+        logits = graph.run(ids[None], np.ones((1, end), np.int64), options, last)
         self._filled[key] = end
         after: Logits = logits[0]
         return after
@@ -228,5 +237,5 @@ class SharedRows:
 
     def _release(self) -> None:
         self._bound.clear()
-        for graph in (self._steps, self._reads):
+        for graph in (self._steps, self._reads, self._prompts):
             graph.release()

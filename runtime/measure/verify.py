@@ -226,7 +226,7 @@ class _Replay:
             divergences=divergences,
             full=full,
             kl_difference=difference,
-            checks=_checks(certificate, self.provider, figures, divergences),
+            checks=checks_of(certificate, self.provider, figures, divergences),
             reduced=reduced,
         )
 
@@ -311,12 +311,14 @@ def _other_versions() -> dict[str, str]:
     }
 
 
-def _checks(
+def checks_of(
     certificate: Certificate,
     provider: Provider,
     figures: Sequence[SituationFigures],
     divergences: Sequence[Divergence | None],
 ) -> tuple[Check, ...]:
+    """Return what was replayed beside the limits that hold for it; raises `PackageError` if there
+    are none."""
     precision, activations = certificate.content["precision"], certificate.content["activations"]
     # A package is not believed about itself: its certificate can only add to our own limits.
     own = thresholds(precision, activations, provider.name)

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.tuning.tuning_sample import Sample
 
-Gauge = Literal["speed", "memory", "repeating"]
-"""What a change is to better: seconds for prompt and answer, own memory at no loss of speed, or
-seconds of a text that repeats itself."""
+Gauge = Literal["speed", "memory", "repeating", "prompts"]
+"""What a change is to better: seconds for prompt and answer, own memory at no loss of speed,
+seconds of a text that repeats itself, or of a prompt, which may change the logits."""
 
 _HOPELESS = 0.8
 """A change that is this slow in the first two rounds is not measured again."""
@@ -101,7 +101,7 @@ def judge(candidate: Candidate, contest: Contest) -> Verdict:
     gain = median(gains) - 1
     noise = noise_of(contest, candidate.gauge)
     digests = {sample.digest for sample in (*contest.first, *contest.last, *samples)}
-    if len(digests) > 1:
+    if len(digests) > 1 and candidate.gauge != "prompts":
         kept, reason = False, "the logits are not bit for bit those of the defaults"
     elif candidate.gauge == "memory":
         kept, reason = _judge_memory(contest, samples, gain, noise)
@@ -175,4 +175,4 @@ def _gains(candidate: Candidate, contest: Contest) -> list[float]:
 def _seconds(sample: Sample, gauge: Gauge) -> float:
     if gauge == "repeating" and sample.repeating_seconds is not None:
         return sample.repeating_seconds
-    return sample.seconds
+    return sample.prefill_seconds if gauge == "prompts" else sample.seconds

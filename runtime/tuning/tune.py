@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llama_onnx.runtime.engine.engine_settings import EngineSettings
@@ -11,6 +11,7 @@ from llama_onnx.runtime.tuning.candidates import NOT_TRIED, candidates, combine
 from llama_onnx.runtime.tuning.contest import Candidate, Gauge, Verdict, hold, judge, summary
 from llama_onnx.runtime.tuning.machine import Machine
 from llama_onnx.runtime.tuning.packed_weights import obstacle, write_packed
+from llama_onnx.runtime.tuning.prompt_trial import PromptTrial, try_prompts
 from llama_onnx.runtime.tuning.tuned import (
     Place,
     Tuned,
@@ -29,7 +30,7 @@ PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 512, 64, 5
 @dataclass(frozen=True)
 class Report:
     """What was tried and what is kept. `confirmed` is the measurement of all changes together,
-    None if there was nothing to confirm."""
+    None if there was nothing to confirm, and `prompts` None unless it was asked for."""
 
     machine: Machine
     workload: Workload
@@ -39,6 +40,7 @@ class Report:
     confirmed: Verdict | None
     tuned: Tuned
     not_tried: dict[str, str]
+    prompts: PromptTrial | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it, also what was not kept."""
@@ -53,6 +55,7 @@ class Report:
             },
             "tried": [verdict.to_json() for verdict in self.verdicts],
             "confirmed": self.confirmed and self.confirmed.to_json(),
+            "prompts": self.prompts and self.prompts.to_json(),
             "not_tried": self.not_tried,
             "kept": self.tuned.settings.to_json(),
             "gain": self.tuned.gain,
@@ -65,6 +68,7 @@ def tune(
     *,
     rounds: int = ROUNDS,
     packed: bool = True,
+    int8_prompts: bool = False,
     progress: Progress = SILENT,
     prompt_tokens: int = PROMPT_TOKENS,
     new_tokens: int = NEW_TOKENS,
@@ -73,7 +77,8 @@ def tune(
 
     What gains more than the noise is measured once more, all of it together, and kept if it gains
     again; packed weights are kept if they save memory and cost no speed. Every trial's logits must
-    be those of the defaults, bit for bit. Without `packed` no weights are written.
+    be those of the defaults, bit for bit. Without `packed` no weights are written. With
+    `int8_prompts` a second graph is tried that reads prompts; see `try_prompts`.
 
     Raises `ResourceError` if the cache cannot be written or a trial fails, `UsageError` while
     another process tunes the package or for fewer than two rounds.
@@ -85,7 +90,25 @@ def tune(
     prompt = max(1, min(prompt_tokens, context_length - new))
     workload = Workload(context_length, prompt, new, drafts=True)
     with tuning(place):
-        return _tune(package, place, workload, rounds, packed, progress)
+        report = _tune(package, place, workload, rounds, packed, progress)
+        if int8_prompts:
+            report = _with_prompts(report, package, place, progress)
+        progress.step("writing")
+        keep(place, package, report.tuned, report.to_json())
+        return report
+
+
+def _with_prompts(
+    report: Report, package: ModelPackage, place: Place, progress: Progress
+) -> Report:
+    """Return the report with what came of prompts in int8, and with them in its settings if they
+    are kept."""
+    counted = _counter(package, report.workload, progress, report.rounds * 3)
+    trial = try_prompts(package, place, report.rounds, counted, progress)
+    tuned = report.tuned
+    if trial.kept is not None:
+        tuned = replace(tuned, settings=replace(tuned.settings, prompts=trial.kept))
+    return replace(report, tuned=tuned, prompts=trial)
 
 
 def _tune(
@@ -110,12 +133,7 @@ def _tune(
     verdicts = tuple(judge(each, contest) for each in found)
     defaults = (*contest.first, *contest.last)
     tuned, confirmed = _decide(package, workload, rounds, verdicts, progress)
-    report = Report(
-        place.machine, workload, rounds, defaults, verdicts, confirmed, tuned, not_tried
-    )
-    progress.step("writing")
-    keep(place, package, tuned, report.to_json())
-    return report
+    return Report(place.machine, workload, rounds, defaults, verdicts, confirmed, tuned, not_tried)
 
 
 def _decide(

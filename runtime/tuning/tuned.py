@@ -45,7 +45,10 @@ IGNORE = "LLAMA_ONNX_TUNED"
 """Set this variable to 0 to run packages as if they were not tuned."""
 
 FORMAT_VERSION = 1
-PACKED_SUFFIX = ".packed"
+PACKED_SUFFIX, PROMPTS_SUFFIX = ".packed", ".prompts"
+_FOLDERS: Mapping[str, str] = {"packed": PACKED_SUFFIX, "prompts": PROMPTS_SUFFIX}
+"""Settings that are folders beside the record -> how the names of those folders end."""
+
 _MOST_BYTES = 1 << 20
 _CHUNKS = range(16, 1 << 16)
 
@@ -104,11 +107,12 @@ def find(package: ModelPackage, *, thorough: bool = False) -> Tuned | None:
         check_private(place.root, place.record)
         record = parse_json(_read(place.record), max_bytes=_MOST_BYTES)
         settings = _settings(record["settings"])
-        packed = record["packed"]
-        if packed is not None:
-            if packed["graph"] != graph_hash(package):
-                raise UntrustedError("another version of llama-onnx wrote the packed weights")
-            settings = replace(settings, packed=_packed(place, packed, thorough))
+        for name, suffix in _FOLDERS.items():
+            if (kept := record.get(name)) is not None:
+                if kept["graph"] != graph_hash(package):
+                    raise UntrustedError(f"another version of llama-onnx wrote {kept['folder']}")
+                folder = _folder(place, kept, suffix, thorough)
+                settings = replace(settings, **{name: folder})
         return Tuned(settings, float(record["gain"]))
     except FileNotFoundError as error:
         if Path(error.filename) == place.record or not place.record.exists():
@@ -165,22 +169,22 @@ def tuning(place: Place) -> Iterator[None]:
 
 def keep(place: Place, package: ModelPackage, tuned: Tuned, measured: Mapping[str, Any]) -> None:
     """Write the record, with the hashes of packed weights, which takes a while."""
-    packed = tuned.settings.packed
+    folders = {name: getattr(tuned.settings, name) for name in _FOLDERS}
     content = {
         "format_version": FORMAT_VERSION,
         "machine": place.machine.to_json(),
         "settings": tuned.settings.to_json(),
         "gain": tuned.gain,
-        "packed": packed
-        and {
-            "folder": packed.name,
-            "graph": graph_hash(package),
-            "files": describe_files(packed),
-        },
+        **{name: folder and _described(folder, package) for name, folder in folders.items()},
         "measured": measured,
     }
     with replacing(place.record) as file:
         file.write(json.dumps(content, indent=2).encode())
+
+
+def _described(folder: Path, package: ModelPackage) -> dict[str, Any]:
+    files = describe_files(folder)
+    return {"folder": folder.name, "graph": graph_hash(package), "files": files}
 
 
 def graph_hash(package: ModelPackage) -> str:
@@ -189,7 +193,7 @@ def graph_hash(package: ModelPackage) -> str:
 
 
 def describe_files(packed: Path) -> dict[str, Any]:
-    """Return size, time and hash of packed weights, by which they are recognized later."""
+    """Return size, time and hash of graph and weights, by which they are recognized later."""
     return {
         name: {**_identity(packed / name), "sha256": hash_file(packed / name)}
         for name in (MODEL_FILE, DATA_FILE)
@@ -230,12 +234,12 @@ def _settings(content: Mapping[str, Any]) -> EngineSettings:
     return EngineSettings(None if threads is None else check_threads(threads), chunk=chunk, **flags)
 
 
-def _packed(place: Place, content: Mapping[str, Any], thorough: bool) -> Path:
-    """Return the folder of the packed weights after all checks."""
+def _folder(place: Place, content: Mapping[str, Any], suffix: str, thorough: bool) -> Path:
+    """Return a folder that was written, after all checks."""
     name = content["folder"]
     if not isinstance(name, str) or not is_plain_name(name):
         raise ValueError("folder")
-    if "/" in name or not name.endswith(PACKED_SUFFIX):
+    if "/" in name or not name.endswith(suffix):
         raise ValueError("folder")
     folder: Path = place.folder / name
     for file in (MODEL_FILE, DATA_FILE):
@@ -256,16 +260,16 @@ def _identity(file: Path) -> dict[str, int]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove packed weights that no record names: of a killed `tune`, or replaced by others."""
+    """Remove folders that no record names: of a killed `tune`, or replaced by others."""
     named = set()
     for record in folder.glob("*.json"):
         try:
-            packed = parse_json(_read(record), max_bytes=_MOST_BYTES)["packed"]
-            named.add(packed["folder"] if packed else None)
-        except (OSError, JSONError, KeyError, TypeError):
+            content = parse_json(_read(record), max_bytes=_MOST_BYTES)
+            named.update(kept["folder"] for name in _FOLDERS if (kept := content.get(name)))
+        except (OSError, JSONError, AttributeError, KeyError, TypeError):
             record.unlink(missing_ok=True)  # damaged: nobody could use it
     for path in folder.iterdir():
-        if path.name.endswith(PACKED_SUFFIX) and path.name not in named:
+        if path.suffix in _FOLDERS.values() and path.name not in named:
             # On Windows a program that still has it mapped keeps it: the next `tune` removes it.
             shutil.rmtree(path, ignore_errors=True)
 

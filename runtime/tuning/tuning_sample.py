@@ -85,7 +85,11 @@ def describe(package: Path, settings: EngineSettings, workload: Workload) -> dic
     """Return as JSON what to measure."""
     return {
         "package": str(package),
-        "settings": {**asdict(settings), "packed": settings.packed and str(settings.packed)},
+        "settings": {
+            **asdict(settings),
+            "packed": settings.packed and str(settings.packed),
+            "prompts": settings.prompts and str(settings.prompts),
+        },
         "workload": asdict(workload),
     }
 
@@ -128,8 +132,8 @@ def measure_here(job: dict[str, Any]) -> Sample:
 
     workload = Workload(**job["workload"])
     settings = EngineSettings(**job["settings"])
-    if settings.packed is not None:
-        settings = replace(settings, packed=Path(settings.packed))
+    packed, prompts = (each and Path(each) for each in (settings.packed, settings.prompts))
+    settings = replace(settings, packed=packed, prompts=prompts)
     package = ModelPackage.open(Path(job["package"]))
     started = perf_counter()
     with Engine(

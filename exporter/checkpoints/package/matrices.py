@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy.typing as npt
 import onnx
 
 from llama_onnx.exporter.formats.tensor import Bounds, Float32
+from llama_onnx.runtime.measure.block_codes import dequantize, unpack
 from llama_onnx.targets.errors import PackageError, UnsupportedError
 from llama_onnx.targets.folder_files import file_inside
 from llama_onnx.targets.package import MODEL_FILE
@@ -30,8 +30,6 @@ from llama_onnx.targets.package import MODEL_FILE
 _CODES_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
 
 _BITS = (2, 4, 8)
-
-_PIECE = 1 << 17  # values at a time: they stay in the processor's cache
 
 Initializers = Mapping[str, "Initializer"]
 Producers = Mapping[str, onnx.NodeProto]
@@ -141,7 +139,7 @@ class MatMulBlocks:
         scales = self.scales.rows(start, stop)
         zeros: Float32 | np.float32 = np.float32(2 ** (self.bits - 1))
         if self.zero_points is not None:
-            packed = _codes(self.zero_points.rows(start, stop), self.bits)
+            packed = unpack(self.zero_points.rows(start, stop), self.bits)
             zeros = packed[:, : scales.shape[1]].astype(np.float32)
         ends = -zeros * scales, (np.float32(2**self.bits - 1) - zeros) * scales
         return np.minimum(*ends), np.maximum(*ends)
@@ -312,50 +310,3 @@ def _gathered_from(name: str, stored: Initializers, made_by: Producers) -> Initi
     """Return the initializer `name`, or the one whose columns are gathered into `name`."""
     maker = made_by.get(name)
     return stored.get(maker.input[0] if maker and maker.op_type == "Gather" else name)
-
-
-def dequantize(
-    codes: npt.NDArray[np.uint8],
-    scales: Float32,
-    bits: int,
-    block_size: int,
-    columns: int,
-    zero_points: npt.NDArray[np.uint8] | None = None,
-) -> Float32:
-    """Return the matrix, float32 [N, columns], of block codes: `(code - zero) * scale`.
-
-    `codes` [N, ...] has `ceil(columns / block_size)` whole blocks per row, packed from the low bits
-    of each byte up; `scales` is [N, blocks]. `zero_points` [N, ...] are packed in the same way;
-    without them zero is 2^(bits-1).
-    """
-    rows, blocks = scales.shape
-    values = np.empty((rows, blocks, block_size), np.float32)
-    table = _values_of_bytes(bits)
-    flat = codes.reshape(rows, -1)
-    step = max(1, _PIECE // (blocks * block_size))
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        piece = values[part]
-        piece.view(table.dtype).reshape(len(piece), -1)[:] = table[flat[part]]
-        if zero_points is None:
-            piece -= np.float32(2 ** (bits - 1))
-        else:
-            piece -= _codes(zero_points[part], bits)[:, :blocks, None]
-        piece *= scales[part, :, None]
-    return values.reshape(rows, -1)[:, :columns]  # the last block may be padded
-
-
-@cache
-def _values_of_bytes(bits: int) -> npt.NDArray[Any]:
-    """Return the codes in each of the 256 bytes, as float32 numbers that are moved as one item:
-    looking them up takes a fifth of the time of shifting and masking."""
-    every = np.arange(256, dtype=np.uint8)[:, None]
-    values = _codes(every, bits).astype(np.float32)  # [256, codes per byte]
-    return values.view(np.dtype((np.void, values.nbytes // 256)))[:, 0]
-
-
-def _codes(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    flat = packed.reshape(len(packed), -1)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    codes = flat[..., None] >> shifts & np.uint8((1 << bits) - 1)  # [N, bytes, codes per byte]
-    return codes.reshape(len(packed), -1)

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from llama_onnx.exporter.checkpoints.package.matrices import dequantize
 from llama_onnx.exporter.formats.tensor import Float32
 from llama_onnx.exporter.model.scales import ScaleForm
 from llama_onnx.exporter.model.storage import Quantized, RowBlocks, pack
+from llama_onnx.runtime.measure.block_codes import dequantize
 from llama_onnx.targets.target import FloatName
 
 STORAGES = [

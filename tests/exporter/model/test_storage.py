@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llama_onnx.exporter.checkpoints.package.matrices import dequantize
 from llama_onnx.exporter.formats.tensor import BlockCodes, Float32, LazyTensor, float_step
 from llama_onnx.exporter.model.storage import (
     Blocks,
@@ -20,6 +19,7 @@ from llama_onnx.exporter.model.storage import (
     Storage,
     pack,
 )
+from llama_onnx.runtime.measure.block_codes import dequantize
 from llama_onnx.targets.errors import UnsupportedError
 
 

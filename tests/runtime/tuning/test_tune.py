@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from llama_onnx.exporter.cli import main
 from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.tuning import tune as module
 from llama_onnx.runtime.tuning.candidates import candidates
@@ -18,37 +16,13 @@ from llama_onnx.runtime.tuning.tuned import Place, find, require_place
 from llama_onnx.runtime.tuning.tuning_sample import (
     Sample,
     Workload,
-    describe,
     measure,
-    measure_here,
 )
 from llama_onnx.targets.errors import ResourceError
 from llama_onnx.targets.package import ModelPackage
+from tests.support.tuning_trials import Faster, here, run, tune
 
 WORK = Workload(context_length=64, prompt_tokens=40, new_tokens=8, drafts=True)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def here(package: Path, settings: EngineSettings, workload: Workload) -> Sample:
-    """Measure in this process, which takes milliseconds."""
-    return measure_here(json.loads(json.dumps(describe(package, settings, workload))))
-
-
-class Faster:
-    """Measures for real, and then says of some settings that they were faster."""
-
-    def __init__(self, **wanted: Any) -> None:
-        self.wanted = wanted
-
-    def __call__(self, package: Path, settings: EngineSettings, workload: Workload) -> Sample:
-        sample = here(package, settings, workload)
-        hits = sum(getattr(settings, name) == value for name, value in self.wanted.items())
-        seconds = 10.0 / 2**hits
-        values = {**sample.to_json(), "prefill_seconds": seconds, "decode_seconds": 1.0}
-        return Sample(**{**values, "repeating_seconds": 1.0, "own_bytes": 100})
 
 
 @pytest.fixture
@@ -56,10 +30,6 @@ def quick(monkeypatch: pytest.MonkeyPatch, place: Place) -> pytest.MonkeyPatch:
     """Trials in this process, of which no setting is faster than another."""
     monkeypatch.setattr(module, "measure", Faster())
     return monkeypatch
-
-
-def tune(package: Path, *options: object) -> Result:
-    return run("tune", package, "--rounds", 2, "--prompt-tokens", 200, "--new-tokens", 8, *options)
 
 
 def test_a_trial_in_a_process_of_its_own_sees_what_the_engine_computes(package: Path) -> None:

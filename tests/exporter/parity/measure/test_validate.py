@@ -18,7 +18,6 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, normalizers
 
-from llama_onnx.exporter.checkpoints.package.matrices import dequantize
 from llama_onnx.exporter.checkpoints.package.package import PackageCheckpoint
 from llama_onnx.exporter.cli import main
 from llama_onnx.exporter.model.config import LlamaConfig
@@ -30,6 +29,7 @@ from llama_onnx.exporter.parity.measure.shipped import PromptSet
 from llama_onnx.exporter.parity.measure.tokenizers import FIXED_TEXTS
 from llama_onnx.exporter.parity.measure.validate import validate
 from llama_onnx.exporter.sources import open_checkpoint
+from llama_onnx.runtime.measure.block_codes import dequantize
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.runtime.measure.situations import SITUATIONS, run_plainly
 from llama_onnx.targets.errors import PackageError, UnsupportedError, UsageError

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama_onnx.exporter.checkpoints.package import matrices
-from llama_onnx.exporter.checkpoints.package.matrices import dequantize
 from llama_onnx.exporter.formats.tensor import BlockCodes
 from llama_onnx.exporter.parity.measure.weights import (
     _compare,
@@ -18,6 +16,8 @@ from llama_onnx.exporter.parity.measure.weights import (
     block_errors,
     block_means,
 )
+from llama_onnx.runtime.measure import block_codes
+from llama_onnx.runtime.measure.block_codes import dequantize
 
 CODES = [BlockCodes(4, 32), BlockCodes(8, 16), BlockCodes(2, 8), BlockCodes(4, 24)]
 Found = tuple[np.ndarray, np.ndarray, Any, Any]
@@ -117,7 +117,7 @@ def test_codes_are_dequantized_as_the_operator_defines(
     bits: int, zeros: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Code by code: packed from the low bits up, in pieces of a few rows."""
-    monkeypatch.setattr(matrices, "_PIECE", 100)
+    monkeypatch.setattr(block_codes, "_PIECE", 100)
     random = np.random.default_rng(bits)
     rows, count, size, columns = 11, 3, 16, 41
     codes = random.integers(0, 256, (rows, count, size * bits // 8), np.uint8)
