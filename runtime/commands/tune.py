@@ -108,7 +108,7 @@ def _print(report: Report) -> None:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    prompts = report.prompts and report.prompts.verdict
+    prompts = None if report.prompts is None else report.prompts.verdict
     for verdict in (*report.verdicts, report.confirmed, prompts):
         if verdict is not None:
             table.add_row(*_row(verdict))

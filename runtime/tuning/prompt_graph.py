@@ -121,8 +121,9 @@ def _integer_attributes(node: memoryview) -> Iterator[tuple[str, int]]:
     for number, _, value in fields(node):
         if number == 5 and isinstance(value, memoryview):  # AttributeProto: name = 1, i = 3
             found = {key: content for key, _, content in fields(value)}
-            if isinstance(found.get(3), int):
-                yield bytes(found[1]).decode(), found[3]  # type: ignore[arg-type, misc]
+            name, integer = found.get(1), found.get(3)
+            if isinstance(name, memoryview) and isinstance(integer, int):
+                yield bytes(name).decode(), integer
 
 
 class _Writer:
@@ -185,7 +186,7 @@ class _Writer:
 
     def _write(self, name: str, kind: int, values: npt.NDArray[np.generic]) -> None:
         start = self._start()
-        self._target.write(memoryview(values).cast("B"))
+        self._target.write(values.data.cast("B"))
         self.protos[name] = _external(name, kind, values.shape, start, values.nbytes)
 
     def _start(self) -> int:

@@ -107,12 +107,8 @@ def find(package: ModelPackage, *, thorough: bool = False) -> Tuned | None:
         check_private(place.root, place.record)
         record = parse_json(_read(place.record), max_bytes=_MOST_BYTES)
         settings = _settings(record["settings"])
-        for name, suffix in _FOLDERS.items():
-            if (kept := record.get(name)) is not None:
-                if kept["graph"] != graph_hash(package):
-                    raise UntrustedError(f"another version of llama-onnx wrote {kept['folder']}")
-                folder = _folder(place, kept, suffix, thorough)
-                settings = replace(settings, **{name: folder})
+        found = {name: _kept(name, record, place, package, thorough) for name in _FOLDERS}
+        settings = replace(settings, packed=found["packed"], prompts=found["prompts"])
         return Tuned(settings, float(record["gain"]))
     except FileNotFoundError as error:
         if Path(error.filename) == place.record or not place.record.exists():
@@ -234,6 +230,18 @@ def _settings(content: Mapping[str, Any]) -> EngineSettings:
     return EngineSettings(None if threads is None else check_threads(threads), chunk=chunk, **flags)
 
 
+def _kept(
+    name: str, record: Mapping[str, Any], place: Place, package: ModelPackage, thorough: bool
+) -> Path | None:
+    """Return the folder that a record names for the setting `name`; None if it names none."""
+    content = record.get(name)
+    if content is None:
+        return None
+    if content["graph"] != graph_hash(package):
+        raise UntrustedError(f"another version of llama-onnx wrote {content['folder']}")
+    return _folder(place, content, _FOLDERS[name], thorough)
+
+
 def _folder(place: Place, content: Mapping[str, Any], suffix: str, thorough: bool) -> Path:
     """Return a folder that was written, after all checks."""
     name = content["folder"]
@@ -261,7 +269,7 @@ def _identity(file: Path) -> dict[str, int]:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove folders that no record names: of a killed `tune`, or replaced by others."""
-    named = set()
+    named = set[str]()
     for record in folder.glob("*.json"):
         try:
             content = parse_json(_read(record), max_bytes=_MOST_BYTES)
