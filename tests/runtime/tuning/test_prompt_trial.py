@@ -10,6 +10,7 @@ import pytest
 
 from llama_onnx.runtime.engine.engine_settings import EngineSettings
 from llama_onnx.runtime.measure.thresholds import Check
+from llama_onnx.runtime.measure.verify import checks_of
 from llama_onnx.runtime.tuning import prompt_trial
 from llama_onnx.runtime.tuning import tune as tuning_module
 from llama_onnx.runtime.tuning.machine import Machine
@@ -103,7 +104,7 @@ def test_what_is_not_faster_is_not_kept(certified: Path, vnni: pytest.MonkeyPatc
 
 def test_the_certificate_s_limits_decide(certified: Path, vnni: pytest.MonkeyPatch) -> None:
     """First without the matrices whose inputs have outliers, then not at all."""
-    checks_of, beyond = prompt_trial.checks_of, 1
+    beyond = 1
 
     def strict(*arguments: object) -> tuple[Check, ...]:
         nonlocal beyond
@@ -150,7 +151,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
     certified: Path, vnni: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    vnni.setattr(prompt_trial.shutil, "disk_usage", lambda _: usage)
+    vnni.setattr("shutil.disk_usage", lambda _: usage)
     found = trial(certified, require_place(ModelPackage.open(certified)))
     assert found.problem is not None and "0.0 GB free" in found.problem
 
