@@ -23,11 +23,14 @@ from llama_onnx.runtime.batch.local import LocalWorkers
 from llama_onnx.runtime.batch.worker import Opening
 from llama_onnx.runtime.doctor.gather import gather_memory, gather_processor
 from llama_onnx.runtime.engine.cache_budget import shared_bytes
+from llama_onnx.runtime.tuning.tuned import choose
 from llama_onnx.targets.durable import replacing
 from llama_onnx.targets.errors import UsageError
 from llama_onnx.targets.listing import hash_file
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import SILENT, Progress
+from llama_onnx.targets.provider import Provider
+from llama_onnx.targets.registry import get_target
 
 JOURNAL_SUFFIX = ".journal"
 
@@ -91,6 +94,12 @@ def open_package(path: Path) -> tuple[ModelPackage, str]:
     package = ModelPackage.open(path)
     package.require_tokenizer()
     return package, hash_file(package.index)
+
+
+def describe_tuning(package: ModelPackage, provider: Provider | None) -> str | None:
+    """Return which settings of `tune` the workers on this machine use, None if there are none."""
+    asked = provider or get_target(package.target).session.provider
+    return choose(package, asked, threads=1)[1]  # workers divide the threads among themselves
 
 
 def run_batch(

@@ -94,6 +94,8 @@ def command(
         allow_fallback=allow_fallback,
     )
     if ray is None:
+        if tuned := batch.describe_tuning(opened, provider):
+            note(tuned)
         plan = batch.plan_workers(workers, threads, opened)
         start = batch.local_start(plan, cache_memory, opened)
     else:

@@ -30,7 +30,7 @@ from llama_onnx.runtime.engine.single_rows import DeviceRows, GrowingRows
 from llama_onnx.runtime.engine.task import Task
 from llama_onnx.runtime.memory import forgetting_pages, trim_heap
 from llama_onnx.runtime.placement.session import open_session
-from llama_onnx.targets.errors import PackageError, ResourceError, UsageError
+from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, UsageError
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage
 from llama_onnx.targets.provider import Provider
 from llama_onnx.targets.providers import CPU
@@ -64,6 +64,7 @@ class Engine:
         capacity: What the caches may hold.
         context_length: The most tokens of a text.
         copies: Whether caches can be copied, so that a text can start with what another read.
+        int8_prompts: Whether another graph reads prompts, in int8; see `EngineSettings.prompts`.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Engine:
                 parallel=provider == CPU,
                 edit=choose_rows if provider.views and settings.packed is None else None,
             )
-            prompts = _open_prompts(settings, provider, threads, opened.shares_buffer)
+            prompts = _open_prompts(settings, provider, threads, opened.shares_buffer, package)
         trim_heap()  # what packing needed for a moment
         self.package, self.context_length = package, context_length
         self.provider = CPU if opened.fallback else provider
@@ -123,6 +124,7 @@ class Engine:
             beside=drafts.position_bytes,
         )
         self.copies = self.provider.views or not opened.shares_buffer
+        self.int8_prompts = prompts is not None
         self._adapters, self._keys = adapters, count(1)
         self._loop = Loop(
             open_rows,
@@ -285,22 +287,33 @@ def _read_adapter(path: Path) -> Parameters:
 
 
 def _open_prompts(
-    settings: EngineSettings, provider: Provider, threads: int | None, shares_buffer: bool
+    settings: EngineSettings,
+    provider: Provider,
+    threads: int | None,
+    shares_buffer: bool,
+    package: ModelPackage,
 ) -> ort.Session | None:
     """Return a session of the graph that reads prompts; None if there is none, or no cache that
     two graphs can share."""
     if settings.prompts is None or not (provider == CPU and shares_buffer):
         return None
-    with forgetting_pages(settings.prompts / DATA_FILE):
-        return open_session(
-            settings.prompts / MODEL_FILE,
-            provider,
-            threads=threads,
-            arena=settings.arena,
-            spin=False,  # answers follow, by the other session's threads
-            parallel=True,
-            edit=choose_rows,
-        ).session
+    try:
+        with forgetting_pages(settings.prompts / DATA_FILE):
+            return open_session(
+                settings.prompts / MODEL_FILE,
+                provider,
+                threads=threads,
+                arena=settings.arena,
+                spin=False,  # answers follow, by the other session's threads
+                parallel=True,
+                edit=choose_rows,
+            ).session
+    except (OSError, LlamaOnnxError) as error:
+        raise ResourceError(
+            "the graph that reads prompts in int8 does not open: "
+            f"{str(error).rstrip('.')}; remove it with `llama-onnx tune {package.path} --forget`, "
+            "or set LLAMA_ONNX_TUNED=0."
+        ) from None
 
 
 def _rows_of(

@@ -16,6 +16,7 @@ from llama_onnx.runtime.engine.answer import GONE
 from llama_onnx.runtime.engine.cache_layout import Block
 from llama_onnx.runtime.engine.errand import Errand
 from llama_onnx.runtime.engine.events import Reason
+from llama_onnx.runtime.engine.head_rows import AS_SEVERAL
 from llama_onnx.runtime.engine.prefixes import SHORTEST, Entry, Prefixes, common
 from llama_onnx.runtime.engine.schedule import (
     Capacity,
@@ -36,9 +37,8 @@ log = logging.getLogger("llama_onnx.engine")
 
 _T = TypeVar("_T")
 
-_UNREAD = 2
-"""Tokens of a prompt that are read in any case: their logits are needed, and a single one would be
-computed by another kernel than several."""
+_UNREAD = AS_SEVERAL
+"""Tokens of a prompt that are read in any case: the logits after them are needed."""
 
 
 class Loop:

@@ -25,7 +25,7 @@ _SHORTEST = 256
 """Positions of the first buffers."""
 
 _PROMPT = 16
-"""Least tokens to read with the graph for prompts, which computes fewer no faster."""
+"""Least tokens of a part to read with the graph for prompts, which computes fewer no faster."""
 
 
 class Rows(Protocol):
@@ -121,9 +121,15 @@ class SharedRows:
         return self._filled[key]
 
     def read(self, key: int, ids: Ids, options: Any = None) -> Logits:
-        """Append `ids` to a sequence and return the logits [V] after the last of them."""
-        graph = self._prompts if len(ids) >= _PROMPT else self._reads
-        last: Logits = self._append(graph, key, ids, options, AS_SEVERAL)[-1]
+        """Append `ids` to a sequence and return the logits [V] after the last of them.
+
+        The graph for prompts reads all but the last of them: whoever asks the same again gets the
+        rest from what was kept, and then reads these few. So the answer is the same.
+        """
+        if self._prompts is not self._reads and len(ids) >= _PROMPT:
+            self._append(self._prompts, key, ids[:-AS_SEVERAL], options, AS_SEVERAL)
+            ids = ids[-AS_SEVERAL:]
+        last: Logits = self._append(self._reads, key, ids, options, AS_SEVERAL)[-1]
         return last
 
     def verify(self, key: int, ids: Ids, options: Any = None) -> Logits:

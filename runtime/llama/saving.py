@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llama_onnx.session")
 
+_INT8_PROMPTS = "int8_prompts"
+"""Key of a saved session whose keys and values are not quite those of the package's own graph."""
+
 _NUMBERS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 
 
@@ -164,6 +167,8 @@ def save(
         "messages": list(state.messages),
         **setup.to_json(),
     }
+    if engine is not None and engine.int8_prompts:
+        content[_INT8_PROMPTS] = True
     entry, why = None, _cannot(engine)
     if why is None and engine is not None and state.tokens.size:
         entry = engine.export_prefix(state.tokens, setup.adapter)
@@ -222,6 +227,8 @@ def _with_cache(
     why = None if positions or not tokens else "it was saved without one"
     if tokens > engine.context_length:
         why = f"it has {tokens:,} tokens, more than the context of {engine.context_length:,}"
+    elif session.content.get(_INT8_PROMPTS) and not engine.int8_prompts:
+        why = "its prompts were read in int8, and are not here"
     elif positions and not engine.make_room(positions):
         why = f"there is no room for {positions:,} tokens in the engine's memory"
     if why is not None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from llama_onnx.targets.durable import flush_tree
 from llama_onnx.targets.errors import ResourceError, describe_reason
 
 NAME = "llama-onnx"
@@ -76,6 +80,36 @@ def check_private(root: Path, path: Path) -> None:
             raise UntrustedError(f"{each} belongs to another user")
         if status.st_mode & _OTHERS:
             raise UntrustedError(f"{each} is writable for other users")
+
+
+@contextmanager
+def new_folder(parent: Path, suffix: str, what: str) -> Iterator[Path]:
+    """Yield a new folder in `parent` to write files to; then they are for this user only, and on
+    the disk. After an error the folder is removed.
+
+    Raises `ResourceError` if `what`, the plural of what is written, cannot be.
+    """
+    folder = Path(tempfile.mkdtemp(suffix=suffix, dir=parent))
+    try:
+        yield folder
+        for file in folder.iterdir():
+            file.chmod(0o600)
+        flush_tree(folder)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ResourceError(
+                f"{what} cannot be written to {parent}: {describe_reason(error)}."
+            ) from None
+        raise
+
+
+def shortage(folder: Path, needed: int) -> str | None:
+    """Return how much less than `needed` bytes is free where `folder` is; None if enough is."""
+    free = shutil.disk_usage(folder).free
+    if free > needed:
+        return None
+    return f"{folder} has {free / 1e9:.1f} GB free, and this needs up to {needed / 1e9:.1f} GB"
 
 
 def _between(root: Path, path: Path) -> list[Path]:

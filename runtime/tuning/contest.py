@@ -69,7 +69,7 @@ class Verdict:
 
 @dataclass
 class Contest:
-    """Samples so far: of the defaults at the start and at the end of each round, and of each
+    """Samples so far: without changes at the start and at the end of each round, and of each
     candidate by name."""
 
     first: list[Sample] = field(default_factory=list)
@@ -81,16 +81,17 @@ def hold(
     candidates: Sequence[Candidate],
     rounds: int,
     measure: Callable[[str, EngineSettings], Sample],
+    usual: EngineSettings = DEFAULT,
 ) -> Contest:
-    """Measure the defaults and all `candidates` in turn, every other round backwards."""
+    """Measure the settings `usual` and all `candidates` in turn, every other round backwards."""
     contest = Contest(others={each.name: [] for each in candidates})
     for number in range(rounds):
-        contest.first.append(measure("defaults", DEFAULT))
+        contest.first.append(measure("without changes", usual))
         order = candidates if number % 2 == 0 else candidates[::-1]
         for each in order:
             if number < 2 or not _hopeless(each, contest):
                 contest.others[each.name].append(measure(each.name, each.settings))
-        contest.last.append(measure("defaults", DEFAULT))
+        contest.last.append(measure("without changes", usual))
     return contest
 
 

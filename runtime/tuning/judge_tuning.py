@@ -12,7 +12,7 @@ _NAME = "tuning"
 
 
 def judge_tuning(package: ModelPackage) -> Finding:
-    """Report which settings are kept for `package` here; reads packed weights whole."""
+    """Report which settings are kept for `package` here; reads all files of them."""
     command = f"`llama-onnx tune {printable(str(package.path))}`"
     try:
         tuned = find(package, thorough=True)

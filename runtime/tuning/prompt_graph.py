@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,16 +24,17 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_onnx.runtime.measure.block_codes import Float32, dequantize
-from llama_onnx.targets.errors import UnsupportedError
+from llama_onnx.runtime.tuning import onnx_wire
+from llama_onnx.targets.errors import PackageError, UnsupportedError
 from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.onnx_file import BFLOAT16, FLOAT, UINT8, Graph, Node, read_model
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage
 from llama_onnx.targets.progress import SILENT, Progress
-from llama_onnx.targets.protobuf import BYTES, VARINT, Value, encode, encode_text, fields
+from llama_onnx.targets.protobuf import BYTES, Value, encode, fields
 
 _GRAPH = 7  # of ModelProto
 _NODE, _INITIALIZER = 1, 5  # of GraphProto
-_INT8, _FLOAT16 = 3, 10  # TensorProto.DataType
+_INT8, _INT64, _FLOAT16 = 3, 7, 10  # TensorProto.DataType
 _PREFIX = "prompts/"  # of all names that are new
 _ALIGNED = 64  # bytes
 _CHUNK = 1 << 22  # values of a matrix at a time
@@ -90,7 +90,7 @@ def write_prompt_graph(
             made[index] = written.product(matrix, new=matrix.node.inputs[0] not in read)
             read.add(matrix.node.inputs[0])
             progress.update("matrices", done + 1, len(chosen))
-        written.constants()
+        written.protos.update(_constants())
         graph_bytes = b"".join(_rebuilt(message, graph, made, written))
     model_bytes = b"".join(
         encode(number, kind, graph_bytes if number == _GRAPH else value)
@@ -147,25 +147,11 @@ class _Writer:
         zeros = (f"{_PREFIX}middle", f"{_PREFIX}zero")
         return [
             *(_quantize(entry) if new else ()),
-            _node(
+            onnx_wire.node(
                 "MatMulIntegerToFloat", (*inputs, *zeros), f"{name}.sums", domain="com.microsoft"
             ),
-            _node("Mul", (f"{name}.sums", f"{_PREFIX}{entry}.scales"), output),
+            onnx_wire.node("Mul", (f"{name}.sums", f"{_PREFIX}{entry}.scales"), output),
         ]
-
-    def constants(self) -> None:
-        """Add what all products share."""
-        for name, kind, value in (
-            ("one", FLOAT, np.float32(1)),
-            ("zero", _INT8, np.int8(0)),
-            ("middle", UINT8, np.uint8(_MOST + 1)),
-            ("offset", FLOAT, np.float32(_MOST + 1)),
-            ("most", FLOAT, np.float32(_MOST)),
-            ("least", FLOAT, np.float32(1e-30)),
-        ):
-            self.protos[_PREFIX + name] = _inline(_PREFIX + name, kind, (), value.tobytes())
-        last = np.array([-1], np.int64).tobytes()
-        self.protos[f"{_PREFIX}last"] = _inline(f"{_PREFIX}last", 7, (1,), last)
 
     def copy(self, name: str) -> bytes:
         """Return the TensorProto of weights that stay as they are, and write them."""
@@ -176,9 +162,13 @@ class _Writer:
         left = place.end - place.start
         while left:
             piece = self._source.read(min(left, _COPIED))
+            if not piece:
+                raise PackageError(f"{DATA_FILE} ends before the weights {name!r}.")
             self._target.write(piece)
             left -= len(piece)
-        return _external(name, kind, dims, start, place.end - place.start)
+        return onnx_wire.external_tensor(
+            name, kind, dims, DATA_FILE, start, place.end - place.start
+        )
 
     def is_external(self, name: str) -> bool:
         """Return whether a tensor is in the data file."""
@@ -187,7 +177,9 @@ class _Writer:
     def _write(self, name: str, kind: int, values: npt.NDArray[np.generic]) -> None:
         start = self._start()
         self._target.write(values.data.cast("B"))
-        self.protos[name] = _external(name, kind, values.shape, start, values.nbytes)
+        self.protos[name] = onnx_wire.external_tensor(
+            name, kind, values.shape, DATA_FILE, start, values.nbytes
+        )
 
     def _start(self) -> int:
         position = self._target.tell()
@@ -239,19 +231,35 @@ class _Writer:
         return np.frombuffer(self._source.read(place.end - place.start), np.uint8)
 
 
+def _constants() -> dict[str, bytes]:
+    """Return what all products share, by name."""
+    found = {}
+    for name, kind, value in (
+        ("one", FLOAT, np.float32(1)),
+        ("zero", _INT8, np.int8(0)),
+        ("middle", UINT8, np.uint8(_MOST + 1)),
+        ("offset", FLOAT, np.float32(_MOST + 1)),
+        ("most", FLOAT, np.float32(_MOST)),
+        ("least", FLOAT, np.float32(1e-30)),
+    ):
+        found[_PREFIX + name] = onnx_wire.tensor(_PREFIX + name, kind, (), value.tobytes())
+    last, minus_one = f"{_PREFIX}last", np.array([-1], np.int64)
+    return {**found, last: onnx_wire.tensor(last, _INT64, (1,), minus_one.tobytes())}
+
+
 def _quantize(entry: str) -> Iterator[bytes]:
     """Yield the nodes that make codes [.., K], uint8 with zero at 128, and scales [.., 1] of the
     activations `entry`."""
     name = _PREFIX + entry
-    yield _node("Abs", (entry,), f"{name}.magnitudes")
-    yield _node("ReduceMax", (f"{name}.magnitudes", f"{_PREFIX}last"), f"{name}.maxima")
-    yield _node("Max", (f"{name}.maxima", f"{_PREFIX}least"), f"{name}.largest")
-    yield _node("Div", (f"{name}.largest", f"{_PREFIX}most"), f"{name}.scales")
-    yield _node("Div", (f"{_PREFIX}most", f"{name}.largest"), f"{name}.factors")
-    yield _node("Mul", (entry, f"{name}.factors"), f"{name}.scaled")
-    yield _node("Round", (f"{name}.scaled",), f"{name}.rounded")
-    yield _node("Add", (f"{name}.rounded", f"{_PREFIX}offset"), f"{name}.shifted")
-    yield _node("Cast", (f"{name}.shifted",), f"{name}.codes", {"to": UINT8})
+    yield onnx_wire.node("Abs", (entry,), f"{name}.magnitudes")
+    yield onnx_wire.node("ReduceMax", (f"{name}.magnitudes", f"{_PREFIX}last"), f"{name}.maxima")
+    yield onnx_wire.node("Max", (f"{name}.maxima", f"{_PREFIX}least"), f"{name}.largest")
+    yield onnx_wire.node("Div", (f"{name}.largest", f"{_PREFIX}most"), f"{name}.scales")
+    yield onnx_wire.node("Div", (f"{_PREFIX}most", f"{name}.largest"), f"{name}.factors")
+    yield onnx_wire.node("Mul", (entry, f"{name}.factors"), f"{name}.scaled")
+    yield onnx_wire.node("Round", (f"{name}.scaled",), f"{name}.rounded")
+    yield onnx_wire.node("Add", (f"{name}.rounded", f"{_PREFIX}offset"), f"{name}.shifted")
+    yield onnx_wire.node("Cast", (f"{name}.shifted",), f"{name}.codes", {"to": UINT8})
 
 
 def _rebuilt(
@@ -294,39 +302,3 @@ def _name(tensor: Value) -> str:
     (name,) = (value for number, _, value in fields(tensor) if number == 8)
     assert isinstance(name, memoryview)
     return bytes(name).decode()
-
-
-def _node(
-    operator: str,
-    inputs: Collection[str],
-    output: str,
-    attributes: Mapping[str, int] | None = None,
-    domain: str = "",
-) -> bytes:
-    """Return a NodeProto."""
-    parts = [encode_text(1, name) for name in inputs]
-    parts += [encode_text(2, output), encode_text(3, output), encode_text(4, operator)]
-    for name, value in (attributes or {}).items():  # name = 1, i = 3, type = 20: INT
-        integer = encode_text(1, name) + encode(3, VARINT, value) + encode(20, VARINT, 2)
-        parts.append(encode(5, BYTES, integer))
-    if domain:
-        parts.append(encode_text(7, domain))
-    return b"".join(parts)
-
-
-def _head(name: str, kind: int, dims: Collection[int]) -> bytes:
-    """Return the start of a TensorProto: dims = 1, data_type = 2, name = 8."""
-    lengths = b"".join(encode(1, VARINT, dim) for dim in dims)
-    return lengths + encode(2, VARINT, kind) + encode_text(8, name)
-
-
-def _inline(name: str, kind: int, dims: Collection[int], raw: bytes) -> bytes:
-    assert len(raw) >= prod(dims)
-    return _head(name, kind, dims) + encode(9, BYTES, raw)
-
-
-def _external(name: str, kind: int, dims: Collection[int], start: int, length: int) -> bytes:
-    places = {"location": DATA_FILE, "offset": str(start), "length": str(length)}
-    entries = (encode_text(1, key) + encode_text(2, value) for key, value in places.items())
-    data = b"".join(encode(13, BYTES, entry) for entry in entries)
-    return _head(name, kind, dims) + data + encode(14, VARINT, 1)

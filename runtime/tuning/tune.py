@@ -25,6 +25,7 @@ from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import SILENT, Progress
 
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 512, 64, 5
+MOST_ROUNDS = 100
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,16 @@ def tune(
     What gains more than the noise is measured once more, all of it together, and kept if it gains
     again; packed weights are kept if they save memory and cost no speed. Every trial's logits must
     be those of the defaults, bit for bit. Without `packed` no weights are written. With
-    `int8_prompts` a second graph is tried that reads prompts; see `try_prompts`.
+    `int8_prompts` a second graph that reads prompts is tried too, in addition to what is kept; its
+    logits are not the same, and have limits; see `try_prompts`.
 
     Raises `ResourceError` if the cache cannot be written or a trial fails, `UsageError` while
-    another process tunes the package or for fewer than two rounds.
+    another process tunes the package or for fewer than 2 or more than 100 rounds.
     """
     if rounds < 2:
         raise UsageError("tuning takes at least 2 rounds: one says nothing about the noise.")
+    if rounds > MOST_ROUNDS:
+        raise UsageError(f"tuning takes at most {MOST_ROUNDS} rounds.")
     place = require_place(package)
     new = max(1, min(new_tokens, context_length // 4))
     prompt = max(1, min(prompt_tokens, context_length - new))
@@ -103,9 +107,9 @@ def _with_prompts(
 ) -> Report:
     """Return the report with what came of prompts in int8, and with them in its settings if they
     are kept."""
-    counted = _counter(package, report.workload, progress, report.rounds * 3)
-    trial = try_prompts(package, place, report.rounds, counted, progress)
     tuned = report.tuned
+    counted = _counter(package, report.workload, progress, report.rounds * 3)
+    trial = try_prompts(package, place, tuned.settings, report.rounds, counted, progress)
     if trial.kept is not None:
         tuned = replace(tuned, settings=replace(tuned.settings, prompts=trial.kept))
     return replace(report, tuned=tuned, prompts=trial)

@@ -1,15 +1,14 @@
 """The settings that were found for a package on this machine: kept, found again, forgotten.
 
 `CACHE/tuned/PACKAGE/MACHINE.json` is a record; PACKAGE is the manifest's hash and MACHINE that of
-`Machine`. The record names the folder beside it that holds packed weights, if there is one. It is
-written last and whole, so what a killed `tune` leaves is never read. Nobody but this user may be
-able to write any of it: a graph and weights are executed.
+`Machine`. The record names the folders beside it that hold packed weights and a graph for prompts,
+if there are any. It is written last and whole, so what a killed `tune` leaves is never read. Nobody
+but this user may be able to write any of it: a graph and weights are executed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 
 from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.engine.head_rows import choose_rows
+from llama_onnx.runtime.measure.jsontext import dumps
 from llama_onnx.runtime.ort import check_threads
 from llama_onnx.runtime.tuning.cache_folder import (
     UntrustedError,
@@ -44,7 +44,9 @@ log = logging.getLogger("llama_onnx.engine")
 IGNORE = "LLAMA_ONNX_TUNED"
 """Set this variable to 0 to run packages as if they were not tuned."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of the records, and of what writes the folders: raise it when `write_prompt_graph` changes."""
+
 PACKED_SUFFIX, PROMPTS_SUFFIX = ".packed", ".prompts"
 _FOLDERS: Mapping[str, str] = {"packed": PACKED_SUFFIX, "prompts": PROMPTS_SUFFIX}
 """Settings that are folders beside the record -> how the names of those folders end."""
@@ -97,8 +99,8 @@ def require_place(package: ModelPackage) -> Place:
 def find(package: ModelPackage, *, thorough: bool = False) -> Tuned | None:
     """Return what was found for `package` on this machine; None if it was not tuned here.
 
-    `thorough`: read the packed weights and compare their hash; otherwise size and time are
-    compared. Raises `PackageError` for what cannot be trusted or is damaged.
+    `thorough`: read all files beside the record and compare their hashes; otherwise sizes and times
+    of weights are compared. Raises `ResourceError` for what cannot be trusted or is damaged.
     """
     place = place_of(package)
     if place is None:
@@ -106,6 +108,8 @@ def find(package: ModelPackage, *, thorough: bool = False) -> Tuned | None:
     try:
         check_private(place.root, place.record)
         record = parse_json(_read(place.record), max_bytes=_MOST_BYTES)
+        if record["format_version"] != FORMAT_VERSION:
+            raise UntrustedError(f"another version of llama-onnx wrote {place.record}")
         settings = _settings(record["settings"])
         found = {name: _kept(name, record, place, package, thorough) for name in _FOLDERS}
         settings = replace(settings, packed=found["packed"], prompts=found["prompts"])
@@ -120,6 +124,15 @@ def find(package: ModelPackage, *, thorough: bool = False) -> Tuned | None:
         raise _ignored(f"{place.record}: {describe_reason(error)}") from None
     except (JSONError, KeyError, TypeError, ValueError, LlamaOnnxError):
         raise _ignored(f"{place.record} is damaged") from None
+
+
+def reads_prompts_apart(package: ModelPackage) -> bool:
+    """Return whether a graph for prompts is kept for `package` on this machine."""
+    try:
+        tuned = find(package)
+    except LlamaOnnxError:
+        return False
+    return tuned is not None and tuned.settings.prompts is not None
 
 
 def choose(
@@ -164,7 +177,8 @@ def tuning(place: Place) -> Iterator[None]:
 
 
 def keep(place: Place, package: ModelPackage, tuned: Tuned, measured: Mapping[str, Any]) -> None:
-    """Write the record, with the hashes of packed weights, which takes a while."""
+    """Write the record, with the hashes of the folders' files, which takes a while. Numbers in
+    `measured` that are not finite become null."""
     folders = {name: getattr(tuned.settings, name) for name in _FOLDERS}
     content = {
         "format_version": FORMAT_VERSION,
@@ -175,7 +189,7 @@ def keep(place: Place, package: ModelPackage, tuned: Tuned, measured: Mapping[st
         "measured": measured,
     }
     with replacing(place.record) as file:
-        file.write(json.dumps(content, indent=2).encode())
+        file.write(dumps(content).encode())
 
 
 def _described(folder: Path, package: ModelPackage) -> dict[str, Any]:
@@ -188,10 +202,10 @@ def graph_hash(package: ModelPackage) -> str:
     return hashlib.sha256(choose_rows(package.model_path.read_bytes())).hexdigest()
 
 
-def describe_files(packed: Path) -> dict[str, Any]:
+def describe_files(folder: Path) -> dict[str, Any]:
     """Return size, time and hash of graph and weights, by which they are recognized later."""
     return {
-        name: {**_identity(packed / name), "sha256": hash_file(packed / name)}
+        name: {**_identity(folder / name), "sha256": hash_file(folder / name)}
         for name in (MODEL_FILE, DATA_FILE)
     }
 

@@ -221,14 +221,18 @@ def _steps_of(bounds: Bounds, codes: BlockCodes, quantizer: str) -> Float32:
 
 
 def block_means(rows: Float32, expected: Float32, found: LazyTensor, bounds: Bounds) -> Float32:
-    """Return the mean square of each block's distances, in steps of its own codes, [R, blocks]. The
-    end of a padded block counts for its missing weights, which are equal."""
+    """Return the mean square of each block's distances, in steps of its own codes, [R, blocks].
+
+    What fills up the last block of a row does not count.
+    """
     assert found.codes is not None, "only blocks of codes have ranges"
     low, high = bounds
     ours, theirs = _in_blocks(rows, found.codes), _in_blocks(expected, found.codes)
     distance = ours - np.clip(theirs, low[..., None], high[..., None])
     step = (high - low) / np.float32(2**found.codes.bits - 1)
-    squares = np.einsum("rbk,rbk->rb", distance, distance) / np.float32(found.codes.block_size)
+    starts = found.codes.block_size * np.arange(low.shape[1])
+    counts = np.minimum(found.codes.block_size, expected.shape[1] - starts).astype(np.float32)
+    squares = np.einsum("rbk,rbk->rb", distance, distance) / counts
     with np.errstate(divide="ignore", invalid="ignore"):
         means = squares / np.square(step)
     return np.where(squares == 0, np.float32(0), means)

@@ -128,8 +128,8 @@ def test_rounds_are_interleaved_and_the_hopeless_given_up() -> None:
         return took(100 if name == "slow" else 10)[0]
 
     measured = hold([slow, fast], 4, measure)
-    assert calls[:4] == ["defaults", "slow", "fast", "defaults"]
-    assert calls[4:8] == ["defaults", "fast", "slow", "defaults"]
+    assert calls[:4] == ["without changes", "slow", "fast", "without changes"]
+    assert calls[4:8] == ["without changes", "fast", "slow", "without changes"]
     assert len(measured.others["slow"]) == 2 and len(measured.others["fast"]) == 4
     verdict = judge(slow, measured)
     assert not verdict.kept and "slower" in verdict.reason

@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
-from llama_onnx.runtime.engine.engine_settings import EngineSettings
+from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.measure.thresholds import Check
 from llama_onnx.runtime.measure.verify import checks_of
-from llama_onnx.runtime.tuning import prompt_trial
+from llama_onnx.runtime.tuning import exact_products, prompt_trial
 from llama_onnx.runtime.tuning import tune as tuning_module
-from llama_onnx.runtime.tuning.machine import Machine
 from llama_onnx.runtime.tuning.prompt_trial import PromptTrial, try_prompts
-from llama_onnx.runtime.tuning.tuned import PROMPTS_SUFFIX, Place, find, require_place, tuning
+from llama_onnx.runtime.tuning.tuned import (
+    PROMPTS_SUFFIX,
+    Place,
+    choose,
+    find,
+    require_place,
+    tuning,
+)
 from llama_onnx.runtime.tuning.tuning_sample import Sample, Workload
-from llama_onnx.targets.errors import LlamaOnnxError
+from llama_onnx.targets.errors import LlamaOnnxError, ResourceError
 from llama_onnx.targets.package import MODEL_FILE, ModelPackage
+from llama_onnx.targets.providers import CPU
+from llama_onnx.targets.strict_json import parse_json
 from tests.support.packages import make_certified
 from tests.support.tuning_trials import Faster, run, tune
 
-VNNI = Machine("a processor", ("AVX2", "VNNI"), 2, 2, "1.32")
-
 
 class ReadsFaster(Faster):
-    """Reads prompts twice as fast with the graph for prompts, and `others` times otherwise."""
+    """Reads prompts `gain` times as fast with the graph for prompts; `wanted` settings are twice as
+    fast without it."""
 
-    def __init__(self, gain: float = 2.0) -> None:
-        super().__init__()
+    def __init__(self, gain: float = 2.0, **wanted: Any) -> None:
+        super().__init__(**wanted)
         self.gain = gain
 
     def __call__(self, package: Path, settings: EngineSettings, workload: Workload) -> Sample:
-        values = super().__call__(package, settings, workload).to_json()
-        seconds = 10.0 / (self.gain if settings.prompts else 1.0)
-        return Sample(**{**values, "prefill_seconds": seconds})
+        sample = super().__call__(package, settings, workload)
+        faster = self.gain if settings.prompts else 1.0
+        return replace(sample, prefill_seconds=sample.prefill_seconds / faster)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +60,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def vnni(monkeypatch: pytest.MonkeyPatch, cache: Path) -> pytest.MonkeyPatch:
     """A processor whose products of int8 are exact, whatever the test runs on."""
-    monkeypatch.setattr(prompt_trial, "_unsuitable", lambda machine: None)
+    monkeypatch.setattr(exact_products, "are_exact", lambda: True)
     return monkeypatch
 
 
@@ -56,6 +70,7 @@ def trial(package: Path, place: Place, gain: float = 2.0) -> PromptTrial:
         return try_prompts(
             ModelPackage.open(package),
             place,
+            DEFAULT,
             2,
             lambda _, settings: measured(package, settings, Workload(128, 64, 4)),
         )
@@ -120,22 +135,121 @@ def test_the_certificate_s_limits_decide(certified: Path, vnni: pytest.MonkeyPat
     beyond, failing = 1, {3, 4}
     found = trial(certified, place)
     assert found.problem is not None and found.kept is None
-    assert found.problem.startswith("shipped ") and "and the limit" in found.problem
+    assert found.problem.startswith("on the certificate's passages the ")
+    assert "is 1, and the limit is " in found.problem
+    assert not list(place.folder.glob(f"*{PROMPTS_SUFFIX}"))
+
+
+def test_the_trial_adds_to_what_gains_without_it(certified: Path, vnni: pytest.MonkeyPatch) -> None:
+    """Both together are compared with the one alone, and each figure is that of one."""
+    vnni.setattr(tuning_module, "measure", ReadsFaster(1.5, chunk=128))
+    said = " ".join(tune(certified, "--int8-prompts", "--no-packed").stdout.split())
+    assert "prompts in int8 (prompt only) 1.50 yes: faster by more than the noise" in said
+    assert (
+        "faster: prompts read in parts of 128 tokens. Kept: prompts read in int8, 1.50 times"
+        in (said)
+    )
+    found = find(ModelPackage.open(certified))
+    assert found is not None and found.settings.prompts is not None
+    assert found.settings.chunk == 128
+
+
+def test_a_later_tune_without_it_says_that_it_ends(
+    certified: Path, vnni: pytest.MonkeyPatch
+) -> None:
+    vnni.setattr(tuning_module, "measure", ReadsFaster())
+    assert "no longer" not in tune(certified, "--int8-prompts", "--no-packed").stdout
+    assert "no longer" not in tune(certified, "--int8-prompts", "--no-packed").stdout
+    assert "Prompts are no longer read in int8" in tune(certified, "--no-packed").stdout
+    assert "no longer" not in tune(certified, "--no-packed").stdout
+
+
+def test_a_variable_reads_prompts_as_before(certified: Path, vnni: pytest.MonkeyPatch) -> None:
+    vnni.setattr(tuning_module, "measure", ReadsFaster())
+    tune(certified, "--int8-prompts", "--no-packed")
+    assert choose(ModelPackage.open(certified), CPU)[0].prompts is not None
+    vnni.setenv("LLAMA_ONNX_TUNED", "0")
+    assert choose(ModelPackage.open(certified), CPU) == (DEFAULT, None)
+
+
+# what fails costs only the trial
+
+
+def full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def killed(package: Path, settings: EngineSettings, workload: Workload) -> Sample:
+    if settings.prompts:
+        raise ResourceError("the process that measures was killed.")
+    return ReadsFaster(chunk=128)(package, settings, workload)
 
 
 @pytest.mark.parametrize(
-    ("features", "problem"),
-    [
-        (("AVX2",), "without VNNI"),
-        (("AVX2", "AVX512"), "without VNNI"),
-        (("AVX2", "VNNI"), None),
-        (("AVX-VNNI", "AVX2"), None),
-        (("dot product",), None),
-    ],
+    ("what", "said"),
+    [("full", "matrices in int8 cannot be written to"), ("killed", "measures was killed")],
 )
-def test_sums_of_products_must_be_exact(features: tuple[str, ...], problem: str | None) -> None:
-    found = prompt_trial._unsuitable(replace(VNNI, features=features))
-    assert (found is None) if problem is None else (found is not None and problem in found)
+def test_a_failed_trial_costs_nothing_else(
+    certified: Path, vnni: pytest.MonkeyPatch, what: str, said: str
+) -> None:
+    vnni.setattr(tuning_module, "measure", killed)
+    if what == "full":
+        vnni.setattr(prompt_trial, "write_prompt_graph", full)
+    result = tune(certified, "--int8-prompts", "--no-packed")
+    assert result.exit_code == 0, result.output
+    assert f"Not kept: prompts in int8: {'' if what == 'full' else 'the process'}" in result.stdout
+    assert said in " ".join(result.stdout.split())
+    opened = ModelPackage.open(certified)
+    found = find(opened)
+    assert found is not None and found.settings == EngineSettings(chunk=128)
+    assert not list(require_place(opened).folder.glob(f"*{PROMPTS_SUFFIX}"))
+
+
+def test_numbers_that_are_none_are_refused_and_kept_as_null(
+    certified: Path, vnni: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> tuple[Check, ...]:
+        found = checks_of(*arguments)  # type: ignore[arg-type]
+        return tuple(replace(check, value=math.nan) for check in found)
+
+    vnni.setattr(tuning_module, "measure", ReadsFaster(chunk=128))
+    vnni.setattr(prompt_trial, "checks_of", broken)
+    result = tune(certified, "--int8-prompts", "--no-packed", "--json")
+    report = parse_json(result.stdout.encode())
+    assert "is not a number" in report["prompts"]["problem"]
+    assert {check["value"] for check in report["prompts"]["checks"]} == {None}
+    found = find(ModelPackage.open(certified))
+    assert found is not None and found.settings == EngineSettings(chunk=128)
+
+
+def test_products_that_are_not_exact_are_not_used(
+    certified: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact_products, "are_exact", lambda: False)
+    found = trial(certified, require_place(ModelPackage.open(certified)))
+    assert found.problem == "this processor's products of int8 are not exact"
+
+
+def test_sums_in_16_bits_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a processor with AVX2 and without VNNI adds up two products, which is simulated here."""
+
+    class Saturating:
+        def __init__(self, content: bytes) -> None:
+            (right,) = (
+                numpy_helper.to_array(each)
+                for each in onnx.load_from_string(content).graph.initializer
+                if each.name == "right"
+            )
+            self.right = right.astype(np.int64)
+
+        def run(self, _: object, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            left = inputs["left"].astype(np.int64)
+            products = left[:, :, None] * self.right
+            pairs = (products[:, ::2] + products[:, 1::2]).clip(-(2**15), 2**15 - 1)
+            return [(pairs.sum(axis=1) - 128 * self.right.sum(axis=0)).astype(np.float32)]
+
+    monkeypatch.setattr(exact_products.ort, "create_session", Saturating)
+    assert not exact_products.are_exact()
 
 
 def test_without_a_certificate_it_is_not_tried(package: Path, vnni: pytest.MonkeyPatch) -> None:
@@ -154,6 +268,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
     vnni.setattr("shutil.disk_usage", lambda _: usage)
     found = trial(certified, require_place(ModelPackage.open(certified)))
     assert found.problem is not None and "0.0 GB free" in found.problem
+    assert not list(require_place(ModelPackage.open(certified)).folder.glob("*.prompts"))
 
 
 def test_a_changed_graph_is_ignored_aloud(certified: Path, vnni: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_within_a_range_the_farthest_is_that_of_the_definition(
             distances = np.abs(rows[row, block] - clipped)
             own.append(distances.max() / steps[index])
             of_row.append(distances.max() / steps.max())
-            means[row, index] = ((distances / steps[index]) ** 2).sum() / codes.block_size
+            means[row, index] = ((distances / steps[index]) ** 2).mean()
     for quantizer, expected in (("awq", max(own)), ("gptq", max(of_row)), ("best", max(of_row))):
         farthest = _farthest(rows, original, found, source, (low, high), quantizer)
         assert farthest == pytest.approx(expected, rel=1e-5)
