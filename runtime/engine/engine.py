@@ -111,8 +111,7 @@ class Engine:
         if speculation == Speculation("auto") and not settings.drafts:
             speculation = Speculation()
         drafts = open_speculator(speculation, verifier, threads)
-        adapters = Adapters(package)
-        sessions = opened.session, prompts
+        adapters, sessions = Adapters(package), (opened.session, prompts)
         open_rows = _rows_of(sessions, self.layout, self.provider, opened.shares_buffer, adapters)
         self.capacity = decide_capacity(
             self.layout,

@@ -15,7 +15,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from llama_onnx.runtime import ort
 from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
+from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.measure.thresholds import Check
 from llama_onnx.runtime.measure.verify import checks_of
 from llama_onnx.runtime.tuning import exact_products, prompt_trial
@@ -172,6 +174,38 @@ def test_a_variable_reads_prompts_as_before(certified: Path, vnni: pytest.Monkey
     assert choose(ModelPackage.open(certified), CPU) == (DEFAULT, None)
 
 
+def test_a_saved_conversation_goes_on_only_where_prompts_are_read_alike(
+    certified: Path, vnni: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Keys and values read in int8 are not those of the package's own graph."""
+    vnni.setattr(tuning_module, "measure", ReadsFaster())
+    tune(certified, "--int8-prompts", "--no-packed")
+    file = tmp_path / "Gespräch 日本.session"
+    with Llama.load(certified, engine="onnxruntime") as model:
+        chat = model.conversation(max_new_tokens=4)
+        "".join(chat.say("the quick brown fox and the lazy dog"))
+        assert chat.save(file).left_out is None
+        again = model.restore(file).restored
+        assert again is not None and again.left_out is None and again.positions
+    vnni.setenv("LLAMA_ONNX_TUNED", "0")
+    with Llama.load(certified, engine="onnxruntime") as model:
+        chat = model.restore(file)
+        assert chat.restored is not None and chat.restored.positions == 0
+        assert chat.restored.left_out == "its prompts were read in int8, and are not here"
+        assert len(chat.messages) == 2
+        "".join(chat.say("and the end?"))
+
+
+def test_batch_says_it_too(certified: Path, vnni: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    vnni.setattr(tuning_module, "measure", ReadsFaster())
+    tune(certified, "--int8-prompts", "--no-packed")
+    lines = tmp_path / "in.jsonl"
+    lines.write_text('{"prompt": "the fox", "max_tokens": 2}\n')
+    result = run("batch", certified, lines, tmp_path / "out.jsonl", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert "tuned for this machine: prompts read in int8." in result.stderr
+
+
 # what fails costs only the trial
 
 
@@ -248,7 +282,7 @@ def test_sums_in_16_bits_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
             pairs = (products[:, ::2] + products[:, 1::2]).clip(-(2**15), 2**15 - 1)
             return [(pairs.sum(axis=1) - 128 * self.right.sum(axis=0)).astype(np.float32)]
 
-    monkeypatch.setattr(exact_products.ort, "create_session", Saturating)
+    monkeypatch.setattr(ort, "create_session", Saturating)
     assert not exact_products.are_exact()
 
 

@@ -129,6 +129,7 @@ def test_a_failed_trial_leaves_nothing(
 
 def test_wrong_calls_are_refused(package: Path, cache: Path, tmp_path: Path) -> None:
     assert run("tune", package, "--rounds", 1).exit_code == 2
+    assert run("tune", package, "--rounds", 101).exit_code == 2
     assert run("tune", tmp_path / "nothing").exit_code == 1
     assert run("tune", package, "--forget").stdout == "Nothing was kept for this package.\n"
 

@@ -283,6 +283,15 @@ def test_a_damaged_record_is_ignored_aloud(
     assert chosen == DEFAULT and remark is not None and "damaged" in remark
 
 
+def test_a_record_of_another_version_is_ignored_aloud(place: Place, opened: ModelPackage) -> None:
+    keep_plain(place, opened, EngineSettings(chunk=64))
+    record = json.loads(place.record.read_text())
+    place.record.write_text(json.dumps({**record, "format_version": 1}))
+    chosen, remark = choose(opened, CPU)
+    assert chosen == DEFAULT and remark is not None
+    assert "another version of llama-onnx wrote" in remark
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("threads", 10**9), ("threads", "2"), ("chunk", 0), ("chunk", True), ("spin", 1)],
