@@ -113,14 +113,16 @@ def open_backend(
     limits: Limits | None = None,
     speculate: SpeculationName = "auto",
     draft: ModelPackage | None = None,
+    tuned: bool = True,
 ) -> Backend:
     """Open `package` in the engine `name`; raises what `Llama.load` raises."""
     if name == "onnxruntime":
         from llama_onnx.runtime.engine.drafting import Speculation
         from llama_onnx.runtime.engine.engine import Engine
+        from llama_onnx.runtime.engine.engine_settings import DEFAULT
         from llama_onnx.runtime.tuning.tuned import choose
 
-        settings, remark = choose(package, provider, threads)
+        settings, remark = choose(package, provider, threads) if tuned else (DEFAULT, None)
         context = int(read_settings(draft.path)["context_length"]) if draft is not None else 0
         engine = Engine(
             package,

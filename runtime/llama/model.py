@@ -100,6 +100,7 @@ class Llama(Conversing):
         limits: Limits | None = None,
         speculate: SpeculationName = SPECULATIONS[0],
         draft: str | os.PathLike[str] | None = None,
+        tuned: bool = True,
     ) -> Llama:
         """Open a package and return the model.
 
@@ -116,6 +117,7 @@ class Llama(Conversing):
             speculate: Draft tokens from what the text repeats and verify several in one step, while
                 that is faster (our engine): "auto" where the graph can, "ngram" or an error, "off".
             draft: The folder of a smaller package with the same tokens, which drafts as well.
+            tuned: Use what `llama-onnx tune` kept for the package on this machine (our engine).
 
         Raises:
             PackageError: The package is missing, incomplete or damaged.
@@ -137,6 +139,7 @@ class Llama(Conversing):
             limits=limits,
             speculate=speculate,
             draft=draft,
+            tuned=tuned,
         )
         model = cls.__new__(cls)
         model._attach(codec, backend)

@@ -45,6 +45,7 @@ def open_codec(
     limits: Limits | None,
     speculate: SpeculationName,
     draft: str | os.PathLike[str] | None,
+    tuned: bool,
 ) -> tuple[TextCodec, Backend]:
     """Open the package at `path`; the arguments and errors are those of `Llama.load`."""
     if engine is not None:
@@ -71,6 +72,7 @@ def open_codec(
             limits=limits,
             speculate=speculate,
             draft=None if draft is None else ModelPackage.open(Path(draft)),
+            tuned=tuned,
         )
     try:
         encoder, decoder = reading.result()

@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     library = open_library(Path(os.environ["LLAMA_CPP_LIBRARY"]))
     params = library.llama_model_quantize_default_params()
-    params.ftype, params.nthread = FTYPES[arguments.type], 2
+    params.ftype, params.nthread = FTYPES[arguments.type], os.cpu_count() or 1
     kept: list[Any] = []
     if arguments.imatrix:
         params.imatrix = _imatrix(arguments.imatrix, kept)

@@ -68,7 +68,8 @@ def _open(package: Path, reference: Path | None) -> tuple[Subject, Subject | Non
     encoder = open_encoder(package, config.vocab_size)
     length = config.max_position_embeddings
     by_graph = partial(rate_by_graph, GraphSession.open(package))
-    load = cache(lambda: Llama.load(package))  # opened where a task asks for answers
+    # Opened where a task asks for answers; as it ships, so that scores are the same everywhere.
+    load = cache(lambda: Llama.load(package, tuned=False))
 
     def write(ids: list[int], settings: Mapping[str, Any]) -> str:
         until = settings.get("until") or []

@@ -169,7 +169,11 @@ def test_a_later_tune_without_it_says_that_it_ends(
 def test_a_variable_reads_prompts_as_before(certified: Path, vnni: pytest.MonkeyPatch) -> None:
     vnni.setattr(tuning_module, "measure", ReadsFaster())
     tune(certified, "--int8-prompts", "--no-packed")
-    assert choose(ModelPackage.open(certified), CPU)[0].prompts is not None
+    with Llama.load(certified) as tuned, Llama.load(certified, tuned=False) as plain:
+        assert (tuned.opened.tuned, plain.opened.tuned) == (
+            "tuned for this machine: prompts read in int8.",
+            None,
+        )
     vnni.setenv("LLAMA_ONNX_TUNED", "0")
     assert choose(ModelPackage.open(certified), CPU) == (DEFAULT, None)
 
