@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from numbers import Integral
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event, Lock, Timer
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,6 +51,10 @@ _DTYPES: Mapping[str, type[np.generic]] = {
     },
 }
 """ONNX Runtime's type strings -> numpy's types. numpy has no bfloat16."""
+
+
+_NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+_ENVIRONMENT = Lock()  # one session at a time reads it
 
 
 def disable_telemetry() -> bool:
@@ -113,6 +117,8 @@ class Settings:
         parallel: pack weights with all threads, which opens faster. The weights as they are on disk
             stay mapped until the last is packed.
         packed: write the graph as it runs here, and its weights as packed, to this folder.
+        tiled_attention: False computes all scores of a prompt's attention at once, which takes more
+            memory, and rounds differently.
     """
 
     threads: int | None = None
@@ -125,6 +131,7 @@ class Settings:
     spin: bool = True
     parallel: bool = False
     packed: Path | None = None
+    tiled_attention: bool = True
 
 
 def check_threads(threads: object) -> int:
@@ -159,7 +166,30 @@ def create_session(
     name = "the graph" if isinstance(model, bytes) else str(model)
     if isinstance(model, bytes) and settings.weights is not None:
         name = f"the graph of {settings.weights}"
-    return _open(model, provider, _session_options(settings), name)
+    with _attention(settings.tiled_attention):
+        return _open(model, provider, _session_options(settings), name)
+
+
+@contextmanager
+def _attention(tiled: bool) -> Iterator[None]:
+    """Have sessions that are opened in this block compute attention in tiles, or without.
+
+    ONNX Runtime reads the variable when it makes a kernel, and has no option for it:
+    https://github.com/microsoft/onnxruntime/pull/28962
+    """
+    with _ENVIRONMENT:
+        if tiled:  # unless the user says otherwise
+            yield
+            return
+        before = os.environ.get(_NO_TILES)
+        os.environ[_NO_TILES] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_NO_TILES]
+            else:
+                os.environ[_NO_TILES] = before
 
 
 def _open(model: Path | bytes, provider: Provider, options: Any, name: str) -> Session:

@@ -113,8 +113,8 @@ def _print(report: Report) -> None:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    prompts = None if report.prompts is None else report.prompts.verdict
-    for verdict in (*report.verdicts, report.confirmed, prompts):
+    prompts = () if report.prompts is None else report.prompts.verdicts
+    for verdict in (*report.verdicts, report.confirmed, *prompts):
         if verdict is not None:
             table.add_row(*_row(verdict))
     make_console().print(table)
@@ -138,10 +138,11 @@ def _prompts(trial: PromptTrial) -> str:
         return f"Not kept: prompts in int8: {trial.problem}."
     apart = f" ({', '.join(trial.apart)} stays in the package's bits)" if trial.apart else ""
     kl = ""
-    if trial.usual is not None and trial.int8 is not None:
+    usual, int8 = (proof and proof.figures for proof in (trial.usual, trial.int8))
+    if usual is not None and int8 is not None:
         kl = (
-            f"; mean KL from the original weights {trial.int8.mean_kl:.4f} instead of "
-            f"{trial.usual.mean_kl:.4f} nats on the certificate's passages, within their limits"
+            f"; mean KL from the original weights {int8.mean_kl:.4f} instead of "
+            f"{usual.mean_kl:.4f} nats on the certificate's passages, within their limits"
         )
     return (
         f"Prompts in int8: {trial.matrices} matrices{apart}, {trial.nbytes / 1e9:.2f} GB on disk "
@@ -155,10 +156,10 @@ def _noise(report: Report) -> str:
 
 def _result(report: Report) -> str:
     settings, gain = report.tuned.settings, report.tuned.gain
+    best = None if report.prompts is None else report.prompts.best
     found = replace(settings, prompts=None).differences()
     faster = f", {gain:.0%} faster" if gain > 0 else ""
     kept = [f"Kept{faster}: {', '.join(found)}."] if found else []
-    prompts = None if report.prompts is None else report.prompts.verdict
-    if prompts is not None and prompts.kept:
-        kept.append(f"Kept: prompts read in int8, {1 + prompts.gain:.2f} times as fast.")
+    if best is not None:
+        kept.append(f"Kept: prompts read in int8, {1 + best.gain:.2f} times as fast.")
     return " ".join(kept) or "Kept: the defaults. Nothing else gains more than the noise here."

@@ -100,6 +100,7 @@ class Engine:
                 spin=settings.spin and speculation.draft is None,
                 parallel=provider == CPU,
                 edit=choose_rows if provider.views and settings.packed is None else None,
+                tiled_attention=settings.tiled_attention,
             )
             prompts = _open_prompts(settings, provider, threads, opened.shares_buffer, package)
         trim_heap()  # what packing needed for a moment
@@ -306,6 +307,7 @@ def _open_prompts(
                 spin=False,  # answers follow, by the other session's threads
                 parallel=True,
                 edit=choose_rows,
+                tiled_attention=settings.tiled_attention,
             ).session
     except (OSError, LlamaOnnxError) as error:
         raise ResourceError(

@@ -1,4 +1,4 @@
-"""What an engine may choose on a machine: nothing changes what it computes, but for `prompts`."""
+"""What an engine may choose on a machine; most of it does not change a bit of what it computes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class EngineSettings:
             mapped, not copied.
         prompts: A folder with a graph that reads prompts, whose products are in int8: faster, and
             not quite the same.
+        tiled_attention: Whether the attention of a prompt is computed in tiles, or all scores at
+            once, which takes more memory, and rounds differently.
     """
 
     threads: int | None = None
@@ -32,6 +34,7 @@ class EngineSettings:
     drafts: bool = True
     packed: Path | None = None
     prompts: Path | None = None
+    tiled_attention: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings; `packed` and `prompts` are whether there are such folders."""
@@ -52,6 +55,7 @@ class EngineSettings:
             (self.chunk, default.chunk, f"prompts read in parts of {self.chunk} tokens"),
             (self.drafts, default.drafts, "no drafts"),
             (self.packed, default.packed, "weights mapped as packed"),
+            (self.tiled_attention, True, "attention without tiles"),
             (self.prompts, default.prompts, "prompts read in int8"),
         )
         return tuple(words for value, usual, words in found if value != usual)

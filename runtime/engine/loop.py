@@ -243,15 +243,17 @@ class Loop:
         self._serve(task)
         rows, started = self._rows[task.request.adapter], perf_counter()
         first = rows.filled(task.key)
+        end = first + action.count
+        more = end < task.prompt_tokens
         try:
-            logits = rows.read(task.key, task.prompt[first : first + action.count], self._options)
+            logits = rows.read(task.key, task.prompt[first:end], self._options, more=more)
         except Exception as error:
             self._fail([task], error)
             return
         seconds = perf_counter() - started
         task.read_seconds += seconds
         self._owed = 0.0 if alone else self._owed + seconds
-        if first + action.count == task.prompt_tokens:
+        if not more:
             self._choose({task.key: task}, {task.key: logits})
 
     def _step(self, tasks: list[Task]) -> None:

@@ -48,9 +48,9 @@ class Rows(Protocol):
     def filled(self, key: int) -> int:
         """Return how many positions of a sequence are in its cache."""
 
-    def read(self, key: int, ids: Ids, options: Any = None) -> Logits:
+    def read(self, key: int, ids: Ids, options: Any = None, *, more: bool = False) -> Logits:
         """Append `ids` to a sequence and return the logits [V] after the last of them, which the
-        next run may overwrite."""
+        next run may overwrite. `more`: more of a prompt follows, and nobody reads these logits."""
 
     def step(self, tokens: Mapping[int, int], options: Any = None) -> Mapping[int, Logits]:
         """Append a token to each sequence, and return the logits [V] after it, which the next step
@@ -120,17 +120,19 @@ class SharedRows:
         """Return how many positions of a sequence are in its cache."""
         return self._filled[key]
 
-    def read(self, key: int, ids: Ids, options: Any = None) -> Logits:
+    def read(self, key: int, ids: Ids, options: Any = None, *, more: bool = False) -> Logits:
         """Append `ids` to a sequence and return the logits [V] after the last of them.
 
-        The graph for prompts reads all but the last of them: whoever asks the same again gets the
-        rest from what was kept, and then reads these few. So the answer is the same.
+        The graph for prompts reads all but a prompt's last tokens: whoever asks the same again gets
+        the others from what was kept, and then reads these few. So the answer is the same.
         """
         if self._prompts is not self._reads and len(ids) >= _PROMPT:
-            self._append(self._prompts, key, ids[:-AS_SEVERAL], options, AS_SEVERAL)
-            ids = ids[-AS_SEVERAL:]
-        last: Logits = self._append(self._reads, key, ids, options, AS_SEVERAL)[-1]
-        return last
+            end = len(ids) if more else len(ids) - AS_SEVERAL
+            logits = self._append(self._prompts, key, ids[:end], options, AS_SEVERAL)
+            if more:
+                return logits[-1]
+            ids = ids[end:]
+        return self._append(self._reads, key, ids, options, AS_SEVERAL)[-1]
 
     def verify(self, key: int, ids: Ids, options: Any = None) -> Logits:
         """Append `ids` to a sequence and return the logits [S, V] after each of them; [1, V] if the

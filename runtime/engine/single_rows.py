@@ -53,7 +53,7 @@ class GrowingRows(Rows):
         """Return how many positions of a sequence are in its cache."""
         return int(next(iter(self._caches[key].values())).shape[2])
 
-    def read(self, key: int, ids: Ids, options: Any = None) -> Logits:
+    def read(self, key: int, ids: Ids, options: Any = None, *, more: bool = False) -> Logits:
         """Append `ids` to a sequence and return the logits [V] after the last of them."""
         mask = np.ones((1, self.filled(key) + len(ids)), np.int64)
         feeds = {INPUT_IDS: ids[None], ATTENTION_MASK: mask, **self._caches[key], **self._adapter}
@@ -131,7 +131,7 @@ class DeviceRows(Rows):
         """Return how many positions of a sequence are in its buffer."""
         return self._filled[key]
 
-    def read(self, key: int, ids: Ids, options: Any = None) -> Logits:
+    def read(self, key: int, ids: Ids, options: Any = None, *, more: bool = False) -> Logits:
         """Append `ids` to a sequence and return the logits [V] after the last of them."""
         end = self._filled[key] + len(ids)
         logits = self._bound[key].run(ids[None], np.ones((1, end), np.int64), options)

@@ -55,13 +55,17 @@ class GraphSession:
         self._past = {i.name: i for i in session.get_inputs() if is_past(i.name)}
 
     @classmethod
-    def open(cls, package: Path, adapter: Adapter | None = None) -> GraphSession:
+    def open(
+        cls, package: Path, adapter: Adapter | None = None, *, tiled_attention: bool = True
+    ) -> GraphSession:
         """Open the graph of `package` on the CPU, in as little memory as possible.
 
         Raises `PackageError` if onnxruntime refuses the graph.
         """
         with forgetting_pages(package / DATA_FILE):
-            opened = open_session(package / MODEL_FILE, CPU, arena=False)
+            opened = open_session(
+                package / MODEL_FILE, CPU, arena=False, tiled_attention=tiled_attention
+            )
         return cls(opened.session, adapter, shares_buffer=opened.shares_buffer)
 
     def empty_cache(self, batch: int = 1, length: int = 0) -> dict[str, npt.NDArray[Any]]:

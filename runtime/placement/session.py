@@ -45,18 +45,24 @@ def open_session(
     spin: bool = True,
     edit: Callable[[bytes], bytes] | None = None,
     parallel: bool = False,
+    tiled_attention: bool = True,
 ) -> OpenSession:
     """Open the graph at `model` on `provider`, and ask ONNX Runtime which node runs where.
 
     Small nodes (shapes, masks) may always run on the CPU. A node with weights, or an attention,
     that is not on `provider` is an error unless `allow_fallback`; so is a provider that cannot
-    run here at all. `threads`, `prepack`, `arena`, `profile`, `spin` and `parallel` are those of
-    `ort.Settings`. `edit` changes the graph before it is opened.
+    run here at all. `threads`, `prepack`, `arena`, `profile`, `spin`, `parallel` and
+    `tiled_attention` are those of `ort.Settings`. `edit` changes the graph before it is opened.
 
     Raises `ProviderError`, `UsageError` for a senseless number of threads, and `PackageError` if
     ONNX Runtime refuses the graph.
     """
-    settings = replace(_settings(threads, prepack, arena, profile), spin=spin, parallel=parallel)
+    settings = replace(
+        _settings(threads, prepack, arena, profile),
+        spin=spin,
+        parallel=parallel,
+        tiled_attention=tiled_attention,
+    )
     costs = read_costs(model)
     graph: Path | bytes = model
     if edit is not None:

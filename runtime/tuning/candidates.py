@@ -23,13 +23,16 @@ _CHUNKS = (128, 256)
 
 
 def candidates(
-    machine: Machine, workload: Workload, packed: Path | None = None
+    machine: Machine, workload: Workload, packed: Path | None = None, *, untiled: bool = False
 ) -> tuple[Candidate, ...]:
-    """Return what to try: each differs from the defaults in one thing."""
-    return tuple(_candidates(machine, workload, packed))
+    """Return what to try: each differs from the defaults in one thing. `untiled`: attention without
+    tiles is proved."""
+    return tuple(_candidates(machine, workload, packed, untiled))
 
 
-def _candidates(machine: Machine, workload: Workload, packed: Path | None) -> Iterator[Candidate]:
+def _candidates(
+    machine: Machine, workload: Workload, packed: Path | None, untiled: bool
+) -> Iterator[Candidate]:
     for threads in thread_counts(machine):
         name = f"{threads} thread{'s' * (threads != 1)}"
         yield Candidate(name, replace(DEFAULT, threads=threads))
@@ -38,6 +41,9 @@ def _candidates(machine: Machine, workload: Workload, packed: Path | None) -> It
     for chunk in _CHUNKS:
         if chunk < min(CHUNK, workload.prompt_tokens):
             yield Candidate(f"parts of {chunk} tokens", replace(DEFAULT, chunk=chunk))
+    if untiled:
+        settings = replace(DEFAULT, tiled_attention=False)
+        yield Candidate("attention without tiles", settings, "prompts", exact=False)
     if workload.drafts:
         yield Candidate("no drafts", replace(DEFAULT, drafts=False), "repeating")
     if packed is not None:

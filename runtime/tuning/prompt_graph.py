@@ -15,7 +15,8 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +31,7 @@ from llama_onnx.targets.graph_names import LOGITS
 from llama_onnx.targets.onnx_file import BFLOAT16, FLOAT, UINT8, Graph, Node, read_model
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage
 from llama_onnx.targets.progress import SILENT, Progress
-from llama_onnx.targets.protobuf import BYTES, Value, encode, fields
+from llama_onnx.targets.protobuf import BYTES, Value, encode, fields, signed
 
 _GRAPH = 7  # of ModelProto
 _NODE, _INITIALIZER = 1, 5  # of GraphProto
@@ -80,6 +81,7 @@ def write_prompt_graph(
         index: m for index, node in enumerate(graph.nodes) if (m := _matrix(node, nodes[index]))
     }
     chosen = {i: m for i, m in found.items() if not any(w in m.node.outputs[0] for w in apart)}
+    splits = _splits(graph, nodes)
     if not chosen:
         raise UnsupportedError(f"{package.path} has no matrix that int8 activations multiply.")
     with package.data_path.open("rb") as source, (folder / DATA_FILE).open("xb") as target:
@@ -87,7 +89,11 @@ def write_prompt_graph(
         made: dict[int, list[bytes]] = {}
         read: set[str] = set()
         for done, (index, matrix) in enumerate(chosen.items()):
-            made[index] = written.product(matrix, new=matrix.node.inputs[0] not in read)
+            outputs: Sequence[str] = matrix.node.outputs
+            if outputs[0] in splits:
+                split = splits[outputs[0]]
+                outputs, made[split] = graph.nodes[split].outputs, []
+            made[index] = written.products(matrix, outputs, new=matrix.node.inputs[0] not in read)
             read.add(matrix.node.inputs[0])
             progress.update("matrices", done + 1, len(chosen))
         written.protos.update(_constants())
@@ -117,13 +123,26 @@ def _matrix(node: Node, raw: memoryview) -> _Matrix | None:
     return _Matrix(node, *sizes)
 
 
+def _splits(graph: Graph, nodes: Sequence[memoryview]) -> dict[str, int]:
+    """Return the values that only a Split into equal parts of the last axis reads, and the index of
+    that node. A matrix whose product is split is written as several, which saves a copy."""
+    readers = Counter(name for node in graph.nodes for name in node.inputs)
+    found = {}
+    for index, node in enumerate(graph.nodes):
+        if node.operator == "Split" and len(node.inputs) == 1 and readers[node.inputs[0]] == 1:
+            attributes = dict(_integer_attributes(nodes[index]))
+            if attributes.get("axis") == -1:
+                found[node.inputs[0]] = index
+    return found
+
+
 def _integer_attributes(node: memoryview) -> Iterator[tuple[str, int]]:
     for number, _, value in fields(node):
         if number == 5 and isinstance(value, memoryview):  # AttributeProto: name = 1, i = 3
             found = {key: content for key, _, content in fields(value)}
             name, integer = found.get(1), found.get(3)
             if isinstance(name, memoryview) and isinstance(integer, int):
-                yield bytes(name).decode(), integer
+                yield bytes(name).decode(), signed(integer)
 
 
 class _Writer:
@@ -135,23 +154,25 @@ class _Writer:
         self._made = {output: node for node in graph.nodes for output in node.outputs}
         self.protos: dict[str, bytes] = {}
 
-    def product(self, matrix: _Matrix, *, new: bool) -> list[bytes]:
-        """Write a matrix in int8 and return the nodes that multiply with it; `new`: its activations
-        are not quantized yet."""
+    def products(self, matrix: _Matrix, outputs: Sequence[str], *, new: bool) -> list[bytes]:
+        """Write a matrix in int8 and return the nodes that multiply with it, of which each of
+        `outputs` gets an equal part; `new`: its activations are not quantized yet."""
         codes, scales = self._quantized(matrix)
-        entry, output = matrix.node.inputs[0], matrix.node.outputs[0]
-        name = f"{_PREFIX}{output}"
-        self._write(f"{name}.codes", _INT8, codes)
-        self._write(f"{name}.scales", FLOAT, scales)
-        inputs = (f"{_PREFIX}{entry}.codes", f"{name}.codes", f"{_PREFIX}one", f"{name}.scales")
+        entry = f"{_PREFIX}{matrix.node.inputs[0]}"
         zeros = (f"{_PREFIX}middle", f"{_PREFIX}zero")
-        return [
-            *(_quantize(entry) if new else ()),
-            onnx_wire.node(
-                "MatMulIntegerToFloat", (*inputs, *zeros), f"{name}.sums", domain="com.microsoft"
-            ),
-            onnx_wire.node("Mul", (f"{name}.sums", f"{_PREFIX}{entry}.scales"), output),
-        ]
+        nodes = list(_quantize(matrix.node.inputs[0])) if new else []
+        parts = (np.split(each, len(outputs), axis=-1) for each in (codes, scales))
+        for output, part, steps in zip(outputs, *parts, strict=True):
+            name = f"{_PREFIX}{output}"
+            self._write(f"{name}.codes", _INT8, np.ascontiguousarray(part))
+            self._write(f"{name}.scales", FLOAT, steps)
+            inputs = (f"{entry}.codes", f"{name}.codes", f"{_PREFIX}one", f"{name}.scales", *zeros)
+            sums = f"{name}.sums"
+            nodes += [
+                onnx_wire.node("MatMulIntegerToFloat", inputs, sums, domain="com.microsoft"),
+                onnx_wire.node("Mul", (sums, f"{entry}.scales"), output),
+            ]
+        return nodes
 
     def copy(self, name: str) -> bytes:
         """Return the TensorProto of weights that stay as they are, and write them."""
@@ -238,28 +259,38 @@ def _constants() -> dict[str, bytes]:
         ("one", FLOAT, np.float32(1)),
         ("zero", _INT8, np.int8(0)),
         ("middle", UINT8, np.uint8(_MOST + 1)),
-        ("offset", FLOAT, np.float32(_MOST + 1)),
         ("most", FLOAT, np.float32(_MOST)),
         ("least", FLOAT, np.float32(1e-30)),
+        ("last", _INT64, np.array([-1])),
+        ("flat", _INT64, np.array([-1])),
     ):
-        found[_PREFIX + name] = onnx_wire.tensor(_PREFIX + name, kind, (), value.tobytes())
-    last, minus_one = f"{_PREFIX}last", np.array([-1], np.int64)
-    return {**found, last: onnx_wire.tensor(last, _INT64, (1,), minus_one.tobytes())}
+        dims = np.shape(value)
+        found[_PREFIX + name] = onnx_wire.tensor(_PREFIX + name, kind, dims, value.tobytes())
+    return found
 
 
 def _quantize(entry: str) -> Iterator[bytes]:
     """Yield the nodes that make codes [.., K], uint8 with zero at 128, and scales [.., 1] of the
-    activations `entry`."""
+    activations `entry`.
+
+    QuantizeLinear takes a scale for each index of one axis, so it gets the activations as rows.
+    """
     name = _PREFIX + entry
-    yield onnx_wire.node("Abs", (entry,), f"{name}.magnitudes")
-    yield onnx_wire.node("ReduceMax", (f"{name}.magnitudes", f"{_PREFIX}last"), f"{name}.maxima")
-    yield onnx_wire.node("Max", (f"{name}.maxima", f"{_PREFIX}least"), f"{name}.largest")
+    yield onnx_wire.node("ReduceMax", (entry, f"{_PREFIX}last"), f"{name}.highest")
+    yield onnx_wire.node("ReduceMin", (entry, f"{_PREFIX}last"), f"{name}.lowest")
+    yield onnx_wire.node("Neg", (f"{name}.lowest",), f"{name}.depth")
+    largest = (f"{name}.highest", f"{name}.depth", f"{_PREFIX}least")
+    yield onnx_wire.node("Max", largest, f"{name}.largest")
     yield onnx_wire.node("Div", (f"{name}.largest", f"{_PREFIX}most"), f"{name}.scales")
-    yield onnx_wire.node("Div", (f"{_PREFIX}most", f"{name}.largest"), f"{name}.factors")
-    yield onnx_wire.node("Mul", (entry, f"{name}.factors"), f"{name}.scaled")
-    yield onnx_wire.node("Round", (f"{name}.scaled",), f"{name}.rounded")
-    yield onnx_wire.node("Add", (f"{name}.rounded", f"{_PREFIX}offset"), f"{name}.shifted")
-    yield onnx_wire.node("Cast", (f"{name}.shifted",), f"{name}.codes", {"to": UINT8})
+    yield onnx_wire.node("Reshape", (f"{name}.scales", f"{_PREFIX}flat"), f"{name}.steps")
+    yield onnx_wire.node("Shape", (f"{name}.steps",), f"{name}.count")
+    yield onnx_wire.node("Expand", (f"{_PREFIX}middle", f"{name}.count"), f"{name}.zeros")
+    yield onnx_wire.node("Shape", (entry,), f"{name}.shape")
+    yield onnx_wire.node("Concat", (f"{name}.count", f"{_PREFIX}flat"), f"{name}.flat", {"axis": 0})
+    yield onnx_wire.node("Reshape", (entry, f"{name}.flat"), f"{name}.rows")
+    inputs = (f"{name}.rows", f"{name}.steps", f"{name}.zeros")
+    yield onnx_wire.node("QuantizeLinear", inputs, f"{name}.rounded", {"axis": 0})
+    yield onnx_wire.node("Reshape", (f"{name}.rounded", f"{name}.shape"), f"{name}.codes")
 
 
 def _rebuilt(

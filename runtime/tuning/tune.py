@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llama_onnx.runtime.engine.engine_settings import EngineSettings
+from llama_onnx.runtime.engine.schedule import CHUNK
+from llama_onnx.runtime.llama.text_files import read_settings
 from llama_onnx.runtime.tuning.candidates import NOT_TRIED, candidates, combine
 from llama_onnx.runtime.tuning.contest import Candidate, Gauge, Verdict, hold, judge, summary
 from llama_onnx.runtime.tuning.machine import Machine
 from llama_onnx.runtime.tuning.packed_weights import obstacle, write_packed
 from llama_onnx.runtime.tuning.prompt_trial import PromptTrial, try_prompts
+from llama_onnx.runtime.tuning.proof import certificate_of, prove
 from llama_onnx.runtime.tuning.tuned import (
     Place,
     Tuned,
@@ -20,12 +23,16 @@ from llama_onnx.runtime.tuning.tuned import (
     tuning,
 )
 from llama_onnx.runtime.tuning.tuning_sample import Sample, Workload, measure
-from llama_onnx.targets.errors import UsageError
+from llama_onnx.targets.errors import LlamaOnnxError, UsageError
 from llama_onnx.targets.package import ModelPackage
 from llama_onnx.targets.progress import SILENT, Progress
 
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 512, 64, 5
 MOST_ROUNDS = 100
+
+_UNTILED = "attention without tiles"
+_MOST_SCORES = 1 << 30
+"""Bytes that the scores of a part of a prompt may take without tiles."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ def tune(
 
     What gains more than the noise is measured once more, all of it together, and kept if it gains
     again; packed weights are kept if they save memory and cost no speed. Every trial's logits must
-    be those of the defaults, bit for bit. Without `packed` no weights are written. With
+    be those of the defaults, bit for bit, but for attention without tiles, for which the limits of
+    the package's certificate must hold. Without `packed` no weights are written. With
     `int8_prompts` a second graph that reads prompts is tried too, in addition to what is kept; its
     logits are not the same, and have limits; see `try_prompts`.
 
@@ -109,9 +117,11 @@ def _with_prompts(
     are kept."""
     tuned = report.tuned
     counted = _counter(package, report.workload, progress, report.rounds * 3)
-    trial = try_prompts(package, place, tuned.settings, report.rounds, counted, progress)
-    if trial.kept is not None:
-        tuned = replace(tuned, settings=replace(tuned.settings, prompts=trial.kept))
+    untiled = _UNTILED not in report.not_tried
+    rounds, usual = report.rounds, tuned.settings
+    trial = try_prompts(package, place, usual, rounds, counted, progress, untiled=untiled)
+    if trial.best is not None:
+        tuned = replace(tuned, settings=trial.best.candidate.settings)
     return replace(report, tuned=tuned, prompts=trial)
 
 
@@ -131,13 +141,33 @@ def _tune(
         folder = write_packed(package, place)
     else:
         not_tried["packed weights"] = reason
-    found = candidates(place.machine, workload, folder)
+    reason = _untiled_obstacle(package, workload, progress)
+    if reason is not None:
+        not_tried[_UNTILED] = reason
+    found = candidates(place.machine, workload, folder, untiled=reason is None)
     counted = _counter(package, workload, progress, rounds * (len(found) + 2))
     contest = hold(found, rounds, counted)
     verdicts = tuple(judge(each, contest) for each in found)
     defaults = (*contest.first, *contest.last)
     tuned, confirmed = _decide(package, workload, rounds, verdicts, progress)
     return Report(place.machine, workload, rounds, defaults, verdicts, confirmed, tuned, not_tried)
+
+
+def _untiled_obstacle(package: ModelPackage, workload: Workload, progress: Progress) -> str | None:
+    """Return why attention without tiles must not be used; None if it may. It rounds differently,
+    as other processors do: what the certificate allows holds for it."""
+    try:
+        heads = int(read_settings(package.path)["decoder"]["num_attention_heads"])
+        scores = 4 * heads * CHUNK * workload.context_length
+        if scores > _MOST_SCORES:
+            return f"its scores would take up to {scores / 1e9:.1f} GB"
+        certificate = certificate_of(package)
+        progress.step("reading the certificate's passages")
+        return prove(package.path, certificate, tiled_attention=False).problem
+    except (KeyError, TypeError, ValueError):
+        return "genai_config.json does not say how many heads the model has"
+    except LlamaOnnxError as error:
+        return str(error).rstrip(".")
 
 
 def _decide(
@@ -155,9 +185,11 @@ def _decide(
     plain = Tuned(combine(memory), max((v.gain for v in saving if v.gain > v.noise), default=0.0))
     if not faster:
         return plain, None
-    gauge: Gauge = "speed" if any(v.candidate.gauge == "speed" for v in faster) else "repeating"
+    gauges: tuple[Gauge, ...] = ("speed", "prompts", "repeating")
+    gauge = next(each for each in gauges if any(v.candidate.gauge == each for v in faster))
     everything = combine([v.candidate.settings for v in faster] + memory)
-    together = Candidate("all that gained", everything, gauge)
+    exact = all(v.candidate.exact for v in faster)
+    together = Candidate("all that gained", everything, gauge, exact)
     counted = _counter(package, workload, progress, rounds * 3)
     verdict = judge(together, hold([together], rounds, counted))
     if verdict.kept:

@@ -236,7 +236,7 @@ def _read(file: Path) -> bytes:
 
 def _settings(content: Mapping[str, Any]) -> EngineSettings:
     threads, chunk = content["threads"], content["chunk"]
-    flags = {name: content[name] for name in ("spin", "arena", "drafts")}
+    flags = {name: content[name] for name in ("spin", "arena", "drafts", "tiled_attention")}
     if not all(isinstance(flag, bool) for flag in flags.values()):
         raise ValueError("flags")
     if type(chunk) is not int or chunk not in _CHUNKS:

@@ -20,7 +20,7 @@ from llama_onnx.runtime.engine.engine_settings import DEFAULT, EngineSettings
 from llama_onnx.runtime.llama.model import Llama
 from llama_onnx.runtime.measure.thresholds import Check
 from llama_onnx.runtime.measure.verify import checks_of
-from llama_onnx.runtime.tuning import exact_products, prompt_trial
+from llama_onnx.runtime.tuning import exact_products, prompt_trial, proof
 from llama_onnx.runtime.tuning import tune as tuning_module
 from llama_onnx.runtime.tuning.prompt_trial import PromptTrial, try_prompts
 from llama_onnx.runtime.tuning.tuned import (
@@ -102,7 +102,7 @@ def test_json_says_what_it_costs(certified: Path, vnni: pytest.MonkeyPatch) -> N
     vnni.setattr(tuning_module, "measure", ReadsFaster())
     report = json.loads(tune(certified, "--int8-prompts", "--no-packed", "--json").stdout)
     prompts = report["prompts"]
-    assert report["kept"]["prompts"] is prompts["verdict"]["kept"] is True
+    assert report["kept"]["prompts"] is prompts["verdicts"][0]["kept"] is True
     assert prompts["problem"] is None and prompts["matrices"] == 15 and prompts["bytes"] > 0
     assert prompts["int8"]["mean_kl"] != prompts["usual"]["mean_kl"]
     assert {c["metric"] for c in prompts["checks"]} >= {"relative_l2", "mean_kl"}
@@ -130,15 +130,15 @@ def test_the_certificate_s_limits_decide(certified: Path, vnni: pytest.MonkeyPat
         return tuple(replace(c, value=1.0 if beyond in failing else c.value) for c in found)
 
     place = require_place(ModelPackage.open(certified))
-    vnni.setattr(prompt_trial, "checks_of", strict)
+    vnni.setattr(proof, "checks_of", strict)
     failing = {3}
     found = trial(certified, place)
-    assert found.apart == ("down_proj",) and found.problem is None and found.kept is not None
+    assert found.apart == ("down_proj",) and found.problem is None and found.best is not None
     beyond, failing = 1, {3, 4}
     found = trial(certified, place)
-    assert found.problem is not None and found.kept is None
+    assert found.problem is not None and found.best is None
     assert found.problem.startswith("on the certificate's passages the ")
-    assert "is 1, and the limit is " in found.problem
+    assert "is 1, the limit " in found.problem
     assert not list(place.folder.glob(f"*{PROMPTS_SUFFIX}"))
 
 
@@ -251,7 +251,7 @@ def test_numbers_that_are_none_are_refused_and_kept_as_null(
         return tuple(replace(check, value=math.nan) for check in found)
 
     vnni.setattr(tuning_module, "measure", ReadsFaster(chunk=128))
-    vnni.setattr(prompt_trial, "checks_of", broken)
+    vnni.setattr(proof, "checks_of", broken)
     result = tune(certified, "--int8-prompts", "--no-packed", "--json")
     report = parse_json(result.stdout.encode())
     assert "is not a number" in report["prompts"]["problem"]
