@@ -138,7 +138,8 @@ def _prompts(trial: PromptTrial) -> str:
         return f"Not kept: prompts in int8: {trial.problem}."
     apart = f" ({', '.join(trial.apart)} stays in the package's bits)" if trial.apart else ""
     kl = ""
-    usual, int8 = (proof and proof.figures for proof in (trial.usual, trial.int8))
+    usual = None if trial.usual is None else trial.usual.figures
+    int8 = None if trial.int8 is None else trial.int8.figures
     if usual is not None and int8 is not None:
         kl = (
             f"; mean KL from the original weights {int8.mean_kl:.4f} instead of "

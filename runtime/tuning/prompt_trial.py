@@ -59,7 +59,8 @@ class PromptTrial:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it."""
-        usual, int8 = (proof and proof.figures for proof in (self.usual, self.int8))
+        usual = None if self.usual is None else self.usual.figures
+        int8 = None if self.int8 is None else self.int8.figures
         return {
             "problem": self.problem,
             "matrices": self.matrices,
