@@ -3,8 +3,8 @@
     python -m benchmarks.systems.run [--work FOLDER] [--rounds 5] [--write]
     python -m benchmarks.systems.run --geometry 7b [--layers 6] [--longest 512]
 
-Each system is a process of its own. In each round every system does the same thing once, a
-different one first, while the others wait: the machine's drift hits all alike.
+Each system is a process of its own. In each round every system does the same thing once, in an
+order drawn for the round, while the others wait: the machine's drift hits all alike.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import click
@@ -33,6 +35,8 @@ SHORT = 32
 LONGEST = 2048
 
 STREAMS = (1, 4, 8)
+
+_PAUSE = 0.3  # seconds
 
 
 def work_of(longest: int) -> dict[str, tuple[int, int]]:
@@ -156,8 +160,11 @@ def measure(
 
 
 def _turned(opened: Mapping[str, Any], number: int) -> Iterator[str]:
-    names = list(opened)
-    yield from names[number % len(names) :] + names[: number % len(names)]
+    """Yield the names, in each round in another order, after a pause for each: the threads of the
+    system before still spin for a moment, and some spin longer than others."""
+    for name in Random(number).sample(list(opened), len(opened)):
+        time.sleep(_PAUSE)
+        yield name
 
 
 def _rates(

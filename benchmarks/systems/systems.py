@@ -60,7 +60,7 @@ SYSTEMS = (
     _system("preset-fast"),
     System(
         "preset-fast-int8-prompts",
-        "llama-onnx preset fast, prompts in int8, our engine",
+        "llama-onnx preset fast, tuned with prompts in int8, our engine",
         "engine_int8_prompts",
         ROWS["preset-fast"],
     ),
