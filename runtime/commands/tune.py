@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -76,10 +77,12 @@ def command(
             f"{package} is for {opened.target}: only what the CPU runs is tuned; export it for cpu."
         )
     had_prompts = tuned.reads_prompts_apart(opened)
+    settings = read_settings(opened.path)
     with progress_line() as progress:
         report = tune(
             opened,
-            int(read_settings(opened.path)["context_length"]),
+            int(settings["context_length"]),
+            heads=_heads(settings),
             rounds=rounds,
             packed=packed,
             int8_prompts=int8_prompts,
@@ -93,6 +96,12 @@ def command(
         _print(report)
         if had_prompts and not int8_prompts:
             say("Prompts are no longer read in int8: pass --int8-prompts to keep that too.")
+
+
+def _heads(settings: Mapping[str, Any]) -> int | None:
+    decoder = settings.get("decoder")
+    heads = decoder.get("num_attention_heads") if isinstance(decoder, dict) else None
+    return heads if isinstance(heads, int) and heads > 0 else None
 
 
 def _print(report: Report) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -28,8 +28,8 @@ from llama_onnx.runtime.engine.prefixes import Entry, Prefixes, Tokens
 from llama_onnx.runtime.engine.shared_rows import Rows, SharedRows
 from llama_onnx.runtime.engine.single_rows import DeviceRows, GrowingRows
 from llama_onnx.runtime.engine.task import Task
-from llama_onnx.runtime.memory import forgetting_pages, trim_heap
-from llama_onnx.runtime.placement.session import open_session
+from llama_onnx.runtime.memory import forgetting_pages, merge_pages, own_ranges, trim_heap
+from llama_onnx.runtime.placement.session import OpenSession, open_session
 from llama_onnx.targets.errors import LlamaOnnxError, PackageError, ResourceError, UsageError
 from llama_onnx.targets.package import DATA_FILE, MODEL_FILE, ModelPackage
 from llama_onnx.targets.provider import Provider
@@ -90,20 +90,12 @@ class Engine:
         limits = limits or Limits()
         settings = settings if provider == CPU else DEFAULT
         threads = settings.threads if threads is None else threads
-        with forgetting_pages(package.path / DATA_FILE):
-            opened = open_session(
-                (settings.packed or package.path) / MODEL_FILE,
-                provider,
-                threads=threads,
-                allow_fallback=allow_fallback,
-                arena=settings.arena,
-                spin=settings.spin and speculation.draft is None,
-                parallel=provider == CPU,
-                edit=choose_rows if provider.views and settings.packed is None else None,
-                tiled_attention=settings.tiled_attention,
-            )
-            prompts = _open_prompts(settings, provider, threads, opened.shares_buffer, package)
+        spin = settings.spin and speculation.draft is None
+        before = own_ranges()
+        opened = _open(package, provider, replace(settings, spin=spin), threads, allow_fallback)
+        prompts = _open_prompts(settings, provider, threads, opened.shares_buffer, package)
         trim_heap()  # what packing needed for a moment
+        merge_pages(before)
         self.package, self.context_length = package, context_length
         self.provider = CPU if opened.fallback else provider
         self.fallback = opened.fallback
@@ -284,6 +276,28 @@ def _read_adapter(path: Path) -> Parameters:
         return ort.read_adapter(path)
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise PackageError(f"onnxruntime cannot load {path}: {ort.first_line(error)}") from None
+
+
+def _open(
+    package: ModelPackage,
+    provider: Provider,
+    settings: EngineSettings,
+    threads: int | None,
+    allow_fallback: bool,
+) -> OpenSession:
+    """Open the package's graph."""
+    with forgetting_pages(package.path / DATA_FILE):
+        return open_session(
+            (settings.packed or package.path) / MODEL_FILE,
+            provider,
+            threads=threads,
+            allow_fallback=allow_fallback,
+            arena=settings.arena,
+            spin=settings.spin,
+            parallel=provider == CPU,
+            edit=choose_rows if provider.views and settings.packed is None else None,
+            tiled_attention=settings.tiled_attention,
+        )
 
 
 def _open_prompts(

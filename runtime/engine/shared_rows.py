@@ -128,11 +128,12 @@ class SharedRows:
         """
         if self._prompts is not self._reads and len(ids) >= _PROMPT:
             end = len(ids) if more else len(ids) - AS_SEVERAL
-            last: Logits = self._append(self._prompts, key, ids[:end], options, AS_SEVERAL)[-1]
-            if more:
-                return last
-            ids = ids[end:]
-        last = self._append(self._reads, key, ids, options, AS_SEVERAL)[-1]
+            logits = self._append(self._prompts, key, ids[:end], options, AS_SEVERAL)
+            if not more:
+                logits = self._append(self._reads, key, ids[end:], options, AS_SEVERAL)
+        else:
+            logits = self._append(self._reads, key, ids, options, AS_SEVERAL)
+        last: Logits = logits[-1]
         return last
 
     def verify(self, key: int, ids: Ids, options: Any = None) -> Logits:

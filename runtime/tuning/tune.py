@@ -8,7 +8,6 @@ from typing import Any
 
 from llama_onnx.runtime.engine.engine_settings import EngineSettings
 from llama_onnx.runtime.engine.schedule import CHUNK
-from llama_onnx.runtime.llama.text_files import read_settings
 from llama_onnx.runtime.tuning.candidates import NOT_TRIED, candidates, combine
 from llama_onnx.runtime.tuning.contest import Candidate, Gauge, Verdict, hold, judge, summary
 from llama_onnx.runtime.tuning.machine import Machine
@@ -77,6 +76,7 @@ def tune(
     rounds: int = ROUNDS,
     packed: bool = True,
     int8_prompts: bool = False,
+    heads: int | None = None,
     progress: Progress = SILENT,
     prompt_tokens: int = PROMPT_TOKENS,
     new_tokens: int = NEW_TOKENS,
@@ -88,7 +88,8 @@ def tune(
     be those of the defaults, bit for bit, but for attention without tiles, for which the limits of
     the package's certificate must hold. Without `packed` no weights are written. With
     `int8_prompts` a second graph that reads prompts is tried too, in addition to what is kept; its
-    logits are not the same, and have limits; see `try_prompts`.
+    logits are not the same, and have limits; see `try_prompts`. `heads` is how many the model has,
+    None if that is not known.
 
     Raises `ResourceError` if the cache cannot be written or a trial fails, `UsageError` while
     another process tunes the package or for fewer than 2 or more than 100 rounds.
@@ -102,7 +103,7 @@ def tune(
     prompt = max(1, min(prompt_tokens, context_length - new))
     workload = Workload(context_length, prompt, new, drafts=True)
     with tuning(place):
-        report = _tune(package, place, workload, rounds, packed, progress)
+        report = _tune(package, place, workload, rounds, packed, heads, progress)
         if int8_prompts:
             report = _with_prompts(report, package, place, progress)
         progress.step("writing")
@@ -131,6 +132,7 @@ def _tune(
     workload: Workload,
     rounds: int,
     packed: bool,
+    heads: int | None,
     progress: Progress,
 ) -> Report:
     not_tried = dict(NOT_TRIED)
@@ -141,7 +143,7 @@ def _tune(
         folder = write_packed(package, place)
     else:
         not_tried["packed weights"] = reason
-    reason = _untiled_obstacle(package, workload, progress)
+    reason = _untiled_obstacle(package, workload, heads, progress)
     if reason is not None:
         not_tried[_UNTILED] = reason
     found = candidates(place.machine, workload, folder, untiled=reason is None)
@@ -153,19 +155,20 @@ def _tune(
     return Report(place.machine, workload, rounds, defaults, verdicts, confirmed, tuned, not_tried)
 
 
-def _untiled_obstacle(package: ModelPackage, workload: Workload, progress: Progress) -> str | None:
+def _untiled_obstacle(
+    package: ModelPackage, workload: Workload, heads: int | None, progress: Progress
+) -> str | None:
     """Return why attention without tiles must not be used; None if it may. It rounds differently,
     as other processors do: what the certificate allows holds for it."""
+    if heads is None:
+        return "the number of heads is not known"
+    scores = 4 * heads * CHUNK * workload.context_length
+    if scores > _MOST_SCORES:
+        return f"its scores would take up to {scores / 1e9:.1f} GB"
     try:
-        heads = int(read_settings(package.path)["decoder"]["num_attention_heads"])
-        scores = 4 * heads * CHUNK * workload.context_length
-        if scores > _MOST_SCORES:
-            return f"its scores would take up to {scores / 1e9:.1f} GB"
         certificate = certificate_of(package)
         progress.step("reading the certificate's passages")
         return prove(package.path, certificate, tiled_attention=False).problem
-    except (KeyError, TypeError, ValueError):
-        return "genai_config.json does not say how many heads the model has"
     except LlamaOnnxError as error:
         return str(error).rstrip(".")
 
