@@ -188,7 +188,9 @@ def _median(rates: Sequence[float | None]) -> float | None:
 
 
 def _loads(system: System, work: Workspace, threads: int) -> dict[str, float]:
-    """Return the seconds to open the model and answer 8 tokens: first from disk, then again."""
+    """Return the seconds to open the model and answer 8 tokens: from disk, then again."""
+    with ModelProcess(system, work, threads, "--first"):
+        pass  # makes what is made at the first use only
     found = {}
     for kind in ("cold", "warm"):
         if kind == "cold":

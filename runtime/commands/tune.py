@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--int8-prompts",
     is_flag=True,
-    help="Also try a second graph that reads prompts in int8: 1.5 to 2.6 times as fast on a Xeon "
+    help="Also try a second graph that reads prompts in int8: two to three times as fast on a Xeon "
     "with AMX. It takes a byte more for each weight, in memory and on disk, and does not compute "
     "the same, bit for bit; it must keep the limits of the package's certificate.",
 )
@@ -55,10 +55,11 @@ def command(
 ) -> None:
     """Find the fastest settings for PACKAGE on this machine, and keep them for later runs.
 
-    Tries numbers of threads, spinning, memory, parts of a prompt, drafts and packed weights on the
-    CPU, each in turn with the defaults. Keeps only what gains more than the noise and, apart from
-    --int8-prompts, computes the same, bit for bit. It is kept in the user's cache folder; the
-    package stays as it is. generate, chat, serve, batch and bench then use it and say so;
+    Tries numbers of threads, spinning, memory, parts of a prompt, attention without tiles, drafts
+    and packed weights on the CPU, each in turn with the defaults. Keeps only what gains more than
+    the noise and computes the same, bit for bit; attention and --int8-prompts must keep the limits
+    of the package's certificate instead. It is kept in the user's cache folder; the package stays
+    as it is. generate, chat, serve, batch and bench then use it and say so;
     LLAMA_ONNX_TUNED=0 turns it off, and --threads overrides its number of threads.
     """
     from llama_onnx.runtime.llama.text_files import read_settings
