@@ -84,7 +84,7 @@ _FAST = 4
 _INT8_PROMPTS = replace(
     _WITH_PACKAGES[_FAST],
     name="fast-int8-prompts",
-    label=f"llama-onnx layout of preset {PRESETS[-1]}, tuned with prompts in int8, our engine",
+    label=f"llama-onnx layout of preset {PRESETS[-1]}, int8 prompts, our engine",
     runtime="engine_int8_prompts",
 )
 

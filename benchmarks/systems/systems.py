@@ -60,7 +60,7 @@ SYSTEMS = (
     _system("preset-fast"),
     System(
         "preset-fast-int8-prompts",
-        "llama-onnx preset fast, tuned with prompts in int8, our engine",
+        "llama-onnx fast, int8 prompts, our engine",
         "engine_int8_prompts",
         ROWS["preset-fast"],
     ),

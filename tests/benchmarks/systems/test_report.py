@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.limits import Limits
-from benchmarks.systems.report import END, START, plot, shares, table, write
+from benchmarks.systems.report import END, NAME, START, plot, shares, table, write
 from benchmarks.systems.systems import SYSTEMS
 
 
@@ -69,3 +69,8 @@ def test_the_page_gets_table_and_plot(tmp_path: Path, content: dict[str, Any]) -
 def test_every_system_has_its_own_name() -> None:
     assert len({system.name for system in SYSTEMS}) == len(SYSTEMS)
     assert SYSTEMS[0].runtime == "engine"
+
+
+def test_every_name_fits_into_the_plot() -> None:
+    """Letters of the plot's font are 7 of its units wide, on the average of such names."""
+    assert max(len(system.label) for system in SYSTEMS) * 7 <= NAME
