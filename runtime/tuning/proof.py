@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_onnx.runtime.measure.certificate import Certificate, read_certificate, stale_files
+from llama_onnx.runtime.measure.certificate import (
+    CERTIFICATE,
+    FOLDER,
+    Certificate,
+    read_certificate,
+    stale_files,
+)
 from llama_onnx.runtime.measure.graph_session import GraphSession
 from llama_onnx.runtime.measure.metrics import Comparison
 from llama_onnx.runtime.measure.replay import replay
@@ -41,11 +47,16 @@ class Proof:
 def certificate_of(package: ModelPackage) -> Certificate:
     """Return the certificate of `package`; raises `PackageError` if it has none, or one for other
     files."""
+    if not (package.path / FOLDER / CERTIFICATE).exists():
+        raise PackageError(
+            f"{package.path} has no certificate: make one with `llama-onnx validate {package.path} "
+            "--reference SOURCE --certify`."
+        )
     certificate = read_certificate(package.path)
     if stale_files(certificate, package):
         raise PackageError(
             f"the certificate of {package.path} is for other files: make a new one with "
-            "`llama-onnx validate --certify`."
+            f"`llama-onnx validate {package.path} --reference SOURCE --certify`."
         )
     return certificate
 
